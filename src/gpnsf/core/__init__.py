@@ -1,0 +1,1 @@
+"""Arrays and tensors only: nothing in here knows AnnData or MuData."""

@@ -1,0 +1,142 @@
+"""Gaussian-process fields over space: one contract, two backends.
+
+A field holds T independent processes ``f_t(s) = slope_t . s + amplitude_t * g_t(s)``, ``g_t ~ GP(0, k(. ; lengthscale_t))``
+(the linear mean of eq. 2; its intercept is absorbed by the loadings). Both backends are whitened: ``f = A(s) u + r(s)`` with
+``u ~ N(0, I)`` and a Gaussian ``q(u)``, so that the Kullback-Leibler term never sees a covariance matrix.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from gpnsf.core.kernels import KERNELS
+
+__all__ = ["AbstractField", "Located", "to_tensors"]
+
+LENGTHSCALE_RANGE = (0.04, 3.0)  # half-width units; outside of it the data say nothing about the length scale
+AMPLITUDE_RANGE = (0.05, 5.0)
+SHARED = ("u_loc", "log_lengthscale", "log_amplitude", "slope")
+
+
+@dataclass
+class Located:
+    """Where some rows are: what a field has worked out about their coordinates."""
+
+    coords: Tensor  # [n, D]
+    library: Tensor  # [n]
+    cache: dict[str, Any] = field(default_factory=dict)
+
+
+class AbstractField(nn.Module, ABC):
+    """T independent Gaussian processes with a variational posterior over whitened weights u."""
+
+    kind: str
+
+    def __init__(self, kernel: str, n_factors: int, n_libraries: int, n_dims: int, lengthscale: float) -> None:
+        super().__init__()
+        self.kernel_name = kernel
+        self.kernel = KERNELS[kernel]
+        self.n_factors, self.n_libraries, self.n_dims = n_factors, n_libraries, n_dims
+        self.log_lengthscale = nn.Parameter(torch.full((n_factors,), math.log(lengthscale)))
+        self.log_amplitude = nn.Parameter(torch.zeros(n_factors))
+        self.slope = nn.Parameter(torch.zeros(n_libraries, n_factors, n_dims))
+
+    @abstractmethod
+    def locate(self, coords: np.ndarray, library: np.ndarray) -> Located:
+        """Prepare rows at ``coords`` [n, D] of slices ``library`` [n]."""
+
+    @abstractmethod
+    def prior(self) -> dist.Distribution:
+        """``p(u) = N(0, I)``."""
+
+    @abstractmethod
+    def posterior(self) -> dist.Distribution:
+        """``q(u)``."""
+
+    @abstractmethod
+    def conditional(self, u: Tensor, located: Located) -> tuple[Tensor, Tensor]:
+        """Mean and variance [n, T] of ``f(s) | u`` (eq. 13 and 14, diagonal)."""
+
+    @abstractmethod
+    def marginals(self, located: Located) -> tuple[Tensor, Tensor]:
+        """Mean and variance [n, T] of f(s) under q (eq. 33 and 34)."""
+
+    @abstractmethod
+    def set_precision(self, located: Sequence[Located], information: Sequence[Tensor]) -> None:
+        """Replace the covariance of q(u) by ``(I + A^T diag(information) A)^-1``, given the information [n, T] on f."""
+
+    @abstractmethod
+    def own_state(self) -> dict[str, Any]:
+        """What a backend adds to :meth:`state`."""
+
+    @classmethod
+    @abstractmethod
+    def from_state(cls, state: dict[str, Any]) -> AbstractField:
+        """The field that :meth:`state` describes, up to the parameters that all fields share."""
+
+    def state(self) -> dict[str, Any]:
+        """Plain arrays and scalars from which :func:`gpnsf.core.model.restore_field` rebuilds the field for prediction."""
+        shared = {name: getattr(self, name).detach().cpu().numpy() for name in SHARED}
+        return {
+            "kind": self.kind,
+            "kernel": self.kernel_name,
+            "n_libraries": self.n_libraries,
+            **shared,
+            **self.own_state(),
+        }
+
+    def load_shared(self, state: dict[str, Any]) -> None:
+        """Take over the parameters that all fields share."""
+        for name in SHARED:
+            getattr(self, name).data.copy_(torch.as_tensor(state[name]))
+
+    def load(self, log_factors: Tensor, located: Sequence[Located], noise_sd: float = 0.5) -> None:
+        """Start q(u) at the ridge fit of centred ``log_factors`` [N, T]; the amplitude at their standard deviation."""
+        targets = torch.split(log_factors, [len(place.coords) for place in located])
+        self.log_amplitude.data.copy_(log_factors.std(0).clamp(0.3, 3.0).log())
+        optimizer = torch.optim.LBFGS([self.u_loc], max_iter=40, history_size=10)
+
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            misfit = sum(
+                ((self.marginals(place)[0] - target) ** 2).sum() for place, target in zip(located, targets, strict=True)
+            )
+            loss = 0.5 * (misfit / noise_sd**2 + (self.u_loc**2).sum()) / len(log_factors)
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+        self.zero_grad(set_to_none=True)
+
+    def hyperparameters(self) -> list[nn.Parameter]:
+        """Kernel parameters, which are learnt early and then frozen."""
+        return [self.log_lengthscale, self.log_amplitude]
+
+    @torch.no_grad()
+    def clamp_(self) -> None:
+        """Keep the kernel parameters inside the range that data can speak about."""
+        self.log_lengthscale.clamp_(*map(math.log, LENGTHSCALE_RANGE))
+        self.log_amplitude.clamp_(*map(math.log, AMPLITUDE_RANGE))
+
+    def _trend(self, located: Located) -> Tensor:
+        """``slope . s`` [n, T]."""
+        if self.n_libraries == 1:
+            return located.coords @ self.slope[0].T
+        return (located.coords[:, None, :] * self.slope[located.library]).sum(-1)
+
+
+def to_tensors(coords: np.ndarray, library: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Coordinates [n, D] and slice codes [n] on the device."""
+    return (
+        torch.as_tensor(np.asarray(coords, dtype=np.float32), device=device),
+        torch.as_tensor(np.asarray(library, dtype=np.int64), device=device),
+    )

@@ -1,0 +1,395 @@
+"""Likelihoods of counts given rates: dense density, closed-form bound, local curvature.
+
+With factors ``A`` [n, K+1] (size factors and the constant background column multiplied in) and loadings ``W`` [P, K+1] the rate
+is ``r = A W^T``. Under q the factors have geometric mean ``G = exp(m)`` and arithmetic mean ``E = exp(m + v/2)``; write
+``rG = G W^T`` and ``rE = E W^T``. Two facts give every bound here: ``E log r >= log rG`` (log-sum-exp is convex) and
+``E r = rE``. At v = 0 each bound is the log-likelihood itself, which is what the Monte Carlo objective uses.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from gpnsf.core.sparse import TINY, SparseCounts, SparseTerm
+
+__all__ = [
+    "LIKELIHOODS",
+    "AbstractLikelihood",
+    "Bernoulli",
+    "ClippedBernoulli",
+    "Gaussian",
+    "Moments",
+    "NegativeBinomial",
+    "Poisson",
+]
+
+ROW_BLOCK_ENTRIES = 250_000  # entries of a dense row block: 1 MB of float32 stays in cache
+MEAN_RANGE = (-12.0, 8.0)  # clamp of m, and of m + v/2 from above, before exponentials
+MEAN_CAP = 9.0
+
+
+class Moments(NamedTuple):
+    """First two moments of the factors under q, size factors included."""
+
+    geometric: Tensor  # [n, K+1] size * exp(m); for signed factors size * m
+    mean: Tensor  # [n, K+1] size * E H
+    variance: Tensor  # [n, K+1] size^2 * Var H
+
+    @classmethod
+    def lognormal(cls, m: Tensor, v: Tensor, size: Tensor) -> Moments:
+        """Moments of ``size * exp(h)``, ``h ~ N(m, v)``, with ``size`` [n, 1]."""
+        mean = size * torch.exp((m + 0.5 * v).clamp(MEAN_RANGE[0], MEAN_CAP))
+        return cls(size * torch.exp(m.clamp(*MEAN_RANGE)), mean, mean**2 * torch.expm1(v.clamp_max(MEAN_CAP)))
+
+    @classmethod
+    def normal(cls, m: Tensor, v: Tensor, size: Tensor) -> Moments:
+        """Moments of ``size * h``, ``h ~ N(m, v)``."""
+        return cls(size * m, size * m, size**2 * v)
+
+
+class AbstractLikelihood(nn.Module, ABC):
+    """Conditional distribution of one modality given its rates."""
+
+    signed = False  # whether rates may be negative
+    has_bound = True  # whether `bound` is a lower bound for v > 0
+
+    def __init__(self, n_features: int) -> None:
+        super().__init__()
+        self.n_features = n_features
+
+    @abstractmethod
+    def distribution(self, rate: Tensor) -> dist.Distribution:
+        """Dense distribution of the counts [n, P] at the given rates."""
+
+    @abstractmethod
+    def bound(self, counts: SparseCounts, moments: Moments, W: Tensor) -> Tensor:
+        """Lower bound on the expected log-likelihood of a row block."""
+
+    @abstractmethod
+    def curvature(self, counts: SparseCounts, A: Tensor, W: Tensor, information: bool) -> tuple[Tensor, Tensor | None]:
+        """Gradient [n, K] of the log-likelihood in the factors A and, if asked for, their information [n, K, K].
+
+        ``A`` and ``W`` hold the background as their last column, which gets neither.
+        """
+
+    @abstractmethod
+    def totals(self, counts: SparseCounts, A: Tensor, W: Tensor) -> tuple[Tensor, Tensor]:
+        """Expected total of a row block, and its derivative in the logarithm of a common factor on W."""
+
+    def prepare(self, counts: Sequence[SparseCounts]) -> None:
+        """Set the likelihood's own parameters from the data before a start is tried."""
+
+    def log_prior(self) -> Tensor | float:
+        """Log prior of the likelihood's own parameters."""
+        return 0.0
+
+    def dispersion(self) -> Tensor | None:
+        """Per-feature parameter [P] that is reported, if there is one."""
+        return None
+
+
+def _sparse_information(counts: SparseCounts, weights: Tensor, W: Tensor) -> Tensor:
+    """``sum_j c_ij w_jk w_jl`` [n, K, K] for weights c on the nonzeros, by K sparse products."""
+    loadings = W[:, :-1].contiguous()
+    columns = [counts.weighted(weights, loadings[:, k : k + 1] * loadings) for k in range(loadings.shape[1])]
+    return torch.stack(columns, dim=1)
+
+
+def _row_blocks(n_rows: int, n_columns: int) -> list[slice]:
+    """Row slices whose dense blocks stay small."""
+    step = max(1, ROW_BLOCK_ENTRIES // max(n_columns, 1))
+    return [slice(start, min(start + step, n_rows)) for start in range(0, n_rows, step)]
+
+
+class Poisson(AbstractLikelihood):
+    """``y ~ Poisson(r)``: ``sum_nz y log rG - sum_k (sum_i E_ik)(sum_j W_jk) - sum log y!``; the second term is exact."""
+
+    link = "log"
+
+    def distribution(self, rate: Tensor) -> dist.Distribution:
+        """Poisson counts."""
+        return dist.Poisson(rate)
+
+    def bound(self, counts: SparseCounts, moments: Moments, W: Tensor) -> Tensor:
+        """Nonzeros and column sums only."""
+        nonzero = SparseTerm.apply(moments.geometric, W, counts, self.link)
+        return nonzero - (moments.mean.sum(0) * W.sum(0)).sum() - counts.log_factorials
+
+    def curvature(self, counts: SparseCounts, A: Tensor, W: Tensor, information: bool) -> tuple[Tensor, Tensor | None]:
+        """``sum_j (y/r - 1) w`` and the observed information ``sum_nz y / r^2 w w^T``, unbiased for Fisher's."""
+        gradient = counts.half(A, W, self.link)[:, :-1] - W.sum(0)[:-1]
+        if not information:
+            return gradient, None
+        rate = counts.rates(A, W) + TINY
+        return gradient, _sparse_information(counts, counts.values / rate**2, W)
+
+    def totals(self, counts: SparseCounts, A: Tensor, W: Tensor) -> tuple[Tensor, Tensor]:
+        """``sum r``, which is its own derivative."""
+        total = A.sum(0).double() @ W.sum(0).double()
+        return total, total
+
+
+class Bernoulli(Poisson):
+    """``P(y = 1) = 1 - exp(-r)`` (cloglog): ``sum_nz log(expm1 rG) - sum rE``, a bound by a latent Poisson count."""
+
+    link = "cloglog"
+
+    def distribution(self, rate: Tensor) -> dist.Distribution:
+        """Bernoulli of at least one event."""
+        return dist.Bernoulli(probs=-torch.expm1(-rate))
+
+    def curvature(self, counts: SparseCounts, A: Tensor, W: Tensor, information: bool) -> tuple[Tensor, Tensor | None]:
+        """As for Poisson, with information ``sum_nz (1 - p) / p^2 w w^T``."""
+        gradient = counts.half(A, W, self.link)[:, :-1] - W.sum(0)[:-1]
+        if not information:
+            return gradient, None
+        rate = counts.rates(A, W) + TINY
+        return gradient, _sparse_information(counts, torch.exp(-rate) / torch.expm1(-rate) ** 2, W)
+
+    def totals(self, counts: SparseCounts, A: Tensor, W: Tensor) -> tuple[Tensor, Tensor]:
+        """``sum p`` and ``sum r exp(-r)``, over dense row blocks."""
+        total = slope = torch.zeros((), dtype=torch.float64, device=A.device)
+        for rows in _row_blocks(len(A), len(W)):
+            rate = A[rows] @ W.T
+            closed = torch.exp(-rate)
+            total = total + (1 - closed).sum().double()
+            slope = slope + (rate * closed).sum().double()
+        return total, slope
+
+
+class _NegativeBinomialZeros(torch.autograd.Function):
+    """``sum_ij theta_j log1p(r_ij / theta_j)`` over all entries by dense row blocks, with hand-written gradients."""
+
+    @staticmethod
+    def forward(ctx, A: Tensor, W: Tensor, theta: Tensor) -> Tensor:  # noqa: ANN001
+        """One matrix product for the rates, two for the gradients, a few passes in cache between them."""
+        scaled = W / theta[:, None]  # [P, K]: its product with A is r / theta
+        dA, dW, dtheta = torch.empty_like(A), torch.zeros_like(W), torch.zeros_like(theta)
+        value = torch.zeros((), dtype=torch.float64, device=A.device)
+        for rows in _row_blocks(len(A), len(W)):
+            ratio = A[rows] @ scaled.T  # [n, P]
+            weight = (1 + ratio).reciprocal_()  # theta / (theta + r)
+            logs = weight.log().neg_()
+            torch.mm(weight, W, out=dA[rows])
+            dW.addmm_(weight.T, A[rows])
+            summed = logs.sum(0)  # [P]
+            value += (summed * theta).sum().double()
+            dtheta += summed - (ratio.mul_(weight)).sum(0)
+        ctx.save_for_backward(dA, dW, dtheta)
+        return value.to(A.dtype)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # noqa: ANN001
+        """Scale the stored gradients."""
+        dA, dW, dtheta = ctx.saved_tensors
+        return grad * dA, grad * dW, grad * dtheta
+
+
+class _LogRate(torch.autograd.Function):
+    """``sum_nz y log(theta_j + r_ij)`` on the nonzeros, with gradients in A, W and theta."""
+
+    @staticmethod
+    def forward(ctx, A: Tensor, W: Tensor, theta: Tensor, counts: SparseCounts) -> Tensor:  # noqa: ANN001
+        """Augment the factors by a column of ones and the loadings by theta: a Poisson term in all but name."""
+        one = torch.ones_like(A[:, :1])
+        value, dA, dW = counts.terms(torch.cat([A, one], 1), torch.cat([W, theta[:, None]], 1), "log")
+        ctx.save_for_backward(dA[:, :-1], dW[:, :-1], dW[:, -1])
+        return value
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:  # noqa: ANN001
+        """Scale the stored gradients."""
+        dA, dW, dtheta = ctx.saved_tensors
+        return grad * dA, grad * dW, grad * dtheta, None
+
+
+class NegativeBinomial(AbstractLikelihood):
+    """``y ~ NB(mean r, size theta_j)``, variance ``r + r^2 / theta`` (eq. 5).
+
+    ``sum_nz [y log rG - y log(theta + rE) + lgamma(y + theta) - lgamma(theta) - log y!] - sum_ij theta log1p(rE / theta)``.
+    While ``poisson_phase`` holds, the bound is the Poisson one: theta is only estimated once the rates are good.
+    """
+
+    def __init__(self, n_features: int) -> None:
+        super().__init__(n_features)
+        self.log_theta = nn.Parameter(torch.full((n_features,), math.log(10.0)))
+        self.poisson_phase = False
+        self._poisson = Poisson(n_features)
+
+    def distribution(self, rate: Tensor) -> dist.Distribution:
+        """Gamma-Poisson counts with mean ``rate``."""
+        theta = self.log_theta.exp()
+        return dist.GammaPoisson(theta, theta / rate.clamp_min(TINY))
+
+    def bound(self, counts: SparseCounts, moments: Moments, W: Tensor) -> Tensor:
+        """Exact in the zeros by dense row blocks; lgamma terms on the distinct (feature, count) pairs."""
+        if self.poisson_phase:
+            return self._poisson.bound(counts, moments, W)
+        theta = self.log_theta.exp()
+        feature, count, number = counts.histogram
+        size = theta[feature]
+        gammas = (number * (torch.lgamma(count + size) - torch.lgamma(size))).sum()
+        nonzero = SparseTerm.apply(moments.geometric, W, counts, "log")
+        nonzero = nonzero - _LogRate.apply(moments.mean, W, theta, counts)
+        return nonzero + gammas - counts.log_factorials - _NegativeBinomialZeros.apply(moments.mean, W, theta)
+
+    def curvature(self, counts: SparseCounts, A: Tensor, W: Tensor, information: bool) -> tuple[Tensor, Tensor | None]:
+        """``sum_j (y/r - (y + theta)/(theta + r)) w`` and Fisher's information ``sum_j theta / (r (theta + r)) w w^T``."""
+        theta = self.log_theta.exp()
+        augmented = torch.cat([A, torch.ones_like(A[:, :1])], 1), torch.cat([W, theta[:, None]], 1)
+        gradient = counts.half(A, W, "log") - counts.half(*augmented, "log")[:, :-1]
+        K = W.shape[1] - 1
+        pairs = (W[:, :-1, None] * W[:, None, :-1]).reshape(len(W), -1) if information else None  # [P, K * K]
+        blocks = []
+        for rows in _row_blocks(len(A), len(W)):
+            rate = A[rows] @ W.T
+            weight = theta / (theta + rate)
+            gradient[rows] -= weight @ W
+            if pairs is not None:
+                blocks.append(((weight / (rate + TINY)).clamp_max(1e12) @ pairs).reshape(-1, K, K))
+        return gradient[:, :-1], torch.cat(blocks) if information else None
+
+    def totals(self, counts: SparseCounts, A: Tensor, W: Tensor) -> tuple[Tensor, Tensor]:
+        """``sum r``."""
+        return self._poisson.totals(counts, A, W)
+
+    def prepare(self, counts: Sequence[SparseCounts]) -> None:
+        """Begin in the Poisson phase."""
+        self.poisson_phase = True
+
+    def log_prior(self) -> Tensor | float:
+        """``log theta ~ N(1, 2^2)``: features with a handful of counts say nothing about theta."""
+        return 0.0 if self.poisson_phase else -0.5 * (((self.log_theta - 1.0) / 2.0) ** 2).sum()
+
+    @torch.no_grad()
+    def estimate_theta(self, blocks: list[tuple[SparseCounts, Moments]], W: Tensor) -> None:
+        """Moment estimate ``theta_j = sum r^2 / (sum (y - r)^2 - sum r)`` in O(nnz K + (N + P) K^2), then leave the Poisson phase."""
+        squares = sum(moments.mean.T @ moments.mean for _, moments in blocks)  # [K, K]
+        total = sum(moments.mean.sum(0) for _, moments in blocks)  # [K]
+        rate_sq, rate = ((W @ squares) * W).sum(1), W @ total  # [P]
+        excess = rate_sq - rate
+        for counts, moments in blocks:
+            r = counts.rates(moments.mean, W)
+            excess.index_add_(0, counts.columns, counts.values**2 - 2 * counts.values * r)
+        theta = torch.where(excess > 0, rate_sq / excess.clamp_min(1e-6), torch.full_like(rate, 100.0))
+        self.log_theta.copy_(theta.clamp(0.05, 100.0).log())
+        self.poisson_phase = False
+
+    def dispersion(self) -> Tensor:
+        """Theta."""
+        return self.log_theta.detach().exp()
+
+
+class ClippedBernoulli(AbstractLikelihood):
+    """``y ~ Bernoulli(min(r, 1 - eps))``: eq. 6 as written, kept for comparison and for the Monte Carlo objective only.
+
+    ``log(1 - r)`` is concave, so that Jensen's inequality points the wrong way and no closed form bounds its expectation.
+    """
+
+    has_bound = False
+    epsilon = 1e-3
+
+    def _probability(self, rate: Tensor) -> Tensor:
+        """Rates above one are cut off, with a small slope left so that they can come back."""
+        return torch.where(rate < 1 - self.epsilon, rate, 1 - self.epsilon + 1e-4 * (rate - rate.detach()))
+
+    def distribution(self, rate: Tensor) -> dist.Distribution:
+        """Bernoulli with the clipped rate as its probability."""
+        return dist.Bernoulli(probs=self._probability(rate))
+
+    def bound(self, counts: SparseCounts, moments: Moments, W: Tensor) -> Tensor:
+        """Dense log-likelihood at the means (exact at v = 0), by row blocks."""
+        total: Tensor | float = 0.0
+        for rows in _row_blocks(counts.shape[0], counts.shape[1]):
+            p = self._probability(moments.mean[rows] @ W.T)
+            y = counts.dense_rows(rows)
+            observed = moments.mean[rows, -1:] > 0  # size factor 0 marks rows that were not observed
+            total = total + ((y * torch.log(p + TINY) + (1 - y) * torch.log1p(-p)) * observed).sum()
+        return torch.as_tensor(total)
+
+    def curvature(self, counts: SparseCounts, A: Tensor, W: Tensor, information: bool) -> tuple[Tensor, Tensor | None]:
+        """``sum_j (y/p - (1 - y)/(1 - p)) w`` and ``sum_j w w^T / (p (1 - p))`` over the rates that are not clipped."""
+        K = W.shape[1] - 1
+        pairs = (W[:, :-1, None] * W[:, None, :-1]).reshape(len(W), -1)
+        gradients, infos = [], []
+        for rows in _row_blocks(len(A), len(W)):
+            rate = A[rows] @ W.T
+            p, free = rate.clamp(1e-6, 1 - self.epsilon), (rate < 1 - self.epsilon) * (A[rows, -1:] > 0)
+            y = counts.dense_rows(rows)
+            gradients.append(((y / p - (1 - y) / (1 - p)) * free) @ W[:, :-1])
+            infos.append(((free / (p * (1 - p))) @ pairs).reshape(-1, K, K))
+        return torch.cat(gradients), torch.cat(infos) if information else None
+
+    def totals(self, counts: SparseCounts, A: Tensor, W: Tensor) -> tuple[Tensor, Tensor]:
+        """``sum p`` and its derivative, over dense row blocks."""
+        total = slope = torch.zeros((), dtype=torch.float64, device=A.device)
+        for rows in _row_blocks(len(A), len(W)):
+            rate = A[rows] @ W.T
+            total = total + rate.clamp_max(1 - self.epsilon).sum().double()
+            slope = slope + (rate * (rate < 1 - self.epsilon)).sum().double()
+        return total, slope
+
+
+class Gaussian(AbstractLikelihood):
+    """``y ~ N(r, sd_j^2)``: exact expectation ``E (y - r)^2 = y^2 - 2 y rE + rE^2 + sum_k W^2 Var H`` by K x K products."""
+
+    signed = True
+
+    def __init__(self, n_features: int) -> None:
+        super().__init__(n_features)
+        self.log_sd = nn.Parameter(torch.zeros(n_features))
+
+    def distribution(self, rate: Tensor) -> dist.Distribution:
+        """Normal values."""
+        return dist.Normal(rate, self.log_sd.exp())
+
+    @torch.no_grad()
+    def prepare(self, counts: Sequence[SparseCounts]) -> None:
+        """Root mean square of each feature."""
+        squares = sum(block.column_squares for block in counts) / sum(block.shape[0] for block in counts)
+        self.log_sd.copy_(0.5 * torch.log(squares + 1e-6))
+
+    def bound(self, counts: SparseCounts, moments: Moments, W: Tensor) -> Tensor:
+        """Rows that were not observed have size factor 0 and drop out."""
+        precision = torch.exp(-2 * self.log_sd)  # [P]
+        weighted = W * precision[:, None]
+        n_rows = (moments.mean[:, -1] > 0).sum()
+        squares = (counts.column_squares * precision).sum()
+        cross = (counts.product(weighted) * moments.mean).sum()
+        second = moments.mean.T @ moments.mean + torch.diag(moments.variance.sum(0))  # [K+1, K+1]
+        quadratic = (second * (W.T @ weighted)).sum()
+        normaliser = n_rows * (self.log_sd.sum() + 0.5 * self.n_features * math.log(2 * math.pi))
+        return -0.5 * (squares - 2 * cross + quadratic) - normaliser
+
+    def curvature(self, counts: SparseCounts, A: Tensor, W: Tensor, information: bool) -> tuple[Tensor, Tensor | None]:
+        """``sum_j (y - r) w / sd^2`` and ``sum_j w w^T / sd^2``, the same for every observed row."""
+        weighted = W * torch.exp(-2 * self.log_sd)[:, None]
+        gram = W.T @ weighted
+        gradient = (counts.product(weighted) - A @ gram)[:, :-1]
+        observed = (A[:, -1] > 0).to(A.dtype)
+        return gradient * observed[:, None], gram[:-1, :-1] * observed[:, None, None] if information else None
+
+    def totals(self, counts: SparseCounts, A: Tensor, W: Tensor) -> tuple[Tensor, Tensor]:
+        """``sum r``."""
+        total = A.sum(0).double() @ W.sum(0).double()
+        return total, total
+
+    def dispersion(self) -> Tensor:
+        """Standard deviation of the noise."""
+        return self.log_sd.detach().exp()
+
+
+LIKELIHOODS: dict[str, type[AbstractLikelihood]] = {
+    "poisson": Poisson,
+    "nb": NegativeBinomial,
+    "bernoulli": Bernoulli,
+    "bernoulli_clipped": ClippedBernoulli,
+    "gaussian": Gaussian,
+}

@@ -1,0 +1,318 @@
+"""The joint model of all modalities and its guide, in Pyro.
+
+    h_k = f_k(s), f_k ~ GP                      k = 1 .. T             (eq. 1 to 3)
+    h_ik ~ N(0, sigma_k^2)                      k = T + 1 .. K
+    r_ij = size_i (sum_k W_jk exp(h_ik) + b_j)                         (eq. 4)
+    y_ij ~ NB(r_ij, theta_j), Bernoulli(1 - exp(-r_ij)), ..            (eq. 5 and 6)
+
+Loadings W >= 0, backgrounds b >= 0 and all hyperparameters are point estimates; h has a Gaussian guide. The signed models
+``fa`` and ``rsf`` put h itself in the place of exp(h) and leave W and b free.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyro
+import pyro.poutine as poutine
+import torch
+from torch import Tensor, nn
+
+from gpnsf.core.factors import AbstractFactors, FieldFactors, NormalFactors
+from gpnsf.core.fields import AbstractField, Located
+from gpnsf.core.hilbert import HilbertField
+from gpnsf.core.inducing import InducingField
+from gpnsf.core.initial import Start
+from gpnsf.core.likelihoods import LIKELIHOODS, AbstractLikelihood, Moments
+from gpnsf.core.sparse import SparseCounts
+from gpnsf.core.types import Dataset
+
+__all__ = ["FIELDS", "PRESETS", "Block", "Factorization", "Preset", "ViewModel", "build", "restore_field"]
+
+FIELDS: dict[str, type[AbstractField]] = {"hilbert": HilbertField, "inducing": InducingField}
+DEFAULT_INDUCING = 300
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A member of the family, as data."""
+
+    spatial: float  # share of the factors that are spatial by default
+    nonnegative: bool  # exp(h) and W >= 0, or h and W as they are
+    background: bool  # whether a constant part per feature is fitted
+    likelihood: str | None = None  # the default for every modality, if there is one
+
+
+PRESETS: dict[str, Preset] = {
+    "fa": Preset(spatial=0.0, nonnegative=False, background=True, likelihood="gaussian"),
+    "rsf": Preset(spatial=1.0, nonnegative=False, background=True, likelihood="gaussian"),
+    "pnmf": Preset(spatial=0.0, nonnegative=True, background=False),
+    "nsf": Preset(spatial=1.0, nonnegative=True, background=False),
+    "nsfh": Preset(spatial=0.5, nonnegative=True, background=False),
+    "gpnsf": Preset(spatial=0.5, nonnegative=True, background=True),
+}
+
+
+@dataclass
+class Block:
+    """Some rows of the dataset with all that a step needs of them."""
+
+    rows: slice
+    located: Located | None
+    size: dict[str, Tensor]  # modality -> [n, 1]
+    counts: dict[str, SparseCounts]  # empty: the model draws counts instead of scoring them
+    share: float = 1.0  # part of the whole-data terms that this block carries
+
+
+class ViewModel(nn.Module):
+    """Loadings, background and likelihood of one modality."""
+
+    def __init__(self, likelihood: AbstractLikelihood, n_factors: int, preset: Preset, weight: float) -> None:
+        super().__init__()
+        self.likelihood, self.weight = likelihood, weight
+        self.nonnegative, self.has_background = preset.nonnegative, preset.background
+        shape = (likelihood.n_features, n_factors + 1)
+        self.raw = nn.Parameter(
+            torch.full(shape, -math.log(n_factors + 1)) if preset.nonnegative else torch.randn(shape)
+        )
+
+    @property
+    def loadings(self) -> Tensor:
+        """Loadings with the background as the last column [P, K+1]."""
+        W = self.raw.exp() if self.nonnegative else self.raw
+        if self.has_background:
+            return W
+        return torch.cat([W[:, :-1], torch.zeros_like(W[:, -1:])], dim=1)
+
+    @torch.no_grad()
+    def load(self, loadings: Tensor) -> None:
+        """Start at loadings [P, K+1]; logarithms are taken of values floored at a thousandth of the mean."""
+        if self.nonnegative:
+            loadings = loadings.clamp_min(max(float(loadings.mean()) * 1e-3, 1e-12)).log()
+        self.raw.copy_(loadings)
+
+
+class Factorization(nn.Module):
+    """The joint model: factor blocks, modalities, and the objective that trains them."""
+
+    def __init__(
+        self,
+        spatial: FieldFactors | None,
+        nonspatial: NormalFactors | None,
+        views: dict[str, ViewModel],
+        *,
+        n_obs: int,
+        nonnegative: bool = True,
+        kl_weight: float = 1.0,
+        n_samples: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.spatial, self.nonspatial = spatial, nonspatial
+        self.names = tuple(views)
+        self.views = nn.ModuleList(views.values())
+        self.n_obs, self.nonnegative = n_obs, nonnegative
+        self.kl_weight, self.n_samples = kl_weight, n_samples
+
+    @property
+    def parts(self) -> list[AbstractFactors]:
+        """The factor blocks that exist, spatial first."""
+        return [part for part in (self.spatial, self.nonspatial) if part is not None]
+
+    @property
+    def n_spatial(self) -> int:
+        """T."""
+        return self.spatial.n_factors if self.spatial else 0
+
+    @property
+    def n_factors(self) -> int:
+        """K."""
+        return sum(part.n_factors for part in self.parts)
+
+    def items(self) -> Iterator[tuple[str, ViewModel]]:
+        """Modalities by name."""
+        return zip(self.names, self.views, strict=True)  # type: ignore[arg-type]
+
+    def model(self, block: Block) -> dict[str, Tensor]:
+        """Generative process of a row block; counts that the block holds enter through the objective (eq. 22 to 27)."""
+        draw = not block.counts
+        log_factors = []
+        for part in self.parts:
+            with poutine.scale(scale=self._kl_scale(part, block)):
+                log_factors.append(part.model(block.rows, block.located, draw))
+        if draw:
+            return self._draw_counts(torch.cat(log_factors, dim=1), block)
+        m, v = self.marginals(block)
+        for name, view in self.items():
+            pyro.factor(
+                name, view.weight * self._expected_log_likelihood(view, block.counts[name], m, v, block.size[name])
+            )
+            pyro.factor(f"{name}_prior", block.share * torch.as_tensor(view.likelihood.log_prior()))
+        return {}
+
+    def guide(self, block: Block) -> None:
+        """Mean-field approximation of the latent variables of the block."""
+        for part in self.parts:
+            with poutine.scale(scale=self._kl_scale(part, block)):
+                part.guide(block.rows)
+
+    def _kl_scale(self, part: AbstractFactors, block: Block) -> float:
+        """eta, shared out over the blocks where the latent variables are common to all of them."""
+        return max(self.kl_weight, 1e-30) * (1.0 if part.is_local else block.share)
+
+    def _draw_counts(self, log_factors: Tensor, block: Block) -> dict[str, Tensor]:
+        """Prior-predictive counts of every modality."""
+        draws = {}
+        for name, view in self.items():
+            moments = self._moments(log_factors, torch.zeros_like(log_factors), block.size[name])
+            rate = moments.mean @ view.loadings.T
+            draws[name] = pyro.sample(name, view.likelihood.distribution(rate).to_event(2))
+        return draws
+
+    def _expected_log_likelihood(
+        self, view: ViewModel, counts: SparseCounts, m: Tensor, v: Tensor, size: Tensor
+    ) -> Tensor:
+        """Closed-form bound on ``E_q log p(y | h)``, or its Monte Carlo mean over draws of the rows of h (eq. 29 to 35)."""
+        W = view.loadings
+        if self.n_samples is None:
+            return view.likelihood.bound(counts, self._moments(m, v, size), W)
+        draws = [m + v.sqrt() * torch.randn_like(m) for _ in range(self.n_samples)]
+        zero = torch.zeros_like(v)
+        return torch.stack([view.likelihood.bound(counts, self._moments(h, zero, size), W) for h in draws]).mean()
+
+    def marginals(self, block: Block) -> tuple[Tensor, Tensor]:
+        """Mean and variance [n, K] of h under the guide."""
+        moments = [part.marginals(block.rows, block.located) for part in self.parts]
+        return torch.cat([m for m, _ in moments], dim=1), torch.cat([v for _, v in moments], dim=1)
+
+    def moments(self, name: str, block: Block) -> Moments:
+        """Moments of the factors of a modality under the guide, background column included."""
+        return self._moments(*self.marginals(block), block.size[name])
+
+    def _moments(self, m: Tensor, v: Tensor, size: Tensor) -> Moments:
+        """Factors from log factors, with the constant column that carries the background."""
+        moments = (Moments.lognormal if self.nonnegative else Moments.normal)(m, v, size)
+        return Moments(
+            torch.cat([moments.geometric, size], 1),
+            torch.cat([moments.mean, size], 1),
+            torch.cat([moments.variance, torch.zeros_like(size)], 1),
+        )
+
+    def load(self, start: Start, blocks: list[Block]) -> None:
+        """Begin at a start: log factors into the blocks, loadings into the modalities."""
+        factors = torch.as_tensor(start.factors, device=next(self.parameters()).device)
+        logs = torch.log(factors + 0.02) if self.nonnegative else factors
+        shift = logs[:, : self.n_spatial].mean(0)  # a field has no intercept: the loadings take it
+        if self.spatial is not None:
+            self.spatial.field.load(logs[:, : self.n_spatial] - shift, [block.located for block in blocks])
+        if self.nonspatial is not None:
+            self.nonspatial.loc.data.copy_(logs[:, self.n_spatial :])
+        for name, view in self.items():
+            loadings = torch.as_tensor(start.loadings[name], device=factors.device).clone()
+            if self.nonnegative:
+                loadings[:, : self.n_spatial] *= shift.exp()
+            view.load(loadings)
+            view.likelihood.prepare([block.counts[name] for block in blocks])
+
+    def blocks(self, dataset: Dataset, block_size: int | None = None, *, counts: bool = True) -> list[Block]:
+        """Row blocks of a dataset; one block in memory is the special case."""
+        step = block_size or dataset.n_obs
+        slices = [slice(a, min(a + step, dataset.n_obs)) for a in range(0, dataset.n_obs, step)]
+        return [self._block(dataset, rows, 1 / len(slices), counts) for rows in slices]
+
+    def _block(self, dataset: Dataset, rows: slice, share: float, counts: bool) -> Block:
+        """One block, on the device of the model."""
+        device = next(self.parameters()).device
+        located = None
+        if self.spatial is not None:
+            located = self.spatial.field.locate(dataset.coords[rows], dataset.library[rows])
+        size = {v.name: torch.as_tensor(v.size[rows], device=device)[:, None] for v in dataset.views}
+        sparse = {v.name: SparseCounts(v.counts[rows], device) for v in dataset.views} if counts else {}
+        return Block(rows, located, size, sparse, share)
+
+    @torch.no_grad()
+    def prior_predictive(self, dataset: Dataset, seed: int = 0) -> dict[str, np.ndarray]:
+        """One draw of every modality [N, P] from the model without its data."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            (block,) = self.blocks(dataset, counts=False)
+            return {name: draw.cpu().numpy() for name, draw in self.model(block).items()}
+
+
+def build(
+    preset: str,
+    dataset: Dataset,
+    *,
+    n_factors: int,
+    n_spatial: int,
+    kernel: str = "matern32",
+    field: str = "hilbert",
+    n_inducing: int | None = None,
+    lengthscale: float | None = None,
+    kl_weight: float = 1.0,
+    n_samples: int | None = None,
+    seed: int = 0,
+) -> Factorization:
+    """Assemble a model; the only place that looks at the name of a preset.
+
+    ``lengthscale`` (half-width units) is held fixed when it is given. ``n_samples`` switches to the Monte Carlo objective.
+    """
+    chosen = PRESETS[preset]
+    spatial = nonspatial = None
+    if n_spatial:
+        spatial = FieldFactors(_build_field(field, dataset, kernel, n_spatial, lengthscale or 0.2, n_inducing, seed))
+        spatial.field.log_lengthscale.requires_grad_(lengthscale is None)
+    if n_factors > n_spatial:
+        nonspatial = NormalFactors(dataset.n_obs, n_factors - n_spatial)
+    views = {
+        view.name: ViewModel(LIKELIHOODS[view.likelihood](view.counts.shape[1]), n_factors, chosen, view.weight)
+        for view in dataset.views
+    }
+    return Factorization(
+        spatial,
+        nonspatial,
+        views,
+        n_obs=dataset.n_obs,
+        nonnegative=chosen.nonnegative,
+        kl_weight=kl_weight,
+        n_samples=n_samples,
+    )
+
+
+def _build_field(
+    kind: str, dataset: Dataset, kernel: str, n_factors: int, lengthscale: float, n_inducing: int | None, seed: int
+) -> AbstractField:
+    """The field over the coordinates of a dataset."""
+    if kind == "hilbert":
+        extent = np.maximum(np.abs(dataset.coords).max(0), 1e-3)
+        return HilbertField(kernel, n_factors, dataset.n_libraries, extent, lengthscale=lengthscale)
+    centres, library = _inducing_points(dataset, n_inducing or DEFAULT_INDUCING, seed)
+    covariance = "full" if len(centres) <= DEFAULT_INDUCING else "diagonal"
+    return InducingField(
+        kernel, n_factors, dataset.n_libraries, centres, library, lengthscale=lengthscale, covariance=covariance
+    )
+
+
+def _inducing_points(dataset: Dataset, n_inducing: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """k-means centres of the coordinates of each slice, or all distinct coordinates if they are no more than asked for."""
+    from sklearn.cluster import KMeans
+
+    centres, libraries = [], []
+    for library in range(dataset.n_libraries):
+        points = np.unique(dataset.coords[dataset.library == library], axis=0)
+        wanted = max(1, round(n_inducing * len(points) / dataset.n_obs)) if dataset.n_libraries > 1 else n_inducing
+        if len(points) > wanted:
+            points = KMeans(wanted, n_init=1, max_iter=30, random_state=seed).fit(points).cluster_centers_
+        centres.append(points)
+        libraries.append(np.full(len(points), library))
+    return np.concatenate(centres), np.concatenate(libraries)
+
+
+def restore_field(state: dict[str, Any]) -> AbstractField:
+    """Rebuild a field from :meth:`AbstractField.state`, for prediction."""
+    field = FIELDS[str(state["kind"])].from_state(state)
+    field.load_shared(state)
+    return field.requires_grad_(False)

@@ -1,0 +1,230 @@
+"""From a fitted model to plain numpy: moments, scale, order, totals and the uncertainty of importance scores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gpnsf.core import metrics, simplex
+from gpnsf.core.likelihoods import AbstractLikelihood, Moments, NegativeBinomial, Poisson
+from gpnsf.core.model import Block, Factorization, ViewModel, restore_field
+from gpnsf.core.refine import LogFactors
+from gpnsf.core.sparse import SparseCounts
+from gpnsf.core.types import Dataset, Posterior
+
+__all__ = ["predict", "summarise"]
+
+VARIANCE_CAP = 1.0  # of a log factor, in the mean: beyond it exp(m + v/2) speaks of the prior's tail, not of the data
+SD_CAP = 9.0
+NEGLIGIBLE = 1e-6  # loadings below this share of their factor's largest are set to zero
+
+
+@torch.no_grad()
+def summarise(model: Factorization, dataset: Dataset, blocks: list[Block], log_factors: LogFactors) -> Posterior:
+    """Posterior moments of the factors, each scaled to mean one over spots, in order of their expected signal."""
+    mean, std = _moments(model.nonnegative, log_factors.m, log_factors.v)
+    T = model.n_spatial
+    spread = log_factors.field_v + log_factors.gamma[:T]
+    smooth = mean.clone()
+    smooth[:, :T], _ = _moments(model.nonnegative, log_factors.field_m, spread)
+    scale, smooth_scale = _scales(model.nonnegative, mean), _scales(model.nonnegative, smooth)
+    mean, std, smooth = mean / scale, std / scale, smooth / smooth_scale
+    loadings = {name: _scaled_loadings(view, scale) for name, view in model.items()}
+    order = _order(loadings, T)
+    result = _Result(mean[:, order], loadings={name: _reorder(W, order) for name, W in loadings.items()})
+    result.match_totals(model, blocks)
+    spatial_order = order[:T]
+    return Posterior(
+        mean=_array(result.mean),
+        smooth=_array(smooth[:, order]),
+        std=_array(std[:, order]),
+        loadings={name: _array(W[:, :-1]) for name, W in result.loadings.items()},
+        background={name: _array(W[:, -1]) for name, W in result.loadings.items()},
+        dispersion={
+            name: _array(theta) for name, view in model.items() if (theta := view.likelihood.dispersion()) is not None
+        },
+        variance_explained=result.variance_explained(model, dataset, blocks),
+        importance_std=result.importance_std(model, blocks),
+        is_spatial=np.arange(model.n_factors) < T,
+        lengthscale=_padded(model, "log_lengthscale", spatial_order),
+        amplitude=_amplitude(model, log_factors, order),
+        field=_field_state(model, log_factors, smooth_scale, spatial_order),
+    )
+
+
+def _moments(nonnegative: bool, m: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of exp(h) (of h for signed models) when ``h ~ N(m, v)``."""
+    if not nonnegative:
+        return m, v.sqrt()
+    mean = torch.exp(m.clamp(-12.0, 8.0) + 0.5 * v.clamp_max(VARIANCE_CAP))
+    return mean, mean * torch.expm1(v.clamp_max(SD_CAP)).sqrt()
+
+
+def _scales(nonnegative: bool, factors: Tensor) -> Tensor:
+    """What each factor is divided by: its mean, or its root mean square if it has a sign."""
+    return (factors.mean(0) if nonnegative else (factors**2).mean(0).sqrt()).clamp_min(1e-12)
+
+
+def _scaled_loadings(view: ViewModel, scale: Tensor) -> Tensor:
+    """Loadings [P, K+1] that go with the scaled factors, traces set to zero."""
+    W = view.loadings * torch.cat([scale, torch.ones(1, device=scale.device)])
+    return W * (W.abs() >= NEGLIGIBLE * W.abs().amax(0)) if view.nonnegative else W
+
+
+def _order(loadings: dict[str, Tensor], T: int) -> Tensor:
+    """Spatial factors first, each group by expected signal (factors have mean one)."""
+    mass = torch.stack([W[:, :-1].abs().sum(0) for W in loadings.values()]).sum(0)
+    spatial = torch.argsort(mass[:T], descending=True, stable=True)
+    return torch.cat([spatial, T + torch.argsort(mass[T:], descending=True, stable=True)])
+
+
+def _reorder(W: Tensor, order: Tensor) -> Tensor:
+    """Columns in a new order, the background last."""
+    return torch.cat([W[:, order], W[:, -1:]], 1)
+
+
+class _Result:
+    """Factors and loadings in their final order, on their way to numpy."""
+
+    def __init__(self, mean: Tensor, loadings: dict[str, Tensor]) -> None:
+        self.mean, self.loadings = mean, loadings
+
+    def augmented(self, block: Block, name: str) -> Tensor:
+        """Factors of a block with size factors and the constant column [n, K+1]."""
+        size = block.size[name]
+        return torch.cat([size * self.mean[block.rows], size], 1)
+
+    def match_totals(self, model: Factorization, blocks: list[Block], n_iterations: int = 4) -> None:
+        """Scale each modality's loadings so that its expected total is the observed one, by Newton in the log factor."""
+        for name, view in model.items():
+            if not view.nonnegative:
+                continue
+            observed = sum(float(block.counts[name].values.double().sum()) for block in blocks)
+            for _ in range(n_iterations):
+                total, slope = self._totals(view.likelihood, name, blocks)
+                if abs(total - observed) <= 1e-4 * observed or slope <= 0:
+                    break
+                self.loadings[name] = self.loadings[name] * float(np.exp(np.clip((observed - total) / slope, -1, 1)))
+
+    def _totals(self, likelihood: AbstractLikelihood, name: str, blocks: list[Block]) -> tuple[float, float]:
+        """Expected total over all blocks, and its derivative."""
+        parts = [
+            likelihood.totals(block.counts[name], self.augmented(block, name), self.loadings[name]) for block in blocks
+        ]
+        return sum(float(total) for total, _ in parts), sum(float(slope) for _, slope in parts)
+
+    def variance_explained(self, model: Factorization, dataset: Dataset, blocks: list[Block]) -> dict[str, np.ndarray]:
+        """Share [K] of each modality's null deviance (Poisson for NB) that is lost when one factor is held at its mean."""
+        explained = {}
+        for view in dataset.views:
+            likelihood = _scorer(dict(model.items())[view.name].likelihood)
+            noise = likelihood.dispersion()
+            kind = {"nb": "poisson", "bernoulli_clipped": "bernoulli"}.get(view.likelihood, view.likelihood)
+            dispersion = None if noise is None else _array(noise)
+            null, _ = metrics.null_deviance(
+                kind, view.counts, view.size, dispersion, rows=view.observed, train=view.observed
+            )
+            full = self._log_likelihood(likelihood, view.name, blocks)
+            without = [self._log_likelihood(likelihood, view.name, blocks, flat=k) for k in range(model.n_factors)]
+            explained[view.name] = (2 * (full - np.asarray(without)) / max(null, 1e-12)).astype(np.float32)
+        return explained
+
+    def _log_likelihood(
+        self, likelihood: AbstractLikelihood, name: str, blocks: list[Block], flat: int | None = None
+    ) -> float:
+        """Log-likelihood at the posterior means, factor ``flat`` replaced by its mean over spots."""
+        total = 0.0
+        for block in blocks:
+            A = self.augmented(block, name)
+            if flat is not None:
+                A[:, flat] = block.size[name][:, 0] * self.mean[:, flat].mean()
+            total += float(
+                likelihood.bound(block.counts[name], Moments(A, A, torch.zeros_like(A)), self.loadings[name])
+            )
+        return total
+
+    def importance_std(self, model: Factorization, blocks: list[Block]) -> dict[str, np.ndarray]:
+        """Standard deviation of each feature's importance, from the Laplace covariance of its loadings."""
+        is_spatial = np.arange(model.n_factors) < model.n_spatial
+        result = {}
+        for name, view in model.items():
+            W = self.loadings[name]
+            information = sum(
+                _loading_information(view.likelihood, block.counts[name], self.augmented(block, name), W)
+                for block in blocks
+            )
+            total = W[:, :-1].abs().sum(1).clamp_min(1e-12)
+            ridge = torch.diag_embed((1 / total**2)[:, None].expand(-1, W.shape[1] - 1))
+            covariance = torch.linalg.inv(information + ridge)
+            result[name] = simplex.importance_std(_array(W[:, :-1]), _array(covariance), is_spatial).astype(np.float32)
+        return result
+
+
+def _scorer(likelihood: AbstractLikelihood) -> AbstractLikelihood:
+    """The likelihood that judges factors: Poisson in the place of NB, whose zeros would need K dense passes."""
+    return Poisson(likelihood.n_features) if isinstance(likelihood, NegativeBinomial) else likelihood
+
+
+def _loading_information(likelihood: AbstractLikelihood, counts: SparseCounts, A: Tensor, W: Tensor) -> Tensor:
+    """Information [P, K, K] of the counts on the loadings: the local curvature with rows and columns exchanged.
+
+    The dense likelihoods are read as Poisson here, whose information on the nonzeros bounds theirs from above.
+    """
+    transposed = counts.transposed()
+    rate = transposed.rates(W, A) + 1e-20
+    factors = A[:, :-1].contiguous()
+    weights = transposed.values.abs() / rate**2
+    columns = [transposed.weighted(weights, factors[:, k : k + 1] * factors) for k in range(factors.shape[1])]
+    return torch.stack(columns, dim=1)
+
+
+def _padded(model: Factorization, name: str, order: Tensor) -> np.ndarray:
+    """Exp of a field parameter for the spatial factors, nan for the others [K]."""
+    values = np.full(model.n_factors, np.nan, dtype=np.float32)
+    if model.spatial is not None:
+        values[: model.n_spatial] = _array(getattr(model.spatial.field, name)[order].exp())
+    return values
+
+
+def _amplitude(model: Factorization, log_factors: LogFactors, order: Tensor) -> np.ndarray:
+    """Standard deviation of the log factors a priori [K]."""
+    values = _padded(model, "log_amplitude", order[: model.n_spatial])
+    values[model.n_spatial :] = _array(log_factors.gamma[order][model.n_spatial :].sqrt())
+    return values
+
+
+def _field_state(model: Factorization, log_factors: LogFactors, scale: Tensor, order: Tensor) -> dict[str, Any]:
+    """What prediction needs: the field, the order and scale of its factors, and the spread of spots around it."""
+    T = model.n_spatial
+    state: dict[str, Any] = {
+        "nonnegative": model.nonnegative,
+        "order": _array(order).astype(np.int64),
+        "scale": _array(scale[:T]),
+        "nugget": _array(log_factors.gamma[:T]),
+    }
+    if model.spatial is not None:
+        state["process"] = model.spatial.field.state()
+    return state
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    """Detached float32 numpy."""
+    return tensor.detach().cpu().numpy().astype(np.float32)
+
+
+@torch.no_grad()
+def predict(state: Mapping[str, Any], coords: np.ndarray, library: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation [n, T] of the spatial factors at ``coords`` (half-width units), from a field's state.
+
+    The counterpart of what :func:`summarise` stores: the field alone, with the spread of single spots around it.
+    """
+    field = restore_field(state["process"])
+    m, v = field.marginals(field.locate(coords, library))
+    order = torch.as_tensor(np.asarray(state["order"]))
+    nugget, scale = (torch.as_tensor(np.asarray(state[name])) for name in ("nugget", "scale"))
+    mean, std = _moments(bool(state["nonnegative"]), m, v + nugget)
+    return _array((mean / scale)[:, order]), _array((std / scale)[:, order])

@@ -1,0 +1,142 @@
+"""The local stage: what each spot adds to the field, and how sure we are of it.
+
+After the optimisation W and the field are frozen and every spot gets its own deviation,
+
+    h_ik = f_k(s_i) + e_ik,  e_ik ~ N(0, gamma_k)        spatial factors (the nugget gamma_1 of eq. 3)
+    h_ik = e_ik,             e_ik ~ N(0, gamma_k)        nonspatial factors
+
+found by damped Newton steps, all K factors of a spot jointly, with a Laplace covariance ``C_i = (H_i + diag(1/gamma))^-1``.
+gamma follows by EM. Training with the nugget from the start would let it steal the signal of the field.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gpnsf.core.likelihoods import MEAN_RANGE
+from gpnsf.core.model import Block, Factorization
+
+__all__ = ["LogFactors", "local", "mean_field"]
+
+N_ROUNDS = 5  # refreshes of the information, each followed by an update of gamma
+N_NEWTON = 3
+DAMPING = 0.8
+FIRST_GAMMA = 0.05
+GAMMA_FLOOR = 1e-4
+
+
+@dataclass(frozen=True)
+class LogFactors:
+    """Posterior of the log factors (of the factors themselves in signed models)."""
+
+    m: Tensor  # [N, K] mean
+    v: Tensor  # [N, K] variance
+    field_m: Tensor  # [N, T] mean of the field alone
+    field_v: Tensor  # [N, T]
+    gamma: Tensor  # [K] variance of the deviations around the field
+
+
+@torch.no_grad()
+def mean_field(model: Factorization, blocks: list[Block]) -> LogFactors:
+    """The posterior as the guide has it, without a local stage."""
+    moments = [model.marginals(block) for block in blocks]
+    m, v = torch.cat([m for m, _ in moments]), torch.cat([v for _, v in moments])
+    T = model.n_spatial
+    gamma = torch.zeros(model.n_factors, device=m.device)
+    if model.nonspatial is not None:
+        gamma[T:] = (2 * model.nonspatial.log_sigma).exp()
+    return LogFactors(m, v, m[:, :T], v[:, :T], gamma)
+
+
+@torch.no_grad()
+def local(model: Factorization, blocks: list[Block]) -> LogFactors:
+    """Run the local stage, then give the field its exact variance under the information that the spots carry."""
+    stage = _LocalStage(model, blocks)
+    for _ in range(N_ROUNDS):
+        for index in range(len(blocks)):
+            stage.sweep(index)
+        stage.update_gamma()
+    return stage.result()
+
+
+class _LocalStage:
+    """Deviations e of all spots; blocks are visited one by one."""
+
+    def __init__(self, model: Factorization, blocks: list[Block]) -> None:
+        self.model, self.blocks, self.T = model, blocks, model.n_spatial
+        start = mean_field(model, blocks)
+        self.base = start.m.clone()
+        self.base[:, self.T :] = 0.0  # nonspatial factors are all deviation
+        self.e = start.m - self.base
+        self.gamma = start.gamma.clone()
+        self.gamma[: self.T] = FIRST_GAMMA
+        self.variance = torch.zeros_like(self.e)
+        self.information = torch.zeros_like(self.base[:, : self.T])  # on the field, per spot and factor
+        self.observed = torch.cat([sum(size for size in block.size.values())[:, 0] > 0 for block in blocks])
+
+    def sweep(self, index: int) -> None:
+        """A few Newton steps for the spots of one block, with their information held fixed."""
+        block = self.blocks[index]
+        rows = block.rows
+        gradient, information = self._curvature(block, information=True)
+        precision = information + torch.diag_embed((1 / self.gamma).expand(len(information), -1))
+        covariance = torch.linalg.inv(precision)
+        for step in range(N_NEWTON):
+            if step:
+                gradient, _ = self._curvature(block, information=False)
+            change = torch.einsum("nkl,nl->nk", covariance, gradient - self.e[rows] / self.gamma)
+            self.e[rows] += DAMPING * change.clamp(-1.0, 1.0)
+        self.variance[rows] = covariance.diagonal(dim1=1, dim2=2).clamp_min(0.0)
+        self.information[rows] = self._field_information(information)
+
+    def update_gamma(self) -> None:
+        """EM: the mean posterior second moment of the deviations of observed spots."""
+        second = (self.e**2 + self.variance)[self.observed]
+        if len(second):
+            self.gamma = second.mean(0).clamp_min(GAMMA_FLOOR)
+
+    def _curvature(self, block: Block, *, information: bool) -> tuple[Tensor, Tensor | None]:
+        """Gradient [n, K] and information [n, K, K] of the log-likelihood in h, summed over modalities."""
+        h = self.base[block.rows] + self.e[block.rows]
+        factors = h.clamp(*MEAN_RANGE).exp() if self.model.nonnegative else h
+        slope = factors if self.model.nonnegative else torch.ones_like(h)  # dH / dh
+        gradient = torch.zeros_like(h)
+        total = torch.zeros(*h.shape, h.shape[1], device=h.device) if information else None
+        for name, view in self.model.items():
+            size, W = block.size[name], view.loadings
+            A = torch.cat([size * factors, size], 1)
+            scaled = size * slope
+            score, fisher = view.likelihood.curvature(block.counts[name], A, W, information)
+            gradient += view.weight * scaled * score
+            if total is not None and fisher is not None:
+                total += view.weight * scaled[:, :, None] * scaled[:, None, :] * fisher
+        return gradient, total
+
+    def _field_information(self, information: Tensor) -> Tensor:
+        """``1 / (gamma_k + [H_i^-1]_kk)``: what a spot says about its field once all else is integrated out [n, T].
+
+        The other factors of the spot keep their prior precision ``1 / gamma``.
+        """
+        precision = information.clone()
+        diagonal = precision.diagonal(dim1=1, dim2=2)
+        diagonal += 1e-6
+        diagonal[:, self.T :] += 1 / self.gamma[self.T :]
+        spread = torch.linalg.inv(precision).diagonal(dim1=1, dim2=2)[:, : self.T].clamp_min(1e-8)
+        return 1 / (self.gamma[: self.T] + spread)
+
+    def result(self) -> LogFactors:
+        """Deviation variance plus the share of the field's variance that the data leave in h."""
+        m, v = self.base + self.e, self.variance.clone()
+        field_m, field_v = m[:, : self.T], v[:, : self.T]
+        if self.model.spatial is not None:
+            field = self.model.spatial.field
+            located = [block.located for block in self.blocks]
+            field.set_precision(located, [self.information[block.rows] for block in self.blocks])
+            field_m = self.base[:, : self.T]
+            field_v = torch.cat([field.marginals(place)[1] for place in located])
+            shrink = self.variance[:, : self.T] / self.gamma[: self.T]
+            v[:, : self.T] += shrink**2 * field_v
+        return LogFactors(m, v, field_m, field_v, self.gamma)

@@ -1,0 +1,77 @@
+"""Every slot that gpnsf reads or writes, named once. The table in the documentation is generated from here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["SPATIAL", "Keys"]
+
+SPATIAL = "spatial"
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Slot names of one fit, all derived from ``key_added``."""
+
+    key: str = "gpnsf"
+
+    @property
+    def factors(self) -> str:
+        """``obsm``: posterior mean of the factors [N, K]."""
+        return f"X_{self.key}"
+
+    @property
+    def smooth(self) -> str:
+        """``obsm``: mean of the spatial field alone [N, K]."""
+        return f"X_{self.key}_smooth"
+
+    @property
+    def std(self) -> str:
+        """``obsm``: posterior standard deviation of the factors [N, K]."""
+        return f"X_{self.key}_std"
+
+    @property
+    def loadings(self) -> str:
+        """``varm`` of each modality: nonnegative loadings [P, K]."""
+        return f"{self.key}_loadings"
+
+    @property
+    def background(self) -> str:
+        """``var`` of each modality: constant part of the rate [P]."""
+        return f"{self.key}_background"
+
+    @property
+    def importance(self) -> str:
+        """``obs`` (object and modalities) and ``var`` (modalities): share of the expected signal that is spatial."""
+        return f"{self.key}_spatial_importance"
+
+    @property
+    def importance_std(self) -> str:
+        """``var`` of each modality: standard deviation of the spatial importance."""
+        return f"{self.key}_spatial_importance_std"
+
+    @property
+    def top_factor(self) -> str:
+        """``var`` of each modality: name of the factor with the largest share of the feature."""
+        return f"{self.key}_top_factor"
+
+    @property
+    def dispersion(self) -> str:
+        """``var`` of each modality: NB size theta, or Gaussian noise sd."""
+        return f"{self.key}_dispersion"
+
+    @property
+    def uns(self) -> str:
+        """``uns``: everything about the fit that is not an array over spots or features."""
+        return self.key
+
+    @property
+    def slots(self) -> dict[str, tuple[str, ...]]:
+        """Every slot by the attribute that holds it."""
+        return {
+            "obsm": (self.factors, self.smooth, self.std),
+            "varm": (self.loadings,),
+            "obs": (self.importance,),
+            "var": (self.background, self.importance, self.importance_std, self.top_factor, self.dispersion),
+            "uns": (self.uns,),
+        }
