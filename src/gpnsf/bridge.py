@@ -1,0 +1,252 @@
+"""The way in: MuData or AnnData to arrays. Nothing of the object is changed here; `writeback` is the way out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from anndata import AnnData
+from mudata import MuData
+
+from gpnsf import checks
+from gpnsf.core.types import Dataset, View
+from gpnsf.keys import SPATIAL
+from gpnsf.tissue import Tissue, gather, holders, open_tissue, read_coords, read_labels
+
+__all__ = ["Layout", "canonical", "normalise_coords", "read", "read_counts"]
+
+DEFAULT_LIKELIHOODS = {"rna": "nb", "atac": "bernoulli", "": "nb"}
+SIZE_FLOOR = 0.05  # smallest size factor from totals: empty spots take the value of the field
+LOW_TOTAL = 50  # median total below which totals may carry signal
+
+_logger = logging.getLogger("gpnsf")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a Dataset came from the user's object: for writing back and for prediction."""
+
+    modalities: tuple[str, ...]
+    likelihoods: dict[str, str]
+    rows: dict[str, np.ndarray]  # modality -> [n] row of the dataset of each of its cells
+    features: dict[str, np.ndarray]  # modality -> [P_full] bool: features that the core sees
+    libraries: tuple[str, ...]  # names of the slices; "" alone where there is one
+    centre: np.ndarray  # [n_libraries, D] in the data's own units
+    scale: float  # the data's own units per half-width unit, one for all slices and axes
+
+
+def read(
+    data: AnnData | MuData,
+    *,
+    modalities: Sequence[str] | None = None,
+    likelihoods: str | Mapping[str, str] | None = None,
+    default_likelihoods: Mapping[str, str] | None = None,
+    layers: str | Mapping[str, str] | None = None,
+    use_var: str | Mapping[str, str] | None = None,
+    spatial_key: str = SPATIAL,
+    library_key: str | None = None,
+    size_factors: str | None = "total",
+    modality_weights: Mapping[str, float] | None = None,
+    holdout_key: str | None = None,
+    spatial: bool = True,
+) -> tuple[Dataset, Layout]:
+    """Read what a fit needs; ``spatial=False`` is for models without a field, which can do without coordinates.
+
+    ``default_likelihoods`` maps names of modalities to likelihoods, "" standing for any other name.
+    """
+    tissue = open_tissue(data, modalities=modalities, likelihoods=likelihoods)
+    kinds = _likelihoods(tissue, likelihoods, default_likelihoods or DEFAULT_LIKELIHOODS)
+    features = _features(tissue, use_var)
+    weights = _weights(tissue, modality_weights)
+    layer = checks.per_modality(layers, "layers", names=tissue.names, known=tissue.mods)
+    library, libraries = pd.factorize(read_labels(tissue, library_key), sort=True)
+    coords, centre, scale = _geometry(tissue, spatial_key, library, spatial=spatial)
+    trained = ~_held_out(tissue, holdout_key)
+    views = []
+    for name in tissue.names:
+        counts = read_counts(
+            tissue.mods[name], layer=layer.get(name), likelihood=kinds[name], modality=name, use=features[name]
+        )
+        view = _view(tissue, name, counts, kinds[name], trained, size_factors)
+        views.append(replace(view, weight=weights.get(name, 1.0)))
+    layout = Layout(
+        modalities=tissue.names,
+        likelihoods=kinds,
+        rows={name: tissue.rows[name] for name in tissue.names},
+        features=features,
+        libraries=tuple(map(str, libraries)),
+        centre=centre,
+        scale=scale,
+    )
+    return Dataset(coords=coords, library=library.astype(np.int64), views=tuple(views)), layout
+
+
+def normalise_coords(coords: np.ndarray, library: np.ndarray, centre: np.ndarray, scale: float) -> np.ndarray:
+    """Own units [n, D] to half-width units, float32, by the centre [n_libraries, D] of each row's slice and one scale."""
+    return ((np.asarray(coords, dtype=np.float64) - centre[library]) / scale).astype(np.float32)
+
+
+def _likelihoods(tissue: Tissue, likelihoods: Any, defaults: Mapping[str, str]) -> dict[str, str]:
+    chosen = checks.per_modality(likelihoods, "likelihoods", names=tissue.names, known=tissue.mods)
+    for name, kind in chosen.items():
+        if kind not in checks.LIKELIHOODS:
+            rule = "`likelihoods` to be among " + ", ".join(map(repr, checks.LIKELIHOODS))
+            remedy = f"Pass for example likelihoods={{{name!r}: 'nb'}}"
+            raise ValueError(checks.problem(rule, f"{kind!r} for modality {name!r}", remedy))
+    return {name: chosen.get(name, defaults.get(name, defaults[""])) for name in tissue.names}
+
+
+def _features(tissue: Tissue, use_var: Any) -> dict[str, np.ndarray]:
+    """Features [P_full] to be read; a single name holds for the modalities that have the column."""
+    columns = checks.per_modality(use_var, "use_var", names=tissue.names, known=tissue.mods)
+    if isinstance(use_var, str):
+        known = {column for name in tissue.names for column in tissue.mods[name].var}
+        checks.choices([use_var], sorted(map(str, known)), what="the column of `use_var`", where="var of a modality")
+        columns = {name: use_var for name in tissue.names if use_var in tissue.mods[name].var}
+    features = {}
+    for name in tissue.names:
+        mod = tissue.mods[name]
+        features[name] = np.ones(mod.n_vars, dtype=bool)
+        if name in columns:
+            checks.choices([columns[name]], mod.var, what="the column of `use_var`", where=f"var of {name!r}")
+            features[name] = checks.flags(
+                mod.var[columns[name]], name=columns[name], remedy="Name a boolean var column in `use_var`"
+            )
+    return features
+
+
+def _weights(tissue: Tissue, modality_weights: Any) -> dict[str, float]:
+    argument = "modality_weights"
+    weights = checks.per_modality(modality_weights, argument, names=tissue.names, known=tissue.mods, numeric=True)
+    for name, weight in weights.items():
+        checks.positive([weight], what=f"`modality_weights` of {name!r}")
+    return {name: float(weight) for name, weight in weights.items()}
+
+
+def read_counts(
+    adata: AnnData, *, layer: str | None, likelihood: str, modality: str, use: np.ndarray | None = None
+) -> sp.csr_matrix:
+    """Checked counts [n, P] of one modality as canonical CSR float32; arrays that are so already are shared."""
+    if layer is not None:
+        known = [name for name in adata.layers if name is not None]
+        checks.choices([layer], known, what="the layer", where=f"modality {modality!r}", remedy="Correct `layers`")
+    stored = adata.X if layer is None else adata.layers[layer]
+    if stored is None:
+        remedy = f"Pass layers={{{modality!r}: 'counts'}} to read a layer"
+        raise ValueError(checks.problem(f"counts in X of modality {modality!r}", "None", remedy))
+    if adata.isbacked and layer is None:
+        stored = stored[:]
+    matrix = canonical(stored if use is None or use.all() else stored[:, use], modality=modality)
+    features = adata.var_names if use is None else adata.var_names[use]
+    checks.counts(matrix, likelihood, modality=modality, features=features)
+    if not likelihood.startswith("bernoulli") or (matrix.data == 1).all():
+        return matrix
+    _logger.info("modality %r holds values other than 0 and 1; %r reads x > 0", modality, likelihood)
+    return sp.csr_matrix((np.ones_like(matrix.data), matrix.indices, matrix.indptr), shape=matrix.shape)
+
+
+def canonical(matrix: Any, *, modality: str) -> sp.csr_matrix:
+    """CSR float32, sorted, without duplicates and stored zeros; the arrays put in are shared or copied, never changed."""
+    array = matrix if sp.issparse(matrix) else np.asarray(matrix)
+    if array.dtype.kind not in "biuf":
+        remedy = "Convert it to a numeric array or sparse matrix in memory, for example by adata.to_memory()"
+        found = f"{type(matrix).__name__} of dtype {array.dtype}"
+        raise TypeError(checks.problem(f"numeric data in modality {modality!r}", found, remedy))
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, which is refused by name
+        csr = sp.csr_matrix(array.astype(np.float32, copy=False))
+    csr = sp.csr_matrix((csr.data, csr.indices, csr.indptr), shape=csr.shape)  # its flags are not the user's
+    if not csr.has_canonical_format or not csr.data.all():
+        csr = csr.copy()
+        csr.sum_duplicates()
+        csr.eliminate_zeros()
+    return csr
+
+
+def _view(
+    tissue: Tissue, name: str, counts: sp.csr_matrix, likelihood: str, trained: np.ndarray, size_factors: str | None
+) -> View:
+    """Counts [n, P] of a modality on the rows [N] of the object that are trained."""
+    rows = tissue.rows[name]
+    observed = np.zeros(len(trained), dtype=bool)
+    observed[rows] = trained[rows]
+    counts = _scatter(counts, rows, observed)
+    if not counts.nnz:
+        remedy = "Hold out fewer rows, or leave the modality out with `modalities`"
+        rule = f"nonzero counts in the training rows of modality {name!r}"
+        raise ValueError(checks.problem(rule, f"none in {int(observed.sum())} row(s)", remedy))
+    size = observed.astype(np.float32)
+    if size_factors is not None and likelihood != "gaussian":
+        size[observed] = _size_factors(tissue, name, counts, observed, size_factors)
+    return View(name, likelihood, counts, size, observed)
+
+
+def _scatter(counts: sp.csr_matrix, rows: np.ndarray, observed: np.ndarray) -> sp.csr_matrix:
+    """Counts [N, P] on the rows of the object, empty where nothing is observed."""
+    if len(rows) == len(observed) and observed.all() and np.array_equal(rows, np.arange(len(rows))):
+        return counts
+    position = np.zeros(len(observed), dtype=np.int64)
+    position[rows] = np.arange(len(rows))
+    kept = counts[position[observed]]
+    lengths = np.zeros(len(observed), dtype=kept.indptr.dtype)
+    lengths[observed] = np.diff(kept.indptr)
+    indptr = np.concatenate([[0], np.cumsum(lengths)]).astype(kept.indptr.dtype)
+    return sp.csr_matrix((kept.data, kept.indices, indptr), shape=(len(observed), counts.shape[1]))
+
+
+def _size_factors(tissue: Tissue, name: str, counts: sp.csr_matrix, observed: np.ndarray, source: str) -> np.ndarray:
+    """Size factors of the observed rows, relative to their mean."""
+    if source != "total":
+        what = f"size factors in column {source!r} for modality {name!r}"
+        values = checks.positive(_size_column(tissue, name, source)[observed], what=what)
+        return values / values.mean()
+    total = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()[observed]
+    if np.median(total) < LOW_TOTAL:
+        text = "modality %r: median total of %g; totals this small may carry signal: consider size_factors=None"
+        _logger.warning(text, name, np.median(total))
+    return np.maximum(total / total.mean(), SIZE_FLOOR)
+
+
+def _size_column(tissue: Tissue, name: str, source: str) -> pd.Series:
+    if source in tissue.data.obs:
+        return tissue.data.obs[source].reset_index(drop=True)
+    mod = tissue.mods[name]
+    checks.choices([source], mod.obs, what="`size_factors`", where=f"obs of the data or of {name!r}, or be 'total'")
+    column = mod.obs[source].reset_index(drop=True)
+    column.index = tissue.rows[name]
+    return column.reindex(range(tissue.data.n_obs))
+
+
+def _held_out(tissue: Tissue, key: str | None) -> np.ndarray:
+    """Rows [N] that train nothing."""
+    if key is None:
+        return np.zeros(tissue.data.n_obs, dtype=bool)
+    remedy = "Name a boolean obs column in `holdout_key`"
+    held = gather(
+        tissue, "obs", key, lambda column, *_: checks.flags(column, name=key, remedy=remedy), argument="holdout_key"
+    )
+    if held.all():
+        found = f"all {len(held)} rows held out by {key!r}"
+        raise ValueError(checks.problem("rows to train on", found, "Set some of them to False"))
+    return held
+
+
+def _geometry(tissue: Tissue, key: str, library: np.ndarray, *, spatial: bool) -> tuple[np.ndarray, np.ndarray, float]:
+    """Normalised coordinates [N, D], centre [n_libraries, D] and scale: each slice on its mid-range, one scale for all."""
+    n_libraries = int(library.max()) + 1
+    if not spatial and not holders(tissue, "obsm", key):
+        return np.zeros((len(library), 1), np.float32), np.zeros((n_libraries, 1)), 1.0
+    coords = read_coords(tissue, key)
+    slices = [coords[library == code] for code in range(n_libraries)]
+    low, high = np.array([part.min(0) for part in slices]), np.array([part.max(0) for part in slices])
+    scale = float((high - low).max() / 2)
+    if scale == 0:
+        found = f"{len(coords)} identical point(s)" + (" in each slice" if n_libraries > 1 else "")
+        remedy = "Store the positions of the observations there, or name another slot with `spatial_key`"
+        raise ValueError(checks.problem(f"coordinates in obsm[{key!r}] that differ", found, remedy))
+    centre = (low + high) / 2
+    return normalise_coords(coords, library, centre, scale), centre, scale

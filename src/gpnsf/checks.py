@@ -1,0 +1,292 @@
+"""Checks of what a user passes in. Each error has three parts: the rule, what was found, the remedy."""
+
+from __future__ import annotations
+
+import math
+import reprlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+
+from gpnsf.keys import Keys
+
+__all__ = [
+    "LIKELIHOODS",
+    "MODELS",
+    "RULES",
+    "Rule",
+    "arguments",
+    "choices",
+    "combination",
+    "coordinates",
+    "counts",
+    "flags",
+    "key_added",
+    "labels",
+    "per_modality",
+    "positive",
+    "problem",
+    "sizes",
+]
+
+MODELS = ("fa", "rsf", "pnmf", "nsf", "nsfh", "gpnsf")
+LIKELIHOODS = ("poisson", "nb", "bernoulli", "bernoulli_clipped", "gaussian")
+
+_SIGNED_MODELS = ("fa", "rsf")
+_WHOLE_LIKELIHOODS = ("poisson", "nb")
+_TYPES: dict[type, tuple[Any, str]] = {
+    int: (Integral, "an integer"),
+    float: (Real, "a finite number"),
+    str: (str, "a string"),
+    bool: ((bool, np.bool_), "True or False"),
+}
+
+
+def problem(rule: str, found: str, remedy: str) -> str:
+    """Message of an error: what holds, what was found, what to do."""
+    return f"Expected {rule}; got {found}. {remedy}."
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What one argument may be: a type and, within it, a list of options or a lower end."""
+
+    kind: type
+    example: Any
+    low: float = -math.inf
+    above: bool = False  # the lower end itself is excluded
+    options: tuple[str, ...] = ()
+    optional: bool = False
+
+    def check(self, name: str, value: Any) -> None:
+        """Raise TypeError or ValueError unless ``value`` follows the rule."""
+        if value is None and self.optional:
+            return
+        texts = f"`{name}` to be {self.wanted}", reprlib.repr(value), f"Pass for example {name}={self.example!r}"
+        is_bool = isinstance(value, bool | np.bool_)
+        if is_bool is not (self.kind is bool) or not isinstance(value, _TYPES[self.kind][0]):
+            raise TypeError(problem(texts[0], f"{texts[1]} of type {type(value).__name__}", texts[2]))
+        if (self.options and value not in self.options) or (self.kind in (int, float) and not self._inside(value)):
+            raise ValueError(problem(*texts))
+
+    @property
+    def wanted(self) -> str:
+        """The rule in words."""
+        words = "one of " + ", ".join(map(repr, self.options)) if self.options else _TYPES[self.kind][1]
+        if self.low > -math.inf:
+            words += f" {'above' if self.above else 'of at least'} {self.low:g}"
+        return words + (" or None" if self.optional else "")
+
+    def _inside(self, value: float) -> bool:
+        return math.isfinite(value) and (value > self.low if self.above else value >= self.low)
+
+
+RULES: dict[str, Rule] = {
+    "model": Rule(str, "gpnsf", options=MODELS),
+    "n_factors": Rule(int, 12, low=1),
+    "n_spatial": Rule(int, 6, low=0, optional=True),
+    "spatial_key": Rule(str, "spatial"),
+    "library_key": Rule(str, "sample", optional=True),
+    "holdout_key": Rule(str, "held_out", optional=True),
+    "size_factors": Rule(str, "total", optional=True),
+    "kernel": Rule(str, "matern32", options=("matern12", "matern32", "matern52", "rbf")),
+    "field": Rule(str, "hilbert", options=("hilbert", "inducing")),
+    "n_inducing": Rule(int, 200, low=1, optional=True),
+    "lengthscale": Rule(float, 0.2, low=0, above=True, optional=True),
+    "kl_weight": Rule(float, 1.0, low=0),
+    "objective": Rule(str, "closed_form", options=("closed_form", "monte_carlo")),
+    "n_samples": Rule(int, 3, low=1),
+    "init": Rule(str, "auto", options=("auto", "smooth", "spot", "random")),
+    "split": Rule(str, "assumed", options=("assumed",)),
+    "refine": Rule(bool, True),
+    "max_steps": Rule(int, 600, low=1),
+    "learning_rate": Rule(float, 0.2, low=0, above=True),
+    "tol": Rule(float, 1e-4, low=0, above=True),
+    "block_size": Rule(int, 50_000, low=1, optional=True),
+    "device": Rule(str, "auto"),
+    "seed": Rule(int, 0, low=0),
+    "key_added": Rule(str, "gpnsf"),
+    "progress": Rule(bool, False, optional=True),
+    "copy": Rule(bool, False),
+}
+
+
+def arguments(values: Mapping[str, Any]) -> None:
+    """Check every argument that has a rule, then what two of them say together."""
+    for name in RULES.keys() & values.keys():
+        RULES[name].check(name, values[name])
+    n_factors, n_spatial = values.get("n_factors"), values.get("n_spatial")
+    if n_factors is not None and n_spatial is not None and n_spatial > n_factors:
+        found = f"n_spatial={n_spatial} with n_factors={n_factors}"
+        raise ValueError(problem("`n_spatial` of at most `n_factors`", found, "Lower n_spatial or raise n_factors"))
+
+
+def combination(
+    *, model: str, likelihoods: Mapping[str, str], objective: str, field: str, n_spatial: int, n_dims: int
+) -> None:
+    """Check that model, likelihoods, objective, field and number of coordinates go together."""
+    counted = [f"{name}: {kind}" for name, kind in likelihoods.items() if kind != "gaussian"]
+    if model in _SIGNED_MODELS and counted:
+        rule = f"gaussian likelihoods for model={model!r}, whose factors may be negative"
+        remedy = "Pass likelihoods='gaussian' with normalised data in `layers`, or a nonnegative model such as 'gpnsf'"
+        raise ValueError(problem(rule, "; ".join(counted), remedy))
+    if objective == "closed_form" and "bernoulli_clipped" in likelihoods.values():
+        rule = "objective='monte_carlo' for the likelihood 'bernoulli_clipped', which has no closed-form bound"
+        raise ValueError(problem(rule, f"objective={objective!r}", "Pass objective='monte_carlo' or use 'bernoulli'"))
+    if n_dims == 3 and field == "hilbert" and n_spatial:
+        rule = "1 or 2 coordinates for field='hilbert'"
+        raise ValueError(problem(rule, "3 coordinates", "Pass field='inducing' for data in three dimensions"))
+
+
+def sizes(n_factors: int, *, n_obs: int, n_features: int) -> None:
+    """Check that the data are at least as large as the number of factors."""
+    limit = min(n_obs, n_features)
+    if n_factors > limit:
+        found = f"n_factors={n_factors} for {n_obs} observations and {n_features} features"
+        raise ValueError(
+            problem(
+                f"`n_factors` of at most {limit}, no larger than the data", found, f"Pass n_factors={limit} or fewer"
+            )
+        )
+
+
+def key_added(key: str, modalities: Iterable[str]) -> None:
+    """Check that a key can be written to files and that none of its slots shadows the mask of a modality."""
+    example = "Pass for example key_added='gpnsf'"
+    if not key or "/" in key:
+        raise ValueError(problem("`key_added` not empty and without '/'", repr(key), example))
+    clash = sorted({key, *Keys(key).slots["obsm"]} & set(modalities))
+    if clash:
+        rule = "`key_added` other than the names of the modalities, which MuData reserves"
+        raise ValueError(problem(rule, f"{key!r}, which takes the name {clash[0]!r}", example))
+
+
+def choices(found: Iterable[str], known: Iterable[str], *, what: str, where: str, remedy: str = "") -> None:
+    """Check that all names exist."""
+    options = [str(name) for name in known]
+    unknown = [name for name in found if name not in options]
+    if unknown:
+        listed = ", ".join(map(repr, options[:20])) or "none"
+        remedy = remedy or ("Use one of these names" if options else f"Add {unknown[0]!r} first")
+        raise KeyError(problem(f"{what} to exist in {where} (there: {listed})", repr(unknown[0]), remedy))
+
+
+def per_modality(
+    value: Any, argument: str, *, names: Sequence[str], known: Iterable[str], numeric: bool = False
+) -> dict[str, Any]:
+    """Values of an argument by modality: a mapping names the modalities, a string stands for all of ``names``."""
+    if value is None:
+        return {}
+    if isinstance(value, str) and not numeric:
+        return dict.fromkeys(names, value)
+    kind, example = (Real, "2.0") if numeric else (str, "'...'")
+    wanted = f"`{argument}` to be a dict from modality to {'number' if numeric else 'string, or one string for all'}"
+    remedy = f"Pass for example {argument}={{{names[0]!r}: {example}}}"
+    if not isinstance(value, Mapping):
+        raise TypeError(problem(wanted, f"{value!r} of type {type(value).__name__}", remedy))
+    choices(value, known, what=f"modalities named in `{argument}`", where="the data")
+    wrong = {name: item for name, item in value.items() if not isinstance(item, kind) or isinstance(item, bool)}
+    if wrong:
+        raise TypeError(problem(wanted, repr(wrong), remedy))
+    return {name: value[name] for name in names if name in value}
+
+
+def counts(matrix: sp.csr_matrix, likelihood: str, *, modality: str, features: Sequence[str]) -> None:
+    """Check the nonzeros [N, P] of a modality against its likelihood."""
+    layer = f"layers={{{modality!r}: 'counts'}}"
+    if 0 in matrix.shape:
+        remedy = "Pass data with cells and features, or a `use_var` that is true somewhere"
+        raise ValueError(problem(f"modality {modality!r} not to be empty", f"shape {matrix.shape}", remedy))
+    finite = f"Set missing values to 0, leave these features out with `use_var`, or pass {layer} to read another layer"
+    _refuse(matrix, lambda x: ~np.isfinite(x), "finite values", "NaN or infinite", finite, modality, features)
+    if likelihood != "gaussian":
+        raw = f"Pass {layer} if a layer holds raw counts, or likelihoods={{{modality!r}: 'gaussian'}} for other data"
+        rule = f"nonnegative counts for likelihood {likelihood!r}"
+        _refuse(matrix, lambda x: x < 0, rule, "negative", raw, modality, features)
+    if likelihood in _WHOLE_LIKELIHOODS:
+        rule = f"whole counts for likelihood {likelihood!r}"
+        _refuse(matrix, lambda x: x != np.floor(x), rule, "fractional", raw, modality, features)
+    if not matrix.count_nonzero():
+        rule = f"at least one nonzero value in modality {modality!r}"
+        remedy = f"Pass {layer} if a layer holds the counts, or leave the modality out with `modalities`"
+        raise ValueError(problem(rule, f"only zeros in {matrix.shape[0]} x {matrix.shape[1]} values", remedy))
+
+
+def _refuse(
+    matrix: sp.csr_matrix,
+    bad: Callable[[np.ndarray], np.ndarray],
+    rule: str,
+    word: str,
+    remedy: str,
+    modality: str,
+    features: Sequence[str],
+) -> None:
+    where = np.flatnonzero(bad(matrix.data))
+    if where.size:
+        first = features[matrix.indices[where[0]]]
+        found = f"{where.size} {word} value(s), the first in feature {str(first)!r}"
+        raise ValueError(problem(f"{rule} in modality {modality!r}", found, remedy))
+
+
+def coordinates(values: Any, *, where: str, obs_names: Sequence[str]) -> np.ndarray:
+    """Coordinates [N, D] in float64 from an array or a DataFrame with one to three finite numeric columns."""
+    rule = f"{where} to be a numeric array or DataFrame with 1 to 3 columns"
+    remedy = "Store coordinates there as an [n_obs, 2] array, or name another slot with `spatial_key`"
+    if isinstance(values, pd.DataFrame):
+        numeric = len(values.columns) == len(values.select_dtypes("number").columns)
+        array = values.to_numpy(dtype=np.float64, na_value=np.nan) if numeric else values.to_numpy(dtype=object)
+    else:
+        array = np.asarray(values)
+    if array.dtype.kind not in "iuf":
+        raise TypeError(problem(rule, f"{type(values).__name__} of dtype {array.dtype}", remedy))
+    array = array.astype(np.float64).reshape(len(array), -1) if array.ndim < 3 else array
+    if array.ndim != 2 or not 1 <= array.shape[1] <= 3:
+        raise ValueError(problem(rule, f"shape {array.shape}", remedy))
+    lost = np.flatnonzero(~np.isfinite(array).all(axis=1))
+    if lost.size:
+        found = f"NaN or infinite coordinates in {lost.size} row(s), the first {str(obs_names[lost[0]])!r}"
+        raise ValueError(problem(f"finite coordinates in {where}", found, "Remove these observations or repair them"))
+    return array
+
+
+def flags(column: pd.Series, *, name: str, remedy: str) -> np.ndarray:
+    """A boolean column without missing values as bool array."""
+    _complete(column, name)
+    if pd.api.types.infer_dtype(column) != "boolean":
+        raise TypeError(problem(f"column {name!r} to be boolean", f"dtype {column.dtype}", remedy))
+    return column.to_numpy(dtype=bool)
+
+
+def labels(column: pd.Series, *, name: str) -> np.ndarray:
+    """A categorical, string or integer column without missing values as array of strings."""
+    _complete(column, name)
+    if pd.api.types.is_float_dtype(column):
+        rule = f"column {name!r} to hold categories, strings or integers"
+        raise TypeError(problem(rule, f"dtype {column.dtype}", "Convert it with .astype(str)"))
+    return column.astype(str).to_numpy(dtype=object)
+
+
+def positive(values: Any, *, what: str) -> np.ndarray:
+    """Positive finite numbers as float64."""
+    series = pd.Series(values)
+    remedy = "Replace these values, or remove the argument that names them"
+    if not pd.api.types.is_numeric_dtype(series) or pd.api.types.is_bool_dtype(series):
+        raise TypeError(problem(f"{what} to be numeric", f"dtype {series.dtype}", remedy))
+    array = series.to_numpy(dtype=np.float64, na_value=np.nan)
+    bad = ~(np.isfinite(array) & (array > 0))
+    if bad.any():
+        found = f"{bad.sum()} of {bad.size} value(s) that are not, the first {array[bad][0]:g}"
+        raise ValueError(problem(f"{what} to be positive and finite", found, remedy))
+    return array
+
+
+def _complete(column: pd.Series, name: str) -> None:
+    missing = int(column.isna().sum())
+    if missing:
+        found = f"{missing} of {len(column)} missing"
+        raise ValueError(problem(f"column {name!r} without missing values", found, "Fill them in with .fillna"))

@@ -1,0 +1,279 @@
+"""A fitted object, resolved once: the slots of ``tl.fit`` as named arrays, checked against the object that carries them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from mudata import MuData
+
+from gpnsf.checks import choices, coordinates, problem
+from gpnsf.keys import SPATIAL, Keys
+
+__all__ = ["RANKINGS", "Fit", "find", "ranked"]
+
+RANKINGS = ("lift", "loading", "share")
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What ``tl.fit`` left in an AnnData or MuData: N observations, K factors, P features in each modality."""
+
+    data: AnnData | MuData
+    keys: Keys
+    names: np.ndarray  # [K] str
+    is_spatial: np.ndarray  # [K] bool
+    lengthscale: np.ndarray  # [K] in the units of the coordinates, nan for nonspatial factors
+    mean: np.ndarray  # [N, K]
+    smooth: np.ndarray  # [N, K]
+    std: np.ndarray  # [N, K]
+    modalities: dict[str, AnnData]
+    rows: dict[str, np.ndarray]  # modality -> [n] row of the object for each cell of the modality, in its own order
+    likelihoods: dict[str, str]
+    loadings: dict[str, np.ndarray]  # modality -> [P, K]
+
+    @property
+    def uns(self) -> Mapping[str, Any]:
+        """Everything about the fit that is not an array over observations or features."""
+        return self.data.uns[self.keys.uns]
+
+    @property
+    def params(self) -> Mapping[str, Any]:
+        """Arguments of ``tl.fit``."""
+        return self.uns["params"]
+
+    @property
+    def signed(self) -> bool:
+        """Whether factors or loadings take negative values (models ``fa`` and ``rsf``)."""
+        return bool(self.mean.min() < 0 or any((W < 0).any() for W in self.loadings.values()))
+
+    @property
+    def shares(self) -> np.ndarray:
+        """Share [K] of each factor in the expected signal of all modalities, background left out."""
+        mass = np.sum([np.abs(W).sum(axis=0, dtype=np.float64) for W in self.loadings.values()], axis=0)
+        mass = mass * np.abs(self.mean).mean(axis=0, dtype=np.float64)
+        return mass / max(mass.sum(), np.finfo(float).tiny)
+
+    @property
+    def has_coords(self) -> bool:
+        """Whether there are coordinates; models without a field do without."""
+        key = self.params.get("spatial_key") or SPATIAL
+        return any(key in holder.obsm for holder in [self.data, *self.modalities.values()])
+
+    @property
+    def coords(self) -> np.ndarray:
+        """Coordinates [N, D] in the units of the data, gathered from the modalities where the object has none."""
+        return _coordinates(self.data, self.modalities, self.rows, self.params.get("spatial_key") or SPATIAL)
+
+    @property
+    def library(self) -> pd.Categorical | None:
+        """Slice [N] of each observation, or None if the fit knew no slices."""
+        column = self.params.get("library_key")
+        return None if column is None else pd.Categorical(self.obs(column).astype(str))
+
+    def obs(self, column: str) -> np.ndarray:
+        """Column [N] of the observations, gathered from the modalities where the object itself has none."""
+        if column in self.data.obs:
+            return self.data.obs[column].to_numpy()
+        holders = {name: mod for name, mod in self.modalities.items() if column in mod.obs}
+        if not holders:
+            rule = f"the obs column {column!r} that fit {self.keys.key!r} used"
+            found = f"no such column in the object or its modalities {list(self.modalities)}"
+            raise KeyError(problem(rule, found, "Restore it or run `gpnsf.tl.fit` again"))
+        values = np.empty(self.data.n_obs, dtype=object)
+        for name in reversed(holders):
+            values[self.rows[name]] = holders[name].obs[column].to_numpy()
+        return values
+
+    def var(self, modality: str, column: str) -> np.ndarray:
+        """Column [P] of the features of one modality."""
+        mod = self.modalities[modality]
+        if column not in mod.var:
+            rule = f"the var column {column!r} in modality {modality!r}"
+            raise KeyError(problem(rule, f"{mod.n_vars} features without it", "Run `gpnsf.tl.fit` again"))
+        return mod.var[column].to_numpy()
+
+    def factor_indices(self, factors: str | Sequence[str] | None) -> np.ndarray:
+        """Positions of the named factors, in the order asked for; all of them for None."""
+        if factors is None:
+            return np.arange(self.names.size)
+        wanted = _listed(factors, "factors")
+        choices(wanted, self.names, what="factors", where=f"fit {self.keys.key!r}")
+        return np.array([int(np.flatnonzero(self.names == name)[0]) for name in wanted])
+
+    def modality_names(self, modality: str | Sequence[str] | None) -> list[str]:
+        """The modalities asked for; all of them for None."""
+        if modality is None:
+            return list(self.modalities)
+        wanted = _listed(modality, "modality")
+        choices(wanted, self.modalities, what="modalities", where=f"fit {self.keys.key!r}")
+        return wanted
+
+
+def find(data: AnnData | MuData, key: str = "gpnsf") -> Fit:
+    """Resolve the fit that ``tl.fit(data, key_added=key)`` left in the object.
+
+    Raises
+    ------
+    TypeError
+        If ``data`` is neither AnnData nor MuData.
+    KeyError
+        If the fit, or one of its slots, is absent.
+    ValueError
+        If the slots no longer agree with one another or with the object.
+    """
+    if not isinstance(data, AnnData | MuData):
+        raise TypeError(
+            problem("AnnData or MuData", type(data).__name__, "Pass the object that `gpnsf.tl.fit` annotated")
+        )
+    keys = Keys(key)
+    record = _record(data, keys)
+    names = np.array([str(name) for name in record["factor_names"]], dtype=object)
+    modalities = _modalities(data, record, keys)
+    fit = Fit(
+        data=data,
+        keys=keys,
+        names=names,
+        is_spatial=np.asarray(record["is_spatial"], dtype=bool).ravel(),
+        lengthscale=np.asarray(record["kernel"]["lengthscale"], dtype=float).ravel(),
+        mean=_slot(data.obsm, keys.factors, "obsm"),
+        smooth=_slot(data.obsm, keys.smooth, "obsm"),
+        std=_slot(data.obsm, keys.std, "obsm"),
+        modalities=modalities,
+        rows={name: _rows(data, name, mod) for name, mod in modalities.items()},
+        likelihoods={name: str(record["likelihoods"][name]) for name in modalities},
+        loadings={name: _slot(mod.varm, keys.loadings, f"varm of {name!r}") for name, mod in modalities.items()},
+    )
+    _check_shapes(fit)
+    return fit
+
+
+def ranked(fit: Fit, modality: str, factor: int, *, n_features: int, method: str) -> pd.DataFrame:
+    """Best features of one factor in one modality, as :func:`gpnsf.tl.rank_features` explains it."""
+    if method not in RANKINGS:
+        raise ValueError(problem(f"`method` to be one of {RANKINGS}", repr(method), "Pass one of these"))
+    if n_features < 1:
+        raise ValueError(problem("`n_features` of at least 1", str(n_features), "Pass a positive integer"))
+    weights = np.abs(fit.loadings[modality]).astype(np.float64)  # [P, K]
+    weight, total = weights[:, factor], weights.sum(axis=1)
+    share = np.divide(weight, total, out=np.zeros_like(total), where=total > 0)
+    expected = weight.sum() / total.sum() if weight.any() else 1.0
+    lift = share / expected
+    score = {"lift": weight * np.log(np.maximum(lift, 1e-30)), "loading": weight, "share": share}[method]
+    allowed = np.flatnonzero((weight > 0) & (score >= 0))
+    best = allowed[np.lexsort((-weight[allowed], -score[allowed]))][:n_features]
+    return pd.DataFrame(
+        {
+            "factor": fit.names[factor],
+            "modality": modality,
+            "feature": fit.modalities[modality].var_names.to_numpy()[best],
+            "rank": np.arange(1, best.size + 1),
+            "score": score[best],
+            "loading": fit.loadings[modality][best, factor],
+            "share": share[best],
+            "lift": lift[best],
+            "importance": fit.var(modality, fit.keys.importance)[best],
+        }
+    )
+
+
+def _record(data: AnnData | MuData, keys: Keys) -> Mapping[str, Any]:
+    """``uns`` entry of the fit."""
+    record = data.uns.get(keys.uns)
+    if isinstance(record, Mapping) and "factor_names" in record:
+        return record
+    fits = [name for name, value in data.uns.items() if isinstance(value, Mapping) and "factor_names" in value]
+    remedy = f"Run `gpnsf.tl.fit(data, key_added={keys.key!r})` first"
+    if fits:
+        remedy = f"Pass `key=` one of {fits}"
+    elif keys.factors in data.obsm:
+        remedy = "This looks like one modality of a fitted MuData: pass the MuData itself"
+    raise KeyError(problem(f"a fit in uns[{keys.uns!r}]", f"{type(data).__name__} with fits {fits}", remedy))
+
+
+def _modalities(data: AnnData | MuData, record: Mapping[str, Any], keys: Keys) -> dict[str, AnnData]:
+    """The fitted modalities by name; an AnnData is its own only one."""
+    names = [str(name) for name in np.atleast_1d(record["modalities"])]
+    if isinstance(data, AnnData):
+        return {names[0]: data}
+    missing = [name for name in names if name not in data.mod]
+    if missing:
+        found = f"an object without {missing}"
+        raise KeyError(problem(f"the fitted modalities {names}", found, "Restore them or run `gpnsf.tl.fit` again"))
+    return {name: data.mod[name] for name in names}
+
+
+def _slot(mapping: Mapping[str, Any], name: str, where: str) -> np.ndarray:
+    """One two-dimensional array of the fit."""
+    if name not in mapping:
+        raise KeyError(problem(f"{name!r} in {where}", f"only {list(mapping)}", "Run `gpnsf.tl.fit` again"))
+    return np.asarray(mapping[name])
+
+
+def _rows(data: AnnData | MuData, name: str, mod: AnnData) -> np.ndarray:
+    """Row of the object [n] for each cell of a modality, in the order of the modality."""
+    if isinstance(data, AnnData):
+        return np.arange(data.n_obs)
+    # obsmap counts from 1 with 0 for "absent", and is (n, 1) in some versions of mudata
+    local = np.asarray(data.obsmap[name]).astype(np.int64).ravel()
+    present = np.flatnonzero(local)
+    rows = np.empty(mod.n_obs, dtype=np.int64)
+    rows[local[present] - 1] = present
+    return rows
+
+
+def _check_shapes(fit: Fit) -> None:
+    """All slots have K columns, as many as there are factor names."""
+    n_obs, n_factors = fit.data.n_obs, fit.names.size
+    found = {
+        f"obsm[{fit.keys.factors!r}]": (fit.mean.shape, (n_obs, n_factors)),
+        f"obsm[{fit.keys.smooth!r}]": (fit.smooth.shape, (n_obs, n_factors)),
+        f"obsm[{fit.keys.std!r}]": (fit.std.shape, (n_obs, n_factors)),
+        f"uns[{fit.keys.uns!r}]['is_spatial']": (fit.is_spatial.shape, (n_factors,)),
+        f"uns[{fit.keys.uns!r}]['kernel']['lengthscale']": (fit.lengthscale.shape, (n_factors,)),
+    }
+    for name, W in fit.loadings.items():
+        found[f"{name}.varm[{fit.keys.loadings!r}]"] = (W.shape, (fit.modalities[name].n_vars, n_factors))
+    for slot, (shape, expected) in found.items():
+        if shape != expected:
+            remedy = "Subset every slot of the fit alike, or run `gpnsf.tl.fit` again"
+            raise ValueError(problem(f"{slot} of shape {expected}, by {n_factors} factor names", str(shape), remedy))
+
+
+def _coordinates(
+    data: AnnData | MuData, modalities: Mapping[str, AnnData], rows: Mapping[str, np.ndarray], key: str
+) -> np.ndarray:
+    """Coordinates [N, D] of the object, else of its modalities, the first one leading where they overlap."""
+    holders = [name for name, mod in modalities.items() if key in mod.obsm]
+    if key in data.obsm:
+        return coordinates(data.obsm[key], where=f"obsm[{key!r}]", obs_names=data.obs_names)
+    if not holders:
+        found = f"none in the object or its modalities {list(modalities)}"
+        raise KeyError(problem(f"coordinates in obsm[{key!r}]", found, "Restore them or run `gpnsf.tl.fit` again"))
+    parts = {name: _modality_coordinates(name, modalities[name], key) for name in holders}
+    coords = np.full((data.n_obs, parts[holders[0]].shape[1]), np.nan)
+    for name in reversed(holders):
+        coords[rows[name]] = parts[name]
+    lacking = int(np.isnan(coords).any(axis=1).sum())
+    if lacking:
+        rule = f"coordinates obsm[{key!r}] of every observation"
+        found = f"none for {lacking} of {len(coords)}"
+        raise ValueError(problem(rule, found, f"Write obsm[{key!r}] on the object itself"))
+    return coords
+
+
+def _modality_coordinates(name: str, mod: AnnData, key: str) -> np.ndarray:
+    """Coordinates [n, D] of one modality."""
+    return coordinates(mod.obsm[key], where=f"obsm[{key!r}] of modality {name!r}", obs_names=mod.obs_names)
+
+
+def _listed(names: str | Sequence[str], argument: str) -> list[str]:
+    """One name or several as a list."""
+    listed = [names] if isinstance(names, str) else [str(name) for name in names]
+    if not listed:
+        raise ValueError(problem(f"`{argument}` to name at least one", "none", "Pass names, or None for all"))
+    return listed

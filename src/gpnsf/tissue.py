@@ -1,0 +1,200 @@
+"""MuData or AnnData opened for reading: its modalities, the rows of their cells, and what is stored about rows."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from anndata import AnnData
+from mudata import MuData
+
+from gpnsf import checks
+from gpnsf.keys import SPATIAL
+
+__all__ = ["Tissue", "gather", "holders", "open_tissue", "read_coords", "read_labels"]
+
+DEFAULT_MODALITIES = ("rna", "atac")
+
+_logger = logging.getLogger("gpnsf")
+
+
+@dataclass(frozen=True)
+class Tissue:
+    """An object opened for reading."""
+
+    data: AnnData | MuData
+    mods: dict[str, AnnData]  # all modalities; an AnnData is its own only one
+    rows: dict[str, np.ndarray]  # for each of them, [n] row of the object of each cell
+    names: tuple[str, ...]  # the modalities to be read
+
+
+def open_tissue(
+    data: AnnData | MuData,
+    *,
+    modalities: Sequence[str] | None = None,
+    likelihoods: str | Mapping[str, str] | None = None,
+) -> Tissue:
+    """Check the object itself and find its modalities.
+
+    An AnnData is named after ``modalities`` or the only entry of ``likelihoods``, else "rna". Of a MuData, "rna" and
+    "atac" are read if it has any of them, else everything.
+    """
+    if not isinstance(data, AnnData | MuData):
+        remedy = "Pass the object itself; read a file first, for example by mudata.read_h5mu"
+        raise TypeError(checks.problem("`data` to be AnnData or MuData", type(data).__name__, remedy))
+    if data.is_view:
+        found = f"a view of {data.n_obs} observations"
+        remedy = "Pass data.copy(): results written to a view never reach its parent"
+        raise ValueError(checks.problem(f"{type(data).__name__} that owns its data", found, remedy))
+    wanted = _wanted(modalities)
+    mods = dict(data.mod) if isinstance(data, MuData) else {_name(likelihoods, wanted): data}
+    _check_object(data)
+    for name, mod in mods.items():
+        _check_modality(name, mod)
+    checks.choices(wanted or (), mods, what="modalities", where="the data")
+    names = wanted or [name for name in DEFAULT_MODALITIES if name in mods] or list(mods)
+    return Tissue(data, mods, {name: _rows(data, name, mod) for name, mod in mods.items()}, tuple(names))
+
+
+def read_labels(tissue: Tissue, key: str | None) -> np.ndarray:
+    """Name [N] of the slice of each row, from an obs column; "" without one."""
+    if key is None:
+        return np.full(tissue.data.n_obs, "", dtype=object)
+    return gather(tissue, "obs", key, lambda column, *_: checks.labels(column, name=key), argument="library_key")
+
+
+def read_coords(tissue: Tissue, key: str = SPATIAL) -> np.ndarray:
+    """Coordinates [N, D] in the data's own units, float64."""
+
+    def check(values: Any, where: str, holder: AnnData | MuData) -> np.ndarray:
+        return checks.coordinates(values, where=where, obs_names=holder.obs_names)
+
+    return gather(tissue, "obsm", key, check, argument="spatial_key")
+
+
+def holders(tissue: Tissue, slot: str, key: str) -> dict[str, tuple[AnnData | MuData, np.ndarray]]:
+    """What has the key, with its rows: the object alone, else modalities, those to be read first."""
+    if key in getattr(tissue.data, slot):
+        return {"the data": (tissue.data, np.arange(tissue.data.n_obs))}
+    order = dict.fromkeys([*tissue.names, *tissue.mods])
+    return {
+        f"modality {name!r}": (tissue.mods[name], tissue.rows[name])
+        for name in order
+        if key in getattr(tissue.mods[name], slot)
+    }
+
+
+def gather(
+    tissue: Tissue, slot: str, key: str, check: Callable[[Any, str, AnnData | MuData], np.ndarray], *, argument: str
+) -> np.ndarray:
+    """Values [N] or [N, D] under a key of the object, else of its modalities, which agree where they overlap.
+
+    ``check`` takes what is stored, where, and its holder, and returns an array; ``argument`` is how the user named the key.
+    """
+    found = holders(tissue, slot, key)
+    if not found:
+        everything = (tissue.data, *tissue.mods.values())
+        known = dict.fromkeys(str(name) for holder in everything for name in getattr(holder, slot))
+        remedy = f"Add it, or name another with `{argument}`"
+        checks.choices([key], known, what=f"`{argument}`", where=slot, remedy=remedy)
+    parts = [
+        (where, rows, check(getattr(holder, slot)[key], f"{slot}[{key!r}] of {where}", holder))
+        for where, (holder, rows) in found.items()
+    ]
+    values = np.zeros((tissue.data.n_obs, *parts[0][2].shape[1:]), parts[0][2].dtype)
+    covered = np.zeros(len(values), dtype=bool)
+    for where, rows, part in parts:
+        again = covered[rows]
+        _agree(values[rows[again]], part[again], f"{slot}[{key!r}]", where)
+        values[rows[~again]] = part[~again]
+        covered[rows] = True
+    if not covered.all():
+        lost = tissue.data.obs_names[~covered]
+        none = f"none for {len(lost)} observation(s), the first {str(lost[0])!r}"
+        remedy = f"Write {slot}[{key!r}] on the MuData itself, for all observations"
+        raise ValueError(checks.problem(f"{slot}[{key!r}] for every observation", none, remedy))
+    _logger.info("%s[%r] is read from %s", slot, key, ", ".join(found))
+    return values
+
+
+def _wanted(modalities: Any) -> list[str] | None:
+    if modalities is None:
+        return None
+    names = [modalities] if isinstance(modalities, str) else modalities
+    rule, remedy = "`modalities` to be names of modalities", "Pass for example modalities=['rna', 'atac']"
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise TypeError(checks.problem(rule, f"{modalities!r} of type {type(modalities).__name__}", remedy))
+    if not names or len(set(names)) < len(names):
+        raise ValueError(checks.problem(f"{rule}, at least one and each once", repr(modalities), remedy))
+    return list(names)
+
+
+def _name(likelihoods: Any, wanted: list[str] | None) -> str:
+    named = wanted or (list(likelihoods) if isinstance(likelihoods, Mapping) else []) or ["rna"]
+    if len(named) > 1:
+        remedy = "Name one modality, or pass a MuData that holds all of them"
+        raise ValueError(checks.problem("one modality for AnnData", f"{len(named)}: {named}", remedy))
+    return named[0]
+
+
+def _check_object(data: AnnData | MuData) -> None:
+    if isinstance(data, MuData) and (not data.mod or data.axis == 1):
+        found = "MuData with axis=1" if data.mod else "MuData without modalities"
+        remedy = "Build it by MuData({'rna': ..., 'atac': ...}), whose modalities share their observations"
+        raise ValueError(checks.problem("modalities that share the axis of observations", found, remedy))
+    if not data.n_obs:
+        remedy = "Check the filter that was applied last"
+        raise ValueError(checks.problem("data with observations", f"shape {data.shape}", remedy))
+
+
+def _check_modality(name: str, mod: Any) -> None:
+    if not isinstance(mod, AnnData):
+        found, remedy = f"{type(mod).__name__} in {name!r}", "Take the nested modalities out"
+        raise TypeError(checks.problem("every modality to be AnnData", found, remedy))
+    if "/" in name or not name:
+        remedy = "Rename the modality: such names cannot be written to files"
+        raise ValueError(checks.problem("names of modalities without '/' and not empty", repr(name), remedy))
+    if not mod.obs_names.is_unique:
+        found = f"{int(mod.obs_names.duplicated().sum())} duplicate name(s) in modality {name!r}"
+        remedy = "Call .obs_names_make_unique() on it, before a MuData is built from it"
+        raise ValueError(checks.problem("unique obs_names", found, remedy))
+
+
+def _rows(data: AnnData | MuData, name: str, mod: AnnData) -> np.ndarray:
+    """Row of the object of each cell of a modality."""
+    if isinstance(data, AnnData):
+        return np.arange(data.n_obs)
+    # obsmap counts from 1 with 0 for an absent cell, and has shape (n, 1) in some versions of mudata
+    position = np.asarray(data.obsmap[name]).ravel().astype(np.int64) if name in data.obsmap else np.zeros(0, np.int64)
+    present = np.flatnonzero(position)
+    fresh = len(position) == data.n_obs and np.array_equal(np.sort(position[present]), np.arange(1, mod.n_obs + 1))
+    if not fresh or not (mod.obs_names[position[present] - 1] == data.obs_names[present]).all():
+        found = f"{mod.n_obs} observations in modality {name!r} that the {data.n_obs} of the MuData no longer describe"
+        remedy = "Call data.update() after changing a modality"
+        raise ValueError(checks.problem("a MuData that is up to date", found, remedy))
+    rows = np.empty(mod.n_obs, dtype=np.int64)
+    rows[position[present] - 1] = present
+    return rows
+
+
+def _agree(first: np.ndarray, second: np.ndarray, what: str, where: str) -> None:
+    """Check that a second source says the same [n, ...] as what has been gathered."""
+    rule, remedy = f"modalities that agree on {what}", "Write it on the MuData itself, which then counts alone"
+    if first.shape != second.shape:
+        found = f"{second.shape[1]} column(s) in {where} and {first.shape[1]} before"
+        raise ValueError(checks.problem(rule, found, remedy))
+    if not len(first):
+        return
+    size = ""
+    if first.dtype.kind == "f":
+        gap = np.abs(first - second).max(axis=1)
+        differ = gap > 1e-5 * np.ptp(first, axis=0).max()  # float32 and float64 copies of one slide do agree
+        size = f", by up to {gap.max():g}"
+    else:
+        differ = first != second
+    if differ.any():
+        found = f"{int(differ.sum())} of {len(differ)} shared observation(s) that differ in {where}{size}"
+        raise ValueError(checks.problem(rule, found, remedy))

@@ -1,0 +1,306 @@
+"""Fit a factor model to spatial multi-omic counts."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from anndata import AnnData
+from mudata import MuData
+
+from gpnsf import bridge, checks, writeback
+from gpnsf.core import model as models
+from gpnsf.core import posterior, training
+from gpnsf.core import refine as local_stage
+from gpnsf.core.types import Dataset, History
+from gpnsf.keys import SPATIAL, Keys
+from gpnsf.settings import settings
+
+__all__ = ["fit"]
+
+_logger = logging.getLogger("gpnsf")
+_VERSIONS = ("gpnsf", "torch", "pyro-ppl", "numpy", "scipy", "anndata", "mudata")
+
+
+def fit(
+    data: MuData | AnnData,
+    model: str = "gpnsf",
+    *,
+    n_factors: int = 12,
+    n_spatial: int | None = None,
+    modalities: Sequence[str] | None = None,
+    likelihoods: Mapping[str, str] | str | None = None,
+    layers: Mapping[str, str] | str | None = None,
+    use_var: Mapping[str, str] | str | None = None,
+    spatial_key: str = SPATIAL,
+    library_key: str | None = None,
+    size_factors: str | None = "total",
+    modality_weights: Mapping[str, float] | None = None,
+    kernel: str = "matern32",
+    field: str = "hilbert",
+    n_inducing: int | None = None,
+    lengthscale: float | None = None,
+    kl_weight: float = 1.0,
+    objective: str = "closed_form",
+    n_samples: int = 3,
+    init: str = "auto",
+    split: str = "assumed",
+    refine: bool = True,
+    holdout_key: str | None = None,
+    max_steps: int = 600,
+    learning_rate: float = 0.2,
+    tol: float = 2e-4,
+    block_size: int | None = None,
+    device: str = "auto",
+    seed: int = 0,
+    key_added: str = "gpnsf",
+    progress: bool | None = None,
+    copy: bool = False,
+) -> MuData | AnnData | None:
+    r"""Fit nonnegative spatial and nonspatial factors that all modalities share.
+
+    The rate of feature :math:`j` in spot :math:`i` is :math:`\nu_i (\sum_k H_{ik} W_{jk} + b_j)` with size factor
+    :math:`\nu_i`, factors :math:`H = \exp(h)`, nonnegative loadings :math:`W` and a constant background :math:`b`. The
+    first T log factors are Gaussian processes over the coordinates, the others independent normals. Approximate posteriors
+    come from a closed-form evidence lower bound, then from a local stage that adds what each spot knows beyond the field.
+
+    Parameters
+    ----------
+    data
+        Object with raw counts and coordinates in ``obsm[spatial_key]`` (of the MuData, else of a modality). Cells that lack
+        a modality contribute what they have. An AnnData is one modality, named after its only likelihood entry.
+    model
+        "gpnsf" (hybrid, with background), "nsfh" (hybrid), "nsf" (all factors spatial), "pnmf" (none), or the signed
+        Gaussian models "rsf" (spatial) and "fa" (not) for normalised data.
+    n_factors
+        Number of factors K, at most the number of observations and of features.
+    n_spatial
+        Number of spatial factors T. Default: half of them for "gpnsf" and "nsfh"; the other models allow no choice.
+    modalities
+        Names of the modalities to use. Default: "rna" and "atac" where they exist, else all.
+    likelihoods
+        By modality, or one for all: "nb", "poisson", "bernoulli" (open or closed, ``P(x > 0) = 1 - exp(-rate)``),
+        "gaussian", or "bernoulli_clipped" (probability ``min(rate, 1)``, with ``objective="monte_carlo"`` only).
+        Default: "nb" for rna and unknown names, "bernoulli" for atac, "gaussian" for "fa" and "rsf".
+    layers
+        Layer that holds the counts, by modality or for all. Default: ``X``.
+    use_var
+        Boolean ``var`` column that selects features, by modality or for all. Default: every feature is used.
+    spatial_key
+        Name of the coordinates [N, 1 to 3] in ``obsm``, in any unit; three dimensions need ``field="inducing"``.
+    library_key
+        ``obs`` column of slices: they share the loadings, and each has fields of its own.
+    size_factors
+        "total" (row totals with mean 1 per modality), None (all 1: where totals carry signal), or an ``obs`` column.
+    modality_weights
+        Weight of each modality in the objective. Default 1, which makes it a bound on the evidence.
+    kernel
+        "matern12", "matern32", "matern52" or "rbf".
+    field
+        "hilbert" (a basis on a grid: fast) or "inducing" (inducing points: the approximation of the papers).
+    n_inducing
+        Number of inducing points, k-means centres of the coordinates. Default 300; at most the distinct coordinates.
+    lengthscale
+        Length scale in the unit of the coordinates, held fixed. Default: learnt for each spatial factor.
+    kl_weight
+        Weight eta of the Kullback-Leibler terms.
+    objective
+        "closed_form" or "monte_carlo" (mean over ``n_samples`` draws of each row of h).
+    n_samples
+        Draws of the Monte Carlo objective per step.
+    init
+        "auto" (several starts, the best bound after 25 steps is kept), "smooth", "spot" or "random".
+    split
+        "assumed": the first T factors are spatial because they were asked to be.
+    refine
+        Whether to run the local stage. Without it factors are as smooth as their field.
+    holdout_key
+        Boolean ``obs`` column; rows where it is true train nothing and get the field's prediction.
+    max_steps
+        Cap on the optimisation steps.
+    learning_rate
+        Rate of Adam.
+    tol
+        The fit has converged when the bound gains less than this per nonzero count in ten steps.
+    block_size
+        Rows per block; the gradient over blocks is the full-batch gradient. Default: all rows in one block.
+    device
+        "auto", "cpu", "cuda" or "cuda:1".
+    seed
+        Seed of everything random; the same seed gives the same bits on the same machine.
+    key_added
+        Prefix of all slots written.
+    progress
+        Whether to show a progress bar. Default: ``gpnsf.settings.progress``.
+    copy
+        Whether to return an annotated copy and leave ``data`` as it is.
+
+    Returns
+    -------
+    None, or the annotated copy.
+
+    Raises
+    ------
+    KeyError
+        A named slot, column, layer or modality does not exist.
+    TypeError
+        An argument or array has the wrong type.
+    ValueError
+        An argument or array has values that the model cannot use. ``data`` is untouched after any error.
+
+    Notes
+    -----
+    Writes, with K factors in order of their expected signal, spatial ones first:
+
+    * ``obsm["X_gpnsf"]``, ``["X_gpnsf_smooth"]``, ``["X_gpnsf_std"]`` [N, K]: posterior means (each factor with mean 1), means
+      of the field alone, and posterior standard deviations; on the object and on its modalities
+    * ``varm["gpnsf_loadings"]`` [P, K] and ``var["gpnsf_background"]`` [P] of each modality
+    * ``obs["gpnsf_spatial_importance"]`` and each modality's ``var["gpnsf_spatial_importance"]`` (and ``_std``), in [0, 1]
+    * ``var["gpnsf_top_factor"]``, ``var["gpnsf_dispersion"]`` (NB size, or Gaussian sd)
+    * ``uns["gpnsf"]``: parameters, names, kernel, history, and what :func:`gpnsf.tl.predict` needs
+
+    References
+    ----------
+    Model: :doc:`/model`, equations 1 to 6 and 22 to 35; nonnegative spatial factorization after
+    :cite:t:`townes2023nonnegative`.
+
+    Examples
+    --------
+    >>> import gpnsf
+    >>> mdata = gpnsf.datasets.ggblocks(n_side=18, n_genes=60, n_peaks=40, seed=1)
+    >>> gpnsf.tl.fit(mdata, n_factors=7, n_spatial=4, max_steps=60, progress=False)
+    >>> mdata.obsm["X_gpnsf"].shape, mdata["atac"].varm["gpnsf_loadings"].shape
+    ((324, 7), (40, 7))
+    """
+    params = {name: value for name, value in locals().items() if name not in ("data", "copy", "progress")}
+    checks.arguments({**params, "progress": progress, "copy": copy})
+    if copy:
+        data = data.copy()
+    began = time.perf_counter()
+    params["n_spatial"] = _n_spatial(model, n_factors, n_spatial)
+    dataset, layout = _read(data, params)
+    target = _device(device)
+    factorization = models.build(
+        model,
+        dataset,
+        n_factors=n_factors,
+        n_spatial=params["n_spatial"],
+        kernel=kernel,
+        field=field,
+        n_inducing=n_inducing,
+        lengthscale=None if lengthscale is None else lengthscale / layout.scale,
+        kl_weight=kl_weight,
+        n_samples=n_samples if objective == "monte_carlo" else None,
+        seed=seed,
+    ).to(target)
+    history = training.fit(
+        factorization,
+        dataset,
+        init=init,
+        schedule=training.Schedule(max_steps=max_steps, learning_rate=learning_rate, tol=tol),
+        block_size=block_size,
+        seed=seed,
+        progress=settings.progress if progress is None else progress,
+    )
+    blocks = factorization.blocks(dataset, block_size)
+    log_factors = (local_stage.local if refine else local_stage.mean_field)(factorization, blocks)
+    result = posterior.summarise(factorization, dataset, blocks, log_factors)
+    info = _info(params, history, time.perf_counter() - began)
+    writeback.write(data, result, layout, keys=Keys(key_added), info=info)
+    _report(dataset, history, info["seconds"])
+    return data if copy else None
+
+
+def _n_spatial(model: str, n_factors: int, asked: int | None) -> int:
+    """Number of spatial factors; only the hybrid models leave a choice."""
+    share = models.PRESETS[model].spatial
+    default = int(n_factors * share)
+    if asked is not None and share in (0.0, 1.0) and asked != default:
+        remedy = "Leave n_spatial out, or pass model='nsfh' or 'gpnsf' to choose it"
+        raise ValueError(checks.problem(f"n_spatial={default} for model={model!r}", f"n_spatial={asked}", remedy))
+    return default if asked is None else asked
+
+
+def _read(data: MuData | AnnData, params: Mapping[str, Any]) -> tuple[Dataset, bridge.Layout]:
+    """Read the object and check what only the data can tell."""
+    names = ("modalities", "likelihoods", "layers", "use_var", "spatial_key", "library_key", "size_factors")
+    default = models.PRESETS[params["model"]].likelihood
+    dataset, layout = bridge.read(
+        data,
+        **{name: params[name] for name in (*names, "modality_weights", "holdout_key")},
+        default_likelihoods={"": default} if default else None,
+        spatial=params["n_spatial"] > 0,
+    )
+    checks.key_added(params["key_added"], layout.modalities)
+    checks.combination(
+        model=params["model"],
+        likelihoods=layout.likelihoods,
+        objective=params["objective"],
+        field=params["field"],
+        n_spatial=params["n_spatial"],
+        n_dims=dataset.coords.shape[1],
+    )
+    n_features = sum(view.counts.shape[1] for view in dataset.views)
+    checks.sizes(params["n_factors"], n_obs=dataset.n_obs, n_features=n_features)
+    counted = any(view.likelihood != "gaussian" for view in dataset.views)
+    if counted and params["n_spatial"] == params["n_factors"]:
+        _logger.warning(
+            "All %d factors are spatial: variation between neighbouring spots will be forced into them. Pass a smaller "
+            "n_spatial (half of n_factors is the default) unless this is what you want.",
+            params["n_factors"],
+        )
+    return dataset, layout
+
+
+def _device(name: str) -> torch.device:
+    """The device asked for, "auto" being the session's default and then CUDA where there is one."""
+    name = settings.device if name == "auto" else name
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+        found = f"device={name!r} ({str(error).splitlines()[0]})"
+        rule = "`device` to be 'auto' or one of " + ", ".join(there)
+        raise ValueError(checks.problem(rule, found, "Pass device='auto' to take what there is")) from error
+    return device
+
+
+def _info(params: dict[str, Any], history: History, seconds: float) -> dict[str, Any]:
+    """What ``uns`` holds beside what follows from the posterior."""
+    best = max(history.starts, key=lambda name: history.starts[name])
+    return {
+        "params": params,
+        "history": {"elbo": history.elbo, "seconds": history.seconds, "phase": history.phase.tolist()},
+        "converged": history.converged,
+        "repairs": history.repairs,
+        "starts": {**history.starts, "best": best},
+        "spatial_test": {},
+        "versions": {name: version(name) for name in _VERSIONS},
+        "seed": params["seed"],
+        "seconds": seconds,
+        "peak_memory": _peak_memory(),
+    }
+
+
+def _peak_memory() -> float:
+    """Peak resident memory of the process in bytes; nan where the system does not tell."""
+    try:
+        import resource
+    except ImportError:
+        return float("nan")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return float(peak) if sys.platform == "darwin" else float(peak) * 1024
+
+
+def _report(dataset: Dataset, history: History, seconds: float) -> None:
+    """One line about the fit."""
+    shapes = ", ".join(f"{view.name} {view.counts.shape[0]} x {view.counts.shape[1]}" for view in dataset.views)
+    _logger.info("Fitted %s in %d steps and %.1f s.", shapes, len(history.elbo), seconds)

@@ -1,0 +1,135 @@
+"""Predict the factors of a fit where nothing was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from mudata import MuData
+
+from gpnsf import bridge, checks, results
+from gpnsf.core import posterior
+from gpnsf.keys import SPATIAL
+
+__all__ = ["predict"]
+
+
+def predict(
+    data: MuData | AnnData,
+    coords: np.ndarray | pd.DataFrame | None = None,
+    *,
+    library: str | Sequence[str] | None = None,
+    features: str | Sequence[str] | None = None,
+    key: str = "gpnsf",
+) -> AnnData:
+    """Predict factors, and on request expected counts, at any coordinates.
+
+    Spatial factors come from the field alone, with the spread of single spots around it in their standard deviation. Far
+    from all data the field returns to its prior. Nonspatial factors cannot be predicted: they get their mean 1 and their
+    standard deviation over the fitted spots.
+
+    Parameters
+    ----------
+    data
+        Object annotated by :func:`gpnsf.tl.fit`.
+    coords
+        Coordinates [n, D] in the unit of the data. Default: those of the data.
+    library
+        Slice of the coordinates, one name or one per row; needed where the fit knew several slices and ``coords`` is given.
+    features
+        Names of features whose expected counts at size factor 1 (probability of being open, for "bernoulli") are wanted.
+    key
+        Prefix under which the fit was written.
+
+    Returns
+    -------
+    AnnData [n, K]: ``X`` holds the factor means on the scale of ``obsm["X_gpnsf_smooth"]``, ``layers["std"]`` standard
+    deviations, ``var_names`` the names of the factors, ``obsm["spatial"]`` the coordinates, and ``obsm["expected"]`` a
+    DataFrame [n, features] if features were named.
+
+    Raises
+    ------
+    KeyError
+        The object holds no such fit, or a feature or slice is unknown.
+    ValueError
+        The coordinates have the wrong number of columns or are not finite, or the slice is missing.
+
+    Notes
+    -----
+    Reads ``uns["gpnsf"]["field"]``, ``varm["gpnsf_loadings"]`` and ``var["gpnsf_background"]``. Equations 33 to 35.
+
+    Examples
+    --------
+    >>> import gpnsf, numpy as np
+    >>> mdata = gpnsf.datasets.ggblocks(n_side=18, n_genes=60, n_peaks=40, seed=1)
+    >>> gpnsf.tl.fit(mdata, n_factors=7, n_spatial=4, max_steps=60, progress=False)
+    >>> gpnsf.tl.predict(mdata, np.array([[3.5, 4.5], [10.0, 2.0]])).X.shape
+    (2, 7)
+    """
+    fit = results.find(data, key)
+    state = fit.uns["field"]
+    libraries = [str(name) for name in state["libraries"]]
+    points, codes, obs = _places(fit, coords, library, libraries)
+    mean = np.ones((len(points), len(fit.names)), dtype=np.float32)
+    std = np.broadcast_to(np.sqrt(fit.mean.var(0) + (fit.std**2).mean(0)), mean.shape).astype(np.float32)
+    if fit.is_spatial.any():
+        own = bridge.normalise_coords(points, codes, np.asarray(state["centre"]), float(state["scale"]))
+        mean[:, fit.is_spatial], std[:, fit.is_spatial] = posterior.predict(state, own, codes)
+    var = pd.DataFrame({"is_spatial": fit.is_spatial, "lengthscale": fit.lengthscale}, index=pd.Index(fit.names))
+    predicted = AnnData(mean, obs=obs, var=var, layers={"std": std}, obsm={SPATIAL: points})
+    if features is not None:
+        predicted.obsm["expected"] = _expected(
+            fit, mean, [features] if isinstance(features, str) else list(features), obs
+        )
+    return predicted
+
+
+def _places(
+    fit: results.Fit, coords: Any, library: Any, libraries: list[str]
+) -> tuple[np.ndarray, np.ndarray, pd.DataFrame]:
+    """Coordinates [n, D] in the unit of the data, slice codes [n], and the obs table to start from."""
+    if coords is None:
+        names = fit.library
+        codes = np.zeros(len(fit.mean), dtype=np.int64) if names is None else _codes(list(map(str, names)), libraries)
+        points = fit.coords if fit.is_spatial.any() else np.zeros((len(fit.mean), 1))
+        return points, codes, pd.DataFrame(index=fit.data.obs_names.copy())
+    n_rows = len(coords) if hasattr(coords, "__len__") else 0
+    points = checks.coordinates(coords, where="`coords`", obs_names=[f"row {i}" for i in range(n_rows)])
+    n_dims = np.asarray(fit.uns["field"]["centre"]).shape[1]
+    if points.shape[1] != n_dims:
+        rule = f"`coords` with {n_dims} column(s), as in the fit"
+        raise ValueError(checks.problem(rule, f"shape {points.shape}", f"Pass an array [n, {n_dims}]"))
+    if library is None and len(libraries) > 1:
+        rule = f"`library` to name one of the slices {libraries}"
+        raise ValueError(checks.problem(rule, "None", f"Pass for example library={libraries[0]!r}"))
+    names = libraries[:1] if library is None else [library] if isinstance(library, str) else list(map(str, library))
+    codes = _codes(names, libraries)
+    if len(codes) not in (1, len(points)):
+        rule = f"one slice, or one for each of the {len(points)} rows of `coords`"
+        raise ValueError(checks.problem(rule, f"{len(codes)} names", "Pass one name per row"))
+    obs = pd.DataFrame(index=pd.RangeIndex(len(points)).astype(str))
+    return points, np.broadcast_to(codes, len(points)).astype(np.int64), obs
+
+
+def _codes(names: list[str], libraries: list[str]) -> np.ndarray:
+    """Positions of slice names."""
+    checks.choices(names, libraries, what="the slice", where="the fit")
+    return np.array([libraries.index(name) for name in names], dtype=np.int64)
+
+
+def _expected(fit: results.Fit, factors: np.ndarray, features: list[str], obs: pd.DataFrame) -> pd.DataFrame:
+    """Expected counts [n, features] at size factor 1."""
+    columns = {}
+    for name, mod in fit.modalities.items():
+        here = [feature for feature in features if feature in mod.var_names]
+        index = mod.var_names.get_indexer(here)
+        rate = factors @ fit.loadings[name][index].T + fit.var(name, fit.keys.background)[index]
+        values = -np.expm1(-rate) if fit.likelihoods[name] == "bernoulli" else rate
+        columns.update(zip(here, values.T, strict=True))
+    checks.choices(
+        features, columns, what="the feature", where="the modalities of the fit", remedy="Correct `features`"
+    )
+    return pd.DataFrame({feature: columns[feature] for feature in features}, index=obs.index)
