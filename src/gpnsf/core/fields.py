@@ -124,7 +124,8 @@ class AbstractField(nn.Module, ABC):
     @torch.no_grad()
     def clamp_(self) -> None:
         """Keep the kernel parameters inside the range that data can speak about."""
-        self.log_lengthscale.clamp_(*map(math.log, LENGTHSCALE_RANGE))
+        if self.log_lengthscale.requires_grad:  # a length scale that was asked for stays
+            self.log_lengthscale.clamp_(*map(math.log, LENGTHSCALE_RANGE))
         self.log_amplitude.clamp_(*map(math.log, AMPLITUDE_RANGE))
 
     def _trend(self, located: Located) -> Tensor:

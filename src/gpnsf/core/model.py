@@ -76,9 +76,9 @@ class ViewModel(nn.Module):
         self.likelihood, self.weight = likelihood, weight
         self.nonnegative, self.has_background = preset.nonnegative, preset.background
         shape = (likelihood.n_features, n_factors + 1)
-        self.raw = nn.Parameter(
-            torch.full(shape, -math.log(n_factors + 1)) if preset.nonnegative else torch.randn(shape)
-        )
+        own = torch.Generator().manual_seed(0)  # a model is built without touching the global random state
+        flat = torch.full(shape, -math.log(n_factors + 1))
+        self.raw = nn.Parameter(flat if preset.nonnegative else torch.randn(shape, generator=own))
 
     @property
     def loadings(self) -> Tensor:

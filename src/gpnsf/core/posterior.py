@@ -101,8 +101,8 @@ class _Result:
     def match_totals(self, model: Factorization, blocks: list[Block], n_iterations: int = 4) -> None:
         """Scale each modality's loadings so that its expected total is the observed one, by Newton in the log factor."""
         for name, view in model.items():
-            if not view.nonnegative:
-                continue
+            if not view.nonnegative or any((block.counts[name].values < 0).any() for block in blocks):
+                continue  # values around zero have no total that a factor could match
             observed = sum(float(block.counts[name].values.double().sum()) for block in blocks)
             for _ in range(n_iterations):
                 total, slope = self._totals(view.likelihood, name, blocks)

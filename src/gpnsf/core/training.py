@@ -45,7 +45,7 @@ class Schedule:
     warmup_steps: int = 5
     kernel_steps: int = 50  # steps after which the kernel parameters are frozen
     min_steps: int = 60
-    tail_steps: int = 20
+    tail_steps: int = 40
     polish_steps: int = 20
     polish_rate: float = 0.05
 
@@ -111,7 +111,8 @@ class _Run:
         """A few steps from every start; go on from the one with the best bound."""
         blank = _snapshot(self.model)
         best: tuple[float, dict[str, Tensor], list[list]] | None = None
-        n_steps = min(self.schedule.pick_steps, self.schedule.max_steps)
+        room = self.schedule.max_steps - self.schedule.ending(self.schedule.tail_steps) - self._polish_length()
+        n_steps = min(self.schedule.pick_steps, room)
         for start in candidates:
             self._forget()
             self.model.load_state_dict(blank)
@@ -235,10 +236,11 @@ class _Run:
         logger.warning(self.repairs[-1])
 
     def _gain(self) -> float:
-        """Rise of the bound per nonzero count over the last window."""
-        if len(self.elbo) <= WINDOW:
+        """Rise of the bound per nonzero count from one window of steps to the next, both averaged: Adam oscillates."""
+        if len(self.elbo) < 2 * WINDOW:
             return math.inf
-        return (self.elbo[-1] - self.elbo[-1 - WINDOW]) / self.nnz
+        before, after = np.mean(self.elbo[-2 * WINDOW : -WINDOW]), np.mean(self.elbo[-WINDOW:])
+        return float(after - before) / self.nnz
 
     def _freeze_kernel(self) -> bool:
         """Stop learning the kernel parameters: beyond the first steps they drift with what the model cannot say."""

@@ -179,6 +179,7 @@ def fit(
     """
     params = {name: value for name, value in locals().items() if name not in ("data", "copy", "progress")}
     checks.arguments({**params, "progress": progress, "copy": copy})
+    checks.key_added(key_added, data.mod if isinstance(data, MuData) else ())
     if copy:
         data = data.copy()
     began = time.perf_counter()
@@ -236,7 +237,6 @@ def _read(data: MuData | AnnData, params: Mapping[str, Any]) -> tuple[Dataset, b
         default_likelihoods={"": default} if default else None,
         spatial=params["n_spatial"] > 0,
     )
-    checks.key_added(params["key_added"], layout.modalities)
     checks.combination(
         model=params["model"],
         likelihoods=layout.likelihoods,
