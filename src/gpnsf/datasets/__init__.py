@@ -1,0 +1,15 @@
+"""Simulated data with known truth."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gpnsf.lazy import attach
+
+__all__ = ["ggblocks", "quilt", "tissue"]
+
+if TYPE_CHECKING:
+    from gpnsf.datasets.blocks import ggblocks, quilt
+    from gpnsf.datasets.tissue import tissue
+else:
+    attach(__name__, attributes={"ggblocks": "blocks", "quilt": "blocks", "tissue": "tissue"})

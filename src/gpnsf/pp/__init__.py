@@ -1,0 +1,16 @@
+"""Preparation: choose features, hold observations out, split counts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gpnsf.lazy import attach
+
+__all__ = ["deviance_features", "split", "thin"]
+
+if TYPE_CHECKING:
+    from gpnsf.pp.features import deviance_features
+    from gpnsf.pp.split import split
+    from gpnsf.pp.thin import thin
+else:
+    attach(__name__, attributes={"deviance_features": "features", "split": "split", "thin": "thin"})

@@ -1,0 +1,103 @@
+"""Two independent halves of the counts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import scipy.sparse as sp
+from anndata import AnnData
+from mudata import MuData
+
+from gpnsf import checks
+from gpnsf.bridge import read_counts
+from gpnsf.checks import Rule
+from gpnsf.pp.split import editable, proportion
+from gpnsf.tissue import open_tissue
+
+__all__ = ["thin"]
+
+
+def thin(
+    data: AnnData | MuData,
+    *,
+    fraction: float = 0.5,
+    modalities: Sequence[str] | None = None,
+    layers: str | Mapping[str, str] | None = None,
+    key_added: str = "thinned",
+    seed: int = 0,
+    copy: bool = False,
+) -> AnnData | MuData | None:
+    """Split every count binomially into a layer to train on and a layer to test on.
+
+    Parameters
+    ----------
+    data
+        AnnData or MuData with whole counts.
+    fraction
+        Expected share of the counts that goes into the training layer, between 0 and 1.
+    modalities
+        Modalities to split; those that ``gpnsf.tl.fit`` reads by default, ``rna`` and ``atac`` or else all.
+    layers
+        Layer that holds the counts, for each modality or one name for all; ``X`` by default.
+    key_added
+        Prefix of the layers that are written.
+    seed
+        Seed of the split; the split of one modality does not depend on which others are split with it.
+    copy
+        Return an annotated copy, and leave ``data`` as it is.
+
+    Returns
+    -------
+    None, or the annotated copy.
+
+    Raises
+    ------
+    ValueError, TypeError, KeyError
+        If counts are negative, fractional or not finite, or if an argument is out of its range, of the wrong type or names
+        nothing.
+
+    Notes
+    -----
+    Writes ``layers[f"{key_added}_train"]`` and ``layers[f"{key_added}_test"]`` of each modality, CSR float32 [N, P], which
+    sum to the counts.
+
+    The halves of Poisson counts are independent given their rates. Negative binomial counts keep the gamma noise of the
+    rate in both halves, so that the test layer shares some noise with the training layer. Of 0/1 data each open peak goes
+    to one of the halves and is closed in the other, which is not independent either: thin ATAC fragment counts before they
+    are made binary.
+
+    Examples
+    --------
+    >>> import gpnsf
+    >>> mdata = gpnsf.datasets.ggblocks(n_side=12, n_genes=40, n_peaks=60)
+    >>> gpnsf.pp.thin(mdata, fraction=0.8, modalities=["rna"])
+    >>> sorted(mdata["rna"].layers)
+    ['thinned_test', 'thinned_train']
+    """
+    tissue = open_tissue(data, modalities=modalities)
+    proportion("fraction", fraction)
+    Rule(str, "thinned").check("key_added", key_added)
+    Rule(int, 0, low=0).check("seed", seed)
+    checks.key_added(key_added, ())
+    layer = checks.per_modality(layers, "layers", names=tissue.names, known=tissue.mods)
+    streams = dict(zip(tissue.mods, np.random.default_rng(seed).spawn(len(tissue.mods)), strict=True))
+    halves = {}
+    for name in tissue.names:
+        counts = read_counts(tissue.mods[name], layer=layer.get(name), likelihood="poisson", modality=name)
+        halves[name] = _halves(counts, fraction, streams[name])
+    data = editable(data, copy=copy)
+    for name, (train, test) in halves.items():
+        mod = data.mod[name] if isinstance(data, MuData) else data
+        mod.layers[f"{key_added}_train"], mod.layers[f"{key_added}_test"] = train, test
+    return data if copy else None
+
+
+def _halves(counts: sp.csr_matrix, fraction: float, rng: np.random.Generator) -> tuple[sp.csr_matrix, sp.csr_matrix]:
+    """Binomial draw of each count, and the rest of it; the arrays of ``counts`` are not used again."""
+    train, test = counts.copy(), counts.copy()
+    train.data = rng.binomial(counts.data.astype(np.int64), fraction).astype(np.float32)
+    test.data = counts.data - train.data
+    train.eliminate_zeros()
+    test.eliminate_zeros()
+    return train, test

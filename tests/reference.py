@@ -1,0 +1,152 @@
+"""Definitions written as loops over single entries: slow, and plain enough to be believed."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import scipy.sparse as sp
+from scipy.special import gamma, kv
+
+from gpnsf.core.types import Dataset, View
+
+__all__ = [
+    "bernoulli_deviance",
+    "feature_deviance",
+    "gaussian_deviance",
+    "gaussian_kl",
+    "matern",
+    "morans_i",
+    "nb_deviance",
+    "neighbours",
+    "poisson_deviance",
+    "toy_dataset",
+]
+
+
+def _xlogy(x: float, y: float) -> float:
+    return x * math.log(y) if x else 0.0
+
+
+def _sum(counts: np.ndarray, A: np.ndarray, W: np.ndarray, term) -> float:
+    """Sum of ``term(y, rate, j)`` over all entries."""
+    total = 0.0
+    for i in range(counts.shape[0]):
+        for j in range(counts.shape[1]):
+            rate = sum(float(A[i, k]) * float(W[j, k]) for k in range(A.shape[1]))
+            total += term(float(counts[i, j]), rate, j)
+    return total
+
+
+def poisson_deviance(counts: np.ndarray, A: np.ndarray, W: np.ndarray) -> float:
+    """Sum of ``2 (y log(y/r) - y + r)``."""
+    return _sum(counts, A, W, lambda y, r, _: 2 * (_xlogy(y, y / r) - y + r))
+
+
+def nb_deviance(counts: np.ndarray, A: np.ndarray, W: np.ndarray, theta: np.ndarray) -> float:
+    """Sum of ``2 (y log(y/r) - (y + t) log((y + t)/(r + t)))``."""
+
+    def term(y: float, r: float, j: int) -> float:
+        t = float(theta[j])
+        return 2 * (_xlogy(y, y / r) - (y + t) * math.log((y + t) / (r + t)))
+
+    return _sum(counts, A, W, term)
+
+
+def bernoulli_deviance(counts: np.ndarray, A: np.ndarray, W: np.ndarray) -> float:
+    """Sum of ``-2 log p`` of what was seen, with probability ``1 - exp(-r)`` to be open."""
+    return _sum(counts, A, W, lambda y, r, _: -2 * (math.log(1 - math.exp(-r)) if y > 0 else -r))
+
+
+def gaussian_deviance(counts: np.ndarray, A: np.ndarray, W: np.ndarray, sd: np.ndarray) -> float:
+    """Sum of squared standardised residuals."""
+    return _sum(counts, A, W, lambda y, r, j: ((y - r) / float(sd[j])) ** 2)
+
+
+def feature_deviance(counts: np.ndarray, kind: str) -> np.ndarray:
+    """Deviance of each feature from a constant share of the row totals."""
+    n_obs, n_features = counts.shape
+    totals = [float(sum(row)) for row in counts]
+    deviance = np.zeros(n_features)
+    for j in range(n_features):
+        share = sum(float(counts[i, j]) for i in range(n_obs)) / sum(totals)
+        for i in range(n_obs):
+            y, n = float(counts[i, j]), totals[i]
+            if share == 0 or n == 0:
+                continue
+            deviance[j] += 2 * (_xlogy(y, y / (n * share)) - y + n * share)
+            if kind == "binomial":
+                deviance[j] += 2 * (_xlogy(n - y, (n - y) / (n - n * share)) + y - n * share)
+    return deviance
+
+
+def neighbours(coords: np.ndarray, n_neighbors: int) -> np.ndarray:
+    """Weights of the nearest other spots, rows summing to one."""
+    weights = np.zeros((len(coords), len(coords)))
+    for i, here in enumerate(coords):
+        distance = [math.inf if j == i else math.dist(here, there) for j, there in enumerate(coords)]
+        for j in sorted(range(len(coords)), key=distance.__getitem__)[:n_neighbors]:
+            weights[i, j] = 1 / n_neighbors
+    return weights
+
+
+def morans_i(values: np.ndarray, weights: np.ndarray) -> float:
+    """``N / sum(w) * sum_ij w_ij z_i z_j / sum z^2`` of one column."""
+    n_obs, z = len(values), [float(value) - float(np.mean(values)) for value in values]
+    covariance = sum(weights[i, j] * z[i] * z[j] for i in range(n_obs) for j in range(n_obs))
+    return n_obs / weights.sum() * covariance / sum(value**2 for value in z)
+
+
+def matern(distance: float, lengthscale: float, nu: float) -> float:
+    """Matern covariance by its Bessel function; squared exponential for nu = infinity."""
+    if distance == 0:
+        return 1.0
+    if math.isinf(nu):
+        return math.exp(-0.5 * (distance / lengthscale) ** 2)
+    z = math.sqrt(2 * nu) * distance / lengthscale
+    return 2 ** (1 - nu) / gamma(nu) * z**nu * kv(nu, z)
+
+
+def gaussian_kl(mean: np.ndarray, covariance: np.ndarray) -> float:
+    """Kullback-Leibler divergence of ``N(mean, covariance)`` from the standard normal."""
+    mahalanobis, trace = sum(float(value) ** 2 for value in mean), float(np.trace(covariance))
+    return 0.5 * (mahalanobis + trace - len(mean) - np.linalg.slogdet(covariance)[1])
+
+
+def toy_dataset(
+    likelihoods: dict[str, str],
+    *,
+    n_obs: int = 60,
+    n_features: int = 10,
+    n_dims: int = 2,
+    n_libraries: int = 1,
+    missing: int = 0,
+    seed: int = 0,
+) -> Dataset:
+    """Simulated counts of two smooth factors and a rough one; the last modality lacks the first ``missing`` rows."""
+    rng = np.random.default_rng(seed)
+    coords = rng.uniform(-1, 1, (n_obs, n_dims)).astype(np.float32)
+    smooth = [np.exp(1.5 * np.sin(3 * coords[:, 0])), np.exp(1.5 * np.cos(3 * coords[:, -1]))]
+    factors = np.column_stack([*smooth, rng.lognormal(0, 1, n_obs)])
+    views = []
+    for name, kind in likelihoods.items():
+        observed = np.ones(n_obs, bool)
+        observed[: missing if name == list(likelihoods)[-1] else 0] = False
+        size = np.where(observed, rng.uniform(0.5, 1.5, n_obs) if kind != "gaussian" else 1.0, 0.0)
+        size[observed] /= size[observed].mean()
+        loadings = rng.gamma(0.5, 2.0 if kind in ("nb", "poisson") else 0.2, (n_features, 3))
+        rate = size[:, None] * (factors @ loadings.T + 0.05)
+        values = _drawn(rate, kind, rng) * observed[:, None]
+        counts = sp.csr_matrix(values.astype(np.float32))
+        views.append(View(name, kind, counts, size.astype(np.float32), observed))
+    return Dataset(coords, np.arange(n_obs) % n_libraries, tuple(views))
+
+
+def _drawn(rate: np.ndarray, kind: str, rng: np.random.Generator) -> np.ndarray:
+    """Values around a rate, from the named likelihood."""
+    if kind == "gaussian":
+        return rate - rate.mean(axis=0) + 0.3 * rng.standard_normal(rate.shape)
+    if kind == "nb":
+        return rng.poisson(rate * rng.gamma(5.0, 0.2, rate.shape))
+    counts = rng.poisson(rate)
+    return counts > 0 if kind.startswith("bernoulli") else counts
