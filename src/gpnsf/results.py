@@ -161,9 +161,10 @@ def ranked(fit: Fit, modality: str, factor: int, *, n_features: int, method: str
     weights = np.abs(fit.loadings[modality]).astype(np.float64)  # [P, K]
     weight, total = weights[:, factor], weights.sum(axis=1)
     share = np.divide(weight, total, out=np.zeros_like(total), where=total > 0)
-    expected = weight.sum() / total.sum() if weight.any() else 1.0
-    lift = share / expected
-    score = {"lift": weight * np.log(np.maximum(lift, 1e-30)), "loading": weight, "share": share}[method]
+    expected = total * (weight.sum() / total.sum() if weight.any() else 1.0)
+    lift = np.divide(weight, expected, out=np.zeros_like(total), where=total > 0)
+    gain = weight * np.log(np.maximum(lift, 1.0)) - (weight - expected)
+    score = {"lift": np.where(lift >= 1, np.maximum(gain, 0.0), -1.0), "loading": weight, "share": share}[method]
     allowed = np.flatnonzero((weight > 0) & (score >= 0))
     best = allowed[np.lexsort((-weight[allowed], -score[allowed]))][:n_features]
     return pd.DataFrame(

@@ -28,8 +28,8 @@ def predict(
     """Predict factors, and on request expected counts, at any coordinates.
 
     Spatial factors come from the field alone, with the spread of single spots around it in their standard deviation. Far
-    from all data the field returns to its prior. Nonspatial factors cannot be predicted: they get their mean 1 and their
-    standard deviation over the fitted spots.
+    from all data the field returns to its prior. Nonspatial factors cannot be predicted: they get their mean, 1 (0 in
+    signed models), and their standard deviation over the fitted spots.
 
     Parameters
     ----------
@@ -73,7 +73,7 @@ def predict(
     state = fit.uns["field"]
     libraries = [str(name) for name in state["libraries"]]
     points, codes, obs = _places(fit, coords, library, libraries)
-    mean = np.ones((len(points), len(fit.names)), dtype=np.float32)
+    mean = np.full((len(points), len(fit.names)), float(state["nonnegative"]), dtype=np.float32)
     std = np.broadcast_to(np.sqrt(fit.mean.var(0) + (fit.std**2).mean(0)), mean.shape).astype(np.float32)
     if fit.is_spatial.any():
         own = bridge.normalise_coords(points, codes, np.asarray(state["centre"]), float(state["scale"]))

@@ -1,0 +1,25 @@
+"""Figures of a fit."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gpnsf.lazy import attach
+
+__all__ = ["convergence", "importance", "spatial_factors", "top_features"]
+
+if TYPE_CHECKING:
+    from gpnsf.pl.convergence import convergence
+    from gpnsf.pl.factors import spatial_factors
+    from gpnsf.pl.features import top_features
+    from gpnsf.pl.importance import importance
+else:
+    attach(
+        __name__,
+        attributes={
+            "convergence": "convergence",
+            "importance": "importance",
+            "spatial_factors": "factors",
+            "top_features": "features",
+        },
+    )

@@ -1,0 +1,389 @@
+"""What all figures share: grids of panels, the size of spots, colour scales and their bars, and the show/return rule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gpnsf.checks import choices, problem
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.collections import EllipseCollection, PathCollection
+    from matplotlib.colors import Colormap, Normalize
+    from matplotlib.figure import Figure
+
+    from gpnsf.results import Fit
+
+__all__ = [
+    "BAR",
+    "GREY",
+    "MODALITY_COLORS",
+    "PAGE",
+    "SMALL",
+    "TEXT",
+    "Section",
+    "colorbars",
+    "colormap",
+    "columns",
+    "finish",
+    "grid",
+    "limits",
+    "norm",
+    "plain",
+    "profile",
+    "section",
+    "spot_diameter",
+    "spots",
+    "style",
+    "tidy_bar",
+    "title",
+]
+
+PAGE = 7.2  # inches: two columns of a journal page
+TEXT, SMALL = 8.0, 7.0  # points
+GREY = "0.35"
+BAR = 0.38  # inches: a colour bar and its labels
+# Okabe & Ito: told apart with any colour vision
+MODALITY_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """Fonts and lines of a printed figure; the user's own settings hold again afterwards."""
+    import matplotlib as mpl
+
+    settings = {
+        "font.size": TEXT,
+        "axes.titlesize": TEXT,
+        "axes.labelsize": TEXT,
+        "axes.linewidth": 0.6,
+        "legend.fontsize": SMALL,
+        "legend.frameon": False,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.axisbelow": True,
+    }
+    with mpl.rc_context(settings):
+        yield
+
+
+def plain(ax: Axes) -> None:
+    """Small thin ticks; set on the axes since ticks that are made later would follow the global settings."""
+    ax.tick_params(which="both", labelsize=SMALL, width=0.6, length=2.5, pad=2)
+
+
+def columns(
+    n_panels: int,
+    size: Callable[[int], tuple[float, float]],
+    *,
+    ncols: int | None = None,
+    target: float = 1.4,
+    most: int = 8,
+) -> int:
+    """The columns asked for, or those that bring a figure close to the shape ``target`` (width by height) with few gaps.
+
+    ``size(ncols)`` is the width and height in inches that a panel gets among that many columns, ``most`` at the most.
+    """
+    if ncols is not None:
+        if ncols < 1:
+            raise ValueError(problem("`ncols` of at least 1", str(ncols), "Pass a positive integer or None"))
+        return min(ncols, n_panels)
+    options = np.arange(1, min(n_panels, max(most, 1)) + 1)
+    rows = -(-n_panels // options)
+    width, height = np.array([size(int(ncols)) for ncols in options]).T
+    empty = (options * rows - n_panels) / n_panels
+    cost = np.abs(np.log(options * width / (rows * height) / target)) + 1.5 * empty
+    return int(options[np.argmin(cost)])
+
+
+def grid(
+    n_panels: int, *, width: float, height: float, ncols: int, ax: Axes | None = None, spare: float = 0.0
+) -> tuple[Figure, list[Axes]]:
+    """A figure of ``n_panels`` axes of the given size in inches, or the one axes handed in; no place is left drawn empty.
+
+    ``spare`` inches are added on the right, for a legend or a shared colour bar.
+    """
+    from matplotlib import pyplot as plt
+
+    if ax is not None:
+        if n_panels != 1:
+            raise ValueError(
+                problem("one panel for `ax`", f"{n_panels} panels", "Name a single one, or leave `ax` out")
+            )
+        return ax.figure.canvas.figure, [ax]  # the whole figure, also of axes in a subfigure
+    nrows = -(-n_panels // ncols)
+    figure, axes = plt.subplots(
+        nrows, ncols, figsize=(ncols * width + spare, nrows * height), squeeze=False, layout="constrained"
+    )
+    figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0.02, hspace=0.02)
+    for unused in axes.flat[n_panels:]:
+        unused.remove()
+    return figure, list(axes.flat[:n_panels])
+
+
+def finish(
+    figure: Figure, axes: Sequence[Axes], *, show: bool | None, return_fig: bool
+) -> Axes | list[Axes] | Figure | None:
+    """Show the figure or hand it over.
+
+    ``show=None`` shows it where there is something to show it on (a window, a notebook), and returns it otherwise.
+    """
+    from matplotlib import pyplot as plt
+    from matplotlib.backends import BackendFilter, backend_registry
+
+    figure.draw_without_rendering()  # a layout settles only once all titles and bars have been drawn
+    if show is None:
+        headless = plt.get_backend().lower() in backend_registry.list_builtin(BackendFilter.NON_INTERACTIVE)
+        show = not headless and not return_fig
+    if show:
+        plt.show()
+    if return_fig:
+        return figure
+    if show:
+        return None
+    return axes[0] if len(axes) == 1 else list(axes)
+
+
+@dataclass(frozen=True)
+class Section:
+    """Where the observations of a figure lie on the paper."""
+
+    rows: np.ndarray  # [n] observations that are drawn
+    coords: np.ndarray  # [n, 2] or [n, 1], slices set side by side where they overlap
+    diameter: float  # of a spot, in the units of the coordinates
+    down: bool  # y grows downwards, as in images
+    labels: dict[str, tuple[float, float]]  # slice -> where its name goes; empty for a single one
+
+    @property
+    def aspect(self) -> float:
+        """Height of the picture over its width; profiles of one coordinate are wider than high."""
+        if self.coords.shape[1] == 1:
+            return 0.6
+        width, height = np.ptp(self.coords, axis=0) + self.diameter
+        return float(height / width)
+
+    def panel(self, ncols: int, *, bar: float = BAR) -> tuple[float, float]:
+        """Width and height in inches that one panel takes among ``ncols``, with room for a bar and two lines of title."""
+        width = min(max(PAGE / ncols - bar, 0.6), 2.4 / np.sqrt(self.aspect), 5 / self.aspect)
+        axis = 0.2 if self.coords.shape[1] == 1 else 0.0
+        return max(width + bar, 1.05), width * self.aspect + 0.36 + axis
+
+
+def section(fit: Fit, *, library: str | Sequence[str] | None = None, size: float | None = None) -> Section:
+    """Coordinates of the observations to draw; of three, the first two, the third deciding who lies on top."""
+    coords, slices = fit.coords, fit.library
+    if slices is None and library is not None:
+        remedy = "Leave `library` out, or fit with `library_key=`"
+        raise ValueError(problem("a fit with slices for `library`", "one without `library_key`", remedy))
+    names = np.zeros(len(coords), dtype=object) if slices is None else np.asarray(slices, dtype=object)
+    rows = np.arange(len(coords))
+    if library is not None:
+        wanted = [library] if isinstance(library, str) else [str(name) for name in library]
+        choices(wanted, slices.categories, what="slices", where=f"obs[{fit.params['library_key']!r}]")
+        rows = np.flatnonzero(np.isin(names, wanted))
+    if coords.shape[1] == 3:
+        rows = rows[np.argsort(coords[rows, 2], kind="stable")]
+    coords, names = coords[rows, :2], names[rows]
+    down = _has_image(fit)
+    coords, labels = _side_by_side(coords, names, down=down)
+    diameter = spot_diameter(coords, names) if size is None else size
+    return Section(rows=rows, coords=coords, diameter=diameter, down=down, labels=labels)
+
+
+def spot_diameter(coords: np.ndarray, library: np.ndarray) -> float:
+    """Diameter of a spot, in the units of the coordinates, at which neighbouring spots just touch.
+
+    Geometric mean of the median distances to the first and the fourth neighbour of the same slice: on a square or
+    hexagonal grid both are the spacing; among scattered cells the first alone would leave the section full of holes.
+    """
+    distances = np.concatenate([_neighbour_distances(coords[library == name]) for name in set(library)])  # [N, 2]
+    distances = distances[(distances > 0).all(axis=1)]
+    span = float(np.ptp(coords, axis=0).max())
+    if not len(distances):
+        return span / 20 or 1.0
+    diameter = float(np.sqrt(np.prod(np.median(distances, axis=0))))
+    # small discs overlap a little and have a least size: else paper shines through and colours fade
+    return max(diameter if span < 40 * diameter else 1.2 * diameter, span / 250)
+
+
+def spots(ax: Axes, where: Section, values: np.ndarray, *, cmap: str | Colormap, norm: Normalize) -> EllipseCollection:
+    """Discs of a diameter in data units, so that they touch at any size of the panel; rasterized beyond 2,000."""
+    from matplotlib.collections import EllipseCollection
+
+    coords, diameter = where.coords, where.diameter
+    discs = EllipseCollection(
+        diameter,
+        diameter,
+        0.0,
+        units="xy",
+        offsets=coords,
+        offset_transform=ax.transData,
+        linewidths=0,
+        rasterized=len(coords) > 2000,
+        cmap=cmap,
+        norm=norm,
+    )
+    discs.set_array(values)
+    ax.add_collection(discs, autolim=False)
+    low, high = coords.min(axis=0) - diameter / 2, coords.max(axis=0) + diameter / 2
+    ylim = (high[1], low[1]) if where.down else (low[1], high[1])
+    ax.set(xlim=(low[0], high[0]), ylim=ylim, xticks=[], yticks=[], aspect="equal", anchor="NW")
+    ax.spines[:].set_visible(False)
+    return discs
+
+
+def profile(
+    ax: Axes, where: Section, values: np.ndarray, *, scale: str, cmap: str | Colormap, norm: Normalize
+) -> PathCollection:
+    """Values along a single coordinate, on an axis of the scale of the colours."""
+    low, high = norm.vmin, norm.vmax
+    marks = ax.scatter(
+        where.coords[:, 0],
+        np.clip(values, low, high),
+        c=values,
+        s=5,
+        linewidths=0,
+        rasterized=len(values) > 2000,
+        cmap=cmap,
+        norm=norm,
+        clip_on=False,
+    )
+    if scale == "log":
+        ax.set_yscale("log")
+    elif scale == "sqrt":
+        ax.set_yscale("function", functions=(lambda y: np.sqrt(np.maximum(y, 0)), np.square))
+    ax.set(ylim=(low, high), xlabel="position")
+    plain(ax)
+    return marks
+
+
+def limits(
+    values: np.ndarray, *, ends: tuple[float | None, float | None] = (None, None), quantiles: tuple[float, float]
+) -> tuple[float, float]:
+    """Colour limits: the given ends, else quantiles of the values, around zero if there are negative ones."""
+    low, high = np.quantile(values, quantiles)
+    if values.min() < 0:
+        low, high = -max(abs(low), abs(high)), max(abs(low), abs(high))
+    low, high = (default if end is None else end for default, end in zip((low, high), ends, strict=True))
+    return float(low), float(high if high > low else low + max(abs(low), 1.0) * 1e-3)
+
+
+def norm(scale: str, low: float, high: float) -> Normalize:
+    """Map from values to colours; bars stay labelled in the values themselves."""
+    from matplotlib.colors import LogNorm, Normalize, PowerNorm
+
+    if scale == "linear":
+        return Normalize(low, high)
+    if scale not in ("sqrt", "log"):
+        raise ValueError(problem("`scale` to be 'linear', 'sqrt' or 'log'", repr(scale), "Pass one of the three"))
+    if low < 0:
+        rule = f"nonnegative values for scale={scale!r}"
+        raise ValueError(problem(rule, f"lower colour limit {low:.3g}", "Pass scale='linear' or vmin=0"))
+    # four decades are what the eye tells apart
+    return PowerNorm(0.5, low, high) if scale == "sqrt" else LogNorm(max(low, high * 1e-4), high)
+
+
+def colormap(signed: bool) -> Colormap:
+    """Magma without its palest end, which would vanish on paper; red and blue around zero for signed values."""
+    import matplotlib as mpl
+    from matplotlib.colors import ListedColormap
+
+    return mpl.colormaps["RdBu_r"] if signed else ListedColormap(mpl.colormaps["magma"](np.linspace(0.03, 0.93, 256)))
+
+
+def title(ax: Axes, name: str, note: str = "") -> None:
+    """A name above a panel, a note in small print below it."""
+    ax.set_title(name, loc="left", pad=12 if note else 4)
+    ax.annotate(
+        note,
+        (0, 1),
+        (0, 2.5),
+        xycoords="axes fraction",
+        textcoords="offset points",
+        va="bottom",
+        fontsize=SMALL - 0.5,
+        color=GREY,
+    )
+
+
+def colorbars(axes: Sequence[Axes]) -> None:
+    """A slim bar beside each panel that has been laid out, inside its place in the grid: panels keep their shape."""
+    from matplotlib.transforms import ScaledTranslation
+
+    figure = axes[0].figure
+    for ax in axes:
+        height = ax.get_window_extent().height / figure.dpi
+        length = min(max(0.75 * height, 0.3), 1.1)
+        corner = figure.dpi_scale_trans + ScaledTranslation(1, 0.5, ax.transAxes)  # inches from the middle right
+        bar = ax.inset_axes([0.04, -length / 2, 0.06, length], transform=corner)
+        figure.colorbar(ax.collections[0], cax=bar)
+        tidy_bar(bar, short=length < 0.5)
+
+
+def tidy_bar(bar: Axes, *, short: bool = False) -> None:
+    """Two or three ticks in plain numbers and no frame; a short bar is labelled at its ends."""
+    from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
+
+    low, high = bar.get_ylim()
+    if short:
+        bar.yaxis.set_major_locator(FixedLocator([low, high]))
+    elif bar.get_yscale() == "log":
+        bar.yaxis.set_major_locator(FixedLocator(np.geomspace(low, high, 3)))
+    else:
+        bar.yaxis.set_major_locator(MaxNLocator(3))
+    bar.yaxis.set_minor_locator(NullLocator())
+    bar.yaxis.set_major_formatter(lambda value, _: f"{0 if abs(value) < 1e-3 * high else value:.2g}")
+    bar.tick_params(labelsize=SMALL - 1, width=0.5, length=1.5, pad=1.5)
+    bar.spines[:].set_visible(False)
+
+
+def _has_image(fit: Fit) -> bool:
+    """Whether the object or a modality carries an image of the tissue, whose y axis points downwards."""
+    return any("spatial" in holder.uns for holder in [fit.data, *fit.modalities.values()])
+
+
+def _side_by_side(
+    coords: np.ndarray, names: np.ndarray, *, down: bool
+) -> tuple[np.ndarray, dict[str, tuple[float, float]]]:
+    """Slices moved apart where their frames overlap, and the place of each slice's name, below its middle."""
+    slices = list(dict.fromkeys(names))
+    low = np.array([coords[names == name].min(axis=0) for name in slices])  # [slices, D]
+    high = np.array([coords[names == name].max(axis=0) for name in slices])
+    if len(slices) == 1:
+        return coords, {}
+    up = -1.0 if down else 1.0
+    shift = np.zeros_like(low)
+    if _overlapping(low, high):
+        cell = (high - low).max(axis=0) * 1.15
+        place = np.arange(len(slices))
+        across = len(slices) if coords.shape[1] == 1 else columns(len(slices), lambda _: (cell[0], cell[1]), target=1.5)
+        middle = np.column_stack([place % across, -up * (place // across)])[:, : coords.shape[1]] * cell
+        shift = middle - (low + high) / 2
+    code = {name: position for position, name in enumerate(slices)}
+    low, high = low + shift, high + shift
+    bottom = (low if up > 0 else high)[:, -1]
+    labels = {name: (float((low + high)[i, 0] / 2), float(bottom[i])) for i, name in enumerate(slices)}
+    return coords + shift[[code[name] for name in names]], labels
+
+
+def _overlapping(low: np.ndarray, high: np.ndarray) -> bool:
+    """Whether any two of the frames [slices, D] share more than an edge."""
+    apart = (low[:, None] >= high[None]) | (high[:, None] <= low[None])  # [slices, slices, D]
+    together = ~apart.any(axis=2)
+    np.fill_diagonal(together, False)
+    return bool(together.any())
+
+
+def _neighbour_distances(coords: np.ndarray) -> np.ndarray:
+    """Distances [N, 2] to the first and the fourth neighbour (the last one of fewer)."""
+    from scipy.spatial import cKDTree
+
+    if len(coords) < 2:
+        return np.zeros((0, 2))
+    distances, _ = cKDTree(coords).query(coords, k=min(5, len(coords)))
+    return distances[:, [1, -1]]

@@ -1,0 +1,158 @@
+"""Spatial importance of features and observations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gpnsf import results
+from gpnsf.checks import choices
+from gpnsf.pl import canvas
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap
+    from matplotlib.figure import Figure
+    from mudata import MuData
+
+__all__ = ["importance"]
+
+OBSERVATIONS, MAP = "observations", "map"
+BINS = 25
+
+
+def importance(
+    data: AnnData | MuData,
+    *,
+    panels: str | Sequence[str] | None = None,
+    library: str | Sequence[str] | None = None,
+    ncols: int | None = None,
+    cmap: str | Colormap = "viridis",
+    size: float | None = None,
+    key: str = "gpnsf",
+    ax: Axes | None = None,
+    show: bool | None = None,
+    return_fig: bool = False,
+) -> Axes | list[Axes] | Figure | None:
+    """Draw the spatial importance of features and observations: histograms, and a map of the observations.
+
+    Importance is the share of the expected signal that comes from spatial factors. Features without signal are left out.
+
+    Parameters
+    ----------
+    data
+        Object that :func:`gpnsf.tl.fit` annotated.
+    panels
+        What to draw: names of modalities, "observations", "map"; None for everything.
+    library
+        Names of the slices on the map; None for all.
+    ncols
+        Panels in a row.
+    cmap
+        Colour map of the map.
+    size
+        Diameter of a spot in the units of the coordinates; None for spots that just touch.
+    key
+        Prefix of the slots, ``key_added`` of the fit.
+    ax
+        Axes for a single panel.
+    show
+        Show the figure; None does so where there is a window or a notebook.
+    return_fig
+        Return the figure.
+
+    Returns
+    -------
+    The axes (a list if there are several), or the figure with ``return_fig=True``; None once shown.
+
+    Raises
+    ------
+    KeyError
+        If the object has no such fit, panel or slice.
+    ValueError
+        If ``ax`` is given for more than one panel.
+
+    Notes
+    -----
+    Reads ``obs["gpnsf_spatial_importance"]``, ``var["gpnsf_spatial_importance"]`` and ``varm["gpnsf_loadings"]`` of each
+    modality, and the coordinates.
+
+    Examples
+    --------
+    >>> import gpnsf
+    >>> mdata = gpnsf.datasets.tissue(n_obs=100, n_genes=40, n_peaks=60, seed=0)
+    >>> gpnsf.tl.fit(mdata, n_factors=4, max_steps=2, progress=False)
+    >>> axes = gpnsf.pl.importance(mdata, show=False)
+    >>> [ax.get_title(loc="left") for ax in axes]
+    ['rna', 'atac', 'observations', 'observations in space']
+    """
+    fit = results.find(data, key)
+    chosen = _chosen(fit, panels)
+    ncols = canvas.columns(len(chosen), _panel, ncols=ncols, target=2.2)
+    width, height = _panel(ncols)
+    with canvas.style():
+        figure, axes = canvas.grid(len(chosen), width=width, height=height, ncols=ncols, ax=ax)
+        for panel, name in zip(axes, chosen, strict=True):
+            if name == MAP:
+                _map(panel, fit, library=library, cmap=cmap, size=size)
+            elif name == OBSERVATIONS:
+                _histogram(panel, fit.obs(fit.keys.importance), name, color="0.45")
+            else:
+                _features(panel, fit, name)
+    return canvas.finish(figure, axes, show=show, return_fig=return_fig)
+
+
+def _panel(ncols: int) -> tuple[float, float]:
+    """Width and height of a panel in inches."""
+    return min(canvas.PAGE / ncols, 2.4), 1.9
+
+
+def _chosen(fit: results.Fit, panels: str | Sequence[str] | None) -> list[str]:
+    """Names of the panels; the map needs coordinates."""
+    known = [*fit.modalities, OBSERVATIONS, *([MAP] if fit.has_coords else [])]
+    if panels is None:
+        return known
+    wanted = [panels] if isinstance(panels, str) else [str(name) for name in panels]
+    choices(wanted, known, what="panels", where=f"the figure of fit {fit.keys.key!r}")
+    return wanted
+
+
+def _features(ax: Axes, fit: results.Fit, modality: str) -> None:
+    """Histogram of the features that have signal."""
+    values = fit.var(modality, fit.keys.importance)[fit.loadings[modality].any(axis=1)]
+    color = canvas.MODALITY_COLORS[list(fit.modalities).index(modality) % len(canvas.MODALITY_COLORS)]
+    _histogram(ax, values, modality, color=color)
+    ax.set(ylabel="features")
+
+
+def _histogram(ax: Axes, values: np.ndarray, name: str, *, color: str) -> None:
+    """Histogram on [0, 1] with its median."""
+    from matplotlib.ticker import MaxNLocator
+
+    median = float(np.median(values))
+    ax.hist(values, bins=np.linspace(0, 1, BINS + 1), color=color, edgecolor="white", linewidth=0.4)
+    ax.axvline(median, color="black", linewidth=0.8, linestyle=(0, (3, 2)))
+    ax.set(xlim=(0, 1), xticks=[0, 0.5, 1], xlabel="spatial importance", ylabel=name)
+    ax.set_xticklabels(["0", "0.5", "1"])
+    ax.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+    canvas.plain(ax)
+    canvas.title(ax, name, f"{values.size:,} · median {median:.2f}")
+
+
+def _map(
+    ax: Axes, fit: results.Fit, *, library: str | Sequence[str] | None, cmap: str | Colormap, size: float | None
+) -> None:
+    """Observations in space."""
+    where = canvas.section(fit, library=library, size=size)
+    values = fit.obs(fit.keys.importance)[where.rows].astype(float)
+    norm = canvas.norm("linear", *canvas.limits(values, quantiles=(0.005, 0.995)))
+    if where.coords.shape[1] == 1:
+        canvas.profile(ax, where, values, scale="linear", cmap=cmap, norm=norm)
+    else:
+        canvas.spots(ax, where, values, cmap=cmap, norm=norm)
+        ax.figure.canvas.figure.draw_without_rendering()  # the bar is as high as the panel
+        canvas.colorbars([ax])
+    canvas.title(ax, "observations in space", "spatial importance")

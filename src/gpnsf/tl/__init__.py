@@ -1,0 +1,29 @@
+"""Tools: fit a model, predict from it, and read it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gpnsf.lazy import attach
+
+__all__ = ["evaluate", "factor_adata", "fit", "predict", "rank_features", "spatial_importance"]
+
+if TYPE_CHECKING:
+    from gpnsf.tl.evaluate import evaluate
+    from gpnsf.tl.factor_adata import factor_adata
+    from gpnsf.tl.fit import fit
+    from gpnsf.tl.importance import spatial_importance
+    from gpnsf.tl.predict import predict
+    from gpnsf.tl.rank import rank_features
+else:
+    attach(
+        __name__,
+        attributes={
+            "evaluate": "evaluate",
+            "factor_adata": "factor_adata",
+            "fit": "fit",
+            "predict": "predict",
+            "rank_features": "rank",
+            "spatial_importance": "importance",
+        },
+    )

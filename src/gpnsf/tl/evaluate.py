@@ -1,0 +1,188 @@
+"""How well a fit explains counts that it has seen, and counts that it has not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+
+from gpnsf import checks, results
+from gpnsf.bridge import SIZE_FLOOR, read_counts
+from gpnsf.core import metrics
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from mudata import MuData
+
+    from gpnsf.results import Fit
+
+__all__ = ["evaluate"]
+
+
+def evaluate(
+    data: AnnData | MuData, *, layers: str | Mapping[str, str] | None = None, key: str = "gpnsf"
+) -> pd.DataFrame:
+    r"""Mean deviance of the fitted rates from the counts, per modality, next to a null model.
+
+    Rates are size factor times ``X_gpnsf @ loadings.T + background``, and the deviance is that of the modality's
+    likelihood: twice the log likelihood which a model with one rate per entry has more, zeros included, divided by the
+    number of entries. The null model has one rate per feature, estimated on the training rows, with the same size factors
+    and dispersions; ``explained`` is one minus the ratio of the two.
+
+    Parameters
+    ----------
+    data
+        Object that :func:`gpnsf.tl.fit` annotated, with the observations it was fitted on.
+    layers
+        Layer with other counts of the same observations, for each modality or one name for all; say ``"thinned_test"``
+        after :func:`gpnsf.pp.thin` and a fit of ``"thinned_train"``.
+    key
+        Prefix of the slots, ``key_added`` of the fit.
+
+    Returns
+    -------
+    Tidy table with one line for each modality and kind of rows: ``modality``, ``rows``, ``likelihood``, ``deviance``,
+    ``null_deviance`` (means per entry), ``explained``, ``n_obs``, ``n_features``. ``rows`` is
+
+    - ``"train"``: the observations and the counts that were fitted,
+    - ``"holdout"``: observations that ``holdout_key`` kept out of the fit; their factors are what the field predicts,
+    - ``"thinned"``: the observations that were fitted, with the counts of ``layers``.
+
+    Raises
+    ------
+    KeyError
+        If the object has no such fit, modality or layer.
+    ValueError
+        If the counts do not suit the likelihood.
+
+    Notes
+    -----
+    Reads the counts that the fit has read, ``obsm["X_gpnsf"]`` and, of each modality, ``varm["gpnsf_loadings"]``,
+    ``var["gpnsf_background"]`` and ``var["gpnsf_dispersion"]``. Features without a count in the training rows are left
+    out. Size factors from totals are those of the counts that are judged, in units of the training counts; so depth is
+    not predicted, neither by the fit nor by the null model. Size factors from a column, or None, are multiplied by the
+    ratio of the two totals for ``layers``.
+
+    Examples
+    --------
+    >>> import gpnsf
+    >>> mdata = gpnsf.datasets.tissue(n_obs=100, n_genes=40, n_peaks=60, seed=0)
+    >>> gpnsf.tl.fit(mdata, n_factors=4, max_steps=2, progress=False)
+    >>> gpnsf.tl.evaluate(mdata)[["modality", "rows", "n_obs"]].values.tolist()
+    [['rna', 'train', 100], ['atac', 'train', 100]]
+    """
+    fit = results.find(data, key)
+    other = checks.per_modality(layers, "layers", names=list(fit.modalities), known=fit.modalities)
+    lines = []
+    for name in fit.modalities:
+        judged = _open(fit, name)
+        lines += [_line(judged, judged.counts, judged.size, rows) for rows in ("train", "holdout") if judged.has(rows)]
+        if name in other:
+            counts = _counts(fit, name, other[name], judged.seen)
+            lines.append(_line(judged, counts, _other_size(judged, counts), "thinned"))
+    return pd.DataFrame(lines)
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """One modality: its n cells, and the P features that have counts in the training rows."""
+
+    name: str
+    likelihood: str
+    counts: sp.csr_matrix  # [n, P] as fitted
+    size: np.ndarray  # [n]
+    by_total: bool  # size factors follow the totals of the counts
+    seen: np.ndarray  # [P_full] bool
+    factors: np.ndarray  # [n, K + 1], the last column is the constant one
+    loadings: np.ndarray  # [P, K + 1], the last column is the background
+    dispersion: np.ndarray | None  # [P]
+    held_out: np.ndarray  # [n] bool
+
+    def has(self, rows: str) -> bool:
+        """Whether there are rows of this kind."""
+        return rows != "holdout" or bool(self.held_out.any())
+
+    def select(self, rows: str) -> np.ndarray:
+        """Rows [n] bool of this kind; thinned counts are those of training rows."""
+        return self.held_out if rows == "holdout" else ~self.held_out
+
+
+def _line(judged: _Judged, counts: sp.csr_matrix, size: np.ndarray, rows: str) -> dict[str, Any]:
+    """One line of the table."""
+    selected, train = judged.select(rows), judged.select("train")
+    null_rates = metrics.null_rates(judged.likelihood, judged.counts, judged.size, rows=train)
+    models = {
+        "deviance": (size[:, None] * judged.factors, judged.loadings),
+        "null_deviance": (size[:, None], null_rates[:, None]),
+    }
+    line = {"modality": judged.name, "rows": rows, "likelihood": judged.likelihood}
+    for column, (A, W) in models.items():
+        total, n_entries = metrics.deviance(judged.likelihood, counts, A, W, judged.dispersion, rows=selected)
+        line[column] = total / n_entries
+    explained = 1 - line["deviance"] / line["null_deviance"]
+    return line | {"explained": explained, "n_obs": int(selected.sum()), "n_features": counts.shape[1]}
+
+
+def _open(fit: Fit, name: str) -> _Judged:
+    """Read one modality as the fit did."""
+    mod, rows, likelihood = fit.modalities[name], fit.rows[name], fit.likelihoods[name]
+    held_out = np.zeros(mod.n_obs, dtype=bool)
+    if fit.params["holdout_key"] is not None:
+        held_out = fit.obs(fit.params["holdout_key"])[rows].astype(bool)
+    layer = checks.per_modality(fit.params["layers"], "layers", names=list(fit.modalities), known=fit.modalities)
+    loadings = np.column_stack([fit.loadings[name], fit.var(name, fit.keys.background)])
+    seen = loadings.any(axis=1)
+    counts = _counts(fit, name, layer.get(name), seen)
+    counted = counts[~held_out].getnnz(axis=0) > 0
+    seen[seen], counts = counted, counts[:, counted]
+    source = None if likelihood == "gaussian" else fit.params["size_factors"]
+    return _Judged(
+        name=name,
+        likelihood=likelihood,
+        counts=counts,
+        size=_size(fit, name, source, counts, ~held_out),
+        by_total=source == "total",
+        seen=seen,
+        factors=np.column_stack([fit.mean[rows], np.ones(mod.n_obs)]),
+        loadings=loadings[seen],
+        dispersion=fit.var(name, fit.keys.dispersion)[seen] if likelihood in ("nb", "gaussian") else None,
+        held_out=held_out,
+    )
+
+
+def _counts(fit: Fit, name: str, layer: str | None, use: np.ndarray) -> sp.csr_matrix:
+    """Checked counts [n, P] of the features to use [P_full]."""
+    mod, likelihood = fit.modalities[name], fit.likelihoods[name]
+    return read_counts(mod, layer=layer, likelihood=likelihood, modality=name, use=use)
+
+
+def _size(fit: Fit, name: str, source: str | None, counts: sp.csr_matrix, train: np.ndarray) -> np.ndarray:
+    """Size factors [n] relative to their mean over the training rows."""
+    if source is None:
+        return np.ones(counts.shape[0])
+    if source == "total":
+        return np.maximum(_totals(counts) / _totals(counts)[train].mean(), SIZE_FLOOR)
+    holder = (
+        fit.data.obs[source].to_numpy()[fit.rows[name]] if source in fit.data.obs else fit.modalities[name].obs[source]
+    )
+    values = np.asarray(holder, dtype=np.float64)
+    return values / values[train].mean()
+
+
+def _other_size(judged: _Judged, counts: sp.csr_matrix) -> np.ndarray:
+    """Size factors [n] of other counts of the same cells, in units of the training counts."""
+    train = judged.select("train")
+    mean, other_mean = _totals(judged.counts)[train].mean(), _totals(counts)[train].mean()
+    ratio = 1.0 if judged.likelihood == "gaussian" else other_mean / mean
+    if judged.by_total:
+        return ratio * np.maximum(_totals(counts) / other_mean, SIZE_FLOOR)
+    return ratio * judged.size
+
+
+def _totals(counts: sp.csr_matrix) -> np.ndarray:
+    """Row sums in double precision."""
+    return np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
