@@ -21,7 +21,7 @@ class AbstractFactors(nn.Module, ABC):
     is_local: bool  # whether every row block brings its own latent variables
 
     @abstractmethod
-    def model(self, rows: slice, located: Located | None, draw: bool) -> Tensor | None:
+    def model(self, rows: slice, located: Located, draw: bool) -> Tensor | None:
         """Sample the latent variables from the prior; with ``draw`` also the log factors [n, K]."""
 
     @abstractmethod
@@ -29,7 +29,7 @@ class AbstractFactors(nn.Module, ABC):
         """Sample the same latent variables from the approximation."""
 
     @abstractmethod
-    def marginals(self, rows: slice, located: Located | None) -> tuple[Tensor, Tensor]:
+    def marginals(self, rows: slice, located: Located) -> tuple[Tensor, Tensor]:
         """Mean and variance [n, K] of the log factors under the guide."""
 
 
@@ -42,7 +42,7 @@ class FieldFactors(AbstractFactors):
         super().__init__()
         self.field, self.n_factors = field, field.n_factors
 
-    def model(self, rows: slice, located: Located | None, draw: bool) -> Tensor | None:
+    def model(self, rows: slice, located: Located, draw: bool) -> Tensor | None:
         """``u ~ N(0, I)``, ``h | u`` from the field (eq. 9 and 12)."""
         u = pyro.sample("u", self.field.prior())
         if not draw:
@@ -54,7 +54,7 @@ class FieldFactors(AbstractFactors):
         """``q(u)`` (eq. 17)."""
         pyro.sample("u", self.field.posterior())
 
-    def marginals(self, rows: slice, located: Located | None) -> tuple[Tensor, Tensor]:
+    def marginals(self, rows: slice, located: Located) -> tuple[Tensor, Tensor]:
         """``q(h)`` (eq. 32)."""
         return self.field.marginals(located)
 
@@ -71,7 +71,7 @@ class NormalFactors(AbstractFactors):
         self.loc = nn.Parameter(torch.zeros(n_obs, n_factors))
         self.log_scale = nn.Parameter(torch.full((n_obs, n_factors), -1.0))
 
-    def model(self, rows: slice, located: Located | None, draw: bool) -> Tensor | None:
+    def model(self, rows: slice, located: Located, draw: bool) -> Tensor | None:
         """The prior of these rows."""
         scale = self.log_sigma.exp().expand(len(self.loc[rows]), -1)
         return pyro.sample("h_nonspatial", dist.Normal(torch.zeros_like(scale), scale).to_event(2))
@@ -80,6 +80,6 @@ class NormalFactors(AbstractFactors):
         """The approximation of these rows."""
         pyro.sample("h_nonspatial", dist.Normal(self.loc[rows], self.log_scale[rows].exp()).to_event(2))
 
-    def marginals(self, rows: slice, located: Located | None) -> tuple[Tensor, Tensor]:
+    def marginals(self, rows: slice, located: Located) -> tuple[Tensor, Tensor]:
         """Its two moments."""
         return self.loc[rows], (2 * self.log_scale[rows]).exp()

@@ -40,6 +40,7 @@ class AbstractField(nn.Module, ABC):
     """T independent Gaussian processes with a variational posterior over whitened weights u."""
 
     kind: str
+    u_loc: nn.Parameter
 
     def __init__(self, kernel: str, n_factors: int, n_libraries: int, n_dims: int, lengthscale: float) -> None:
         super().__init__()

@@ -29,6 +29,9 @@ class HilbertField(AbstractField):
     """
 
     kind = "hilbert"
+    basis_0: Tensor
+    frequency_sq: Tensor
+    node_variance: Tensor | None
 
     def __init__(
         self,
@@ -192,5 +195,8 @@ def _interpolation(
 
 def _csr(matrix: sp.csr_matrix, device: torch.device) -> Tensor:
     """A torch CSR tensor with 32-bit indices."""
-    arrays = matrix.indptr.astype(np.int32), matrix.indices.astype(np.int32), matrix.data
-    return csr_tensor(*(torch.as_tensor(array, device=device) for array in arrays), matrix.shape)
+    pointers, indices, values = (
+        torch.as_tensor(array, device=device)
+        for array in (matrix.indptr.astype(np.int32), matrix.indices.astype(np.int32), matrix.data)
+    )
+    return csr_tensor(pointers, indices, values, matrix.shape)

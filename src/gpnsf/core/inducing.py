@@ -24,6 +24,8 @@ class InducingField(AbstractField):
     """
 
     kind = "inducing"
+    centres: Tensor
+    centre_library: Tensor
 
     def __init__(
         self,

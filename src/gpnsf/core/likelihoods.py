@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyro.distributions as dist
 import torch
@@ -168,7 +168,7 @@ class _NegativeBinomialZeros(torch.autograd.Function):
     """``sum_ij theta_j log1p(r_ij / theta_j)`` over all entries by dense row blocks, with hand-written gradients."""
 
     @staticmethod
-    def forward(ctx, A: Tensor, W: Tensor, theta: Tensor) -> Tensor:  # noqa: ANN001
+    def forward(ctx: Any, A: Tensor, W: Tensor, theta: Tensor) -> Tensor:
         """One matrix product for the rates, two for the gradients, a few passes in cache between them."""
         scaled = W / theta[:, None]  # [P, K]: its product with A is r / theta
         dA, dW, dtheta = torch.empty_like(A), torch.zeros_like(W), torch.zeros_like(theta)
@@ -186,7 +186,7 @@ class _NegativeBinomialZeros(torch.autograd.Function):
         return value.to(A.dtype)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # noqa: ANN001
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Scale the stored gradients."""
         dA, dW, dtheta = ctx.saved_tensors
         return grad * dA, grad * dW, grad * dtheta
@@ -196,7 +196,7 @@ class _LogRate(torch.autograd.Function):
     """``sum_nz y log(theta_j + r_ij)`` on the nonzeros, with gradients in A, W and theta."""
 
     @staticmethod
-    def forward(ctx, A: Tensor, W: Tensor, theta: Tensor, counts: SparseCounts) -> Tensor:  # noqa: ANN001
+    def forward(ctx: Any, A: Tensor, W: Tensor, theta: Tensor, counts: SparseCounts) -> Tensor:
         """Augment the factors by a column of ones and the loadings by theta: a Poisson term in all but name."""
         one = torch.ones_like(A[:, :1])
         value, dA, dW = counts.terms(torch.cat([A, one], 1), torch.cat([W, theta[:, None]], 1), "log")
@@ -204,7 +204,7 @@ class _LogRate(torch.autograd.Function):
         return value
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:  # noqa: ANN001
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         """Scale the stored gradients."""
         dA, dW, dtheta = ctx.saved_tensors
         return grad * dA, grad * dW, grad * dtheta, None

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from gpnsf.core.factors import AbstractFactors, FieldFactors, NormalFactors
-from gpnsf.core.fields import AbstractField, Located
+from gpnsf.core.fields import AbstractField, Located, to_tensors
 from gpnsf.core.hilbert import HilbertField
 from gpnsf.core.inducing import InducingField
 from gpnsf.core.initial import Start
@@ -62,7 +62,7 @@ class Block:
     """Some rows of the dataset with all that a step needs of them."""
 
     rows: slice
-    located: Located | None
+    located: Located
     size: dict[str, Tensor]  # modality -> [n, 1]
     counts: dict[str, SparseCounts]  # empty: the model draws counts instead of scoring them
     share: float = 1.0  # part of the whole-data terms that this block carries
@@ -144,7 +144,7 @@ class Factorization(nn.Module):
             with poutine.scale(scale=self._kl_scale(part, block)):
                 log_factors.append(part.model(block.rows, block.located, draw))
         if draw:
-            return self._draw_counts(torch.cat(log_factors, dim=1), block)
+            return self._draw_counts(torch.cat([h for h in log_factors if h is not None], dim=1), block)
         m, v = self.marginals(block)
         for name, view in self.items():
             pyro.factor(
@@ -226,9 +226,8 @@ class Factorization(nn.Module):
     def _block(self, dataset: Dataset, rows: slice, share: float, counts: bool) -> Block:
         """One block, on the device of the model."""
         device = next(self.parameters()).device
-        located = None
-        if self.spatial is not None:
-            located = self.spatial.field.locate(dataset.coords[rows], dataset.library[rows])
+        place = dataset.coords[rows], dataset.library[rows]
+        located = self.spatial.field.locate(*place) if self.spatial else Located(*to_tensors(*place, device))
         size = {v.name: torch.as_tensor(v.size[rows], device=device)[:, None] for v in dataset.views}
         sparse = {v.name: SparseCounts(v.counts[rows], device) for v in dataset.views} if counts else {}
         return Block(rows, located, size, sparse, share)

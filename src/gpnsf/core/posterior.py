@@ -34,9 +34,10 @@ def summarise(model: Factorization, dataset: Dataset, blocks: list[Block], log_f
     scale, smooth_scale = _scales(model.nonnegative, mean), _scales(model.nonnegative, smooth)
     mean, std, smooth = mean / scale, std / scale, smooth / smooth_scale
     loadings = {name: _scaled_loadings(view, scale) for name, view in model.items()}
-    order = _order(loadings, T)
-    result = _Result(mean[:, order], loadings={name: _reorder(W, order) for name, W in loadings.items()})
+    result = _Result(mean, loadings)
     result.match_totals(model, blocks)
+    order = _order(result.loadings, T)
+    result = _Result(mean[:, order], {name: _reorder(W, order) for name, W in result.loadings.items()})
     spatial_order = order[:T]
     return Posterior(
         mean=_array(result.mean),
@@ -203,7 +204,7 @@ def _field_state(model: Factorization, log_factors: LogFactors, scale: Tensor, o
     state: dict[str, Any] = {
         "nonnegative": model.nonnegative,
         "order": _array(order).astype(np.int64),
-        "scale": _array(scale[:T]),
+        "factor_mean": _array(scale[:T]),
         "nugget": _array(log_factors.gamma[:T]),
     }
     if model.spatial is not None:
@@ -225,6 +226,6 @@ def predict(state: Mapping[str, Any], coords: np.ndarray, library: np.ndarray) -
     field = restore_field(state["process"])
     m, v = field.marginals(field.locate(coords, library))
     order = torch.as_tensor(np.asarray(state["order"]))
-    nugget, scale = (torch.as_tensor(np.asarray(state[name])) for name in ("nugget", "scale"))
+    nugget, scale = (torch.as_tensor(np.asarray(state[name])) for name in ("nugget", "factor_mean"))
     mean, std = _moments(bool(state["nonnegative"]), m, v + nugget)
     return _array((mean / scale)[:, order]), _array((std / scale)[:, order])

@@ -11,6 +11,7 @@ gamma follows by EM. Training with the nugget from the start would let it steal 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -75,18 +76,19 @@ class _LocalStage:
         self.gamma[: self.T] = FIRST_GAMMA
         self.variance = torch.zeros_like(self.e)
         self.information = torch.zeros_like(self.base[:, : self.T])  # on the field, per spot and factor
-        self.observed = torch.cat([sum(size for size in block.size.values())[:, 0] > 0 for block in blocks])
+        sizes = [torch.cat(list(block.size.values()), dim=1) for block in blocks]  # [n, modalities]
+        self.observed = torch.cat([(size > 0).any(1) for size in sizes])
 
     def sweep(self, index: int) -> None:
         """A few Newton steps for the spots of one block, with their information held fixed."""
         block = self.blocks[index]
         rows = block.rows
-        gradient, information = self._curvature(block, information=True)
+        gradient, information = self._curvature(block)
         precision = information + torch.diag_embed((1 / self.gamma).expand(len(information), -1))
         covariance = torch.linalg.inv(precision)
         for step in range(N_NEWTON):
             if step:
-                gradient, _ = self._curvature(block, information=False)
+                gradient = self._gradient(block)
             change = torch.einsum("nkl,nl->nk", covariance, gradient - self.e[rows] / self.gamma)
             self.e[rows] += DAMPING * change.clamp(-1.0, 1.0)
         self.variance[rows] = covariance.diagonal(dim1=1, dim2=2).clamp_min(0.0)
@@ -98,34 +100,41 @@ class _LocalStage:
         if len(second):
             self.gamma = second.mean(0).clamp_min(GAMMA_FLOOR)
 
-    def _curvature(self, block: Block, *, information: bool) -> tuple[Tensor, Tensor | None]:
-        """Gradient [n, K] and information [n, K, K] of the log-likelihood in h, summed over modalities."""
+    def _gradient(self, block: Block) -> Tensor:
+        """Gradient [n, K] of the log-likelihood in h, summed over modalities."""
+        return sum(score for score, _, _ in self._scores(block, information=False))  # type: ignore[return-value]
+
+    def _curvature(self, block: Block) -> tuple[Tensor, Tensor]:
+        """The gradient, and the information [n, K, K]."""
+        gradient, information = torch.zeros(()), torch.zeros(())
+        for score, slope, fisher in self._scores(block, information=True):
+            gradient = gradient + score
+            if fisher is not None:
+                information = information + slope[:, :, None] * slope[:, None, :] * fisher
+        return gradient, information
+
+    def _scores(self, block: Block, *, information: bool) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+        """For each modality its gradient in h, the slope ``size dH / dh`` [n, K], and the weighted information on the factors."""
         h = self.base[block.rows] + self.e[block.rows]
         factors = h.clamp(*MEAN_RANGE).exp() if self.model.nonnegative else h
-        slope = factors if self.model.nonnegative else torch.ones_like(h)  # dH / dh
-        gradient = torch.zeros_like(h)
-        total = torch.zeros(*h.shape, h.shape[1], device=h.device) if information else None
         for name, view in self.model.items():
             size, W = block.size[name], view.loadings
+            slope = size * factors if self.model.nonnegative else size.expand_as(h)
             A = torch.cat([size * factors, size], 1)
-            scaled = size * slope
             score, fisher = view.likelihood.curvature(block.counts[name], A, W, information)
-            gradient += view.weight * scaled * score
-            if total is not None and fisher is not None:
-                total += view.weight * scaled[:, :, None] * scaled[:, None, :] * fisher
-        return gradient, total
+            yield view.weight * slope * score, slope, None if fisher is None else view.weight * fisher
 
     def _field_information(self, information: Tensor) -> Tensor:
         """``1 / (gamma_k + [H_i^-1]_kk)``: what a spot says about its field once all else is integrated out [n, T].
 
         The other factors of the spot keep their prior precision ``1 / gamma``.
         """
-        precision = information.clone()
+        precision = information.double()  # single precision finds a spot with fewer counts than factors singular
         diagonal = precision.diagonal(dim1=1, dim2=2)
         diagonal += 1e-6
         diagonal[:, self.T :] += 1 / self.gamma[self.T :]
         spread = torch.linalg.inv(precision).diagonal(dim1=1, dim2=2)[:, : self.T].clamp_min(1e-8)
-        return 1 / (self.gamma[: self.T] + spread)
+        return 1 / (self.gamma[: self.T] + spread.to(information.dtype))
 
     def result(self) -> LogFactors:
         """Deviation variance plus the share of the field's variance that the data leave in h."""

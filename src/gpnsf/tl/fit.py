@@ -185,36 +185,33 @@ def fit(
     began = time.perf_counter()
     params["n_spatial"] = _n_spatial(model, n_factors, n_spatial)
     dataset, layout = _read(data, params)
-    target = _device(device)
-    factorization = models.build(
-        model,
-        dataset,
-        n_factors=n_factors,
-        n_spatial=params["n_spatial"],
-        kernel=kernel,
-        field=field,
-        n_inducing=n_inducing,
-        lengthscale=None if lengthscale is None else lengthscale / layout.scale,
-        kl_weight=kl_weight,
-        n_samples=n_samples if objective == "monte_carlo" else None,
-        seed=seed,
-    ).to(target)
-    history = training.fit(
-        factorization,
-        dataset,
-        init=init,
-        schedule=training.Schedule(max_steps=max_steps, learning_rate=learning_rate, tol=tol),
-        block_size=block_size,
-        seed=seed,
-        progress=settings.progress if progress is None else progress,
-    )
-    blocks = factorization.blocks(dataset, block_size)
-    log_factors = (local_stage.local if refine else local_stage.mean_field)(factorization, blocks)
-    result = posterior.summarise(factorization, dataset, blocks, log_factors)
+    with training.few_threads(dataset):
+        factorization = _build(dataset, params, layout.scale).to(_device(device))
+        schedule = training.Schedule(max_steps=max_steps, learning_rate=learning_rate, tol=tol)
+        shown = settings.progress if progress is None else progress
+        history = training.fit(
+            factorization, dataset, init=init, schedule=schedule, block_size=block_size, seed=seed, progress=shown
+        )
+        blocks = factorization.blocks(dataset, block_size)
+        log_factors = (local_stage.local if refine else local_stage.mean_field)(factorization, blocks)
+        result = posterior.summarise(factorization, dataset, blocks, log_factors)
     info = _info(params, history, time.perf_counter() - began)
     writeback.write(data, result, layout, keys=Keys(key_added), info=info)
     _report(dataset, history, info["seconds"])
     return data if copy else None
+
+
+def _build(dataset: Dataset, params: Mapping[str, Any], scale: float) -> models.Factorization:
+    """The model that the arguments describe; ``scale`` is the half-width in the unit of the coordinates."""
+    lengthscale = params["lengthscale"]
+    names = ("n_factors", "n_spatial", "kernel", "field", "n_inducing", "kl_weight", "seed")
+    return models.build(
+        params["model"],
+        dataset,
+        **{name: params[name] for name in names},
+        lengthscale=None if lengthscale is None else lengthscale / scale,
+        n_samples=params["n_samples"] if params["objective"] == "monte_carlo" else None,
+    )
 
 
 def _n_spatial(model: str, n_factors: int, asked: int | None) -> int:

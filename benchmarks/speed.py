@@ -1,0 +1,86 @@
+"""Time and memory of whole fits (starts, optimisation, local stage, writing) on simulated tissues, one process each.
+
+gpnsf benchmark speed [--threads 1] [--only NAME]
+"""
+
+from __future__ import annotations
+
+import json
+import os
+
+import numpy as np
+import pandas as pd
+from report import in_fresh_process, machine, measured, parser, write_table
+
+CASES = {
+    "36,000 x 2,000, 3 %, K = 10": (
+        {"n_obs": 36_000, "rna_depth": 75.0, "n_spatial": 8, "n_nonspatial": 2, "layout": "random"},
+        "TF reference NSF: 2,160 s wall on 12 cores (published)",
+    ),
+    "2,500 x 2,000, 53 %, K = 20": (
+        {"n_obs": 2_500, "rna_depth": 4_000.0, "n_spatial": 12, "n_nonspatial": 8},
+        "TF reference NSF, real Visium of this size, 1,000 inducing points: 415 s wall on 12 cores (published)",
+    ),
+}
+LIKELIHOODS = ("poisson", "nb")
+
+
+def run(case: str, likelihood: str) -> dict[str, float]:
+    """One fit in this process."""
+    import gpnsf
+    from gpnsf.core.metrics import match_factors
+
+    settings, _ = CASES[case]
+    mdata = gpnsf.datasets.tissue(n_genes=2_000, n_peaks=10, seed=1, **settings)
+    adata, n_spatial = mdata["rna"].copy(), settings["n_spatial"]
+    n_factors = n_spatial + settings["n_nonspatial"]
+    with measured() as seen:
+        gpnsf.tl.fit(adata, n_factors=n_factors, n_spatial=n_spatial, likelihoods=likelihood, progress=False)
+    totals = np.asarray(adata.X.sum(1)).ravel()
+    # size factors are not identified: the truth is put on the scale of those that the fit used
+    ratio = np.asarray(mdata.obs["true_size_rna"]) / (totals / totals.mean())
+    truth, found = mdata.obsm["true_factors"] * ratio[:, None], adata.obsm["X_gpnsf"]
+    return {
+        "wall": seen.wall,
+        "cpu": seen.cpu,
+        "memory": seen.memory,
+        "steps": len(adata.uns["gpnsf"]["history"]["elbo"]),
+        "spatial": match_factors(truth[:, :n_spatial], found[:, :n_spatial])[1].mean(),
+        "nonspatial": match_factors(truth[:, n_spatial:], found[:, n_spatial:])[1].mean(),
+    }
+
+
+def main() -> None:
+    """Every case and likelihood."""
+    arguments = parser(__doc__)
+    arguments.add_argument("--threads", type=int, default=1)
+    arguments.add_argument("--only", nargs=2, metavar=("CASE", "LIKELIHOOD"))
+    chosen = arguments.parse_args()
+    if chosen.only:
+        print(json.dumps(run(*chosen.only)))
+        return
+    os.environ["OMP_NUM_THREADS"] = str(chosen.threads)
+    rows = []
+    for case, (_, reference) in CASES.items():
+        for likelihood in LIKELIHOODS:
+            seen = json.loads(in_fresh_process(__file__, "--only", case, likelihood))
+            rows.append(
+                {
+                    "simulated tissue": case,
+                    "likelihood": likelihood,
+                    "steps": seen["steps"],
+                    "CPU s": f"{seen['cpu']:.0f}",
+                    "wall s": f"{seen['wall']:.0f}",
+                    "peak GB": f"{seen['memory']:.2f}",
+                    "spatial r": f"{seen['spatial']:.3f}",
+                    "nonspatial r": f"{seen['nonspatial']:.3f}",
+                    "for comparison": reference,
+                }
+            )
+            print(rows[-1], flush=True)
+    note = f"Simulated tissues, seed 1, {chosen.threads} thread(s); imports count into the fit. {machine()}."
+    write_table("speed", pd.DataFrame(rows), note)
+
+
+if __name__ == "__main__":
+    main()

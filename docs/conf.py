@@ -1,0 +1,102 @@
+"""Sphinx configuration. ``GPNSF_DOCS_OFFLINE=1`` builds without any network."""
+
+from __future__ import annotations
+
+import os
+import re
+from importlib.metadata import version as distribution_version
+from inspect import getdoc
+from pathlib import Path
+
+import jupytext
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
+
+from gpnsf.keys import Keys
+
+HERE = Path(__file__).parent
+
+project = "gpnsf"
+author = "gpnsf developers"
+copyright = f"2026, {author}"
+version = release = distribution_version("gpnsf")
+
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.intersphinx",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.napoleon",
+    "sphinx_copybutton",
+    "sphinxcontrib.bibtex",
+]
+exclude_patterns = ["_build", "benchmark_tables", "**.ipynb_checkpoints"]
+
+autosummary_generate = True
+autodoc_typehints = "none"  # the numpydoc sections say types and shapes
+napoleon_google_docstring = False
+napoleon_use_rtype = False
+bibtex_bibfiles = ["references.bib"]
+copybutton_prompt_text = ">>> "
+
+myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
+myst_heading_anchors = 3
+nb_execution_mode = "force"
+nb_execution_raise_on_error = True
+nb_execution_timeout = 300
+nb_merge_streams = True
+nb_output_stderr = "remove"
+
+intersphinx_mapping = {
+    "python": ("https://docs.python.org/3", None),
+    "numpy": ("https://numpy.org/doc/stable/", None),
+    "pandas": ("https://pandas.pydata.org/docs/", None),
+    "anndata": ("https://anndata.readthedocs.io/en/stable/", None),
+    "mudata": ("https://mudata.readthedocs.io/stable/", None),
+    "scanpy": ("https://scanpy.readthedocs.io/en/stable/", None),
+    "squidpy": ("https://squidpy.readthedocs.io/en/stable/", None),
+}
+if os.environ.get("GPNSF_DOCS_OFFLINE"):
+    intersphinx_mapping = {}
+
+html_theme = "sphinx_book_theme"
+html_title = f"gpnsf {release}"
+html_static_path = ["_static"]
+
+
+class Slots(SphinxDirective):
+    """Write the table of slots from the docstrings of ``gpnsf.keys.Keys``."""
+
+    def run(self) -> list[nodes.Node]:
+        """Parse the table as part of the page."""
+        rows = ["| where | slot | content |", "|---|---|---|", *map(_slot_row, _slot_names())]
+        return self.parse_text_to_nodes("\n".join(rows))
+
+
+def _slot_names() -> list[str]:
+    """Properties of the registry that name one slot, in the order of its file."""
+    properties = [name for name, value in vars(Keys).items() if isinstance(value, property)]
+    return [name for name in properties if isinstance(getattr(Keys(), name), str)]
+
+
+def _slot_row(name: str) -> str:
+    """Split "``where``: content." into the cells of a row."""
+    where, content = re.split(r":\s+", getdoc(getattr(Keys, name)), maxsplit=1)
+    where, content = (re.sub(r"\s+", " ", text).replace("``", "`").rstrip(".") for text in (where, content))
+    return f"| {where} | `{getattr(Keys(), name)}` | {content} |"
+
+
+def _tutorials_to_notebooks(app: Sphinx) -> None:
+    """Place the tutorials, which are kept as scripts, among the sources as notebooks."""
+    folder = HERE / "tutorials"
+    folder.mkdir(exist_ok=True)
+    for script in sorted((HERE.parent / "tutorials").glob("*.py")):
+        jupytext.write(jupytext.read(script), folder / f"{script.stem}.ipynb")
+
+
+def setup(app: Sphinx) -> None:
+    """Register the directive and the conversion."""
+    app.add_directive("slots", Slots)
+    app.connect("builder-inited", _tutorials_to_notebooks)

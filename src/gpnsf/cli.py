@@ -1,0 +1,282 @@
+"""The command ``gpnsf``: demo, fit, predict, plot, simulate, benchmark."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import inspect
+import os
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gpnsf
+from gpnsf.checks import choices, problem
+
+if TYPE_CHECKING:
+    import numpy as np
+    from anndata import AnnData
+    from mudata import MuData
+
+__all__ = ["BENCHMARKS", "FIT_OPTIONS", "main", "read_assignment"]
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+BAD_INPUT = 2
+DATASETS = ("ggblocks", "quilt", "tissue")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns 0, or 2 after a message about what was wrong with the input."""
+    # read when torch is loaded: on a busy machine, threads that spin while they wait made a fit ten times slower
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    arguments = vars(_parser().parse_args(argv))
+    run, command = arguments.pop("run"), arguments.pop("command")
+    try:
+        with gpnsf.settings.override(progress=sys.stderr.isatty()), warnings.catch_warnings():
+            # addressed to programmers: mudata 0.3 announces a change of its own interface
+            warnings.filterwarnings("ignore", category=FutureWarning, module="mudata")
+            return run(**arguments) or 0
+    except (ValueError, TypeError, KeyError, OSError) as error:
+        # str() of a KeyError is the repr of its message
+        message = error.args[0] if isinstance(error, KeyError) and error.args else error
+        print(f"gpnsf {command}: {message}", file=sys.stderr)
+        return BAD_INPUT
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="gpnsf", description="Spatial factors of count data with coordinates.")
+    parser.add_argument("--version", action="version", version=f"gpnsf {gpnsf.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for add in (_add_demo, _add_fit, _add_predict, _add_plot, _add_simulate, _add_benchmark):
+        add(commands)
+    return parser
+
+
+def _command(commands: Any, run: Callable[..., int | None], help: str) -> argparse.ArgumentParser:
+    """Add a command named after its function."""
+    command = commands.add_parser(run.__name__.lstrip("_"), help=help, description=f"{help[0].upper()}{help[1:]}.")
+    command.set_defaults(run=run)
+    return command
+
+
+def _add_demo(commands: Any) -> None:
+    demo = _command(commands, _demo, "simulate a small tissue, fit it, and compare with the truth")
+    demo.add_argument(
+        "--out", type=Path, default=Path("gpnsf-demo"), metavar="DIR", help="where results go (%(default)s)"
+    )
+    demo.add_argument("--seed", type=int, default=0, help="seed of simulation and fit (%(default)s)")
+
+
+def _demo(out: Path, seed: int) -> None:
+    from gpnsf.demo import run
+
+    for line in run(out, seed=seed):
+        print(line)
+
+
+# Arguments of tl.fit; what is not given keeps the default that tl.fit has.
+def _names(text: str) -> list[str]:
+    """Read ``a,b``."""
+    return text.split(",")
+
+
+def _per_modality(text: str) -> str | dict[str, str]:
+    """Read ``name`` for all modalities, or ``rna=name,atac=other``."""
+    if "=" not in text:
+        return text
+    parts = [part.partition("=") for part in text.split(",")]
+    if not all(name and sign and value for name, sign, value in parts):
+        raise argparse.ArgumentTypeError(f"expected NAME or MODALITY=NAME,MODALITY=NAME; got {text!r}")
+    return {name: value for name, _, value in parts}
+
+
+def _weights(text: str) -> dict[str, float]:
+    """Read ``rna=1,atac=0.5``."""
+    parts = _per_modality(text)
+    try:
+        return {name: float(value) for name, value in parts.items()}
+    except (AttributeError, ValueError):
+        raise argparse.ArgumentTypeError(f"expected MODALITY=NUMBER,MODALITY=NUMBER; got {text!r}") from None
+
+
+def _or_none(text: str) -> str | None:
+    """Read a name, or ``none``."""
+    return None if text == "none" else text
+
+
+FIT_OPTIONS: dict[str, dict[str, Any]] = {
+    "model": {"help": "gpnsf, nsfh, nsf, pnmf, rsf or fa"},
+    "n_factors": {"type": int, "help": "number of factors"},
+    "n_spatial": {"type": int, "help": "how many of them are spatial"},
+    "modalities": {"type": _names, "metavar": "A,B", "help": "modalities to fit"},
+    "likelihoods": {"type": _per_modality, "metavar": "A=NAME,B=NAME", "help": "nb, poisson, bernoulli, gaussian"},
+    "layers": {"type": _per_modality, "metavar": "A=NAME,B=NAME", "help": "layers that hold the counts"},
+    "use_var": {"type": _per_modality, "metavar": "NAME", "help": "boolean var column of the features to fit"},
+    "spatial_key": {"help": "obsm slot of the coordinates"},
+    "library_key": {"help": "obs column of sections"},
+    "size_factors": {"type": _or_none, "help": "total, none, or an obs column"},
+    "modality_weights": {"type": _weights, "metavar": "A=X,B=X", "help": "weights in the objective"},
+    "kernel": {"help": "matern12, matern32, matern52 or rbf"},
+    "field": {"help": "hilbert or inducing"},
+    "n_inducing": {"type": int, "help": "number of inducing points"},
+    "lengthscale": {"type": float, "help": "length scale, in the units of the coordinates"},
+    "kl_weight": {"type": float, "help": "weight of the prior"},
+    "objective": {"help": "closed_form or monte_carlo"},
+    "n_samples": {"type": int, "help": "draws a step of the Monte Carlo objective"},
+    "init": {"help": "auto, smooth, spot or random"},
+    "split": {"help": "assumed: spatial factors are as asked for"},
+    "refine": {"action": argparse.BooleanOptionalAction, "help": "refine each observation after the fit"},
+    "holdout_key": {"help": "boolean obs column of rows that train nothing"},
+    "max_steps": {"type": int, "help": "cap on the optimisation"},
+    "learning_rate": {"type": float, "help": "of the optimiser"},
+    "tol": {"type": float, "help": "relative change that counts as converged"},
+    "block_size": {"type": int, "help": "rows in memory at a time"},
+    "device": {"help": "auto, cpu, cuda or cuda:1"},
+    "seed": {"type": int, "help": "seed, at least 0"},
+    "key_added": {"help": "prefix of the slots"},
+    "progress": {"action": argparse.BooleanOptionalAction, "help": "progress bar"},
+}
+
+
+def _add_fit(commands: Any) -> None:
+    fit = _command(commands, _fit, "fit a model to a file and write the annotated object")
+    fit.add_argument("source", type=Path, metavar="IN", help="h5mu or h5ad")
+    fit.add_argument("target", type=Path, metavar="OUT", help="same format as IN")
+    for name, option in FIT_OPTIONS.items():
+        fit.add_argument(f"--{name.replace('_', '-')}", dest=name, default=argparse.SUPPRESS, **option)
+
+
+def _fit(source: Path, target: Path, **options: Any) -> None:
+    _check_suffix(target, source.suffix)
+    data = _read(source)
+    start = time.perf_counter()
+    gpnsf.tl.fit(data, **options)
+    _write(data, target)
+    print(f"fitted {data.n_obs} observations in {time.perf_counter() - start:.1f} s: {target}")
+
+
+def _add_predict(commands: Any) -> None:
+    predict = _command(commands, _predict, "predict the factors at new coordinates")
+    predict.add_argument("source", type=Path, metavar="IN", help="h5mu or h5ad with a fit")
+    predict.add_argument("coords", type=Path, metavar="COORDS.csv", help="one numeric column an axis, with a header")
+    predict.add_argument("target", type=Path, metavar="OUT.h5ad", help="observations x factors")
+    predict.add_argument("--library", help="section that the coordinates belong to")
+    predict.add_argument("--key", default="gpnsf", help="prefix of the slots (%(default)s)")
+
+
+def _predict(source: Path, coords: Path, target: Path, library: str | None, key: str) -> None:
+    _check_suffix(target, ".h5ad")
+    predicted = gpnsf.tl.predict(_read(source), _read_coords(coords), library=library, key=key)
+    _write(predicted, target)
+    print(f"predicted {predicted.n_vars} factors at {predicted.n_obs} places: {target}")
+
+
+def _add_plot(commands: Any) -> None:
+    plot = _command(commands, _plot, "draw the figures of a fit as PNG")
+    plot.add_argument("source", type=Path, metavar="IN", help="h5mu or h5ad with a fit")
+    plot.add_argument("folder", type=Path, metavar="OUTDIR", help="folder for the figures")
+    plot.add_argument("--key", default="gpnsf", help="prefix of the slots (%(default)s)")
+
+
+def _plot(source: Path, folder: Path, key: str) -> None:
+    from gpnsf.demo import save_figures
+
+    for path in save_figures(_read(source), folder, key=key):
+        print(path)
+
+
+def _add_simulate(commands: Any) -> None:
+    simulate = _command(commands, _simulate, "write simulated data with its truth")
+    simulate.add_argument("name", choices=DATASETS, help="which simulation")
+    simulate.add_argument("target", type=Path, metavar="OUT.h5mu")
+    simulate.add_argument("--seed", type=int, default=0, help="seed (%(default)s)")
+    simulate.add_argument(
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="NAME=VALUE",
+        dest="values",
+        help="other arguments of gpnsf.datasets.NAME",
+    )
+
+
+def _simulate(name: str, target: Path, seed: int, values: list[str]) -> None:
+    _check_suffix(target, ".h5mu")
+    function = getattr(gpnsf.datasets, name)
+    options = dict(map(read_assignment, values))
+    known = inspect.signature(function).parameters.keys() - {"seed"}
+    choices(options, sorted(known), what="arguments in `--set`", where=f"gpnsf.datasets.{name}")
+    mdata = function(seed=seed, **options)
+    _write(mdata, target)
+    shapes = ", ".join(f"{modality} {mod.n_obs} x {mod.n_vars}" for modality, mod in mdata.mod.items())
+    print(f"simulated {name} ({shapes}): {target}")
+
+
+def read_assignment(text: str) -> tuple[str, Any]:
+    """Read ``name=value`` with a Python literal as value."""
+    name, _, value = text.partition("=")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        rule = "`--set` with NAME=VALUE, the value a number, True, False or a tuple of numbers"
+        raise ValueError(problem(rule, repr(text), "Pass for example --set n_genes=200")) from None
+
+
+def _add_benchmark(commands: Any) -> None:
+    benchmark = _command(commands, _benchmark, "run a benchmark of a source checkout")
+    benchmark.add_argument("name", metavar="NAME", help="file in benchmarks/, without .py")
+    benchmark.add_argument("rest", nargs=argparse.REMAINDER, metavar="...", help="arguments of the benchmark")
+
+
+def _benchmark(name: str, rest: list[str]) -> int:
+    names = sorted(path.stem for path in BENCHMARKS.glob("*.py"))
+    if not names:
+        found = f"no benchmarks in {BENCHMARKS}"
+        remedy = "Clone the repository and install it with pip install -e ."
+        raise FileNotFoundError(problem("a source checkout, installed in place", found, remedy))
+    choices([name], names, what="benchmark", where="benchmarks/")
+    return subprocess.run([sys.executable, str(BENCHMARKS / f"{name}.py"), *rest], check=False).returncode
+
+
+def _check_suffix(path: Path, wanted: str) -> None:
+    """Check the name of the result before any work is done."""
+    if path.suffix != wanted:
+        raise ValueError(problem(f"a result named *{wanted}", str(path), f"Write to {path.with_suffix(wanted)}"))
+
+
+def _read(path: Path) -> AnnData | MuData:
+    """Read h5ad or h5mu."""
+    import anndata
+    import mudata
+
+    readers = {".h5ad": anndata.read_h5ad, ".h5mu": mudata.read_h5mu}
+    if path.suffix not in readers:
+        raise ValueError(problem("a file *.h5mu or *.h5ad", str(path), "Convert it with anndata or mudata first"))
+    if not path.is_file():
+        raise FileNotFoundError(problem("a file that exists", str(path), "Check the path"))
+    try:
+        return readers[path.suffix](path)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(problem(f"a readable {path.suffix[1:]} file", f"{path}: {error}", "Write it again")) from error
+
+
+def _read_coords(path: Path) -> np.ndarray:
+    """Coordinates [n, D] from a table in which every column is an axis."""
+    import pandas as pd
+
+    table = pd.read_csv(path)
+    words = [column for column in table if not pd.api.types.is_numeric_dtype(table[column])]
+    if words or table.empty:
+        found = f"{path} with {len(table)} rows and columns {list(table)}, not numeric: {words}"
+        raise ValueError(problem("a table with a header and one numeric column an axis", found, "Drop the others"))
+    return table.to_numpy(dtype=float)
+
+
+def _write(data: AnnData | MuData, path: Path) -> None:
+    """Write to a folder that is made if need be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data.write(path)

@@ -1,0 +1,142 @@
+"""The demonstration: a fit of a simulated tissue held against its truth; and the figures that the command line writes."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import gpnsf
+from gpnsf import results
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from mudata import MuData
+
+__all__ = ["FIGURES", "run", "save_figures"]
+
+# Small enough for well under a minute on two cores
+TISSUE = {
+    "n_obs": 900,
+    "n_genes": 300,
+    "n_peaks": 600,
+    "n_spatial": 4,
+    "n_nonspatial": 2,
+    "atac_depth": 100.0,
+    "lengthscales": (0.1, 0.3),
+}
+FIGURES = ("spatial_factors", "top_features", "importance", "convergence")
+
+
+def run(folder: Path, *, seed: int = 0) -> list[str]:
+    """Simulate, fit, write the object and the figures into the folder; returns what was found, line by line."""
+    folder.mkdir(parents=True, exist_ok=True)
+    mdata = gpnsf.datasets.tissue(**TISSUE, seed=seed)
+    start = time.perf_counter()
+    n_spatial, n_factors = TISSUE["n_spatial"], TISSUE["n_spatial"] + TISSUE["n_nonspatial"]
+    gpnsf.tl.fit(mdata, n_factors=n_factors, n_spatial=n_spatial, seed=seed)
+    seconds = time.perf_counter() - start
+    paths = save_figures(mdata, folder)
+    paths.append(_save(_against_truth(mdata), folder / "truth.png"))
+    paths.insert(0, folder / "gpnsf-demo.h5mu")
+    mdata.write(paths[0])
+    shapes = ", ".join(f"{name} {mod.n_vars} features" for name, mod in mdata.mod.items())
+    return [
+        f"Simulated tissue: {mdata.n_obs} spots, {shapes}; {n_factors} factors, {n_spatial} of them spatial.",
+        f"Fitted in {seconds:.1f} s.",
+        "",
+        *_factor_lines(mdata),
+        "",
+        *_importance_lines(mdata),
+        "",
+        "Written:",
+        *(f"  {path}" for path in paths),
+    ]
+
+
+def save_figures(data: AnnData | MuData, folder: Path, *, key: str = "gpnsf") -> list[Path]:
+    """Draw every figure of a fit into the folder as PNG; returns their paths."""
+    figures = {name: getattr(gpnsf.pl, name)(data, key=key, show=False, return_fig=True) for name in FIGURES}
+    folder.mkdir(parents=True, exist_ok=True)
+    return [_save(figure, folder / f"{name}.png") for name, figure in figures.items()]
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    from matplotlib import pyplot as plt
+
+    figure.savefig(path, dpi=150, bbox_inches="tight")
+    plt.close(figure)
+    return path
+
+
+def _truth(mdata: MuData) -> np.ndarray:
+    """True factors [N, K] relative to the expected RNA total of their spot: size factors from totals take the rest."""
+    factors = mdata.obsm["true_factors"]
+    return factors / (factors @ mdata["rna"].varm["true_loadings"].sum(axis=0))[:, None]
+
+
+def _matched(mdata: MuData) -> tuple[np.ndarray, np.ndarray]:
+    """Estimated factor for each true one [K], and their correlations [K]."""
+    from gpnsf.core.metrics import match_factors
+
+    return match_factors(_truth(mdata), mdata.obsm["X_gpnsf"])
+
+
+def _factor_lines(mdata: MuData) -> list[str]:
+    """Correlation of each true factor with the estimate that it is matched with."""
+    names = results.find(mdata).names
+    lines = [
+        f"  {truth:<14} {names[column]:<14} {r:.2f}"
+        for truth, column, r in zip(_true_names(mdata), *_matched(mdata), strict=True)
+    ]
+    return [
+        "Factors matched with the truth (both relative to the total of a spot):",
+        f"  {'simulated':<14} {'found':<14} correlation",
+        *lines,
+    ]
+
+
+def _true_names(mdata: MuData) -> list[str]:
+    n_factors, n_spatial = mdata.obsm["true_factors"].shape[1], int(mdata.uns["truth"]["n_spatial"])
+    return [f"spatial {k + 1}" if k < n_spatial else f"nonspatial {k - n_spatial + 1}" for k in range(n_factors)]
+
+
+def _importance_lines(mdata: MuData) -> list[str]:
+    """Spatial importance of the features of each modality against the truth."""
+    lines = []
+    for name, mod in mdata.mod.items():
+        truth, found = (mod.var[f"{kind}_spatial_importance"].to_numpy() for kind in ("true", "gpnsf"))
+        r = np.corrcoef(truth, found)[0, 1]
+        lines.append(f"  {name:<14} mean {found.mean():.2f} (simulated {truth.mean():.2f}), correlation {r:.2f}")
+    return ["Spatial importance of the features:", *lines]
+
+
+def _against_truth(mdata: MuData) -> Figure:
+    """Each simulated spatial factor above the estimate that it is matched with."""
+    from gpnsf.pl import canvas
+
+    fit, truth = results.find(mdata), _truth(mdata)
+    columns, correlations = _matched(mdata)
+    n_spatial = int(mdata.uns["truth"]["n_spatial"])
+    where = canvas.section(fit)
+    width, height = where.panel(n_spatial, bar=0.1)
+    with canvas.style():
+        figure, axes = canvas.grid(2 * n_spatial, width=width, height=height, ncols=n_spatial)
+        for k in range(n_spatial):
+            _panel(axes[k], where, truth[:, k], f"simulated {k + 1}")
+            title = f"{fit.names[columns[k]]}, r = {correlations[k]:.2f}"
+            _panel(axes[n_spatial + k], where, fit.mean[:, columns[k]], title)
+    return figure
+
+
+def _panel(ax: Axes, where: Any, values: np.ndarray, title: str) -> None:
+    """One factor, coloured up to its upper half percent, square-root scale."""
+    from gpnsf.pl import canvas
+
+    low, high = canvas.limits(values, quantiles=(0.005, 0.995))
+    canvas.spots(ax, where, values, cmap=canvas.colormap(signed=False), norm=canvas.norm("sqrt", max(low, 0.0), high))
+    ax.set_title(title, loc="left")

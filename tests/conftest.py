@@ -1,0 +1,59 @@
+"""Shared fixtures: small simulated sections, and files of real data where they are at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import matplotlib as mpl
+import pytest
+
+from gpnsf.datasets.files import data_dir
+
+mpl.use("Agg")
+
+
+@pytest.fixture(autouse=True)
+def _close_figures() -> Iterator[None]:
+    yield
+    import matplotlib.pyplot as plt
+
+    plt.close("all")
+
+
+@pytest.fixture(scope="session")
+def simulated():
+    """A simulated section with RNA and ATAC, drawn once; tests take copies."""
+    from gpnsf.datasets import tissue
+
+    return tissue(n_obs=150, n_genes=40, n_peaks=60, n_spatial=2, n_nonspatial=1, seed=0)
+
+
+@pytest.fixture
+def mdata(simulated):
+    """A simulated MuData, free to be changed."""
+    return simulated.copy()
+
+
+@pytest.fixture
+def adata(simulated):
+    """The simulated RNA alone, as an AnnData with its own coordinates, free to be changed."""
+    rna = simulated["rna"].copy()
+    rna.obsm["spatial"] = simulated.obsm["spatial"].copy()
+    return rna
+
+
+@pytest.fixture(scope="session")
+def data_file() -> Callable[[str], Path]:
+    """Path of a file of real data; the test is skipped where the file is not at hand."""
+
+    def find(name: str) -> Path:
+        folder = data_dir()
+        if folder is None:
+            pytest.skip("real data: set GPNSF_DATA_DIR to the folder that holds it")
+        path = folder / name
+        if not path.is_file():
+            pytest.skip(f"real data: {name} is not in GPNSF_DATA_DIR={folder}")
+        return path
+
+    return find

@@ -1,0 +1,160 @@
+"""Starting points: legal, reproducible, and near the truth where there is one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from reference import toy_dataset
+
+from gpnsf import bridge
+from gpnsf.core import initial
+from gpnsf.core.metrics import match_factors
+from gpnsf.core.types import Dataset
+from gpnsf.datasets import ggblocks
+
+TWO = {"rna": "nb", "atac": "bernoulli"}
+NAMES = {
+    "auto": ["smooth_0", "smooth_0.06", "smooth_0.1", "smooth_0.16", "spot"],
+    "smooth": ["smooth_0", "smooth_0.06", "smooth_0.1", "smooth_0.16"],
+    "spot": ["spot"],
+    "random": ["random"],
+}
+each_kind = pytest.mark.parametrize("kind", NAMES)
+
+
+def starts(dataset: Dataset, n_factors: int = 3, n_spatial: int = 2, **options) -> list[initial.Start]:
+    return list(initial.starts(dataset, n_factors, n_spatial, **options))
+
+
+@each_kind
+def test_each_kind_has_its_starts(kind):
+    assert [start.name for start in starts(toy_dataset(TWO), kind=kind)] == NAMES[kind]
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("auto", ["spot"]), ("smooth", ["spot"]), ("random", ["random"])])
+def test_without_spatial_factors_nothing_is_smoothed(kind, expected):
+    assert [start.name for start in starts(toy_dataset(TWO), n_spatial=0, kind=kind)] == expected
+
+
+def test_many_spots_get_two_starts(monkeypatch):
+    monkeypatch.setattr(initial, "LARGE", 50)
+    assert [start.name for start in starts(toy_dataset(TWO))] == ["smooth_0", "spot"]
+
+
+@each_kind
+@pytest.mark.parametrize("n_spatial", [0, 1, 2, 3])
+@pytest.mark.parametrize(("n_libraries", "missing", "n_dims"), [(1, 0, 2), (2, 9, 2), (1, 0, 1), (1, 5, 3)])
+def test_a_start_is_legal(kind, n_spatial, n_libraries, missing, n_dims):
+    dataset = toy_dataset(TWO, n_libraries=n_libraries, missing=missing, n_dims=n_dims)
+    for start in starts(dataset, n_spatial=n_spatial, kind=kind):
+        assert start.factors.shape == (60, 3)
+        assert start.factors.dtype == np.float32
+        assert (start.factors > 0).all()
+        np.testing.assert_allclose(start.factors.mean(0), 1, rtol=1e-4)
+        for name in TWO:
+            assert start.loadings[name].shape == (10, 4)
+            assert np.isfinite(start.loadings[name]).all()
+            assert (start.loadings[name] >= 0).all()
+
+
+@each_kind
+def test_a_start_is_reproducible(kind):
+    dataset = toy_dataset(TWO)
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    for one, other in zip(starts(dataset, kind=kind), starts(dataset, kind=kind), strict=True):
+        np.testing.assert_array_equal(one.factors, other.factors)
+        np.testing.assert_array_equal(one.loadings["atac"], other.loadings["atac"])
+    assert torch.equal(before[0], torch.get_rng_state())
+    np.testing.assert_array_equal(before[1], np.random.get_state()[1])  # noqa: NPY002
+
+
+@pytest.mark.parametrize("kind", ["spot", "random", "smooth"])
+def test_seeds_give_different_starts(kind):
+    first, second = (starts(toy_dataset(TWO), kind=kind, seed=seed)[0].factors for seed in (0, 1))
+    assert (first != second).any()
+
+
+@each_kind
+def test_expected_totals_are_near_the_observed_ones(kind):
+    """Loadings are fitted at the factors, with the constant column beside them."""
+    dataset = toy_dataset({"rna": "poisson"})
+    for start in starts(dataset, kind=kind):
+        A = np.column_stack([start.factors, np.ones(60)]) * dataset.views[0].size[:, None]
+        assert (A @ start.loadings["rna"].T).sum() == pytest.approx(dataset.views[0].counts.sum(), rel=0.01)
+
+
+@pytest.mark.parametrize("n_spatial", [0, 2])
+def test_signed_models_start_at_the_singular_vectors(n_spatial):
+    dataset = toy_dataset({"rna": "gaussian"})
+    (start,) = starts(dataset, n_spatial=n_spatial, nonnegative=False)
+    assert start.name == "svd"
+    Y = dataset.views[0].counts.toarray()
+    left = np.linalg.svd(Y - Y.mean(0))[0][:, :3]
+    correlation = np.abs(np.corrcoef(left.T, start.factors.T)[:3, 3:])
+    np.testing.assert_allclose(np.sort(correlation.max(1)), 1, atol=1e-3)
+    A = np.column_stack([start.factors, np.ones(60)])
+    residual = Y - A @ start.loadings["rna"].T
+    np.testing.assert_allclose(A.T @ residual, 0, atol=0.05)
+
+
+def test_more_factors_than_singular_vectors_are_filled_up():
+    dataset = toy_dataset({"rna": "gaussian"}, n_features=4)
+    (start,) = starts(dataset, n_factors=4, n_spatial=0, nonnegative=False)
+    assert start.factors.shape == (60, 4)
+    assert np.isfinite(start.loadings["rna"]).all()
+
+
+def test_values_around_zero_start_a_nonnegative_model_too():
+    for start in starts(toy_dataset({"rna": "poisson", "protein": "gaussian"})):
+        assert (start.loadings["protein"] >= 0).all()
+        assert start.loadings["protein"].any()
+
+
+def test_only_the_most_dispersed_features_are_looked_at(monkeypatch):
+    monkeypatch.setattr(initial, "MAX_FEATURES", 4)
+    for start in starts(toy_dataset(TWO)):
+        assert start.loadings["rna"].shape == (10, 4)
+        assert np.isfinite(start.loadings["rna"]).all()
+
+
+def test_features_and_rows_without_counts_are_survived():
+    dataset = toy_dataset({"rna": "poisson"})
+    counts = dataset.views[0].counts.tolil()
+    counts[:5], counts[:, :3] = 0, 0
+    counts = counts.tocsr()
+    counts.eliminate_zeros()
+    view = dataset.views[0]
+    changed = Dataset(
+        dataset.coords, dataset.library, (type(view)(view.name, "poisson", counts, view.size, view.observed),)
+    )
+    for start in starts(changed):
+        assert np.isfinite(start.factors).all()
+        assert start.loadings["rna"][:3].max() < 1e-6
+
+
+def test_slices_are_not_smoothed_into_each_other():
+    """Two slices at the same coordinates, one bright and one dark in every feature of the first factor."""
+    rng = np.random.default_rng(0)
+    dataset = toy_dataset({"rna": "poisson"}, n_obs=80, n_libraries=2)
+    bright = np.where(dataset.library == 0, 20.0, 0.2)
+    view = dataset.views[0]
+    counts = type(view.counts)(rng.poisson(np.outer(bright, np.ones(10))).astype(np.float32))
+    counts.eliminate_zeros()
+    ones = np.ones(80, np.float32)
+    coords = np.repeat(dataset.coords[:40], 2, axis=0)  # rows take turns between the slices
+    apart = Dataset(coords, dataset.library, (type(view)("rna", "poisson", counts, ones, view.observed),))
+    for start in starts(apart, n_factors=1, n_spatial=1, kind="smooth"):
+        factor = start.factors[:, 0]
+        assert factor[dataset.library == 0].min() > 3 * factor[dataset.library == 1].max()
+
+
+@pytest.mark.parametrize("kind", ["smooth", "spot"])
+def test_a_start_is_near_a_clear_truth(kind):
+    mdata = ggblocks(n_side=18, n_genes=80, n_peaks=20, seed=1)
+    dataset, _ = bridge.read(mdata, likelihoods="poisson", size_factors=None, modalities=["rna"])
+    truth = mdata.obsm["true_factors"][:, :4]
+    best = max(match_factors(truth, start.factors[:, :4])[1].mean() for start in starts(dataset, 7, 4, kind=kind))
+    assert best > 0.8
+    random = starts(dataset, 7, 4, kind="random")[0]
+    assert match_factors(truth, random.factors[:, :4])[1].mean() < 0.3

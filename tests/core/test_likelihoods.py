@@ -1,0 +1,371 @@
+"""Likelihoods: each closed form against the dense distribution that it stands for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+import torch
+from torch import Tensor
+
+from gpnsf.core import likelihoods as module
+from gpnsf.core.likelihoods import LIKELIHOODS, AbstractLikelihood, Moments, NegativeBinomial, Poisson
+from gpnsf.core.sparse import SparseCounts
+
+N, P, K = 20, 6, 2
+UNOBSERVED = (3, 19)  # rows without counts, size factor 0
+
+# Scale of the loadings: probabilities of the clipped Bernoulli stay inside (0, 1), so that it is smooth
+LOADINGS = {"poisson": 1.0, "nb": 1.0, "bernoulli": 0.4, "bernoulli_clipped": 0.08, "gaussian": 1.0}
+BOUNDED = [name for name, kind in LIKELIHOODS.items() if kind.has_bound]
+OBSERVED_INFORMATION = ["poisson", "bernoulli", "gaussian"]  # the others give Fisher's
+each_likelihood = pytest.mark.parametrize("name", LIKELIHOODS)
+
+
+@dataclass
+class Case:
+    """Log factors, size factors, loadings, and counts drawn from the likelihood."""
+
+    likelihood: AbstractLikelihood
+    m: Tensor  # [N, K]
+    v: Tensor  # [N, K]
+    size: Tensor  # [N, 1]
+    W: Tensor  # [P, K+1]
+    counts: SparseCounts
+
+    @property
+    def observed(self) -> Tensor:
+        return self.size[:, 0] > 0
+
+    @property
+    def dense(self) -> Tensor:
+        return self.counts.dense_rows(slice(0, len(self.m)))
+
+    def moments(self, m: Tensor, v: Tensor, size: Tensor | None = None) -> Moments:
+        """Moments with the constant column, as the model makes them."""
+        size = self.size if size is None else size
+        kind = Moments.normal if self.likelihood.signed else Moments.lognormal
+        columns = (size, size, torch.zeros_like(size))
+        return Moments(*(torch.cat(pair, 1) for pair in zip(kind(m, v, size), columns, strict=True)))
+
+    def at(self, m: Tensor) -> Moments:
+        """Moments without variance."""
+        return self.moments(m, torch.zeros_like(m))
+
+    def log_prob(self, A: Tensor, W: Tensor) -> Tensor:
+        """Dense log-likelihood of the observed rows given factors A [N, K+1]."""
+        return self.likelihood.distribution((A @ W.T)[self.observed]).log_prob(self.dense[self.observed]).sum()
+
+
+def as_counts(values: Tensor) -> SparseCounts:
+    return SparseCounts(sp.csr_matrix(values.detach().numpy()))
+
+
+def make(name: str, seed: int = 0) -> Case:
+    """A case of the named likelihood with parameters away from their start."""
+    torch.manual_seed(seed)
+    likelihood = LIKELIHOODS[name](P)
+    for parameter in likelihood.parameters():
+        parameter.data = 0.3 * torch.randn_like(parameter) + (0.5 if name == "nb" else 0.0)
+    m, v = 0.5 * torch.randn(N, K), 0.1 + 0.4 * torch.rand(N, K)
+    size = 0.5 + torch.rand(N, 1)
+    size[list(UNOBSERVED)] = 0
+    W = LOADINGS[name] * (0.2 + torch.rand(P, K + 1))
+    case = Case(likelihood, m, v, size, W, as_counts(torch.zeros(N, P)))
+    draws = likelihood.distribution(case.at(m).mean @ W.T).sample()
+    draws[list(UNOBSERVED)] = 0
+    case.counts = as_counts(draws)
+    return case
+
+
+@pytest.fixture(autouse=True)
+def _keep_random_state():
+    with torch.random.fork_rng(devices=[]):
+        yield
+
+
+def test_no_missing_likelihood():
+    assert LIKELIHOODS.keys() == LOADINGS.keys()
+
+
+# ---- values ---------------------------------------------------------------------------------------------------------
+
+
+@each_likelihood
+def test_bound_without_variance_is_the_log_likelihood(name):
+    case = make(name)
+    A = case.at(case.m).mean
+    torch.testing.assert_close(
+        case.likelihood.bound(case.counts, case.at(case.m), case.W), case.log_prob(A, case.W), rtol=1e-5, atol=1e-3
+    )
+
+
+@each_likelihood
+def test_gradients_without_variance_are_those_of_the_log_likelihood(name):
+    case = make(name)
+    m, W = case.m.requires_grad_(), case.W.requires_grad_()
+    inputs = [m, W, *case.likelihood.parameters()]
+    found = torch.autograd.grad(case.likelihood.bound(case.counts, case.at(m), W), inputs)
+    expected = torch.autograd.grad(case.log_prob(case.at(m).mean, W), inputs)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("name", BOUNDED)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_bound_is_below_the_expectation_and_close_to_it(name, seed):
+    case = make(name, seed)
+    draws = torch.stack(
+        [
+            case.log_prob(case.at(case.m + case.v.sqrt() * torch.randn_like(case.m)).mean, case.W).detach()
+            for _ in range(1500)
+        ]
+    )
+    error = draws.std() / len(draws) ** 0.5
+    bound = case.likelihood.bound(case.counts, case.moments(case.m, case.v), case.W)
+    assert bound <= draws.mean() + 4 * error
+    assert bound > case.likelihood.bound(case.counts, case.at(case.m + 1.5), case.W)
+
+
+def test_gaussian_expectation_is_exact():
+    case = make("gaussian")
+    draws = torch.stack(
+        [
+            case.log_prob(case.at(case.m + case.v.sqrt() * torch.randn_like(case.m)).mean, case.W).detach()
+            for _ in range(3000)
+        ]
+    )
+    bound = case.likelihood.bound(case.counts, case.moments(case.m, case.v), case.W)
+    assert abs(bound - draws.mean()) < 4 * draws.std() / len(draws) ** 0.5
+
+
+@pytest.mark.parametrize("name", BOUNDED)
+def test_gradient_of_the_bound_tends_to_that_of_the_log_likelihood(name):
+    case = make(name)
+    m = case.m.requires_grad_()
+    (expected,) = torch.autograd.grad(case.log_prob(case.at(m).mean, case.W), m)
+    gaps = []
+    for variance in (0.3, 0.03, 1e-6):
+        bound = case.likelihood.bound(case.counts, case.moments(m, torch.full_like(m, variance)), case.W)
+        gaps.append((torch.autograd.grad(bound, m)[0] - expected).norm() / expected.norm())
+    assert gaps[-1] < 1e-4
+    assert gaps == sorted(gaps, reverse=True) or name == "gaussian"  # its gradient does not depend on the variance
+
+
+@each_likelihood
+def test_rows_with_size_zero_add_nothing(name):
+    case = make(name)
+    keep = torch.nonzero(case.observed)[:, 0]
+    small = Case(case.likelihood, case.m[keep], case.v[keep], case.size[keep], case.W, as_counts(case.dense[keep]))
+    both = [c.likelihood.bound(c.counts, c.moments(c.m, c.v), c.W) for c in (case, small)]
+    torch.testing.assert_close(*both)
+    score, information = case.likelihood.curvature(case.counts, case.at(case.m).mean, case.W, True)
+    rows = list(UNOBSERVED)
+    contribution = case.size[rows] * score[rows], case.size[rows][..., None] ** 2 * information[rows]
+    for part in contribution:
+        torch.testing.assert_close(part, torch.zeros_like(part))
+
+
+@each_likelihood
+def test_row_blocks_change_nothing(name, monkeypatch):
+    case = make(name)
+
+    def everything() -> list[Tensor]:
+        A, moments = case.at(case.m).mean, case.moments(case.m, case.v)
+        W = case.W.clone().requires_grad_()
+        bound = case.likelihood.bound(case.counts, moments, W)
+        slope = torch.autograd.grad(bound, W)[0]
+        curvature = case.likelihood.curvature(case.counts, A, case.W, True)
+        return [bound.detach(), slope, *curvature, *case.likelihood.totals(case.counts, A, case.W)]
+
+    whole = everything()
+    monkeypatch.setattr(module, "ROW_BLOCK_ENTRIES", 2 * P + 1)
+    for one, other in zip(everything(), whole, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-4)
+
+
+# ---- derivatives for the local stage --------------------------------------------------------------------------------
+
+
+@each_likelihood
+def test_curvature_is_the_gradient_in_the_factors(name):
+    case = make(name)
+    A = case.at(case.m).mean.requires_grad_()
+    (expected,) = torch.autograd.grad(case.log_prob(A, case.W), A)
+    found, nothing = case.likelihood.curvature(case.counts, A.detach(), case.W, False)
+    assert nothing is None
+    rows = case.observed
+    torch.testing.assert_close(found[rows], expected[rows, :K], rtol=1e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("name", OBSERVED_INFORMATION)
+def test_information_is_the_negative_hessian(name):
+    case = make(name)
+    A = case.at(case.m).mean
+    _, found = case.likelihood.curvature(case.counts, A, case.W, True)
+    for i in torch.nonzero(case.observed)[:6, 0].tolist():
+
+        def row(a: Tensor, i: int = i) -> Tensor:
+            return case.likelihood.distribution(case.W @ torch.cat([a, A[i, K:]])).log_prob(case.dense[i]).sum()
+
+        hessian = torch.autograd.functional.hessian(row, A[i, :K])
+        torch.testing.assert_close(found[i], -hessian, rtol=1e-3, atol=1e-3)
+
+
+@each_likelihood
+def test_information_is_the_covariance_of_the_score(name):
+    """Fisher's identity for data drawn from the model itself; the mean score is zero."""
+    case, n_draws = make(name, seed=3), 6000
+    A = case.at(case.m).mean[:1].expand(n_draws, -1).contiguous()
+    counts = as_counts(case.likelihood.distribution(A @ case.W.T).sample())
+    score, information = case.likelihood.curvature(counts, A, case.W, True)
+    scale = information.mean(0).diagonal().sqrt()
+    mean, covariance = score.mean(0) / scale, torch.cov(score.T) / (scale[:, None] * scale)
+    torch.testing.assert_close(mean, torch.zeros(K), rtol=0, atol=4 / n_draws**0.5)
+    torch.testing.assert_close(covariance, information.mean(0) / (scale[:, None] * scale), rtol=0, atol=0.12)
+
+
+@each_likelihood
+def test_totals_are_the_expected_total_and_its_slope(name):
+    case = make(name)
+    A, log_scale = case.at(case.m).mean, torch.zeros((), requires_grad=True)
+    expected = case.likelihood.distribution(A @ (case.W * log_scale.exp()).T).mean[case.observed].sum()
+    (slope,) = torch.autograd.grad(expected, log_scale)
+    total, derivative = case.likelihood.totals(case.counts, A, case.W)
+    torch.testing.assert_close(total.float(), expected.detach(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(derivative.float(), slope, rtol=1e-4, atol=1e-4)
+
+
+# ---- single likelihoods ---------------------------------------------------------------------------------------------
+
+
+def test_bernoulli_clips_rates_above_one_and_lets_them_come_back():
+    likelihood = LIKELIHOODS["bernoulli_clipped"](1)
+    rate = torch.tensor([0.5, 1.0, 7.0], requires_grad=True)
+    probability = likelihood.distribution(rate).probs
+    torch.testing.assert_close(probability.detach(), torch.tensor([0.5, 0.999, 0.999]))
+    probability.sum().backward()
+    assert (rate.grad > 0).all()
+
+
+def test_negative_binomial_has_the_variance_of_its_docstring():
+    torch.manual_seed(0)
+    likelihood = NegativeBinomial(1)
+    likelihood.log_theta.data.fill_(np.log(3.0))
+    distribution = likelihood.distribution(torch.full((200_000, 1), 5.0))
+    draws = distribution.sample()
+    assert distribution.mean[0].item() == pytest.approx(5.0, rel=1e-5)
+    assert draws.mean().item() == pytest.approx(5.0, rel=0.02)
+    assert draws.var().item() == pytest.approx(5 + 25 / 3, rel=0.03)
+
+
+def test_negative_binomial_tends_to_poisson():
+    case, gaps = make("nb"), []
+    case.counts = make("poisson").counts
+    moments = case.moments(case.m, case.v)
+    poisson = Poisson(P).bound(case.counts, moments, case.W)
+    for theta in (1.0, 30.0, 3000.0):
+        case.likelihood.log_theta.data.fill_(np.log(theta))
+        gaps.append(abs(case.likelihood.bound(case.counts, moments, case.W) - poisson).item())
+    assert gaps == sorted(gaps, reverse=True)
+    assert gaps[-1] < 1e-3 * abs(poisson)
+
+
+def test_negative_binomial_begins_as_poisson():
+    case = make("nb")
+    case.likelihood.prepare([case.counts])
+    moments = case.moments(case.m, case.v)
+    torch.testing.assert_close(
+        case.likelihood.bound(case.counts, moments, case.W), Poisson(P).bound(case.counts, moments, case.W)
+    )
+    assert case.likelihood.log_prior() == 0.0
+
+
+def test_negative_binomial_has_a_prior_on_theta():
+    likelihood = NegativeBinomial(3)
+    likelihood.log_theta.data = torch.tensor([1.0, 3.0, -1.0])
+    assert likelihood.log_prior().item() == pytest.approx(-1.0)
+
+
+def simulated_counts(theta: float, n: int = 1500, n_features: int = 8) -> tuple[Tensor, Tensor, np.ndarray]:
+    """Factors [n, 2], loadings [P, 2] and negative binomial counts around their rates."""
+    rng = np.random.default_rng(0)
+    A = np.exp(0.5 * rng.standard_normal((n, 2))).astype(np.float32)
+    W = rng.uniform(1, 5, (n_features, 2)).astype(np.float32)
+    counts = rng.poisson(rng.gamma(theta, 1 / theta, (n, n_features)) * (A @ W.T)).astype(np.float32)
+    return torch.as_tensor(A), torch.as_tensor(W), counts
+
+
+@pytest.mark.parametrize("theta", [2.0, 10.0])
+@pytest.mark.parametrize("n_blocks", [1, 3])
+def test_theta_is_recovered(theta, n_blocks):
+    A, W, counts = simulated_counts(theta)
+    likelihood = NegativeBinomial(len(W))
+    likelihood.prepare([])
+    parts = np.array_split(np.arange(len(A)), n_blocks)
+    blocks = [
+        (SparseCounts(sp.csr_matrix(counts[rows])), Moments(A[rows], A[rows], torch.zeros_like(A[rows])))
+        for rows in parts
+    ]
+    likelihood.estimate_theta(blocks, W)
+    assert likelihood.dispersion().mean().item() == pytest.approx(theta, rel=0.15)
+    assert not likelihood.poisson_phase
+
+
+def test_theta_of_poisson_counts_is_at_its_cap():
+    A, W, _ = simulated_counts(1.0)
+    counts = SparseCounts(sp.csr_matrix(torch.poisson(0.2 * A @ W.T).numpy()))
+    likelihood = NegativeBinomial(len(W))
+    likelihood.estimate_theta([(counts, Moments(A, A, torch.zeros_like(A)))], 0.2 * W)
+    assert likelihood.dispersion().median() > 20
+    assert likelihood.dispersion().max() <= 100.001
+
+
+def test_theta_survives_features_without_counts():
+    A, W, counts = simulated_counts(2.0)
+    counts[:, 0] = 0
+    likelihood = NegativeBinomial(len(W))
+    W[0] = 0
+    likelihood.estimate_theta([(SparseCounts(sp.csr_matrix(counts)), Moments(A, A, torch.zeros_like(A)))], W)
+    assert torch.isfinite(likelihood.log_theta).all()
+
+
+def test_gaussian_prepares_its_noise_from_the_data():
+    values = torch.randn(300, P) * torch.arange(1, P + 1)
+    likelihood = LIKELIHOODS["gaussian"](P)
+    likelihood.prepare([as_counts(values[:100]), as_counts(values[100:])])
+    torch.testing.assert_close(likelihood.dispersion(), (values**2).mean(0).sqrt(), rtol=1e-4, atol=0)
+
+
+@each_likelihood
+def test_only_likelihoods_with_a_parameter_of_their_own_report_a_dispersion(name):
+    likelihood = LIKELIHOODS[name](P)
+    own = list(likelihood.parameters())
+    assert (likelihood.dispersion() is None) is (not own)
+    assert all(parameter.shape == (P,) for parameter in own)
+    assert torch.as_tensor(likelihood.log_prior()).isfinite()
+
+
+# ---- moments --------------------------------------------------------------------------------------------------------
+
+
+def test_lognormal_moments():
+    m, v, size = torch.tensor([[0.3]]), torch.tensor([[0.4]]), torch.tensor([[2.0]])
+    draws = 2 * torch.exp(0.3 + 0.4**0.5 * torch.randn(400_000, generator=torch.Generator().manual_seed(0)))
+    moments = Moments.lognormal(m, v, size)
+    assert moments.mean.item() == pytest.approx(draws.mean().item(), rel=0.01)
+    assert moments.geometric.item() == pytest.approx(draws.log().mean().exp().item(), rel=0.01)
+    assert moments.variance.item() == pytest.approx(draws.var().item(), rel=0.05)
+
+
+def test_normal_moments_keep_their_sign():
+    moments = Moments.normal(torch.tensor([[-0.3]]), torch.tensor([[0.4]]), torch.tensor([[2.0]]))
+    assert [part.item() for part in moments] == pytest.approx([-0.6, -0.6, 1.6])
+
+
+def test_extreme_log_factors_have_finite_moments():
+    m = torch.tensor([[-1e4, -100.0, 0.0, 100.0, 1e4]])
+    for v in (0.0, 1.0, 1e4):
+        assert all(torch.isfinite(part).all() for part in Moments.lognormal(m, torch.full_like(m, v), torch.ones(1, 1)))

@@ -1,0 +1,274 @@
+"""From a fitted model to numpy: moments, scale, order, totals, and what prediction needs."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import numpy as np
+import pytest
+import torch
+from reference import bernoulli_deviance, poisson_deviance, toy_dataset
+
+from gpnsf.core import posterior
+from gpnsf.core.metrics import null_deviance
+from gpnsf.core.model import PRESETS, Factorization, build
+from gpnsf.core.refine import LogFactors, local, mean_field
+from gpnsf.core.types import Dataset, Posterior
+
+TWO = {"rna": "nb", "atac": "bernoulli"}
+SPATIAL = {"fa": 0, "rsf": 3, "pnmf": 0, "nsf": 3, "nsfh": 2, "gpnsf": 2}
+COUNTED = [name for name, preset in PRESETS.items() if preset.nonnegative]
+each_preset = pytest.mark.parametrize("preset", PRESETS)
+
+
+def problem(preset: str = "gpnsf", likelihoods: dict[str, str] | None = None, seed: int = 0, **options):
+    """A dataset and a model of three factors away from its start."""
+    field = options.pop("field", "hilbert")
+    likelihoods = likelihoods or (TWO if preset in COUNTED else {"rna": "gaussian"})
+    dataset = toy_dataset(likelihoods, **options)
+    model = build(preset, dataset, n_factors=3, n_spatial=SPATIAL[preset], field=field, n_inducing=20)
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        parameter.data += 0.5 * torch.randn(parameter.shape, generator=generator)
+    return dataset, model
+
+
+def summarised(model: Factorization, dataset: Dataset, stage=mean_field, block_size: int | None = None) -> Posterior:
+    blocks = model.blocks(dataset, block_size)
+    return posterior.summarise(model, dataset, blocks, stage(model, blocks))
+
+
+def rates(result: Posterior, dataset: Dataset, name: str) -> np.ndarray:
+    size = next(view.size for view in dataset.views if view.name == name)
+    return size[:, None] * (result.mean @ result.loadings[name].T + result.background[name])
+
+
+# ---- form -----------------------------------------------------------------------------------------------------------
+
+
+@each_preset
+@pytest.mark.parametrize("stage", [local, mean_field])
+def test_everything_is_finite_and_in_shape(preset, stage):
+    dataset, model = problem(preset)
+    result, T = summarised(model, dataset, stage), SPATIAL[preset]
+    for array in (result.mean, result.smooth, result.std):
+        assert array.shape == (60, 3)
+        assert array.dtype == np.float32
+        assert np.isfinite(array).all()
+    assert (result.std >= 0).all()
+    for view in dataset.views:
+        assert result.loadings[view.name].shape == (10, 3)
+        assert result.background[view.name].shape == (10,)
+        assert np.isfinite(result.loadings[view.name]).all()
+        assert result.variance_explained[view.name].shape == (3,)
+        assert ((result.importance_std[view.name] >= 0) & (result.importance_std[view.name] <= 0.5)).all()
+    assert result.is_spatial.tolist() == [True] * T + [False] * (3 - T)
+    assert np.isfinite(result.lengthscale[:T]).all()
+    assert np.isnan(result.lengthscale[T:]).all()
+    assert (result.amplitude > 0).all()
+    assert result.dispersion.keys() == {view.name for view in dataset.views if view.likelihood in ("nb", "gaussian")}
+
+
+@pytest.mark.parametrize("preset", COUNTED)
+@pytest.mark.parametrize("stage", [local, mean_field])
+def test_factors_have_mean_one_and_nothing_is_negative(preset, stage):
+    dataset, model = problem(preset)
+    result = summarised(model, dataset, stage)
+    np.testing.assert_allclose(result.mean.mean(0), 1, rtol=1e-5)
+    np.testing.assert_allclose(result.smooth.mean(0), 1, rtol=1e-5)
+    assert (result.mean > 0).all()
+    for name in TWO:
+        assert (result.loadings[name] >= 0).all()
+        assert (result.background[name] > 0).any() == PRESETS[preset].background
+
+
+@pytest.mark.parametrize("preset", ["fa", "rsf"])
+def test_signed_factors_have_unit_size(preset):
+    dataset, model = problem(preset)
+    result = summarised(model, dataset)
+    np.testing.assert_allclose((result.mean**2).mean(0), 1, rtol=1e-5)
+    assert (result.mean < 0).any()
+
+
+@each_preset
+def test_factors_are_in_order_of_their_signal(preset):
+    dataset, model = problem(preset)
+    result = summarised(model, dataset)
+    mass = np.sum([np.abs(W).sum(0) for W in result.loadings.values()], axis=0)
+    for kind in (result.is_spatial, ~result.is_spatial):
+        assert (np.diff(mass[kind]) <= 0).all()
+
+
+def permuted(model: Factorization) -> None:
+    """Exchange the first two factors of the model, whatever they are."""
+    for name, value in model.state_dict().items():
+        if name.endswith("raw"):
+            value[:, :2] = value[:, [1, 0]]
+        elif name.endswith(("u_loc", "u_log_scale")):
+            value[:, :2] = value[:, [1, 0]] if value.ndim == 3 else value[:, :2]
+            if value.ndim == 2:
+                value[:2] = value[[1, 0]]
+        elif name.endswith(("log_lengthscale", "log_amplitude", "u_tril")):
+            value[:2] = value[[1, 0]]
+        elif name.endswith("slope"):
+            value[:, :2] = value[:, [1, 0]]
+        elif name.startswith("nonspatial") and model.spatial is None:
+            value[..., :2] = value[..., [1, 0]]
+
+
+@each_preset
+@pytest.mark.parametrize("field", ["hilbert", "inducing"])
+def test_the_order_inside_the_model_does_not_matter(preset, field):
+    dataset, model = problem(preset, field=field)
+    expected = summarised(model, dataset, local)
+    permuted(model)
+    found = summarised(model, dataset, local)
+    for record in fields(Posterior):
+        one, other = getattr(found, record.name), getattr(expected, record.name)
+        if record.name == "field":
+            continue
+        for key in other if isinstance(other, dict) else [None]:
+            np.testing.assert_allclose(
+                one if key is None else one[key],
+                other if key is None else other[key],
+                rtol=2e-3,
+                atol=2e-4,
+                err_msg=record.name,
+            )
+
+
+@each_preset
+def test_blocks_change_nothing(preset):
+    dataset, model = problem(preset)
+    whole, parts = summarised(model, dataset), summarised(model, dataset, block_size=13)
+    for name in ("mean", "smooth", "std"):
+        np.testing.assert_allclose(getattr(parts, name), getattr(whole, name), rtol=1e-4, atol=1e-5)
+    for name in whole.loadings:
+        np.testing.assert_allclose(parts.loadings[name], whole.loadings[name], rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(parts.importance_std[name], whole.importance_std[name], rtol=1e-2, atol=1e-5)
+        np.testing.assert_allclose(parts.variance_explained[name], whole.variance_explained[name], rtol=1e-2, atol=1e-4)
+
+
+# ---- moments --------------------------------------------------------------------------------------------------------
+
+
+def given(m: float, v: float, n: int, T: int) -> LogFactors:
+    """Log factors with the same moments everywhere, but for one spot with mean 0."""
+    mean, variance = torch.full((n, 3), m), torch.full((n, 3), v)
+    mean[0] = 0.0
+    return LogFactors(mean, variance, mean[:, :T], variance[:, :T], torch.zeros(3))
+
+
+@pytest.mark.parametrize("v", [0.1, 0.8])
+def test_moments_are_lognormal(v):
+    dataset, model = problem()
+    result = posterior.summarise(model, dataset, model.blocks(dataset), given(0.7, v, 60, 2))
+    rng = np.random.default_rng(0)
+    draws = np.exp(0.7 + np.sqrt(v) * rng.standard_normal(400_000))
+    np.testing.assert_allclose(result.std[5] / result.mean[5], draws.std() / draws.mean(), rtol=0.03)
+    np.testing.assert_allclose(result.mean[5] / result.mean[0], np.exp(0.7), rtol=1e-5)
+
+
+def test_the_variance_is_capped_in_the_mean():
+    """The mean of a spot without data would otherwise be exp(v / 2) times that of a spot with data."""
+    dataset, model = problem()
+    log_factors = given(0.0, 0.0, 60, 2)
+    log_factors.v[7] = 6.0
+    result = posterior.summarise(model, dataset, model.blocks(dataset), log_factors)
+    np.testing.assert_allclose(result.mean[7] / result.mean[0], np.exp(0.5), rtol=1e-5)
+    assert (result.std[7] / result.mean[7] > 10).all()
+
+
+@pytest.mark.parametrize("m", [-500.0, 500.0])
+def test_extreme_log_factors_stay_finite(m):
+    dataset, model = problem()
+    result = posterior.summarise(model, dataset, model.blocks(dataset), given(m, 100.0, 60, 2))
+    assert np.isfinite(result.mean).all()
+    assert np.isfinite(result.std).all()
+
+
+# ---- scale ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("preset", COUNTED)
+@pytest.mark.parametrize("likelihood", ["poisson", "nb", "bernoulli", "bernoulli_clipped"])
+def test_expected_totals_are_the_observed_ones(preset, likelihood):
+    dataset, model = problem(preset, {"rna": likelihood}, missing=5)
+    result = summarised(model, dataset, local)
+    rate = rates(result, dataset, "rna")
+    expected = {"bernoulli": -np.expm1(-rate), "bernoulli_clipped": rate.clip(max=0.999)}.get(likelihood, rate)
+    assert expected.sum() == pytest.approx(dataset.views[0].counts.sum(), rel=0.01)
+
+
+def test_values_around_zero_keep_their_loadings():
+    """Their total says nothing about scale."""
+    dataset, model = problem("gpnsf", {"rna": "gaussian"})
+    result = summarised(model, dataset)
+    view = dict(model.items())["rna"]
+    m, v = model.marginals(model.blocks(dataset)[0])
+    expected = torch.exp(m + 0.5 * v.clamp_max(1.0)) @ view.loadings[:, :3].T + view.loadings[:, 3]
+    np.testing.assert_allclose(
+        result.mean @ result.loadings["rna"].T + result.background["rna"], expected.detach(), rtol=1e-3
+    )
+
+
+def test_traces_of_loadings_are_zero():
+    dataset, model = problem()
+    raw = dict(model.items())["rna"].raw
+    raw.data[3] = -40.0
+    result = summarised(model, dataset)
+    assert (result.loadings["rna"][3] == 0).all()
+    assert (result.loadings["rna"][4] > 0).all()
+
+
+# ---- scores ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "deviance"),
+    [("poisson", poisson_deviance), ("nb", poisson_deviance), ("bernoulli", bernoulli_deviance)],
+)
+def test_variance_explained_is_the_deviance_that_a_constant_factor_loses(likelihood, deviance):
+    dataset, model = problem("gpnsf", {"rna": likelihood})
+    result, view = summarised(model, dataset), dataset.views[0]
+    W = np.column_stack([result.loadings["rna"], result.background["rna"]])
+    null = null_deviance("poisson" if likelihood == "nb" else likelihood, view.counts, view.size)[0]
+
+    def total(factors: np.ndarray) -> float:
+        A = np.column_stack([factors, np.ones(60)]) * view.size[:, None]
+        return deviance(view.counts.toarray(), A, W)
+
+    for k in range(3):
+        flat = result.mean.copy()
+        flat[:, k] = flat[:, k].mean()
+        lost = (total(flat) - total(result.mean)) / null
+        assert result.variance_explained["rna"][k] == pytest.approx(lost, rel=1e-2, abs=1e-4)
+
+
+def test_more_counts_make_importance_more_certain():
+    few, many = (problem("nsfh", {"rna": "poisson"}, n_obs=n) for n in (40, 400))
+    spread = [np.median(summarised(model, dataset).importance_std["rna"]) for dataset, model in (few, many)]
+    assert spread[1] < 0.6 * spread[0]
+
+
+# ---- prediction -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("preset", ["gpnsf", "nsf", "rsf"])
+@pytest.mark.parametrize("field", ["hilbert", "inducing"])
+@pytest.mark.parametrize("stage", [local, mean_field])
+@pytest.mark.parametrize("n_libraries", [1, 2])
+def test_prediction_at_the_data_is_the_smooth_part(preset, field, stage, n_libraries):
+    dataset, model = problem(preset, field=field, n_libraries=n_libraries)
+    result, T = summarised(model, dataset, stage), SPATIAL[preset]
+    mean, std = posterior.predict(result.field, dataset.coords, dataset.library)
+    assert mean.shape == std.shape == (60, T)
+    np.testing.assert_allclose(mean, result.smooth[:, :T], rtol=2e-3, atol=1e-5)
+    assert (std > 0).all()
+
+
+def test_a_state_holds_plain_values():
+    dataset, model = problem()
+    state = summarised(model, dataset).field
+    for value in [*state.values(), *state["process"].values()]:
+        assert isinstance(value, np.ndarray | str | bool | int | float | dict)

@@ -1,0 +1,330 @@
+"""The optimisation: it climbs, ends when it should, repeats itself to the bit, and leaves no trace outside of the model."""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+from typing import Any
+
+import numpy as np
+import pyro
+import pytest
+import torch
+from pyro.infer import TraceMeanField_ELBO
+from reference import toy_dataset
+
+from gpnsf.core import training
+from gpnsf.core.hilbert import HilbertField
+from gpnsf.core.likelihoods import LIKELIHOODS
+from gpnsf.core.model import FIELDS, PRESETS, Factorization, build
+from gpnsf.core.training import Schedule
+from gpnsf.core.types import Dataset, History
+
+TWO = {"rna": "nb", "atac": "bernoulli"}
+SHORT = Schedule(max_steps=12)
+
+
+def problem(
+    likelihoods: dict[str, str] | None = None, preset: str = "gpnsf", **options: Any
+) -> tuple[Factorization, Dataset]:
+    dataset = toy_dataset(likelihoods or TWO)
+    n_spatial = {0.0: 0, 0.5: 2, 1.0: 3}[PRESETS[preset].spatial]
+    return build(preset, dataset, n_factors=3, n_spatial=n_spatial, n_inducing=20, **options), dataset
+
+
+def fitted(*args: Any, schedule: Schedule = SHORT, init: str = "spot", seed: int = 0, **options: Any):
+    """A model and its history after a short fit."""
+    model, dataset = problem(*args, **options)
+    return model, training.fit(model, dataset, schedule=schedule, init=init, seed=seed)
+
+
+@pytest.fixture
+def log(caplog):
+    """What the package logs, whether or not its log is passed on to the root."""
+    logger = logging.getLogger("gpnsf")
+    logger.addHandler(caplog.handler)
+    yield caplog
+    logger.removeHandler(caplog.handler)
+
+
+def global_state() -> dict[str, Any]:
+    """Everything global that a fit might touch."""
+    return {
+        "torch": torch.get_rng_state().tolist(),
+        "numpy": np.random.get_state()[1].tolist(),  # noqa: NPY002
+        "python": random.getstate(),
+        "parameters": dict(pyro.get_param_store().items()),
+        "validation": (pyro.settings.get("validate_distributions_pyro"), pyro.settings.get("validate_infer")),
+        "torch validation": torch.distributions.Distribution._validate_args,
+        "gradients": torch.is_grad_enabled(),
+        "dtype": torch.get_default_dtype(),
+    }
+
+
+# ---- climbing -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("field", FIELDS)
+def test_the_bound_rises_for_every_model(preset, field):
+    signed = not PRESETS[preset].nonnegative
+    _, history = fitted({"rna": "gaussian"} if signed else TWO, preset, field=field)
+    assert np.isfinite(history.elbo).all()
+    assert history.elbo[-3] > history.elbo[0]  # the last steps of NB have another objective
+
+
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
+def test_the_bound_rises_for_every_likelihood(likelihood):
+    n_samples = 3 if likelihood == "bernoulli_clipped" else None
+    model, history = fitted({"rna": likelihood}, n_samples=n_samples)
+    assert history.elbo[-3:].mean() > history.elbo[0]
+    assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
+
+
+def test_the_bound_is_what_pyro_says():
+    model, dataset = problem()
+    blocks = model.blocks(dataset, 25)
+    expected = -sum(TraceMeanField_ELBO().loss(model.model, model.guide, block) for block in blocks)
+    assert training.elbo(model, blocks) == pytest.approx(expected, rel=1e-6)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_the_start_with_the_best_bound_is_kept():
+    _, history = fitted(schedule=Schedule(max_steps=60), init="auto")
+    assert set(history.starts) == {"smooth_0", "smooth_0.06", "smooth_0.1", "smooth_0.16", "spot"}
+    assert history.elbo[24] == max(history.starts.values())
+
+
+def test_blocks_walk_the_same_way():
+    model, dataset = problem()
+    walks = []
+    for block_size in (None, 17):
+        model, _ = problem()
+        walks.append(training.fit(model, dataset, schedule=SHORT, init="spot", block_size=block_size).elbo)
+    np.testing.assert_allclose(*walks, rtol=1e-4)
+
+
+# ---- ending ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("max_steps", [1, 2, 3, 4, 10, 25, 30, 45, 60])
+@pytest.mark.parametrize("likelihood", ["nb", "poisson"])
+def test_the_cap_holds_for_all_phases_together(max_steps, likelihood, log):
+    _, history = fitted({"rna": likelihood}, schedule=Schedule(max_steps=max_steps, tol=1e-12))
+    assert len(history.elbo) == max_steps
+    assert not history.converged
+    assert f"stopped at max_steps = {max_steps} before" in log.text
+
+
+def test_a_fit_that_stops_rising_has_converged(log):
+    _, history = fitted({"rna": "poisson"}, schedule=Schedule(tol=0.01))
+    assert history.converged
+    assert 60 <= len(history.elbo) < 600
+    assert "max_steps" not in log.text
+
+
+def test_phases_follow_one_another():
+    _, history = fitted(schedule=Schedule(max_steps=80, tol=1e-12))
+    phases = list(dict.fromkeys(history.phase.tolist()))
+    assert phases == ["pick", "main", "tail", "polish"]
+    assert (np.diff([phases.index(phase) for phase in history.phase.tolist()]) >= 0).all()
+    assert len(history.elbo) == len(history.seconds) == len(history.phase)
+    assert (np.diff(history.seconds) >= 0).all()
+
+
+def test_theta_is_estimated_at_the_end():
+    model, history = fitted(schedule=Schedule(max_steps=60))
+    likelihood = dict(model.items())["rna"].likelihood
+    assert "polish" in history.phase
+    assert not likelihood.poisson_phase
+    assert likelihood.log_theta.std() > 0
+    _, without = fitted({"rna": "poisson"}, schedule=Schedule(max_steps=60))
+    assert "polish" not in without.phase
+
+
+# ---- the kernel -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def lengthscales(monkeypatch):
+    """Length scales after each step."""
+    seen = []
+    original = HilbertField.clamp_
+
+    def clamp_(field: HilbertField) -> None:
+        original(field)
+        seen.append(torch.cat([field.log_lengthscale, field.log_amplitude]).tolist())
+
+    monkeypatch.setattr(HilbertField, "clamp_", clamp_)
+    return seen
+
+
+def test_kernel_parameters_are_learnt_early_then_frozen(lengthscales):
+    fitted(schedule=Schedule(max_steps=60, kernel_steps=30, tol=1e-12))
+    moved = np.abs(np.diff(lengthscales, axis=0)).max(1)
+    assert len(lengthscales) == 60
+    assert (moved[:29] > 0).all()
+    assert (moved[29:] == 0).all()
+
+
+def test_kernel_parameters_are_frozen_even_if_the_fit_is_short(lengthscales):
+    model, _ = fitted(schedule=Schedule(max_steps=20))
+    moved = np.abs(np.diff(lengthscales, axis=0)).max(1)
+    assert (moved[:9] > 0).all()
+    assert (moved[9:] == 0).all()  # ten steps of the start, then five each of tail and polish
+    assert not any(parameter.requires_grad for parameter in model.spatial.field.hyperparameters())
+
+
+@pytest.mark.parametrize("field", FIELDS)
+@pytest.mark.parametrize("lengthscale", [0.01, 0.37, 8.0])
+def test_a_given_lengthscale_stays(field, lengthscale):
+    model, _ = fitted(lengthscale=lengthscale, field=field)
+    np.testing.assert_allclose(model.spatial.field.log_lengthscale.exp().tolist(), lengthscale, rtol=1e-5)
+
+
+# ---- trouble --------------------------------------------------------------------------------------------------------
+
+pyro_may_warn = pytest.mark.filterwarnings("ignore:Encountered NaN:UserWarning")
+
+
+def break_steps(monkeypatch: pytest.MonkeyPatch, broken: set[int]) -> None:
+    """Make the objective NaN at the given calls."""
+    calls = iter(range(10**6))
+
+    class Broken(TraceMeanField_ELBO):
+        def differentiable_loss(self, *args: Any, **options: Any) -> torch.Tensor:
+            loss = super().differentiable_loss(*args, **options)
+            return loss * math.nan if next(calls) in broken else loss
+
+    monkeypatch.setattr(training, "TraceMeanField_ELBO", Broken)
+
+
+@pyro_may_warn
+@pytest.mark.parametrize("step", [1, 5, 14, 28])
+def test_a_step_that_is_not_finite_is_rolled_back(step, monkeypatch, log):
+    break_steps(monkeypatch, {step})
+    model, history = fitted({"rna": "poisson"}, schedule=Schedule(max_steps=40))
+    assert len(history.repairs) == 1
+    assert f"step {step}: objective not finite, rolled back" in history.repairs[0]
+    assert history.repairs[0] in log.text
+    assert np.isfinite(history.elbo).all()
+    assert history.elbo[-1] > history.elbo[0]
+    assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
+
+
+@pyro_may_warn
+def test_after_a_repair_the_walk_goes_on_from_the_last_good_place(monkeypatch):
+    rates, step = [], torch.optim.Adam.step
+
+    def recorded(optimizer: torch.optim.Adam) -> None:
+        rates.append(optimizer.param_groups[0]["lr"])
+        step(optimizer)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", recorded)
+    break_steps(monkeypatch, {14})
+    _, history = fitted({"rna": "poisson"}, schedule=Schedule(max_steps=40))
+    assert history.elbo[14] == pytest.approx(history.elbo[10], rel=1e-6)  # kept every ten steps
+    assert rates[13:15] == [0.2, 0.1]
+
+
+@pyro_may_warn
+def test_a_model_that_is_never_finite_is_given_up(monkeypatch):
+    break_steps(monkeypatch, set(range(3, 1000)))
+    with pytest.raises(FloatingPointError, match=r"not finite at step 3 after 8 repairs. Check the counts"):
+        fitted({"rna": "poisson"}, schedule=Schedule(max_steps=100))
+
+
+@pyro_may_warn
+def test_a_model_that_cannot_begin_is_given_up(monkeypatch):
+    break_steps(monkeypatch, {0})
+    with pytest.raises(FloatingPointError, match="not finite at step 0"):
+        fitted()
+
+
+# ---- repeating and leaving no trace ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{}, {"n_samples": 2}, {"field": "inducing"}], ids=str)
+def test_the_same_seed_gives_the_same_bits(options):
+    (first, history), (second, again) = (fitted(seed=3, init="auto", **options) for _ in range(2))
+    np.testing.assert_array_equal(history.elbo, again.elbo)
+    for name, value in first.state_dict().items():
+        assert torch.equal(value, second.state_dict()[name]), name
+
+
+def test_other_seeds_differ():
+    (first, _), (second, _) = (fitted(seed=seed) for seed in (0, 1))
+    assert not torch.equal(first.views[0].raw, second.views[0].raw)
+
+
+@pytest.mark.parametrize("n_samples", [None, 2])
+@pytest.mark.parametrize("validate", [True, False])
+def test_global_state_is_as_before(n_samples, validate):
+    pyro.get_param_store().setdefault("mine", torch.tensor(1.5))
+    with pyro.validation_enabled(validate):
+        before = global_state()
+        fitted(n_samples=n_samples, init="auto")
+        after = global_state()
+    pyro.clear_param_store()
+    assert before.pop("parameters").keys() == after.pop("parameters").keys() == {"mine"}
+    assert before == after
+
+
+@pyro_may_warn
+def test_global_state_survives_an_error(monkeypatch):
+    before = global_state()
+    break_steps(monkeypatch, {0})
+    with pytest.raises(FloatingPointError):
+        fitted()
+    assert global_state() == before
+
+
+def test_models_share_nothing():
+    model, dataset = problem()
+    other, _ = problem()
+    before = {name: value.clone() for name, value in other.state_dict().items()}
+    training.fit(model, dataset, schedule=SHORT, init="spot")
+    assert all(torch.equal(before[name], value) for name, value in other.state_dict().items())
+    theirs = {value.data_ptr() for value in model.state_dict().values()}
+    assert not theirs & {value.data_ptr() for value in other.state_dict().values()}
+
+
+def test_a_fit_begins_anew_wherever_the_parameters_are():
+    first, dataset = problem()
+    expected = training.fit(first, dataset, schedule=SHORT, init="spot")
+    again = training.fit(problem()[0], dataset, schedule=SHORT, init="spot")
+    np.testing.assert_array_equal(expected.elbo, again.elbo)
+
+
+def test_progress_is_shown_on_request(capsys):
+    model, dataset = problem()
+    training.fit(model, dataset, schedule=SHORT, init="spot", progress=True)
+    shown = capsys.readouterr()
+    assert "fit" in shown.err
+    assert not shown.out
+    training.fit(problem()[0], dataset, schedule=SHORT, init="spot", progress=False)
+    assert not capsys.readouterr().err.replace("\r", "").strip()
+
+
+# ---- the Monte Carlo objective --------------------------------------------------------------------------------------
+
+
+def test_monte_carlo_lands_near_the_closed_form():
+    schedule, results = Schedule(max_steps=150, tol=1e-12), []
+    for n_samples in (None, 5):
+        model, dataset = problem({"rna": "poisson"}, n_samples=n_samples)
+        training.fit(model, dataset, schedule=schedule, init="spot")
+        model.n_samples = None
+        blocks = model.blocks(dataset)
+        results.append((training.elbo(model, blocks), model.marginals(blocks[0])[0].detach().numpy()))
+    (closed, m), (sampled, other) = results
+    assert sampled == pytest.approx(closed, rel=0.03)
+    for k in range(3):
+        assert np.corrcoef(m[:, k], other[:, k])[0, 1] > 0.95
+
+
+def test_histories_are_records():
+    _, history = fitted()
+    assert isinstance(history, History)
+    assert history.repairs == []

@@ -1,0 +1,200 @@
+"""The command line: what it writes, what it prints, and how it refuses."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import subprocess
+import sys
+
+import anndata
+import mudata
+import numpy as np
+import pandas as pd
+import pytest
+
+import gpnsf
+from gpnsf import cli, demo
+
+
+@pytest.fixture
+def source(mdata, tmp_path):
+    """A file with a simulated section."""
+    mdata.write(tmp_path / "section.h5mu")
+    return str(tmp_path / "section.h5mu")
+
+
+@pytest.fixture
+def fitted(mdata, tmp_path):
+    """A file with a fit of two factors."""
+    gpnsf.tl.fit(mdata, n_factors=2, max_steps=3, progress=False)
+    mdata.write(tmp_path / "fitted.h5mu")
+    return str(tmp_path / "fitted.h5mu")
+
+
+def refused(capsys, *argv: str) -> str:
+    """Message of a command that must fail on bad input; nothing else is printed."""
+    assert cli.main(list(argv)) == 2
+    printed = capsys.readouterr()
+    assert not printed.out
+    assert "Traceback" not in printed.err
+    assert printed.err.startswith(f"gpnsf {argv[0]}: ")
+    return printed.err
+
+
+@pytest.mark.parametrize("start", [["-m", "gpnsf"], ["-c", "import sys; from gpnsf.cli import main; sys.exit(main())"]])
+def test_version_is_printed(start):
+    done = subprocess.run([sys.executable, *start, "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"gpnsf {gpnsf.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        [],
+        ["unknown"],
+        ["fit", "in.h5mu"],
+        ["fit", "in.h5mu", "out.h5mu", "--n-factors", "many"],
+        ["fit", "in.h5mu", "out.h5mu", "--likelihoods", "rna=,atac=nb"],
+        ["fit", "in.h5mu", "out.h5mu", "--modality-weights", "rna"],
+        ["fit", "in.h5mu", "out.h5mu", "--modality-weights", "rna=heavy"],
+        ["simulate", "unknown", "out.h5mu"],
+    ],
+)
+def test_a_line_that_cannot_be_read_ends_in_usage_and_status_2(argv, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(argv)
+    printed = capsys.readouterr().err
+    assert "usage: gpnsf" in printed
+    assert printed.count("error:") == 1
+
+
+def test_every_argument_of_fit_has_an_option():
+    arguments = inspect.signature(gpnsf.tl.fit).parameters.keys() - {"data", "copy"}
+    assert cli.FIT_OPTIONS.keys() == arguments
+
+
+def test_options_reach_fit_in_its_own_terms(source, tmp_path, monkeypatch, capsys):
+    seen = {}
+    monkeypatch.setattr(gpnsf.tl, "fit", lambda data, **options: seen.update(options))
+    options = (
+        "--n-factors 3 --modalities rna,atac --likelihoods rna=poisson,atac=bernoulli --layers counts --size-factors none "
+        "--modality-weights rna=1,atac=0.5 --no-refine --tol 1e-3 --key-added mine"
+    )
+    assert cli.main(["fit", source, str(tmp_path / "out.h5mu"), *options.split()]) == 0
+    assert seen == {
+        "n_factors": 3,
+        "modalities": ["rna", "atac"],
+        "likelihoods": {"rna": "poisson", "atac": "bernoulli"},
+        "layers": "counts",
+        "size_factors": None,
+        "modality_weights": {"rna": 1.0, "atac": 0.5},
+        "refine": False,
+        "tol": 1e-3,
+        "key_added": "mine",
+    }
+
+
+def test_fit_writes_the_annotated_object(source, tmp_path, capsys):
+    target = tmp_path / "new" / "out.h5mu"
+    assert cli.main(["fit", source, str(target), "--n-factors", "2", "--max-steps", "3", "--no-progress"]) == 0
+    assert mudata.read_h5mu(target).obsm["X_gpnsf"].shape == (150, 2)
+    assert str(target) in capsys.readouterr().out
+
+
+def test_fit_reads_anndata(adata, tmp_path):
+    adata.write(tmp_path / "in.h5ad")
+    options = ["--n-factors", "2", "--max-steps", "3", "--likelihoods", "poisson", "--no-progress"]
+    assert cli.main(["fit", str(tmp_path / "in.h5ad"), str(tmp_path / "out.h5ad"), *options]) == 0
+    assert anndata.read_h5ad(tmp_path / "out.h5ad").uns["gpnsf"]["likelihoods"]["rna"] == "poisson"
+
+
+def test_predict_gives_factors_at_the_coordinates_of_a_table(fitted, tmp_path):
+    coords = mudata.read_h5mu(fitted).obsm["spatial"][:5]
+    pd.DataFrame(coords, columns=["x", "y"]).to_csv(tmp_path / "coords.csv", index=False)
+    assert cli.main(["predict", fitted, str(tmp_path / "coords.csv"), str(tmp_path / "out.h5ad")]) == 0
+    predicted = anndata.read_h5ad(tmp_path / "out.h5ad")
+    expected = gpnsf.tl.predict(mudata.read_h5mu(fitted), coords)
+    np.testing.assert_allclose(predicted.X, expected.X, rtol=1e-5)
+
+
+def test_plot_draws_every_figure(fitted, tmp_path, capsys):
+    assert cli.main(["plot", fitted, str(tmp_path / "figures")]) == 0
+    written = {path.stem for path in (tmp_path / "figures").glob("*.png")}
+    assert written == set(demo.FIGURES) == set(gpnsf.pl.__all__)
+    assert len(capsys.readouterr().out.splitlines()) == len(written)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("ggblocks", ["n_side=12"]),
+        ("quilt", ["n_side=12", "depth=0.5"]),
+        ("tissue", ["n_obs=60", "lengthscales=(0.1, 0.2)"]),
+    ],
+)
+def test_simulate_writes_what_the_function_gives(name, values, tmp_path):
+    target = tmp_path / "out.h5mu"
+    values = ["n_genes=20", "n_peaks=30", *values]
+    assert cli.main(["simulate", name, str(target), "--seed", "3", "--set", *values]) == 0
+    options = dict(map(cli.read_assignment, values))
+    expected = getattr(gpnsf.datasets, name)(seed=3, **options)
+    np.testing.assert_array_equal(mudata.read_h5mu(target).obsm["true_factors"], expected.obsm["true_factors"])
+
+
+def test_benchmark_runs_a_file_with_its_arguments(tmp_path, monkeypatch):
+    monkeypatch.setattr(cli, "BENCHMARKS", tmp_path)
+    (tmp_path / "echo.py").write_text("import sys\nsys.exit(len(sys.argv) - 1)\n")
+    assert cli.main(["benchmark", "echo", "--deep", "3", "-x"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["fit", "absent.h5mu", "out.h5mu"], "a file that exists; got absent.h5mu"),
+        (["fit", "in.csv", "out.csv"], r"a file \*.h5mu or \*.h5ad; got in.csv"),
+        (["fit", "broken.h5mu", "out.h5mu"], "broken.h5mu"),
+        (["fit", "{source}", "out.h5ad"], r"a result named \*.h5mu; got out.h5ad"),
+        (["fit", "{source}", "out.h5mu", "--n-factors", "0"], "n_factors"),
+        (["fit", "{source}", "out.h5mu", "--likelihoods", "rna=normal"], "normal"),
+        (["fit", "{source}", "out.h5mu", "--spatial-key", "xy"], "xy"),
+        (["plot", "{source}", "figures"], "fit"),
+        (["predict", "{source}", "coords.csv", "out.h5mu"], r"a result named \*.h5ad"),
+        (["predict", "{source}", "words.csv", "out.h5ad"], "one numeric column an axis"),
+        (["predict", "{source}", "absent.csv", "out.h5ad"], "absent.csv"),
+        (["simulate", "tissue", "out.h5ad"], r"a result named \*.h5mu"),
+        (["simulate", "tissue", "out.h5mu", "--set", "n_spots=3"], "n_genes.*got 'n_spots'"),
+        (["simulate", "tissue", "out.h5mu", "--set", "n_obs=many"], "NAME=VALUE.*got 'n_obs=many'"),
+        (["simulate", "tissue", "out.h5mu", "--set", "n_obs=-3"], "n_obs"),
+        (["simulate", "tissue", "out.h5mu", "--seed", "-1"], "seed"),
+        (["demo", "--out", "{source}"], "section.h5mu"),
+    ],
+)
+def test_bad_input_is_refused_in_one_message(argv, message, source, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "words.csv").write_text("x,name\n1,a\n")
+    (tmp_path / "coords.csv").write_text("x,y\n1,2\n")
+    (tmp_path / "broken.h5mu").write_text("not a file of this kind")
+    before = sorted(tmp_path.rglob("*"))
+    text = refused(capsys, *(part.format(source=source) for part in argv))
+    assert re.search(message, text)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_benchmark_needs_a_checkout_and_a_name_that_exists(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(cli, "BENCHMARKS", tmp_path)
+    assert "source checkout" in refused(capsys, "benchmark", "speed")
+    (tmp_path / "recovery.py").touch()
+    assert "'recovery'" in refused(capsys, "benchmark", "speed")
+
+
+@pytest.mark.slow
+def test_demo_finds_the_truth_and_writes_a_file_and_figures(tmp_path, capsys):
+    assert cli.main(["demo", "--out", str(tmp_path / "demo")]) == 0
+    written = {path.name for path in (tmp_path / "demo").iterdir()}
+    assert written == {"gpnsf-demo.h5mu", "truth.png", *(f"{name}.png" for name in demo.FIGURES)}
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in written)
+    correlations = [float(line.split()[-1]) for line in printed.splitlines() if line.startswith("  spatial ")]
+    assert len(correlations) == 4
+    assert min(correlations) > 0.95
