@@ -163,7 +163,7 @@ def test_coordinates_of_modalities_complete_each_other(partial):
 def test_coordinates_of_the_object_come_first(partial, caplog):
     partial["atac"].obsm["spatial"] += 50  # would disagree
     partial.obsm["spatial"] = np.arange(20.0)[:, None]
-    with caplog.at_level(logging.INFO, logger="gpnsf"):
+    with caplog.at_level(logging.DEBUG, logger="gpnsf"):
         dataset, _ = read(partial)
     np.testing.assert_allclose(dataset.coords[:, 0], np.linspace(-1, 1, 20), atol=1e-6)
     assert "obsm['spatial'] is read from the data" in caplog.text
@@ -172,7 +172,7 @@ def test_coordinates_of_the_object_come_first(partial, caplog):
 def test_coordinates_may_lie_in_a_modality_that_is_not_read(adata, caplog):
     image = anndata(n_vars=2)
     del adata.obsm["spatial"]
-    with caplog.at_level(logging.INFO, logger="gpnsf"):
+    with caplog.at_level(logging.DEBUG, logger="gpnsf"):
         dataset, layout = read(mudata(rna=adata, image=image))
     assert layout.modalities == ("rna",)
     assert dataset.coords.shape == (20, 2)
@@ -204,7 +204,7 @@ def test_likelihoods_have_defaults_by_name(partial):
 
 
 def test_bernoulli_reads_presence_and_says_so_once(adata, caplog):
-    with caplog.at_level(logging.INFO, logger="gpnsf"):
+    with caplog.at_level(logging.DEBUG, logger="gpnsf"):
         counts = read(adata, likelihoods="bernoulli")[0].views[0].counts
     np.testing.assert_array_equal(counts.toarray(), adata.X.toarray() > 0)
     assert adata.X.max() > 1

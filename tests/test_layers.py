@@ -29,7 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "settings": set(),
     "keys": set(),
     "checks": {"keys"},
-    "results": {"keys", "checks"},
+    "results": {"keys", "checks", "tissue"},
     "tissue": DATA,
     "bridge": {*DATA, "tissue", "core.types"},
     "writeback": {*DATA, "tissue", "bridge", *BASE},

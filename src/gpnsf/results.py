@@ -11,8 +11,9 @@ import pandas as pd
 from anndata import AnnData
 from mudata import MuData
 
-from gpnsf.checks import choices, coordinates, problem
+from gpnsf.checks import choices, problem
 from gpnsf.keys import SPATIAL, Keys
+from gpnsf.tissue import Tissue, gather, holders, read_coords, rows_of
 
 __all__ = ["RANKINGS", "Fit", "find", "ranked"]
 
@@ -61,13 +62,12 @@ class Fit:
     @property
     def has_coords(self) -> bool:
         """Whether there are coordinates; models without a field do without."""
-        key = self.params.get("spatial_key") or SPATIAL
-        return any(key in holder.obsm for holder in [self.data, *self.modalities.values()])
+        return bool(holders(self._tissue(), "obsm", self.params.get("spatial_key") or SPATIAL))
 
     @property
     def coords(self) -> np.ndarray:
         """Coordinates [N, D] in the units of the data, gathered from the modalities where the object has none."""
-        return _coordinates(self.data, self.modalities, self.rows, self.params.get("spatial_key") or SPATIAL)
+        return read_coords(self._tissue(), self.params.get("spatial_key") or SPATIAL)
 
     @property
     def library(self) -> pd.Categorical | None:
@@ -77,17 +77,13 @@ class Fit:
 
     def obs(self, column: str) -> np.ndarray:
         """Column [N] of the observations, gathered from the modalities where the object itself has none."""
-        if column in self.data.obs:
-            return self.data.obs[column].to_numpy()
-        holders = {name: mod for name, mod in self.modalities.items() if column in mod.obs}
-        if not holders:
-            rule = f"the obs column {column!r} that fit {self.keys.key!r} used"
-            found = f"no such column in the object or its modalities {list(self.modalities)}"
-            raise KeyError(problem(rule, found, "Restore it or run `gpnsf.tl.fit` again"))
-        values = np.empty(self.data.n_obs, dtype=object)
-        for name in reversed(holders):
-            values[self.rows[name]] = holders[name].obs[column].to_numpy()
-        return values
+        return gather(self._tissue(), "obs", column, lambda values, *_: values.to_numpy())
+
+    def _tissue(self) -> Tissue:
+        """The object with all its modalities, fitted or not: any of them may hold the coordinates."""
+        mods = dict(self.data.mod) if isinstance(self.data, MuData) else self.modalities
+        rows = {name: rows_of(self.data, name, mod) for name, mod in mods.items()}
+        return Tissue(self.data, mods, rows, tuple(self.modalities))
 
     def var(self, modality: str, column: str) -> np.ndarray:
         """Column [P] of the features of one modality."""
@@ -144,7 +140,7 @@ def find(data: AnnData | MuData, key: str = "gpnsf") -> Fit:
         smooth=_slot(data.obsm, keys.smooth, "obsm"),
         std=_slot(data.obsm, keys.std, "obsm"),
         modalities=modalities,
-        rows={name: _rows(data, name, mod) for name, mod in modalities.items()},
+        rows={name: rows_of(data, name, mod) for name, mod in modalities.items()},
         likelihoods={name: str(record["likelihoods"][name]) for name in modalities},
         loadings={name: _slot(mod.varm, keys.loadings, f"varm of {name!r}") for name, mod in modalities.items()},
     )
@@ -215,18 +211,6 @@ def _slot(mapping: Mapping[str, Any], name: str, where: str) -> np.ndarray:
     return np.asarray(mapping[name])
 
 
-def _rows(data: AnnData | MuData, name: str, mod: AnnData) -> np.ndarray:
-    """Row of the object [n] for each cell of a modality, in the order of the modality."""
-    if isinstance(data, AnnData):
-        return np.arange(data.n_obs)
-    # obsmap counts from 1 with 0 for "absent", and is (n, 1) in some versions of mudata
-    local = np.asarray(data.obsmap[name]).astype(np.int64).ravel()
-    present = np.flatnonzero(local)
-    rows = np.empty(mod.n_obs, dtype=np.int64)
-    rows[local[present] - 1] = present
-    return rows
-
-
 def _check_shapes(fit: Fit) -> None:
     """All slots have K columns, as many as there are factor names."""
     n_obs, n_factors = fit.data.n_obs, fit.names.size
@@ -243,33 +227,6 @@ def _check_shapes(fit: Fit) -> None:
         if shape != expected:
             remedy = "Subset every slot of the fit alike, or run `gpnsf.tl.fit` again"
             raise ValueError(problem(f"{slot} of shape {expected}, by {n_factors} factor names", str(shape), remedy))
-
-
-def _coordinates(
-    data: AnnData | MuData, modalities: Mapping[str, AnnData], rows: Mapping[str, np.ndarray], key: str
-) -> np.ndarray:
-    """Coordinates [N, D] of the object, else of its modalities, the first one leading where they overlap."""
-    holders = [name for name, mod in modalities.items() if key in mod.obsm]
-    if key in data.obsm:
-        return coordinates(data.obsm[key], where=f"obsm[{key!r}]", obs_names=data.obs_names)
-    if not holders:
-        found = f"none in the object or its modalities {list(modalities)}"
-        raise KeyError(problem(f"coordinates in obsm[{key!r}]", found, "Restore them or run `gpnsf.tl.fit` again"))
-    parts = {name: _modality_coordinates(name, modalities[name], key) for name in holders}
-    coords = np.full((data.n_obs, parts[holders[0]].shape[1]), np.nan)
-    for name in reversed(holders):
-        coords[rows[name]] = parts[name]
-    lacking = int(np.isnan(coords).any(axis=1).sum())
-    if lacking:
-        rule = f"coordinates obsm[{key!r}] of every observation"
-        found = f"none for {lacking} of {len(coords)}"
-        raise ValueError(problem(rule, found, f"Write obsm[{key!r}] on the object itself"))
-    return coords
-
-
-def _modality_coordinates(name: str, mod: AnnData, key: str) -> np.ndarray:
-    """Coordinates [n, D] of one modality."""
-    return coordinates(mod.obsm[key], where=f"obsm[{key!r}] of modality {name!r}", obs_names=mod.obs_names)
 
 
 def _listed(names: str | Sequence[str], argument: str) -> list[str]:

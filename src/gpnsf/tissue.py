@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import mudata
 import numpy as np
 from anndata import AnnData
 from mudata import MuData
@@ -14,7 +16,7 @@ from mudata import MuData
 from gpnsf import checks
 from gpnsf.keys import SPATIAL
 
-__all__ = ["Tissue", "gather", "holders", "open_tissue", "read_coords", "read_labels"]
+__all__ = ["Tissue", "editable", "gather", "holders", "open_tissue", "read_coords", "read_labels", "rows_of"]
 
 DEFAULT_MODALITIES = ("rna", "atac")
 
@@ -56,7 +58,15 @@ def open_tissue(
         _check_modality(name, mod)
     checks.choices(wanted or (), mods, what="modalities", where="the data")
     names = wanted or [name for name in DEFAULT_MODALITIES if name in mods] or list(mods)
-    return Tissue(data, mods, {name: _rows(data, name, mod) for name, mod in mods.items()}, tuple(names))
+    return Tissue(data, mods, {name: rows_of(data, name, mod) for name, mod in mods.items()}, tuple(names))
+
+
+def editable(data: AnnData | MuData, *, copy: bool) -> AnnData | MuData:
+    """The object itself or its copy; a MuData is copied without pulling columns out of its modalities."""
+    if not copy:
+        return data
+    with mudata.set_options(pull_on_update=False) if hasattr(mudata, "set_options") else nullcontext():
+        return data.copy()
 
 
 def read_labels(tissue: Tissue, key: str | None) -> np.ndarray:
@@ -88,18 +98,24 @@ def holders(tissue: Tissue, slot: str, key: str) -> dict[str, tuple[AnnData | Mu
 
 
 def gather(
-    tissue: Tissue, slot: str, key: str, check: Callable[[Any, str, AnnData | MuData], np.ndarray], *, argument: str
+    tissue: Tissue,
+    slot: str,
+    key: str,
+    check: Callable[[Any, str, AnnData | MuData], np.ndarray],
+    *,
+    argument: str = "",
 ) -> np.ndarray:
     """Values [N] or [N, D] under a key of the object, else of its modalities, which agree where they overlap.
 
-    ``check`` takes what is stored, where, and its holder, and returns an array; ``argument`` is how the user named the key.
+    ``check`` takes what is stored, where, and its holder, and returns an array; ``argument`` is how the user named the key, if
+    they did.
     """
     found = holders(tissue, slot, key)
     if not found:
         everything = (tissue.data, *tissue.mods.values())
         known = dict.fromkeys(str(name) for holder in everything for name in getattr(holder, slot))
-        remedy = f"Add it, or name another with `{argument}`"
-        checks.choices([key], known, what=f"`{argument}`", where=slot, remedy=remedy)
+        remedy = f"Add it, or name another with `{argument}`" if argument else "Restore it, or run `gpnsf.tl.fit` again"
+        checks.choices([key], known, what=f"`{argument}`" if argument else "the key", where=slot, remedy=remedy)
     parts = [
         (where, rows, check(getattr(holder, slot)[key], f"{slot}[{key!r}] of {where}", holder))
         for where, (holder, rows) in found.items()
@@ -116,7 +132,7 @@ def gather(
         none = f"none for {len(lost)} observation(s), the first {str(lost[0])!r}"
         remedy = f"Write {slot}[{key!r}] on the MuData itself, for all observations"
         raise ValueError(checks.problem(f"{slot}[{key!r}] for every observation", none, remedy))
-    _logger.info("%s[%r] is read from %s", slot, key, ", ".join(found))
+    _logger.debug("%s[%r] is read from %s", slot, key, ", ".join(found))
     return values
 
 
@@ -163,7 +179,7 @@ def _check_modality(name: str, mod: Any) -> None:
         raise ValueError(checks.problem("unique obs_names", found, remedy))
 
 
-def _rows(data: AnnData | MuData, name: str, mod: AnnData) -> np.ndarray:
+def rows_of(data: AnnData | MuData, name: str, mod: AnnData) -> np.ndarray:
     """Row of the object of each cell of a modality."""
     if isinstance(data, AnnData):
         return np.arange(data.n_obs)

@@ -138,9 +138,7 @@ def _trace(ax: Axes, fit: Fit) -> None:
     margin = 0.05 * max(high - low, 1e-9)
     ax.set(ylim=(low - margin, high + margin), ylabel="ELBO per observation")
     handles = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
-    ax.legend(
-        handles.values(), handles.keys(), loc="lower right", handlelength=1.2, borderaxespad=0.2, labelspacing=0.3
-    )
+    ax.legend(handles.values(), handles.keys(), loc="best", handlelength=1.2, borderaxespad=0.2, labelspacing=0.3)
     verdict = "converged" if bool(fit.uns["converged"]) else "not converged"
     repairs = len(np.atleast_1d(fit.uns["repairs"]))
     note = f"{verdict}, {elbo.size} steps, {float(fit.uns['seconds']):.3g} s"
@@ -171,5 +169,5 @@ def _compare_starts(ax: Axes, names: np.ndarray, ends: np.ndarray, *, kept: str)
     ax.set_yticks(lines, names)
     ax.set(xlim=(0, None), ylim=(names.size - 0.5, -0.5), xlabel="ELBO behind the best")
     canvas.plain(ax)
-    ax.tick_params(axis="y", length=0)
+    ax.tick_params(axis="y", length=0, pad=6)
     canvas.title(ax, "starts", f"kept: {kept}")

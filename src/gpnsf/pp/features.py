@@ -11,8 +11,7 @@ from scipy.special import xlog1py
 from gpnsf import checks
 from gpnsf.bridge import read_counts
 from gpnsf.checks import Rule
-from gpnsf.pp.split import editable
-from gpnsf.tissue import Tissue, gather, open_tissue
+from gpnsf.tissue import Tissue, editable, gather, open_tissue
 
 __all__ = ["deviance_features"]
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-
-import mudata
 import numpy as np
 import pandas as pd
 from anndata import AnnData
@@ -12,9 +9,9 @@ from mudata import MuData
 
 from gpnsf import checks
 from gpnsf.checks import Rule, problem
-from gpnsf.tissue import open_tissue
+from gpnsf.tissue import editable, open_tissue
 
-__all__ = ["editable", "proportion", "split"]
+__all__ = ["proportion", "split"]
 
 
 def split(
@@ -103,11 +100,3 @@ def proportion(name: str, value: float) -> None:
     Rule(float, 0.5, low=0, above=True).check(name, value)
     if value >= 1:
         raise ValueError(problem(f"`{name}` below 1", repr(value), f"Pass for example {name}=0.5"))
-
-
-def editable(data: AnnData | MuData, *, copy: bool) -> AnnData | MuData:
-    """The object itself or its copy; a MuData is copied without pulling columns out of its modalities."""
-    if not copy:
-        return data
-    with mudata.set_options(pull_on_update=False) if hasattr(mudata, "set_options") else nullcontext():
-        return data.copy()

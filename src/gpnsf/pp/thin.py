@@ -12,8 +12,8 @@ from mudata import MuData
 from gpnsf import checks
 from gpnsf.bridge import read_counts
 from gpnsf.checks import Rule
-from gpnsf.pp.split import editable, proportion
-from gpnsf.tissue import open_tissue
+from gpnsf.pp.split import proportion
+from gpnsf.tissue import editable, open_tissue
 
 __all__ = ["thin"]
 

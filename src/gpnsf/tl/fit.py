@@ -20,6 +20,7 @@ from gpnsf.core import refine as local_stage
 from gpnsf.core.types import Dataset, History
 from gpnsf.keys import SPATIAL, Keys
 from gpnsf.settings import settings
+from gpnsf.tissue import editable
 
 __all__ = ["fit"]
 
@@ -180,8 +181,7 @@ def fit(
     params = {name: value for name, value in locals().items() if name not in ("data", "copy", "progress")}
     checks.arguments({**params, "progress": progress, "copy": copy})
     checks.key_added(key_added, data.mod if isinstance(data, MuData) else ())
-    if copy:
-        data = data.copy()
+    data = editable(data, copy=copy)
     began = time.perf_counter()
     params["n_spatial"] = _n_spatial(model, n_factors, n_spatial)
     dataset, layout = _read(data, params)

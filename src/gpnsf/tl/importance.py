@@ -10,6 +10,7 @@ import numpy as np
 from gpnsf import results
 from gpnsf.checks import problem
 from gpnsf.core import simplex
+from gpnsf.tissue import editable
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -72,7 +73,7 @@ def spatial_importance(data: AnnData | MuData, *, key: str = "gpnsf", copy: bool
     if getattr(data, "is_view", False) and not copy:
         found = f"a view of {data.n_obs} observations"
         raise ValueError(problem("an object of its own to write to", found, "Call `.copy()` first, or pass copy=True"))
-    data = data.copy() if copy else data
+    data = editable(data, copy=copy)
     fit = results.find(data, key)
     data.obs[fit.keys.importance] = _observations(fit.mean, fit.loadings, fit.is_spatial)
     for name, mod in fit.modalities.items():
