@@ -129,7 +129,7 @@ def test_plot_draws_every_figure(fitted, tmp_path, capsys):
     ("name", "values"),
     [
         ("ggblocks", ["n_side=12"]),
-        ("quilt", ["n_side=12", "depth=0.5"]),
+        ("quilt", ["n_side=18", "depth=0.5"]),
         ("tissue", ["n_obs=60", "lengthscales=(0.1, 0.2)"]),
     ],
 )

@@ -129,7 +129,7 @@ def test_missing_columns_and_coordinates_are_named(toy):
         fit.var("rna", "x")
     del toy.obsm["spatial"]
     assert not fit.has_coords
-    with pytest.raises(KeyError, match="coordinates in obsm"):
+    with pytest.raises(KeyError, match="spatial_key"):
         _ = fit.coords
 
 

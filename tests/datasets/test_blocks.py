@@ -7,7 +7,7 @@ import scipy.sparse as sp
 
 from gpnsf.datasets import ggblocks, quilt
 
-SMALL = {"n_side": 12, "n_genes": 60, "n_peaks": 80}
+SMALL = {"n_side": 18, "n_genes": 60, "n_peaks": 80}
 RECIPES = pytest.mark.parametrize("simulate", [ggblocks, quilt])
 
 
@@ -23,7 +23,7 @@ def test_every_slot_is_there_with_its_shape(simulate):
     assert list(mdata.mod) == ["rna", "atac"]
     for name, n_features in {"rna": 60, "atac": 80}.items():
         mod = mdata[name]
-        assert mod.shape == (144, n_features)
+        assert mod.shape == (324, n_features)
         assert sp.isspmatrix_csr(mod.X)
         assert mod.X.dtype == np.float32
         assert mod.varm["true_loadings"].shape == (n_features, 7)
@@ -71,8 +71,8 @@ def test_quilt_patterns_overlap_without_being_alike():
 
 @RECIPES
 def test_a_larger_grid_shows_the_same_picture(simulate):
-    small, large = (simulate(**SMALL | {"n_side": n}).obsm["true_factors"][:, :4] for n in (12, 36))
-    coarse = large.reshape(12, 3, 12, 3, 4)[:, 1, :, 1].reshape(144, 4)
+    small, large = (simulate(**SMALL | {"n_side": n}).obsm["true_factors"][:, :4] for n in (18, 36))
+    coarse = large.reshape(18, 2, 18, 2, 4)[:, 1, :, 1].reshape(324, 4)
     np.testing.assert_array_equal(coarse, small)
 
 
@@ -123,7 +123,7 @@ def test_importance_is_the_spatial_share_of_the_signal_without_background():
 
 def test_without_nonspatial_factors_everything_is_spatial():
     mdata = ggblocks(**SMALL, nonspatial=False)
-    assert mdata.obsm["true_factors"].shape == (144, 4)
+    assert mdata.obsm["true_factors"].shape == (324, 4)
     assert (mdata["rna"].var["true_spatial_importance"] == 1).all()
     assert set(np.unique(expected(mdata, "rna").round(4))) == {0.1, 11.0}
 
@@ -145,7 +145,7 @@ def test_files_keep_the_truth(simulate, tmp_path):
     read = mudata.read_h5mu(tmp_path / "simulated.h5mu")
     np.testing.assert_array_equal(read.obsm["true_factors"], mdata.obsm["true_factors"])
     np.testing.assert_array_equal(read["atac"].varm["true_loadings"], mdata["atac"].varm["true_loadings"])
-    assert read.uns["truth"]["settings"]["n_side"] == 12
+    assert read.uns["truth"]["settings"]["n_side"] == 18
     assert list(read.uns["truth"]["factor_names"]) == mdata.uns["truth"]["factor_names"]
 
 
