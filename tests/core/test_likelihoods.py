@@ -10,7 +10,7 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
-from gpnsf.core import likelihoods as module
+from gpnsf.core import rowblocks
 from gpnsf.core.likelihoods import LIKELIHOODS, AbstractLikelihood, Moments, NegativeBinomial, Poisson
 from gpnsf.core.sparse import SparseCounts
 
@@ -181,7 +181,7 @@ def test_row_blocks_change_nothing(name, monkeypatch):
         return [bound.detach(), slope, *curvature, *case.likelihood.totals(case.counts, A, case.W)]
 
     whole = everything()
-    monkeypatch.setattr(module, "ROW_BLOCK_ENTRIES", 2 * P + 1)
+    monkeypatch.setattr(rowblocks, "ROW_BLOCK_ENTRIES", 2 * P + 1)
     for one, other in zip(everything(), whole, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-4)
 

@@ -11,12 +11,13 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from gpnsf.core.rowblocks import NegativeBinomialCounts, NegativeBinomialZeros, row_blocks
 from gpnsf.core.sparse import TINY, SparseCounts, SparseTerm
 
 __all__ = [
@@ -30,7 +31,6 @@ __all__ = [
     "Poisson",
 ]
 
-ROW_BLOCK_ENTRIES = 250_000  # entries of a dense row block: 1 MB of float32 stays in cache
 MEAN_RANGE = (-12.0, 8.0)  # clamp of m, and of m + v/2 from above, before exponentials
 MEAN_CAP = 9.0
 
@@ -79,6 +79,17 @@ class AbstractLikelihood(nn.Module, ABC):
         ``A`` and ``W`` hold the background as their last column, which gets neither.
         """
 
+    def nonzero_information(self, values: Tensor, rate: Tensor, feature: Tensor) -> Tensor:
+        """Weights on the nonzeros whose sum over ``w w^T`` is unbiased for Fisher's information."""
+        return values / rate**2
+
+    def loading_information(self, counts: SparseCounts, A: Tensor, W: Tensor) -> Tensor:
+        """Information [P, K, K] on the loadings: the local curvature with rows and columns exchanged."""
+        transposed = counts.transposed()
+        rate = transposed.rates(W, A) + TINY
+        feature = torch.arange(len(W), device=A.device).repeat_interleave(transposed.per_row)
+        return _sparse_information(transposed, self.nonzero_information(transposed.values, rate, feature), A)
+
     @abstractmethod
     def totals(self, counts: SparseCounts, A: Tensor, W: Tensor) -> tuple[Tensor, Tensor]:
         """Expected total of a row block, and its derivative in the logarithm of a common factor on W."""
@@ -102,12 +113,6 @@ def _sparse_information(counts: SparseCounts, weights: Tensor, W: Tensor) -> Ten
     return torch.stack(columns, dim=1)
 
 
-def _row_blocks(n_rows: int, n_columns: int) -> list[slice]:
-    """Row slices whose dense blocks stay small."""
-    step = max(1, ROW_BLOCK_ENTRIES // max(n_columns, 1))
-    return [slice(start, min(start + step, n_rows)) for start in range(0, n_rows, step)]
-
-
 class Poisson(AbstractLikelihood):
     """``y ~ Poisson(r)``: ``sum_nz y log rG - sum_k (sum_i E_ik)(sum_j W_jk) - sum log y!``; the second term is exact."""
 
@@ -123,12 +128,13 @@ class Poisson(AbstractLikelihood):
         return nonzero - (moments.mean.sum(0) * W.sum(0)).sum() - counts.log_factorials
 
     def curvature(self, counts: SparseCounts, A: Tensor, W: Tensor, information: bool) -> tuple[Tensor, Tensor | None]:
-        """``sum_j (y/r - 1) w`` and the observed information ``sum_nz y / r^2 w w^T``, unbiased for Fisher's."""
+        """``sum_j (df/dr - 1) w``, f being the term of the nonzeros, and the information that they carry."""
         gradient = counts.half(A, W, self.link)[:, :-1] - W.sum(0)[:-1]
         if not information:
             return gradient, None
         rate = counts.rates(A, W) + TINY
-        return gradient, _sparse_information(counts, counts.values / rate**2, W)
+        weights = self.nonzero_information(counts.values, rate, counts.columns)
+        return gradient, _sparse_information(counts, weights, W)
 
     def totals(self, counts: SparseCounts, A: Tensor, W: Tensor) -> tuple[Tensor, Tensor]:
         """``sum r``, which is its own derivative."""
@@ -145,69 +151,19 @@ class Bernoulli(Poisson):
         """Bernoulli of at least one event."""
         return dist.Bernoulli(probs=-torch.expm1(-rate))
 
-    def curvature(self, counts: SparseCounts, A: Tensor, W: Tensor, information: bool) -> tuple[Tensor, Tensor | None]:
-        """As for Poisson, with information ``sum_nz (1 - p) / p^2 w w^T``."""
-        gradient = counts.half(A, W, self.link)[:, :-1] - W.sum(0)[:-1]
-        if not information:
-            return gradient, None
-        rate = counts.rates(A, W) + TINY
-        return gradient, _sparse_information(counts, torch.exp(-rate) / torch.expm1(-rate) ** 2, W)
+    def nonzero_information(self, values: Tensor, rate: Tensor, feature: Tensor) -> Tensor:
+        """``(1 - p) / p^2``."""
+        return torch.exp(-rate) / torch.expm1(-rate) ** 2
 
     def totals(self, counts: SparseCounts, A: Tensor, W: Tensor) -> tuple[Tensor, Tensor]:
         """``sum p`` and ``sum r exp(-r)``, over dense row blocks."""
         total = slope = torch.zeros((), dtype=torch.float64, device=A.device)
-        for rows in _row_blocks(len(A), len(W)):
+        for rows in row_blocks(len(A), len(W)):
             rate = A[rows] @ W.T
             closed = torch.exp(-rate)
             total = total + (1 - closed).sum().double()
             slope = slope + (rate * closed).sum().double()
         return total, slope
-
-
-class _NegativeBinomialZeros(torch.autograd.Function):
-    """``sum_ij theta_j log1p(r_ij / theta_j)`` over all entries by dense row blocks, with hand-written gradients."""
-
-    @staticmethod
-    def forward(ctx: Any, A: Tensor, W: Tensor, theta: Tensor) -> Tensor:
-        """One matrix product for the rates, two for the gradients, a few passes in cache between them."""
-        scaled = W / theta[:, None]  # [P, K]: its product with A is r / theta
-        dA, dW, dtheta = torch.empty_like(A), torch.zeros_like(W), torch.zeros_like(theta)
-        value = torch.zeros((), dtype=torch.float64, device=A.device)
-        for rows in _row_blocks(len(A), len(W)):
-            ratio = A[rows] @ scaled.T  # [n, P]
-            weight = (1 + ratio).reciprocal_()  # theta / (theta + r)
-            logs = weight.log().neg_()
-            torch.mm(weight, W, out=dA[rows])
-            dW.addmm_(weight.T, A[rows])
-            summed = logs.sum(0)  # [P]
-            value += (summed * theta).sum().double()
-            dtheta += summed - (ratio.mul_(weight)).sum(0)
-        ctx.save_for_backward(dA, dW, dtheta)
-        return value.to(A.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Scale the stored gradients."""
-        dA, dW, dtheta = ctx.saved_tensors
-        return grad * dA, grad * dW, grad * dtheta
-
-
-class _LogRate(torch.autograd.Function):
-    """``sum_nz y log(theta_j + r_ij)`` on the nonzeros, with gradients in A, W and theta."""
-
-    @staticmethod
-    def forward(ctx: Any, A: Tensor, W: Tensor, theta: Tensor, counts: SparseCounts) -> Tensor:
-        """Augment the factors by a column of ones and the loadings by theta: a Poisson term in all but name."""
-        one = torch.ones_like(A[:, :1])
-        value, dA, dW = counts.terms(torch.cat([A, one], 1), torch.cat([W, theta[:, None]], 1), "log")
-        ctx.save_for_backward(dA[:, :-1], dW[:, :-1], dW[:, -1])
-        return value
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        """Scale the stored gradients."""
-        dA, dW, dtheta = ctx.saved_tensors
-        return grad * dA, grad * dW, grad * dtheta, None
 
 
 class NegativeBinomial(AbstractLikelihood):
@@ -237,8 +193,8 @@ class NegativeBinomial(AbstractLikelihood):
         size = theta[feature]
         gammas = (number * (torch.lgamma(count + size) - torch.lgamma(size))).sum()
         nonzero = SparseTerm.apply(moments.geometric, W, counts, "log")
-        nonzero = nonzero - _LogRate.apply(moments.mean, W, theta, counts)
-        return nonzero + gammas - counts.log_factorials - _NegativeBinomialZeros.apply(moments.mean, W, theta)
+        nonzero = nonzero - NegativeBinomialCounts.apply(moments.mean, W, theta, counts)
+        return nonzero + gammas - counts.log_factorials - NegativeBinomialZeros.apply(moments.mean, W, theta)
 
     def curvature(self, counts: SparseCounts, A: Tensor, W: Tensor, information: bool) -> tuple[Tensor, Tensor | None]:
         """``sum_j (y/r - (y + theta)/(theta + r)) w`` and Fisher's information ``sum_j theta / (r (theta + r)) w w^T``."""
@@ -248,13 +204,18 @@ class NegativeBinomial(AbstractLikelihood):
         K = W.shape[1] - 1
         pairs = (W[:, :-1, None] * W[:, None, :-1]).reshape(len(W), -1) if information else None  # [P, K * K]
         blocks = []
-        for rows in _row_blocks(len(A), len(W)):
+        for rows in row_blocks(len(A), len(W)):
             rate = A[rows] @ W.T
             weight = theta / (theta + rate)
             gradient[rows] -= weight @ W
             if pairs is not None:
                 blocks.append(((weight / (rate + TINY)).clamp_max(1e12) @ pairs).reshape(-1, K, K))
         return gradient[:, :-1], torch.cat(blocks) if information else None
+
+    def nonzero_information(self, values: Tensor, rate: Tensor, feature: Tensor) -> Tensor:
+        """``y theta / (r^2 (theta + r))``."""
+        theta = self.log_theta.exp()[feature]
+        return values * theta / (rate**2 * (theta + rate))
 
     def totals(self, counts: SparseCounts, A: Tensor, W: Tensor) -> tuple[Tensor, Tensor]:
         """``sum r``."""
@@ -307,7 +268,7 @@ class ClippedBernoulli(AbstractLikelihood):
     def bound(self, counts: SparseCounts, moments: Moments, W: Tensor) -> Tensor:
         """Dense log-likelihood at the means (exact at v = 0), by row blocks."""
         total: Tensor | float = 0.0
-        for rows in _row_blocks(counts.shape[0], counts.shape[1]):
+        for rows in row_blocks(counts.shape[0], counts.shape[1]):
             p = self._probability(moments.mean[rows] @ W.T)
             y = counts.dense_rows(rows)
             observed = moments.mean[rows, -1:] > 0  # size factor 0 marks rows that were not observed
@@ -319,7 +280,7 @@ class ClippedBernoulli(AbstractLikelihood):
         K = W.shape[1] - 1
         pairs = (W[:, :-1, None] * W[:, None, :-1]).reshape(len(W), -1)
         gradients, infos = [], []
-        for rows in _row_blocks(len(A), len(W)):
+        for rows in row_blocks(len(A), len(W)):
             rate = A[rows] @ W.T
             p, free = rate.clamp(1e-6, 1 - self.epsilon), (rate < 1 - self.epsilon) * (A[rows, -1:] > 0)
             y = counts.dense_rows(rows)
@@ -327,10 +288,15 @@ class ClippedBernoulli(AbstractLikelihood):
             infos.append(((free / (p * (1 - p))) @ pairs).reshape(-1, K, K))
         return torch.cat(gradients), torch.cat(infos) if information else None
 
+    def nonzero_information(self, values: Tensor, rate: Tensor, feature: Tensor) -> Tensor:
+        """``1 / (p^2 (1 - p))``."""
+        p = rate.clamp(1e-6, 1 - self.epsilon)
+        return 1 / (p**2 * (1 - p))
+
     def totals(self, counts: SparseCounts, A: Tensor, W: Tensor) -> tuple[Tensor, Tensor]:
         """``sum p`` and its derivative, over dense row blocks."""
         total = slope = torch.zeros((), dtype=torch.float64, device=A.device)
-        for rows in _row_blocks(len(A), len(W)):
+        for rows in row_blocks(len(A), len(W)):
             rate = A[rows] @ W.T
             total = total + rate.clamp_max(1 - self.epsilon).sum().double()
             slope = slope + (rate * (rate < 1 - self.epsilon)).sum().double()
@@ -375,6 +341,10 @@ class Gaussian(AbstractLikelihood):
         gradient = (counts.product(weighted) - A @ gram)[:, :-1]
         observed = (A[:, -1] > 0).to(A.dtype)
         return gradient * observed[:, None], gram[:-1, :-1] * observed[:, None, None] if information else None
+
+    def loading_information(self, counts: SparseCounts, A: Tensor, W: Tensor) -> Tensor:
+        """``sum_i a a^T / sd^2``."""
+        return (A.T @ A)[:-1, :-1] * torch.exp(-2 * self.log_sd)[:, None, None]
 
     def totals(self, counts: SparseCounts, A: Tensor, W: Tensor) -> tuple[Tensor, Tensor]:
         """``sum r``."""

@@ -13,7 +13,6 @@ from gpnsf.core import metrics, simplex
 from gpnsf.core.likelihoods import AbstractLikelihood, Moments, NegativeBinomial, Poisson
 from gpnsf.core.model import Block, Factorization, ViewModel, restore_field
 from gpnsf.core.refine import LogFactors
-from gpnsf.core.sparse import SparseCounts
 from gpnsf.core.types import Dataset, Posterior
 
 __all__ = ["predict", "summarise"]
@@ -155,7 +154,7 @@ class _Result:
         for name, view in model.items():
             W = self.loadings[name]
             information = sum(
-                _loading_information(view.likelihood, block.counts[name], self.augmented(block, name), W)
+                view.likelihood.loading_information(block.counts[name], self.augmented(block, name), W)
                 for block in blocks
             )
             total = W[:, :-1].abs().sum(1).clamp_min(1e-12)
@@ -168,19 +167,6 @@ class _Result:
 def _scorer(likelihood: AbstractLikelihood) -> AbstractLikelihood:
     """The likelihood that judges factors: Poisson in the place of NB, whose zeros would need K dense passes."""
     return Poisson(likelihood.n_features) if isinstance(likelihood, NegativeBinomial) else likelihood
-
-
-def _loading_information(likelihood: AbstractLikelihood, counts: SparseCounts, A: Tensor, W: Tensor) -> Tensor:
-    """Information [P, K, K] of the counts on the loadings: the local curvature with rows and columns exchanged.
-
-    The dense likelihoods are read as Poisson here, whose information on the nonzeros bounds theirs from above.
-    """
-    transposed = counts.transposed()
-    rate = transposed.rates(W, A) + 1e-20
-    factors = A[:, :-1].contiguous()
-    weights = transposed.values.abs() / rate**2
-    columns = [transposed.weighted(weights, factors[:, k : k + 1] * factors) for k in range(factors.shape[1])]
-    return torch.stack(columns, dim=1)
 
 
 def _padded(model: Factorization, name: str, order: Tensor) -> np.ndarray:

@@ -62,6 +62,11 @@ class SparseCounts:
         """Feature [nnz] of each nonzero, in row order."""
         return self._rows.indices
 
+    @property
+    def per_row(self) -> Tensor:
+        """Number of nonzeros [n] of each row."""
+        return self._rows.pointers.diff().long()
+
     @cached_property
     def log_factorials(self) -> Tensor:
         """``sum log y!``."""
@@ -84,8 +89,7 @@ class SparseCounts:
         """A small dense block [rows, P]."""
         start, stop = self._rows.pointers[rows.start].item(), self._rows.pointers[rows.stop].item()
         block = torch.zeros(rows.stop - rows.start, self.shape[1], device=self.values.device)
-        per_row = self._rows.pointers[rows.start + 1 : rows.stop + 1] - self._rows.pointers[rows.start : rows.stop]
-        index = torch.repeat_interleave(torch.arange(len(block), device=block.device), per_row.long())
+        index = torch.arange(len(block), device=block.device).repeat_interleave(self.per_row[rows])
         block[index, self.columns[start:stop].long()] = self.values[start:stop]
         return block
 

@@ -1,0 +1,66 @@
+"""The terms of the negative binomial that reach every entry, over dense row blocks that stay in cache."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gpnsf.core.sparse import SparseCounts
+
+__all__ = ["NegativeBinomialCounts", "NegativeBinomialZeros", "row_blocks"]
+
+ROW_BLOCK_ENTRIES = 250_000  # entries of a dense row block: 1 MB of float32
+
+
+def row_blocks(n_rows: int, n_columns: int) -> list[slice]:
+    """Row slices whose dense blocks stay small."""
+    step = max(1, ROW_BLOCK_ENTRIES // max(n_columns, 1))
+    return [slice(start, min(start + step, n_rows)) for start in range(0, n_rows, step)]
+
+
+class NegativeBinomialZeros(torch.autograd.Function):
+    """``sum_ij theta_j log1p(r_ij / theta_j)`` over all entries by dense row blocks, with hand-written gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, A: Tensor, W: Tensor, theta: Tensor) -> Tensor:
+        """One matrix product for the rates, two for the gradients, a few passes in cache between them."""
+        scaled = W / theta[:, None]  # [P, K]: its product with A is r / theta
+        dA, dW, dtheta = torch.empty_like(A), torch.zeros_like(W), torch.zeros_like(theta)
+        value = torch.zeros((), dtype=torch.float64, device=A.device)
+        for rows in row_blocks(len(A), len(W)):
+            ratio = A[rows] @ scaled.T  # [n, P]
+            weight = (1 + ratio).reciprocal_()  # theta / (theta + r)
+            logs = weight.log().neg_()
+            torch.mm(weight, W, out=dA[rows])
+            dW.addmm_(weight.T, A[rows])
+            summed = logs.sum(0)  # [P]
+            value += (summed * theta).sum().double()
+            dtheta += summed - (ratio.mul_(weight)).sum(0)
+        ctx.save_for_backward(dA, dW, dtheta)
+        return value.to(A.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Scale the stored gradients."""
+        dA, dW, dtheta = ctx.saved_tensors
+        return grad * dA, grad * dW, grad * dtheta
+
+
+class NegativeBinomialCounts(torch.autograd.Function):
+    """``sum_nz y log(theta_j + r_ij)`` on the nonzeros, with gradients in A, W and theta."""
+
+    @staticmethod
+    def forward(ctx: Any, A: Tensor, W: Tensor, theta: Tensor, counts: SparseCounts) -> Tensor:
+        """Augment the factors by a column of ones and the loadings by theta: a Poisson term in all but name."""
+        one = torch.ones_like(A[:, :1])
+        value, dA, dW = counts.terms(torch.cat([A, one], 1), torch.cat([W, theta[:, None]], 1), "log")
+        ctx.save_for_backward(dA[:, :-1], dW[:, :-1], dW[:, -1])
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        """Scale the stored gradients."""
+        dA, dW, dtheta = ctx.saved_tensors
+        return grad * dA, grad * dW, grad * dtheta, None
