@@ -183,7 +183,9 @@ def _bars(axes: list[Axes], *, shared_scale: bool) -> None:
 def _note(fit: Fit, factor: int) -> str:
     """Length scale and share of a factor."""
     length, share = fit.lengthscale[factor], f"{100 * fit.shares[factor]:.1f} %"
-    return f"ℓ {length:.3g} · {share}" if np.isfinite(length) else share
+    if not np.isfinite(length):
+        return share
+    return f"ℓ {length:,.0f} · {share}" if length >= 100 else f"ℓ {length:.3g} · {share}"
 
 
 def _name_slices(ax: Axes, where: canvas.Section) -> None:
