@@ -179,6 +179,21 @@ def test_every_option_is_legal_and_written_down(mdata, name, value):
     assert mdata.uns["gpnsf"]["params"][name] == value
 
 
+@pytest.mark.parametrize(("name", "one", "other", "also"), [
+    ("kernel", "matern12", "rbf", {}), ("init", "spot", "smooth", {}), ("kl_weight", 1.0, 3.0, {}), ("seed", 0, 1, {}),
+    ("learning_rate", 0.2, 0.05, {}), ("objective", "closed_form", "monte_carlo", {}), ("n_spatial", 1, 2, {}),
+    ("field", "hilbert", "inducing", {}), ("refine", True, False, {}), ("lengthscale", 200.0, 900.0, {}),
+    ("modality_weights", None, {"rna": 0.01}, {}), ("max_steps", 4, 5, {}), ("size_factors", "total", None, {}),
+    ("n_inducing", 10, 40, {"field": "inducing"}), ("n_samples", 1, 4, {"objective": "monte_carlo"}),
+])  # fmt: skip
+def test_every_option_matters(mdata, name, one, other, also):
+    found = []
+    for value in (one, other):
+        fit(mdata, **{name: value}, **also)
+        found.append(mdata.obsm["X_gpnsf"])
+    assert np.abs(found[0] - found[1]).max() > 1e-3
+
+
 def test_no_missing_option():
     """Every argument of `fit` is tried in this file."""
     source = inspect.getsource(inspect.getmodule(test_no_missing_option))
@@ -488,10 +503,18 @@ def test_the_local_stage_adds_what_spots_know(mdata):
     assert np.abs(rough.obsm["X_gpnsf"] - rough.obsm["X_gpnsf_smooth"]).mean() > 0.01
 
 
-def test_blocks_give_the_same_fit(mdata):
-    other = mdata.copy()
+def test_blocks_give_the_same_fit(mdata, monkeypatch):
+    other, asked = mdata.copy(), []
+    make = core_model.Factorization.blocks
+
+    def blocks(model: Any, dataset: Any, block_size: int | None = None, **options: Any) -> list[core_model.Block]:
+        asked.append(block_size)
+        return make(model, dataset, block_size, **options)
+
     fit(mdata, max_steps=10)
+    monkeypatch.setattr(core_model.Factorization, "blocks", blocks)
     fit(other, max_steps=10, block_size=40)
+    assert set(asked) == {40}
     np.testing.assert_allclose(other.obsm["X_gpnsf"], mdata.obsm["X_gpnsf"], rtol=0.02)
 
 
@@ -590,6 +613,8 @@ def test_a_fit_that_was_cut_short_says_so(mdata, log):
 def test_a_fit_that_converged_says_so(mdata, log):
     fit(mdata, tol=1.0, max_steps=200, init="spot")
     assert mdata.uns["gpnsf"]["converged"] is True
+    phases = list(mdata.uns["gpnsf"]["history"]["phase"])
+    assert phases.count("pick") + phases.count("main") == training.Schedule().min_steps
     assert "stopped at" not in log.text
 
 

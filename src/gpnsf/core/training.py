@@ -134,6 +134,7 @@ class _Run:
             self._forget()
             self.model.load_state_dict(blank)
             self.model.load(start, self.blocks)
+            self._before = _snapshot(self.model)  # a repair never goes back to another start
             self.bar.set_description(f"start {start.name}")
             self._steps("pick", [self._warm(i) for i in range(n_steps)])
             self.starts[start.name] = self.elbo[-1]
@@ -228,6 +229,7 @@ class _Run:
             loss += part.item()
         if not math.isfinite(loss):
             self._repair(optimizer)
+            self._step(phase, optimizer, factor)
             return
         if len(self.elbo) % WINDOW == 0:
             self._before = _snapshot(self.model)
