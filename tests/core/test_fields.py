@@ -167,6 +167,15 @@ def test_trend_is_linear_in_the_coordinates(name):
 
 
 @each_backend
+def test_trend_is_held_beyond_the_tissue(name):
+    field = BACKENDS[name]()
+    field.slope.data.fill_(2.0)
+    far = field.locate(np.array([[30.0, 40.0], [1.05, 1.05]], np.float32), zeros(2))
+    mean, _ = field.marginals(far)
+    torch.testing.assert_close(mean, torch.full((2, T), 2 * 2.0 * 1.05))
+
+
+@each_backend
 def test_divergence_is_analytic_and_right(name):
     """A pair that is not registered would make Pyro sample without a word; a wrong one shows against the definition."""
     field = randomise(BACKENDS[name]())

@@ -24,6 +24,7 @@ __all__ = ["AbstractField", "Located", "to_tensors"]
 
 LENGTHSCALE_RANGE = (0.04, 3.0)  # half-width units; outside of it the data say nothing about the length scale
 AMPLITUDE_RANGE = (0.05, 5.0)
+TISSUE = 1.05  # half-width of the tissue with a margin
 SHARED = ("u_loc", "log_lengthscale", "log_amplitude", "slope")
 
 
@@ -130,10 +131,11 @@ class AbstractField(nn.Module, ABC):
         self.log_amplitude.clamp_(*map(math.log, AMPLITUDE_RANGE))
 
     def _trend(self, located: Located) -> Tensor:
-        """``slope . s`` [n, T]."""
+        """``slope . s`` [n, T], held constant beyond the tissue: a line in h would be an explosion in exp(h)."""
+        coords = located.coords.clamp(-TISSUE, TISSUE)
         if self.n_libraries == 1:
-            return located.coords @ self.slope[0].T
-        return (located.coords[:, None, :] * self.slope[located.library]).sum(-1)
+            return coords @ self.slope[0].T
+        return (coords[:, None, :] * self.slope[located.library]).sum(-1)
 
 
 def to_tensors(coords: np.ndarray, library: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:

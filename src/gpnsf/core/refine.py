@@ -56,9 +56,9 @@ def mean_field(model: Factorization, blocks: list[Block]) -> LogFactors:
 def local(model: Factorization, blocks: list[Block]) -> LogFactors:
     """Run the local stage, then give the field its exact variance under the information that the spots carry."""
     stage = _LocalStage(model, blocks)
-    for _ in range(N_ROUNDS):
+    for remaining in reversed(range(N_ROUNDS)):
         for index in range(len(blocks)):
-            stage.sweep(index)
+            stage.sweep(index, last=remaining == 0)
         stage.update_gamma()
     return stage.result()
 
@@ -79,7 +79,7 @@ class _LocalStage:
         sizes = [torch.cat(list(block.size.values()), dim=1) for block in blocks]  # [n, modalities]
         self.observed = torch.cat([(size > 0).any(1) for size in sizes])
 
-    def sweep(self, index: int) -> None:
+    def sweep(self, index: int, *, last: bool) -> None:
         """A few Newton steps for the spots of one block, with their information held fixed."""
         block = self.blocks[index]
         rows = block.rows
@@ -92,7 +92,8 @@ class _LocalStage:
             change = torch.einsum("nkl,nl->nk", covariance, gradient - self.e[rows] / self.gamma)
             self.e[rows] += DAMPING * change.clamp(-1.0, 1.0)
         self.variance[rows] = covariance.diagonal(dim1=1, dim2=2).clamp_min(0.0)
-        self.information[rows] = self._field_information(information)
+        if last:
+            self.information[rows] = self._field_information(information)
 
     def update_gamma(self) -> None:
         """EM: the mean posterior second moment of the deviations of observed spots."""

@@ -28,7 +28,7 @@ def predict(
     """Predict factors, and on request expected counts, at any coordinates.
 
     Spatial factors come from the field alone, with the spread of single spots around it in their standard deviation. Far
-    from all data the field returns to its prior. Nonspatial factors cannot be predicted: they get their mean, 1 (0 in
+    from all data the field returns to its prior, its linear trend held at the edge of the tissue. Nonspatial factors cannot be predicted: they get their mean, 1 (0 in
     signed models), and their standard deviation over the fitted spots.
 
     Parameters
