@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             # addressed to programmers: mudata 0.3 announces a change of its own interface
             warnings.filterwarnings("ignore", category=FutureWarning, module="mudata")
             return run(**arguments) or 0
-    except (ValueError, TypeError, KeyError, OSError) as error:
+    except (ValueError, TypeError, KeyError, OSError, ArithmeticError) as error:
         # str() of a KeyError is the repr of its message
         message = error.args[0] if isinstance(error, KeyError) and error.args else error
         print(f"gpnsf {command}: {message}", file=sys.stderr)
@@ -133,8 +133,8 @@ FIT_OPTIONS: dict[str, dict[str, Any]] = {
     "holdout_key": {"help": "boolean obs column of rows that train nothing"},
     "max_steps": {"type": int, "help": "cap on the optimisation"},
     "learning_rate": {"type": float, "help": "of the optimiser"},
-    "tol": {"type": float, "help": "relative change that counts as converged"},
-    "block_size": {"type": int, "help": "rows in memory at a time"},
+    "tol": {"type": float, "help": "gain per nonzero count in ten steps that counts as converged"},
+    "block_size": {"type": int, "help": "rows per block of the gradient"},
     "device": {"help": "auto, cpu, cuda or cuda:1"},
     "seed": {"type": int, "help": "seed, at least 0"},
     "key_added": {"help": "prefix of the slots"},

@@ -60,7 +60,8 @@ def run(folder: Path, *, seed: int = 0) -> list[str]:
 
 def save_figures(data: AnnData | MuData, folder: Path, *, key: str = "gpnsf") -> list[Path]:
     """Draw every figure of a fit into the folder as PNG; returns their paths."""
-    figures = {name: getattr(gpnsf.pl, name)(data, key=key, show=False, return_fig=True) for name in FIGURES}
+    names = FIGURES if results.find(data, key).has_coords else FIGURES[1:]  # no map without coordinates
+    figures = {name: getattr(gpnsf.pl, name)(data, key=key, show=False, return_fig=True) for name in names}
     folder.mkdir(parents=True, exist_ok=True)
     return [_save(figure, folder / f"{name}.png") for name, figure in figures.items()]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -221,10 +221,25 @@ def test_values_around_zero_keep_their_loadings():
 def test_traces_of_loadings_are_zero():
     dataset, model = problem()
     raw = dict(model.items())["rna"].raw
-    raw.data[3] = -40.0
+    raw.data[3, 1] = -40.0
+    raw.data[5] -= 25.0  # a feature with few counts beside abundant ones keeps its loadings
     result = summarised(model, dataset)
-    assert (result.loadings["rna"][3] == 0).all()
-    assert (result.loadings["rna"][4] > 0).all()
+    assert (result.loadings["rna"][3] > 0).tolist() == [
+        factor != np.argmin(result.loadings["rna"][3]) for factor in range(3)
+    ]
+    assert result.loadings["rna"][3].min() == 0
+    assert (result.loadings["rna"][4:6] > 0).all()
+    assert result.background["rna"][5] > 0
+
+
+def test_features_without_counts_have_no_loadings():
+    dataset, model = problem()
+    counts = dataset.views[0].counts.tolil()
+    counts[:, 2] = 0
+    views = (replace(dataset.views[0], counts=counts.tocsr()), *dataset.views[1:])
+    result = summarised(model, replace(dataset, views=views))
+    assert (result.loadings["rna"][2] == 0).all()
+    assert result.background["rna"][2] == 0
 
 
 # ---- scores ---------------------------------------------------------------------------------------------------------

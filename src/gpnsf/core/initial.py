@@ -24,6 +24,7 @@ __all__ = ["Start", "starts"]
 BANDWIDTHS = (0.0, 0.06, 0.1, 0.16)  # of the smoothing kernel, half-width units
 MAX_FEATURES = 4_000  # features that a start looks at
 MAX_DENSE = 1_200_000  # entries of the dense pseudobulk matrix
+MAX_BINS = 2_000
 LARGE = 20_000  # spots above which two starts must do
 BACKGROUND_SHARE = 0.3  # share of the signal that the constant column starts with
 FLOOR = 1e-4
@@ -71,7 +72,7 @@ class _Problem:
         if main.likelihood == "gaussian":
             self.signed, self.counts = self.counts, self.counts.maximum(0).tocsr()
         # slices are kept apart by moving them far away from each other
-        self.coords = dataset.coords + 1e3 * dataset.library[:, None].astype(np.float32)
+        self.coords = dataset.coords.astype(np.float64) + 1e3 * dataset.library[:, None]
         whole = len(self.features) == main.counts.shape[1] and main.likelihood != "gaussian"
         self.sparse = self.views[main.name] if whole else SparseCounts(self.counts)
         self.sparse_size = torch.as_tensor(self.size)[:, None]
@@ -162,7 +163,7 @@ class _Problem:
 
     def _bins(self, bandwidth: float) -> sp.csr_matrix:
         """Membership [B, N] of spots in square bins: an eighth as many as spots without smoothing, else as many as fit."""
-        n_obs, limit = len(self.coords), max(64, MAX_DENSE // max(self.counts.shape[1], 1))
+        n_obs, limit = len(self.coords), min(MAX_BINS, max(64, MAX_DENSE // max(self.counts.shape[1], 1)))
         wanted = min(limit, max(64, n_obs // 8)) if bandwidth == 0 else limit
         wanted = min(wanted, 400) if n_obs > LARGE else wanted
         if wanted >= n_obs:

@@ -249,7 +249,7 @@ class NegativeBinomial(AbstractLikelihood):
 
 
 class ClippedBernoulli(AbstractLikelihood):
-    """``y ~ Bernoulli(min(r, 1 - eps))``: eq. 6 as written, kept for comparison and for the Monte Carlo objective only.
+    """``y ~ Bernoulli(min(r, 1 - eps))``: the other reading of eq. 6, kept for comparison and for the Monte Carlo objective only.
 
     ``log(1 - r)`` is concave, so that Jensen's inequality points the wrong way and no closed form bounds its expectation.
     """

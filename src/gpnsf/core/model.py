@@ -35,6 +35,7 @@ __all__ = ["FIELDS", "PRESETS", "Block", "Factorization", "Preset", "ViewModel",
 
 FIELDS: dict[str, type[AbstractField]] = {"hilbert": HilbertField, "inducing": InducingField}
 DEFAULT_INDUCING = 300
+BASIS_RANGE = (28, 64)  # basis functions per axis; four per length scale and half-width are enough
 
 
 @dataclass(frozen=True)
@@ -287,9 +288,10 @@ def _build_field(
     """The field over the coordinates of a dataset."""
     if kind == "hilbert":
         extent = np.maximum(np.abs(dataset.coords).max(0), 1e-3)
-        return HilbertField(kernel, n_factors, dataset.n_libraries, extent, lengthscale=lengthscale)
+        n_basis = int(np.clip(np.ceil(4 / lengthscale), *BASIS_RANGE))
+        return HilbertField(kernel, n_factors, dataset.n_libraries, extent, lengthscale=lengthscale, n_basis=n_basis)
     centres, library = _inducing_points(dataset, n_inducing or DEFAULT_INDUCING, seed)
-    covariance = "full" if len(centres) <= DEFAULT_INDUCING else "diagonal"
+    covariance = "full" if (n_inducing or DEFAULT_INDUCING) <= DEFAULT_INDUCING else "diagonal"
     return InducingField(
         kernel, n_factors, dataset.n_libraries, centres, library, lengthscale=lengthscale, covariance=covariance
     )

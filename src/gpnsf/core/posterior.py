@@ -13,13 +13,14 @@ from gpnsf.core import metrics, simplex
 from gpnsf.core.likelihoods import AbstractLikelihood, Moments, NegativeBinomial, Poisson
 from gpnsf.core.model import Block, Factorization, ViewModel, restore_field
 from gpnsf.core.refine import LogFactors
+from gpnsf.core.sparse import SparseCounts
 from gpnsf.core.types import Dataset, Posterior
 
 __all__ = ["predict", "summarise"]
 
 VARIANCE_CAP = 1.0  # of a log factor, in the mean: beyond it exp(m + v/2) speaks of the prior's tail, not of the data
 SD_CAP = 9.0
-NEGLIGIBLE = 1e-6  # loadings below this share of their factor's largest are set to zero
+NEGLIGIBLE = 1e-6  # loadings below this share of their feature's total are set to zero
 
 
 @torch.no_grad()
@@ -32,7 +33,9 @@ def summarise(model: Factorization, dataset: Dataset, blocks: list[Block], log_f
     smooth[:, :T], _ = _moments(model.nonnegative, log_factors.field_m, spread)
     scale, smooth_scale = _scales(model.nonnegative, mean), _scales(model.nonnegative, smooth)
     mean, std, smooth = mean / scale, std / scale, smooth / smooth_scale
-    loadings = {name: _scaled_loadings(view, scale) for name, view in model.items()}
+    loadings = {
+        name: _scaled_loadings(view, [block.counts[name] for block in blocks], scale) for name, view in model.items()
+    }
     result = _Result(mean, loadings)
     result.match_totals(model, blocks)
     order = _order(result.loadings, T)
@@ -69,10 +72,15 @@ def _scales(nonnegative: bool, factors: Tensor) -> Tensor:
     return (factors.mean(0) if nonnegative else (factors**2).mean(0).sqrt()).clamp_min(1e-12)
 
 
-def _scaled_loadings(view: ViewModel, scale: Tensor) -> Tensor:
-    """Loadings [P, K+1] that go with the scaled factors, traces set to zero."""
+def _scaled_loadings(view: ViewModel, counts: list[SparseCounts], scale: Tensor) -> Tensor:
+    """Loadings [P, K+1] that go with the scaled factors; traces are zero, and so are features without a count."""
     W = view.loadings * torch.cat([scale, torch.ones(1, device=scale.device)])
-    return W * (W.abs() >= NEGLIGIBLE * W.abs().amax(0)) if view.nonnegative else W
+    if not view.nonnegative:
+        return W
+    kept = W >= NEGLIGIBLE * W.sum(1, keepdim=True)
+    kept[:, -1] = True
+    seen = torch.stack([block.per_column for block in counts]).sum(0) > 0
+    return W * kept * seen[:, None]
 
 
 def _order(loadings: dict[str, Tensor], T: int) -> Tensor:

@@ -128,7 +128,7 @@ class _LocalStage:
     def _field_information(self, information: Tensor) -> Tensor:
         """``1 / (gamma_k + [H_i^-1]_kk)``: what a spot says about its field once all else is integrated out [n, T].
 
-        The other factors of the spot keep their prior precision ``1 / gamma``.
+        The nonspatial factors of the spot keep their prior precision ``1 / gamma``; the other fields are taken as unknown.
         """
         precision = information.double()  # single precision finds a spot with fewer counts than factors singular
         diagonal = precision.diagonal(dim1=1, dim2=2)

@@ -67,6 +67,11 @@ class SparseCounts:
         """Number of nonzeros [n] of each row."""
         return self._rows.pointers.diff().long()
 
+    @property
+    def per_column(self) -> Tensor:
+        """Number of nonzeros [P] of each column."""
+        return self._columns.pointers.diff().long()
+
     @cached_property
     def log_factorials(self) -> Tensor:
         """``sum log y!``."""

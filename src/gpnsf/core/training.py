@@ -69,7 +69,11 @@ def fit(
     schedule = schedule or Schedule()
     n_spatial, n_factors = model.n_spatial, model.n_factors
     candidates = initial.starts(dataset, n_factors, n_spatial, nonnegative=model.nonnegative, kind=init, seed=seed)
-    with _quiet_randomness(seed), tqdm(total=schedule.max_steps, disable=not progress, desc="fit", unit="step") as bar:
+    device = next(model.parameters()).device
+    with (
+        _quiet_randomness(seed, device),
+        tqdm(total=schedule.max_steps, disable=not progress, desc="fit", unit="step") as bar,
+    ):
         run = _Run(model, model.blocks(dataset, block_size), schedule, bar)
         run.pick(candidates)
         run.optimise()
@@ -100,9 +104,9 @@ def few_threads(dataset: Dataset) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet_randomness(seed: int) -> Iterator[None]:
+def _quiet_randomness(seed: int, device: torch.device) -> Iterator[None]:
     """Seed torch inside, and leave its random state and Pyro's validation settings as they were."""
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+    devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), pyro.validation_enabled(False):
         torch.manual_seed(seed)
         yield
@@ -161,7 +165,7 @@ class _Run:
                 frozen = self._freeze_kernel()
             warm = self._warm(len(self.elbo) - schedule.pick_steps)
             self._step("main", optimizer, warm)
-            self.converged = len(self.elbo) >= schedule.min_steps and self._gain() < schedule.tol
+            self.converged = len(self.elbo) >= schedule.min_steps and self._has_converged()
         self._freeze_kernel()
         cosine = [0.05 + 0.475 * (1 + math.cos(math.pi * i / tail)) for i in range(tail)]
         self._steps("tail", cosine, optimizer)
@@ -258,12 +262,18 @@ class _Run:
         self.repairs.append(f"step {len(self.elbo)}: objective not finite, rolled back and halved the learning rate")
         logger.warning(self.repairs[-1])
 
-    def _gain(self) -> float:
-        """Rise of the bound per nonzero count from one window of steps to the next, both averaged: Adam oscillates."""
+    def _has_converged(self) -> bool:
+        """Whether the bound per nonzero count has stopped rising from one window of steps to the next.
+
+        Both windows are averaged, since Adam oscillates. A Monte Carlo bound cannot be known better than its standard error.
+        """
         if len(self.elbo) < 2 * WINDOW:
-            return math.inf
-        before, after = np.mean(self.elbo[-2 * WINDOW : -WINDOW]), np.mean(self.elbo[-WINDOW:])
-        return float(after - before) / self.nnz
+            return False
+        before, after = np.array(self.elbo[-2 * WINDOW :]).reshape(2, WINDOW) / self.nnz
+        tol = self.schedule.tol
+        if self.model.n_samples is not None:
+            tol = max(tol, 2 * math.sqrt((before.var() + after.var()) / WINDOW))
+        return bool(after.mean() - before.mean() < tol)
 
     def _freeze_kernel(self) -> bool:
         """Stop learning the kernel parameters: beyond the first steps they drift with what the model cannot say."""

@@ -67,7 +67,7 @@ class Dataset:
 class History:
     """What happened during the optimisation."""
 
-    elbo: np.ndarray  # [steps] evidence lower bound after each step of the kept start
+    elbo: np.ndarray  # [steps] evidence lower bound at each step of the kept start
     seconds: np.ndarray  # [steps] wall seconds since the fit began
     phase: np.ndarray  # [steps] str: "pick", "main", "tail", "polish"
     converged: bool

@@ -105,7 +105,8 @@ def fit(
     field
         "hilbert" (a basis on a grid: fast) or "inducing" (inducing points: the approximation of the papers).
     n_inducing
-        Number of inducing points, k-means centres of the coordinates. Default 300; at most the distinct coordinates.
+        Number of inducing points, k-means centres of the coordinates. Default 300; at most the distinct coordinates. More
+        than 300 get a diagonal covariance. Without effect for ``field="hilbert"``.
     lengthscale
         Length scale in the unit of the coordinates, held fixed. Default: learnt for each spatial factor.
     kl_weight
@@ -115,7 +116,8 @@ def fit(
     n_samples
         Draws of the Monte Carlo objective per step.
     init
-        "auto" (several starts, the best bound after 25 steps is kept), "smooth", "spot" or "random".
+        "auto" (several starts, the best bound after 25 steps is kept), "smooth", "spot" or "random". The signed models
+        always start at the singular value decomposition.
     split
         "assumed": the first T factors are spatial because they were asked to be.
     refine
@@ -127,7 +129,8 @@ def fit(
     learning_rate
         Rate of Adam.
     tol
-        The fit has converged when the bound gains less than this per nonzero count in ten steps.
+        The fit has converged when the bound gains less than this per nonzero count in ten steps (with the Monte Carlo
+        objective: less than this or than twice its standard error).
     block_size
         Rows per block; the gradient over blocks is the full-batch gradient. Default: all rows in one block.
     device
@@ -181,13 +184,14 @@ def fit(
     params = {name: value for name, value in locals().items() if name not in ("data", "copy", "progress")}
     checks.arguments({**params, "progress": progress, "copy": copy})
     checks.key_added(key_added, data.mod if isinstance(data, MuData) else ())
-    data = editable(data, copy=copy)
     began = time.perf_counter()
     params["n_spatial"] = _n_spatial(model, n_factors, n_spatial)
     dataset, layout = _read(data, params)
     with training.few_threads(dataset):
         factorization = _build(dataset, params, layout.scale).to(_device(device))
-        schedule = training.Schedule(max_steps=max_steps, learning_rate=learning_rate, tol=tol)
+        schedule = training.Schedule(
+            max_steps=max_steps, learning_rate=learning_rate, polish_rate=learning_rate / 4, tol=tol
+        )
         shown = settings.progress if progress is None else progress
         history = training.fit(
             factorization, dataset, init=init, schedule=schedule, block_size=block_size, seed=seed, progress=shown
@@ -196,6 +200,7 @@ def fit(
         log_factors = (local_stage.local if refine else local_stage.mean_field)(factorization, blocks)
         result = posterior.summarise(factorization, dataset, blocks, log_factors)
     info = _info(params, history, time.perf_counter() - began)
+    data = editable(data, copy=copy)
     writeback.write(data, result, layout, keys=Keys(key_added), info=info)
     _report(dataset, history, info["seconds"])
     return data if copy else None
@@ -261,6 +266,8 @@ def _device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
+        if device.type not in ("cpu", "cuda"):
+            raise RuntimeError("no such kind of device is supported")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]

@@ -94,12 +94,12 @@ def _places(
     if coords is None:
         names = fit.library
         codes = np.zeros(len(fit.mean), dtype=np.int64) if names is None else _codes(list(map(str, names)), libraries)
-        points = fit.coords if fit.is_spatial.any() else np.zeros((len(fit.mean), 1))
+        points = fit.coords if fit.has_coords else np.zeros((len(fit.mean), 1))
         return points, codes, pd.DataFrame(index=fit.data.obs_names.copy())
     n_rows = len(coords) if hasattr(coords, "__len__") else 0
     points = checks.coordinates(coords, where="`coords`", obs_names=[f"row {i}" for i in range(n_rows)])
     n_dims = np.asarray(fit.uns["field"]["centre"]).shape[1]
-    if points.shape[1] != n_dims:
+    if fit.is_spatial.any() and points.shape[1] != n_dims:
         rule = f"`coords` with {n_dims} column(s), as in the fit"
         raise ValueError(checks.problem(rule, f"shape {points.shape}", f"Pass an array [n, {n_dims}]"))
     if library is None and len(libraries) > 1:
@@ -127,7 +127,8 @@ def _expected(fit: results.Fit, factors: np.ndarray, features: list[str], obs: p
         here = [feature for feature in features if feature in mod.var_names]
         index = mod.var_names.get_indexer(here)
         rate = factors @ fit.loadings[name][index].T + fit.var(name, fit.keys.background)[index]
-        values = -np.expm1(-rate) if fit.likelihoods[name] == "bernoulli" else rate
+        to_mean = {"bernoulli": lambda r: -np.expm1(-r), "bernoulli_clipped": lambda r: np.minimum(r, 1.0)}
+        values = to_mean.get(fit.likelihoods[name], lambda r: r)(rate)
         columns.update(zip(here, values.T, strict=True))
     checks.choices(
         features, columns, what="the feature", where="the modalities of the fit", remedy="Correct `features`"
