@@ -594,6 +594,19 @@ def log(caplog):
     logger.removeHandler(caplog.handler)
 
 
+@pytest.mark.parametrize(
+    ("model", "options", "name"),
+    [
+        ("gpnsf", {"n_inducing": 20}, "n_inducing"),
+        ("pnmf", {"lengthscale": 2.0}, "lengthscale"),
+        ("fa", {"init": "random", "likelihoods": "gaussian"}, "init"),
+    ],
+)
+def test_arguments_without_effect_are_named(model, options, name, mdata, log):
+    fit(normalised(mdata) if model == "fa" else mdata, model, **options)
+    assert f"{name}={options[name]!r} has no effect" in log.text
+
+
 def test_a_count_model_without_nonspatial_factors_is_warned_about(mdata, log):
     fit(mdata, "nsf")
     assert "All 4 factors are spatial" in log.text

@@ -213,6 +213,15 @@ def test_expected_counts_are_rates_of_the_prediction(fitted):
     assert list(gpnsf.tl.predict(fitted, features="gene_1").obsm["expected"]) == ["gene_1"]
 
 
+@pytest.mark.parametrize("twin", ["gene_2", "peak_2"])
+def test_a_feature_name_with_two_meanings_is_refused(fitted, twin):
+    data = fitted.copy()
+    mod = data["rna" if twin == "gene_2" else "atac"]
+    mod.var_names = [{twin: "gene_1"}.get(name, name) for name in mod.var_names]
+    with pytest.raises(ValueError, match="'gene_1' more than once"):
+        gpnsf.tl.predict(data, features="gene_1")
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [

@@ -187,6 +187,7 @@ def fit(
     began = time.perf_counter()
     params["n_spatial"] = _n_spatial(model, n_factors, n_spatial)
     dataset, layout = _read(data, params)
+    _warn_of_idle(params)
     with training.few_threads(dataset):
         factorization = _build(dataset, params, layout.scale).to(_device(device))
         schedule = training.Schedule(
@@ -257,6 +258,17 @@ def _read(data: MuData | AnnData, params: Mapping[str, Any]) -> tuple[Dataset, b
             params["n_factors"],
         )
     return dataset, layout
+
+
+def _warn_of_idle(params: Mapping[str, Any]) -> None:
+    """Name arguments that this model has no use for."""
+    idle = {
+        "n_inducing": params["n_inducing"] is not None and params["field"] != "inducing",
+        "lengthscale": params["lengthscale"] is not None and not params["n_spatial"],
+        "init": params["init"] != "auto" and not models.PRESETS[params["model"]].nonnegative,
+    }
+    for name in [name for name, is_idle in idle.items() if is_idle]:
+        _logger.warning("%s=%r has no effect on this model and field.", name, params[name])
 
 
 def _device(name: str) -> torch.device:

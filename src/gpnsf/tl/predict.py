@@ -122,14 +122,20 @@ def _codes(names: list[str], libraries: list[str]) -> np.ndarray:
 
 def _expected(fit: results.Fit, factors: np.ndarray, features: list[str], obs: pd.DataFrame) -> pd.DataFrame:
     """Expected counts [n, features] at size factor 1."""
+    to_mean = {"bernoulli": lambda r: -np.expm1(-r), "bernoulli_clipped": lambda r: np.minimum(r, 1.0)}
     columns = {}
     for name, mod in fit.modalities.items():
-        here = [feature for feature in features if feature in mod.var_names]
-        index = mod.var_names.get_indexer(here)
-        rate = factors @ fit.loadings[name][index].T + fit.var(name, fit.keys.background)[index]
-        to_mean = {"bernoulli": lambda r: -np.expm1(-r), "bernoulli_clipped": lambda r: np.minimum(r, 1.0)}
+        here = np.flatnonzero(mod.var_names.isin(features))
+        rate = factors @ fit.loadings[name][here].T + fit.var(name, fit.keys.background)[here]
         values = to_mean.get(fit.likelihoods[name], lambda r: r)(rate)
-        columns.update(zip(here, values.T, strict=True))
+        twice = [feature for feature in mod.var_names[here] if feature in columns]
+        if twice or mod.var_names[here].has_duplicates:
+            rule, remedy = (
+                "names in `features` that mean one feature each",
+                "Call var_names_make_unique() and fit again",
+            )
+            raise ValueError(checks.problem(rule, f"{[*twice, *mod.var_names[here]][0]!r} more than once", remedy))
+        columns.update(zip(mod.var_names[here], values.T, strict=True))
     checks.choices(
         features, columns, what="the feature", where="the modalities of the fit", remedy="Correct `features`"
     )
