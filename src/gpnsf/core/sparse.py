@@ -146,7 +146,6 @@ class _Pattern:
         self.values = tensor(counts.data, np.float32)
         self.shape = counts.shape
         self.matrix = self.with_values(self.values)
-        self._zeros = self.with_values(torch.zeros_like(self.values))
 
     def with_values(self, values: Tensor) -> Tensor:
         """A CSR tensor of this pattern that holds ``values``."""
@@ -156,7 +155,7 @@ class _Pattern:
         """``(A B^T)`` at the pattern [nnz]."""
         if self.values.numel() == 0:
             return self.values
-        return torch.sparse.sampled_addmm(self._zeros, A, B.T).values()
+        return torch.sparse.sampled_addmm(self.matrix, A, B.T, beta=0.0).values()
 
 
 class SparseTerm(torch.autograd.Function):
