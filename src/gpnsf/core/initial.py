@@ -28,6 +28,8 @@ MAX_BINS = 2_000
 LARGE = 20_000  # spots above which two starts must do
 BACKGROUND_SHARE = 0.3  # share of the signal that the constant column starts with
 FLOOR = 1e-4
+CELLS = 4  # bins per squared bandwidth: a bin is as wide as the bandwidth on a full square
+N_SEARCH = 12  # rounds of growing and merging
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ def starts(
         return
     if kind in ("auto", "smooth") and n_spatial:
         for bandwidth in problem.bandwidths():
-            yield problem.finish(f"smooth_{bandwidth:g}", problem.smooth(bandwidth))
+            yield problem.finish(f"smooth_{bandwidth:g}", *problem.smooth(bandwidth))
     if kind in ("auto", "spot") or (kind == "smooth" and not n_spatial):
         yield problem.finish("spot", problem.spot())
     if kind == "random":
@@ -81,19 +83,27 @@ class _Problem:
         """Bandwidths worth trying: all of them, or only the unsmoothed bins where there are many spots."""
         return list(BANDWIDTHS if self.dataset.n_obs <= LARGE else BANDWIDTHS[:1])
 
-    def smooth(self, bandwidth: float) -> Tensor:
-        """Factors [N, K] by KL-NMF of kernel-smoothed pseudobulk counts; nonspatial ones at the level of spots."""
+    def smooth(self, bandwidth: float) -> tuple[Tensor, Tensor]:
+        """Spatial factors [N, T] by KL-NMF of pseudobulk counts, and loadings [P', T or K] of the features looked at.
+
+        Unsmoothed bins still show the nonspatial factors: there all K are looked for, and the T with the highest Moran's I
+        come first.
+        """
         bins = self._bins(bandwidth)  # [B, N]
         centres = _rows_to_one(bins) @ self.coords
         smoother = _gaussian_smoother(centres, bandwidth) @ bins
         dense = torch.as_tensor((smoother @ self.counts).toarray())
         size = torch.as_tensor(smoother @ self.size)[:, None].clamp_min(1e-3)
-        binned = _klnmf_dense(dense, size, self.n_spatial, self.seed)
+        binned, W = _search(dense, size, self.n_spatial if bandwidth else self.n_factors, self.seed)
+        if binned.shape[1] > self.n_spatial:
+            graph = knn_weights(centres, n_neighbors=min(8, len(centres) - 1))
+            order = np.argsort(-morans_i(torch.log(binned + 0.02).numpy(), graph), kind="stable")
+            binned, W = binned[:, torch.as_tensor(order[: self.n_spatial])], W[:, torch.as_tensor(order)]
         distance, nearest = cKDTree(centres).query(self.coords, min(4, len(centres)))
         weights = torch.as_tensor(1 / (distance.reshape(len(self.coords), -1) + 1e-3), dtype=torch.float32)
         weights = weights / weights.sum(1, keepdim=True)
         logs = torch.log(binned + 0.02)[torch.as_tensor(nearest.reshape(weights.shape))]  # [N, 4, T]
-        return torch.exp((logs * weights[..., None]).sum(1))
+        return torch.exp((logs * weights[..., None]).sum(1)), W
 
     def spot(self) -> Tensor:
         """Factors [N, K] by KL-NMF spot by spot, ordered by Moran's I; spatial ones averaged over neighbours."""
@@ -136,35 +146,39 @@ class _Problem:
         factors = torch.as_tensor(np.ascontiguousarray(scores), dtype=torch.float32)
         return Start("svd", factors.numpy(), {view.name: _least_squares(view, factors) for view in self.dataset.views})
 
-    def finish(self, name: str, factors: Tensor) -> Start:
+    def finish(self, name: str, factors: Tensor, W: Tensor | None = None) -> Start:
         """Add what a start lacks: nonspatial factors, and the loadings of every modality."""
         missing = self.n_factors - factors.shape[1]
         if missing:
-            factors = self._add_nonspatial(factors, missing)
+            factors = self._add_nonspatial(factors, missing, W)
         factors = factors.clamp_min(FLOOR)
         factors = factors / factors.mean(0)
         loadings = {view.name: _loadings(view, self.views[view.name], factors) for view in self.dataset.views}
         return Start(name, factors.numpy(), loadings)
 
-    def _add_nonspatial(self, spatial: Tensor, n_nonspatial: int, n_updates: int = 20) -> Tensor:
-        """Nonspatial factors [N, K-T] by updates at the level of spots, beside spatial factors that stay fixed."""
+    def _add_nonspatial(self, spatial: Tensor, n_nonspatial: int, W: Tensor | None, n_updates: int = 20) -> Tensor:
+        """Nonspatial factors [N, K-T] by updates at the level of spots, beside spatial factors that stay fixed.
+
+        ``W`` [P', K] are loadings to begin with, if they are known.
+        """
         counts, size = self.sparse, self.sparse_size
         generator = torch.Generator().manual_seed(self.seed + 9)
         T = spatial.shape[1]
         H = torch.cat([spatial / spatial.mean(0), 0.2 + torch.rand(len(spatial), n_nonspatial, generator=generator)], 1)
         H = H / H.mean(0)
-        share = torch.tensor([0.6 / T] * T + [0.4 / n_nonspatial] * n_nonspatial)
-        noise = 0.2 + torch.rand(counts.shape[1], len(share), generator=generator)
-        W = torch.as_tensor(_mean_counts(self.counts, self.size))[:, None] * share * noise + 1e-8
+        if W is None or W.shape[1] < self.n_factors:
+            share = torch.tensor([0.6 / T] * T + [0.4 / n_nonspatial] * n_nonspatial)
+            noise = 0.2 + torch.rand(counts.shape[1], len(share), generator=generator)
+            W = torch.as_tensor(_mean_counts(self.counts, self.size))[:, None] * share * noise + 1e-8
         for _ in range(n_updates):
             updated, W = _klnmf_step(counts, size, H, W)
             H = torch.cat([H[:, :T], updated[:, T:]], 1)
         return H
 
     def _bins(self, bandwidth: float) -> sp.csr_matrix:
-        """Membership [B, N] of spots in square bins: an eighth as many as spots without smoothing, else as many as fit."""
+        """Membership [B, N] of spots in square bins: an eighth as many as spots, or as wide as the bandwidth."""
         n_obs, limit = len(self.coords), min(MAX_BINS, max(64, MAX_DENSE // max(self.counts.shape[1], 1)))
-        wanted = min(limit, max(64, n_obs // 8)) if bandwidth == 0 else limit
+        wanted = min(limit, max(64, n_obs // 8 if bandwidth == 0 else round(CELLS / bandwidth**2)))
         wanted = min(wanted, 400) if n_obs > LARGE else wanted
         if wanted >= n_obs:
             return sp.identity(n_obs, dtype=np.float32, format="csr")
@@ -224,25 +238,54 @@ def _mean_counts(counts: sp.csr_matrix, size: np.ndarray) -> np.ndarray:
     return (np.asarray(counts.sum(0)).ravel() / max(float(size.sum()), 1e-12)).astype(np.float32)
 
 
-def _klnmf_dense(Y: Tensor, size: Tensor, K: int, seed: int, n_updates: int = 60, n_tries: int = 3) -> Tensor:
-    """KL-NMF (Lee & Seung 2001) of a small dense matrix from several random starts; factors with mean one."""
-    best: tuple[float, Tensor] | None = None
+def _search(Y: Tensor, size: Tensor, K: int, seed: int) -> tuple[Tensor, Tensor]:
+    """KL-NMF (Lee & Seung 2001) of a small dense matrix by growing and merging; factors [B, K] with mean one, loadings [P, K].
+
+    Random components are added to the best solution so far, and the most redundant ones merged until K are left; what fits
+    better is kept. Restarts alone lose factors once K is above ten.
+    """
+    generator = torch.Generator().manual_seed(seed)
     mean = (Y.sum(0) / size.sum())[:, None]
-    for attempt in range(n_tries):
-        generator = torch.Generator().manual_seed(seed * 1009 + attempt)
-        H = 0.2 + torch.rand(len(Y), K, generator=generator)
-        W = mean / K * (0.2 + torch.rand(Y.shape[1], K, generator=generator)) + 1e-8
-        for _ in range(n_updates):
-            A = H * size
-            W = W * ((Y / (A @ W.T + 1e-12)).T @ A) / A.sum(0)
-            H = (H * ((Y / (H * size @ W.T + 1e-12)) @ W) / W.sum(0)).clamp_min(FLOOR)
-            scale = H.mean(0)
-            H, W = H / scale, W * scale
-        rate = (H * size) @ W.T
-        fit = float((Y * torch.log(rate + 1e-12) - rate).sum())
-        if best is None or fit > best[0]:
-            best = fit, H
-    return best[1]  # type: ignore[index]
+    H, W = 0.2 + torch.rand(len(Y), K, generator=generator), 0.2 + torch.rand(Y.shape[1], K, generator=generator)
+    H, W, best = _klnmf_dense(Y, size, H, mean / K * W + 1e-8, 60)
+    extra = max(2, K // 3)
+    for _ in range(N_SEARCH):
+        new = 0.2 + 1.6 * torch.rand(len(Y), extra, generator=generator)
+        thin = 0.2 * mean / extra * (0.2 + torch.rand(Y.shape[1], extra, generator=generator))
+        H_new, W_new, _ = _klnmf_dense(Y, size, torch.cat([H, new], 1), torch.cat([0.8 * W, thin], 1), 20)
+        while H_new.shape[1] > K:
+            H_new, W_new, _ = _klnmf_dense(Y, size, *_merge(H_new, W_new), 3)
+        H_new, W_new, fit = _klnmf_dense(Y, size, H_new, W_new, 20)
+        if fit > best:
+            H, W, best = H_new, W_new, fit
+    return H, W
+
+
+def _klnmf_dense(Y: Tensor, size: Tensor, H: Tensor, W: Tensor, n_updates: int) -> tuple[Tensor, Tensor, float]:
+    """Multiplicative updates of factors and loadings, and the Poisson log-likelihood that they reach."""
+    for _ in range(n_updates):
+        A = H * size
+        W = W * ((Y / (A @ W.T + 1e-12)).T @ A) / A.sum(0) + 1e-12
+        H = (H * ((Y / (A @ W.T + 1e-12)) @ W) / W.sum(0)).clamp_min(FLOOR)
+        scale = H.mean(0)
+        H, W = H / scale, W * scale
+    rate = (H * size) @ W.T
+    return H, W, float((Y * torch.log(rate + 1e-12) - rate).sum())
+
+
+def _merge(H: Tensor, W: Tensor) -> tuple[Tensor, Tensor]:
+    """One component less: the one with the least mass of its own joins its nearest if they are alike, or is dropped."""
+    mass = W.sum(0)
+    similarity = torch.corrcoef(H.T).nan_to_num().clamp_min(0) * torch.corrcoef(W.T).nan_to_num().clamp_min(0)
+    similarity.fill_diagonal_(0)
+    least = int((mass * (1 - similarity.amax(1))).argmin())
+    near = int(similarity[least].argmax())
+    H, W = H.clone(), W.clone()
+    if similarity[least, near] > 0.5:
+        H[:, near] = (H[:, near] * mass[near] + H[:, least] * mass[least]) / (mass[near] + mass[least])
+        W[:, near] += W[:, least]
+    kept = torch.arange(H.shape[1]) != least
+    return H[:, kept], W[:, kept]
 
 
 def _random_factors(counts: SparseCounts, K: int, seed: int) -> tuple[Tensor, Tensor]:
