@@ -46,6 +46,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "core.initial": TERMS,
     "core.training": {*BLOCKS, "core.model", "core.initial"},
     "core.refine": {*BLOCKS, "core.model"},
+    "core.spatial_test": {*BLOCKS, "core.model", "core.training", "core.refine"},
+    "core.fitting": CORE,
     "core.posterior": {*BLOCKS, "core.model", "core.refine"},
     "pp": {*DATA, "tissue", "bridge", "pp", *BASE},
     "tl": {*DATA, "tissue", "bridge", "writeback", "tl", *CORE},

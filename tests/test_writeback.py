@@ -61,6 +61,7 @@ def posterior(dataset: Dataset, n_factors: int = K, n_spatial: int = 2) -> Poste
         is_spatial=is_spatial,
         lengthscale=np.where(is_spatial, 0.2, np.nan),
         amplitude=np.ones(n_factors),
+        order=np.arange(n_factors),
         field={"kind": "hilbert", "u_loc": np.zeros((4, n_spatial), np.float32), "n_basis": 28},
     )
 

@@ -102,7 +102,7 @@ RULES: dict[str, Rule] = {
     "objective": Rule(str, "closed_form", options=("closed_form", "monte_carlo")),
     "n_samples": Rule(int, 3, low=1),
     "init": Rule(str, "auto", options=("auto", "smooth", "spot", "random")),
-    "split": Rule(str, "assumed", options=("assumed",)),
+    "split": Rule(str, "tested", options=("tested", "assumed")),
     "refine": Rule(bool, True),
     "max_steps": Rule(int, 600, low=1),
     "learning_rate": Rule(float, 0.2, low=0, above=True),

@@ -32,7 +32,7 @@ each_model = pytest.mark.parametrize("model", PRESETS)
 
 def fit(data: MuData | AnnData, model: str = "gpnsf", **options: Any) -> Any:
     """A fit of a few steps from one start."""
-    short = {"n_factors": K, "max_steps": 6, "init": "random", "progress": False}
+    short = {"n_factors": K, "max_steps": 6, "init": "random", "split": "assumed", "progress": False}
     return gpnsf.tl.fit(data, model, **{**short, **options})
 
 
@@ -696,3 +696,43 @@ def test_two_modalities_are_better_than_one_where_counts_are_few():
         found.append(match_factors(truth, mdata.obsm["X_gpnsf_smooth"][:, :4])[1].mean())
     assert found[1] > found[0]
     assert found[1] > 0.8
+
+
+SPLIT = {"n_factors": 5, "n_spatial": 3, "likelihoods": "poisson", "size_factors": None, "progress": False}
+
+
+@pytest.fixture(scope="module")
+def patterned() -> AnnData:
+    return gpnsf.datasets.ggblocks(n_side=18, n_genes=60, n_peaks=10, seed=2)["rna"]
+
+
+def test_a_fit_whose_factors_all_pass_is_the_fit_that_was_assumed(patterned):
+    tested = gpnsf.tl.fit(patterned, **SPLIT, copy=True)
+    assumed = gpnsf.tl.fit(patterned, **SPLIT, split="assumed", copy=True)
+    np.testing.assert_array_equal(tested.obsm["X_gpnsf"], assumed.obsm["X_gpnsf"])
+    record = tested.uns["gpnsf"]["spatial_test"]
+    assert record["z"].shape == record["p"].shape == (5,)
+    assert record["z"][:3].min() > 3
+    assert assumed.uns["gpnsf"]["spatial_test"] == {}
+
+
+def test_without_spatial_order_nothing_is_called_spatial(patterned):
+    shuffled = patterned.copy()
+    shuffled.obsm["spatial"] = np.random.default_rng(0).permutation(patterned.obsm["spatial"])
+    gpnsf.tl.fit(shuffled, **SPLIT)
+    record = shuffled.uns["gpnsf"]
+    assert not record["is_spatial"].any()
+    assert record["factor_names"] == [f"nonspatial_{k}" for k in range(1, 6)]
+    assert record["starts"]["best"] != "tested"
+    for scores in (shuffled.obs["gpnsf_spatial_importance"], shuffled.var["gpnsf_spatial_importance"]):
+        assert (scores == 0).all()
+    np.testing.assert_allclose(shuffled.obsm["X_gpnsf"].mean(0), 1, rtol=1e-3)
+
+
+def test_what_fails_goes_behind_what_passes(patterned):
+    mixed = gpnsf.tl.fit(patterned, **{**SPLIT, "n_factors": 7, "n_spatial": 7}, copy=True)
+    record = mixed.uns["gpnsf"]
+    n_spatial = record["is_spatial"].sum()
+    assert 3 <= n_spatial < 7
+    assert record["is_spatial"].tolist() == [True] * n_spatial + [False] * (7 - n_spatial)
+    assert record["spatial_test"]["z"][:n_spatial].min() > 3 >= record["spatial_test"]["z"][n_spatial:].max()

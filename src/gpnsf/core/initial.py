@@ -44,7 +44,7 @@ class Start:
 def starts(
     dataset: Dataset, n_factors: int, n_spatial: int, *, nonnegative: bool = True, kind: str = "auto", seed: int = 0
 ) -> Iterator[Start]:
-    """Yield the starts of one kind: "smooth", "spot", "random", or all that are worth trying ("auto").
+    """Yield the starts of one kind, "smooth", "spot" or "random", all that are worth trying ("auto"), or the one of a name.
 
     Signed models have one start, the singular value decomposition.
     """
@@ -52,9 +52,11 @@ def starts(
     if not nonnegative:
         yield problem.svd()
         return
-    if kind in ("auto", "smooth") and n_spatial:
+    if n_spatial:
         for bandwidth in problem.bandwidths():
-            yield problem.finish(f"smooth_{bandwidth:g}", *problem.smooth(bandwidth))
+            name = f"smooth_{bandwidth:g}"
+            if kind in ("auto", "smooth", name):
+                yield problem.finish(name, *problem.smooth(bandwidth))
     if kind in ("auto", "spot") or (kind == "smooth" and not n_spatial):
         yield problem.finish("spot", problem.spot())
     if kind == "random":

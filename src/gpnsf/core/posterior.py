@@ -53,6 +53,7 @@ def summarise(model: Factorization, dataset: Dataset, blocks: list[Block], log_f
         variance_explained=result.variance_explained(model, dataset, blocks),
         importance_std=result.importance_std(model, blocks),
         is_spatial=np.arange(model.n_factors) < T,
+        order=_array(order).astype(np.int64),
         lengthscale=_padded(model, "log_lengthscale", spatial_order),
         amplitude=_amplitude(model, log_factors, order),
         field=_field_state(model, log_factors, smooth_scale, spatial_order),

@@ -59,7 +59,7 @@ def fit(
     model: Factorization,
     dataset: Dataset,
     *,
-    init: str = "auto",
+    init: str | Start = "auto",
     schedule: Schedule | None = None,
     block_size: int | None = None,
     seed: int = 0,
@@ -68,7 +68,9 @@ def fit(
     """Try the starts, keep the one with the best bound, run it to convergence, then fit what the Poisson phase left out."""
     schedule = schedule or Schedule()
     n_spatial, n_factors = model.n_spatial, model.n_factors
-    candidates = initial.starts(dataset, n_factors, n_spatial, nonnegative=model.nonnegative, kind=init, seed=seed)
+    candidates: Iterable[Start] = [init] if isinstance(init, Start) else []
+    if isinstance(init, str):
+        candidates = initial.starts(dataset, n_factors, n_spatial, nonnegative=model.nonnegative, kind=init, seed=seed)
     device = next(model.parameters()).device
     with (
         _quiet_randomness(seed, device),

@@ -90,6 +90,7 @@ class Posterior:
     ]  # modality -> [K] share of the null deviance lost when H_k is made constant
     importance_std: dict[str, np.ndarray]  # modality -> [P] standard deviation of the features' spatial importance
     is_spatial: np.ndarray  # [K] bool, spatial factors first
+    order: np.ndarray  # [K] place that each factor had in the model
     lengthscale: np.ndarray  # [K] in half-width units, nan for nonspatial factors
     amplitude: np.ndarray  # [K] standard deviation of the field (nonspatial: of the log factor)
     field: dict[str, Any]  # arrays that rebuild the field for prediction, see core.fields

@@ -89,7 +89,7 @@ def top_features(
     Examples
     --------
     >>> import gpnsf
-    >>> mdata = gpnsf.datasets.tissue(n_obs=100, n_genes=40, n_peaks=60, seed=0)
+    >>> mdata = gpnsf.datasets.tissue(n_obs=100, n_genes=40, n_peaks=60, seed=2)
     >>> gpnsf.tl.fit(mdata, n_factors=4, max_steps=2, progress=False)
     >>> axes = gpnsf.pl.top_features(mdata, modality="rna", show=False)
     >>> len(axes), len(axes[0].get_yticklabels())

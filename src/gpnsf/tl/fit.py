@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -14,9 +14,8 @@ from anndata import AnnData
 from mudata import MuData
 
 from gpnsf import bridge, checks, writeback
+from gpnsf.core import fitting, training
 from gpnsf.core import model as models
-from gpnsf.core import posterior, training
-from gpnsf.core import refine as local_stage
 from gpnsf.core.types import Dataset, History
 from gpnsf.keys import SPATIAL, Keys
 from gpnsf.settings import settings
@@ -50,7 +49,7 @@ def fit(
     objective: str = "closed_form",
     n_samples: int = 3,
     init: str = "auto",
-    split: str = "assumed",
+    split: str = "tested",
     refine: bool = True,
     holdout_key: str | None = None,
     max_steps: int = 600,
@@ -119,7 +118,8 @@ def fit(
         "auto" (several starts, the best bound after 25 steps is kept), "smooth", "spot" or "random". The signed models
         always start at the singular value decomposition.
     split
-        "assumed": the first T factors are spatial because they were asked to be.
+        "tested" (hybrid models only): spatial factors without spatial order in counts that were held back become nonspatial,
+        and the fit goes on from there. "assumed": T factors are spatial because they were asked to be.
     refine
         Whether to run the local stage. Without it factors are as smooth as their field.
     holdout_key
@@ -188,36 +188,38 @@ def fit(
     params["n_spatial"] = _n_spatial(model, n_factors, n_spatial)
     dataset, layout = _read(data, params)
     _warn_of_idle(params)
+    schedule = training.Schedule(
+        max_steps=max_steps, learning_rate=learning_rate, polish_rate=learning_rate / 4, tol=tol
+    )
     with training.few_threads(dataset):
-        factorization = _build(dataset, params, layout.scale).to(_device(device))
-        schedule = training.Schedule(
-            max_steps=max_steps, learning_rate=learning_rate, polish_rate=learning_rate / 4, tol=tol
+        outcome = fitting.fit(
+            dataset,
+            _builder(params, layout.scale),
+            n_factors=n_factors,
+            n_spatial=params["n_spatial"],
+            tested=split == "tested" and 0 < models.PRESETS[model].spatial < 1,
+            local_stage=refine,
+            init=init,
+            block_size=block_size,
+            seed=seed,
+            schedule=schedule,
+            progress=settings.progress if progress is None else progress,
         )
-        shown = settings.progress if progress is None else progress
-        history = training.fit(
-            factorization, dataset, init=init, schedule=schedule, block_size=block_size, seed=seed, progress=shown
-        )
-        blocks = factorization.blocks(dataset, block_size)
-        log_factors = (local_stage.local if refine else local_stage.mean_field)(factorization, blocks)
-        result = posterior.summarise(factorization, dataset, blocks, log_factors)
-    info = _info(params, history, time.perf_counter() - began)
+    info = _info(params, outcome, time.perf_counter() - began)
     data = editable(data, copy=copy)
-    writeback.write(data, result, layout, keys=Keys(key_added), info=info)
-    _report(dataset, history, info["seconds"])
+    writeback.write(data, outcome.posterior, layout, keys=Keys(key_added), info=info)
+    _report(dataset, outcome.history, info["seconds"])
     return data if copy else None
 
 
-def _build(dataset: Dataset, params: Mapping[str, Any], scale: float) -> models.Factorization:
-    """The model that the arguments describe; ``scale`` is the half-width in the unit of the coordinates."""
-    lengthscale = params["lengthscale"]
-    names = ("n_factors", "n_spatial", "kernel", "field", "n_inducing", "kl_weight", "seed")
-    return models.build(
-        params["model"],
-        dataset,
-        **{name: params[name] for name in names},
-        lengthscale=None if lengthscale is None else lengthscale / scale,
-        n_samples=params["n_samples"] if params["objective"] == "monte_carlo" else None,
-    )
+def _builder(params: Mapping[str, Any], scale: float) -> Callable[[Dataset, int], models.Factorization]:
+    """Makes the models that the arguments describe; ``scale`` is the half-width in the unit of the coordinates."""
+    names = ("n_factors", "kernel", "field", "n_inducing", "kl_weight", "seed")
+    options: dict[str, Any] = {name: params[name] for name in names}
+    options["lengthscale"] = None if params["lengthscale"] is None else params["lengthscale"] / scale
+    options["n_samples"] = params["n_samples"] if params["objective"] == "monte_carlo" else None
+    device = _device(params["device"])
+    return lambda dataset, n_spatial: models.build(params["model"], dataset, n_spatial=n_spatial, **options).to(device)
 
 
 def _n_spatial(model: str, n_factors: int, asked: int | None) -> int:
@@ -289,8 +291,9 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _info(params: dict[str, Any], history: History, seconds: float) -> dict[str, Any]:
+def _info(params: dict[str, Any], outcome: fitting.Outcome, seconds: float) -> dict[str, Any]:
     """What ``uns`` holds beside what follows from the posterior."""
+    history = outcome.history
     best = max(history.starts, key=lambda name: history.starts[name])
     return {
         "params": params,
@@ -298,7 +301,7 @@ def _info(params: dict[str, Any], history: History, seconds: float) -> dict[str,
         "converged": history.converged,
         "repairs": history.repairs,
         "starts": {**history.starts, "best": best},
-        "spatial_test": {},
+        "spatial_test": outcome.spatial_test,
         "versions": {name: version(name) for name in _VERSIONS},
         "seed": params["seed"],
         "seconds": seconds,

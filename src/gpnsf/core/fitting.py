@@ -1,0 +1,98 @@
+"""A whole fit: optimisation, test of what is spatial, second optimisation where factors change sides, local stage."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from gpnsf.core import posterior, refine, training
+from gpnsf.core.initial import Start
+from gpnsf.core.model import Block, Factorization
+from gpnsf.core.refine import LogFactors
+from gpnsf.core.spatial_test import MIN_Z, spatial_test
+from gpnsf.core.types import Dataset, History, Posterior
+
+__all__ = ["Outcome", "fit"]
+
+logger = logging.getLogger("gpnsf")
+
+Build = Callable[[Dataset, int], Factorization]  # a model of a dataset with T spatial factors
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a whole fit leaves behind."""
+
+    posterior: Posterior
+    history: History
+    spatial_test: dict[str, np.ndarray]  # z and p [K] in the posterior's order, empty without a test
+
+
+def fit(
+    dataset: Dataset,
+    build: Build,
+    *,
+    n_factors: int,
+    n_spatial: int,
+    tested: bool = False,
+    local_stage: bool = True,
+    init: str = "auto",
+    block_size: int | None = None,
+    seed: int = 0,
+    **options: Any,
+) -> Outcome:
+    """Fit; with ``tested``, factors that show no spatial order in counts held back become nonspatial, and the fit goes on.
+
+    ``options`` go to :func:`gpnsf.core.training.fit`.
+    """
+    run = _Fit(dataset, build, block_size, local_stage, {"seed": seed, **options})
+    model, history, log_factors = run(n_spatial, init)
+    z = p = np.full(n_factors, np.nan)
+    if tested and n_spatial:
+        start = max(history.starts, key=lambda name: history.starts[name])
+        test = spatial_test(dataset, build, n_factors=n_factors, n_spatial=n_spatial, start=start, seed=seed)
+        z, p = test.matched(log_factors.m.cpu().numpy())
+        passed = z[:n_spatial] > MIN_Z
+        if not passed.all():
+            logger.info("%d of %d spatial factors failed the test and became nonspatial", (~passed).sum(), n_spatial)
+            order = np.concatenate([np.flatnonzero(passed), np.flatnonzero(~passed), np.arange(n_spatial, n_factors)])
+            starts, z, p = history.starts, z[order], p[order]
+            model, history, log_factors = run(int(passed.sum()), _continued(model, log_factors, order))
+            history = replace(history, starts=starts)
+    result = posterior.summarise(model, dataset, run.blocks(model), log_factors)
+    test_record = {"z": z[result.order], "p": p[result.order]} if tested and n_spatial else {}
+    return Outcome(result, history, test_record)
+
+
+class _Fit:
+    """One optimisation with its local stage."""
+
+    def __init__(self, dataset: Dataset, build: Build, block_size: int | None, local: bool, options: dict) -> None:
+        self.dataset, self.build, self.block_size, self.options = dataset, build, block_size, options
+        self.stage = refine.local if local else refine.mean_field
+
+    def blocks(self, model: Factorization) -> list[Block]:
+        """Row blocks of the data."""
+        return model.blocks(self.dataset, self.block_size)
+
+    def __call__(self, n_spatial: int, init: str | Start) -> tuple[Factorization, History, LogFactors]:
+        """Fit with T spatial factors from a kind of start, or from one start."""
+        model = self.build(self.dataset, n_spatial)
+        history = training.fit(model, self.dataset, init=init, block_size=self.block_size, **self.options)
+        return model, history, self.stage(model, self.blocks(model))
+
+
+@torch.no_grad()
+def _continued(model: Factorization, log_factors: LogFactors, order: np.ndarray) -> Start:
+    """Where a fit has arrived, its factors in another order, as a start."""
+    factors = log_factors.m.exp().clamp(1e-4, 1e4)
+    scale = factors.mean(0)
+    columns = torch.as_tensor(np.append(order, len(order)), device=scale.device)
+    widths = torch.cat([scale, torch.ones(1, device=scale.device)])
+    loadings = {name: (view.loadings * widths)[:, columns].cpu().numpy() for name, view in model.items()}
+    return Start("tested", (factors / scale)[:, columns[:-1]].cpu().numpy(), loadings)
