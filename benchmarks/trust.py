@@ -16,7 +16,9 @@ from baselines import BANDWIDTHS, klnmf, recovery, smoothed_recovery
 from report import machine, measured, parser, write_table
 
 import gpnsf
+from gpnsf.core.calibration import log_errors, log_moments
 from gpnsf.core.metrics import coverage, importance_error, match_factors
+from gpnsf.core.posterior import VARIANCE_CAP
 
 T = 4  # spatial patterns of ggblocks and quilt
 LEVEL = 0.9
@@ -269,16 +271,14 @@ def _importance_columns(adata) -> dict[str, float]:
 
 def _intervals(truth: np.ndarray, mean: np.ndarray, std: np.ndarray, held: np.ndarray, n_spatial: int) -> dict:
     """Coverage of the 90 % intervals of log factors: their shift on the training spots is removed factor by factor."""
-    variance = np.log1p((std / mean) ** 2)
-    centre = np.log(mean) - np.minimum(variance, 1) / 2  # as tl.fit makes moments of a log factor
     order = np.concatenate(
         [
             match_factors(np.exp(truth[:, part]), mean[:, part])[0] + part.start
             for part in (slice(0, n_spatial), slice(n_spatial, truth.shape[1]))
         ]
     )
-    error, sd = centre[:, order] - truth, np.sqrt(variance[:, order])
-    error = error - error[~held].mean(0)
+    centre, sd = log_moments(mean[:, order], std[:, order], VARIANCE_CAP)
+    error = log_errors(np.exp(truth), centre, ~held)
     inside = np.abs(error) <= Z * sd
     train, test = ~held[:, None] & np.ones_like(inside), held[:, None] & np.ones_like(inside)
     upper = train & (truth >= np.median(truth, axis=0))
