@@ -81,3 +81,9 @@ def test_the_seed_decides(problem):
     first = values(counts, spatial, null)
     np.testing.assert_array_equal(values(counts, spatial, null), first)
     assert (values(counts, spatial, null, seed=1) != first).any()
+
+
+def test_a_feature_without_residuals_has_a_p_value_and_is_not_found(problem):
+    counts, spatial, null, _ = problem
+    counts = sp.hstack([np.ones((N, 1), np.float32), counts]).tocsr()
+    assert values(counts, spatial, np.ones((N, 1)))[0] > 0.05

@@ -52,7 +52,7 @@ def permutation_p_values(
         scale = np.sqrt(_variance(patterns, residuals, slices)) + TINY  # [T, p]
         z = (shuffled.T @ residuals).reshape(-1, *scale.shape) / scale  # [1 + B, T, p]
         scores.append(z.max(axis=1))
-        skewness.append((residuals**3).mean(axis=0) / (residuals**2).mean(axis=0) ** 1.5)
+        skewness.append((residuals**3).mean(axis=0) / ((residuals**2).mean(axis=0) ** 1.5 + TINY))
     return _pooled(np.hstack(scores), np.concatenate(skewness))
 
 
