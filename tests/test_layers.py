@@ -15,7 +15,7 @@ MODULES = {name: path for name, path in FILES.items() if not name.endswith("__in
 TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in FILES.items()}
 
 DATA = {"keys", "settings", "checks", "results"}  # what every layer that knows AnnData may use
-NUMPY_CORE = {"core.simplex", "core.metrics"}
+NUMPY_CORE = {"core.simplex", "core.metrics", "core.association", "core.calibration"}
 BASE = {"core.types", *NUMPY_CORE}
 TERMS = {*BASE, "core.sparse", "core.kernels"}
 PARTS = {*TERMS, "core.fields", "core.likelihoods"}

@@ -51,6 +51,16 @@ class Keys:
         return f"{self.key}_spatial_importance_std"
 
     @property
+    def importance_p(self) -> str:
+        """``var`` of each modality: p value of the spatial importance, where :func:`gpnsf.tl.spatial_importance` was asked for it."""
+        return f"{self.key}_spatial_importance_p"
+
+    @property
+    def importance_q(self) -> str:
+        """``var`` of each modality: the same after Benjamini-Hochberg over the modality."""
+        return f"{self.key}_spatial_importance_q"
+
+    @property
     def top_factor(self) -> str:
         """``var`` of each modality: name of the factor with the largest share of the feature."""
         return f"{self.key}_top_factor"
@@ -72,6 +82,14 @@ class Keys:
             "obsm": (self.factors, self.smooth, self.std),
             "varm": (self.loadings,),
             "obs": (self.importance,),
-            "var": (self.background, self.importance, self.importance_std, self.top_factor, self.dispersion),
+            "var": (
+                self.background,
+                self.importance,
+                self.importance_std,
+                self.importance_p,
+                self.importance_q,
+                self.top_factor,
+                self.dispersion,
+            ),
             "uns": (self.uns,),
         }

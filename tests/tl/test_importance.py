@@ -5,7 +5,9 @@ import logging
 import fitted
 import numpy as np
 import pytest
+import scipy.sparse as sp
 
+import gpnsf
 from gpnsf.tl.importance import spatial_importance
 
 KEY = "gpnsf_spatial_importance"
@@ -63,7 +65,7 @@ def test_leaving_out_factors_changes_importance_top_factor_and_drops_the_std(cap
     assert not np.allclose(data["rna"].var[KEY], before)
     assert set(data["rna"].var["gpnsf_top_factor"]) <= {"spatial_1", "nonspatial_1", ""}
     assert "gpnsf_spatial_importance_std" not in data["rna"].var
-    assert "standard deviation was removed" in caplog.text
+    assert f"{KEY}_std was removed" in caplog.text
 
 
 @pytest.mark.parametrize(("kept", "value"), [([2, 3], 0.0), ([0, 1], 1.0)])
@@ -99,3 +101,96 @@ def test_views_and_disagreeing_slots_are_refused():
     data.obsm["X_gpnsf_std"] = data.obsm["X_gpnsf_std"][:, :2]
     with pytest.raises(ValueError, match=r"obsm\['X_gpnsf_std'\] of shape \(36, 4\).*got \(36, 2\)"):
         spatial_importance(data)
+
+
+def simulated(depth=0.3):
+    """A fit of genes of which a third follow no spatial pattern."""
+    data = gpnsf.datasets.ggblocks(n_side=18, n_genes=150, n_peaks=36, seed=3)["rna"]
+    rng = np.random.default_rng(0)
+    data.var["null"] = np.arange(150) % 3 == 0
+    loadings = data.varm["true_loadings"].copy()
+    loadings[data.var["null"], :4] = 0
+    mean = data.obsm["true_factors"] @ loadings.T + data.var["true_background"].to_numpy()
+    mean[:, 1] = 0
+    data.X = sp.csr_matrix(rng.poisson(depth * mean).astype(np.float32))
+    gpnsf.tl.fit(data, n_factors=7, n_spatial=4, size_factors=None, max_steps=60, progress=False)
+    return data
+
+
+@pytest.fixture(scope="module")
+def tested():
+    data = simulated()
+    spatial_importance(data, null="permutation", n_permutations=100)
+    return data
+
+
+def test_permutation_finds_the_spatial_genes_and_leaves_the_others(tested):
+    p, q = tested.var[f"{KEY}_p"], tested.var[f"{KEY}_q"]
+    null = tested.var["null"].to_numpy()
+    spatial = ~null & (np.arange(150) != 1)
+    assert (q[spatial] < 0.05).mean() > 0.95
+    assert (p[null] < 0.05).mean() < 0.16  # 50 genes: two standard deviations above .05 are .11
+    assert p.iloc[1] == q.iloc[1] == 1  # no counts
+    np.testing.assert_array_less(p - 1e-12, q)
+
+
+def test_permutation_without_a_spatial_factor_gives_one():
+    data = fitted.anndata(n_obs=36)
+    subset_factors(data, [2, 3])
+    spatial_importance(data, null="permutation", n_permutations=20)
+    assert (data.var[[f"{KEY}_p", f"{KEY}_q"]] == 1).all(axis=None)
+
+
+def test_permutation_reads_every_modality_by_the_arguments_of_the_fit():
+    data = gpnsf.datasets.ggblocks(n_side=12, n_genes=40, n_peaks=60, seed=0)
+    data["rna"].layers["raw"], data["rna"].X = data["rna"].X, data["rna"].X / 2
+    data["atac"].var["used"] = np.arange(60) < 50
+    data.obs["out"] = np.arange(144) < 10
+    gpnsf.tl.fit(
+        data,
+        layers={"rna": "raw"},
+        use_var={"atac": "used"},
+        holdout_key="out",
+        n_factors=6,
+        max_steps=2,
+        progress=False,
+    )
+    spatial_importance(data, null="permutation", n_permutations=20)
+    assert (data["atac"].var[f"{KEY}_p"][50:] == 1).all()
+    assert (data["atac"].var[f"{KEY}_p"][:50] < 1).any()
+    assert (data["rna"].var[f"{KEY}_p"] < 1).any()
+    gpnsf.tl.fit(data, layers={"rna": "raw"}, n_factors=6, max_steps=2, progress=False)
+    assert f"{KEY}_p" not in data["rna"].var
+    assert f"{KEY}_q" not in data["atac"].var
+
+
+def test_p_values_go_with_the_importance_that_they_belong_to(tested):
+    data = tested.copy()
+    spatial_importance(data)
+    assert f"{KEY}_p" in data.var
+    subset_factors(data, [0, 5])
+    spatial_importance(data)
+    assert f"{KEY}_p" not in data.var
+    assert f"{KEY}_q" not in data.var
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"null": "bootstrap"}, ValueError, r"`null` to be one of 'permutation' or None.*'bootstrap'"),
+        ({"null": "permutation", "n_permutations": 5}, ValueError, r"`n_permutations`.*at least 20.*5"),
+        ({"null": "permutation", "seed": -1}, ValueError, "`seed`"),
+        ({"null": "permutation", "seed": 0.5}, TypeError, "`seed`"),
+    ],
+)
+def test_bad_arguments_are_refused(arguments, error, message):
+    with pytest.raises(error, match=message):
+        spatial_importance(fitted.anndata(n_obs=36), **arguments)
+
+
+def test_values_that_are_no_counts_have_no_permutation_test():
+    data = fitted.anndata(n_obs=36, likelihood="gaussian")
+    before = data.var.copy()
+    with pytest.raises(ValueError, match=r"counts for null='permutation'.*'gaussian' of modality 'rna'.*raw counts"):
+        spatial_importance(data, null="permutation")
+    assert data.var.equals(before)

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 from gpnsf.lazy import attach
 
-__all__ = ["evaluate", "factor_adata", "fit", "predict", "rank_features", "spatial_importance"]
+__all__ = ["check_calibration", "evaluate", "factor_adata", "fit", "predict", "rank_features", "spatial_importance"]
 
 if TYPE_CHECKING:
+    from gpnsf.tl.calibration import check_calibration
     from gpnsf.tl.evaluate import evaluate
     from gpnsf.tl.factor_adata import factor_adata
     from gpnsf.tl.fit import fit
@@ -19,6 +20,7 @@ else:
     attach(
         __name__,
         attributes={
+            "check_calibration": "calibration",
             "evaluate": "evaluate",
             "factor_adata": "factor_adata",
             "fit": "fit",

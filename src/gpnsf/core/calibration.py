@@ -1,0 +1,50 @@
+"""Counts drawn from a fit, and how the intervals of another fit hold what they were drawn from."""
+
+from __future__ import annotations
+
+import numpy as np
+import scipy.sparse as sp
+
+__all__ = ["log_errors", "log_moments", "simulate_counts"]
+
+BLOCK = 2**21  # entries of a dense block of rates
+
+
+def simulate_counts(
+    A: np.ndarray, W: np.ndarray, likelihood: str, dispersion: np.ndarray | float, rng: np.random.Generator
+) -> sp.csr_matrix:
+    """Draws [n, P] from a likelihood with rates ``A W^T``, by dense blocks of rows; some likelihoods have no dispersion."""
+    step = max(1, BLOCK // len(W))
+    blocks = [
+        sp.csr_matrix(_draw(A[start : start + step] @ W.T, likelihood, dispersion, rng), dtype=np.float32)
+        for start in range(0, len(A), step)
+    ]
+    return sp.vstack(blocks, format="csr")
+
+
+def _draw(rate: np.ndarray, likelihood: str, dispersion: np.ndarray | float, rng: np.random.Generator) -> np.ndarray:
+    """One block."""
+    if likelihood == "gaussian":
+        return rng.normal(rate, dispersion)
+    if likelihood.startswith("bernoulli"):
+        probability = -np.expm1(-rate) if likelihood == "bernoulli" else rate
+        return rng.random(rate.shape) < probability
+    if likelihood == "nb":
+        rate = rate * rng.standard_gamma(dispersion, rate.shape) / dispersion
+    return rng.poisson(rate)
+
+
+def log_moments(mean: np.ndarray, std: np.ndarray, cap: float) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of log factors, given those of log-normal factors.
+
+    ``cap`` bounds the variance in ``mean = exp(m + v / 2)``, as where the moments were made.
+    """
+    mean, std = np.asarray(mean, dtype=np.float64), np.asarray(std, dtype=np.float64)
+    variance = np.log1p((std / mean) ** 2)
+    return np.log(mean) - np.minimum(variance, cap) / 2, np.sqrt(variance)
+
+
+def log_errors(truth: np.ndarray, centre: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Errors [N, K] of log factors, their mean over ``rows`` [N] bool removed: factors are known up to a scale."""
+    error = centre - np.log(truth)
+    return error - error[rows].mean(axis=0)

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from gpnsf.core import calibration
+from gpnsf.core.calibration import log_errors, log_moments, simulate_counts
+
+N, P = 3_000, 6
+A, W = np.random.default_rng(0).gamma(2, 1, (N, 2)), np.random.default_rng(1).gamma(1, 0.5, (P, 2))
+RATE = A @ W.T
+DISPERSION = np.linspace(0.5, 5, P)
+MOMENTS = {
+    "poisson": (RATE, RATE),
+    "nb": (RATE, RATE + RATE**2 / DISPERSION),
+    "bernoulli": (-np.expm1(-RATE), -np.expm1(-RATE) * np.exp(-RATE)),
+    "bernoulli_clipped": (np.minimum(RATE, 1), np.minimum(RATE, 1) * (1 - np.minimum(RATE, 1))),
+    "gaussian": (RATE, np.broadcast_to(DISPERSION**2, RATE.shape)),
+}
+
+
+@pytest.mark.parametrize("likelihood", MOMENTS)
+@pytest.mark.parametrize("block", [calibration.BLOCK, 50 * P])
+def test_draws_have_the_mean_and_the_variance_of_their_likelihood(likelihood, block, monkeypatch):
+    monkeypatch.setattr(calibration, "BLOCK", block)
+    counts = simulate_counts(A, W, likelihood, DISPERSION, np.random.default_rng(2))
+    mean, variance = MOMENTS[likelihood]
+    assert counts.shape == (N, P)
+    assert counts.dtype == np.float32
+    standard = (counts.toarray() - mean).mean(axis=0) / np.sqrt(variance.mean(axis=0) / N)
+    assert np.abs(standard).max() < 4
+    np.testing.assert_allclose(((counts.toarray() - mean) ** 2).mean(axis=0), variance.mean(axis=0), rtol=0.35)
+
+
+def test_log_moments_undo_those_of_a_log_normal():
+    m, v = np.array([[-2.0, 0.3, 1.0]]), np.array([[0.1, 0.8, 3.0]])
+    mean = np.exp(m + np.minimum(v, 1.0) / 2)
+    centre, sd = log_moments(mean, mean * np.sqrt(np.expm1(v)), 1.0)
+    np.testing.assert_allclose(centre, m)
+    np.testing.assert_allclose(sd**2, v)
+
+
+def test_errors_are_free_of_each_factors_scale_on_the_chosen_rows():
+    rng = np.random.default_rng(0)
+    truth, rows = rng.lognormal(size=(20, 3)), np.arange(20) < 15
+    noise = rng.normal(size=(20, 3))
+    error = log_errors(truth, np.log(truth) + [0.5, -3.0, 2.0] + noise, rows)
+    np.testing.assert_allclose(error, noise - noise[:15].mean(axis=0))
