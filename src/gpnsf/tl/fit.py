@@ -136,7 +136,9 @@ def fit(
         The fit has converged when the bound gains less than this per nonzero count in ten steps (with the Monte Carlo
         objective: less than this or than twice its standard error).
     block_size
-        Rows per block; the gradient over blocks is the full-batch gradient. Default: all rows in one block. BLOCKTOL
+        Rows per block; the gradient over blocks is the full-batch gradient. Default: all rows in one block. Blocks
+        change the order of sums: after equal numbers of steps, factors agree to a thousandth of their maximum; where the rule
+        for convergence then falls on another step, to about two hundredths.
     device
         "auto", "cpu", "cuda" or "cuda:1".
     seed
