@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -44,6 +45,7 @@ _TYPES: dict[type, tuple[Any, str]] = {
     float: (Real, "a finite number"),
     str: (str, "a string"),
     bool: ((bool, np.bool_), "True or False"),
+    os.PathLike: ((str, os.PathLike), "a path"),
 }
 
 
@@ -112,6 +114,7 @@ RULES: dict[str, Rule] = {
     "seed": Rule(int, 0, low=0),
     "key_added": Rule(str, "gpnsf"),
     "progress": Rule(bool, False, optional=True),
+    "checkpoint": Rule(os.PathLike, "fit.npz", optional=True),
     "copy": Rule(bool, False),
 }
 

@@ -26,11 +26,12 @@ __all__ = ["BENCHMARKS", "FIT_OPTIONS", "main", "read_assignment"]
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 BAD_INPUT = 2
+INTERRUPTED = 130  # what a shell reports for a command that Ctrl-C has ended
 DATASETS = ("ggblocks", "quilt", "tissue")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns 0, or 2 after a message about what was wrong with the input."""
+    """Run one command; returns 0, 2 after a message about what was wrong with the input, or 130 after Ctrl-C."""
     # read when torch is loaded: on a busy machine, threads that spin while they wait made a fit ten times slower
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     arguments = vars(_parser().parse_args(argv))
@@ -45,6 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         message = error.args[0] if isinstance(error, KeyError) and error.args else error
         print(f"gpnsf {command}: {message}", file=sys.stderr)
         return BAD_INPUT
+    except KeyboardInterrupt:
+        print(f"gpnsf {command}: interrupted", file=sys.stderr)
+        return INTERRUPTED
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -139,6 +143,7 @@ FIT_OPTIONS: dict[str, dict[str, Any]] = {
     "seed": {"type": int, "help": "seed, at least 0"},
     "key_added": {"help": "prefix of the slots"},
     "progress": {"action": argparse.BooleanOptionalAction, "help": "progress bar"},
+    "checkpoint": {"type": Path, "metavar": "FILE", "help": "keeps the state of an interrupted fit; repeat to go on"},
 }
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from gpnsf.core import posterior, refine, training
+from gpnsf.core.checkpoint import Checkpoint
 from gpnsf.core.initial import Start
 from gpnsf.core.model import Block, Factorization
 from gpnsf.core.refine import LogFactors
@@ -43,15 +44,19 @@ def fit(
     local_stage: bool = True,
     init: str = "auto",
     block_size: int | None = None,
+    schedule: training.Schedule | None = None,
     seed: int = 0,
+    checkpoint: Checkpoint | None = None,
     **options: Any,
 ) -> Outcome:
     """Fit; with ``tested``, factors that show no spatial order in counts held back become nonspatial, and the fit goes on.
 
-    ``options`` go to :func:`gpnsf.core.training.fit`.
+    ``options`` go to :func:`gpnsf.core.training.fit`. The checkpoint keeps the first optimisation; what follows is repeated.
     """
-    run = _Fit(dataset, build, block_size, local_stage, {"seed": seed, **options})
-    model, history, log_factors = run(n_spatial, init)
+    run = _Fit(
+        dataset, build, block_size, local_stage, {"seed": seed, "schedule": schedule or training.Schedule(), **options}
+    )
+    model, history, log_factors = run(n_spatial, init, checkpoint=checkpoint)
     z = p = np.full(n_factors, np.nan)
     if tested and n_spatial:
         start = max(history.starts, key=lambda name: history.starts[name])
@@ -64,6 +69,9 @@ def fit(
             starts, z, p = history.starts, z[order], p[order]
             model, history, log_factors = run(int(passed.sum()), _continued(model, log_factors, order))
             history = replace(history, starts=starts)
+    if not history.converged:
+        text = "The fit stopped at max_steps = %d before the ELBO converged. Pass a larger max_steps to go on."
+        logger.warning(text, run.options["schedule"].max_steps)
     result = posterior.summarise(model, dataset, run.blocks(model), log_factors)
     test_record = {"z": z[result.order], "p": p[result.order]} if tested and n_spatial else {}
     return Outcome(result, history, test_record)
@@ -80,10 +88,13 @@ class _Fit:
         """Row blocks of the data."""
         return model.blocks(self.dataset, self.block_size)
 
-    def __call__(self, n_spatial: int, init: str | Start) -> tuple[Factorization, History, LogFactors]:
+    def __call__(
+        self, n_spatial: int, init: str | Start, checkpoint: Checkpoint | None = None
+    ) -> tuple[Factorization, History, LogFactors]:
         """Fit with T spatial factors from a kind of start, or from one start."""
         model = self.build(self.dataset, n_spatial)
-        history = training.fit(model, self.dataset, init=init, block_size=self.block_size, **self.options)
+        options = {**self.options, "block_size": self.block_size, "checkpoint": checkpoint}
+        history = training.fit(model, self.dataset, init=init, **options)
         return model, history, self.stage(model, self.blocks(model))
 
 

@@ -1,37 +1,38 @@
 """The optimisation: full-batch Adam on Pyro's evidence lower bound, accumulated over row blocks.
 
-The only place with side effects: it moves parameters, draws a progress bar, and leaves torch's random state as it was.
+The only place with side effects: it moves parameters, draws a progress bar, writes checkpoints, and leaves torch's random
+state as it was. A fit is a :class:`~gpnsf.core.checkpoint.State` and what follows from it, so it can go on from any step.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import pyro
 import torch
 from pyro.infer import TraceMeanField_ELBO
-from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from gpnsf.core import initial
+from gpnsf.core.checkpoint import Checkpoint, State, Walk, fingerprint
+from gpnsf.core.fields import AMPLITUDE_RANGE, LENGTHSCALE_RANGE
 from gpnsf.core.initial import Start
-from gpnsf.core.likelihoods import NegativeBinomial
+from gpnsf.core.likelihoods import MEAN_CAP, MEAN_RANGE, NegativeBinomial
 from gpnsf.core.model import Block, Factorization
+from gpnsf.core.stepping import Stepper
 from gpnsf.core.types import Dataset, History
 
 __all__ = ["Schedule", "elbo", "few_threads", "fit"]
 
 logger = logging.getLogger("gpnsf")
 
-BETAS = (0.9, 0.99)
 WINDOW = 10  # steps over which convergence is judged
-MAX_REPAIRS = 8
+ROUNDING = 1e-6  # relative error of the bound in single precision
 SMALL = 1_000_000  # nonzeros below which threads wait for each other longer than they work
 
 
@@ -64,8 +65,12 @@ def fit(
     block_size: int | None = None,
     seed: int = 0,
     progress: bool = False,
+    checkpoint: Checkpoint | None = None,
 ) -> History:
-    """Try the starts, keep the one with the best bound, run it to convergence, then fit what the Poisson phase left out."""
+    """Try the starts, keep the one with the best bound, run it to convergence, then fit what the Poisson phase left out.
+
+    With a ``checkpoint`` that holds a state of this fit, go on from there. The file is left for the caller to remove.
+    """
     schedule = schedule or Schedule()
     n_spatial, n_factors = model.n_spatial, model.n_factors
     candidates: Iterable[Start] = [init] if isinstance(init, Start) else []
@@ -76,10 +81,28 @@ def fit(
         _quiet_randomness(seed, device),
         tqdm(total=schedule.max_steps, disable=not progress, desc="fit", unit="step") as bar,
     ):
-        run = _Run(model, model.blocks(dataset, block_size), schedule, bar)
-        run.pick(candidates)
-        run.optimise()
-        run.polish()
+        stepper = Stepper(model, model.blocks(dataset, block_size), TraceMeanField_ELBO(), bar, checkpoint)
+        run = _Run(stepper, schedule)
+        if checkpoint is not None:
+            arguments = {
+                "init": init,
+                "seed": seed,
+                "block_size": block_size,
+                "device": device.type,
+                **asdict(schedule),
+            }
+            state = checkpoint.open(fingerprint(model, dataset, arguments), like=stepper.captured())
+            if state is not None:
+                stepper.resume(state)
+        try:
+            run.pick(candidates)
+            run.optimise()
+            run.polish()
+        except KeyboardInterrupt:
+            _report_interruption(stepper.state, checkpoint)
+            raise
+        if checkpoint is not None:
+            checkpoint.flush()
         return run.history()
 
 
@@ -114,178 +137,190 @@ def _quiet_randomness(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
-class _Run:
-    """The state of one optimisation."""
+def _report_interruption(state: State, checkpoint: Checkpoint | None) -> None:
+    """Tell where Ctrl-C has stopped the fit, and how to go on."""
+    if checkpoint is None:
+        how = "With checkpoint=PATH the same call could go on from there."
+    elif checkpoint.flush():
+        how = f"The same call with checkpoint={str(checkpoint.path)!r} goes on from there."
+    else:
+        how = "No checkpoint was written."
+    phase = state.walk.phase[-1] if state.walk.phase else "pick"
+    logger.warning("Interrupted after step %d (%s); the data are untouched. %s", len(state.walk.elbo), phase, how)
 
-    def __init__(self, model: Factorization, blocks: list[Block], schedule: Schedule, bar: tqdm) -> None:
-        self.model, self.blocks, self.schedule, self.bar = model, blocks, schedule, bar
-        self.objective = TraceMeanField_ELBO()
-        self.nnz = max(1, sum(counts.nnz for block in blocks for counts in block.counts.values()))
-        self.began = time.perf_counter()
-        self.elbo: list[float] = []
-        self.seconds: list[float] = []
-        self.phase: list[str] = []
-        self.starts: dict[str, float] = {}
-        self.repairs: list[str] = []
-        self.converged = False
-        self._before = _snapshot(model)
+
+class _Run:
+    """The phases of one optimisation, each of which can be entered in its middle."""
+
+    def __init__(self, stepper: Stepper, schedule: Schedule) -> None:
+        self.stepper, self.schedule = stepper, schedule
+        self.model, self.blocks, self.bar = stepper.model, stepper.blocks, stepper.bar
+        self.given_lengthscale = (
+            self.model.spatial is not None and not self.model.spatial.field.log_lengthscale.requires_grad
+        )
 
     def pick(self, candidates: Iterable[Start]) -> None:
         """A few steps from every start; go on from the one with the best bound."""
-        blank = _snapshot(self.model)
-        best: tuple[float, dict[str, Tensor], list[list]] | None = None
-        room = self.schedule.max_steps - self.schedule.ending(self.schedule.tail_steps) - self._polish_length()
-        n_steps = min(self.schedule.pick_steps, room)
-        for start in candidates:
-            self._forget()
-            self.model.load_state_dict(blank)
-            self.model.load(start, self.blocks)
-            self._before = _snapshot(self.model)  # a repair never goes back to another start
+        state, schedule = self.stepper.state, self.schedule
+        if state.picked:
+            return
+        room = schedule.max_steps - schedule.ending(schedule.tail_steps) - self._polish_length()
+        n_steps = min(schedule.pick_steps, room)
+        for index, start in enumerate(candidates):
+            if index < len(state.starts):
+                continue  # tried before an interruption
             self.bar.set_description(f"start {start.name}")
+            if not state.walk.elbo:
+                self.stepper.begin(start)
             self._steps("pick", [self._warm(i) for i in range(n_steps)])
-            self.starts[start.name] = self.elbo[-1]
-            logger.debug("start %s: ELBO %.6g after %d steps", start.name, self.elbo[-1], n_steps)
-            if best is None or self.elbo[-1] > best[0]:
-                best = self.elbo[-1], _snapshot(self.model), [self.elbo, self.seconds, self.phase]
-        if best is None:
-            raise RuntimeError("no start was given")
-        self.model.load_state_dict(best[1])
-        self.elbo, self.seconds, self.phase = best[2]
+            self._judge(start.name)
+        if state.kept is None:
+            raise FloatingPointError(
+                f"Expected a finite objective where the fit begins; got none from {len(state.starts)} start(s), the "
+                f"last of them at {state.repairs[-1]}. Check the counts for extreme values."
+            )
+        state.walk, state.kept, state.picked = state.kept.copy(), None, True
+        self.stepper.go_to(state.walk.here)
         self.bar.reset()
-        self.bar.update(len(self.elbo))
+        self.bar.update(len(state.walk.elbo))
 
     def optimise(self) -> None:
         """Constant rate until the bound stops rising, the kernel parameters frozen on the way; then a cosine tail."""
-        schedule = self.schedule
+        walk, schedule = self.stepper.state.walk, self.schedule
         tail = schedule.ending(schedule.tail_steps)
         limit = schedule.max_steps - tail - self._polish_length()
         self.bar.set_description("fit")
-        optimizer = self._optimizer(schedule.learning_rate)
-        frozen = False
-        while len(self.elbo) < limit and not self.converged:
-            if not frozen and len(self.elbo) >= schedule.kernel_steps:
-                frozen = self._freeze_kernel()
-            warm = self._warm(len(self.elbo) - schedule.pick_steps)
-            self._step("main", optimizer, warm)
-            self.converged = len(self.elbo) >= schedule.min_steps and self._has_converged()
+        if walk.phase[-1] == "pick":
+            self.stepper.forget()
+        while self._goes_on(limit):
+            if len(walk.elbo) >= schedule.kernel_steps:
+                self._freeze_kernel()
+            warm = self._warm(len(walk.elbo) - schedule.pick_steps)
+            self.stepper.step("main", schedule.learning_rate * warm)
         self._freeze_kernel()
-        cosine = [0.05 + 0.475 * (1 + math.cos(math.pi * i / tail)) for i in range(tail)]
-        self._steps("tail", cosine, optimizer)
+        self._steps("tail", [0.05 + 0.475 * (1 + math.cos(math.pi * i / tail)) for i in range(tail)])
+        if "polish" not in walk.phase:
+            self._settle(since=0)
 
     def polish(self) -> None:
         """Estimate theta by moments, then take a few exact negative binomial steps."""
-        if not self._needs_polish():
+        walk, n_steps = self.stepper.state.walk, self._polish_length()
+        if not self._negative_binomials():
             return
-        with torch.no_grad():
-            for name, view in self.model.items():
-                if isinstance(view.likelihood, NegativeBinomial):
-                    moments = [(block.counts[name], self.model.moments(name, block)) for block in self.blocks]
-                    view.likelihood.estimate_theta(moments, view.loadings)
-        n_steps = self._polish_length()
-        optimizer = self._optimizer(self.schedule.polish_rate)
-        self._steps("polish", np.linspace(1.0, 0.1, n_steps).tolist(), optimizer)
+        if "polish" not in walk.phase:
+            with torch.no_grad():
+                for name, view in self.model.items():
+                    if isinstance(view.likelihood, NegativeBinomial):
+                        moments = [(block.counts[name], self.model.moments(name, block)) for block in self.blocks]
+                        view.likelihood.estimate_theta(moments, view.loadings)
+            if not n_steps:
+                return
+            self.stepper.set_out()
+        self._steps("polish", np.linspace(1.0, 0.1, n_steps).tolist())
+        if "polish" in walk.phase:
+            self._settle(since=walk.phase.index("polish"))
 
     def history(self) -> History:
         """The record of the kept start."""
-        if not self.converged:
-            logger.warning(
-                "The fit stopped at max_steps = %d before the ELBO converged. Pass a larger max_steps to go on.",
-                self.schedule.max_steps,
-            )
-        arrays = np.asarray(self.elbo), np.asarray(self.seconds), np.asarray(self.phase, dtype=str)
-        return History(*arrays, self.converged, self.starts, self.repairs)
+        state, walk = self.stepper.state, self.stepper.state.walk
+        notices = _binding(self.model, self.blocks, self.given_lengthscale)
+        for notice in notices:
+            logger.info(notice)
+        arrays = np.asarray(walk.elbo), np.asarray(walk.seconds), np.asarray(walk.phase, dtype=str)
+        return History(*arrays, state.converged, state.starts, state.repairs + notices)
 
-    def _needs_polish(self) -> bool:
-        """Whether a modality has taken its counts as Poisson so far."""
-        return any(isinstance(view.likelihood, NegativeBinomial) for _, view in self.model.items())
+    def _judge(self, name: str) -> None:
+        """Keep the walk if it has come higher than those before."""
+        state, walk = self.stepper.state, self.stepper.state.walk
+        walk.here = self.stepper.here()
+        score = walk.elbo[-1] if walk.elbo else -math.inf
+        state.starts[name] = score
+        logger.debug("start %s: ELBO %.6g after %d steps", name, score, len(walk.elbo))
+        if walk.elbo and (state.kept is None or score > state.kept.elbo[-1]):
+            state.kept = walk
+        state.walk = Walk()
+
+    def _goes_on(self, limit: int) -> bool:
+        """Whether another step at the constant rate is due."""
+        state, walk = self.stepper.state, self.stepper.state.walk
+        if walk.phase[-1] == "main" and not walk.stuck:
+            state.converged = len(walk.elbo) >= self.schedule.min_steps and self._has_converged()
+        return not state.converged and not walk.stuck and len(walk.elbo) < limit
+
+    def _negative_binomials(self) -> list[NegativeBinomial]:
+        """Likelihoods that take their counts as Poisson until the polish."""
+        return [view.likelihood for _, view in self.model.items() if isinstance(view.likelihood, NegativeBinomial)]
 
     def _polish_length(self) -> int:
         """Steps kept back for the polish."""
-        return self.schedule.ending(self.schedule.polish_steps) if self._needs_polish() else 0
-
-    def _forget(self) -> None:
-        """Begin a new record."""
-        self.elbo, self.seconds, self.phase = [], [], []
-
-    def _optimizer(self, rate: float) -> torch.optim.Adam:
-        """A fresh Adam over everything that may move."""
-        moving = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        return torch.optim.Adam(moving, lr=rate, betas=BETAS)
+        return self.schedule.ending(self.schedule.polish_steps) if self._negative_binomials() else 0
 
     def _warm(self, step: int) -> float:
         """Linear warm-up of the rate."""
         return min(1.0, (step + 1) / self.schedule.warmup_steps)
 
-    def _steps(self, phase: str, factors: list[float], optimizer: torch.optim.Adam | None = None) -> None:
-        """One step for each factor of the rate."""
-        optimizer = optimizer or self._optimizer(self.schedule.learning_rate)
-        for factor in factors:
-            self._step(phase, optimizer, factor)
+    def _steps(self, phase: str, factors: list[float]) -> None:
+        """One step for each factor of the rate that has not had its step yet."""
+        rate = self.schedule.polish_rate if phase == "polish" else self.schedule.learning_rate
+        for factor in factors[self.stepper.state.walk.phase.count(phase) :]:
+            self.stepper.step(phase, rate * factor)
 
-    def _step(self, phase: str, optimizer: torch.optim.Adam, factor: float) -> None:
-        """One full-batch step: the gradient is accumulated over the blocks."""
-        base = optimizer.defaults["lr"] * 0.5 ** len(self.repairs)
-        for group in optimizer.param_groups:
-            group["lr"] = base * factor
-        optimizer.zero_grad(set_to_none=True)
-        loss = 0.0
-        for block in self.blocks:
-            part = self.objective.differentiable_loss(self.model.model, self.model.guide, block)
-            (part / self.nnz).backward()
-            loss += part.item()
-        if not math.isfinite(loss):
-            self._repair(optimizer)
-            self._step(phase, optimizer, factor)
-            return
-        if len(self.elbo) % WINDOW == 0:
-            self._before = _snapshot(self.model)
-        optimizer.step()
-        if self.model.spatial is not None:
-            self.model.spatial.field.clamp_()
-        self._record(phase, -loss)
-
-    def _record(self, phase: str, value: float) -> None:
-        """Remember a step and show it."""
-        self.elbo.append(value)
-        self.seconds.append(time.perf_counter() - self.began)
-        self.phase.append(phase)
-        self.bar.update()
-        self.bar.set_postfix(ELBO=f"{value:.6g}", refresh=False)
-
-    def _repair(self, optimizer: torch.optim.Adam) -> None:
-        """Go back to the last parameters that were good, and halve the rate."""
-        if len(self.repairs) >= MAX_REPAIRS:
-            raise FloatingPointError(
-                f"The objective was not finite at step {len(self.elbo)} after {len(self.repairs)} repairs. Check the "
-                "counts for extreme values, or pass a smaller learning_rate."
-            )
-        self.model.load_state_dict(self._before)
-        optimizer.state.clear()
-        self.repairs.append(f"step {len(self.elbo)}: objective not finite, rolled back and halved the learning rate")
-        logger.warning(self.repairs[-1])
+    def _settle(self, since: int) -> None:
+        """Go back to the best parameters where the objective that began at step ``since`` has ended below its start."""
+        walk = self.stepper.state.walk
+        if walk.stuck:
+            return  # at the best parameters already
+        with torch.random.fork_rng(devices=self.stepper.devices):
+            try:
+                last = elbo(self.model, self.blocks)
+            except ArithmeticError:
+                last = math.nan
+        first = walk.elbo[since]
+        if not last >= first - ROUNDING * abs(first):
+            self.stepper.go_to(walk.best)
+            self.stepper.note(f"the ELBO ended at {last:.6g}, below its start at {first:.6g}: went back to its best")
 
     def _has_converged(self) -> bool:
         """Whether the bound per nonzero count has stopped rising from one window of steps to the next.
 
         Both windows are averaged, since Adam oscillates. A Monte Carlo bound cannot be known better than its standard error.
         """
-        if len(self.elbo) < 2 * WINDOW:
+        elbo = self.stepper.state.walk.elbo
+        if len(elbo) < 2 * WINDOW:
             return False
-        before, after = np.array(self.elbo[-2 * WINDOW :]).reshape(2, WINDOW) / self.nnz
+        before, after = np.array(elbo[-2 * WINDOW :]).reshape(2, WINDOW) / self.stepper.nnz
         tol = self.schedule.tol
         if self.model.n_samples is not None:
             tol = max(tol, 2 * math.sqrt((before.var() + after.var()) / WINDOW))
         return bool(after.mean() - before.mean() < tol)
 
-    def _freeze_kernel(self) -> bool:
+    def _freeze_kernel(self) -> None:
         """Stop learning the kernel parameters: beyond the first steps they drift with what the model cannot say."""
         if self.model.spatial is not None:
             for parameter in self.model.spatial.field.hyperparameters():
                 parameter.requires_grad_(False)
                 parameter.grad = None
-        return True
 
 
-def _snapshot(model: nn.Module) -> dict[str, Tensor]:
-    """A copy of all parameters."""
-    return {name: value.detach().clone() for name, value in model.state_dict().items()}
+@torch.no_grad()
+def _binding(model: Factorization, blocks: list[Block], given_lengthscale: bool) -> list[str]:
+    """Bounds that the parameters lie on or beyond, in words."""
+    notices = []
+    if model.nonnegative:
+        marginals = [model.marginals(block) for block in blocks]
+        beyond = [(m < MEAN_RANGE[0]) | (m > MEAN_RANGE[1]) | (m + 0.5 * v > MEAN_CAP) for m, v in marginals]
+        n_beyond = sum(int(part.sum()) for part in beyond)
+        if n_beyond:
+            notices.append(f"exponent clamp binds for {n_beyond} of {sum(map(torch.numel, beyond))} log factors")
+    if model.spatial is None:
+        return notices
+    field = model.spatial.field
+    bounded = {"amplitude": (field.log_amplitude, AMPLITUDE_RANGE)}
+    if not given_lengthscale:
+        bounded["length scale (half-widths)"] = field.log_lengthscale, LENGTHSCALE_RANGE
+    for name, (values, ends) in bounded.items():
+        for word, end in zip(("floor", "ceiling"), ends, strict=True):
+            n_there = int(torch.isclose(values, torch.full_like(values, math.log(end))).sum())
+            if n_there:
+                notices.append(f"{name} at its {word} of {end:g} for {n_there} of {model.n_spatial} spatial factors")
+    return notices

@@ -1,0 +1,205 @@
+"""One full-batch step that never breaks, from a state that can be put away and taken up again."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+
+import torch
+from pyro.infer import TraceMeanField_ELBO
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from gpnsf.core.checkpoint import Checkpoint, State, Walk
+from gpnsf.core.initial import Start
+from gpnsf.core.likelihoods import NegativeBinomial
+from gpnsf.core.model import Block, Factorization
+
+__all__ = ["Stepper"]
+
+logger = logging.getLogger("gpnsf")
+
+BETAS = (0.9, 0.99)
+WINDOW = 10  # steps after which parameters are remembered
+MAX_REPAIRS = 8  # of one start
+
+
+class Stepper:
+    """A model, the optimiser that moves it, and the state that both have reached."""
+
+    def __init__(
+        self,
+        model: Factorization,
+        blocks: list[Block],
+        objective: TraceMeanField_ELBO,
+        bar: tqdm,
+        checkpoint: Checkpoint | None = None,
+    ) -> None:
+        self.model, self.blocks, self.bar, self.checkpoint = model, blocks, bar, checkpoint
+        self.nnz = max(1, sum(counts.nnz for block in blocks for counts in block.counts.values()))
+        self.devices = [device for device in [next(model.parameters()).device] if device.type == "cuda"]
+        self.state = State()
+        self._objective = objective
+        self._began = time.perf_counter()
+        self._parameters = list(model.parameters())
+        self._sizes = [parameter.numel() for parameter in self._parameters]
+        self._blank = self.here()
+        # parameters without a gradient stay where they are
+        self._adam = torch.optim.Adam(self._parameters, betas=BETAS)
+        self.state.walk.best = self._blank
+
+    def begin(self, start: Start) -> None:
+        """Put a start into the model; numbers that are not finite become zero."""
+        self.go_to(self._blank)
+        self.model.load(start, self.blocks)
+        here = self.here()
+        n_lost = int((~here.isfinite()).sum())
+        if n_lost:
+            self.go_to(here.nan_to_num(0.0, 0.0, 0.0))
+            self.note(f"{n_lost} parameters of start {start.name} not finite, set to 0")
+        self.state.walk = Walk()
+        self.set_out()
+
+    def set_out(self) -> None:
+        """Begin to climb an objective from where the parameters are."""
+        walk = self.state.walk
+        walk.stuck, walk.best_elbo, walk.best = False, -math.inf, self.here()
+        self.forget()
+
+    def forget(self) -> None:
+        """Take the memory from Adam."""
+        self._adam.state.clear()
+
+    def resume(self, state: State) -> None:
+        """Go on from a state; what it does not hold follows from it."""
+        self.state, walk = state.copy(), state.walk
+        for name, view in self.model.items():
+            view.likelihood.prepare([block.counts[name] for block in self.blocks])
+            if isinstance(view.likelihood, NegativeBinomial):
+                view.likelihood.poisson_phase = "polish" not in walk.phase
+        self.go_to(walk.here)
+        self._load_adam(state.moments, state.counts)
+        torch.set_rng_state(state.random)
+        for device in self.devices:
+            torch.cuda.set_rng_state(state.random_cuda, device)
+        self._began -= walk.seconds[-1]
+        self.bar.update(len(walk.elbo))
+
+    def captured(self) -> State:
+        """A copy of the state, complete with what the model, Adam and the random generators hold of it."""
+        state = self.state.copy()
+        state.walk.here = self.here()
+        state.moments, state.counts = self._adam_memory()
+        state.random = torch.get_rng_state()
+        for device in self.devices:
+            state.random_cuda = torch.cuda.get_rng_state(device)
+        return state
+
+    def step(self, phase: str, rate: float) -> None:
+        """One full-batch step; where it ends in numbers that are not finite, a repair and the step again."""
+        walk = self.state.walk
+        while not walk.stuck:
+            loss, trouble = self._gradient()
+            if not trouble:
+                if len(walk.elbo) % WINDOW == 0 or walk.best_elbo == -math.inf:
+                    self._remember(-loss)
+                self._move(rate * 0.5**walk.halvings)
+                if self._is_finite():
+                    self._record(phase, -loss)
+                    return
+                trouble = "gradient or parameters not finite"
+            self._repair(phase, trouble)
+
+    def here(self) -> Tensor:
+        """A copy of all parameters [n]."""
+        return torch.cat([parameter.detach().reshape(-1) for parameter in self._parameters])
+
+    @torch.no_grad()
+    def go_to(self, place: Tensor) -> None:
+        """Set all parameters [n]."""
+        for parameter, part in zip(self._parameters, place.split(self._sizes), strict=True):
+            parameter.copy_(part.reshape(parameter.shape))
+
+    def note(self, text: str) -> None:
+        """Write down what was done about trouble."""
+        self.state.repairs.append(f"step {len(self.state.walk.elbo)}: {text}")
+        logger.warning(self.state.repairs[-1])
+
+    def _gradient(self) -> tuple[float, str]:
+        """The negative bound, its gradient accumulated over the blocks, and what is wrong with it."""
+        self._adam.zero_grad(set_to_none=True)
+        loss = 0.0
+        try:
+            for block in self.blocks:
+                part = self._objective.differentiable_loss(self.model.model, self.model.guide, block)
+                (part / self.nnz).backward()
+                loss += part.item()
+        except ArithmeticError as error:  # a covariance that cannot be factorised
+            return math.nan, str(error).rstrip(".")
+        return loss, "" if math.isfinite(loss) else "objective not finite"
+
+    def _move(self, rate: float) -> None:
+        """One step of Adam."""
+        for group in self._adam.param_groups:
+            group["lr"] = rate
+        self._adam.step()
+        if self.model.spatial is not None:
+            self.model.spatial.field.clamp_()
+
+    def _is_finite(self) -> bool:
+        """Whether gradients, their squares, and the parameters that they led to are finite."""
+        tensors = [
+            tensor for parameter in self._parameters for tensor in (parameter.grad, parameter) if tensor is not None
+        ]
+        return bool(torch.stack([torch.linalg.vector_norm(tensor.detach()) for tensor in tensors]).isfinite().all())
+
+    def _remember(self, value: float) -> None:
+        """Remember the parameters if nowhere else the bound was higher."""
+        walk = self.state.walk
+        if value > walk.best_elbo:
+            walk.best_elbo, walk.best = value, self.here()
+
+    def _record(self, phase: str, value: float) -> None:
+        """Write a step down and show it."""
+        walk = self.state.walk
+        walk.elbo.append(value)
+        walk.seconds.append(time.perf_counter() - self._began)
+        walk.phase.append(phase)
+        self.bar.update()
+        self.bar.set_postfix(ELBO=f"{value:.6g}", refresh=False)
+        if self.checkpoint is not None:
+            self.checkpoint.keep(self.captured())
+
+    def _repair(self, phase: str, trouble: str) -> None:
+        """Go back to the best parameters and halve the rate; after too many times, stay there."""
+        walk = self.state.walk
+        self.go_to(walk.best)
+        self.forget()
+        if walk.halvings < MAX_REPAIRS:
+            walk.halvings += 1
+            self.note(f"{trouble}, rolled back and halved the learning rate")
+            return
+        walk.stuck = True
+        if walk.best_elbo == -math.inf:
+            self.note(f"{trouble} after {MAX_REPAIRS} repairs, given up")
+            return
+        self.note(f"{trouble} after {MAX_REPAIRS} repairs, stayed at the best parameters so far")
+        self._record(phase, walk.best_elbo)
+
+    def _adam_memory(self) -> tuple[Tensor, Tensor]:
+        """Adam's moving averages [2, n], and its steps for each parameter."""
+        states = [self._adam.state.get(parameter) for parameter in self._parameters]
+        zeros = [torch.zeros_like(parameter) for parameter in self._parameters]
+        moments = [
+            torch.cat([(s[key] if s else zero).reshape(-1) for s, zero in zip(states, zeros, strict=True)])
+            for key in ("exp_avg", "exp_avg_sq")
+        ]
+        return torch.stack(moments), torch.tensor([float(s["step"]) if s else 0.0 for s in states])
+
+    def _load_adam(self, moments: Tensor, counts: Tensor) -> None:
+        """Give Adam back its memory."""
+        for parameter, part, count in zip(self._parameters, moments.split(self._sizes, dim=1), counts, strict=True):
+            if count:
+                first, second = (row.reshape(parameter.shape).clone() for row in part)
+                self._adam.state[parameter] = {"step": count.clone(), "exp_avg": first, "exp_avg_sq": second}
