@@ -92,6 +92,7 @@ RULES: dict[str, Rule] = {
     "n_spatial": Rule(int, 6, low=0, optional=True),
     "spatial_key": Rule(str, "spatial"),
     "library_key": Rule(str, "sample", optional=True),
+    "batch_key": Rule(str, "sample", optional=True),
     "holdout_key": Rule(str, "held_out", optional=True),
     "size_factors": Rule(str, "total", optional=True),
     "kernel": Rule(str, "matern32", options=("matern12", "matern32", "matern52", "rbf")),

@@ -30,7 +30,7 @@ def write(data: AnnData | MuData, posterior: Posterior, layout: Layout, *, keys:
     mods = {name: data.mod[name] if isinstance(data, MuData) else data for name in layout.modalities}
     everything = [data, *data.mod.values()] if isinstance(data, MuData) else [data]
     slots: list[Slot] = [(data, "uns", keys.uns, _record(posterior, layout, info))]
-    slots += _rows(data, np.arange(len(posterior.mean)), posterior.loadings, posterior, keys)
+    slots += _rows(data, layout.position, posterior.loadings, posterior, keys)
     for name, mod in mods.items():
         if mod is not data:
             slots += _rows(mod, layout.rows[name], {name: posterior.loadings[name]}, posterior, keys)
@@ -76,8 +76,9 @@ def _features(mod: AnnData, name: str, used: np.ndarray, posterior: Posterior, k
     }
     if name in posterior.dispersion:
         columns[keys.dispersion] = posterior.dispersion[name]
+    batches = {keys.batch: posterior.multipliers[name]} if name in posterior.multipliers else {}
     return [
-        (mod, "varm", keys.loadings, _full(loadings, used)),
+        *((mod, "varm", key, _full(values, used)) for key, values in ({keys.loadings: loadings} | batches).items()),
         (mod, "var", keys.top_factor, top),
         *((mod, "var", key, _full(values, used)) for key, values in columns.items()),
     ]
@@ -111,6 +112,7 @@ def _record(posterior: Posterior, layout: Layout, info: Mapping[str, Any]) -> di
             "variance_explained": posterior.variance_explained,
             "likelihoods": layout.likelihoods,
             "modalities": layout.modalities,
+            "batches": layout.batches,
         }
     )
 

@@ -177,8 +177,12 @@ class _Run:
         with torch.no_grad():
             for name, view in self.model.items():
                 if isinstance(view.likelihood, NegativeBinomial):
-                    moments = [(block.counts[name], self.model.moments(name, block)) for block in self.blocks]
-                    view.likelihood.estimate_theta(moments, view.loadings)
+                    view.likelihood.estimate_theta(
+                        [
+                            (block.counts[name], self.model.moments(name, block), view.loadings_of(block.batch))
+                            for block in self.blocks
+                        ]
+                    )
         n_steps = self._polish_length()
         optimizer = self._optimizer(self.schedule.polish_rate)
         self._steps("polish", np.linspace(1.0, 0.1, n_steps).tolist(), optimizer)

@@ -51,6 +51,7 @@ class Dataset:
     coords: np.ndarray  # [N, D] float32: each slice centred, one factor for all axes, largest half-width 1
     library: np.ndarray  # [N] int64: code of the slice, 0 .. n_libraries - 1
     views: tuple[View, ...]
+    batch: np.ndarray | None = None  # [N] int64: code of the batch, in rising order; None: no batch effects
 
     @property
     def n_obs(self) -> int:
@@ -61,6 +62,11 @@ class Dataset:
     def n_libraries(self) -> int:
         """Number of slices."""
         return int(self.library.max()) + 1
+
+    @property
+    def n_batches(self) -> int:
+        """Number of batches."""
+        return 1 if self.batch is None else int(self.batch.max()) + 1
 
 
 @dataclass(frozen=True)
@@ -92,4 +98,5 @@ class Posterior:
     is_spatial: np.ndarray  # [K] bool, spatial factors first
     lengthscale: np.ndarray  # [K] in half-width units, nan for nonspatial factors
     amplitude: np.ndarray  # [K] standard deviation of the field (nonspatial: of the log factor)
+    multipliers: dict[str, np.ndarray]  # modality -> [P, S] batch multipliers, mean one; empty without batches
     field: dict[str, Any]  # arrays that rebuild the field for prediction, see core.fields

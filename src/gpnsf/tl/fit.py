@@ -40,6 +40,7 @@ def fit(
     use_var: Mapping[str, str] | str | None = None,
     spatial_key: str = SPATIAL,
     library_key: str | None = None,
+    batch_key: str | None = None,
     size_factors: str | None = "total",
     modality_weights: Mapping[str, float] | None = None,
     kernel: str = "matern32",
@@ -96,6 +97,9 @@ def fit(
         Name of the coordinates [N, 1 to 3] in ``obsm``, in any unit; three dimensions need ``field="inducing"``.
     library_key
         ``obs`` column of slices: they share the loadings, and each has fields of its own.
+    batch_key
+        ``obs`` column of batches, the one of the slices or another: each batch gets a multiplier for every feature, shrunken
+        towards 1, so that factors need not explain what differs between batches gene by gene. Not for "fa" and "rsf".
     size_factors
         "total" (row totals with mean 1 per modality), None (all 1: where totals carry signal), or an ``obs`` column.
     modality_weights
@@ -164,6 +168,7 @@ def fit(
     * ``obsm["X_gpnsf"]``, ``["X_gpnsf_smooth"]``, ``["X_gpnsf_std"]`` [N, K]: posterior means (each factor with mean 1), means
       of the field alone, and posterior standard deviations; on the object and on its modalities
     * ``varm["gpnsf_loadings"]`` [P, K] and ``var["gpnsf_background"]`` [P] of each modality
+    * with ``batch_key``, ``varm["gpnsf_batch"]`` [P, S] of each modality: multipliers of the batches ``uns["gpnsf"]["batches"]``
     * ``obs["gpnsf_spatial_importance"]`` and each modality's ``var["gpnsf_spatial_importance"]`` (and ``_std``), in [0, 1]
     * ``var["gpnsf_top_factor"]``, ``var["gpnsf_dispersion"]`` (NB size, or Gaussian sd)
     * ``uns["gpnsf"]``: parameters, names, kernel, history, and what :func:`gpnsf.tl.predict` needs
@@ -232,7 +237,16 @@ def _n_spatial(model: str, n_factors: int, asked: int | None) -> int:
 
 def _read(data: MuData | AnnData, params: Mapping[str, Any]) -> tuple[Dataset, bridge.Layout]:
     """Read the object and check what only the data can tell."""
-    names = ("modalities", "likelihoods", "layers", "use_var", "spatial_key", "library_key", "size_factors")
+    names = (
+        "modalities",
+        "likelihoods",
+        "layers",
+        "use_var",
+        "spatial_key",
+        "library_key",
+        "batch_key",
+        "size_factors",
+    )
     default = models.PRESETS[params["model"]].likelihood
     dataset, layout = bridge.read(
         data,
