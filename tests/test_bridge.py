@@ -325,3 +325,16 @@ def test_backed_counts_are_loaded(adata, tmp_path, dense):
     dataset, _ = read(backed)
     np.testing.assert_array_equal(dataset.views[0].counts.toarray(), read(adata)[0].views[0].counts.toarray())
     backed.file.close()
+
+
+def test_rows_of_a_batch_are_neighbours(adata):
+    adata.obs["run"] = np.array(["b", "a", "c"])[np.arange(adata.n_obs) % 3]
+    plain, _ = read(adata)
+    dataset, layout = read(adata, batch_key="run")
+    assert plain.batch is None
+    assert layout.batches == ("a", "b", "c")
+    assert (np.diff(dataset.batch) >= 0).all()
+    assert [layout.batches[code] for code in dataset.batch[layout.position]] == adata.obs["run"].tolist()
+    np.testing.assert_array_equal(dataset.coords[layout.position], plain.coords)
+    np.testing.assert_array_equal(dataset.views[0].size[layout.position], plain.views[0].size)
+    assert (dataset.views[0].counts[layout.position] != plain.views[0].counts).nnz == 0

@@ -79,6 +79,8 @@ def read(
         views.append(replace(view, weight=weights.get(name, 1.0)))
     batch, batches = pd.factorize(read_labels(tissue, batch_key, argument="batch_key"), sort=True)
     position = np.argsort(np.argsort(batch, kind="stable"))
+    if batch_key is not None and len(batches) == 1:
+        _logger.warning("batch_key=%r has no effect: all rows are of batch %r.", batch_key, batches[0])
     layout = Layout(
         modalities=tissue.names,
         likelihoods=kinds,

@@ -76,17 +76,19 @@ def _features(mod: AnnData, name: str, used: np.ndarray, posterior: Posterior, k
     }
     if name in posterior.dispersion:
         columns[keys.dispersion] = posterior.dispersion[name]
-    batches = {keys.batch: posterior.multipliers[name]} if name in posterior.multipliers else {}
+    slots: list[Slot] = [(mod, "varm", keys.loadings, _full(loadings, used))]
+    if name in posterior.multipliers:
+        slots.append((mod, "varm", keys.batch, _full(posterior.multipliers[name], used, fill=1.0)))
     return [
-        *((mod, "varm", key, _full(values, used)) for key, values in ({keys.loadings: loadings} | batches).items()),
+        *slots,
         (mod, "var", keys.top_factor, top),
         *((mod, "var", key, _full(values, used)) for key, values in columns.items()),
     ]
 
 
-def _full(values: np.ndarray, used: np.ndarray) -> np.ndarray:
+def _full(values: np.ndarray, used: np.ndarray, fill: float = 0.0) -> np.ndarray:
     """Scatter [P, ...] to all features [P_full, ...]."""
-    full = np.zeros((len(used), *values.shape[1:]), dtype=np.float32)
+    full = np.full((len(used), *values.shape[1:]), fill, dtype=np.float32)
     full[used] = values
     return full
 

@@ -19,7 +19,8 @@ theta  negative binomial size: variance = mean + mean**2 / theta
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from dataclasses import field as dataclass_field
 from typing import Any
 
 import numpy as np
@@ -78,7 +79,7 @@ class History:
     phase: np.ndarray  # [steps] str: "pick", "main", "tail", "polish"
     converged: bool
     starts: dict[str, float]  # name of a start -> its ELBO when the best one was picked
-    repairs: list[str] = field(default_factory=list)
+    repairs: list[str] = dataclass_field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -98,5 +99,5 @@ class Posterior:
     is_spatial: np.ndarray  # [K] bool, spatial factors first
     lengthscale: np.ndarray  # [K] in half-width units, nan for nonspatial factors
     amplitude: np.ndarray  # [K] standard deviation of the field (nonspatial: of the log factor)
-    multipliers: dict[str, np.ndarray]  # modality -> [P, S] batch multipliers, mean one; empty without batches
     field: dict[str, Any]  # arrays that rebuild the field for prediction, see core.fields
+    multipliers: dict[str, np.ndarray] = dataclass_field(default_factory=dict)  # modality -> [P, S] of batches, if any

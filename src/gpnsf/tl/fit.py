@@ -261,6 +261,7 @@ def _read(data: MuData | AnnData, params: Mapping[str, Any]) -> tuple[Dataset, b
         field=params["field"],
         n_spatial=params["n_spatial"],
         n_dims=dataset.coords.shape[1],
+        batch_key=params["batch_key"],
     )
     n_features = sum(view.counts.shape[1] for view in dataset.views)
     checks.sizes(params["n_factors"], n_obs=dataset.n_obs, n_features=n_features)
