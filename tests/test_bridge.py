@@ -250,17 +250,6 @@ def test_totals_count_used_features_of_observed_rows(partial):
     np.testing.assert_allclose(view.size, totals / totals[view.observed].mean(), rtol=1e-6)
 
 
-def test_small_totals_are_warned_of(adata, caplog):
-    with caplog.at_level(logging.WARNING, logger="gpnsf"):
-        read(adata)
-        assert not caplog.records
-        adata.X = sp.csr_matrix(adata.X.toarray() > 14, dtype=np.float32)
-        read(adata, size_factors=None)
-        assert not caplog.records
-        read(adata)
-    assert "size_factors=None" in caplog.text
-
-
 def test_size_factors_from_columns(partial):
     partial["atac"].obs["depth"] = 1.0 + np.arange(17)
     partial["rna"].obs["depth"] = 4

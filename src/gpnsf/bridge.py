@@ -22,7 +22,6 @@ __all__ = ["Layout", "canonical", "normalise_coords", "read", "read_counts"]
 
 DEFAULT_LIKELIHOODS = {"rna": "nb", "atac": "bernoulli", "": "nb"}
 SIZE_FLOOR = 0.05  # smallest size factor from totals: empty spots take the value of the field
-LOW_TOTAL = 50  # median total below which totals may carry signal
 
 _logger = logging.getLogger("gpnsf")
 
@@ -225,9 +224,6 @@ def _size_factors(tissue: Tissue, name: str, counts: sp.csr_matrix, observed: np
         values = checks.positive(_size_column(tissue, name, source)[observed], what=what)
         return values / values.mean()
     total = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()[observed]
-    if np.median(total) < LOW_TOTAL:
-        text = "modality %r: median total of %g; totals this small may carry signal: consider size_factors=None"
-        _logger.warning(text, name, np.median(total))
     return np.maximum(total / total.mean(), SIZE_FLOOR)
 
 

@@ -110,11 +110,10 @@ def test_blocks_walk_the_same_way():
 
 @pytest.mark.parametrize("max_steps", [1, 2, 3, 4, 10, 25, 30, 45, 60])
 @pytest.mark.parametrize("likelihood", ["nb", "poisson"])
-def test_the_cap_holds_for_all_phases_together(max_steps, likelihood, log):
+def test_the_cap_holds_for_all_phases_together(max_steps, likelihood):
     _, history = fitted({"rna": likelihood}, schedule=Schedule(max_steps=max_steps, tol=1e-12))
     assert len(history.elbo) == max_steps
     assert not history.converged
-    assert f"stopped at max_steps = {max_steps} before" in log.text
 
 
 def test_a_fit_that_stops_rising_has_converged(log):

@@ -189,11 +189,6 @@ class _Run:
 
     def history(self) -> History:
         """The record of the kept start."""
-        if not self.converged:
-            logger.warning(
-                "The fit stopped at max_steps = %d before the ELBO converged. Pass a larger max_steps to go on.",
-                self.schedule.max_steps,
-            )
         arrays = np.asarray(self.elbo), np.asarray(self.seconds), np.asarray(self.phase, dtype=str)
         return History(*arrays, self.converged, self.starts, self.repairs)
 

@@ -21,6 +21,7 @@ from gpnsf.core.types import Dataset, History
 from gpnsf.keys import SPATIAL, Keys
 from gpnsf.settings import settings
 from gpnsf.tissue import editable
+from gpnsf.tl import diagnostics
 
 __all__ = ["fit"]
 
@@ -171,7 +172,8 @@ def fit(
     * with ``batch_key``, ``varm["gpnsf_batch"]`` [P, S] of each modality: multipliers of the batches ``uns["gpnsf"]["batches"]``
     * ``obs["gpnsf_spatial_importance"]`` and each modality's ``var["gpnsf_spatial_importance"]`` (and ``_std``), in [0, 1]
     * ``var["gpnsf_top_factor"]``, ``var["gpnsf_dispersion"]`` (NB size, or Gaussian sd)
-    * ``uns["gpnsf"]``: parameters, names, kernel, history, and what :func:`gpnsf.tl.predict` needs
+    * ``uns["gpnsf"]``: parameters, names, kernel, history, ``warnings`` (also in the log), and what :func:`gpnsf.tl.predict`
+      needs
 
     References
     ----------
@@ -205,7 +207,8 @@ def fit(
         blocks = factorization.blocks(dataset, block_size)
         log_factors = (local_stage.local if refine else local_stage.mean_field)(factorization, blocks)
         result = posterior.summarise(factorization, dataset, blocks, log_factors)
-    info = _info(params, history, time.perf_counter() - began)
+        warnings = diagnostics.warn(dataset, result, history, params=params, scale=layout.scale)
+    info = {**_info(params, history, time.perf_counter() - began), "warnings": warnings}
     data = editable(data, copy=copy)
     writeback.write(data, result, layout, keys=Keys(key_added), info=info)
     _report(dataset, history, info["seconds"])
@@ -265,13 +268,6 @@ def _read(data: MuData | AnnData, params: Mapping[str, Any]) -> tuple[Dataset, b
     )
     n_features = sum(view.counts.shape[1] for view in dataset.views)
     checks.sizes(params["n_factors"], n_obs=dataset.n_obs, n_features=n_features)
-    counted = any(view.likelihood != "gaussian" for view in dataset.views)
-    if counted and params["n_spatial"] == params["n_factors"]:
-        _logger.warning(
-            "All %d factors are spatial: variation between neighbouring spots will be forced into them. Pass a smaller "
-            "n_spatial (half of n_factors is the default) unless this is what you want.",
-            params["n_factors"],
-        )
     return dataset, layout
 
 
