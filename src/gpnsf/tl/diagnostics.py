@@ -188,11 +188,12 @@ def _excess(view: View, member: np.ndarray, factors: np.ndarray, W: np.ndarray) 
     usable = (observed >= MIN_COUNTS).all(0)
     if len(observed) < 2 or usable.sum() < 2 * W.shape[1]:
         return 0.0
-    logs = np.log(observed[:, usable] / (mixture @ W.T)[:, usable])
+    observed, squares, expected = observed[:, usable], squares[:, usable], mixture @ W[usable].T
+    logs = np.log(observed / expected)
     logs = logs - np.median(logs, axis=1, keepdims=True)
     logs = logs - logs.mean(0)
     spread = 1.4826 * np.median(np.abs(logs)) / np.sqrt(1 - 1 / len(logs))
-    sampling = np.median((squares / observed**2)[:, usable])  # an upper bound of the variance of a log total
+    sampling = np.median(squares / observed**2)  # an upper bound of the variance of a log total
     return float(np.sqrt(max(spread**2 - sampling, 0.0)))
 
 
