@@ -250,17 +250,6 @@ def test_totals_count_used_features_of_observed_rows(partial):
     np.testing.assert_allclose(view.size, totals / totals[view.observed].mean(), rtol=1e-6)
 
 
-def test_small_totals_are_warned_of(adata, caplog):
-    with caplog.at_level(logging.WARNING, logger="gpnsf"):
-        read(adata)
-        assert not caplog.records
-        adata.X = sp.csr_matrix(adata.X.toarray() > 14, dtype=np.float32)
-        read(adata, size_factors=None)
-        assert not caplog.records
-        read(adata)
-    assert "size_factors=None" in caplog.text
-
-
 def test_size_factors_from_columns(partial):
     partial["atac"].obs["depth"] = 1.0 + np.arange(17)
     partial["rna"].obs["depth"] = 4
@@ -325,3 +314,16 @@ def test_backed_counts_are_loaded(adata, tmp_path, dense):
     dataset, _ = read(backed)
     np.testing.assert_array_equal(dataset.views[0].counts.toarray(), read(adata)[0].views[0].counts.toarray())
     backed.file.close()
+
+
+def test_rows_of_a_batch_are_neighbours(adata):
+    adata.obs["run"] = np.array(["b", "a", "c"])[np.arange(adata.n_obs) % 3]
+    plain, _ = read(adata)
+    dataset, layout = read(adata, batch_key="run")
+    assert plain.batch is None
+    assert layout.batches == ("a", "b", "c")
+    assert (np.diff(dataset.batch) >= 0).all()
+    assert [layout.batches[code] for code in dataset.batch[layout.position]] == adata.obs["run"].tolist()
+    np.testing.assert_array_equal(dataset.coords[layout.position], plain.coords)
+    np.testing.assert_array_equal(dataset.views[0].size[layout.position], plain.views[0].size)
+    assert (dataset.views[0].counts[layout.position] != plain.views[0].counts).nnz == 0

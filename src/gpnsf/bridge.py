@@ -22,7 +22,6 @@ __all__ = ["Layout", "canonical", "normalise_coords", "read", "read_counts"]
 
 DEFAULT_LIKELIHOODS = {"rna": "nb", "atac": "bernoulli", "": "nb"}
 SIZE_FLOOR = 0.05  # smallest size factor from totals: empty spots take the value of the field
-LOW_TOTAL = 50  # median total below which totals may carry signal
 
 _logger = logging.getLogger("gpnsf")
 
@@ -36,6 +35,8 @@ class Layout:
     rows: dict[str, np.ndarray]  # modality -> [n] row of the dataset of each of its cells
     features: dict[str, np.ndarray]  # modality -> [P_full] bool: features that the core sees
     libraries: tuple[str, ...]  # names of the slices; "" alone where there is one
+    batches: tuple[str, ...]  # names of the batches; none where there is no key of batches
+    position: np.ndarray  # [N] row of the dataset of each observation of the object: rows of a batch are neighbours
     centre: np.ndarray  # [n_libraries, D] in the data's own units
     scale: float  # the data's own units per half-width unit, one for all slices and axes
 
@@ -50,6 +51,7 @@ def read(
     use_var: str | Mapping[str, str] | None = None,
     spatial_key: str = SPATIAL,
     library_key: str | None = None,
+    batch_key: str | None = None,
     size_factors: str | None = "total",
     modality_weights: Mapping[str, float] | None = None,
     holdout_key: str | None = None,
@@ -74,16 +76,33 @@ def read(
         )
         view = _view(tissue, name, counts, kinds[name], trained, size_factors)
         views.append(replace(view, weight=weights.get(name, 1.0)))
+    batch, batches = pd.factorize(read_labels(tissue, batch_key, argument="batch_key"), sort=True)
+    position = np.argsort(np.argsort(batch, kind="stable"))
+    if batch_key is not None and len(batches) == 1:
+        _logger.warning("batch_key=%r has no effect: all rows are of batch %r.", batch_key, batches[0])
     layout = Layout(
         modalities=tissue.names,
         likelihoods=kinds,
-        rows={name: tissue.rows[name] for name in tissue.names},
+        rows={name: position[tissue.rows[name]] for name in tissue.names},
         features=features,
         libraries=tuple(map(str, libraries)),
+        batches=() if batch_key is None else tuple(map(str, batches)),
+        position=position,
         centre=centre,
         scale=scale,
     )
-    return Dataset(coords=coords, library=library.astype(np.int64), views=tuple(views)), layout
+    dataset = Dataset(coords=coords, library=library.astype(np.int64), views=tuple(views))
+    return dataset if batch_key is None else _by_batch(dataset, batch), layout
+
+
+def _by_batch(dataset: Dataset, batch: np.ndarray) -> Dataset:
+    """The same rows, batch after batch, so that row blocks need not mix them."""
+    order = np.argsort(batch, kind="stable")
+    views = tuple(
+        replace(view, counts=view.counts[order], size=view.size[order], observed=view.observed[order])
+        for view in dataset.views
+    )
+    return Dataset(dataset.coords[order], dataset.library[order], views, batch[order].astype(np.int64))
 
 
 def normalise_coords(coords: np.ndarray, library: np.ndarray, centre: np.ndarray, scale: float) -> np.ndarray:
@@ -205,9 +224,6 @@ def _size_factors(tissue: Tissue, name: str, counts: sp.csr_matrix, observed: np
         values = checks.positive(_size_column(tissue, name, source)[observed], what=what)
         return values / values.mean()
     total = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()[observed]
-    if np.median(total) < LOW_TOTAL:
-        text = "modality %r: median total of %g; totals this small may carry signal: consider size_factors=None"
-        _logger.warning(text, name, np.median(total))
     return np.maximum(total / total.mean(), SIZE_FLOOR)
 
 

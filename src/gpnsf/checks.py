@@ -94,6 +94,7 @@ RULES: dict[str, Rule] = {
     "n_spatial": Rule(int, 6, low=0, optional=True),
     "spatial_key": Rule(str, "spatial"),
     "library_key": Rule(str, "sample", optional=True),
+    "batch_key": Rule(str, "sample", optional=True),
     "holdout_key": Rule(str, "held_out", optional=True),
     "size_factors": Rule(str, "total", optional=True),
     "kernel": Rule(str, "matern32", options=("matern12", "matern32", "matern52", "rbf")),
@@ -130,9 +131,22 @@ def arguments(values: Mapping[str, Any]) -> None:
 
 
 def combination(
-    *, model: str, likelihoods: Mapping[str, str], objective: str, field: str, n_spatial: int, n_dims: int
+    *,
+    model: str,
+    likelihoods: Mapping[str, str],
+    objective: str,
+    field: str,
+    n_spatial: int,
+    n_dims: int,
+    batch_key: str | None = None,
 ) -> None:
-    """Check that model, likelihoods, objective, field and number of coordinates go together."""
+    """Check that model, likelihoods, objective, field, number of coordinates and batches go together."""
+    if model in _SIGNED_MODELS and batch_key is not None:
+        rule = f"no batches for model={model!r}: multipliers need rates that are not negative"
+        remedy = (
+            "Centre the features within each batch and leave batch_key out, or use a nonnegative model such as 'gpnsf'"
+        )
+        raise ValueError(problem(rule, f"batch_key={batch_key!r}", remedy))
     counted = [f"{name}: {kind}" for name, kind in likelihoods.items() if kind != "gaussian"]
     if model in _SIGNED_MODELS and counted:
         rule = f"gaussian likelihoods for model={model!r}, whose factors may be negative"

@@ -122,6 +122,7 @@ FIT_OPTIONS: dict[str, dict[str, Any]] = {
     "use_var": {"type": _per_modality, "metavar": "NAME", "help": "boolean var column of the features to fit"},
     "spatial_key": {"help": "obsm slot of the coordinates"},
     "library_key": {"help": "obs column of sections"},
+    "batch_key": {"help": "obs column of batches, whose features get multipliers"},
     "size_factors": {"type": _or_none, "help": "total, none, or an obs column"},
     "modality_weights": {"type": _weights, "metavar": "A=X,B=X", "help": "weights in the objective"},
     "kernel": {"help": "matern12, matern32, matern52 or rbf"},

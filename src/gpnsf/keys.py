@@ -36,6 +36,11 @@ class Keys:
         return f"{self.key}_loadings"
 
     @property
+    def batch(self) -> str:
+        """``varm`` of each modality, after a fit with ``batch_key``: multipliers of the batches [P, S], mean 1."""
+        return f"{self.key}_batch"
+
+    @property
     def background(self) -> str:
         """``var`` of each modality: constant part of the rate [P]."""
         return f"{self.key}_background"
@@ -80,7 +85,7 @@ class Keys:
         """Every slot by the attribute that holds it."""
         return {
             "obsm": (self.factors, self.smooth, self.std),
-            "varm": (self.loadings,),
+            "varm": (self.loadings, self.batch),
             "obs": (self.importance,),
             "var": (
                 self.background,

@@ -85,6 +85,17 @@ class Fit:
         rows = {name: rows_of(self.data, name, mod) for name, mod in mods.items()}
         return Tissue(self.data, mods, rows, tuple(self.modalities))
 
+    def batches(self, modality: str) -> tuple[np.ndarray, np.ndarray]:
+        """Code of the batch [n] of each cell of a modality, and the multipliers [S, P]; one batch of ones without batches."""
+        mod = self.modalities[modality]
+        if self.keys.batch not in mod.varm:
+            return np.zeros(mod.n_obs, dtype=np.int64), np.ones((1, mod.n_vars))
+        multipliers = _slot(mod.varm, self.keys.batch, f"varm of {modality!r}").T
+        names = [str(name) for name in np.atleast_1d(self.uns["batches"])]
+        found = self.obs(self.params["batch_key"])[self.rows[modality]].astype(str)
+        choices(dict.fromkeys(found), names, what="the batch", where=f"fit {self.keys.key!r}")
+        return np.array([names.index(name) for name in found]), multipliers
+
     def var(self, modality: str, column: str) -> np.ndarray:
         """Column [P] of the features of one modality."""
         mod = self.modalities[modality]

@@ -69,11 +69,11 @@ def editable(data: AnnData | MuData, *, copy: bool) -> AnnData | MuData:
         return data.copy()
 
 
-def read_labels(tissue: Tissue, key: str | None) -> np.ndarray:
-    """Name [N] of the slice of each row, from an obs column; "" without one."""
+def read_labels(tissue: Tissue, key: str | None, *, argument: str = "library_key") -> np.ndarray:
+    """Name [N] of the slice or batch of each row, from an obs column; "" without one."""
     if key is None:
         return np.full(tissue.data.n_obs, "", dtype=object)
-    return gather(tissue, "obs", key, lambda column, *_: checks.labels(column, name=key), argument="library_key")
+    return gather(tissue, "obs", key, lambda column, *_: checks.labels(column, name=key), argument=argument)
 
 
 def read_coords(tissue: Tissue, key: str = SPATIAL) -> np.ndarray:

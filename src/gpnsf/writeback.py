@@ -30,7 +30,7 @@ def write(data: AnnData | MuData, posterior: Posterior, layout: Layout, *, keys:
     mods = {name: data.mod[name] if isinstance(data, MuData) else data for name in layout.modalities}
     everything = [data, *data.mod.values()] if isinstance(data, MuData) else [data]
     slots: list[Slot] = [(data, "uns", keys.uns, _record(posterior, layout, info))]
-    slots += _rows(data, np.arange(len(posterior.mean)), posterior.loadings, posterior, keys)
+    slots += _rows(data, layout.position, posterior.loadings, posterior, keys)
     for name, mod in mods.items():
         if mod is not data:
             slots += _rows(mod, layout.rows[name], {name: posterior.loadings[name]}, posterior, keys)
@@ -76,16 +76,19 @@ def _features(mod: AnnData, name: str, used: np.ndarray, posterior: Posterior, k
     }
     if name in posterior.dispersion:
         columns[keys.dispersion] = posterior.dispersion[name]
+    slots: list[Slot] = [(mod, "varm", keys.loadings, _full(loadings, used))]
+    if name in posterior.multipliers:
+        slots.append((mod, "varm", keys.batch, _full(posterior.multipliers[name], used, fill=1.0)))
     return [
-        (mod, "varm", keys.loadings, _full(loadings, used)),
+        *slots,
         (mod, "var", keys.top_factor, top),
         *((mod, "var", key, _full(values, used)) for key, values in columns.items()),
     ]
 
 
-def _full(values: np.ndarray, used: np.ndarray) -> np.ndarray:
+def _full(values: np.ndarray, used: np.ndarray, fill: float = 0.0) -> np.ndarray:
     """Scatter [P, ...] to all features [P_full, ...]."""
-    full = np.zeros((len(used), *values.shape[1:]), dtype=np.float32)
+    full = np.full((len(used), *values.shape[1:]), fill, dtype=np.float32)
     full[used] = values
     return full
 
@@ -111,6 +114,7 @@ def _record(posterior: Posterior, layout: Layout, info: Mapping[str, Any]) -> di
             "variance_explained": posterior.variance_explained,
             "likelihoods": layout.likelihoods,
             "modalities": layout.modalities,
+            "batches": layout.batches,
         }
     )
 

@@ -306,10 +306,10 @@ def test_theta_is_recovered(theta, n_blocks):
     likelihood.prepare([])
     parts = np.array_split(np.arange(len(A)), n_blocks)
     blocks = [
-        (SparseCounts(sp.csr_matrix(counts[rows])), Moments(A[rows], A[rows], torch.zeros_like(A[rows])))
+        (SparseCounts(sp.csr_matrix(counts[rows])), Moments(A[rows], A[rows], torch.zeros_like(A[rows])), W)
         for rows in parts
     ]
-    likelihood.estimate_theta(blocks, W)
+    likelihood.estimate_theta(blocks)
     assert likelihood.dispersion().mean().item() == pytest.approx(theta, rel=0.15)
     assert not likelihood.poisson_phase
 
@@ -318,7 +318,7 @@ def test_theta_of_poisson_counts_is_at_its_cap():
     A, W, _ = simulated_counts(1.0)
     counts = SparseCounts(sp.csr_matrix(torch.poisson(0.2 * A @ W.T).numpy()))
     likelihood = NegativeBinomial(len(W))
-    likelihood.estimate_theta([(counts, Moments(A, A, torch.zeros_like(A)))], 0.2 * W)
+    likelihood.estimate_theta([(counts, Moments(A, A, torch.zeros_like(A)), 0.2 * W)])
     assert likelihood.dispersion().median() > 20
     assert likelihood.dispersion().max() <= 100.001
 
@@ -328,7 +328,7 @@ def test_theta_survives_features_without_counts():
     counts[:, 0] = 0
     likelihood = NegativeBinomial(len(W))
     W[0] = 0
-    likelihood.estimate_theta([(SparseCounts(sp.csr_matrix(counts)), Moments(A, A, torch.zeros_like(A)))], W)
+    likelihood.estimate_theta([(SparseCounts(sp.csr_matrix(counts)), Moments(A, A, torch.zeros_like(A)), W)])
     assert torch.isfinite(likelihood.log_theta).all()
 
 

@@ -336,7 +336,7 @@ def test_bounds_that_hold_parameters_are_reported(monkeypatch):
     monkeypatch.setattr(HilbertField, "clamp_", lambda field: field.log_amplitude.data.fill_(math.log(0.05)))
     monkeypatch.setattr(training, "MEAN_RANGE", (-0.5, 8.0))
     _, history = fitted({"rna": "poisson"}, lengthscale=0.04)
-    clamp, amplitude = history.repairs
+    clamp, amplitude = history.notices
     assert re.fullmatch(r"exponent clamp binds for \d+ of 180 log factors", clamp)
     assert amplitude == "amplitude at its floor of 0.05 for 2 of 2 spatial factors"
 

@@ -180,3 +180,37 @@ def test_files_keep_the_truth(tmp_path):
 def test_bad_arguments_say_what_is_wrong(wrong, error, message):
     with pytest.raises(error, match=message):
         tissue(**SMALL | wrong)
+
+
+def test_sections_share_loadings_and_have_fields_and_multipliers_of_their_own():
+    mdata = tissue(**SMALL | {"n_obs": 450}, n_libraries=3, batch_effect=0.5, rna_depth=5e4, dispersion=None)
+    library = mdata.obs["library"].cat.codes.to_numpy()
+    assert np.bincount(library).tolist() == [150] * 3
+    np.testing.assert_allclose(mdata.obsm["true_factors"].mean(axis=0), 1, rtol=1e-4)
+    for code in range(3):
+        assert (mdata.obsm["spatial"][library == code].min(axis=0) == 0).all()
+    for name, mod in mdata.mod.items():
+        assert (mod.obs["library"].to_numpy() == mdata.obs["library"].to_numpy()).all()
+        multipliers = mod.varm["true_batch"]
+        assert multipliers.shape == (mod.n_vars, 3)
+        np.testing.assert_allclose(multipliers.mean(axis=1), 1, rtol=1e-5)
+        assert np.log(multipliers).std() == pytest.approx(0.5, rel=0.3)
+        expected = rates(mdata, name) * multipliers.T[library]
+        if name == "rna":
+            ratio = np.asarray(mod.X.sum(axis=0)).ravel() / expected.sum(axis=0)
+            np.testing.assert_allclose(ratio, 1, atol=0.2)
+    first, second = (mdata.obsm["true_factors"][library == code][:, 0] for code in (0, 1))
+    assert abs(np.corrcoef(first, second)[0, 1]) < 0.5
+
+
+def test_sections_without_batch_effects_have_multipliers_of_one():
+    mdata = tissue(**SMALL, n_libraries=2)
+    assert (mdata["rna"].varm["true_batch"] == 1).all()
+    alone = tissue(**SMALL)
+    assert "true_batch" not in alone["rna"].varm
+    assert "library" not in alone.obs
+
+
+def test_sections_of_fewer_than_ten_spots_are_refused():
+    with pytest.raises(ValueError, match="at least 10 spots in each section"):
+        tissue(**SMALL, n_libraries=16)

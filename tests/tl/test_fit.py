@@ -185,8 +185,10 @@ def test_every_option_is_legal_and_written_down(mdata, name, value):
     ("field", "hilbert", "inducing", {}), ("refine", True, False, {}), ("lengthscale", 200.0, 900.0, {}),
     ("modality_weights", None, {"rna": 0.01}, {}), ("max_steps", 4, 5, {}), ("size_factors", "total", None, {}),
     ("n_inducing", 10, 40, {"field": "inducing"}), ("n_samples", 1, 4, {"objective": "monte_carlo"}),
+    ("batch_key", None, "run", {}),
 ])  # fmt: skip
 def test_every_option_matters(mdata, name, one, other, also):
+    mdata.obs["run"] = ["a", "b"] * 75
     found = []
     for value in (one, other):
         fit(mdata, **{name: value}, **also)

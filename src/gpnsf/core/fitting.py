@@ -69,9 +69,6 @@ def fit(
             starts, z, p = history.starts, z[order], p[order]
             model, history, log_factors = run(int(passed.sum()), _continued(model, log_factors, order))
             history = replace(history, starts=starts)
-    if not history.converged:
-        text = "The fit stopped at max_steps = %d before the ELBO converged. Pass a larger max_steps to go on."
-        logger.warning(text, run.options["schedule"].max_steps)
     result = posterior.summarise(model, dataset, run.blocks(model), log_factors)
     test_record = {"z": z[result.order], "p": p[result.order]} if tested and n_spatial else {}
     return Outcome(result, history, test_record)

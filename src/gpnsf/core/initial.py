@@ -15,6 +15,7 @@ import torch
 from scipy.spatial import cKDTree
 from torch import Tensor
 
+from gpnsf.core.batches import corrected
 from gpnsf.core.metrics import knn_weights, morans_i
 from gpnsf.core.sparse import SparseCounts
 from gpnsf.core.types import Dataset, View
@@ -48,7 +49,7 @@ def starts(
 
     Signed models have one start, the singular value decomposition.
     """
-    problem = _Problem(dataset, n_factors, n_spatial, seed)
+    problem = _Problem(corrected(dataset), n_factors, n_spatial, seed)
     if not nonnegative:
         yield problem.svd()
         return

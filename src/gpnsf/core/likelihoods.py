@@ -230,16 +230,19 @@ class NegativeBinomial(AbstractLikelihood):
         return 0.0 if self.poisson_phase else -0.5 * (((self.log_theta - 1.0) / 2.0) ** 2).sum()
 
     @torch.no_grad()
-    def estimate_theta(self, blocks: list[tuple[SparseCounts, Moments]], W: Tensor) -> None:
-        """Moment estimate ``theta_j = sum r^2 / (sum (y - r)^2 - sum r)`` in O(nnz K + (N + P) K^2), then leave the Poisson phase."""
-        squares = sum(moments.mean.T @ moments.mean for _, moments in blocks)  # [K, K]
-        total = sum(moments.mean.sum(0) for _, moments in blocks)  # [K]
-        rate_sq, rate = ((W @ squares) * W).sum(1), W @ total  # [P]
-        excess = rate_sq - rate
-        for counts, moments in blocks:
+    def estimate_theta(self, blocks: list[tuple[SparseCounts, Moments, Tensor]]) -> None:
+        """Moment estimate ``theta_j = sum r^2 / (sum (y - r)^2 - sum r)`` in O(nnz K + (N + P) K^2), then leave the Poisson phase.
+
+        Each block brings its counts, its factors, and the loadings [P, K+1] that its batch sees.
+        """
+        rate_sq, excess = torch.zeros_like(self.log_theta), torch.zeros_like(self.log_theta)
+        for counts, moments, W in blocks:
+            squares = ((W @ (moments.mean.T @ moments.mean)) * W).sum(1)  # [P]
+            rate_sq += squares
+            excess += squares - W @ moments.mean.sum(0)
             r = counts.rates(moments.mean, W)
             excess.index_add_(0, counts.columns, counts.values**2 - 2 * counts.values * r)
-        theta = torch.where(excess > 0, rate_sq / excess.clamp_min(1e-6), torch.full_like(rate, 100.0))
+        theta = torch.where(excess > 0, rate_sq / excess.clamp_min(1e-6), torch.full_like(excess, 100.0))
         self.log_theta.copy_(theta.clamp(0.05, 100.0).log())
         self.poisson_phase = False
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,7 @@ __all__ = ["FIELDS", "PRESETS", "Block", "Factorization", "Preset", "ViewModel",
 
 FIELDS: dict[str, type[AbstractField]] = {"hilbert": HilbertField, "inducing": InducingField}
 DEFAULT_INDUCING = 300
+BATCH_SD = 0.5  # of the log multipliers of a batch, a priori
 BASIS_RANGE = (28, 64)  # basis functions per axis; four per length scale and half-width are enough
 
 
@@ -67,12 +69,15 @@ class Block:
     size: dict[str, Tensor]  # modality -> [n, 1]
     counts: dict[str, SparseCounts]  # empty: the model draws counts instead of scoring them
     share: float = 1.0  # part of the whole-data terms that this block carries
+    batch: int = 0  # all rows are of one batch
 
 
 class ViewModel(nn.Module):
     """Loadings, background and likelihood of one modality."""
 
-    def __init__(self, likelihood: AbstractLikelihood, n_factors: int, preset: Preset, weight: float) -> None:
+    def __init__(
+        self, likelihood: AbstractLikelihood, n_factors: int, preset: Preset, weight: float, n_batches: int = 1
+    ) -> None:
         super().__init__()
         self.likelihood, self.weight = likelihood, weight
         self.nonnegative, self.has_background = preset.nonnegative, preset.background
@@ -80,6 +85,8 @@ class ViewModel(nn.Module):
         own = torch.Generator().manual_seed(0)  # a model is built without touching the global random state
         flat = torch.full(shape, -math.log(n_factors + 1))
         self.raw = nn.Parameter(flat if preset.nonnegative else torch.randn(shape, generator=own))
+        none = torch.zeros(n_batches, likelihood.n_features)
+        self.log_multipliers = nn.Parameter(none) if n_batches > 1 else None  # [S, P]
 
     @property
     def loadings(self) -> Tensor:
@@ -88,6 +95,17 @@ class ViewModel(nn.Module):
         if self.has_background:
             return W
         return torch.cat([W[:, :-1], torch.zeros_like(W[:, -1:])], dim=1)
+
+    def loadings_of(self, batch: int) -> Tensor:
+        """Loadings and background [P, K+1] as one batch sees them."""
+        if self.log_multipliers is None:
+            return self.loadings
+        return self.log_multipliers[batch].exp()[:, None] * self.loadings
+
+    def log_prior(self) -> Tensor | float:
+        """Log prior of the point estimates that have one."""
+        own = self.likelihood.log_prior()
+        return own if self.log_multipliers is None else own - 0.5 * (self.log_multipliers / BATCH_SD).square().sum()
 
     @torch.no_grad()
     def load(self, loadings: Tensor) -> None:
@@ -148,10 +166,10 @@ class Factorization(nn.Module):
             return self._draw_counts(torch.cat([h for h in log_factors if h is not None], dim=1), block)
         m, v = self.marginals(block)
         for name, view in self.items():
-            pyro.factor(
-                name, view.weight * self._expected_log_likelihood(view, block.counts[name], m, v, block.size[name])
-            )
-            pyro.factor(f"{name}_prior", block.share * torch.as_tensor(view.likelihood.log_prior()))
+            W = view.loadings_of(block.batch)
+            bound = self._expected_log_likelihood(view.likelihood, block.counts[name], m, v, block.size[name], W)
+            pyro.factor(name, view.weight * bound)
+            pyro.factor(f"{name}_prior", block.share * torch.as_tensor(view.log_prior()))
         return {}
 
     def guide(self, block: Block) -> None:
@@ -169,20 +187,19 @@ class Factorization(nn.Module):
         draws = {}
         for name, view in self.items():
             moments = self._moments(log_factors, torch.zeros_like(log_factors), block.size[name])
-            rate = moments.mean @ view.loadings.T
+            rate = moments.mean @ view.loadings_of(block.batch).T
             draws[name] = pyro.sample(name, view.likelihood.distribution(rate).to_event(2))
         return draws
 
     def _expected_log_likelihood(
-        self, view: ViewModel, counts: SparseCounts, m: Tensor, v: Tensor, size: Tensor
+        self, likelihood: AbstractLikelihood, counts: SparseCounts, m: Tensor, v: Tensor, size: Tensor, W: Tensor
     ) -> Tensor:
         """Closed-form bound on ``E_q log p(y | h)``, or its Monte Carlo mean over draws of the rows of h (eq. 29 to 35)."""
-        W = view.loadings
         if self.n_samples is None:
-            return view.likelihood.bound(counts, self._moments(m, v, size), W)
+            return likelihood.bound(counts, self._moments(m, v, size), W)
         draws = [m + v.sqrt() * torch.randn_like(m) for _ in range(self.n_samples)]
         zero = torch.zeros_like(v)
-        return torch.stack([view.likelihood.bound(counts, self._moments(h, zero, size), W) for h in draws]).mean()
+        return torch.stack([likelihood.bound(counts, self._moments(h, zero, size), W) for h in draws]).mean()
 
     def marginals(self, block: Block) -> tuple[Tensor, Tensor]:
         """Mean and variance [n, K] of h under the guide."""
@@ -216,30 +233,55 @@ class Factorization(nn.Module):
             if self.nonnegative:
                 loadings[:, : self.n_spatial] *= shift.exp()
             view.load(loadings)
+            if view.log_multipliers is not None and not view.likelihood.signed:
+                view.log_multipliers.data.copy_(self._first_multipliers(name, view, factors, blocks))
             view.likelihood.prepare([block.counts[name] for block in blocks])
+
+    @torch.no_grad()
+    def _first_multipliers(self, name: str, view: ViewModel, factors: Tensor, blocks: list[Block]) -> Tensor:
+        """Log ratio of what each batch holds of a feature to what a start expects, shrunken as under a gamma prior."""
+        W = view.loadings
+        observed = torch.zeros(blocks[-1].batch + 1, len(W), device=W.device)
+        expected = torch.zeros_like(observed)
+        for block in blocks:
+            size = block.size[name]
+            A = torch.cat([size * factors[block.rows], size], 1)
+            observed[block.batch] += block.counts[name].column_sums
+            expected[block.batch] += W @ A.sum(0)
+        logs = torch.log((observed + BATCH_SD**-2) / (expected + BATCH_SD**-2))
+        return logs - logs.mean(0)
 
     def blocks(self, dataset: Dataset, block_size: int | None = None, *, counts: bool = True) -> list[Block]:
         """Row blocks of a dataset; one block in memory is the special case."""
         step = block_size or dataset.n_obs
-        slices = [slice(a, min(a + step, dataset.n_obs)) for a in range(0, dataset.n_obs, step)]
-        return [self._block(dataset, rows, 1 / len(slices), counts) for rows in slices]
+        ends = [0, *np.cumsum(np.bincount(np.zeros(dataset.n_obs, int) if dataset.batch is None else dataset.batch))]
+        slices = [
+            (slice(a, min(a + step, end)), batch)
+            for batch, (start, end) in enumerate(pairwise(ends))
+            for a in range(start, end, step)
+        ]
+        return [self._block(dataset, rows, 1 / len(slices), counts, batch) for rows, batch in slices]
 
-    def _block(self, dataset: Dataset, rows: slice, share: float, counts: bool) -> Block:
+    def _block(self, dataset: Dataset, rows: slice, share: float, counts: bool, batch: int) -> Block:
         """One block, on the device of the model."""
         device = next(self.parameters()).device
         place = dataset.coords[rows], dataset.library[rows]
         located = self.spatial.field.locate(*place) if self.spatial else Located(*to_tensors(*place, device))
         size = {v.name: torch.as_tensor(v.size[rows], device=device)[:, None] for v in dataset.views}
         sparse = {v.name: SparseCounts(v.counts[rows], device) for v in dataset.views} if counts else {}
-        return Block(rows, located, size, sparse, share)
+        return Block(rows, located, size, sparse, share, batch)
 
     @torch.no_grad()
     def prior_predictive(self, dataset: Dataset, seed: int = 0) -> dict[str, np.ndarray]:
         """One draw of every modality [N, P] from the model without its data."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            (block,) = self.blocks(dataset, counts=False)
-            return {name: draw.cpu().numpy() for name, draw in self.model(block).items()}
+            draws, shared = [], dict[str, Tensor]()
+            for block in self.blocks(dataset, counts=False):
+                trace = poutine.trace(poutine.condition(self.model, data=shared)).get_trace(block)
+                shared = {site: trace.nodes[site]["value"] for site in ("u",) if site in trace.nodes}
+                draws.append({name: trace.nodes[name]["value"] for name in self.names})
+            return {name: torch.cat([draw[name] for draw in draws]).cpu().numpy() for name in self.names}
 
 
 def build(
@@ -268,7 +310,9 @@ def build(
     if n_factors > n_spatial:
         nonspatial = NormalFactors(dataset.n_obs, n_factors - n_spatial)
     views = {
-        view.name: ViewModel(LIKELIHOODS[view.likelihood](view.counts.shape[1]), n_factors, chosen, view.weight)
+        view.name: ViewModel(
+            LIKELIHOODS[view.likelihood](view.counts.shape[1]), n_factors, chosen, view.weight, dataset.n_batches
+        )
         for view in dataset.views
     }
     return Factorization(

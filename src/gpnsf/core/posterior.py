@@ -36,10 +36,11 @@ def summarise(model: Factorization, dataset: Dataset, blocks: list[Block], log_f
     loadings = {
         name: _scaled_loadings(view, [block.counts[name] for block in blocks], scale) for name, view in model.items()
     }
-    result = _Result(mean, loadings)
+    result = _Result(mean, loadings, _centred_multipliers(model, blocks, loadings))
     result.match_totals(model, blocks)
     order = _order(result.loadings, T)
-    result = _Result(mean[:, order], {name: _reorder(W, order) for name, W in result.loadings.items()})
+    loadings = {name: _reorder(W, order) for name, W in result.loadings.items()}
+    result = _Result(mean[:, order], loadings, result.multipliers)
     spatial_order = order[:T]
     return Posterior(
         mean=_array(result.mean),
@@ -56,6 +57,7 @@ def summarise(model: Factorization, dataset: Dataset, blocks: list[Block], log_f
         order=_array(order).astype(np.int64),
         lengthscale=_padded(model, "log_lengthscale", spatial_order),
         amplitude=_amplitude(model, log_factors, order),
+        multipliers={name: _array(factor.T) for name, factor in result.multipliers.items()},
         field=_field_state(model, log_factors, smooth_scale, spatial_order),
     )
 
@@ -84,6 +86,21 @@ def _scaled_loadings(view: ViewModel, counts: list[SparseCounts], scale: Tensor)
     return W * kept * seen[:, None]
 
 
+def _centred_multipliers(model: Factorization, blocks: list[Block], loadings: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Batch multipliers [S, P] with mean one over spots, by size factor; their mean goes into the loadings."""
+    centred = {}
+    for name, view in model.items():
+        if view.log_multipliers is not None:
+            multipliers = view.log_multipliers.exp()
+            weight = torch.zeros(len(multipliers), 1, device=multipliers.device)
+            for block in blocks:
+                weight[block.batch] += block.size[name].sum()
+            mean = (weight * multipliers).sum(0) / weight.sum()
+            centred[name] = multipliers / mean
+            loadings[name] = loadings[name] * mean[:, None]
+    return centred
+
+
 def _order(loadings: dict[str, Tensor], T: int) -> Tensor:
     """Spatial factors first, each group by expected signal (factors have mean one)."""
     mass = torch.stack([W[:, :-1].abs().sum(0) for W in loadings.values()]).sum(0)
@@ -99,8 +116,13 @@ def _reorder(W: Tensor, order: Tensor) -> Tensor:
 class _Result:
     """Factors and loadings in their final order, on their way to numpy."""
 
-    def __init__(self, mean: Tensor, loadings: dict[str, Tensor]) -> None:
-        self.mean, self.loadings = mean, loadings
+    def __init__(self, mean: Tensor, loadings: dict[str, Tensor], multipliers: dict[str, Tensor]) -> None:
+        self.mean, self.loadings, self.multipliers = mean, loadings, multipliers
+
+    def loadings_of(self, name: str, block: Block) -> Tensor:
+        """Loadings and background [P, K+1] as the batch of a block sees them."""
+        W = self.loadings[name]
+        return self.multipliers[name][block.batch][:, None] * W if name in self.multipliers else W
 
     def augmented(self, block: Block, name: str) -> Tensor:
         """Factors of a block with size factors and the constant column [n, K+1]."""
@@ -122,7 +144,8 @@ class _Result:
     def _totals(self, likelihood: AbstractLikelihood, name: str, blocks: list[Block]) -> tuple[float, float]:
         """Expected total over all blocks, and its derivative."""
         parts = [
-            likelihood.totals(block.counts[name], self.augmented(block, name), self.loadings[name]) for block in blocks
+            likelihood.totals(block.counts[name], self.augmented(block, name), self.loadings_of(name, block))
+            for block in blocks
         ]
         return sum(float(total) for total, _ in parts), sum(float(slope) for _, slope in parts)
 
@@ -152,7 +175,7 @@ class _Result:
             if flat is not None:
                 A[:, flat] = block.size[name][:, 0] * self.mean[:, flat].mean()
             total += float(
-                likelihood.bound(block.counts[name], Moments(A, A, torch.zeros_like(A)), self.loadings[name])
+                likelihood.bound(block.counts[name], Moments(A, A, torch.zeros_like(A)), self.loadings_of(name, block))
             )
         return total
 
@@ -162,15 +185,20 @@ class _Result:
         result = {}
         for name, view in model.items():
             W = self.loadings[name]
-            information = sum(
-                view.likelihood.loading_information(block.counts[name], self.augmented(block, name), W)
-                for block in blocks
-            )
+            information = sum(self._loading_information(view.likelihood, name, block) for block in blocks)
             total = W[:, :-1].abs().sum(1).clamp_min(1e-12)
             ridge = torch.diag_embed((1 / total**2)[:, None].expand(-1, W.shape[1] - 1))
             covariance = torch.linalg.inv(information + ridge)
             result[name] = simplex.importance_std(_array(W[:, :-1]), _array(covariance), is_spatial).astype(np.float32)
         return result
+
+    def _loading_information(self, likelihood: AbstractLikelihood, name: str, block: Block) -> Tensor:
+        """Information [P, K, K] of a block on the loadings, through the multipliers of its batch."""
+        A, W = self.augmented(block, name), self.loadings_of(name, block)
+        information = likelihood.loading_information(block.counts[name], A, W)
+        return (
+            information * self.multipliers[name][block.batch][:, None, None] ** 2 if self.multipliers else information
+        )
 
 
 def _scorer(likelihood: AbstractLikelihood) -> AbstractLikelihood:

@@ -119,7 +119,7 @@ class _LocalStage:
         h = self.base[block.rows] + self.e[block.rows]
         factors = h.clamp(*MEAN_RANGE).exp() if self.model.nonnegative else h
         for name, view in self.model.items():
-            size, W = block.size[name], view.loadings
+            size, W = block.size[name], view.loadings_of(block.batch)
             slope = size * factors if self.model.nonnegative else size.expand_as(h)
             A = torch.cat([size * factors, size], 1)
             score, fisher = view.likelihood.curvature(block.counts[name], A, W, information)

@@ -77,6 +77,11 @@ class SparseCounts:
         """``sum log y!``."""
         return torch.lgamma(self.values + 1).sum()
 
+    @property
+    def column_sums(self) -> Tensor:
+        """``sum_i y_ij`` [P]."""
+        return torch.zeros(self.shape[1], device=self.values.device).index_add_(0, self.columns, self.values)
+
     @cached_property
     def column_squares(self) -> Tensor:
         """``sum_i y_ij^2`` [P]."""

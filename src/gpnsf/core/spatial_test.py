@@ -95,7 +95,8 @@ def _subset(dataset: Dataset, rows: np.ndarray) -> Dataset:
         )
         for view in dataset.views
     )
-    return Dataset(dataset.coords[rows], library, views)
+    batch = None if dataset.batch is None else np.unique(dataset.batch[rows], return_inverse=True)[1]
+    return replace(dataset, coords=dataset.coords[rows], library=library, views=views, batch=batch)
 
 
 def _thin(view: View, rng: np.random.Generator) -> tuple[View, View]:

@@ -211,8 +211,12 @@ class _Run:
             with torch.no_grad():
                 for name, view in self.model.items():
                     if isinstance(view.likelihood, NegativeBinomial):
-                        moments = [(block.counts[name], self.model.moments(name, block)) for block in self.blocks]
-                        view.likelihood.estimate_theta(moments, view.loadings)
+                        view.likelihood.estimate_theta(
+                            [
+                                (block.counts[name], self.model.moments(name, block), view.loadings_of(block.batch))
+                                for block in self.blocks
+                            ]
+                        )
             if not n_steps:
                 return
             self.stepper.set_out()
@@ -227,7 +231,7 @@ class _Run:
         for notice in notices:
             logger.info(notice)
         arrays = np.asarray(walk.elbo), np.asarray(walk.seconds), np.asarray(walk.phase, dtype=str)
-        return History(*arrays, state.converged, state.starts, state.repairs + notices)
+        return History(*arrays, state.converged, state.starts, state.repairs, notices)
 
     def _judge(self, name: str) -> None:
         """Keep the walk if it has come higher than those before."""

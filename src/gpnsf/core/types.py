@@ -19,7 +19,8 @@ theta  negative binomial size: variance = mean + mean**2 / theta
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from dataclasses import field as dataclass_field
 from typing import Any
 
 import numpy as np
@@ -51,6 +52,7 @@ class Dataset:
     coords: np.ndarray  # [N, D] float32: each slice centred, one factor for all axes, largest half-width 1
     library: np.ndarray  # [N] int64: code of the slice, 0 .. n_libraries - 1
     views: tuple[View, ...]
+    batch: np.ndarray | None = None  # [N] int64: code of the batch, in rising order; None: no batch effects
 
     @property
     def n_obs(self) -> int:
@@ -62,6 +64,11 @@ class Dataset:
         """Number of slices."""
         return int(self.library.max()) + 1
 
+    @property
+    def n_batches(self) -> int:
+        """Number of batches."""
+        return 1 if self.batch is None else int(self.batch.max()) + 1
+
 
 @dataclass(frozen=True)
 class History:
@@ -72,7 +79,8 @@ class History:
     phase: np.ndarray  # [steps] str: "pick", "main", "tail", "polish"
     converged: bool
     starts: dict[str, float]  # name of a start -> its ELBO when the best one was picked
-    repairs: list[str] = field(default_factory=list)
+    repairs: list[str] = dataclass_field(default_factory=list)
+    notices: list[str] = dataclass_field(default_factory=list)  # bounds that hold the result
 
 
 @dataclass(frozen=True)
@@ -94,3 +102,4 @@ class Posterior:
     lengthscale: np.ndarray  # [K] in half-width units, nan for nonspatial factors
     amplitude: np.ndarray  # [K] standard deviation of the field (nonspatial: of the log factor)
     field: dict[str, Any]  # arrays that rebuild the field for prediction, see core.fields
+    multipliers: dict[str, np.ndarray] = dataclass_field(default_factory=dict)  # modality -> [P, S] of batches, if any

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 from mudata import MuData
@@ -35,6 +36,8 @@ def tissue(
     dispersion: float | None = 2.0,
     lengthscales: tuple[float, float] = (0.06, 0.3),
     amplitude: float = 1.5,
+    n_libraries: int = 1,
+    batch_effect: float = 0.0,
     seed: int = 0,
     layout: str = "hex",
 ) -> MuData:
@@ -64,6 +67,10 @@ def tissue(
         ratios.
     amplitude
         Standard deviation of the log spatial factors.
+    n_libraries
+        Number of sections among which the spots are shared out: with the same loadings, each with fields of its own.
+    batch_effect
+        Standard deviation of the log multipliers, one for each feature and section, of the expected counts.
     seed
         Seed of the random draws.
     layout
@@ -84,7 +91,8 @@ def tissue(
     modality; ``obs["true_size_rna"]`` and ``obs["true_size_atac"]``, mean 1, so that the expected count (``atac``: the
     rate, with probability ``1 - exp(-rate)`` to be open) is ``true_size * (true_factors @ true_loadings.T)``; the size
     factors also as ``obs["true_size"]`` of each modality; ``true_spatial_importance`` in ``var`` and ``obs`` of each
-    modality; ``uns["truth"]``, the settings with the length scale of each spatial factor in the units of the coordinates.
+    modality; where there are several sections, ``obs["library"]`` and the multipliers ``varm["true_batch"]`` [P, S] of each
+    modality, by which the expected counts of section s are to be multiplied; ``uns["truth"]``, the settings with the length scale of each spatial factor in the units of the coordinates.
 
     Dense arrays are made for a few rows at a time only.
 
@@ -105,28 +113,40 @@ def tissue(
         "atac_depth": atac_depth,
         "dispersion": dispersion,
         "amplitude": amplitude,
+        "n_libraries": n_libraries,
+        "batch_effect": batch_effect,
         "seed": seed,
         "layout": layout,
     }
     _check(settings, lengthscales)
     layout_rng, factor_rng, rna_rng, atac_rng = np.random.default_rng(seed).spawn(4)
-    coords = _section(n_obs, layout, layout_rng)
-    scales = np.geomspace(*lengthscales, n_spatial) * np.ptp(coords[:, 0])
-    factors = _factors(coords, scales, amplitude, n_nonspatial, factor_rng)
+    library = np.arange(n_obs) * n_libraries // n_obs
+    sections = [_section(number, layout, layout_rng) for number in np.bincount(library)]
+    scales = np.geomspace(*lengthscales, n_spatial) * np.ptp(sections[0][:, 0])
+    factors = np.concatenate([_factors(part, scales, amplitude, n_nonspatial, factor_rng) for part in sections])
+    factors, coords = factors / factors.mean(axis=0), np.concatenate(sections)
     atac_depth = OPEN_SHARE * n_peaks if atac_depth is None else atac_depth
-    rna, rna_size = _features("gene", n_genes, factors, n_spatial, rna_depth, rna_rng, theta=dispersion)
-    atac, atac_size = _features("peak", n_peaks, factors, n_spatial, atac_depth, atac_rng, binary=True)
+    shared = {"factors": factors, "n_spatial": n_spatial, "library": library, "batch_effect": batch_effect}
+    rna, rna_size = _features("gene", n_genes, rna_depth, rna_rng, theta=dispersion, **shared)
+    atac, atac_size = _features("peak", n_peaks, atac_depth, atac_rng, binary=True, **shared)
     settings |= {"atac_depth": atac_depth, "lengthscales": list(lengthscales)}
     truth = {"recipe": "tissue", "n_spatial": n_spatial, "lengthscale": scales, "settings": settings}
     mdata = assemble({"rna": rna, "atac": atac}, coords, factors, truth)
     mdata.obs["true_size_rna"], mdata.obs["true_size_atac"] = rna_size, atac_size
+    if n_libraries > 1:
+        for holder in (mdata, rna, atac):
+            holder.obs["library"] = pd.Categorical([f"section_{code + 1}" for code in library])
     return mdata
 
 
 def _check(settings: dict[str, Any], lengthscales: tuple[float, float]) -> None:
     Rule(int, 600, low=10).check("n_obs", settings["n_obs"])
-    for name in ("n_genes", "n_peaks"):
+    for name in ("n_genes", "n_peaks", "n_libraries"):
         Rule(int, 600, low=1).check(name, settings[name])
+    Rule(float, 0.3, low=0).check("batch_effect", settings["batch_effect"])
+    if settings["n_obs"] < 10 * settings["n_libraries"]:
+        found = f"n_obs={settings['n_obs']} with n_libraries={settings['n_libraries']}"
+        raise ValueError(problem("at least 10 spots in each section", found, "Raise n_obs or lower n_libraries"))
     for name in ("n_spatial", "n_nonspatial", "seed"):
         Rule(int, 2, low=0).check(name, settings[name])
     for name in ("rna_depth", "atac_depth", "dispersion", "amplitude"):
@@ -159,11 +179,10 @@ def _section(n_obs: int, layout: str, rng: np.random.Generator) -> np.ndarray:
 def _factors(
     coords: np.ndarray, lengthscales: np.ndarray, amplitude: float, n_nonspatial: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Spatial, then nonspatial factors [N, K], each with mean 1."""
+    """Spatial, then nonspatial factors [N, K] of one section, in any scale."""
     logs = [amplitude * _matern32(coords, lengthscale, rng) for lengthscale in lengthscales]
     logs += list(rng.standard_normal((n_nonspatial, len(coords))))
-    factors = np.exp(np.column_stack(logs))
-    return factors / factors.mean(axis=0)
+    return np.exp(np.column_stack(logs))
 
 
 def _matern32(coords: np.ndarray, lengthscale: float, rng: np.random.Generator) -> np.ndarray:
@@ -178,11 +197,13 @@ def _matern32(coords: np.ndarray, lengthscale: float, rng: np.random.Generator) 
 def _features(
     prefix: str,
     n_features: int,
-    factors: np.ndarray,
-    n_spatial: int,
     depth: float,
     rng: np.random.Generator,
     *,
+    factors: np.ndarray,
+    n_spatial: int,
+    library: np.ndarray,
+    batch_effect: float,
     theta: float | None = None,
     binary: bool = False,
 ) -> tuple[AnnData, np.ndarray]:
@@ -192,12 +213,26 @@ def _features(
     size = size / size.mean()
     loadings = rng.gamma(GAMMA_SHAPE, 1, (n_features, n_factors)) * rng.lognormal(0, 1, (n_features, 1))
     loadings *= depth * n_obs / (size @ factors @ loadings.sum(axis=0))
-    counts = _draw((size[:, None] * factors).astype(np.float32), loadings.astype(np.float32), theta, rng)
+    multipliers = _multipliers(n_features, int(library.max()) + 1, batch_effect, rng)
+    A, W = (size[:, None] * factors).astype(np.float32), loadings.astype(np.float32)
+    counts = sp.vstack(
+        [_draw(A[library == code], W * column[:, None], theta, rng) for code, column in enumerate(multipliers.T)], "csr"
+    )
     if binary:
         counts.data[:] = 1
     adata = modality(prefix, counts, factors, loadings, np.zeros(n_features), n_spatial=n_spatial)
     adata.obs["true_size"] = size
+    if multipliers.shape[1] > 1:
+        adata.varm["true_batch"] = multipliers
     return adata, size
+
+
+def _multipliers(n_features: int, n_libraries: int, sd: float, rng: np.random.Generator) -> np.ndarray:
+    """Log-normal multipliers [P, S] with mean 1 over the sections; a single section, or ``sd = 0``, draws nothing."""
+    if n_libraries == 1 or sd == 0:
+        return np.ones((n_features, n_libraries), dtype=np.float32)
+    multipliers = rng.lognormal(0, sd, (n_features, n_libraries))
+    return (multipliers / multipliers.mean(axis=1, keepdims=True)).astype(np.float32)
 
 
 def _draw(A: np.ndarray, W: np.ndarray, theta: float | None, rng: np.random.Generator) -> sp.csr_matrix:

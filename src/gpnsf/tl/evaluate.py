@@ -28,7 +28,8 @@ def evaluate(
 ) -> pd.DataFrame:
     r"""Mean deviance of the fitted rates from the counts, per modality, next to a null model.
 
-    Rates are size factor times ``X_gpnsf @ loadings.T + background``, and the deviance is that of the modality's
+    Rates are size factor times ``X_gpnsf @ loadings.T + background`` (times ``varm["gpnsf_batch"]`` of the row's batch after a
+    fit with ``batch_key``), and the deviance is that of the modality's
     likelihood: twice the log likelihood which a model with one rate per entry has more, zeros included, divided by the
     number of entries. The null model has one rate per feature, estimated on the training rows, with the same size factors
     and dispersions; ``explained`` is one minus the ratio of the two.
@@ -61,7 +62,7 @@ def evaluate(
 
     Notes
     -----
-    Reads the counts that the fit has read, ``obsm["X_gpnsf"]`` and, of each modality, ``varm["gpnsf_loadings"]``,
+    Reads the counts that the fit has read, ``obsm["X_gpnsf"]`` and, of each modality, ``varm["gpnsf_loadings"]`` and ``_batch``,
     ``var["gpnsf_background"]`` and ``var["gpnsf_dispersion"]``. Features without a count in the training rows are left
     out. Size factors from totals are those of the counts that are judged, in units of the training counts; so depth is
     not predicted, neither by the fit nor by the null model. Size factors from a column, or None, are multiplied by the
@@ -101,6 +102,8 @@ class _Judged:
     loadings: np.ndarray  # [P, K + 1], the last column is the background
     dispersion: np.ndarray | None  # [P]
     held_out: np.ndarray  # [n] bool
+    batch: np.ndarray  # [n] code of the batch
+    multipliers: np.ndarray  # [S, P] of the batches
 
     def has(self, rows: str) -> bool:
         """Whether there are rows of this kind."""
@@ -116,12 +119,16 @@ def _line(judged: _Judged, counts: sp.csr_matrix, size: np.ndarray, rows: str) -
     selected, train = judged.select(rows), judged.select("train")
     null_rates = metrics.null_rates(judged.likelihood, judged.counts, judged.size, rows=train)
     models = {
-        "deviance": (size[:, None] * judged.factors, judged.loadings),
-        "null_deviance": (size[:, None], null_rates[:, None]),
+        "deviance": (size[:, None] * judged.factors, [judged.loadings * m[:, None] for m in judged.multipliers]),
+        "null_deviance": (size[:, None], [null_rates[:, None]] * len(judged.multipliers)),
     }
     line = {"modality": judged.name, "rows": rows, "likelihood": judged.likelihood}
-    for column, (A, W) in models.items():
-        total, n_entries = metrics.deviance(judged.likelihood, counts, A, W, judged.dispersion, rows=selected)
+    for column, (A, by_batch) in models.items():
+        parts = [
+            metrics.deviance(judged.likelihood, counts, A, W, judged.dispersion, rows=selected & (judged.batch == code))
+            for code, W in enumerate(by_batch)
+        ]
+        total, n_entries = np.sum(parts, axis=0)
         line[column] = total / n_entries
     explained = 1 - line["deviance"] / line["null_deviance"]
     return line | {"explained": explained, "n_obs": int(selected.sum()), "n_features": counts.shape[1]}
@@ -140,6 +147,7 @@ def _open(fit: Fit, name: str) -> _Judged:
     counted = counts[~held_out].getnnz(axis=0) > 0
     seen[seen], counts = counted, counts[:, counted]
     source = None if likelihood == "gaussian" else fit.params["size_factors"]
+    batch, multipliers = fit.batches(name)
     return _Judged(
         name=name,
         likelihood=likelihood,
@@ -151,6 +159,8 @@ def _open(fit: Fit, name: str) -> _Judged:
         loadings=loadings[seen],
         dispersion=fit.var(name, fit.keys.dispersion)[seen] if likelihood in ("nb", "gaussian") else None,
         held_out=held_out,
+        batch=batch,
+        multipliers=multipliers[:, seen],
     )
 
 

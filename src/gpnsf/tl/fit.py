@@ -22,6 +22,7 @@ from gpnsf.core.types import Dataset, History
 from gpnsf.keys import SPATIAL, Keys
 from gpnsf.settings import settings
 from gpnsf.tissue import editable
+from gpnsf.tl import diagnostics
 
 __all__ = ["fit"]
 
@@ -42,6 +43,7 @@ def fit(
     use_var: Mapping[str, str] | str | None = None,
     spatial_key: str = SPATIAL,
     library_key: str | None = None,
+    batch_key: str | None = None,
     size_factors: str | None = "total",
     modality_weights: Mapping[str, float] | None = None,
     kernel: str = "matern32",
@@ -99,6 +101,9 @@ def fit(
         Name of the coordinates [N, 1 to 3] in ``obsm``, in any unit; three dimensions need ``field="inducing"``.
     library_key
         ``obs`` column of slices: they share the loadings, and each has fields of its own.
+    batch_key
+        ``obs`` column of batches, the one of the slices or another: each batch gets a multiplier for every feature, shrunken
+        towards 1, so that factors need not explain what differs between batches gene by gene. Not for "fa" and "rsf".
     size_factors
         "total" (row totals with mean 1 per modality), None (all 1: where totals carry signal), or an ``obs`` column.
     modality_weights
@@ -175,9 +180,11 @@ def fit(
     * ``obsm["X_gpnsf"]``, ``["X_gpnsf_smooth"]``, ``["X_gpnsf_std"]`` [N, K]: posterior means (each factor with mean 1), means
       of the field alone, and posterior standard deviations; on the object and on its modalities
     * ``varm["gpnsf_loadings"]`` [P, K] and ``var["gpnsf_background"]`` [P] of each modality
+    * with ``batch_key``, ``varm["gpnsf_batch"]`` [P, S] of each modality: multipliers of the batches ``uns["gpnsf"]["batches"]``
     * ``obs["gpnsf_spatial_importance"]`` and each modality's ``var["gpnsf_spatial_importance"]`` (and ``_std``), in [0, 1]
     * ``var["gpnsf_top_factor"]``, ``var["gpnsf_dispersion"]`` (NB size, or Gaussian sd)
-    * ``uns["gpnsf"]``: parameters, names, kernel, history, and what :func:`gpnsf.tl.predict` needs
+    * ``uns["gpnsf"]``: parameters, names, kernel, history, ``warnings`` (also in the log), and what :func:`gpnsf.tl.predict`
+      needs
 
     References
     ----------
@@ -219,7 +226,9 @@ def fit(
             checkpoint=store,
         )
         threads = torch.get_num_threads()
-    info = {**_info(params, outcome, time.perf_counter() - began), "threads": threads}
+        warnings = diagnostics.warn(dataset, outcome, params=params, scale=layout.scale)
+    seconds = time.perf_counter() - began
+    info = {**_info(params, outcome, seconds), "threads": threads, "warnings": warnings}
     data = editable(data, copy=copy)
     writeback.write(data, outcome.posterior, layout, keys=Keys(key_added), info=info)
     if store is not None:
@@ -250,7 +259,16 @@ def _n_spatial(model: str, n_factors: int, asked: int | None) -> int:
 
 def _read(data: MuData | AnnData, params: Mapping[str, Any]) -> tuple[Dataset, bridge.Layout]:
     """Read the object and check what only the data can tell."""
-    names = ("modalities", "likelihoods", "layers", "use_var", "spatial_key", "library_key", "size_factors")
+    names = (
+        "modalities",
+        "likelihoods",
+        "layers",
+        "use_var",
+        "spatial_key",
+        "library_key",
+        "batch_key",
+        "size_factors",
+    )
     default = models.PRESETS[params["model"]].likelihood
     dataset, layout = bridge.read(
         data,
@@ -265,16 +283,10 @@ def _read(data: MuData | AnnData, params: Mapping[str, Any]) -> tuple[Dataset, b
         field=params["field"],
         n_spatial=params["n_spatial"],
         n_dims=dataset.coords.shape[1],
+        batch_key=params["batch_key"],
     )
     n_features = sum(view.counts.shape[1] for view in dataset.views)
     checks.sizes(params["n_factors"], n_obs=dataset.n_obs, n_features=n_features)
-    counted = any(view.likelihood != "gaussian" for view in dataset.views)
-    if counted and params["n_spatial"] == params["n_factors"]:
-        _logger.warning(
-            "All %d factors are spatial: variation between neighbouring spots will be forced into them. Pass a smaller "
-            "n_spatial (half of n_factors is the default) unless this is what you want.",
-            params["n_factors"],
-        )
     return dataset, layout
 
 
@@ -315,7 +327,7 @@ def _info(params: dict[str, Any], outcome: fitting.Outcome, seconds: float) -> d
         "params": params,
         "history": {"elbo": history.elbo, "seconds": history.seconds, "phase": history.phase.tolist()},
         "converged": history.converged,
-        "repairs": history.repairs,
+        "repairs": history.repairs + history.notices,
         "starts": {**history.starts, "best": best},
         "spatial_test": outcome.spatial_test,
         "versions": {name: version(name) for name in _VERSIONS},

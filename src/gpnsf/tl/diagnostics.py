@@ -1,0 +1,245 @@
+"""What a fit should tell its user: each check says what was seen, what it means, and what to do."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from gpnsf.core.fields import LENGTHSCALE_RANGE
+from gpnsf.core.fitting import Outcome
+from gpnsf.core.initial import starts
+from gpnsf.core.metrics import knn_weights, morans_i
+from gpnsf.core.spatial_test import MIN_Z
+from gpnsf.core.types import Dataset, History, Posterior, View
+from gpnsf.writeback import factor_names
+
+__all__ = ["LOW_DEPTH", "warn"]
+
+LOW_DEPTH = 10.0  # median counts of a spot, all modalities together
+LOW_TOTAL = 50.0  # median total of a modality below which totals can hardly be technical
+SMOOTH_TOTALS = 0.2  # Moran's I of log totals
+DUPLICATE = 0.9  # correlation of log factors, and cosine of loadings
+AT_BOUND = 1.02  # ratio of a length scale to the end of its range
+BATCH_SD = 0.2  # log ratio between slices, feature by feature, beyond sampling
+MIN_COUNTS = 20  # counts of a feature in every slice that is compared
+MIXTURE_UPDATES = 300
+
+_logger = logging.getLogger("gpnsf")
+
+
+@dataclass(frozen=True)
+class _Fitted:
+    """What the checks look at."""
+
+    dataset: Dataset
+    outcome: Outcome
+    params: Mapping[str, Any]
+    scale: float  # units of the coordinates per half-width
+
+    @property
+    def posterior(self) -> Posterior:
+        """Factors and loadings."""
+        return self.outcome.posterior
+
+    @property
+    def history(self) -> History:
+        """The optimisation."""
+        return self.outcome.history
+
+    @property
+    def counted(self) -> list[View]:
+        """Modalities that hold counts."""
+        return [view for view in self.dataset.views if view.likelihood != "gaussian"]
+
+
+def warn(dataset: Dataset, outcome: Outcome, *, params: Mapping[str, Any], scale: float) -> list[str]:
+    """Log a warning for everything about a fit that its user should know, and return the texts."""
+    fitted = _Fitted(dataset, outcome, params, scale)
+    texts = [text for check in CHECKS for text in check(fitted)]
+    for text in texts:
+        _logger.warning(text)
+    return texts
+
+
+def _convergence(fitted: _Fitted) -> Iterator[str]:
+    """The optimisation ended early, or had to be repaired."""
+    if not fitted.history.converged:
+        yield (
+            f"The fit stopped at max_steps = {fitted.params['max_steps']} before the ELBO converged: factors may still be "
+            "mixed. Pass a larger max_steps to go on."
+        )
+    if fitted.history.repairs:
+        yield (
+            f"The optimisation was repaired {len(fitted.history.repairs)} time(s), first at {fitted.history.repairs[0]}. The "
+            "result is usable, but was reached with smaller steps: look for extreme counts, or pass a smaller learning_rate."
+        )
+
+
+def _depth(fitted: _Fitted) -> Iterator[str]:
+    """So few counts that the prior decides."""
+    if not fitted.counted:
+        return
+    total = sum(_totals(view) for view in fitted.counted)
+    median = float(np.median(total[np.any([view.observed for view in fitted.counted], axis=0)]))
+    if median < LOW_DEPTH:
+        yield (
+            f"The median spot has {median:g} counts in the features that were used: the factors of a single spot follow the "
+            "prior and the neighbours, not its own counts. Read X_gpnsf_smooth rather than X_gpnsf, ask for fewer factors, or "
+            "bin spots and add features until there are at least 10 counts."
+        )
+
+
+def _size_factors(fitted: _Fitted) -> Iterator[str]:
+    """Small totals that vary smoothly over the tissue carry signal, which size factors take away."""
+    coords, library = fitted.dataset.coords.astype(np.float64), fitted.dataset.library
+    if fitted.params["size_factors"] != "total" or not np.ptp(coords):
+        return
+    for view in fitted.counted:
+        seen = view.observed
+        total = _totals(view)[seen]
+        logs = np.log(np.maximum(total, 0.05 * total.mean()))
+        logs = logs - (np.bincount(library[seen], logs) / np.maximum(np.bincount(library[seen]), 1))[library[seen]]
+        smooth = morans_i(logs[:, None], knn_weights((coords + 1e3 * library[:, None])[seen]))[0]
+        if np.median(total) < LOW_TOTAL and smooth > SMOOTH_TOTALS:
+            yield (
+                f"Totals of modality {view.name!r} are small (median {np.median(total):g}) and vary smoothly over the tissue "
+                f"(Moran's I {smooth:.2f}): they seem to carry signal, which size factors from totals take away. Compare with "
+                "size_factors=None."
+            )
+
+
+def _all_spatial(fitted: _Fitted) -> Iterator[str]:
+    """No nonspatial factor."""
+    if fitted.counted and fitted.posterior.is_spatial.all():
+        yield (
+            f"All {len(fitted.posterior.is_spatial)} factors are spatial: variation between neighbouring spots will be forced "
+            "into them. Pass a smaller n_spatial (half of n_factors is the default) unless this is what you want."
+        )
+
+
+def _split(fitted: _Fitted) -> Iterator[str]:
+    """What the test of counts that were held back says about the number of spatial factors."""
+    z, is_spatial = fitted.outcome.spatial_test.get("z"), fitted.posterior.is_spatial
+    if z is None:
+        return
+    if not is_spatial.any():
+        yield (
+            f"None of {fitted.params['n_spatial']} spatial factors showed spatial order in counts that were held back: all are "
+            "nonspatial now and every importance is 0. If that is a surprise, check that the coordinates belong to these "
+            "observations."
+        )
+    scores = zip(factor_names(is_spatial), z, is_spatial, strict=True)
+    left = [f"{name} (z = {value:.1f})" for name, value, spatial in scores if not spatial and value > 2 * MIN_Z]
+    if left:
+        yield (
+            f"Nonspatial factors with clear spatial order in counts that were held back: {', '.join(left)}. Pass a larger "
+            "n_spatial if they should be read as spatial."
+        )
+
+
+def _lengthscales(fitted: _Fitted) -> Iterator[str]:
+    """Learnt length scales at an end of their range."""
+    if fitted.params["lengthscale"] is not None:
+        return
+    names, lengthscale = factor_names(fitted.posterior.is_spatial), fitted.posterior.lengthscale
+    low, high = LENGTHSCALE_RANGE
+    with np.errstate(invalid="ignore"):
+        short, long = lengthscale <= low * AT_BOUND, lengthscale >= high / AT_BOUND
+    if short.any():
+        yield (
+            f"The length scale of {_listed(names, short)} is at its floor, {low * fitted.scale:.3g}: the factor changes from "
+            "spot to spot and is hardly spatial. Pass a smaller n_spatial, or a lengthscale."
+        )
+    if long.any():
+        yield (
+            f"The length scale of {_listed(names, long)} is at its ceiling, {high * fitted.scale:.3g}: the factor is a gradient "
+            "over the whole tissue, and its amplitude means nothing. Pass a smaller n_spatial if no gradient is expected."
+        )
+
+
+def _duplicates(fitted: _Fitted) -> Iterator[str]:
+    """Two factors that say the same."""
+    names, mean = factor_names(fitted.posterior.is_spatial), fitted.posterior.mean.astype(np.float64)
+    logs = np.log(mean + 1e-6) if mean.min() >= 0 else mean
+    logs = logs - logs.mean(0)
+    W = np.concatenate([loadings / max(loadings.sum(), 1e-12) for loadings in fitted.posterior.loadings.values()])
+    alike = np.minimum(_cosines(logs), _cosines(W)) > DUPLICATE
+    for first, second in np.argwhere(np.triu(alike, 1)):
+        yield (
+            f"{names[first]} and {names[second]} have the same pattern and the same loadings: one factor was split in two. "
+            "Pass a smaller n_factors."
+        )
+
+
+def _batches(fitted: _Fitted) -> Iterator[str]:
+    """Features that differ between slices by more than a different mixture of factors explains."""
+    key, n_factors = fitted.params["library_key"], len(fitted.posterior.is_spatial)
+    if fitted.dataset.n_libraries == 1 or fitted.params["batch_key"] is not None or not fitted.counted:
+        return
+    for name, excess in between_slices(fitted.dataset, n_factors).items():
+        if excess > BATCH_SD:
+            yield (
+                f"Features of modality {name!r} differ between the slices of {key!r}, most by a factor of {np.exp(excess):.2f} or "
+                f"more (sd {excess:.2f} of the log ratio beyond sampling), whatever mixture of factors a slice may have: these "
+                f"look like batch effects, which factors would have to describe. Compare with batch_key={key!r}."
+            )
+
+
+def between_slices(dataset: Dataset, n_factors: int) -> dict[str, float]:
+    """Robust standard deviation, sampling taken out, of log ratios of observed to expected totals of slices, by modality.
+
+    The fit itself cannot tell: its factors may already describe the slices. Loadings are taken from a start that sees counts
+    corrected for all differences between slices; a mixture of them is fitted to the totals of each slice. Twice as many factors
+    as were fitted, so that a factor too few is not mistaken for a batch effect.
+    """
+    n_factors = min(2 * n_factors, dataset.n_obs, min(view.counts.shape[1] for view in dataset.views))
+    start = next(starts(replace(dataset, batch=dataset.library), n_factors, n_factors, kind="smooth"))
+    factors = np.column_stack([start.factors, np.ones(dataset.n_obs)])
+    member = np.eye(dataset.n_libraries)[dataset.library].T  # [S, N]
+    return {
+        view.name: _excess(view, member, factors, start.loadings[view.name].astype(np.float64))
+        for view in dataset.views
+        if view.likelihood != "gaussian"
+    }
+
+
+def _excess(view: View, member: np.ndarray, factors: np.ndarray, W: np.ndarray) -> float:
+    """One modality; a slice without counts of it is left out."""
+    member = member[member @ view.size > 0]
+    observed, squares = member @ view.counts, member @ view.counts.power(2)  # [S, P]
+    mixture = member @ (view.size[:, None] * factors)  # [S, K+1]
+    for _ in range(MIXTURE_UPDATES):
+        mixture *= (observed / np.maximum(mixture @ W.T, 1e-12)) @ W / np.maximum(W.sum(0), 1e-12)
+    usable = (observed >= MIN_COUNTS).all(0)
+    if len(observed) < 2 or usable.sum() < 2 * W.shape[1]:
+        return 0.0
+    observed, squares, expected = observed[:, usable], squares[:, usable], mixture @ W[usable].T
+    logs = np.log(observed / expected)
+    logs = logs - np.median(logs, axis=1, keepdims=True)
+    logs = logs - logs.mean(0)
+    spread = 1.4826 * np.median(np.abs(logs)) / np.sqrt(1 - 1 / len(logs))
+    sampling = np.median(squares / observed**2)  # an upper bound of the variance of a log total
+    return float(np.sqrt(max(spread**2 - sampling, 0.0)))
+
+
+def _totals(view: View) -> np.ndarray:
+    """Row sums [N]."""
+    return np.asarray(view.counts.sum(1, dtype=np.float64)).ravel()
+
+
+def _cosines(columns: np.ndarray) -> np.ndarray:
+    """Cosines [K, K] between columns."""
+    unit = columns / np.maximum(np.linalg.norm(columns, axis=0), 1e-12)
+    return unit.T @ unit
+
+
+def _listed(names: list[str], chosen: np.ndarray) -> str:
+    """Names in a sentence."""
+    return ", ".join(np.array(names)[chosen])
+
+
+CHECKS = (_convergence, _all_spatial, _split, _depth, _size_factors, _lengthscales, _duplicates, _batches)
