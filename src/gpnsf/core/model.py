@@ -180,7 +180,8 @@ class Factorization(nn.Module):
         W = view.loadings
         if self.n_samples is None:
             return view.likelihood.bound(counts, self._moments(m, v, size), W)
-        draws = [m + v.sqrt() * torch.randn_like(m) for _ in range(self.n_samples)]
+        scale = v.clamp_min(1e-12).sqrt()  # the slope of the root is infinite at 0
+        draws = [m + scale * torch.randn_like(m) for _ in range(self.n_samples)]
         zero = torch.zeros_like(v)
         return torch.stack([view.likelihood.bound(counts, self._moments(h, zero, size), W) for h in draws]).mean()
 
