@@ -87,8 +87,13 @@ def read(
 
 
 def normalise_coords(coords: np.ndarray, library: np.ndarray, centre: np.ndarray, scale: float) -> np.ndarray:
-    """Own units [n, D] to half-width units, float32, by the centre [n_libraries, D] of each row's slice and one scale."""
-    return ((np.asarray(coords, dtype=np.float64) - centre[library]) / scale).astype(np.float32)
+    """Own units [n, D] to half-width units, float32, by the centre [n_libraries, D] of each row's slice and one scale.
+
+    Nothing is farther away than a million: by then every field has returned to its prior.
+    """
+    with np.errstate(over="ignore"):
+        own = (np.asarray(coords, dtype=np.float64) - centre[library]) / scale
+    return np.clip(own, -1e6, 1e6).astype(np.float32)
 
 
 def _likelihoods(tissue: Tissue, likelihoods: Any, defaults: Mapping[str, str]) -> dict[str, str]:

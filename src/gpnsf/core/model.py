@@ -22,6 +22,7 @@ import pyro.poutine as poutine
 import torch
 from torch import Tensor, nn
 
+from gpnsf.core import stored
 from gpnsf.core.factors import AbstractFactors, FieldFactors, NormalFactors
 from gpnsf.core.fields import AbstractField, Located, to_tensors
 from gpnsf.core.hilbert import HilbertField
@@ -314,7 +315,7 @@ def _inducing_points(dataset: Dataset, n_inducing: int, seed: int) -> tuple[np.n
 
 
 def restore_field(state: dict[str, Any]) -> AbstractField:
-    """Rebuild a field from :meth:`AbstractField.state`, for prediction."""
-    field = FIELDS[str(state["kind"])].from_state(state)
+    """Rebuild a field from :meth:`AbstractField.state`, which may come from a file, for prediction."""
+    field = FIELDS[stored.option(state, "kind", FIELDS)].from_state(state)
     field.load_shared(state)
     return field.requires_grad_(False)

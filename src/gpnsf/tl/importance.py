@@ -96,7 +96,7 @@ def _write_features(fit: results.Fit, name: str) -> None:
     var[keys.importance] = simplex.feature_importance(W, fit.is_spatial).astype(np.float32)
     top = simplex.top_factor(W)
     var[keys.top_factor] = np.where(top < 0, "", fit.names[top])
-    changed = before is None or not np.allclose(before, var[keys.importance], atol=1e-3)
+    changed = before is None or before.dtype.kind != "f" or not np.allclose(before, var[keys.importance], atol=1e-3)
     if changed and keys.importance_std in var:
         del var[keys.importance_std]
         _log.info("%s: importance has changed, so its standard deviation was removed from var", name)
