@@ -210,6 +210,9 @@ def fit(
 def _build(dataset: Dataset, params: Mapping[str, Any], scale: float) -> models.Factorization:
     """The model that the arguments describe; ``scale`` is the half-width in the unit of the coordinates."""
     lengthscale = params["lengthscale"]
+    if lengthscale is not None and params["n_spatial"] and not 1e-3 <= lengthscale / scale <= 1e3:
+        rule = f"`lengthscale` between {scale / 1e3:g} and {scale * 1e3:g}: the half-width of the tissue is {scale:g}"
+        raise ValueError(checks.problem(rule, f"{lengthscale:g}", "Pass it in the unit of the coordinates"))
     names = ("n_factors", "n_spatial", "kernel", "field", "n_inducing", "kl_weight", "seed")
     return models.build(
         params["model"],
