@@ -498,6 +498,16 @@ def test_the_command_line_says_that_a_file_is_damaged(damage, sound, tmp_path, c
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize("damage", [in_h5(words_for_counts), in_h5(stray_indices)], ids=lambda damage: damage.__name__)
+def test_damaged_counts_are_refused_before_compiled_code_sees_them(damage, sound, tmp_path, capsys):
+    path = tmp_path / "fit.h5ad"
+    path.write_bytes(sound.read_bytes())
+    damage(path)
+    assert cli.main(["fit", str(path), str(tmp_path / "out.h5ad"), "--n-factors", "2"]) == 2
+    assert re.match(r"gpnsf fit: Expected .*; got ", capsys.readouterr().err, re.DOTALL)
+    assert not (tmp_path / "out.h5ad").exists()
+
+
 # ---- nothing in a file is run ---------------------------------------------------------------------------------------
 
 FORBIDDEN = {"eval", "exec", "compile", "__import__", "torch.load", "yaml.load", "joblib.load", "pd.read_pickle"}
