@@ -101,6 +101,23 @@ def duplicated_in_pair() -> MuData:
     return sections.mudata(rna=rna, atac=mdata["atac"].copy())
 
 
+def stray(index: int) -> Callable[[], ad.AnnData]:
+    """Compiled code would read beyond the end of an array."""
+    return changed(lambda adata: adata.X.indices.__setitem__(0, index))
+
+
+def masked(adata: ad.AnnData) -> None:
+    adata.X = np.ma.masked_array(adata.X.toarray(), mask=np.eye(24, 8, dtype=bool))
+
+
+def repeated(adata: ad.AnnData) -> None:
+    adata.obs = pd.concat([adata.obs, adata.obs], axis=1)
+
+
+def no_peaks(mdata: MuData) -> MuData:
+    return sections.mudata(rna=mdata["rna"], atac=mdata["atac"][:0].copy())
+
+
 def no_counts(adata: ad.AnnData) -> ad.AnnData:
     return ad.AnnData(obs=adata.obs, obsm={"spatial": adata.obsm["spatial"]}, var=adata.var)
 
@@ -143,7 +160,24 @@ CASES = [
     Case("no features", changed(lambda d: d[:, :0].copy()), ValueError, "not to be empty"),
     Case("text as counts", text_counts, TypeError, "numeric data", {"layers": "text"}),
     Case("complex counts", changed(lambda d: setattr(d, "X", d.X.astype(complex))), TypeError, "dtype complex"),
+    Case("count beyond reach", counts(1e15), ValueError, "1 larger value(s), the first in feature 'gene3'"),
+    Case("gaussian beyond reach", counts(-1e30), ValueError, "at most 1e+12", {"likelihoods": "gaussian"}),
+    Case("index beyond the features", stray(99), ValueError, "sound sparse matrix in modality 'rna'"),
+    Case("index below zero", stray(-1), ValueError, "sound sparse matrix"),
+    Case("masked counts", changed(masked), TypeError, "numeric data"),
+    Case("modality without cells", changed(no_peaks, pair), ValueError, "modality 'atac' not to be empty"),
     # coordinates
+    Case("coordinates of another universe", coords(lambda xy: xy * 3e307 - 1e308), ValueError, "half-width"),
+    Case("coordinates without extent", coords(lambda xy: xy * 1e-310), ValueError, "half-width"),
+    Case("coordinates too far off", coords(lambda xy: xy + 1e17), ValueError, "24 identical point(s)"),
+    Case("boolean coordinates", coords(lambda xy: xy > 2), TypeError, "dtype bool"),
+    Case("complex coordinates", coords(lambda xy: xy * 1j), TypeError, "dtype complex128"),
+    Case("coordinates with NA",
+         changed(lambda d: d.obsm.__setitem__("spatial", pd.DataFrame(
+             {"x": pd.array([None, *range(23)], dtype="Int32"), "y": 1}, index=d.obs_names))),
+         ValueError, "1 row(s), the first 'spot0'"),
+    Case("each spot a slice", column("part", [f"s{i}" for i in range(24)]), ValueError, "in each slice",
+         {"library_key": "part"}),
     Case("no coordinates", changed(lambda d: d.obsm.clear()), KeyError, "'spatial'"),
     Case("NaN coordinates", coords(nan_point), ValueError, "1 row(s), the first 'spot7'"),
     Case("infinite coordinates", coords(infinite_point), ValueError, "finite coordinates"),
@@ -203,6 +237,9 @@ CASES = [
     Case("all held out", column("part", True), ValueError, "all 24 rows", {"holdout_key": "part"}),
     option("size_factors", "n_counts", KeyError),
     option("size_factors", "slice", TypeError, "numeric"),
+    Case("columns of the same name", changed(repeated), ValueError, "2 of that name", {"holdout_key": "held"}),
+    Case("size factors of the same name", changed(repeated), ValueError, "2 of that name", {"size_factors": "depth"}),
+    Case("boolean size factor", column("part", True), TypeError, "numeric", {"size_factors": "part"}),
     Case("size factor of zero", column("part", np.arange(24.0)), ValueError, "1 of 24", {"size_factors": "part"}),
     Case("size factor NaN", column("part", [np.nan, 1.0] * 12), ValueError, "12 of 24", {"size_factors": "part"}),
     option("modality_weights", {"rna": -1.0}),
@@ -223,6 +260,8 @@ CASES = [
     option("n_inducing", 0),
     option("lengthscale", 0.0),
     option("lengthscale", "long", TypeError),
+    option("lengthscale", 1e-9, ValueError, "half-width of the tissue is 2.5"),
+    option("lengthscale", 1e9, ValueError, "unit of the coordinates"),
     option("kl_weight", -0.1),
     option("kl_weight", np.nan),
     option("objective", "elbo"),
@@ -240,6 +279,9 @@ CASES = [
     option("block_size", 0),
     option("device", 0, TypeError),
     option("seed", -1),
+    option("seed", 2**32),
+    option("n_factors", 10**12, ValueError, "24 observations and 8 features"),
+    option("modality_weights", {"rna": np.nan}),
     option("seed", 1.0, TypeError),
     option("progress", "yes", TypeError),
     option("copy", None, TypeError),

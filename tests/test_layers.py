@@ -15,7 +15,7 @@ MODULES = {name: path for name, path in FILES.items() if not name.endswith("__in
 TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in FILES.items()}
 
 DATA = {"keys", "settings", "checks", "results"}  # what every layer that knows AnnData may use
-NUMPY_CORE = {"core.simplex", "core.metrics", "core.association", "core.calibration"}
+NUMPY_CORE = {"core.simplex", "core.metrics", "core.association", "core.calibration", "core.stored"}
 BASE = {"core.types", *NUMPY_CORE}
 TERMS = {*BASE, "core.sparse", "core.kernels"}
 PARTS = {*TERMS, "core.fields", "core.likelihoods"}
@@ -29,7 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "settings": set(),
     "keys": set(),
     "checks": {"keys"},
-    "results": {"keys", "checks", "tissue"},
+    "results": {"keys", "checks", "tissue", "core.stored"},
     "tissue": DATA,
     "bridge": {*DATA, "tissue", "core.types"},
     "writeback": {*DATA, "tissue", "bridge", *BASE},

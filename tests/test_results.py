@@ -106,7 +106,7 @@ def _drop(data, *path):
         (
             lambda d: d["atac"].varm.update({"gpnsf_loadings": np.ones((80, 2))}),
             ValueError,
-            r"atac\.varm.*shape \(80, 4\).*got \(80, 2\)",
+            r"varm of 'atac' of shape \(80, 4\).*got \(80, 2\)",
         ),
     ],
 )
@@ -125,7 +125,7 @@ def test_missing_columns_and_coordinates_are_named(toy):
     fit = results.find(toy)
     with pytest.raises(KeyError, match="'region'. Restore it"):
         fit.obs("region")
-    with pytest.raises(KeyError, match="'x' in modality 'rna'"):
+    with pytest.raises(KeyError, match="'x' in var of 'rna'"):
         fit.var("rna", "x")
     del toy.obsm["spatial"]
     assert not fit.has_coords

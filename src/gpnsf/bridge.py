@@ -22,6 +22,7 @@ __all__ = ["Layout", "canonical", "normalise_coords", "read", "read_counts"]
 
 DEFAULT_LIKELIHOODS = {"rna": "nb", "atac": "bernoulli", "": "nb"}
 SIZE_FLOOR = 0.05  # smallest size factor from totals: empty spots take the value of the field
+SPAN = (1e-30, 1e30)  # of coordinates: single precision holds their length scales
 
 _logger = logging.getLogger("gpnsf")
 
@@ -106,8 +107,13 @@ def _by_batch(dataset: Dataset, batch: np.ndarray) -> Dataset:
 
 
 def normalise_coords(coords: np.ndarray, library: np.ndarray, centre: np.ndarray, scale: float) -> np.ndarray:
-    """Own units [n, D] to half-width units, float32, by the centre [n_libraries, D] of each row's slice and one scale."""
-    return ((np.asarray(coords, dtype=np.float64) - centre[library]) / scale).astype(np.float32)
+    """Own units [n, D] to half-width units, float32, by the centre [n_libraries, D] of each row's slice and one scale.
+
+    Nothing is farther away than a million: by then every field has returned to its prior.
+    """
+    with np.errstate(over="ignore"):
+        own = (np.asarray(coords, dtype=np.float64) - centre[library]) / scale
+    return np.clip(own, -1e6, 1e6).astype(np.float32)
 
 
 def _likelihoods(tissue: Tissue, likelihoods: Any, defaults: Mapping[str, str]) -> dict[str, str]:
@@ -134,7 +140,9 @@ def _features(tissue: Tissue, use_var: Any) -> dict[str, np.ndarray]:
         if name in columns:
             checks.choices([columns[name]], mod.var, what="the column of `use_var`", where=f"var of {name!r}")
             features[name] = checks.flags(
-                mod.var[columns[name]], name=columns[name], remedy="Name a boolean var column in `use_var`"
+                checks.column(mod.var, columns[name], where=f"var of {name!r}"),
+                name=columns[name],
+                remedy="Name a boolean var column in `use_var`",
             )
     return features
 
@@ -160,6 +168,7 @@ def read_counts(
         raise ValueError(checks.problem(f"counts in X of modality {modality!r}", "None", remedy))
     if adata.isbacked and layer is None:
         stored = stored[:]
+    _check_structure(stored, modality)
     matrix = canonical(stored if use is None or use.all() else stored[:, use], modality=modality)
     features = adata.var_names if use is None else adata.var_names[use]
     checks.counts(matrix, likelihood, modality=modality, features=features)
@@ -169,10 +178,23 @@ def read_counts(
     return sp.csr_matrix((np.ones_like(matrix.data), matrix.indices, matrix.indptr), shape=matrix.shape)
 
 
+def _check_structure(matrix: Any, modality: str) -> None:
+    """Refuse a sparse matrix whose indices point outside of it: compiled code would follow them."""
+    if not sp.issparse(matrix):
+        return
+    try:
+        # a shell of its own: the check may replace arrays by copies of another dtype
+        shell = type(matrix)((matrix.data, matrix.indices, matrix.indptr), shape=matrix.shape, copy=False)
+        shell.check_format(full_check=True)
+    except ValueError as error:
+        rule, remedy = f"a sound sparse matrix in modality {modality!r}", "Build it anew from its source"
+        raise ValueError(checks.problem(rule, str(error), remedy)) from error
+
+
 def canonical(matrix: Any, *, modality: str) -> sp.csr_matrix:
     """CSR float32, sorted, without duplicates and stored zeros; the arrays put in are shared or copied, never changed."""
     array = matrix if sp.issparse(matrix) else np.asarray(matrix)
-    if array.dtype.kind not in "biuf":
+    if array.dtype.kind not in "biuf" or np.ma.isMaskedArray(matrix):
         remedy = "Convert it to a numeric array or sparse matrix in memory, for example by adata.to_memory()"
         found = f"{type(matrix).__name__} of dtype {array.dtype}"
         raise TypeError(checks.problem(f"numeric data in modality {modality!r}", found, remedy))
@@ -229,10 +251,10 @@ def _size_factors(tissue: Tissue, name: str, counts: sp.csr_matrix, observed: np
 
 def _size_column(tissue: Tissue, name: str, source: str) -> pd.Series:
     if source in tissue.data.obs:
-        return tissue.data.obs[source].reset_index(drop=True)
+        return checks.column(tissue.data.obs, source, where="obs of the data").reset_index(drop=True)
     mod = tissue.mods[name]
     checks.choices([source], mod.obs, what="`size_factors`", where=f"obs of the data or of {name!r}, or be 'total'")
-    column = mod.obs[source].reset_index(drop=True)
+    column = checks.column(mod.obs, source, where=f"obs of {name!r}").reset_index(drop=True)
     column.index = tissue.rows[name]
     return column.reindex(range(tissue.data.n_obs))
 
@@ -259,10 +281,14 @@ def _geometry(tissue: Tissue, key: str, library: np.ndarray, *, spatial: bool) -
     coords = read_coords(tissue, key)
     slices = [coords[library == code] for code in range(n_libraries)]
     low, high = np.array([part.min(0) for part in slices]), np.array([part.max(0) for part in slices])
-    scale = float((high - low).max() / 2)
+    with np.errstate(over="ignore"):
+        scale = float((high / 2 - low / 2).max())
     if scale == 0:
         found = f"{len(coords)} identical point(s)" + (" in each slice" if n_libraries > 1 else "")
         remedy = "Store the positions of the observations there, or name another slot with `spatial_key`"
         raise ValueError(checks.problem(f"coordinates in obsm[{key!r}] that differ", found, remedy))
+    if not SPAN[0] < scale < SPAN[1]:
+        rule = f"coordinates in obsm[{key!r}] with a half-width between {SPAN[0]:g} and {SPAN[1]:g}"
+        raise ValueError(checks.problem(rule, f"{scale:g}", "Convert them to another unit"))
     centre = (low + high) / 2
     return normalise_coords(coords, library, centre, scale), centre, scale

@@ -23,6 +23,7 @@ __all__ = [
     "Rule",
     "arguments",
     "choices",
+    "column",
     "combination",
     "coordinates",
     "counts",
@@ -38,6 +39,7 @@ __all__ = [
 MODELS = ("fa", "rsf", "pnmf", "nsf", "nsfh", "gpnsf")
 LIKELIHOODS = ("poisson", "nb", "bernoulli", "bernoulli_clipped", "gaussian")
 
+LARGEST_VALUE = 1e12  # of counts
 _SIGNED_MODELS = ("fa", "rsf")
 _WHOLE_LIKELIHOODS = ("poisson", "nb")
 _TYPES: dict[type, tuple[Any, str]] = {
@@ -61,6 +63,7 @@ class Rule:
     kind: type
     example: Any
     low: float = -math.inf
+    high: float = math.inf
     above: bool = False  # the lower end itself is excluded
     options: tuple[str, ...] = ()
     optional: bool = False
@@ -82,10 +85,13 @@ class Rule:
         words = "one of " + ", ".join(map(repr, self.options)) if self.options else _TYPES[self.kind][1]
         if self.low > -math.inf:
             words += f" {'above' if self.above else 'of at least'} {self.low:g}"
+        if self.high < math.inf:
+            words += f" and at most {self.high}"
         return words + (" or None" if self.optional else "")
 
     def _inside(self, value: float) -> bool:
-        return math.isfinite(value) and (value > self.low if self.above else value >= self.low)
+        above = value > self.low if self.above else value >= self.low
+        return math.isfinite(value) and above and value <= self.high
 
 
 RULES: dict[str, Rule] = {
@@ -112,7 +118,7 @@ RULES: dict[str, Rule] = {
     "tol": Rule(float, 1e-4, low=0, above=True),
     "block_size": Rule(int, 50_000, low=1, optional=True),
     "device": Rule(str, "auto"),
-    "seed": Rule(int, 0, low=0),
+    "seed": Rule(int, 0, low=0, high=2**32 - 1),
     "key_added": Rule(str, "gpnsf"),
     "progress": Rule(bool, False, optional=True),
     "checkpoint": Rule(os.PathLike, "fit.npz", optional=True),
@@ -221,6 +227,9 @@ def counts(matrix: sp.csr_matrix, likelihood: str, *, modality: str, features: S
         raise ValueError(problem(f"modality {modality!r} not to be empty", f"shape {matrix.shape}", remedy))
     finite = f"Set missing values to 0, leave these features out with `use_var`, or pass {layer} to read another layer"
     _refuse(matrix, lambda x: ~np.isfinite(x), "finite values", "NaN or infinite", finite, modality, features)
+    rule = f"values of at most {LARGEST_VALUE:g} (their squares are summed in single precision)"
+    rescale = "Convert them to another unit, or leave these features out with `use_var`"
+    _refuse(matrix, lambda x: np.abs(x) > LARGEST_VALUE, rule, "larger", rescale, modality, features)
     if likelihood != "gaussian":
         raw = f"Pass {layer} if a layer holds raw counts, or likelihoods={{{modality!r}: 'gaussian'}} for other data"
         rule = f"nonnegative counts for likelihood {likelihood!r}"
@@ -261,7 +270,8 @@ def coordinates(values: Any, *, where: str, obs_names: Sequence[str]) -> np.ndar
         array = np.asarray(values)
     if array.dtype.kind not in "iuf":
         raise TypeError(problem(rule, f"{type(values).__name__} of dtype {array.dtype}", remedy))
-    array = array.astype(np.float64).reshape(len(array), -1) if array.ndim < 3 else array
+    array = array.astype(np.float64)
+    array = array[:, None] if array.ndim == 1 else array
     if array.ndim != 2 or not 1 <= array.shape[1] <= 3:
         raise ValueError(problem(rule, f"shape {array.shape}", remedy))
     lost = np.flatnonzero(~np.isfinite(array).all(axis=1))
@@ -269,6 +279,15 @@ def coordinates(values: Any, *, where: str, obs_names: Sequence[str]) -> np.ndar
         found = f"NaN or infinite coordinates in {lost.size} row(s), the first {str(obs_names[lost[0]])!r}"
         raise ValueError(problem(f"finite coordinates in {where}", found, "Remove these observations or repair them"))
     return array
+
+
+def column(table: pd.DataFrame, name: str, *, where: str) -> pd.Series:
+    """The one column of that name."""
+    found = table[name]
+    if isinstance(found, pd.DataFrame):
+        remedy = "Rename the others, or remove them"
+        raise ValueError(problem(f"one column {name!r} in {where}", f"{found.shape[1]} of that name", remedy))
+    return found
 
 
 def flags(column: pd.Series, *, name: str, remedy: str) -> np.ndarray:

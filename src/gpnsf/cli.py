@@ -266,7 +266,7 @@ def _read(path: Path) -> AnnData | MuData:
         raise FileNotFoundError(problem("a file that exists", str(path), "Check the path"))
     try:
         return readers[path.suffix](path)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # what a reader raises on a damaged file is not documented
         raise ValueError(problem(f"a readable {path.suffix[1:]} file", f"{path}: {error}", "Write it again")) from error
 
 

@@ -11,13 +11,15 @@ import pandas as pd
 from anndata import AnnData
 from mudata import MuData
 
-from gpnsf.checks import choices, problem
+from gpnsf.checks import LIKELIHOODS, choices, problem
+from gpnsf.core import stored
 from gpnsf.keys import SPATIAL, Keys
 from gpnsf.tissue import Tissue, gather, holders, read_coords, rows_of
 
 __all__ = ["RANKINGS", "Fit", "find", "ranked"]
 
 RANKINGS = ("lift", "loading", "share")
+LARGEST, LARGEST_LOADING = 1e15, 1e20  # what sums of squares and products leave finite in single precision
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,61 @@ class Fit:
     @property
     def params(self) -> Mapping[str, Any]:
         """Arguments of ``tl.fit``."""
-        return self.uns["params"]
+        return stored.record(self.uns, "params", where=self._where)
+
+    def param(self, name: str) -> str | None:
+        """Argument of ``tl.fit`` that names a slot or column, if it was given."""
+        return stored.text(self.params, name, where="the arguments of the fit")
+
+    @property
+    def field(self) -> Mapping[str, Any]:
+        """Geometry and state of the field; what describes its process alone is checked where it is rebuilt."""
+        state, where, n_spatial = (
+            stored.record(self.uns, "field", where=self._where),
+            "the field",
+            self.is_spatial.sum(),
+        )
+        libraries = stored.names(state, "libraries", where=where)
+        n_dims = stored.array(state, "centre", (len(libraries), None), where=where).shape[1]
+        stored.number(state, "scale", low=np.finfo(float).tiny, where=where)
+        stored.flag(state, "nonnegative", where=where)
+        order = stored.array(state, "order", (n_spatial,), kinds="iu", low=0, high=n_spatial - 1, where=where)
+        if len(set(order.tolist())) < n_spatial:
+            raise ValueError(stored.problem("'order' to name each spatial factor once", str(order.tolist())))
+        stored.array(state, "factor_mean", (n_spatial,), low=1e-12, high=1e24, where=where)
+        stored.array(state, "nugget", (n_spatial,), low=0, high=1e24, where=where)
+        if n_spatial:
+            process = stored.record(state, "process", where=where)
+            stored.array(process, "slope", (len(libraries), n_spatial, n_dims), where="the process of the field")
+        return state
+
+    @property
+    def trace(self) -> tuple[np.ndarray, np.ndarray]:
+        """ELBO and name of the phase, for each step of the optimisation."""
+        history = stored.record(self.uns, "history", where=self._where)
+        elbo = stored.array(history, "elbo", (None,), where="the history")
+        phase = stored.names(history, "phase", unique=False, where="the history")
+        if len(phase) != len(elbo):
+            raise ValueError(stored.problem(f"{len(elbo)} phases, one a step, in the history", str(len(phase))))
+        return elbo.astype(float), np.array(phase)
+
+    @property
+    def starts(self) -> tuple[dict[str, float], str]:
+        """ELBO at the end of each start, and the name of the one that was kept."""
+        found = stored.record(self.uns, "starts", where=self._where)
+        ends = {name: stored.number(found, name, low=-np.inf, where="the starts") for name in found if name != "best"}
+        return ends, stored.option(found, "best", ends, where="the starts")
+
+    @property
+    def outcome(self) -> tuple[bool, int, float]:
+        """Whether the fit has converged, the number of its repairs, and the seconds it took."""
+        repairs = self.uns.get("repairs", ())
+        seconds = stored.number(self.uns, "seconds", low=0, where=self._where)
+        return stored.flag(self.uns, "converged", where=self._where), len(np.atleast_1d(repairs)), seconds
+
+    @property
+    def _where(self) -> str:
+        return f"uns[{self.keys.uns!r}]"
 
     @property
     def signed(self) -> bool:
@@ -62,22 +118,33 @@ class Fit:
     @property
     def has_coords(self) -> bool:
         """Whether there are coordinates; models without a field do without."""
-        return bool(holders(self._tissue(), "obsm", self.params.get("spatial_key") or SPATIAL))
+        return bool(holders(self._tissue(), "obsm", self.param("spatial_key") or SPATIAL))
 
     @property
     def coords(self) -> np.ndarray:
         """Coordinates [N, D] in the units of the data, gathered from the modalities where the object has none."""
-        return read_coords(self._tissue(), self.params.get("spatial_key") or SPATIAL)
+        return read_coords(self._tissue(), self.param("spatial_key") or SPATIAL)
 
     @property
     def library(self) -> pd.Categorical | None:
         """Slice [N] of each observation, or None if the fit knew no slices."""
-        column = self.params.get("library_key")
+        column = self.param("library_key")
         return None if column is None else pd.Categorical(self.obs(column).astype(str))
 
     def obs(self, column: str) -> np.ndarray:
         """Column [N] of the observations, gathered from the modalities where the object itself has none."""
         return gather(self._tissue(), "obs", column, lambda values, *_: values.to_numpy())
+
+    @property
+    def importance(self) -> np.ndarray:
+        """Spatial importance [N] of the observations."""
+        key = self.keys.importance
+        return gather(
+            self._tissue(),
+            "obs",
+            key,
+            lambda values, where, _: stored.array({key: values}, key, (len(values),), where=where),
+        )
 
     def _tissue(self) -> Tissue:
         """The object with all its modalities, fitted or not: any of them may hold the coordinates."""
@@ -90,19 +157,19 @@ class Fit:
         mod = self.modalities[modality]
         if self.keys.batch not in mod.varm:
             return np.zeros(mod.n_obs, dtype=np.int64), np.ones((1, mod.n_vars))
-        multipliers = _slot(mod.varm, self.keys.batch, f"varm of {modality!r}").T
-        names = [str(name) for name in np.atleast_1d(self.uns["batches"])]
-        found = self.obs(self.params["batch_key"])[self.rows[modality]].astype(str)
+        names = stored.names(self.uns, "batches", where=self._where)
+        where = f"varm of {modality!r}"
+        shape = (mod.n_vars, len(names))
+        multipliers = stored.array(mod.varm, self.keys.batch, shape, low=0.0, high=LARGEST_LOADING, where=where).T
+        found = self.obs(stored.text(self.params, "batch_key") or "")[self.rows[modality]].astype(str)
         choices(dict.fromkeys(found), names, what="the batch", where=f"fit {self.keys.key!r}")
         return np.array([names.index(name) for name in found]), multipliers
 
     def var(self, modality: str, column: str) -> np.ndarray:
-        """Column [P] of the features of one modality."""
+        """Column of numbers [P] of the features of one modality, which are not negative where counts are."""
         mod = self.modalities[modality]
-        if column not in mod.var:
-            rule = f"the var column {column!r} in modality {modality!r}"
-            raise KeyError(problem(rule, f"{mod.n_vars} features without it", "Run `gpnsf.tl.fit` again"))
-        return mod.var[column].to_numpy()
+        low = _lowest(self.likelihoods[modality])
+        return stored.array(mod.var, column, (mod.n_vars,), low=low, high=LARGEST_LOADING, where=f"var of {modality!r}")
 
     def factor_indices(self, factors: str | Sequence[str] | None) -> np.ndarray:
         """Positions of the named factors, in the order asked for; all of them for None."""
@@ -139,24 +206,25 @@ def find(data: AnnData | MuData, key: str = "gpnsf") -> Fit:
         )
     keys = Keys(key)
     record = _record(data, keys)
-    names = np.array([str(name) for name in record["factor_names"]], dtype=object)
-    modalities = _modalities(data, record, keys)
-    fit = Fit(
+    where = f"uns[{keys.uns!r}]"
+    names = stored.names(record, "factor_names", where=where)
+    modalities, kinds = _modalities(data, record, keys), stored.record(record, "likelihoods", where=where)
+    likelihoods = {name: stored.option(kinds, name, LIKELIHOODS, where="the likelihoods") for name in modalities}
+    shape = data.n_obs, len(names)
+    return Fit(
         data=data,
         keys=keys,
-        names=names,
-        is_spatial=np.asarray(record["is_spatial"], dtype=bool).ravel(),
-        lengthscale=np.asarray(record["kernel"]["lengthscale"], dtype=float).ravel(),
-        mean=_slot(data.obsm, keys.factors, "obsm"),
-        smooth=_slot(data.obsm, keys.smooth, "obsm"),
-        std=_slot(data.obsm, keys.std, "obsm"),
+        names=np.array(names, dtype=object),
+        mean=stored.array(data.obsm, keys.factors, shape, low=-LARGEST, high=LARGEST, where="obsm"),
+        smooth=stored.array(data.obsm, keys.smooth, shape, low=-LARGEST, high=LARGEST, where="obsm"),
+        std=stored.array(data.obsm, keys.std, shape, low=0, high=LARGEST, where="obsm"),
+        is_spatial=stored.array(record, "is_spatial", (len(names),), kinds="b", where=where),
+        lengthscale=_lengthscale(record, len(names), where),
         modalities=modalities,
         rows={name: rows_of(data, name, mod) for name, mod in modalities.items()},
-        likelihoods={name: str(record["likelihoods"][name]) for name in modalities},
-        loadings={name: _slot(mod.varm, keys.loadings, f"varm of {name!r}") for name, mod in modalities.items()},
+        likelihoods=likelihoods,
+        loadings={name: _loadings(mod, name, likelihoods[name], len(names), keys) for name, mod in modalities.items()},
     )
-    _check_shapes(fit)
-    return fit
 
 
 def ranked(fit: Fit, modality: str, factor: int, *, n_features: int, method: str) -> pd.DataFrame:
@@ -205,7 +273,7 @@ def _record(data: AnnData | MuData, keys: Keys) -> Mapping[str, Any]:
 
 def _modalities(data: AnnData | MuData, record: Mapping[str, Any], keys: Keys) -> dict[str, AnnData]:
     """The fitted modalities by name; an AnnData is its own only one."""
-    names = [str(name) for name in np.atleast_1d(record["modalities"])]
+    names = stored.names(record, "modalities", where=f"uns[{keys.uns!r}]")
     if isinstance(data, AnnData):
         return {names[0]: data}
     missing = [name for name in names if name not in data.mod]
@@ -215,29 +283,22 @@ def _modalities(data: AnnData | MuData, record: Mapping[str, Any], keys: Keys) -
     return {name: data.mod[name] for name in names}
 
 
-def _slot(mapping: Mapping[str, Any], name: str, where: str) -> np.ndarray:
-    """One two-dimensional array of the fit."""
-    if name not in mapping:
-        raise KeyError(problem(f"{name!r} in {where}", f"only {list(mapping)}", "Run `gpnsf.tl.fit` again"))
-    return np.asarray(mapping[name])
+def _lowest(likelihood: str) -> float:
+    """Lower end of rates, and so of loadings."""
+    return -LARGEST_LOADING if likelihood == "gaussian" else 0.0
 
 
-def _check_shapes(fit: Fit) -> None:
-    """All slots have K columns, as many as there are factor names."""
-    n_obs, n_factors = fit.data.n_obs, fit.names.size
-    found = {
-        f"obsm[{fit.keys.factors!r}]": (fit.mean.shape, (n_obs, n_factors)),
-        f"obsm[{fit.keys.smooth!r}]": (fit.smooth.shape, (n_obs, n_factors)),
-        f"obsm[{fit.keys.std!r}]": (fit.std.shape, (n_obs, n_factors)),
-        f"uns[{fit.keys.uns!r}]['is_spatial']": (fit.is_spatial.shape, (n_factors,)),
-        f"uns[{fit.keys.uns!r}]['kernel']['lengthscale']": (fit.lengthscale.shape, (n_factors,)),
-    }
-    for name, W in fit.loadings.items():
-        found[f"{name}.varm[{fit.keys.loadings!r}]"] = (W.shape, (fit.modalities[name].n_vars, n_factors))
-    for slot, (shape, expected) in found.items():
-        if shape != expected:
-            remedy = "Subset every slot of the fit alike, or run `gpnsf.tl.fit` again"
-            raise ValueError(problem(f"{slot} of shape {expected}, by {n_factors} factor names", str(shape), remedy))
+def _loadings(mod: AnnData, name: str, likelihood: str, n_factors: int, keys: Keys) -> np.ndarray:
+    """Loadings [P, K] of one modality."""
+    shape, low = (mod.n_vars, n_factors), _lowest(likelihood)
+    return stored.array(mod.varm, keys.loadings, shape, low=low, high=LARGEST_LOADING, where=f"varm of {name!r}")
+
+
+def _lengthscale(record: Mapping[str, Any], n_factors: int, where: str) -> np.ndarray:
+    """Length scales [K] in the units of the coordinates, nan for nonspatial factors."""
+    kernel = stored.record(record, "kernel", where=where)
+    values = stored.array(kernel, "lengthscale", (n_factors,), low=0, nan=True, where="the kernel of the fit")
+    return values.astype(float)
 
 
 def _listed(names: str | Sequence[str], argument: str) -> list[str]:

@@ -116,10 +116,12 @@ def gather(
         known = dict.fromkeys(str(name) for holder in everything for name in getattr(holder, slot))
         remedy = f"Add it, or name another with `{argument}`" if argument else "Restore it, or run `gpnsf.tl.fit` again"
         checks.choices([key], known, what=f"`{argument}`" if argument else "the key", where=slot, remedy=remedy)
-    parts = [
-        (where, rows, check(getattr(holder, slot)[key], f"{slot}[{key!r}] of {where}", holder))
-        for where, (holder, rows) in found.items()
-    ]
+    parts = []
+    for where, (holder, rows) in found.items():
+        stored = (
+            checks.column(holder.obs, key, where=f"obs of {where}") if slot == "obs" else getattr(holder, slot)[key]
+        )
+        parts.append((where, rows, check(stored, f"{slot}[{key!r}] of {where}", holder)))
     values = np.zeros((tissue.data.n_obs, *parts[0][2].shape[1:]), parts[0][2].dtype)
     covered = np.zeros(len(values), dtype=bool)
     for where, rows, part in parts:

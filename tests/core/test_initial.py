@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import scipy.sparse as sp
 import torch
 from reference import toy_dataset
 
@@ -109,6 +112,14 @@ def test_values_around_zero_start_a_nonnegative_model_too():
     for start in starts(toy_dataset({"rna": "poisson", "protein": "gaussian"})):
         assert (start.loadings["protein"] >= 0).all()
         assert start.loadings["protein"].any()
+
+
+def test_constant_values_have_a_start_too():
+    dataset = toy_dataset({"rna": "gaussian"})
+    view = replace(dataset.views[0], counts=sp.csr_matrix(np.full((60, 10), 2.0, np.float32)))
+    (start,) = starts(replace(dataset, views=(view,)), nonnegative=False)
+    assert np.isfinite(start.factors).all()
+    np.testing.assert_allclose(start.loadings["rna"][:, -1], 2, rtol=1e-3)
 
 
 def test_only_the_most_dispersed_features_are_looked_at(monkeypatch):

@@ -293,3 +293,13 @@ def test_monte_carlo_is_never_below_the_closed_form_on_average(likelihood):
         draws = torch.stack([loss(model, blocks) for _ in range(150)])
     assert draws.mean() <= closed + 4 * draws.std() / len(draws) ** 0.5
     assert draws.mean() > 0.5 * closed
+
+
+def test_draws_without_variance_have_gradients():
+    """As where the spectrum of an RBF kernel underflows."""
+    dataset, model = model_of("nsf", {"rna": "poisson"}, kernel="rbf", n_samples=1)
+    model.spatial.field.log_amplitude.data.fill_(-30.0)
+    model.spatial.field.u_log_scale.data.fill_(-25.0)
+    blocks = model.blocks(dataset)
+    assert not model.marginals(blocks[0])[1].any()
+    assert all(torch.isfinite(gradient).all() for gradient in gradients(model, blocks).values())

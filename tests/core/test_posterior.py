@@ -6,6 +6,7 @@ from dataclasses import fields, replace
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 import torch
 from reference import bernoulli_deviance, poisson_deviance, toy_dataset
 
@@ -204,6 +205,25 @@ def test_expected_totals_are_the_observed_ones(preset, likelihood):
     rate = rates(result, dataset, "rna")
     expected = {"bernoulli": -np.expm1(-rate), "bernoulli_clipped": rate.clip(max=0.999)}.get(likelihood, rate)
     assert expected.sum() == pytest.approx(dataset.views[0].counts.sum(), rel=0.01)
+
+
+@pytest.mark.parametrize("likelihood", ["poisson", "bernoulli", "bernoulli_clipped"])
+@pytest.mark.parametrize("shift", [-8.0, 5.0])
+def test_totals_are_matched_from_far_away(likelihood, shift):
+    """After few steps at a high rate; where most probabilities are near one, plain Newton steps overshoot."""
+    dataset, model = problem("gpnsf", {"rna": likelihood})
+    dict(model.items())["rna"].raw.data += shift
+    rate = rates(summarised(model, dataset), dataset, "rna")
+    expected = {"bernoulli": -np.expm1(-rate), "bernoulli_clipped": rate.clip(max=0.999)}.get(likelihood, rate)
+    assert expected.sum() == pytest.approx(dataset.views[0].counts.sum(), rel=0.01)
+
+
+@pytest.mark.parametrize("likelihood", ["bernoulli", "bernoulli_clipped"])
+def test_loadings_do_not_run_away_where_everything_is_open(likelihood):
+    dataset, model = problem("gpnsf", {"rna": likelihood})
+    view = dataset.views[0]
+    dataset = replace(dataset, views=(replace(view, counts=sp.csr_matrix(np.ones(view.counts.shape, np.float32))),))
+    assert rates(summarised(model, dataset), dataset, "rna").max() < 1e5
 
 
 def test_values_around_zero_keep_their_loadings():

@@ -150,6 +150,19 @@ def test_spots_with_fewer_counts_than_factors_are_survived():
     assert ((result.field_v > 0) & (result.field_v < 1.05)).all()
 
 
+@pytest.mark.parametrize("size", [1.0, 1e3, 1e6, 1e12, 1e24])
+def test_a_dominant_direction_leaves_a_covariance(size):
+    direction = torch.tensor([1.0, 2.0, -1.0, 0.5])
+    exact = torch.eye(4).double() * 1.5 - 1.5**2 * size / (1 + 1.5 * size * 6.25) * torch.outer(direction, direction)
+    precision = size * torch.outer(direction, direction) + torch.eye(4) / 1.5
+    covariance = refine.covariances(precision[None])[0].double()
+    assert torch.isfinite(covariance).all()
+    assert (torch.linalg.eigvalsh(covariance) > 0).all()
+    assert (torch.linalg.eigvalsh(covariance) < 1.5001).all()
+    if size <= 1e6:
+        np.testing.assert_allclose(covariance, exact, atol=1.5 * max(1e-3, 5e-7 * size))
+
+
 def test_loadings_and_field_mean_stay_as_they_are():
     dataset, model = problem("gpnsf")
     blocks = model.blocks(dataset)

@@ -99,7 +99,7 @@ def test_views_and_disagreeing_slots_are_refused():
     with pytest.raises(ValueError, match=r"a view of 10 observations.*copy"):
         spatial_importance(data[:10])
     data.obsm["X_gpnsf_std"] = data.obsm["X_gpnsf_std"][:, :2]
-    with pytest.raises(ValueError, match=r"obsm\['X_gpnsf_std'\] of shape \(36, 4\).*got \(36, 2\)"):
+    with pytest.raises(ValueError, match=r"'X_gpnsf_std' in obsm of shape \(36, 4\).*got \(36, 2\)"):
         spatial_importance(data)
 
 

@@ -75,7 +75,9 @@ def test_a_factor_without_loadings_has_no_lines():
 
 
 def test_signed_loadings_are_ranked_by_magnitude():
-    table = rank_features(with_loadings(np.array([[-5.0, 1.0], [1.0, 4.0], [2.0, 1.0]])), factors="spatial_1")
+    data = with_loadings(np.array([[-5.0, 1.0], [1.0, 4.0], [2.0, 1.0]]))
+    data.uns["gpnsf"]["likelihoods"]["rna"] = "gaussian"
+    table = rank_features(data, factors="spatial_1")
     assert table["feature"].tolist() == ["g0", "g2"]
     assert table["loading"].tolist() == [-5.0, 2.0]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,12 +18,14 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from gpnsf.core import stored
 from gpnsf.core.kernels import KERNELS
 
-__all__ = ["AbstractField", "Located", "to_tensors"]
+__all__ = ["AbstractField", "Located", "stored_sizes", "to_tensors"]
 
 LENGTHSCALE_RANGE = (0.04, 3.0)  # half-width units; outside of it the data say nothing about the length scale
 AMPLITUDE_RANGE = (0.05, 5.0)
+LARGEST, LARGEST_LOG = 1e6, 30.0  # of parameters read from a file: beyond, single precision overflows
 TISSUE = 1.05  # half-width of the tissue with a margin
 SHARED = ("u_loc", "log_lengthscale", "log_amplitude", "slope")
 
@@ -83,7 +85,7 @@ class AbstractField(nn.Module, ABC):
     @classmethod
     @abstractmethod
     def from_state(cls, state: dict[str, Any]) -> AbstractField:
-        """The field that :meth:`state` describes, up to the parameters that all fields share."""
+        """The field that :meth:`state` describes, up to the parameters that all fields share; nothing in it is trusted."""
 
     def state(self) -> dict[str, Any]:
         """Plain arrays and scalars from which :func:`gpnsf.core.model.restore_field` rebuilds the field for prediction."""
@@ -136,6 +138,16 @@ class AbstractField(nn.Module, ABC):
         if self.n_libraries == 1:
             return coords @ self.slope[0].T
         return (coords[:, None, :] * self.slope[located.library]).sum(-1)
+
+
+def stored_sizes(state: Mapping[str, Any]) -> tuple[int, int, int]:
+    """Slices, factors and dimensions of a stored field, once the parameters that all fields share agree on them."""
+    sizes = stored.array(state, "slope", (None, None, None), low=-LARGEST, high=LARGEST).shape
+    stored.whole(state, "n_libraries", low=sizes[0], high=sizes[0])
+    stored.option(state, "kernel", KERNELS)
+    for name in ("log_lengthscale", "log_amplitude"):
+        stored.array(state, name, (sizes[1],), low=-LARGEST_LOG, high=LARGEST_LOG)
+    return sizes
 
 
 def to_tensors(coords: np.ndarray, library: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyro.distributions as dist
@@ -12,11 +12,13 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor, nn
 
-from gpnsf.core.fields import AbstractField, Located, to_tensors
+from gpnsf.core import stored
+from gpnsf.core.fields import LARGEST, AbstractField, Located, stored_sizes, to_tensors
 from gpnsf.core.sparse import TransposedProduct, csr_tensor
 
 __all__ = ["HilbertField"]
 
+MAX_BASIS = 256  # per axis and half-width, of a field read from a file
 MARGIN = 0.25  # distance from the nodes to the edge of the Hilbert box, in half-width units
 
 
@@ -45,20 +47,15 @@ class HilbertField(AbstractField):
     ) -> None:
         super().__init__(kernel, n_factors, n_libraries, len(extent), lengthscale)
         self.extent, self.n_basis = tuple(float(x) for x in extent), n_basis
-        self.reach = tuple(1.02 * x + 0.01 for x in self.extent)  # nodes cover a little more than the tissue
-        boxes = [reach + MARGIN for reach in self.reach]
-        sizes = [max(6, math.ceil(n_basis * box / (1 + MARGIN))) for box in boxes]
+        self.reach, boxes, sizes, self.shape = _grid(extent, n_basis)
         frequencies = [torch.arange(1, m + 1) * math.pi / (2 * box) for m, box in zip(sizes, boxes, strict=True)]
-        self.shape = tuple(
-            math.ceil(3 * m * reach / box) + 2 for m, reach, box in zip(sizes, self.reach, boxes, strict=True)
-        )
         for axis, (reach, box, omega) in enumerate(zip(self.reach, boxes, frequencies, strict=True)):
             nodes = torch.linspace(-reach, reach, self.shape[axis])
             basis = torch.sin(omega * (nodes[:, None] + box)) / math.sqrt(box)  # [nodes, m]
             self.register_buffer(f"basis_{axis}", basis, persistent=False)
         squared = torch.cartesian_prod(*[omega**2 for omega in frequencies]).reshape(-1, len(sizes)).sum(1)
         self.register_buffer("frequency_sq", squared, persistent=False)  # [M]
-        self.sizes = tuple(sizes)
+        self.sizes = sizes
         n_weights = len(squared)
         self.u_loc = nn.Parameter(torch.zeros(n_libraries, n_factors, n_weights))
         self.u_log_scale = nn.Parameter(torch.full((n_libraries, n_factors, n_weights), -1.0))
@@ -169,10 +166,33 @@ class HilbertField(AbstractField):
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> HilbertField:
         """Same basis, variance at the nodes as it was."""
-        n_factors, n_libraries = len(state["log_lengthscale"]), int(state["n_libraries"])
-        field = cls(str(state["kernel"]), n_factors, n_libraries, state["extent"], n_basis=int(state["n_basis"]))
-        field.node_variance = torch.as_tensor(state["node_variance"])
+        n_libraries, n_factors, n_dims = stored_sizes(state)
+        extent = stored.array(state, "extent", (n_dims,), low=1e-6, high=10)
+        grid = _grid(extent.tolist(), stored.whole(state, "n_basis", low=1, high=MAX_BASIS))
+        n_nodes, n_weights = math.prod(grid.shape), math.prod(grid.sizes)
+        stored.array(state, "u_loc", (n_libraries, n_factors, n_weights), low=-LARGEST, high=LARGEST)
+        variance = stored.array(state, "node_variance", (n_libraries * n_nodes, n_factors), low=0, high=LARGEST**4)
+        field = cls(str(state["kernel"]), n_factors, n_libraries, extent.tolist(), n_basis=int(state["n_basis"]))
+        field.node_variance = torch.as_tensor(variance, dtype=torch.float32)
         return field
+
+
+class _Grid(NamedTuple):
+    """The regular grid of a field, by axis."""
+
+    reach: tuple[float, ...]  # half-width that the nodes cover
+    boxes: tuple[float, ...]  # half-width of the Hilbert box
+    sizes: tuple[int, ...]  # basis functions
+    shape: tuple[int, ...]  # nodes
+
+
+def _grid(extent: Sequence[float], n_basis: int) -> _Grid:
+    """Nodes cover a little more than the tissue; an axis has basis functions in proportion to its length."""
+    reach = tuple(1.02 * float(x) + 0.01 for x in extent)
+    boxes = tuple(half + MARGIN for half in reach)
+    sizes = tuple(max(6, math.ceil(n_basis * box / (1 + MARGIN))) for box in boxes)
+    shape = tuple(math.ceil(3 * m * half / box) + 2 for m, half, box in zip(sizes, reach, boxes, strict=True))
+    return _Grid(reach, boxes, sizes, shape)
 
 
 def _interpolation(

@@ -10,9 +10,12 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from gpnsf.core.fields import AbstractField, Located, to_tensors
+from gpnsf.core import stored
+from gpnsf.core.fields import LARGEST, LARGEST_LOG, AbstractField, Located, stored_sizes, to_tensors
 
 __all__ = ["InducingField"]
+
+MAX_INDUCING = 10_000  # of a field read from a file: its covariance matrix is made anew
 
 
 class InducingField(AbstractField):
@@ -125,9 +128,19 @@ class InducingField(AbstractField):
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> InducingField:
         """Same inducing points, same q(u)."""
-        n_factors, n_libraries = len(state["log_lengthscale"]), int(state["n_libraries"])
-        points = np.asarray(state["centres"]), np.asarray(state["centre_library"])
-        field = cls(str(state["kernel"]), n_factors, n_libraries, *points, covariance=str(state["covariance"]))
+        n_libraries, n_factors, n_dims = stored_sizes(state)
+        centres = stored.array(state, "centres", (None, n_dims), low=-LARGEST, high=LARGEST)
+        n_inducing = len(centres)
+        if n_inducing > MAX_INDUCING:
+            raise ValueError(stored.problem(f"at most {MAX_INDUCING} inducing points", str(n_inducing)))
+        library = stored.array(state, "centre_library", (n_inducing,), low=0, high=n_libraries - 1, kinds="iu")
+        covariance = stored.option(state, "covariance", ("full", "diagonal"))
+        shape = (n_factors, n_inducing)
+        stored.array(state, "u_loc", shape, low=-LARGEST, high=LARGEST)
+        stored.array(state, "u_log_scale", shape, low=-100, high=LARGEST_LOG)
+        tril = (*shape, n_inducing) if covariance == "full" else shape
+        stored.array(state, "u_tril", tril, low=-LARGEST, high=LARGEST)
+        field = cls(str(state["kernel"]), n_factors, n_libraries, centres, library, covariance=covariance)
         for name in ("u_tril", "u_log_scale"):
             getattr(field, name).data.copy_(torch.as_tensor(state[name]))
         return field

@@ -141,7 +141,8 @@ class _Problem:
         dense = self.signed.toarray()
         dense[self.observed] -= dense[self.observed].mean(0)
         n_components = min(self.n_factors, min(dense.shape) - 1)
-        scores = TruncatedSVD(n_components, random_state=self.seed).fit_transform(dense)
+        with np.errstate(invalid="ignore"):  # constant data have no variance that sklearn could share out
+            scores = TruncatedSVD(n_components, random_state=self.seed).fit_transform(dense)
         scores = np.pad(scores / (scores.std(0) + 1e-6), ((0, 0), (0, self.n_factors - n_components)))
         if self.n_spatial:
             graph = knn_weights(self.coords, n_neighbors=min(6, len(scores) - 1))

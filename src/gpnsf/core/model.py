@@ -23,6 +23,7 @@ import pyro.poutine as poutine
 import torch
 from torch import Tensor, nn
 
+from gpnsf.core import stored
 from gpnsf.core.factors import AbstractFactors, FieldFactors, NormalFactors
 from gpnsf.core.fields import AbstractField, Located, to_tensors
 from gpnsf.core.hilbert import HilbertField
@@ -197,7 +198,8 @@ class Factorization(nn.Module):
         """Closed-form bound on ``E_q log p(y | h)``, or its Monte Carlo mean over draws of the rows of h (eq. 29 to 35)."""
         if self.n_samples is None:
             return likelihood.bound(counts, self._moments(m, v, size), W)
-        draws = [m + v.sqrt() * torch.randn_like(m) for _ in range(self.n_samples)]
+        scale = v.clamp_min(1e-12).sqrt()  # the slope of the root is infinite at 0
+        draws = [m + scale * torch.randn_like(m) for _ in range(self.n_samples)]
         zero = torch.zeros_like(v)
         return torch.stack([likelihood.bound(counts, self._moments(h, zero, size), W) for h in draws]).mean()
 
@@ -357,7 +359,7 @@ def _inducing_points(dataset: Dataset, n_inducing: int, seed: int) -> tuple[np.n
 
 
 def restore_field(state: dict[str, Any]) -> AbstractField:
-    """Rebuild a field from :meth:`AbstractField.state`, for prediction."""
-    field = FIELDS[str(state["kind"])].from_state(state)
+    """Rebuild a field from :meth:`AbstractField.state`, which may come from a file, for prediction."""
+    field = FIELDS[stored.option(state, "kind", FIELDS)].from_state(state)
     field.load_shared(state)
     return field.requires_grad_(False)

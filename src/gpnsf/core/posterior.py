@@ -12,7 +12,7 @@ from torch import Tensor
 from gpnsf.core import metrics, simplex
 from gpnsf.core.likelihoods import AbstractLikelihood, Moments, NegativeBinomial, Poisson
 from gpnsf.core.model import Block, Factorization, ViewModel, restore_field
-from gpnsf.core.refine import LogFactors
+from gpnsf.core.refine import LogFactors, covariances
 from gpnsf.core.sparse import SparseCounts
 from gpnsf.core.types import Dataset, Posterior
 
@@ -20,6 +20,7 @@ __all__ = ["predict", "summarise"]
 
 VARIANCE_CAP = 1.0  # of a log factor, in the mean: beyond it exp(m + v/2) speaks of the prior's tail, not of the data
 SD_CAP = 9.0
+LARGEST_SHIFT = 12.0  # of log loadings, to match the observed totals
 NEGLIGIBLE = 1e-6  # loadings below this share of their feature's total are set to zero
 
 
@@ -129,17 +130,28 @@ class _Result:
         size = block.size[name]
         return torch.cat([size * self.mean[block.rows], size], 1)
 
-    def match_totals(self, model: Factorization, blocks: list[Block], n_iterations: int = 4) -> None:
-        """Scale each modality's loadings so that its expected total is the observed one, by Newton in the log factor."""
+    def match_totals(self, model: Factorization, blocks: list[Block]) -> None:
+        """Scale each modality's loadings so that its expected total is the observed one."""
         for name, view in model.items():
             if not view.nonnegative or any((block.counts[name].values < 0).any() for block in blocks):
                 continue  # values around zero have no total that a factor could match
             observed = sum(float(block.counts[name].values.double().sum()) for block in blocks)
-            for _ in range(n_iterations):
-                total, slope = self._totals(view.likelihood, name, blocks)
-                if abs(total - observed) <= 1e-4 * observed or slope <= 0:
-                    break
-                self.loadings[name] = self.loadings[name] * float(np.exp(np.clip((observed - total) / slope, -1, 1)))
+            self._match_total(view.likelihood, name, blocks, observed)
+
+    def _match_total(
+        self, likelihood: AbstractLikelihood, name: str, blocks: list[Block], observed: float, n_iterations: int = 30
+    ) -> None:
+        """Newton steps in the log factor, halved where they would leave the bracket of the solution."""
+        W, at, low, high = self.loadings[name], 0.0, -LARGEST_SHIFT, LARGEST_SHIFT
+        for _ in range(n_iterations):
+            total, slope = self._totals(likelihood, name, blocks)
+            saturated = total < observed and slope <= 1e-4 * total  # probabilities that cannot grow any more
+            if abs(total - observed) <= 1e-4 * observed or saturated:
+                break
+            low, high = (at, high) if total < observed else (low, at)
+            at += float(np.clip((observed - total) / max(slope, 1e-12 * total), -1, 1))
+            at = at if low < at < high else (low + high) / 2
+            self.loadings[name] = W * float(np.exp(at))
 
     def _totals(self, likelihood: AbstractLikelihood, name: str, blocks: list[Block]) -> tuple[float, float]:
         """Expected total over all blocks, and its derivative."""
@@ -188,7 +200,7 @@ class _Result:
             information = sum(self._loading_information(view.likelihood, name, block) for block in blocks)
             total = W[:, :-1].abs().sum(1).clamp_min(1e-12)
             ridge = torch.diag_embed((1 / total**2)[:, None].expand(-1, W.shape[1] - 1))
-            covariance = torch.linalg.inv(information + ridge)
+            covariance = covariances(information + ridge)
             result[name] = simplex.importance_std(_array(W[:, :-1]), _array(covariance), is_spatial).astype(np.float32)
         return result
 

@@ -20,13 +20,24 @@ from torch import Tensor
 from gpnsf.core.likelihoods import MEAN_RANGE
 from gpnsf.core.model import Block, Factorization
 
-__all__ = ["LogFactors", "local", "mean_field"]
+__all__ = ["LogFactors", "covariances", "local", "mean_field"]
 
 N_ROUNDS = 5  # refreshes of the information, each followed by an update of gamma
 N_NEWTON = 3
 DAMPING = 0.8
 FIRST_GAMMA = 0.05
 GAMMA_FLOOR = 1e-4
+
+
+def covariances(precision: Tensor) -> Tensor:
+    """Inverse of precisions [n, K, K] known to single precision, which a dominant direction may leave singular.
+
+    The diagonal is lifted by 1e-7 of its mean, the rounding error of what it is the sum of.
+    """
+    lifted = precision.double()
+    diagonal = lifted.diagonal(dim1=1, dim2=2)
+    diagonal += 1e-7 * diagonal.mean(1, keepdim=True)
+    return torch.linalg.inv(lifted).to(precision.dtype)
 
 
 @dataclass(frozen=True)
@@ -85,7 +96,7 @@ class _LocalStage:
         rows = block.rows
         gradient, information = self._curvature(block)
         precision = information + torch.diag_embed((1 / self.gamma).expand(len(information), -1))
-        covariance = torch.linalg.inv(precision)
+        covariance = covariances(precision)
         for step in range(N_NEWTON):
             if step:
                 gradient = self._gradient(block)

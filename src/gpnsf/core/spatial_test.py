@@ -161,7 +161,7 @@ def _permutation_test(
     observed = morans_i(scores, graph)
     draws = np.empty((n_permutations, K))
     for draw in draws:
-        shuffled = np.lexsort((rng.random(n), dataset.library))
+        shuffled = np.lexsort(np.stack([rng.random(n), dataset.library]))
         order = np.empty(n, dtype=np.int64)
         order[np.argsort(dataset.library, kind="stable")] = shuffled
         draw[:] = morans_i(scores[order], graph)

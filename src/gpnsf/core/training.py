@@ -231,7 +231,8 @@ class _Run:
         for notice in notices:
             logger.info(notice)
         arrays = np.asarray(walk.elbo), np.asarray(walk.seconds), np.asarray(walk.phase, dtype=str)
-        return History(*arrays, state.converged, state.starts, state.repairs, notices)
+        starts = {name: score for name, score in state.starts.items() if math.isfinite(score)}
+        return History(*arrays, state.converged, starts, state.repairs, notices)
 
     def _judge(self, name: str) -> None:
         """Keep the walk if it has come higher than those before."""

@@ -67,6 +67,7 @@ def style() -> Iterator[None]:
         "axes.spines.top": False,
         "axes.spines.right": False,
         "axes.axisbelow": True,
+        "text.parse_math": False,  # a dollar sign in the name of a feature is one
     }
     with mpl.rc_context(settings):
         yield

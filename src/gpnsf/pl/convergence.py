@@ -82,7 +82,7 @@ def convergence(
     fit = results.find(data, key)
     if panel is not None and panel not in PANELS:
         raise ValueError(problem(f"`panel` to be one of {PANELS}", repr(panel), "Pass one of these, or None for all"))
-    names, ends = _starts(fit)
+    names, ends, kept = _starts(fit)
     chosen = [panel] if panel else [name for name in PANELS if name != "starts" or len(names) > 1]
     with canvas.style():
         width = canvas.PAGE / 3
@@ -93,22 +93,21 @@ def convergence(
             elif name == "end":
                 _end(place, fit)
             else:
-                _compare_starts(place, names, ends, kept=str(fit.uns["starts"]["best"]))
+                _compare_starts(place, names, ends, kept=kept)
     return canvas.finish(figure, axes, show=show, return_fig=return_fig)
 
 
-def _starts(fit: Fit) -> tuple[np.ndarray, np.ndarray]:
-    """Names of the starts, best first, and their ELBO per observation."""
-    values = {name: float(value) for name, value in fit.uns["starts"].items() if name != "best"}
+def _starts(fit: Fit) -> tuple[np.ndarray, np.ndarray, str]:
+    """Names of the starts, best first, their ELBO per observation, and the one that was kept."""
+    values, kept = fit.starts
     order = sorted(values, key=values.__getitem__, reverse=True)
-    return np.array(order, dtype=object), np.array([values[name] for name in order]) / fit.data.n_obs
+    return np.array(order, dtype=object), np.array([values[name] for name in order]) / fit.data.n_obs, kept
 
 
 def _history(fit: Fit) -> tuple[np.ndarray, np.ndarray]:
     """ELBO per observation and name of the phase, for each step."""
-    history = fit.uns["history"]
-    elbo = np.asarray(history["elbo"], dtype=float) / fit.data.n_obs
-    return elbo, np.asarray(history["phase"]).astype(str)
+    elbo, phase = fit.trace
+    return elbo / fit.data.n_obs, phase
 
 
 def _segments(phase: np.ndarray) -> Iterator[tuple[str, slice]]:
@@ -139,9 +138,8 @@ def _trace(ax: Axes, fit: Fit) -> None:
     ax.set(ylim=(low - margin, high + margin), ylabel="ELBO per observation")
     handles = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
     ax.legend(handles.values(), handles.keys(), loc="best", handlelength=1.2, borderaxespad=0.2, labelspacing=0.3)
-    verdict = "converged" if bool(fit.uns["converged"]) else "not converged"
-    repairs = len(np.atleast_1d(fit.uns["repairs"]))
-    note = f"{verdict}, {elbo.size} steps, {float(fit.uns['seconds']):.3g} s"
+    converged, repairs, seconds = fit.outcome
+    note = f"{'converged' if converged else 'not converged'}, {elbo.size} steps, {seconds:.3g} s"
     canvas.title(ax, "optimisation", note + f", {repairs} repair{'s' * (repairs > 1)}" * (repairs > 0))
 
 

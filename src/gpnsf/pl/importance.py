@@ -99,7 +99,7 @@ def importance(
             if name == MAP:
                 _map(panel, fit, library=library, cmap=cmap, size=size)
             elif name == OBSERVATIONS:
-                _histogram(panel, fit.obs(fit.keys.importance), name, color="0.45")
+                _histogram(panel, fit.importance, name, color="0.45")
             else:
                 _features(panel, fit, name)
     return canvas.finish(figure, axes, show=show, return_fig=return_fig)
@@ -132,14 +132,17 @@ def _histogram(ax: Axes, values: np.ndarray, name: str, *, color: str) -> None:
     """Histogram on [0, 1] with its median."""
     from matplotlib.ticker import MaxNLocator
 
-    median = float(np.median(values))
+    note = f"{values.size:,}"
+    if values.size:
+        median = float(np.median(values))
+        ax.axvline(median, color="black", linewidth=0.8, linestyle=(0, (3, 2)))
+        note += f" · median {median:.2f}"
     ax.hist(values, bins=np.linspace(0, 1, BINS + 1), color=color, edgecolor="white", linewidth=0.4)
-    ax.axvline(median, color="black", linewidth=0.8, linestyle=(0, (3, 2)))
     ax.set(xlim=(0, 1), xticks=[0, 0.5, 1], xlabel="spatial importance", ylabel=name)
     ax.set_xticklabels(["0", "0.5", "1"])
     ax.yaxis.set_major_locator(MaxNLocator(4, integer=True))
     canvas.plain(ax)
-    canvas.title(ax, name, f"{values.size:,} · median {median:.2f}")
+    canvas.title(ax, name, note)
 
 
 def _map(
@@ -147,7 +150,7 @@ def _map(
 ) -> None:
     """Observations in space."""
     where = canvas.section(fit, library=library, size=size)
-    values = fit.obs(fit.keys.importance)[where.rows].astype(float)
+    values = fit.importance[where.rows].astype(float)
     norm = canvas.norm("linear", *canvas.limits(values, quantiles=(0.005, 0.995)))
     if where.coords.shape[1] == 1:
         canvas.profile(ax, where, values, scale="linear", cmap=cmap, norm=norm)

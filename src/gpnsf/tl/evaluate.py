@@ -138,15 +138,17 @@ def _open(fit: Fit, name: str) -> _Judged:
     """Read one modality as the fit did."""
     mod, rows, likelihood = fit.modalities[name], fit.rows[name], fit.likelihoods[name]
     held_out = np.zeros(mod.n_obs, dtype=bool)
-    if fit.params["holdout_key"] is not None:
-        held_out = fit.obs(fit.params["holdout_key"])[rows].astype(bool)
-    layer = checks.per_modality(fit.params["layers"], "layers", names=list(fit.modalities), known=fit.modalities)
+    holdout_key = fit.param("holdout_key")
+    if holdout_key is not None:
+        column = pd.Series(fit.obs(holdout_key))
+        held_out = checks.flags(column, name=holdout_key, remedy="Restore the column that the fit has read")[rows]
+    layer = checks.per_modality(fit.params.get("layers"), "layers", names=list(fit.modalities), known=fit.modalities)
     loadings = np.column_stack([fit.loadings[name], fit.var(name, fit.keys.background)])
     seen = loadings.any(axis=1)
     counts = _counts(fit, name, layer.get(name), seen)
     counted = counts[~held_out].getnnz(axis=0) > 0
     seen[seen], counts = counted, counts[:, counted]
-    source = None if likelihood == "gaussian" else fit.params["size_factors"]
+    source = None if likelihood == "gaussian" else fit.param("size_factors")
     batch, multipliers = fit.batches(name)
     return _Judged(
         name=name,
@@ -157,11 +159,19 @@ def _open(fit: Fit, name: str) -> _Judged:
         seen=seen,
         factors=np.column_stack([fit.mean[rows], np.ones(mod.n_obs)]),
         loadings=loadings[seen],
-        dispersion=fit.var(name, fit.keys.dispersion)[seen] if likelihood in ("nb", "gaussian") else None,
+        dispersion=_dispersion(fit, name, seen),
         held_out=held_out,
         batch=batch,
         multipliers=multipliers[:, seen],
     )
+
+
+def _dispersion(fit: Fit, name: str, seen: np.ndarray) -> np.ndarray | None:
+    """Dispersion of the features that the fit has seen, where its likelihood has one."""
+    if fit.likelihoods[name] not in ("nb", "gaussian"):
+        return None
+    key = fit.keys.dispersion
+    return checks.positive(fit.var(name, key)[seen], what=f"var[{key!r}] of {name!r}")
 
 
 def _counts(fit: Fit, name: str, layer: str | None, use: np.ndarray) -> sp.csr_matrix:
@@ -176,10 +186,11 @@ def _size(fit: Fit, name: str, source: str | None, counts: sp.csr_matrix, train:
         return np.ones(counts.shape[0])
     if source == "total":
         return np.maximum(_totals(counts) / _totals(counts)[train].mean(), SIZE_FLOOR)
-    holder = (
-        fit.data.obs[source].to_numpy()[fit.rows[name]] if source in fit.data.obs else fit.modalities[name].obs[source]
-    )
-    values = np.asarray(holder, dtype=np.float64)
+    own = fit.modalities[name].obs
+    remedy = "Restore the column that the fit has read"
+    checks.choices([source], [*fit.data.obs, *own], what="size factors", where=f"obs of {name!r}", remedy=remedy)
+    column = fit.data.obs[source].iloc[fit.rows[name]] if source in fit.data.obs else own[source]
+    values = checks.positive(column, what=f"size factors in {source!r}")
     return values / values[train].mean()
 
 

@@ -241,10 +241,21 @@ def _builder(params: Mapping[str, Any], scale: float) -> Callable[[Dataset, int]
     """Makes the models that the arguments describe; ``scale`` is the half-width in the unit of the coordinates."""
     names = ("n_factors", "kernel", "field", "n_inducing", "kl_weight", "seed")
     options: dict[str, Any] = {name: params[name] for name in names}
-    options["lengthscale"] = None if params["lengthscale"] is None else params["lengthscale"] / scale
+    options["lengthscale"] = _lengthscale(params, scale)
     options["n_samples"] = params["n_samples"] if params["objective"] == "monte_carlo" else None
     device = _device(params["device"])
     return lambda dataset, n_spatial: models.build(params["model"], dataset, n_spatial=n_spatial, **options).to(device)
+
+
+def _lengthscale(params: Mapping[str, Any], scale: float) -> float | None:
+    """The length scale asked for, in half-width units."""
+    asked = params["lengthscale"]
+    if asked is None:
+        return None
+    if params["n_spatial"] and not 1e-3 <= asked / scale <= 1e3:
+        rule = f"`lengthscale` between {scale / 1e3:g} and {scale * 1e3:g}: the half-width of the tissue is {scale:g}"
+        raise ValueError(checks.problem(rule, f"{asked:g}", "Pass it in the unit of the coordinates"))
+    return asked / scale
 
 
 def _n_spatial(model: str, n_factors: int, asked: int | None) -> int:

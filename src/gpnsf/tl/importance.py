@@ -131,7 +131,7 @@ def _write_features(fit: results.Fit, name: str) -> None:
     var[keys.importance] = simplex.feature_importance(W, fit.is_spatial).astype(np.float32)
     top = simplex.top_factor(W)
     var[keys.top_factor] = np.where(top < 0, "", fit.names[top])
-    changed = before is None or not np.allclose(before, var[keys.importance], atol=1e-3)
+    changed = before is None or before.dtype.kind != "f" or not np.allclose(before, var[keys.importance], atol=1e-3)
     stale = [column for column in (keys.importance_std, keys.importance_p, keys.importance_q) if column in var]
     if changed and stale:
         for column in stale:

@@ -70,10 +70,14 @@ def predict(
     (2, 7)
     """
     fit = results.find(data, key)
-    state = fit.uns["field"]
+    state = fit.field
     libraries = [str(name) for name in state["libraries"]]
+    n_dims = np.asarray(state["centre"]).shape[1]
     points, codes, obs = _places(fit, coords, library, libraries)
-    mean = np.full((len(points), len(fit.names)), float(state["nonnegative"]), dtype=np.float32)
+    if fit.is_spatial.any() and points.shape[1] != n_dims:
+        rule = f"`coords` with {n_dims} column(s), as in the fit"
+        raise ValueError(checks.problem(rule, f"shape {points.shape}", f"Pass an array [n, {n_dims}]"))
+    mean = np.full((len(points), len(fit.names)), float(bool(state["nonnegative"])), dtype=np.float32)
     std = np.broadcast_to(np.sqrt(fit.mean.var(0) + (fit.std**2).mean(0)), mean.shape).astype(np.float32)
     if fit.is_spatial.any():
         own = bridge.normalise_coords(points, codes, np.asarray(state["centre"]), float(state["scale"]))
@@ -98,10 +102,6 @@ def _places(
         return points, codes, pd.DataFrame(index=fit.data.obs_names.copy())
     n_rows = len(coords) if hasattr(coords, "__len__") else 0
     points = checks.coordinates(coords, where="`coords`", obs_names=[f"row {i}" for i in range(n_rows)])
-    n_dims = np.asarray(fit.uns["field"]["centre"]).shape[1]
-    if fit.is_spatial.any() and points.shape[1] != n_dims:
-        rule = f"`coords` with {n_dims} column(s), as in the fit"
-        raise ValueError(checks.problem(rule, f"shape {points.shape}", f"Pass an array [n, {n_dims}]"))
     if library is None and len(libraries) > 1:
         rule = f"`library` to name one of the slices {libraries}"
         raise ValueError(checks.problem(rule, "None", f"Pass for example library={libraries[0]!r}"))
