@@ -13,7 +13,14 @@ from reference import gaussian_kl
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from gpnsf.core.fields import AMPLITUDE_RANGE, LENGTHSCALE_RANGE, AbstractField, Located
+from gpnsf.core.fields import (
+    AMPLITUDE_RANGE,
+    LENGTHSCALE_RANGE,
+    MAX_LOG_SCALE,
+    AbstractField,
+    Located,
+    evidence_scale,
+)
 from gpnsf.core.hilbert import HilbertField
 from gpnsf.core.inducing import InducingField
 from gpnsf.core.kernels import KERNELS
@@ -467,3 +474,31 @@ def at_prior_like(field: AbstractField) -> AbstractField:
     other.u_loc.data.zero_()
     other.u_log_scale.data.zero_()
     return other
+
+
+def test_the_scale_with_the_highest_evidence_is_that_of_the_dense_marginal_likelihood():
+    generator = torch.Generator().manual_seed(0)
+    A, u = torch.randn(60, 8, generator=generator), torch.randn(8, generator=generator)
+    noise_var = 0.3
+    y = 2.5 * A @ torch.randn(8, generator=generator) + noise_var**0.5 * torch.randn(60, generator=generator)
+    found = evidence_scale(A, torch.full((60,), 1 / noise_var), (y - A @ u) / noise_var, u)
+    log_s = torch.linspace(-MAX_LOG_SCALE, MAX_LOG_SCALE, 61)
+    dense = []
+    for scale in log_s.double().exp():
+        covariance = scale**2 * (A @ A.T).double() + noise_var * torch.eye(60, dtype=torch.float64)
+        zero = torch.zeros(60, dtype=torch.float64)
+        dense.append(torch.distributions.MultivariateNormal(zero, covariance).log_prob(y.double()))
+    assert found == log_s[torch.stack(dense).argmax()]
+    assert 0 < found < MAX_LOG_SCALE
+
+
+@each_backend
+def test_another_amplitude_leaves_the_mean_where_it_is(name):
+    field = randomise(BACKENDS[name]())
+    located = on_nodes(field)
+    before, amplitude = field.marginals(located)[0].detach(), field.log_amplitude.detach().clone()
+    generator = torch.Generator().manual_seed(1)
+    information, gradient = 5 + torch.rand(15, T, generator=generator), 9 * torch.randn(15, T, generator=generator)
+    field.rescale([located], [information], [gradient])
+    assert (field.log_amplitude - amplitude).abs().min() > 0.01
+    torch.testing.assert_close(field.marginals(located)[0].detach(), before, rtol=1e-4, atol=1e-4)

@@ -264,8 +264,8 @@ def test_a_model_that_cannot_begin_is_given_up(max_steps, monkeypatch):
 def test_a_start_that_cannot_begin_leaves_the_others(monkeypatch):
     break_steps(monkeypatch, set(range(9)))
     _, history = fitted({"rna": "poisson"}, schedule=Schedule(max_steps=60), init="auto")
-    assert history.starts["smooth_0"] == -math.inf
-    assert np.isfinite([history.starts[name] for name in ("smooth_0.06", "smooth_0.1", "smooth_0.16", "spot")]).all()
+    assert set(history.starts) == {"smooth_0.06", "smooth_0.1", "smooth_0.16", "spot"}
+    assert np.isfinite(list(history.starts.values())).all()
     assert len(history.repairs) == 9
     assert len(history.elbo) == 60
 

@@ -44,7 +44,6 @@ def log_moments(mean: np.ndarray, std: np.ndarray, cap: float) -> tuple[np.ndarr
     return np.log(mean) - np.minimum(variance, cap) / 2, np.sqrt(variance)
 
 
-def log_errors(truth: np.ndarray, centre: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Errors [N, K] of log factors, their mean over ``rows`` [N] bool removed: factors are known up to a scale."""
-    error = centre - np.log(truth)
-    return error - error[rows].mean(axis=0)
+def log_errors(truth: np.ndarray, centre: np.ndarray) -> np.ndarray:
+    """Errors [N, K] of log factors in the scale of the slots: factors are known up to a scale, and have mean one."""
+    return centre - np.log(truth / truth.mean(axis=0))

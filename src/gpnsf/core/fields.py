@@ -21,11 +21,12 @@ from torch import Tensor, nn
 from gpnsf.core import stored
 from gpnsf.core.kernels import KERNELS
 
-__all__ = ["AbstractField", "Located", "stored_sizes", "to_tensors"]
+__all__ = ["AbstractField", "Located", "evidence_scale", "stored_sizes", "to_tensors"]
 
 LENGTHSCALE_RANGE = (0.04, 3.0)  # half-width units; outside of it the data say nothing about the length scale
 AMPLITUDE_RANGE = (0.05, 5.0)
 LARGEST, LARGEST_LOG = 1e6, 30.0  # of parameters read from a file: beyond, single precision overflows
+MAX_LOG_SCALE = 1.5  # largest correction of a log amplitude
 TISSUE = 1.05  # half-width of the tissue with a margin
 SHARED = ("u_loc", "log_lengthscale", "log_amplitude", "slope")
 
@@ -79,6 +80,13 @@ class AbstractField(nn.Module, ABC):
         """Replace the covariance of q(u) by ``(I + A^T diag(information) A)^-1``, given the information [n, T] on f."""
 
     @abstractmethod
+    def rescale(self, located: Sequence[Located], information: Sequence[Tensor], gradient: Sequence[Tensor]) -> None:
+        """Take the amplitude with the highest evidence, and leave the mean of f where it is.
+
+        ``information`` and ``gradient`` [n, T] are those of the log-likelihood in f.
+        """
+
+    @abstractmethod
     def own_state(self) -> dict[str, Any]:
         """What a backend adds to :meth:`state`."""
 
@@ -125,6 +133,13 @@ class AbstractField(nn.Module, ABC):
         """Kernel parameters, which are learnt early and then frozen."""
         return [self.log_lengthscale, self.log_amplitude]
 
+    def _rescale(self, factor: int, log_scale: Tensor) -> None:
+        """Raise the log amplitude of a factor, inside of its range, with weights that keep the mean of f."""
+        low, high = map(math.log, AMPLITUDE_RANGE)
+        before = self.log_amplitude[factor].clone()
+        self.log_amplitude[factor] = (before + log_scale).clamp(low, high)
+        self.u_loc[..., factor, :] *= (before - self.log_amplitude[factor]).exp()
+
     @torch.no_grad()
     def clamp_(self) -> None:
         """Keep the kernel parameters inside the range that data can speak about."""
@@ -148,6 +163,22 @@ def stored_sizes(state: Mapping[str, Any]) -> tuple[int, int, int]:
     for name in ("log_lengthscale", "log_amplitude"):
         stored.array(state, name, (sizes[1],), low=-LARGEST_LOG, high=LARGEST_LOG)
     return sizes
+
+
+def evidence_scale(A: Tensor, weights: Tensor, gradient: Tensor, u: Tensor) -> Tensor:
+    """Logarithm of the factor s on the amplitude of ``f = s A u``, ``u ~ N(0, I)``, that has the highest evidence.
+
+    With information Lambda and gradient g of the log-likelihood at the present ``f = A u``, ``B = A^T Lambda A`` and
+    ``r = A^T g + B u``, Laplace's approximation is, by one eigendecomposition of B for all s,
+
+        log Z(s) = s^2/2 r^T (I + s^2 B)^-1 r - 1/2 log |I + s^2 B|.
+    """
+    B = (A * weights[:, None]).T @ A
+    D, Q = torch.linalg.eigh(B)
+    D, y = D.clamp_min(0.0), Q.T @ (A.T @ gradient + B @ u)
+    log_s = torch.linspace(-MAX_LOG_SCALE, MAX_LOG_SCALE, 61, device=u.device)
+    s_sq = (2 * log_s).exp()[:, None]
+    return log_s[(y**2 * s_sq / (1 + s_sq * D) - torch.log1p(s_sq * D)).sum(1).argmax()]
 
 
 def to_tensors(coords: np.ndarray, library: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from gpnsf.core import stored
-from gpnsf.core.fields import LARGEST, AbstractField, Located, stored_sizes, to_tensors
+from gpnsf.core.fields import LARGEST, AbstractField, Located, evidence_scale, stored_sizes, to_tensors
 from gpnsf.core.sparse import TransposedProduct, csr_tensor
 
 __all__ = ["HilbertField"]
@@ -132,9 +132,7 @@ class HilbertField(AbstractField):
         The information of the rows is first moved to the nodes by the transposed interpolation. Basis functions that the
         data cannot inform (``S_j sum information < 0.01``) keep their prior variance.
         """
-        at_nodes = sum(
-            place.cache["transposed"] @ info.contiguous() for place, info in zip(located, information, strict=True)
-        ).reshape(self.n_libraries, -1, self.n_factors)  # [slices, nodes, T]
+        at_nodes = self._at_nodes(located, information)  # [slices, nodes, T]
         basis = self._node_basis()  # [nodes, M]
         variances = torch.empty_like(at_nodes)
         for factor, spectral_sd in enumerate(self._spectral_sd()):
@@ -148,6 +146,24 @@ class HilbertField(AbstractField):
                 rest = (basis[:, ~informed] ** 2) @ spectral_sd[~informed] ** 2
                 variances[library, :, factor] = (half**2).sum(0) + rest
         self.node_variance = variances.reshape(-1, self.n_factors)
+
+    @torch.no_grad()
+    def rescale(self, located: Sequence[Located], information: Sequence[Tensor], gradient: Sequence[Tensor]) -> None:
+        """The basis functions that the data inform decide, those of all slices together."""
+        weights, slopes = self._at_nodes(located, information).clamp_min(0.0), self._at_nodes(located, gradient)
+        basis = self._node_basis()
+        for factor, spectral_sd in enumerate(self._spectral_sd()):
+            weight, slope = weights[:, :, factor].flatten(), slopes[:, :, factor].flatten()  # [slices * nodes]
+            informed = spectral_sd**2 * weight.sum() > 0.01
+            A = torch.block_diag(*[basis[:, informed] * spectral_sd[informed]] * self.n_libraries)
+            u, seen = self.u_loc[:, factor, informed].flatten(), weight > 0
+            if len(u):
+                self._rescale(factor, evidence_scale(A[seen], weight[seen], slope[seen], u))
+
+    def _at_nodes(self, located: Sequence[Located], values: Sequence[Tensor]) -> Tensor:
+        """Values of rows moved to the nodes by the transposed interpolation [slices, nodes, T]."""
+        moved = [place.cache["transposed"] @ part.contiguous() for place, part in zip(located, values, strict=True)]
+        return torch.stack(moved).sum(0).reshape(self.n_libraries, -1, self.n_factors)
 
     def _node_basis(self) -> Tensor:
         """All basis functions at the nodes of one slice [nodes, M]."""

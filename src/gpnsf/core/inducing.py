@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gpnsf.core import stored
-from gpnsf.core.fields import LARGEST, LARGEST_LOG, AbstractField, Located, stored_sizes, to_tensors
+from gpnsf.core.fields import LARGEST, LARGEST_LOG, AbstractField, Located, evidence_scale, stored_sizes, to_tensors
 
 __all__ = ["InducingField"]
 
@@ -119,6 +119,15 @@ class InducingField(AbstractField):
         self.covariance = "full"
         self.u_tril = nn.Parameter(torch.tril(tril, -1))
         self.u_log_scale.data.copy_(tril.diagonal(dim1=1, dim2=2).log())
+
+    @torch.no_grad()
+    def rescale(self, located: Sequence[Located], information: Sequence[Tensor], gradient: Sequence[Tensor]) -> None:
+        """All inducing points of a factor decide together."""
+        weights, slopes = torch.cat(list(information)).clamp_min(0.0), torch.cat(list(gradient))  # [N, T]
+        A = torch.cat([self._weights(place) for place in located], dim=2)  # [T, M, N]
+        for factor, amplitude in enumerate(self.log_amplitude.exp()):
+            rows, u = amplitude * A[factor].T, self.u_loc[factor]
+            self._rescale(factor, evidence_scale(rows, weights[:, factor], slopes[:, factor], u))
 
     def own_state(self) -> dict[str, Any]:
         """Inducing points and the covariance of q(u)."""

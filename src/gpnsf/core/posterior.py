@@ -18,8 +18,9 @@ from gpnsf.core.types import Dataset, Posterior
 
 __all__ = ["predict", "summarise"]
 
-VARIANCE_CAP = 1.0  # of a log factor, in the mean: beyond it exp(m + v/2) speaks of the prior's tail, not of the data
+VARIANCE_CAP = 0.25  # of a log factor, in the mean: beyond it exp(m + v/2) speaks of the prior's tail, not of the data
 SD_CAP = 9.0
+MIXING = 1.44  # ratio of the variance of spatial log factors to what the counts leave open: see docs/decisions.md
 LARGEST_SHIFT = 12.0  # of log loadings, to match the observed totals
 NEGLIGIBLE = 1e-6  # loadings below this share of their feature's total are set to zero
 
@@ -27,8 +28,10 @@ NEGLIGIBLE = 1e-6  # loadings below this share of their feature's total are set 
 @torch.no_grad()
 def summarise(model: Factorization, dataset: Dataset, blocks: list[Block], log_factors: LogFactors) -> Posterior:
     """Posterior moments of the factors, each scaled to mean one over spots, in order of their expected signal."""
-    mean, std = _moments(model.nonnegative, log_factors.m, log_factors.v)
     T = model.n_spatial
+    mixing = torch.ones(model.n_factors, device=log_factors.m.device)
+    mixing[:T] = MIXING
+    mean, std = _moments(model.nonnegative, log_factors.m, log_factors.v, mixing)
     spread = log_factors.field_v + log_factors.gamma[:T]
     smooth = mean.clone()
     smooth[:, :T], _ = _moments(model.nonnegative, log_factors.field_m, spread)
@@ -63,12 +66,12 @@ def summarise(model: Factorization, dataset: Dataset, blocks: list[Block], log_f
     )
 
 
-def _moments(nonnegative: bool, m: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of exp(h) (of h for signed models) when ``h ~ N(m, v)``."""
+def _moments(nonnegative: bool, m: Tensor, v: Tensor, mixing: Tensor | float = MIXING) -> tuple[Tensor, Tensor]:
+    """Mean of exp(h), ``h ~ N(m, v)``, and standard deviation with v times ``mixing`` (signed models: both of h alone)."""
     if not nonnegative:
         return m, v.sqrt()
     mean = torch.exp(m.clamp(-12.0, 8.0) + 0.5 * v.clamp_max(VARIANCE_CAP))
-    return mean, mean * torch.expm1(v.clamp_max(SD_CAP)).sqrt()
+    return mean, mean * torch.expm1((mixing * v).clamp_max(SD_CAP)).sqrt()
 
 
 def _scales(nonnegative: bool, factors: Tensor) -> Tensor:

@@ -155,7 +155,11 @@ class _LocalStage:
         if self.model.spatial is not None:
             field = self.model.spatial.field
             located = [block.located for block in self.blocks]
-            field.set_precision(located, [self.information[block.rows] for block in self.blocks])
+            information = [self.information[block.rows] for block in self.blocks]
+            # where the deviations have settled, e / gamma is the gradient of the log-likelihood in the field
+            gradient = (self.e / self.gamma)[:, : self.T]
+            field.rescale(located, information, [gradient[block.rows] for block in self.blocks])
+            field.set_precision(located, information)
             field_m = self.base[:, : self.T]
             field_v = torch.cat([field.marginals(place)[1] for place in located])
             shrink = self.variance[:, : self.T] / self.gamma[: self.T]

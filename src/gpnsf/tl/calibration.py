@@ -150,7 +150,7 @@ def _factors(fit: results.Fit, found: results.Fit, rows: np.ndarray) -> list[dic
     truth = fit.mean.astype(np.float64)
     columns, recovery = metrics.match_factors(truth[rows], found.mean[rows])
     centre, sd = log_moments(found.mean[:, columns], found.std[:, columns], VARIANCE_CAP)
-    error = log_errors(truth, centre, rows)[rows]
+    error = log_errors(truth, centre)[rows]
     return [
         {
             "kind": "factor",
