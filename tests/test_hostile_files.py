@@ -52,6 +52,7 @@ def fit_of(field: str) -> ad.AnnData:
         data,
         n_factors=3,
         n_spatial=2,
+        split="assumed",
         field=field,
         n_inducing=8 if field == "inducing" else None,
         library_key="slice",

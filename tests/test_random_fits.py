@@ -136,6 +136,7 @@ class Draw:
             "n_samples": int(rng.integers(1, 4)),
             "init": self.one_of("auto", "smooth", "spot", "random"),
             "refine": self.chance(0.7),
+            "split": "tested" if self.chance(0.2) else "assumed",
             "size_factors": self.one_of("total", "total", None, "depth"),
             "library_key": "slice" if self.chance(0.15) else None,
             "holdout_key": "held" if self.chance(0.2) else None,

@@ -133,7 +133,7 @@ FIT_OPTIONS: dict[str, dict[str, Any]] = {
     "objective": {"help": "closed_form or monte_carlo"},
     "n_samples": {"type": int, "help": "draws a step of the Monte Carlo objective"},
     "init": {"help": "auto, smooth, spot or random"},
-    "split": {"help": "assumed: spatial factors are as asked for"},
+    "split": {"help": "tested (default): by counts held back; assumed: spatial factors are as asked for"},
     "refine": {"action": argparse.BooleanOptionalAction, "help": "refine each observation after the fit"},
     "holdout_key": {"help": "boolean obs column of rows that train nothing"},
     "max_steps": {"type": int, "help": "cap on the optimisation"},

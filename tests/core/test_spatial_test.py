@@ -62,12 +62,13 @@ def test_scores_without_order_have_standard_z_and_uniform_p(n_libraries):
     assert 0.025 < np.mean(p < 0.05) < 0.08
 
 
-def test_z_of_smooth_scores_is_that_of_the_randomisation_formula():
+def test_z_of_smooth_scores_is_that_of_the_randomisation_formula(monkeypatch):
+    monkeypatch.setattr(module, "N_NEIGHBORS", (6,))
     data = dataset(np.ones((400, 1)), "poisson")
     rng = np.random.default_rng(3)
     scores = data.coords[:, :1] + rng.normal(scale=3, size=(400, 1))
     z, p = module._permutation_test(scores, data, 2_000, rng)
-    graph = module.knn_weights(data.coords, n_neighbors=module.N_NEIGHBORS).toarray()
+    graph = module.knn_weights(data.coords, n_neighbors=6).toarray()
     centred = scores[:, 0] - scores.mean()
     moran = (centred @ graph @ centred) / (centred @ centred) * len(centred) / graph.sum()
     n, both = len(graph), graph + graph.T
@@ -76,6 +77,16 @@ def test_z_of_smooth_scores_is_that_of_the_randomisation_formula():
     ) - 1 / (n - 1) ** 2
     assert z[0] == pytest.approx((moran + 1 / (n - 1)) / np.sqrt(variance), abs=0.2)
     assert p[0] == pytest.approx(norm.sf(z[0]), abs=0.01)
+
+
+def test_wide_neighbourhoods_find_what_noise_hides_from_near_ones(monkeypatch):
+    data = dataset(np.ones((900, 1)), "poisson")
+    rng = np.random.default_rng(4)
+    scores = data.coords[:, :1] + rng.normal(scale=5, size=(900, 60))
+    both = module._permutation_test(scores, data, 200, rng)[0]
+    monkeypatch.setattr(module, "N_NEIGHBORS", (6,))
+    near = module._permutation_test(scores, data, 200, rng)[0]
+    assert both.mean() > 1.3 * near.mean() > 0.4
 
 
 def test_constant_scores_and_a_handful_of_spots_are_not_spatial():

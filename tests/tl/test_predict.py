@@ -44,7 +44,7 @@ def fits(simulated) -> Callable[[str], MuData]:
     def find(case: str) -> MuData:
         if case not in made:
             made[case] = prepared(simulated)
-            short = {"n_factors": 4, "max_steps": 20, "init": "spot", "progress": False}
+            short = {"n_factors": 4, "max_steps": 20, "init": "spot", "split": "assumed", "progress": False}
             gpnsf.tl.fit(made[case], **short, **CASES[case])
         return made[case].copy()
 
@@ -60,7 +60,7 @@ def as_anndata(data: MuData) -> AnnData:
     """An AnnData fit of the same RNA."""
     adata = data["rna"].copy()
     adata.obsm["spatial"] = data.obsm["spatial"]
-    gpnsf.tl.fit(adata, n_factors=4, max_steps=6, init="random", progress=False)
+    gpnsf.tl.fit(adata, n_factors=4, max_steps=6, init="random", split="assumed", progress=False)
     return adata
 
 
@@ -188,7 +188,9 @@ def test_coordinates_may_have_one_or_three_dimensions(simulated, n_dims):
     adata = simulated["rna"].copy()
     adata.obsm["spatial"] = np.random.default_rng(0).uniform(0, 9, (150, n_dims))
     field = "hilbert" if n_dims == 1 else "inducing"
-    gpnsf.tl.fit(adata, n_factors=4, field=field, n_inducing=25, max_steps=6, init="random", progress=False)
+    gpnsf.tl.fit(
+        adata, n_factors=4, field=field, n_inducing=25, max_steps=6, init="random", split="assumed", progress=False
+    )
     predicted = gpnsf.tl.predict(adata, adata.obsm["spatial"][:7])
     np.testing.assert_allclose(predicted.X, gpnsf.tl.predict(adata)[:7].X, rtol=1e-4)
     with pytest.raises(ValueError, match=f"`coords` with {n_dims} column"):
@@ -331,7 +333,15 @@ def test_a_fit_that_was_read_can_be_fitted_again(fits, field, tmp_path):
     data.write(tmp_path / "fit.h5mu")
     again = mudata.read(tmp_path / "fit.h5mu")
     gpnsf.tl.fit(
-        again, n_factors=2, n_spatial=1, field=field, n_inducing=20, max_steps=3, init="random", progress=False
+        again,
+        n_factors=2,
+        n_spatial=1,
+        field=field,
+        n_inducing=20,
+        max_steps=3,
+        init="random",
+        split="assumed",
+        progress=False,
     )
     assert gpnsf.tl.predict(again).shape == (150, 2)
     again.write(tmp_path / "again.h5mu")

@@ -25,7 +25,7 @@ MIN_Z = 3.0  # of Moran's I above which a factor counts as spatial; over many nu
 MAX_SPOTS = 5_000
 MAX_NONZEROS = 2_000_000
 SCHEDULE = training.Schedule(max_steps=100)
-N_NEIGHBORS = 6
+N_NEIGHBORS = (6, 60)
 FIT_AS = {"nb": "poisson", "bernoulli_clipped": "bernoulli"}  # any likelihood makes a valid score; these are fast
 
 
@@ -153,19 +153,26 @@ def _project(
 def _permutation_test(
     scores: np.ndarray, dataset: Dataset, n_permutations: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Standardised Moran's I and one-sided p [K] of scores [n, K]; spots are permuted within their slice."""
+    """Standardised Moran's I and one-sided p [K] of scores [n, K]; spots are permuted within their slice.
+
+    Of near and of wide neighbourhoods the one counts in which a factor stands out more, in the permutations as in the data: in
+    shallow data only wide ones average enough noise away.
+    """
     n, K = scores.shape
-    if n <= N_NEIGHBORS:
+    if n <= N_NEIGHBORS[0]:
         return np.zeros(K), np.ones(K)
-    graph = knn_weights(dataset.coords + 1e3 * dataset.library[:, None], n_neighbors=N_NEIGHBORS)
-    observed = morans_i(scores, graph)
-    draws = np.empty((n_permutations, K))
-    for draw in draws:
-        shuffled = np.lexsort(np.stack([rng.random(n), dataset.library]))
-        order = np.empty(n, dtype=np.int64)
-        order[np.argsort(dataset.library, kind="stable")] = shuffled
-        draw[:] = morans_i(scores[order], graph)
+    coords = dataset.coords.astype(np.float64) + 1e3 * dataset.library[:, None]
+    graphs = [knn_weights(coords, n_neighbors=min(number, n - 1)) for number in N_NEIGHBORS]
+    by_library = np.argsort(dataset.library, kind="stable")
+    values = np.empty((n_permutations + 1, len(graphs), K))  # the data come first
+    order = np.arange(n)
+    for value in values:
+        value[:] = [morans_i(scores[order], graph) for graph in graphs]
+        order[by_library] = np.lexsort(np.stack([rng.random(n), dataset.library]))
+    spread = values[1:].std(0)
+    standard = np.divide(values - values[1:].mean(0), spread, out=np.zeros_like(values), where=spread > 0).max(1)
+    observed, draws = standard[0], standard[1:]
     spread = draws.std(0)
-    z = np.where(spread > 0, (observed - draws.mean(0)) / np.where(spread > 0, spread, 1), 0.0)
+    z = np.divide(observed - draws.mean(0), spread, out=np.zeros(K), where=spread > 0)
     p = (1 + (draws >= observed).sum(0)) / (1 + n_permutations)
     return z, p

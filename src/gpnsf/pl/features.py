@@ -92,8 +92,8 @@ def top_features(
     >>> mdata = gpnsf.datasets.tissue(n_obs=100, n_genes=40, n_peaks=60, seed=2)
     >>> gpnsf.tl.fit(mdata, n_factors=4, max_steps=2, progress=False)
     >>> axes = gpnsf.pl.top_features(mdata, modality="rna", show=False)
-    >>> len(axes), len(axes[0].get_yticklabels())
-    (4, 10)
+    >>> len(axes)
+    4
     """
     fit = results.find(data, key)
     modalities = fit.modality_names(modality)
