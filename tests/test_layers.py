@@ -49,7 +49,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "core.stepping": {*BLOCKS, "core.model", "core.initial", "core.checkpoint"},
     "core.training": {*BLOCKS, "core.model", "core.initial", "core.checkpoint", "core.stepping"},
     "core.refine": {*BLOCKS, "core.model"},
-    "core.spatial_test": {*BLOCKS, "core.model", "core.training", "core.refine"},
+    "core.spatial_test": {*BLOCKS, "core.model", "core.initial", "core.training", "core.refine"},
     "core.fitting": CORE,
     "core.posterior": {*BLOCKS, "core.model", "core.refine"},
     "pp": {*DATA, "tissue", "bridge", "pp", *BASE},

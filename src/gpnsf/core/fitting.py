@@ -67,7 +67,7 @@ def fit(
             logger.info("%d of %d spatial factors failed the test and became nonspatial", (~passed).sum(), n_spatial)
             order = np.concatenate([np.flatnonzero(passed), np.flatnonzero(~passed), np.arange(n_spatial, n_factors)])
             starts, z, p = history.starts, z[order], p[order]
-            model, history, log_factors = run(int(passed.sum()), _continued(model, log_factors, order))
+            model, history, log_factors = run(int(passed.sum()), [_continued(model, log_factors, order)])
             history = replace(history, starts=starts)
     result = posterior.summarise(model, dataset, run.blocks(model), log_factors)
     test_record = {"z": z[result.order], "p": p[result.order]} if tested and n_spatial else {}
@@ -86,9 +86,9 @@ class _Fit:
         return model.blocks(self.dataset, self.block_size)
 
     def __call__(
-        self, n_spatial: int, init: str | Start, checkpoint: Checkpoint | None = None
+        self, n_spatial: int, init: str | list[Start], checkpoint: Checkpoint | None = None
     ) -> tuple[Factorization, History, LogFactors]:
-        """Fit with T spatial factors from a kind of start, or from one start."""
+        """Fit with T spatial factors from a kind of start, or from given ones."""
         model = self.build(self.dataset, n_spatial)
         options = {**self.options, "block_size": self.block_size, "checkpoint": checkpoint}
         history = training.fit(model, self.dataset, init=init, **options)

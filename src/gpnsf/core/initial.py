@@ -20,7 +20,7 @@ from gpnsf.core.metrics import knn_weights, morans_i
 from gpnsf.core.sparse import SparseCounts
 from gpnsf.core.types import Dataset, View
 
-__all__ = ["Start", "starts"]
+__all__ = ["BANDWIDTHS", "Start", "starts"]
 
 BANDWIDTHS = (0.0, 0.06, 0.1, 0.16)  # of the smoothing kernel, half-width units
 MAX_FEATURES = 4_000  # features that a start looks at

@@ -14,7 +14,7 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 
-from gpnsf.core import refine, training
+from gpnsf.core import initial, refine, training
 from gpnsf.core.metrics import knn_weights, morans_i
 from gpnsf.core.model import Factorization
 from gpnsf.core.types import Dataset, View
@@ -56,12 +56,23 @@ def spatial_test(
     n_permutations: int = 200,
     seed: int = 0,
 ) -> SpatialTest:
-    """Test all factors of a model that ``build(dataset, n_spatial)`` makes, from one kind of start."""
+    """Test all factors of a model that ``build(dataset, n_spatial)`` makes.
+
+    The fit begins at the named start, or at the widest smoothing, which half of shallow counts may need.
+    """
     rng = np.random.default_rng(seed)
     rows = _sample(dataset, rng)
     fitted, kept = halves(_subset(dataset, rows), rng)
     model = build(fitted, n_spatial)
-    training.fit(model, fitted, init=start, schedule=SCHEDULE, seed=seed)
+    names = dict.fromkeys([start, f"smooth_{initial.BANDWIDTHS[-1]:g}"])
+    candidates = [
+        candidate
+        for name in names
+        for candidate in initial.starts(
+            fitted, n_factors, n_spatial, nonnegative=model.nonnegative, kind=name, seed=seed
+        )
+    ]
+    training.fit(model, fitted, init=candidates, schedule=SCHEDULE, seed=seed)
     log_factors, scores = _project(model, build(kept, 0), fitted, kept)
     z, p = _permutation_test(scores, kept, n_permutations, rng)
     return SpatialTest(rows, log_factors, z, p)

@@ -60,7 +60,7 @@ def fit(
     model: Factorization,
     dataset: Dataset,
     *,
-    init: str | Start = "auto",
+    init: str | Iterable[Start] = "auto",
     schedule: Schedule | None = None,
     block_size: int | None = None,
     seed: int = 0,
@@ -73,9 +73,11 @@ def fit(
     """
     schedule = schedule or Schedule()
     n_spatial, n_factors = model.n_spatial, model.n_factors
-    candidates: Iterable[Start] = [init] if isinstance(init, Start) else []
-    if isinstance(init, str):
-        candidates = initial.starts(dataset, n_factors, n_spatial, nonnegative=model.nonnegative, kind=init, seed=seed)
+    candidates: Iterable[Start] = (
+        initial.starts(dataset, n_factors, n_spatial, nonnegative=model.nonnegative, kind=init, seed=seed)
+        if isinstance(init, str)
+        else init
+    )
     device = next(model.parameters()).device
     with (
         _quiet_randomness(seed, device),
