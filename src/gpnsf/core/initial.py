@@ -29,6 +29,7 @@ MAX_BINS = 2_000
 LARGE = 20_000  # spots above which two starts must do
 BACKGROUND_SHARE = 0.3  # share of the signal that the constant column starts with
 FLOOR = 1e-4
+DEEP = 50  # counts a spot from which bins tell nonspatial factors from noise
 CELLS = 4  # bins per squared bandwidth: a bin is as wide as the bandwidth on a full square
 N_SEARCH = 12  # rounds of growing and merging
 
@@ -89,15 +90,16 @@ class _Problem:
     def smooth(self, bandwidth: float) -> tuple[Tensor, Tensor]:
         """Spatial factors [N, T] by KL-NMF of pseudobulk counts, and loadings [P', T or K] of the features looked at.
 
-        Unsmoothed bins still show the nonspatial factors: there all K are looked for, and the T with the highest Moran's I
-        come first.
+        Unsmoothed bins of deep data still show the nonspatial factors: there all K are looked for, and the T with the highest
+        Moran's I come first.
         """
         bins = self._bins(bandwidth)  # [B, N]
         centres = _rows_to_one(bins) @ self.coords
         smoother = _gaussian_smoother(centres, bandwidth) @ bins
         dense = torch.as_tensor((smoother @ self.counts).toarray())
         size = torch.as_tensor(smoother @ self.size)[:, None].clamp_min(1e-3)
-        binned, W = _search(dense, size, self.n_spatial if bandwidth else self.n_factors, self.seed)
+        deep = bandwidth == 0 and float(self.counts.sum()) >= DEEP * len(self.coords)
+        binned, W = _search(dense, size, self.n_factors if deep else self.n_spatial, self.seed)
         if binned.shape[1] > self.n_spatial:
             graph = knn_weights(centres, n_neighbors=min(8, len(centres) - 1))
             order = np.argsort(-morans_i(torch.log(binned + 0.02).numpy(), graph), kind="stable")
