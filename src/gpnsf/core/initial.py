@@ -282,7 +282,7 @@ def _klnmf_dense(Y: Tensor, size: Tensor, H: Tensor, W: Tensor, n_updates: int) 
 def _merge(H: Tensor, W: Tensor) -> tuple[Tensor, Tensor]:
     """One component less: the one with the least mass of its own joins its nearest if they are alike, or is dropped."""
     mass = W.sum(0)
-    similarity = torch.corrcoef(H.T).nan_to_num().clamp_min(0) * torch.corrcoef(W.T).nan_to_num().clamp_min(0)
+    similarity = _alike(H) * _alike(W)
     similarity.fill_diagonal_(0)
     least = int((mass * (1 - similarity.amax(1))).argmin())
     near = int(similarity[least].argmax())
@@ -292,6 +292,13 @@ def _merge(H: Tensor, W: Tensor) -> tuple[Tensor, Tensor]:
         W[:, near] += W[:, least]
     kept = torch.arange(H.shape[1]) != least
     return H[:, kept], W[:, kept]
+
+
+def _alike(columns: Tensor) -> Tensor:
+    """Correlation [K, K] of columns, 0 where it is negative or a column is constant."""
+    centred = columns - columns.mean(0)
+    centred = centred / centred.norm(dim=0).clamp_min(1e-12)
+    return (centred.T @ centred).clamp_min(0.0)
 
 
 def _random_factors(counts: SparseCounts, K: int, seed: int) -> tuple[Tensor, Tensor]:

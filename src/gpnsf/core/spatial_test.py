@@ -40,10 +40,14 @@ class SpatialTest:
 
     def matched(self, log_factors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Z and p [K] of the factors of another fit with log factors [N, K], by the test's factor that is most like each."""
-        K = self.factors.shape[1]
-        both = np.corrcoef(self.factors.T, log_factors[self.rows].T)[:K, K:]  # [tested, given]
-        nearest = np.nan_to_num(both).argmax(0)
+        nearest = (_standard(self.factors).T @ _standard(log_factors[self.rows])).argmax(0)
         return self.z[nearest], self.p[nearest]
+
+
+def _standard(values: np.ndarray) -> np.ndarray:
+    """Columns with mean 0 and length 1; constant ones are 0."""
+    centred = values - values.mean(0)
+    return centred / np.maximum(np.linalg.norm(centred, axis=0), 1e-12)
 
 
 def spatial_test(
