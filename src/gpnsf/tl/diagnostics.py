@@ -132,8 +132,10 @@ def _split(fitted: _Fitted) -> Iterator[str]:
             "nonspatial now and every importance is 0. If that is a surprise, check that the coordinates belong to these "
             "observations."
         )
+    # relative to totals, whatever is left beside spatial factors has some order: only more than theirs is worth a word
+    bar = max(2 * MIN_Z, z[is_spatial].min()) if is_spatial.any() else 2 * MIN_Z
     scores = zip(factor_names(is_spatial), z, is_spatial, strict=True)
-    left = [f"{name} (z = {value:.1f})" for name, value, spatial in scores if not spatial and value > 2 * MIN_Z]
+    left = [f"{name} (z = {value:.1f})" for name, value, spatial in scores if not spatial and value > bar]
     if left:
         yield (
             f"Nonspatial factors with clear spatial order in counts that were held back: {', '.join(left)}. Pass a larger "
