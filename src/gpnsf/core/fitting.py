@@ -56,7 +56,7 @@ def fit(
     run = _Fit(
         dataset, build, block_size, local_stage, {"seed": seed, "schedule": schedule or training.Schedule(), **options}
     )
-    model, history, log_factors = run(n_spatial, init, checkpoint=checkpoint)
+    model, blocks, history, log_factors = run(n_spatial, init, checkpoint=checkpoint)
     z = p = np.full(n_factors, np.nan)
     if tested and n_spatial:
         start = max(history.starts, key=lambda name: history.starts[name])
@@ -67,9 +67,9 @@ def fit(
             logger.info("%d of %d spatial factors failed the test and became nonspatial", (~passed).sum(), n_spatial)
             order = np.concatenate([np.flatnonzero(passed), np.flatnonzero(~passed), np.arange(n_spatial, n_factors)])
             starts, z, p = history.starts, z[order], p[order]
-            model, history, log_factors = run(int(passed.sum()), [_continued(model, log_factors, order)])
+            model, blocks, history, log_factors = run(int(passed.sum()), [_continued(model, log_factors, order)])
             history = replace(history, starts=starts)
-    result = posterior.summarise(model, dataset, run.blocks(model), log_factors)
+    result = posterior.summarise(model, dataset, blocks, log_factors)
     test_record = {"z": z[result.order], "p": p[result.order]} if tested and n_spatial else {}
     return Outcome(result, history, test_record)
 
@@ -81,18 +81,15 @@ class _Fit:
         self.dataset, self.build, self.block_size, self.options = dataset, build, block_size, options
         self.stage = refine.local if local else refine.mean_field
 
-    def blocks(self, model: Factorization) -> list[Block]:
-        """Row blocks of the data."""
-        return model.blocks(self.dataset, self.block_size)
-
     def __call__(
         self, n_spatial: int, init: str | list[Start], checkpoint: Checkpoint | None = None
-    ) -> tuple[Factorization, History, LogFactors]:
+    ) -> tuple[Factorization, list[Block], History, LogFactors]:
         """Fit with T spatial factors from a kind of start, or from given ones."""
         model = self.build(self.dataset, n_spatial)
         options = {**self.options, "block_size": self.block_size, "checkpoint": checkpoint}
         history = training.fit(model, self.dataset, init=init, **options)
-        return model, history, self.stage(model, self.blocks(model))
+        blocks = model.blocks(self.dataset, self.block_size)
+        return model, blocks, history, self.stage(model, blocks)
 
 
 @torch.no_grad()
