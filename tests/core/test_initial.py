@@ -32,12 +32,12 @@ def starts(dataset: Dataset, n_factors: int = 3, n_spatial: int = 2, **options) 
 
 @each_kind
 def test_each_kind_has_its_starts(kind):
-    assert [start.name for start in starts(toy_dataset(TWO), kind=kind)] == NAMES[kind]
+    assert [start.name for start in starts(toy_dataset(TWO), kinds=[kind])] == NAMES[kind]
 
 
 @pytest.mark.parametrize(("kind", "expected"), [("auto", ["spot"]), ("smooth", ["spot"]), ("random", ["random"])])
 def test_without_spatial_factors_nothing_is_smoothed(kind, expected):
-    assert [start.name for start in starts(toy_dataset(TWO), n_spatial=0, kind=kind)] == expected
+    assert [start.name for start in starts(toy_dataset(TWO), n_spatial=0, kinds=[kind])] == expected
 
 
 def test_many_spots_get_two_starts(monkeypatch):
@@ -50,7 +50,7 @@ def test_many_spots_get_two_starts(monkeypatch):
 @pytest.mark.parametrize(("n_libraries", "missing", "n_dims"), [(1, 0, 2), (2, 9, 2), (1, 0, 1), (1, 5, 3)])
 def test_a_start_is_legal(kind, n_spatial, n_libraries, missing, n_dims):
     dataset = toy_dataset(TWO, n_libraries=n_libraries, missing=missing, n_dims=n_dims)
-    for start in starts(dataset, n_spatial=n_spatial, kind=kind):
+    for start in starts(dataset, n_spatial=n_spatial, kinds=[kind]):
         assert start.factors.shape == (60, 3)
         assert start.factors.dtype == np.float32
         assert (start.factors > 0).all()
@@ -65,7 +65,7 @@ def test_a_start_is_legal(kind, n_spatial, n_libraries, missing, n_dims):
 def test_a_start_is_reproducible(kind):
     dataset = toy_dataset(TWO)
     before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
-    for one, other in zip(starts(dataset, kind=kind), starts(dataset, kind=kind), strict=True):
+    for one, other in zip(starts(dataset, kinds=[kind]), starts(dataset, kinds=[kind]), strict=True):
         np.testing.assert_array_equal(one.factors, other.factors)
         np.testing.assert_array_equal(one.loadings["atac"], other.loadings["atac"])
     assert torch.equal(before[0], torch.get_rng_state())
@@ -74,7 +74,7 @@ def test_a_start_is_reproducible(kind):
 
 @pytest.mark.parametrize("kind", ["spot", "random", "smooth"])
 def test_seeds_give_different_starts(kind):
-    first, second = (starts(toy_dataset(TWO), kind=kind, seed=seed)[0].factors for seed in (0, 1))
+    first, second = (starts(toy_dataset(TWO), kinds=[kind], seed=seed)[0].factors for seed in (0, 1))
     assert (first != second).any()
 
 
@@ -82,7 +82,7 @@ def test_seeds_give_different_starts(kind):
 def test_expected_totals_are_near_the_observed_ones(kind):
     """Loadings are fitted at the factors, with the constant column beside them."""
     dataset = toy_dataset({"rna": "poisson"})
-    for start in starts(dataset, kind=kind):
+    for start in starts(dataset, kinds=[kind]):
         A = np.column_stack([start.factors, np.ones(60)]) * dataset.views[0].size[:, None]
         assert (A @ start.loadings["rna"].T).sum() == pytest.approx(dataset.views[0].counts.sum(), rel=0.01)
 
@@ -155,7 +155,7 @@ def test_slices_are_not_smoothed_into_each_other():
     ones = np.ones(80, np.float32)
     coords = np.repeat(dataset.coords[:40], 2, axis=0)  # rows take turns between the slices
     apart = Dataset(coords, dataset.library, (type(view)("rna", "poisson", counts, ones, view.observed),))
-    for start in starts(apart, n_factors=1, n_spatial=1, kind="smooth"):
+    for start in starts(apart, n_factors=1, n_spatial=1, kinds=["smooth"]):
         factor = start.factors[:, 0]
         assert factor[dataset.library == 0].min() > 3 * factor[dataset.library == 1].max()
 
@@ -165,7 +165,7 @@ def test_a_start_is_near_a_clear_truth(kind):
     mdata = ggblocks(n_side=18, n_genes=80, n_peaks=20, seed=1)
     dataset, _ = bridge.read(mdata, likelihoods="poisson", size_factors=None, modalities=["rna"])
     truth = mdata.obsm["true_factors"][:, :4]
-    best = max(match_factors(truth, start.factors[:, :4])[1].mean() for start in starts(dataset, 7, 4, kind=kind))
+    best = max(match_factors(truth, start.factors[:, :4])[1].mean() for start in starts(dataset, 7, 4, kinds=[kind]))
     assert best > 0.8
-    random = starts(dataset, 7, 4, kind="random")[0]
+    random = starts(dataset, 7, 4, kinds=["random"])[0]
     assert match_factors(truth, random.factors[:, :4])[1].mean() < 0.3

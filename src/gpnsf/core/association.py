@@ -12,6 +12,8 @@ from collections.abc import Iterator
 import numpy as np
 import scipy.sparse as sp
 
+from gpnsf.core.metrics import centred_within, permutation_variance
+
 __all__ = ["permutation_p_values"]
 
 BLOCK = 2**21  # entries of a dense block of features
@@ -40,7 +42,7 @@ def permutation_p_values(
     by little else.
     """
     slices = [np.flatnonzero(library == code) for code in np.unique(library)]
-    patterns = _centred(np.asarray(spatial, dtype=np.float32), slices)
+    patterns = centred_within(np.asarray(spatial, dtype=np.float32), slices)
     shuffled = np.hstack([patterns, *_permuted(patterns, slices, n_permutations, np.random.default_rng(seed))])
     scores, skewness = [], []
     by_feature = counts.tocsc()
@@ -48,20 +50,12 @@ def permutation_p_values(
     for start in range(0, counts.shape[1], step):
         part = slice(start, start + step)
         Y = by_feature[:, part].toarray().astype(np.float32)
-        residuals = _centred(_residuals(Y, null, binary), slices)
-        scale = np.sqrt(_variance(patterns, residuals, slices)) + TINY  # [T, p]
+        residuals = centred_within(_residuals(Y, null, binary), slices)
+        scale = np.sqrt(permutation_variance(patterns, residuals, slices)) + TINY  # [T, p]
         z = (shuffled.T @ residuals).reshape(-1, *scale.shape) / scale  # [1 + B, T, p]
         scores.append(z.max(axis=1))
         skewness.append((residuals**3).mean(axis=0) / ((residuals**2).mean(axis=0) ** 1.5 + TINY))
     return _pooled(np.hstack(scores), np.concatenate(skewness))
-
-
-def _centred(values: np.ndarray, slices: list[np.ndarray]) -> np.ndarray:
-    """Columns with mean zero in each slice."""
-    result = values.copy()
-    for rows in slices:
-        result[rows] -= values[rows].mean(axis=0)
-    return result
 
 
 def _permuted(
@@ -89,15 +83,6 @@ def _residuals(Y: np.ndarray, A: np.ndarray, binary: bool) -> np.ndarray:
         W *= ((Y / -np.expm1(-rate) if binary else Y / rate).T @ A) / mass
     rate = A @ W.T
     return Y + np.expm1(-rate) if binary else Y - rate
-
-
-def _variance(patterns: np.ndarray, residuals: np.ndarray, slices: list[np.ndarray]) -> np.ndarray:
-    """Variance [T, p] of the scores over all permutations within slices."""
-    total = np.zeros((patterns.shape[1], residuals.shape[1]))
-    for rows in slices:
-        squares = np.square(patterns[rows]).sum(axis=0)[:, None] * np.square(residuals[rows]).sum(axis=0)
-        total += squares / max(len(rows) - 1, 1)
-    return total
 
 
 def _pooled(scores: np.ndarray, skewness: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ from gpnsf.core.checkpoint import Checkpoint
 from gpnsf.core.initial import Start
 from gpnsf.core.model import Block, Factorization
 from gpnsf.core.refine import LogFactors
-from gpnsf.core.spatial_test import MIN_Z, spatial_test
+from gpnsf.core.spatial_test import passed, spatial_test
 from gpnsf.core.types import Dataset, History, Posterior
 
 __all__ = ["Outcome", "fit"]
@@ -62,12 +62,12 @@ def fit(
         start = max(history.starts, key=lambda name: history.starts[name])
         test = spatial_test(dataset, build, n_factors=n_factors, n_spatial=n_spatial, start=start, seed=seed)
         z, p = test.matched(log_factors.m.cpu().numpy())
-        passed = z[:n_spatial] > MIN_Z
-        if not passed.all():
-            logger.info("%d of %d spatial factors failed the test and became nonspatial", (~passed).sum(), n_spatial)
-            order = np.concatenate([np.flatnonzero(passed), np.flatnonzero(~passed), np.arange(n_spatial, n_factors)])
+        spatial = passed(z[:n_spatial])
+        if not spatial.all():
+            logger.info("%d of %d spatial factors failed the test and became nonspatial", (~spatial).sum(), n_spatial)
+            order = np.concatenate([np.flatnonzero(spatial), np.flatnonzero(~spatial), np.arange(n_spatial, n_factors)])
             starts, z, p = history.starts, z[order], p[order]
-            model, blocks, history, log_factors = run(int(passed.sum()), [_continued(model, log_factors, order)])
+            model, blocks, history, log_factors = run(int(spatial.sum()), [_continued(model, log_factors, order)])
             history = replace(history, starts=starts)
     result = posterior.summarise(model, dataset, blocks, log_factors)
     test_record = {"z": z[result.order], "p": p[result.order]} if tested and n_spatial else {}

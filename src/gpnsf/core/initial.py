@@ -6,7 +6,7 @@ cheap KL-NMF; the training keeps the one whose bound is best after a few steps.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,24 +44,31 @@ class Start:
 
 
 def starts(
-    dataset: Dataset, n_factors: int, n_spatial: int, *, nonnegative: bool = True, kind: str = "auto", seed: int = 0
+    dataset: Dataset,
+    n_factors: int,
+    n_spatial: int,
+    *,
+    nonnegative: bool = True,
+    kinds: Collection[str] = ("auto",),
+    seed: int = 0,
 ) -> Iterator[Start]:
-    """Yield the starts of one kind, "smooth", "spot" or "random", all that are worth trying ("auto"), or the one of a name.
+    """Yield the starts of some kinds, "smooth", "spot" or "random", all that are worth trying ("auto"), or those of a name.
 
     Signed models have one start, the singular value decomposition.
     """
     problem = _Problem(corrected(dataset), n_factors, n_spatial, seed)
+    wanted = set(kinds)
     if not nonnegative:
         yield problem.svd()
         return
     if n_spatial:
         for bandwidth in problem.bandwidths():
             name = f"smooth_{bandwidth:g}"
-            if kind in ("auto", "smooth", name):
+            if wanted & {"auto", "smooth", name}:
                 yield problem.finish(name, *problem.smooth(bandwidth))
-    if kind in ("auto", "spot") or (kind == "smooth" and not n_spatial):
+    if wanted & {"auto", "spot"} or ("smooth" in wanted and not n_spatial):
         yield problem.finish("spot", problem.spot())
-    if kind == "random":
+    if "random" in wanted:
         yield problem.finish("random", problem.random())
 
 

@@ -18,6 +18,7 @@ from scipy.special import exprel, ndtri, rel_entr
 
 __all__ = [
     "bernoulli_deviance",
+    "centred_within",
     "coverage",
     "deviance",
     "gaussian_deviance",
@@ -239,11 +240,28 @@ def morans_i(values: np.ndarray, weights: sp.csr_matrix) -> np.ndarray:
     return np.divide(covariance, variance, out=np.zeros_like(variance), where=varies)
 
 
+def centred_within(values: np.ndarray, slices: list[np.ndarray]) -> np.ndarray:
+    """Columns with mean zero in each slice, which is an array of rows."""
+    result = values.copy()
+    for rows in slices:
+        result[rows] -= values[rows].mean(axis=0)
+    return result
+
+
+def permutation_variance(one: np.ndarray, other: np.ndarray, slices: list[np.ndarray]) -> np.ndarray:
+    """Variance [T, P] of ``one^T other`` over all permutations of rows within slices, where both [n, T], [n, P] are centred."""
+    total = np.zeros((one.shape[1], other.shape[1]))
+    for rows in slices:
+        squares = np.square(one[rows]).sum(axis=0)[:, None] * np.square(other[rows]).sum(axis=0)
+        total += squares / max(len(rows) - 1, 1)
+    return total
+
+
 def knn_weights(coords: np.ndarray, n_neighbors: int = 6) -> sp.csr_matrix:
     """Row-normalised weights [N, N] of the nearest neighbours, a spot itself excluded even among coinciding spots."""
     n_obs = len(coords)
     n_neighbors = min(n_neighbors, n_obs - 1)
-    found = cKDTree(coords).query(coords, n_neighbors + 1)[1]
+    found = cKDTree(coords).query(coords, range(1, n_neighbors + 2))[1]
     own = found == np.arange(n_obs)[:, None]
     own[~own.any(axis=1), -1] = True  # more coinciding spots than neighbours: the spot itself was not among the found
     data = np.full(n_obs * n_neighbors, 1 / max(n_neighbors, 1))

@@ -74,7 +74,7 @@ def fit(
     schedule = schedule or Schedule()
     n_spatial, n_factors = model.n_spatial, model.n_factors
     candidates: Iterable[Start] = (
-        initial.starts(dataset, n_factors, n_spatial, nonnegative=model.nonnegative, kind=init, seed=seed)
+        initial.starts(dataset, n_factors, n_spatial, nonnegative=model.nonnegative, kinds=(init,), seed=seed)
         if isinstance(init, str)
         else init
     )

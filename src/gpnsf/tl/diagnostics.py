@@ -199,7 +199,7 @@ def between_slices(dataset: Dataset, n_factors: int) -> dict[str, float]:
     as were fitted, so that a factor too few is not mistaken for a batch effect.
     """
     n_factors = min(2 * n_factors, dataset.n_obs, min(view.counts.shape[1] for view in dataset.views))
-    start = next(starts(replace(dataset, batch=dataset.library), n_factors, n_factors, kind="smooth"))
+    start = next(starts(replace(dataset, batch=dataset.library), n_factors, n_factors, kinds=["smooth"]))
     factors = np.column_stack([start.factors, np.ones(dataset.n_obs)])
     member = np.eye(dataset.n_libraries)[dataset.library].T  # [S, N]
     return {
