@@ -13,7 +13,8 @@ import sections
 from mudata import MuData
 from sections import anndata, mudata
 
-from gpnsf.bridge import canonical, normalise_coords, read
+from gpnsf.bridge import normalise_coords, read
+from gpnsf.reader import canonical
 
 
 @pytest.fixture(name="adata")
@@ -302,18 +303,6 @@ def test_a_modality_that_is_wholly_held_out_is_an_error(partial):
 def test_weights_of_modalities(partial):
     rna, atac = read(partial, modality_weights={"atac": 3})[0].views
     assert (rna.weight, atac.weight) == (1.0, 3.0)
-
-
-@pytest.mark.parametrize("dense", [False, True])
-def test_backed_counts_are_loaded(adata, tmp_path, dense):
-    if dense:
-        adata.X = adata.X.toarray()
-    adata.write_h5ad(tmp_path / "a.h5ad")
-    backed = ad.read_h5ad(tmp_path / "a.h5ad", backed="r")
-    assert backed.isbacked
-    dataset, _ = read(backed)
-    np.testing.assert_array_equal(dataset.views[0].counts.toarray(), read(adata)[0].views[0].counts.toarray())
-    backed.file.close()
 
 
 def test_rows_of_a_batch_are_neighbours(adata):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,9 +17,10 @@ from mudata import MuData
 from gpnsf import checks
 from gpnsf.core.types import Dataset, View
 from gpnsf.keys import SPATIAL
+from gpnsf.reader import NOT_BINARY, StoredCounts, canonical, is_stored, loaded, memory_budget, sound
 from gpnsf.tissue import Tissue, gather, holders, open_tissue, read_coords, read_labels
 
-__all__ = ["Layout", "canonical", "normalise_coords", "read", "read_counts"]
+__all__ = ["Layout", "normalise_coords", "read", "read_counts"]
 
 DEFAULT_LIKELIHOODS = {"rna": "nb", "atac": "bernoulli", "": "nb"}
 SIZE_FLOOR = 0.05  # smallest size factor from totals: empty spots take the value of the field
@@ -72,9 +74,7 @@ def read(
     trained = ~_held_out(tissue, holdout_key)
     views = []
     for name in tissue.names:
-        counts = read_counts(
-            tissue.mods[name], layer=layer.get(name), likelihood=kinds[name], modality=name, use=features[name]
-        )
+        counts = _opened(tissue.mods[name], layer.get(name), kinds[name], name, features[name])
         view = _view(tissue, name, counts, kinds[name], trained, size_factors)
         views.append(replace(view, weight=weights.get(name, 1.0)))
     batch, batches = pd.factorize(read_labels(tissue, batch_key, argument="batch_key"), sort=True)
@@ -92,7 +92,9 @@ def read(
         centre=centre,
         scale=scale,
     )
-    dataset = Dataset(coords=coords, library=library.astype(np.int64), views=tuple(views))
+    in_file = any(isinstance(view.counts, StoredCounts) for view in views)
+    memory = memory_budget() if in_file else math.inf
+    dataset = Dataset(coords=coords, library=library.astype(np.int64), views=tuple(views), memory=memory)
     return dataset if batch_key is None else _by_batch(dataset, batch), layout
 
 
@@ -100,10 +102,15 @@ def _by_batch(dataset: Dataset, batch: np.ndarray) -> Dataset:
     """The same rows, batch after batch, so that row blocks need not mix them."""
     order = np.argsort(batch, kind="stable")
     views = tuple(
-        replace(view, counts=view.counts[order], size=view.size[order], observed=view.observed[order])
+        replace(
+            view,
+            counts=view.counts.arranged(order) if isinstance(view.counts, StoredCounts) else view.counts[order],
+            size=view.size[order],
+            observed=view.observed[order],
+        )
         for view in dataset.views
     )
-    return Dataset(dataset.coords[order], dataset.library[order], views, batch[order].astype(np.int64))
+    return Dataset(dataset.coords[order], dataset.library[order], views, batch[order].astype(np.int64), dataset.memory)
 
 
 def normalise_coords(coords: np.ndarray, library: np.ndarray, centre: np.ndarray, scale: float) -> np.ndarray:
@@ -159,6 +166,14 @@ def read_counts(
     adata: AnnData, *, layer: str | None, likelihood: str, modality: str, use: np.ndarray | None = None
 ) -> sp.csr_matrix:
     """Checked counts [n, P] of one modality as canonical CSR float32; arrays that are so already are shared."""
+    counts = _opened(adata, layer, likelihood, modality, np.ones(adata.n_vars, dtype=bool) if use is None else use)
+    return counts[:] if isinstance(counts, StoredCounts) else counts
+
+
+def _opened(
+    adata: AnnData, layer: str | None, likelihood: str, modality: str, use: np.ndarray
+) -> sp.csr_matrix | StoredCounts:
+    """The same; counts that are in a file stay there."""
     if layer is not None:
         known = [name for name in adata.layers if name is not None]
         checks.choices([layer], known, what="the layer", where=f"modality {modality!r}", remedy="Correct `layers`")
@@ -166,50 +181,30 @@ def read_counts(
     if stored is None:
         remedy = f"Pass layers={{{modality!r}: 'counts'}} to read a layer"
         raise ValueError(checks.problem(f"counts in X of modality {modality!r}", "None", remedy))
-    if adata.isbacked and layer is None:
-        stored = stored[:]
-    _check_structure(stored, modality)
-    matrix = canonical(stored if use is None or use.all() else stored[:, use], modality=modality)
-    features = adata.var_names if use is None else adata.var_names[use]
-    checks.counts(matrix, likelihood, modality=modality, features=features)
+    checks.extent(adata.n_obs, int(use.sum()), modality=modality)
+    if is_stored(stored):
+        features = adata.var_names[use]
+        counts = StoredCounts.open(stored, modality=modality, use=use, likelihood=likelihood, features=features)
+        checks.some(counts, modality=modality)
+        return counts
+    stored = loaded(stored, modality=modality)
+    sound(stored, modality=modality)
+    matrix = canonical(stored if use.all() else stored[:, use], modality=modality)
+    checks.counts(matrix, likelihood, modality=modality, features=adata.var_names[use])
+    checks.some(matrix, modality=modality)
     if not likelihood.startswith("bernoulli") or (matrix.data == 1).all():
         return matrix
-    _logger.info("modality %r holds values other than 0 and 1; %r reads x > 0", modality, likelihood)
+    _logger.info(NOT_BINARY, modality, likelihood)
     return sp.csr_matrix((np.ones_like(matrix.data), matrix.indices, matrix.indptr), shape=matrix.shape)
 
 
-def _check_structure(matrix: Any, modality: str) -> None:
-    """Refuse a sparse matrix whose indices point outside of it: compiled code would follow them."""
-    if not sp.issparse(matrix):
-        return
-    try:
-        # a shell of its own: the check may replace arrays by copies of another dtype
-        shell = type(matrix)((matrix.data, matrix.indices, matrix.indptr), shape=matrix.shape, copy=False)
-        shell.check_format(full_check=True)
-    except ValueError as error:
-        rule, remedy = f"a sound sparse matrix in modality {modality!r}", "Build it anew from its source"
-        raise ValueError(checks.problem(rule, str(error), remedy)) from error
-
-
-def canonical(matrix: Any, *, modality: str) -> sp.csr_matrix:
-    """CSR float32, sorted, without duplicates and stored zeros; the arrays put in are shared or copied, never changed."""
-    array = matrix if sp.issparse(matrix) else np.asarray(matrix)
-    if array.dtype.kind not in "biuf" or np.ma.isMaskedArray(matrix):
-        remedy = "Convert it to a numeric array or sparse matrix in memory, for example by adata.to_memory()"
-        found = f"{type(matrix).__name__} of dtype {array.dtype}"
-        raise TypeError(checks.problem(f"numeric data in modality {modality!r}", found, remedy))
-    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, which is refused by name
-        csr = sp.csr_matrix(array.astype(np.float32, copy=False))
-    csr = sp.csr_matrix((csr.data, csr.indices, csr.indptr), shape=csr.shape)  # its flags are not the user's
-    if not csr.has_canonical_format or not csr.data.all():
-        csr = csr.copy()
-        csr.sum_duplicates()
-        csr.eliminate_zeros()
-    return csr
-
-
 def _view(
-    tissue: Tissue, name: str, counts: sp.csr_matrix, likelihood: str, trained: np.ndarray, size_factors: str | None
+    tissue: Tissue,
+    name: str,
+    counts: sp.csr_matrix | StoredCounts,
+    likelihood: str,
+    trained: np.ndarray,
+    size_factors: str | None,
 ) -> View:
     """Counts [n, P] of a modality on the rows [N] of the object that are trained."""
     rows = tissue.rows[name]
@@ -222,16 +217,20 @@ def _view(
         raise ValueError(checks.problem(rule, f"none in {int(observed.sum())} row(s)", remedy))
     size = observed.astype(np.float32)
     if size_factors is not None and likelihood != "gaussian":
-        size[observed] = _size_factors(tissue, name, counts, observed, size_factors)
+        size[observed] = _size_factors(tissue, name, _totals(counts), observed, size_factors)
     return View(name, likelihood, counts, size, observed)
 
 
-def _scatter(counts: sp.csr_matrix, rows: np.ndarray, observed: np.ndarray) -> sp.csr_matrix:
+def _scatter(
+    counts: sp.csr_matrix | StoredCounts, rows: np.ndarray, observed: np.ndarray
+) -> sp.csr_matrix | StoredCounts:
     """Counts [N, P] on the rows of the object, empty where nothing is observed."""
     if len(rows) == len(observed) and observed.all() and np.array_equal(rows, np.arange(len(rows))):
         return counts
     position = np.zeros(len(observed), dtype=np.int64)
     position[rows] = np.arange(len(rows))
+    if isinstance(counts, StoredCounts):
+        return counts.arranged(np.where(observed, position, -1))
     kept = counts[position[observed]]
     lengths = np.zeros(len(observed), dtype=kept.indptr.dtype)
     lengths[observed] = np.diff(kept.indptr)
@@ -239,13 +238,20 @@ def _scatter(counts: sp.csr_matrix, rows: np.ndarray, observed: np.ndarray) -> s
     return sp.csr_matrix((kept.data, kept.indices, indptr), shape=(len(observed), counts.shape[1]))
 
 
-def _size_factors(tissue: Tissue, name: str, counts: sp.csr_matrix, observed: np.ndarray, source: str) -> np.ndarray:
+def _totals(counts: sp.csr_matrix | StoredCounts) -> np.ndarray:
+    """Row sums [N]."""
+    if isinstance(counts, StoredCounts):
+        return np.where(counts.index >= 0, counts.totals[counts.index], 0.0)
+    return np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
+
+
+def _size_factors(tissue: Tissue, name: str, total: np.ndarray, observed: np.ndarray, source: str) -> np.ndarray:
     """Size factors of the observed rows, relative to their mean."""
     if source != "total":
         what = f"size factors in column {source!r} for modality {name!r}"
         values = checks.positive(_size_column(tissue, name, source)[observed], what=what)
         return values / values.mean()
-    total = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()[observed]
+    total = total[observed]
     return np.maximum(total / total.mean(), SIZE_FLOOR)
 
 

@@ -27,6 +27,7 @@ __all__ = [
     "combination",
     "coordinates",
     "counts",
+    "extent",
     "flags",
     "key_added",
     "labels",
@@ -34,6 +35,7 @@ __all__ = [
     "positive",
     "problem",
     "sizes",
+    "some",
 ]
 
 MODELS = ("fa", "rsf", "pnmf", "nsf", "nsfh", "gpnsf")
@@ -220,11 +222,8 @@ def per_modality(
 
 
 def counts(matrix: sp.csr_matrix, likelihood: str, *, modality: str, features: Sequence[str]) -> None:
-    """Check the nonzeros [N, P] of a modality against its likelihood."""
+    """Check the nonzeros [N, P] of a modality, or of some of its rows, against its likelihood."""
     layer = f"layers={{{modality!r}: 'counts'}}"
-    if 0 in matrix.shape:
-        remedy = "Pass data with cells and features, or a `use_var` that is true somewhere"
-        raise ValueError(problem(f"modality {modality!r} not to be empty", f"shape {matrix.shape}", remedy))
     finite = f"Set missing values to 0, leave these features out with `use_var`, or pass {layer} to read another layer"
     _refuse(matrix, lambda x: ~np.isfinite(x), "finite values", "NaN or infinite", finite, modality, features)
     rule = f"values of at most {LARGEST_VALUE:g} (their squares are summed in single precision)"
@@ -237,10 +236,22 @@ def counts(matrix: sp.csr_matrix, likelihood: str, *, modality: str, features: S
     if likelihood in _WHOLE_LIKELIHOODS:
         rule = f"whole counts for likelihood {likelihood!r}"
         _refuse(matrix, lambda x: x != np.floor(x), rule, "fractional", raw, modality, features)
-    if not matrix.count_nonzero():
+
+
+def extent(n_obs: int, n_features: int, *, modality: str) -> None:
+    """Check that a modality has cells and features."""
+    if not n_obs or not n_features:
+        remedy = "Pass data with cells and features, or a `use_var` that is true somewhere"
+        raise ValueError(problem(f"modality {modality!r} not to be empty", f"shape {(n_obs, n_features)}", remedy))
+
+
+def some(counts: Any, *, modality: str) -> None:
+    """Check that canonical counts [N, P] are not all zero."""
+    if not counts.nnz:
+        layer = f"layers={{{modality!r}: 'counts'}}"
         rule = f"at least one nonzero value in modality {modality!r}"
         remedy = f"Pass {layer} if a layer holds the counts, or leave the modality out with `modalities`"
-        raise ValueError(problem(rule, f"only zeros in {matrix.shape[0]} x {matrix.shape[1]} values", remedy))
+        raise ValueError(problem(rule, f"only zeros in {counts.shape[0]} x {counts.shape[1]} values", remedy))
 
 
 def _refuse(

@@ -27,6 +27,9 @@ class Settings:
         Show a progress bar on long work where a function is called with ``progress=None``.
     device
         Where a function is called with ``device="auto"``: "auto" takes CUDA if there is any, "cpu", "cuda" or "cuda:1".
+    memory_budget
+        Bytes of counts of a file that a fit may keep in memory; what does not fit is read again at every step. Default: a quarter
+        of the memory of the machine, or of what the process may use.
 
     Examples
     --------
@@ -41,6 +44,7 @@ class Settings:
     verbosity: str = "info"
     progress: bool = True
     device: str = "auto"
+    memory_budget: float | None = None
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Refuse unknown names and values; the level reaches the log at once."""
@@ -81,10 +85,16 @@ def _is_device(value: Any) -> bool:
     return isinstance(value, str) and re.fullmatch(r"auto|cpu|cuda(:\d+)?", value) is not None
 
 
+def _is_budget(value: Any) -> bool:
+    """Tell whether this is a number of bytes, or None."""
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool) and value >= 0)
+
+
 _CHECKS = {
     "verbosity": (_is_level, f"one of {', '.join(LEVELS)}"),
     "progress": (_is_flag, "True or False"),
     "device": (_is_device, '"auto", "cpu", "cuda" or "cuda:<index>"'),
+    "memory_budget": (_is_budget, "a number of bytes, at least 0, or None"),
 }
 
 

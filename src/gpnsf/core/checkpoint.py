@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gpnsf.core.types import Dataset
+from gpnsf.core.types import Dataset, parts
 
 __all__ = ["Checkpoint", "State", "Walk", "fingerprint"]
 
@@ -109,7 +109,7 @@ def fingerprint(model: nn.Module, dataset: Dataset, arguments: Mapping[str, Any]
     facts["coordinates"] = _digest(dataset.coords, dataset.library)
     for view in dataset.views:
         facts[f"shape of {view.name}"] = list(view.counts.shape)
-        facts[f"counts of {view.name}"] = _digest(view.counts.data, view.counts.indices, view.counts.indptr)
+        facts[f"counts of {view.name}"] = _digest_of_counts(view.counts)
         facts[f"size factors of {view.name}"] = _digest(view.size, view.observed)
     return json.loads(json.dumps(facts))
 
@@ -120,6 +120,16 @@ def _digest(*arrays: np.ndarray) -> str:
     for array in arrays:
         digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
+
+
+def _digest_of_counts(counts: Any) -> list[str]:
+    """Hashes of values, features and lengths of rows, whatever the parts in which they are read."""
+    digests = [hashlib.blake2b(digest_size=16) for _ in range(3)]
+    for _, part in parts(counts):
+        arrays = part.data, part.indices.astype(np.int32, copy=False), np.diff(part.indptr).astype(np.int32)
+        for digest, array in zip(digests, arrays, strict=True):
+            digest.update(np.ascontiguousarray(array).data)
+    return [digest.hexdigest() for digest in digests]
 
 
 class Checkpoint:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 
 from gpnsf.core import posterior, refine, training
 from gpnsf.core.checkpoint import Checkpoint
 from gpnsf.core.initial import Start
 from gpnsf.core.model import Block, Factorization
+from gpnsf.core.pilot import Pilot, continued, sample
 from gpnsf.core.refine import LogFactors
 from gpnsf.core.spatial_test import passed, spatial_test
 from gpnsf.core.types import Dataset, History, Posterior
@@ -67,7 +67,7 @@ def fit(
             logger.info("%d of %d spatial factors failed the test and became nonspatial", (~spatial).sum(), n_spatial)
             order = np.concatenate([np.flatnonzero(spatial), np.flatnonzero(~spatial), np.arange(n_spatial, n_factors)])
             starts, z, p = history.starts, z[order], p[order]
-            model, blocks, history, log_factors = run(int(spatial.sum()), [_continued(model, log_factors, order)])
+            model, blocks, history, log_factors = run(int(spatial.sum()), [continued(model, log_factors.m, order)])
             history = replace(history, starts=starts)
     result = posterior.summarise(model, dataset, blocks, log_factors)
     test_record = {"z": z[result.order], "p": p[result.order]} if tested and n_spatial else {}
@@ -86,18 +86,11 @@ class _Fit:
     ) -> tuple[Factorization, list[Block], History, LogFactors]:
         """Fit with T spatial factors from a kind of start, or from given ones."""
         model = self.build(self.dataset, n_spatial)
+        begin: str | Iterable[Start] = init
+        rows = sample(self.dataset, self.options["seed"]) if isinstance(init, str) else None
+        if isinstance(init, str) and rows is not None:
+            begin = Pilot(self.dataset, rows, self.build, n_spatial, init, self.options)
         options = {**self.options, "block_size": self.block_size, "checkpoint": checkpoint}
-        history = training.fit(model, self.dataset, init=init, **options)
+        history = training.fit(model, self.dataset, init=begin, **options)
         blocks = model.blocks(self.dataset, self.block_size)
         return model, blocks, history, self.stage(model, blocks)
-
-
-@torch.no_grad()
-def _continued(model: Factorization, log_factors: LogFactors, order: np.ndarray) -> Start:
-    """Where a fit has arrived, its factors in another order, as a start."""
-    factors = log_factors.m.exp().clamp(1e-4, 1e4)
-    scale = factors.mean(0)
-    columns = torch.as_tensor(np.append(order, len(order)), device=scale.device)
-    widths = torch.cat([scale, torch.ones(1, device=scale.device)])
-    loadings = {name: (view.loadings * widths)[:, columns].cpu().numpy() for name, view in model.items()}
-    return Start("tested", (factors / scale)[:, columns[:-1]].cpu().numpy(), loadings)

@@ -56,7 +56,7 @@ def starts(
 
     Signed models have one start, the singular value decomposition.
     """
-    problem = _Problem(corrected(dataset), n_factors, n_spatial, seed)
+    problem = _Problem(corrected(dataset.loaded()), n_factors, n_spatial, seed)
     wanted = set(kinds)
     if not nonnegative:
         yield problem.svd()

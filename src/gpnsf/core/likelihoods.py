@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import pyro.distributions as dist
@@ -94,7 +94,7 @@ class AbstractLikelihood(nn.Module, ABC):
     def totals(self, counts: SparseCounts, A: Tensor, W: Tensor) -> tuple[Tensor, Tensor]:
         """Expected total of a row block, and its derivative in the logarithm of a common factor on W."""
 
-    def prepare(self, counts: Sequence[SparseCounts]) -> None:
+    def prepare(self, counts: Iterable[SparseCounts]) -> None:
         """Set the likelihood's own parameters from the data before a start is tried."""
 
     def log_prior(self) -> Tensor | float:
@@ -221,7 +221,7 @@ class NegativeBinomial(AbstractLikelihood):
         """``sum r``."""
         return self._poisson.totals(counts, A, W)
 
-    def prepare(self, counts: Sequence[SparseCounts]) -> None:
+    def prepare(self, counts: Iterable[SparseCounts]) -> None:
         """Begin in the Poisson phase."""
         self.poisson_phase = True
 
@@ -230,7 +230,7 @@ class NegativeBinomial(AbstractLikelihood):
         return 0.0 if self.poisson_phase else -0.5 * (((self.log_theta - 1.0) / 2.0) ** 2).sum()
 
     @torch.no_grad()
-    def estimate_theta(self, blocks: list[tuple[SparseCounts, Moments, Tensor]]) -> None:
+    def estimate_theta(self, blocks: Iterable[tuple[SparseCounts, Moments, Tensor]]) -> None:
         """Moment estimate ``theta_j = sum r^2 / (sum (y - r)^2 - sum r)`` in O(nnz K + (N + P) K^2), then leave the Poisson phase.
 
         Each block brings its counts, its factors, and the loadings [P, K+1] that its batch sees.
@@ -320,9 +320,10 @@ class Gaussian(AbstractLikelihood):
         return dist.Normal(rate, self.log_sd.exp())
 
     @torch.no_grad()
-    def prepare(self, counts: Sequence[SparseCounts]) -> None:
+    def prepare(self, counts: Iterable[SparseCounts]) -> None:
         """Root mean square of each feature."""
-        squares = sum(block.column_squares for block in counts) / sum(block.shape[0] for block in counts)
+        sums = [(block.column_squares, block.shape[0]) for block in counts]
+        squares = torch.stack([part for part, _ in sums]).sum(0) / sum(n_rows for _, n_rows in sums)
         self.log_sd.copy_(0.5 * torch.log(squares + 1e-6))
 
     def bound(self, counts: SparseCounts, moments: Moments, W: Tensor) -> Tensor:

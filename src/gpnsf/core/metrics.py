@@ -8,13 +8,15 @@ bounded size elsewhere: a dense N x P array is never made.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import scipy.sparse as sp
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial import cKDTree
 from scipy.special import exprel, ndtri, rel_entr
+
+from gpnsf.core.types import RowReader, parts
 
 __all__ = [
     "bernoulli_deviance",
@@ -161,7 +163,7 @@ def _entries(counts: sp.csr_matrix) -> int:
 
 def null_deviance(
     likelihood: str,
-    counts: sp.csr_matrix,
+    counts: sp.csr_matrix | RowReader,
     size: np.ndarray,
     dispersion: np.ndarray | None = None,
     *,
@@ -175,52 +177,75 @@ def null_deviance(
     ``pseudocount`` per feature avoids it.
     """
     size = np.asarray(size, dtype=np.float64)
-    rate = null_rates(likelihood, counts, size, rows=train, pseudocount=pseudocount)
-    return deviance(likelihood, counts, size[:, None], rate[:, None], dispersion, rows=rows)
+    rate = null_rates(likelihood, counts, size, rows=train, pseudocount=pseudocount)[:, None]
+    total, n_entries = 0.0, 0
+    for at, part in parts(counts):
+        kept = None if rows is None else rows[at]
+        added = deviance(likelihood, part, size[at, None], rate, dispersion, rows=kept)
+        total, n_entries = total + added[0], n_entries + added[1]
+    return total, n_entries
 
 
 def null_rates(
     likelihood: str,
-    counts: sp.csr_matrix,
+    counts: sp.csr_matrix | RowReader,
     size: np.ndarray,
     *,
     rows: np.ndarray | None = None,
     pseudocount: float = 0.0,
 ) -> np.ndarray:
     """Constant rate [P] of each feature per unit of ``size``: maximum likelihood, for "nb" the ratio of the totals."""
-    counts = _canonical(counts, rows)
-    size = np.asarray(size if rows is None else size[rows], dtype=np.float64)
+
+    def pieces() -> Iterator[tuple[sp.csr_matrix, np.ndarray]]:
+        for at, part in parts(counts):
+            kept = None if rows is None else rows[at]
+            yield _canonical(part, kept), np.asarray(size[at] if kept is None else size[at][kept], dtype=np.float64)
+
     if likelihood == "bernoulli":
-        return _bernoulli_null(counts, size, pseudocount)
-    if likelihood == "gaussian":
-        return counts.T @ size / np.square(size).sum()
-    return (np.bincount(counts.indices, counts.data, minlength=counts.shape[1]) + pseudocount) / size.sum()
+        return _bernoulli_null(pieces, counts.shape[1], pseudocount)
+    total, mass = np.full(counts.shape[1], pseudocount), 0.0
+    for part, own in pieces():
+        if likelihood == "gaussian":
+            total, mass = total + part.T @ own, mass + np.square(own).sum()
+        else:
+            total, mass = total + np.bincount(part.indices, part.data, minlength=len(total)), mass + own.sum()
+    return total / mass
 
 
-def _bernoulli_null(counts: sp.csr_matrix, size: np.ndarray, pseudocount: float) -> np.ndarray:
+def _bernoulli_null(
+    pieces: Callable[[], Iterable[tuple[sp.csr_matrix, np.ndarray]]], n_features: int, pseudocount: float
+) -> np.ndarray:
     """Solve ``sum_open s / expm1(s rate) = sum_closed s`` per feature by Newton steps on the log rate.
 
     The likelihood is concave in the log rate. Steps are at most one unit, so that the rate of a feature that is open
     everywhere grows to a large value and not to infinity.
     """
-    feature, n_features = counts.indices, counts.shape[1]
-    open_size = np.repeat(size, np.diff(counts.indptr))  # [nnz]
-    n_open = np.bincount(feature, minlength=n_features) + pseudocount
-    closed = size.sum() - np.bincount(feature, open_size, minlength=n_features)
+    n_open, closed, mass = np.full(n_features, pseudocount), np.zeros(n_features), 0.0
+    for counts, size in pieces():
+        n_open += np.bincount(counts.indices, minlength=n_features)
+        closed += size.sum() - np.bincount(counts.indices, _open_size(counts, size), minlength=n_features)
+        mass += size.sum()
     seen = n_open > 0
     log_rate = np.full(n_features, -np.inf)
-    log_rate[seen] = np.log(n_open[seen] / size.sum())
+    log_rate[seen] = np.log(n_open[seen] / mass)
     for _ in range(NEWTON_STEPS):
         rate = np.exp(log_rate)
-        share, slope = _open_terms(open_size * rate[feature])
         extra, extra_slope = _open_terms(rate)
-        gradient = np.bincount(feature, share, minlength=n_features) + pseudocount * extra - rate * closed
-        curvature = np.bincount(feature, slope, minlength=n_features) + pseudocount * extra_slope + rate * closed
+        gradient, curvature = pseudocount * extra - rate * closed, pseudocount * extra_slope + rate * closed
+        for counts, size in pieces():
+            share, slope = _open_terms(_open_size(counts, size) * rate[counts.indices])
+            gradient += np.bincount(counts.indices, share, minlength=n_features)
+            curvature += np.bincount(counts.indices, slope, minlength=n_features)
         step = np.divide(gradient, curvature, out=np.zeros(n_features), where=seen & (curvature > 0))
         log_rate[seen] += np.clip(step, -1, 1)[seen]
         if np.abs(step).max(initial=0) < 1e-10:
             break
     return np.exp(log_rate)
+
+
+def _open_size(counts: sp.csr_matrix, size: np.ndarray) -> np.ndarray:
+    """Size factors [nnz] at the nonzeros."""
+    return np.repeat(size, np.diff(counts.indptr))
 
 
 def _open_terms(rate: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

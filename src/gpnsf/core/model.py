@@ -12,7 +12,7 @@ Loadings W >= 0, backgrounds b >= 0 and all hyperparameters are point estimates;
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -31,6 +31,7 @@ from gpnsf.core.inducing import InducingField
 from gpnsf.core.initial import Start
 from gpnsf.core.likelihoods import LIKELIHOODS, AbstractLikelihood, Moments
 from gpnsf.core.sparse import SparseCounts
+from gpnsf.core.streams import BlockCounts, Shelf
 from gpnsf.core.types import Dataset
 
 __all__ = ["FIELDS", "PRESETS", "Block", "Factorization", "Preset", "ViewModel", "build", "restore_field"]
@@ -68,7 +69,7 @@ class Block:
     rows: slice
     located: Located
     size: dict[str, Tensor]  # modality -> [n, 1]
-    counts: dict[str, SparseCounts]  # empty: the model draws counts instead of scoring them
+    counts: Mapping[str, SparseCounts]  # empty: the model draws counts instead of scoring them
     share: float = 1.0  # part of the whole-data terms that this block carries
     batch: int = 0  # all rows are of one batch
 
@@ -237,7 +238,7 @@ class Factorization(nn.Module):
             view.load(loadings)
             if view.log_multipliers is not None and not view.likelihood.signed:
                 view.log_multipliers.data.copy_(self._first_multipliers(name, view, factors, blocks))
-            view.likelihood.prepare([block.counts[name] for block in blocks])
+            view.likelihood.prepare(block.counts[name] for block in blocks)
 
     @torch.no_grad()
     def _first_multipliers(self, name: str, view: ViewModel, factors: Tensor, blocks: list[Block]) -> Tensor:
@@ -254,24 +255,24 @@ class Factorization(nn.Module):
         return logs - logs.mean(0)
 
     def blocks(self, dataset: Dataset, block_size: int | None = None, *, counts: bool = True) -> list[Block]:
-        """Row blocks of a dataset; one block in memory is the special case."""
-        step = block_size or dataset.n_obs
+        """Row blocks of a dataset, whose counts are read when they are asked for; one block in memory is the special case."""
+        step, shelf = block_size or dataset.block_size, Shelf(dataset.memory) if counts else None
         ends = [0, *np.cumsum(np.bincount(np.zeros(dataset.n_obs, int) if dataset.batch is None else dataset.batch))]
         slices = [
             (slice(a, min(a + step, end)), batch)
             for batch, (start, end) in enumerate(pairwise(ends))
             for a in range(start, end, step)
         ]
-        return [self._block(dataset, rows, 1 / len(slices), counts, batch) for rows, batch in slices]
+        return [self._block(dataset, rows, 1 / len(slices), shelf, batch) for rows, batch in slices]
 
-    def _block(self, dataset: Dataset, rows: slice, share: float, counts: bool, batch: int) -> Block:
+    def _block(self, dataset: Dataset, rows: slice, share: float, shelf: Shelf | None, batch: int) -> Block:
         """One block, on the device of the model."""
         device = next(self.parameters()).device
         place = dataset.coords[rows], dataset.library[rows]
         located = self.spatial.field.locate(*place) if self.spatial else Located(*to_tensors(*place, device))
         size = {v.name: torch.as_tensor(v.size[rows], device=device)[:, None] for v in dataset.views}
-        sparse = {v.name: SparseCounts(v.counts[rows], device) for v in dataset.views} if counts else {}
-        return Block(rows, located, size, sparse, share, batch)
+        counts = {} if shelf is None else BlockCounts(dataset.views, rows, device, shelf)
+        return Block(rows, located, size, counts, share, batch)
 
     @torch.no_grad()
     def prior_predictive(self, dataset: Dataset, seed: int = 0) -> dict[str, np.ndarray]:

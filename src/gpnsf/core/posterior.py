@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from functools import reduce
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,7 +14,6 @@ from gpnsf.core import metrics, simplex
 from gpnsf.core.likelihoods import AbstractLikelihood, Moments, NegativeBinomial, Poisson
 from gpnsf.core.model import Block, Factorization, ViewModel, restore_field
 from gpnsf.core.refine import LogFactors, covariances
-from gpnsf.core.sparse import SparseCounts
 from gpnsf.core.types import Dataset, Posterior
 
 __all__ = ["predict", "summarise"]
@@ -22,6 +22,7 @@ VARIANCE_CAP = 0.25  # of a log factor, in the mean: beyond it exp(m + v/2) spea
 SD_CAP = 9.0
 MIXING = 1.44  # ratio of the variance of spatial log factors to what the counts leave open: see docs/decisions.md
 LARGEST_SHIFT = 12.0  # of log loadings, to match the observed totals
+FEATURES = 10_000  # whose covariances [P, K, K] are made at a time
 NEGLIGIBLE = 1e-6  # loadings below this share of their feature's total are set to zero
 
 
@@ -37,11 +38,10 @@ def summarise(model: Factorization, dataset: Dataset, blocks: list[Block], log_f
     smooth[:, :T], _ = _moments(model.nonnegative, log_factors.field_m, spread)
     scale, smooth_scale = _scales(model.nonnegative, mean), _scales(model.nonnegative, smooth)
     mean, std, smooth = mean / scale, std / scale, smooth / smooth_scale
-    loadings = {
-        name: _scaled_loadings(view, [block.counts[name] for block in blocks], scale) for name, view in model.items()
-    }
+    margins = {name: _margins(blocks, name) for name in model.names}
+    loadings = {name: _scaled_loadings(view, margins[name], scale) for name, view in model.items()}
     result = _Result(mean, loadings, _centred_multipliers(model, blocks, loadings))
-    result.match_totals(model, blocks)
+    result.match_totals(model, blocks, margins)
     order = _order(result.loadings, T)
     loadings = {name: _reorder(W, order) for name, W in result.loadings.items()}
     result = _Result(mean[:, order], loadings, result.multipliers)
@@ -79,15 +79,33 @@ def _scales(nonnegative: bool, factors: Tensor) -> Tensor:
     return (factors.mean(0) if nonnegative else (factors**2).mean(0).sqrt()).clamp_min(1e-12)
 
 
-def _scaled_loadings(view: ViewModel, counts: list[SparseCounts], scale: Tensor) -> Tensor:
+class _Margins(NamedTuple):
+    """What has to be known of all counts of a modality at once."""
+
+    seen: Tensor  # [P] whether a feature has any
+    total: float
+    smallest: float
+
+
+def _margins(blocks: list[Block], name: str) -> _Margins:
+    """Read every block once."""
+    seen, total, smallest = [], 0.0, 0.0
+    for block in blocks:
+        counts = block.counts[name]
+        seen.append(counts.per_column > 0)
+        total += float(counts.values.double().sum())
+        smallest = min(smallest, float(counts.values.min())) if counts.nnz else smallest
+    return _Margins(torch.stack(seen).any(0), total, smallest)
+
+
+def _scaled_loadings(view: ViewModel, margins: _Margins, scale: Tensor) -> Tensor:
     """Loadings [P, K+1] that go with the scaled factors; traces are zero, and so are features without a count."""
     W = view.loadings * torch.cat([scale, torch.ones(1, device=scale.device)])
     if not view.nonnegative:
         return W
     kept = W >= NEGLIGIBLE * W.sum(1, keepdim=True)
     kept[:, -1] = True
-    seen = torch.stack([block.per_column for block in counts]).sum(0) > 0
-    return W * kept * seen[:, None]
+    return W * kept * margins.seen[:, None]
 
 
 def _centred_multipliers(model: Factorization, blocks: list[Block], loadings: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -133,13 +151,11 @@ class _Result:
         size = block.size[name]
         return torch.cat([size * self.mean[block.rows], size], 1)
 
-    def match_totals(self, model: Factorization, blocks: list[Block]) -> None:
+    def match_totals(self, model: Factorization, blocks: list[Block], margins: dict[str, _Margins]) -> None:
         """Scale each modality's loadings so that its expected total is the observed one."""
         for name, view in model.items():
-            if not view.nonnegative or any((block.counts[name].values < 0).any() for block in blocks):
-                continue  # values around zero have no total that a factor could match
-            observed = sum(float(block.counts[name].values.double().sum()) for block in blocks)
-            self._match_total(view.likelihood, name, blocks, observed)
+            if view.nonnegative and margins[name].smallest >= 0:  # values around zero have no total to be matched
+                self._match_total(view.likelihood, name, blocks, margins[name].total)
 
     def _match_total(
         self, likelihood: AbstractLikelihood, name: str, blocks: list[Block], observed: float, n_iterations: int = 30
@@ -175,24 +191,20 @@ class _Result:
             null, _ = metrics.null_deviance(
                 kind, view.counts, view.size, dispersion, rows=view.observed, train=view.observed
             )
-            full = self._log_likelihood(likelihood, view.name, blocks)
-            without = [self._log_likelihood(likelihood, view.name, blocks, flat=k) for k in range(model.n_factors)]
-            explained[view.name] = (2 * (full - np.asarray(without)) / max(null, 1e-12)).astype(np.float32)
+            whole, *without = np.sum([self._log_likelihoods(likelihood, view.name, block) for block in blocks], axis=0)
+            explained[view.name] = (2 * (whole - np.asarray(without)) / max(null, 1e-12)).astype(np.float32)
         return explained
 
-    def _log_likelihood(
-        self, likelihood: AbstractLikelihood, name: str, blocks: list[Block], flat: int | None = None
-    ) -> float:
-        """Log-likelihood at the posterior means, factor ``flat`` replaced by its mean over spots."""
-        total = 0.0
-        for block in blocks:
+    def _log_likelihoods(self, likelihood: AbstractLikelihood, name: str, block: Block) -> np.ndarray:
+        """Log-likelihoods [K+1] of a block at the posterior means, and with each factor replaced by its mean over spots."""
+        counts, W, size = block.counts[name], self.loadings_of(name, block), block.size[name][:, 0]
+        result = []
+        for flat in [None, *range(self.mean.shape[1])]:
             A = self.augmented(block, name)
             if flat is not None:
-                A[:, flat] = block.size[name][:, 0] * self.mean[:, flat].mean()
-            total += float(
-                likelihood.bound(block.counts[name], Moments(A, A, torch.zeros_like(A)), self.loadings_of(name, block))
-            )
-        return total
+                A[:, flat] = size * self.mean[:, flat].mean()
+            result.append(float(likelihood.bound(counts, Moments(A, A, torch.zeros_like(A)), W)))
+        return np.asarray(result)
 
     def importance_std(self, model: Factorization, blocks: list[Block]) -> dict[str, np.ndarray]:
         """Standard deviation of each feature's importance, from the Laplace covariance of its loadings."""
@@ -200,11 +212,15 @@ class _Result:
         result = {}
         for name, view in model.items():
             W = self.loadings[name]
-            information = sum(self._loading_information(view.likelihood, name, block) for block in blocks)
+            information = reduce(torch.add, (self._loading_information(view.likelihood, name, b) for b in blocks))
             total = W[:, :-1].abs().sum(1).clamp_min(1e-12)
-            ridge = torch.diag_embed((1 / total**2)[:, None].expand(-1, W.shape[1] - 1))
-            covariance = covariances(information + ridge)
-            result[name] = simplex.importance_std(_array(W[:, :-1]), _array(covariance), is_spatial).astype(np.float32)
+            information.diagonal(dim1=1, dim2=2).add_((1 / total**2)[:, None])
+            result[name] = np.concatenate(
+                [
+                    simplex.importance_std(_array(part[:, :-1]), _array(covariances(own)), is_spatial)
+                    for part, own in zip(W.split(FEATURES), information.split(FEATURES), strict=True)
+                ]
+            ).astype(np.float32)
         return result
 
     def _loading_information(self, likelihood: AbstractLikelihood, name: str, block: Block) -> Tensor:

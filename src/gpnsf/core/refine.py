@@ -108,9 +108,13 @@ class _LocalStage:
 
     def update_gamma(self) -> None:
         """EM: the mean posterior second moment of the deviations of observed spots."""
-        second = (self.e**2 + self.variance)[self.observed]
-        if len(second):
-            self.gamma = second.mean(0).clamp_min(GAMMA_FLOOR)
+        n_observed = int(self.observed.sum())
+        if n_observed:
+            parts = [
+                (self.e[block.rows] ** 2 + self.variance[block.rows])[self.observed[block.rows]].sum(0)
+                for block in self.blocks
+            ]
+            self.gamma = (torch.stack(parts).sum(0) / n_observed).clamp_min(GAMMA_FLOOR)
 
     def _gradient(self, block: Block) -> Tensor:
         """Gradient [n, K] of the log-likelihood in h, summed over modalities."""

@@ -75,7 +75,7 @@ class Stepper:
         """Go on from a state; what it does not hold follows from it."""
         self.state, walk = state.copy(), state.walk
         for name, view in self.model.items():
-            view.likelihood.prepare([block.counts[name] for block in self.blocks])
+            view.likelihood.prepare(block.counts[name] for block in self.blocks)
             if isinstance(view.likelihood, NegativeBinomial):
                 view.likelihood.poisson_phase = "polish" not in walk.phase
         self.go_to(walk.here)

@@ -87,7 +87,7 @@ def fit(
         run = _Run(stepper, schedule)
         if checkpoint is not None:
             arguments = {
-                "init": init,
+                "init": str(init),
                 "seed": seed,
                 "block_size": block_size,
                 "device": device.type,
@@ -122,7 +122,7 @@ def few_threads(dataset: Dataset) -> Iterator[None]:
     On 600 spots a second thread saves a third of the time on an idle machine, and costs six times as much on a busy one.
     """
     before = torch.get_num_threads()
-    if sum(view.counts.nnz for view in dataset.views) < SMALL:
+    if dataset.nnz < SMALL:
         torch.set_num_threads(1)
     try:
         yield
@@ -214,10 +214,8 @@ class _Run:
                 for name, view in self.model.items():
                     if isinstance(view.likelihood, NegativeBinomial):
                         view.likelihood.estimate_theta(
-                            [
-                                (block.counts[name], self.model.moments(name, block), view.loadings_of(block.batch))
-                                for block in self.blocks
-                            ]
+                            (block.counts[name], self.model.moments(name, block), view.loadings_of(block.batch))
+                            for block in self.blocks
                         )
             if not n_steps:
                 return
@@ -314,11 +312,13 @@ def _binding(model: Factorization, blocks: list[Block], given_lengthscale: bool)
     """Bounds that the parameters lie on or beyond, in words."""
     notices = []
     if model.nonnegative:
-        marginals = [model.marginals(block) for block in blocks]
-        beyond = [(m < MEAN_RANGE[0]) | (m > MEAN_RANGE[1]) | (m + 0.5 * v > MEAN_CAP) for m, v in marginals]
-        n_beyond = sum(int(part.sum()) for part in beyond)
-        if n_beyond:
-            notices.append(f"exponent clamp binds for {n_beyond} of {sum(map(torch.numel, beyond))} log factors")
+        marginals = (model.marginals(block) for block in blocks)
+        beyond = [
+            int(((m < MEAN_RANGE[0]) | (m > MEAN_RANGE[1]) | (m + 0.5 * v > MEAN_CAP)).sum()) for m, v in marginals
+        ]
+        if any(beyond):
+            n_all = model.n_obs * model.n_factors
+            notices.append(f"exponent clamp binds for {sum(beyond)} of {n_all} log factors")
     if model.spatial is None:
         return notices
     field = model.spatial.field

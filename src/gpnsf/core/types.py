@@ -19,14 +19,53 @@ theta  negative binomial size: variance = mean + mean**2 / theta
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from dataclasses import field as dataclass_field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import scipy.sparse as sp
 
-__all__ = ["Dataset", "History", "Posterior", "View"]
+__all__ = ["Dataset", "History", "Posterior", "RowReader", "View", "parts", "rows_at_a_time"]
+
+BLOCK_ROWS = 50_000  # rows of a block: they bound arrays [n, K, K]
+BLOCK_NONZEROS = 4_000_000  # of a block: they bound arrays [nnz], and make up for what a block costs beside its counts
+NONZEROS_PER_FEATURE = 200  # of a block: it makes arrays [P, K] of its own
+
+
+def rows_at_a_time(n_rows: int, n_features: int, nnz: int) -> int:
+    """Rows whose counts are worth a block and no more than that; all rows where they are few."""
+    wanted = max(BLOCK_NONZEROS, NONZEROS_PER_FEATURE * n_features)
+    return max(1, min(n_rows, BLOCK_ROWS, n_rows * wanted // max(nnz, 1)))
+
+
+class RowReader(Protocol):
+    """Counts [N, P] that are read from somewhere when rows are asked for."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """N and P."""
+
+    @property
+    def nnz(self) -> int:
+        """Number of nonzero counts."""
+
+    def __getitem__(self, rows: slice | np.ndarray, /) -> sp.csr_matrix:
+        """Some rows as canonical CSR, float32."""
+
+
+def parts(counts: sp.csr_matrix | RowReader) -> Iterator[tuple[slice, sp.csr_matrix]]:
+    """Ranges of rows with their counts: all at once where they are in memory."""
+    if sp.issparse(counts):
+        yield slice(0, counts.shape[0]), counts
+        return
+    n_rows, n_features = counts.shape
+    step = rows_at_a_time(n_rows, n_features, counts.nnz)
+    for start in range(0, n_rows, step):
+        rows = slice(start, min(start + step, n_rows))
+        yield rows, counts[rows]
 
 
 @dataclass(frozen=True)
@@ -39,7 +78,7 @@ class View:
 
     name: str
     likelihood: str
-    counts: sp.csr_matrix  # [N, P] float32, canonical: sorted, no duplicates, no stored zeros
+    counts: Any  # [N, P] float32 csr_matrix, canonical: sorted, no duplicates, no stored zeros; or a RowReader of such
     size: np.ndarray  # [N] float32, mean 1 over observed rows, 0 elsewhere
     observed: np.ndarray  # [N] bool
     weight: float = 1.0  # weight of this modality in the objective
@@ -53,6 +92,7 @@ class Dataset:
     library: np.ndarray  # [N] int64: code of the slice, 0 .. n_libraries - 1
     views: tuple[View, ...]
     batch: np.ndarray | None = None  # [N] int64: code of the batch, in rising order; None: no batch effects
+    memory: float = math.inf  # bytes of counts that are kept once they have been read
 
     @property
     def n_obs(self) -> int:
@@ -68,6 +108,31 @@ class Dataset:
     def n_batches(self) -> int:
         """Number of batches."""
         return 1 if self.batch is None else int(self.batch.max()) + 1
+
+    @property
+    def nnz(self) -> int:
+        """Number of nonzero counts of all modalities."""
+        return sum(view.counts.nnz for view in self.views)
+
+    @property
+    def block_size(self) -> int:
+        """Rows of a block where nobody asks for another number."""
+        return rows_at_a_time(self.n_obs, sum(view.counts.shape[1] for view in self.views), self.nnz)
+
+    def subset(self, rows: np.ndarray) -> Dataset:
+        """Some rows, in rising order, their counts in memory; codes of slices and batches stay what they are."""
+        views = tuple(
+            replace(view, counts=view.counts[rows], size=view.size[rows], observed=view.observed[rows])
+            for view in self.views
+        )
+        batch = None if self.batch is None else self.batch[rows]
+        return Dataset(self.coords[rows], self.library[rows], views, batch)
+
+    def loaded(self) -> Dataset:
+        """The same with all counts in memory."""
+        if all(sp.issparse(view.counts) for view in self.views):
+            return self
+        return self.subset(np.arange(self.n_obs))
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,9 @@ from gpnsf.core.fields import LENGTHSCALE_RANGE
 from gpnsf.core.fitting import Outcome
 from gpnsf.core.initial import starts
 from gpnsf.core.metrics import knn_weights, morans_i
+from gpnsf.core.pilot import sample
 from gpnsf.core.spatial_test import MIN_Z
-from gpnsf.core.types import Dataset, History, Posterior, View
+from gpnsf.core.types import Dataset, History, Posterior, View, parts
 from gpnsf.writeback import factor_names
 
 __all__ = ["LOW_DEPTH", "warn"]
@@ -25,6 +26,7 @@ SMOOTH_TOTALS = 0.2  # Moran's I of log totals
 DUPLICATE = 0.9  # correlation of log factors, and cosine of loadings
 AT_BOUND = 1.02  # ratio of a length scale to the end of its range
 BATCH_SD = 0.2  # log ratio between slices, feature by feature, beyond sampling
+COMPARED = 50_000  # rows that are enough to tell whether two factors are alike
 MIN_COUNTS = 20  # counts of a feature in every slice that is compared
 MIXTURE_UPDATES = 300
 
@@ -165,7 +167,8 @@ def _lengthscales(fitted: _Fitted) -> Iterator[str]:
 
 def _duplicates(fitted: _Fitted) -> Iterator[str]:
     """Two factors that say the same."""
-    names, mean = factor_names(fitted.posterior.is_spatial), fitted.posterior.mean.astype(np.float64)
+    names, every = factor_names(fitted.posterior.is_spatial), max(1, fitted.dataset.n_obs // COMPARED)
+    mean = fitted.posterior.mean[::every].astype(np.float64)
     logs = np.log(mean + 1e-6) if mean.min() >= 0 else mean
     logs = logs - logs.mean(0)
     W = np.concatenate([loadings / max(loadings.sum(), 1e-12) for loadings in fitted.posterior.loadings.values()])
@@ -198,6 +201,8 @@ def between_slices(dataset: Dataset, n_factors: int) -> dict[str, float]:
     corrected for all differences between slices; a mixture of them is fitted to the totals of each slice. Twice as many factors
     as were fitted, so that a factor too few is not mistaken for a batch effect.
     """
+    rows = sample(dataset, seed=0)
+    dataset = dataset.loaded() if rows is None else dataset.subset(rows)
     n_factors = min(2 * n_factors, dataset.n_obs, min(view.counts.shape[1] for view in dataset.views))
     start = next(starts(replace(dataset, batch=dataset.library), n_factors, n_factors, kinds=["smooth"]))
     factors = np.column_stack([start.factors, np.ones(dataset.n_obs)])
@@ -230,7 +235,7 @@ def _excess(view: View, member: np.ndarray, factors: np.ndarray, W: np.ndarray) 
 
 def _totals(view: View) -> np.ndarray:
     """Row sums [N]."""
-    return np.asarray(view.counts.sum(1, dtype=np.float64)).ravel()
+    return np.concatenate([np.asarray(counts.sum(1, dtype=np.float64)).ravel() for _, counts in parts(view.counts)])
 
 
 def _cosines(columns: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ import torch
 from anndata import AnnData
 from mudata import MuData
 
-from gpnsf import bridge, checks, writeback
+from gpnsf import bridge, checks, storage, writeback
 from gpnsf.core import fitting, training
 from gpnsf.core import model as models
 from gpnsf.core.checkpoint import Checkpoint
@@ -32,7 +32,7 @@ _VERSIONS = ("gpnsf", "torch", "pyro-ppl", "numpy", "scipy", "anndata", "mudata"
 
 
 def fit(
-    data: MuData | AnnData,
+    data: MuData | AnnData | str | os.PathLike[str],
     model: str = "gpnsf",
     *,
     n_factors: int = 12,
@@ -79,7 +79,9 @@ def fit(
     ----------
     data
         Object with raw counts and coordinates in ``obsm[spatial_key]`` (of the MuData, else of a modality). Cells that lack
-        a modality contribute what they have. An AnnData is one modality, named after its only likelihood entry.
+        a modality contribute what they have. An AnnData is one modality, named after its only likelihood entry. Counts of an
+        object that is backed by a file are read block by block; its slots are added in memory. The path of a ``.h5ad``,
+        ``.h5mu`` or ``.zarr`` does the same and adds the slots to the file.
     model
         "gpnsf" (hybrid, with background), "nsfh" (hybrid), "nsf" (all factors spatial), "pnmf" (none), or the signed
         Gaussian models "rsf" (spatial) and "fa" (not) for normalised data.
@@ -141,8 +143,8 @@ def fit(
         The fit has converged when the bound gains less than this per nonzero count in ten steps (with the Monte Carlo
         objective: less than this or than twice its standard error).
     block_size
-        Rows per block; the gradient over blocks is the full-batch gradient. Default: all rows in one block. Blocks
-        change the order of sums: after equal numbers of steps, factors agree to a thousandth of their maximum; where the rule
+        Rows per block; the gradient over blocks is the full-batch gradient. Default: blocks of at most 50,000 rows and four
+        million nonzero counts (more for many features), so that small data are one block. Blocks change the order of sums: after equal numbers of steps, factors agree to a thousandth of their maximum; where the rule
         for convergence then falls on another step, to about two hundredths.
     device
         "auto", "cpu", "cuda" or "cuda:1".
@@ -156,7 +158,7 @@ def fit(
         File (``.npz``) that takes the state of the fit every now and then, at two per cent of the time or less. If the fit is
         interrupted, the same call goes on from there, to the same bits on the same machine. Removed when the fit is complete.
     copy
-        Whether to return an annotated copy and leave ``data`` as it is.
+        Whether to return an annotated copy and leave ``data`` as it is. Not for files.
 
     Returns
     -------
@@ -201,40 +203,64 @@ def fit(
     """
     params = {name: value for name, value in locals().items() if name not in _UNRECORDED}
     checks.arguments({**params, "progress": progress, "checkpoint": checkpoint, "copy": copy})
-    checks.key_added(key_added, data.mod if isinstance(data, MuData) else ())
-    began = time.perf_counter()
+    shown = settings.progress if progress is None else progress
     store = None if checkpoint is None else Checkpoint(checkpoint)
-    params["n_spatial"] = _n_spatial(model, n_factors, n_spatial)
+    if isinstance(data, str | os.PathLike):
+        _fit_file(data, params, shown=shown, store=store, copy=copy)
+        return None
+    write = _fit(data, params, shown=shown, store=store)
+    data = editable(data, copy=copy)
+    write(data)
+    if store is not None:
+        store.remove()
+    return data if copy else None
+
+
+def _fit_file(
+    path: str | os.PathLike[str], params: dict[str, Any], *, shown: bool, store: Checkpoint | None, copy: bool
+) -> None:
+    """Fit what a file holds, and write the slots into it."""
+    if copy:
+        remedy = "Copy the file and pass the path of the copy, or pass the object in memory"
+        raise ValueError(checks.problem("copy=False where `data` is a path", f"copy=True for {path}", remedy))
+    with storage.opened(path, spatial_key=params["spatial_key"]) as data:
+        _fit(data, params, shown=shown, store=store)(data)
+    storage.save(path, data, Keys(params["key_added"]))
+    if store is not None:
+        store.remove()
+
+
+def _fit(
+    data: MuData | AnnData, params: dict[str, Any], *, shown: bool, store: Checkpoint | None
+) -> Callable[[MuData | AnnData], None]:
+    """Fit an object, and return what writes the result into it or its copy."""
+    began = time.perf_counter()
+    key, model = params["key_added"], params["model"]
+    checks.key_added(key, data.mod if isinstance(data, MuData) else ())
+    params["n_spatial"] = _n_spatial(model, params["n_factors"], params["n_spatial"])
     dataset, layout = _read(data, params)
     _warn_of_idle(params)
+    rate = params["learning_rate"]
     schedule = training.Schedule(
-        max_steps=max_steps, learning_rate=learning_rate, polish_rate=learning_rate / 4, tol=tol
+        max_steps=params["max_steps"], learning_rate=rate, polish_rate=rate / 4, tol=params["tol"]
     )
     with training.few_threads(dataset):
         outcome = fitting.fit(
             dataset,
             _builder(params, layout.scale),
-            n_factors=n_factors,
-            n_spatial=params["n_spatial"],
-            tested=split == "tested" and 0 < models.PRESETS[model].spatial < 1,
-            local_stage=refine,
-            init=init,
-            block_size=block_size,
-            seed=seed,
+            **{name: params[name] for name in ("n_factors", "n_spatial", "init", "block_size", "seed")},
+            tested=params["split"] == "tested" and 0 < models.PRESETS[model].spatial < 1,
+            local_stage=params["refine"],
             schedule=schedule,
-            progress=settings.progress if progress is None else progress,
+            progress=shown,
             checkpoint=store,
         )
         threads = torch.get_num_threads()
         warnings = diagnostics.warn(dataset, outcome, params=params, scale=layout.scale)
     seconds = time.perf_counter() - began
     info = {**_info(params, outcome, seconds), "threads": threads, "warnings": warnings}
-    data = editable(data, copy=copy)
-    writeback.write(data, outcome.posterior, layout, keys=Keys(key_added), info=info)
-    if store is not None:
-        store.remove()
-    _report(dataset, outcome.history, info["seconds"])
-    return data if copy else None
+    _report(dataset, outcome.history, seconds)
+    return lambda holder: writeback.write(holder, outcome.posterior, layout, keys=Keys(key), info=info)
 
 
 def _builder(params: Mapping[str, Any], scale: float) -> Callable[[Dataset, int], models.Factorization]:

@@ -1,0 +1,141 @@
+"""Where a large fit begins: at the end of a fit of some of its rows, carried over to all of them.
+
+Starts, and the steps that choose among them, look at all counts many times, and what they have to find out, loadings and smooth
+fields, a sample shows as well. The fit itself then sees every row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gpnsf.core import training
+from gpnsf.core.initial import Start
+from gpnsf.core.model import Block, Factorization, ViewModel
+from gpnsf.core.types import Dataset
+
+__all__ = ["Pilot", "continued", "sample"]
+
+ROWS = 50_000  # of a sample
+NONZEROS = 20_000_000  # of a sample that has more than the fewest rows
+FEWEST = 5_000
+STRATUM = 200  # rows of a slice, a batch, or a set of modalities that is small, if it has as many
+N_UPDATES = 10
+
+
+def sample(dataset: Dataset, seed: int) -> np.ndarray | None:
+    """Rows in rising order, drawn in proportion from slices, batches and sets of modalities; None where all are to be taken."""
+    observed = np.column_stack([view.observed for view in dataset.views])
+    limit = min(ROWS, max(FEWEST, dataset.n_obs * NONZEROS // max(dataset.nnz, 1)))
+    if dataset.n_obs <= limit:
+        return None
+    rng = np.random.default_rng(seed)
+    batch = np.zeros(dataset.n_obs, np.int64) if dataset.batch is None else dataset.batch
+    strata = np.unique(np.column_stack([dataset.library, batch, observed]), axis=0, return_inverse=True)[1].ravel()
+    share = limit / dataset.n_obs
+    rows = []
+    for members in (np.flatnonzero(strata == stratum) for stratum in range(strata.max() + 1)):
+        wanted = min(len(members), max(STRATUM, round(share * len(members))))
+        rows.append(rng.choice(members, wanted, replace=False))
+    return np.sort(np.concatenate(rows))
+
+
+@dataclass(frozen=True)
+class Pilot:
+    """The one start of a large fit, made when it is asked for."""
+
+    dataset: Dataset
+    rows: np.ndarray  # of the sample
+    build: Callable[[Dataset, int], Factorization]
+    n_spatial: int
+    init: str
+    options: dict[str, Any]  # of the fit
+
+    def __str__(self) -> str:
+        """What a checkpoint knows of it."""
+        return f"{self.init}, {len(self.rows)} rows"
+
+    def __iter__(self) -> Iterator[Start]:
+        """Fit the sample, and go on from there."""
+        yield self._start()
+
+    def _start(self) -> Start:
+        part = self.dataset.subset(self.rows)
+        model = self.build(part, self.n_spatial)
+        schedule = replace(self.options["schedule"], polish_steps=0)
+        history = training.fit(model, part, init=self.init, seed=self.options["seed"], schedule=schedule)
+        log_factors = _log_factors(model, self.dataset)
+        start = continued(model, log_factors, np.arange(model.n_factors))
+        return replace(start, name=max(history.starts, key=lambda name: history.starts[name]))
+
+
+@torch.no_grad()
+def continued(model: Factorization, log_factors: Tensor, order: np.ndarray) -> Start:
+    """Where a fit has arrived, its factors in another order, as a start."""
+    factors = log_factors.exp().clamp(1e-4, 1e4) if model.nonnegative else log_factors
+    scale = factors.mean(0) if model.nonnegative else torch.ones_like(factors[0])
+    columns = torch.as_tensor(np.append(order, len(order)), device=scale.device)
+    widths = torch.cat([scale, torch.ones(1, device=scale.device)])
+    loadings = {name: (view.loadings * widths)[:, columns].cpu().numpy() for name, view in model.items()}
+    return Start("tested", (factors / scale)[:, columns[:-1]].cpu().numpy(), loadings)
+
+
+@torch.no_grad()
+def _log_factors(model: Factorization, dataset: Dataset) -> Tensor:
+    """Log factors [N, K] of all rows at the fields and loadings of a model of some of them."""
+    blocks = model.blocks(replace(dataset, memory=0.0))  # each is looked at once
+    update = _counted if model.nonnegative else _signed
+    return torch.cat([update(model, block) for block in blocks])
+
+
+def _field(model: Factorization, block: Block) -> Tensor:
+    """Spatial log factors [n, T]."""
+    if model.spatial is None:
+        return torch.zeros(len(block.located.coords), 0, device=block.located.coords.device)
+    return model.spatial.marginals(block.rows, block.located)[0]
+
+
+def _counted(model: Factorization, block: Block) -> Tensor:
+    """Nonspatial factors by multiplicative updates, shrunken towards one as by a gamma prior of their variance."""
+    fixed = _field(model, block).clamp(-12.0, 8.0).exp()
+    if model.nonspatial is None:
+        return fixed.log()
+    T, prior = model.n_spatial, (-2 * model.nonspatial.log_sigma).exp()  # [K-T]
+    H = torch.ones(len(fixed), len(prior), device=fixed.device)
+    views = [(name, view) for name, view in model.items() if not view.likelihood.signed]
+    for _ in range(N_UPDATES):
+        above, below = prior.expand_as(H), prior.expand_as(H)
+        for name, view in views:
+            W, weight = view.loadings_of(block.batch), view.weight * block.size[name]
+            A = block.size[name] * torch.cat([fixed, H, torch.ones_like(H[:, :1])], 1)
+            above = above + weight * H * block.counts[name].half(A, W, _link(view))[:, T:-1]
+            below = below + weight * W[:, T:-1].sum(0)
+        H = above / below
+    return torch.cat([fixed.log(), H.log()], 1)
+
+
+def _link(view: ViewModel) -> str:
+    """Open peaks hide how many events there were."""
+    return "cloglog" if "Bernoulli" in type(view.likelihood).__name__ else "log"
+
+
+def _signed(model: Factorization, block: Block) -> Tensor:
+    """Nonspatial factors by ridge regression on the loadings."""
+    fixed = _field(model, block)
+    if model.nonspatial is None:
+        return fixed
+    T = model.n_spatial
+    gram = torch.diag((-2 * model.nonspatial.log_sigma).exp())
+    moments = torch.zeros(len(fixed), len(gram), device=fixed.device)
+    for name, view in model.items():
+        W = view.loadings_of(block.batch)
+        free, held = W[:, T:-1], torch.cat([W[:, :T], W[:, -1:]], 1)
+        known = torch.cat([fixed, torch.ones_like(fixed[:, :1]) if T else torch.ones(len(fixed), 1)], 1)
+        moments += block.counts[name].product(free.contiguous()) - known @ (held.T @ free)
+        gram = gram + free.T @ free
+    return torch.cat([fixed, torch.linalg.solve(gram, moments.T).T], 1)

@@ -1,0 +1,181 @@
+"""Files of AnnData and MuData, opened without their counts, and given the slots of a fit."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import h5py
+import mudata
+import pandas as pd
+from anndata import AnnData
+from anndata.io import read_elem, sparse_dataset, write_elem
+from mudata import MuData
+
+from gpnsf.checks import problem
+from gpnsf.keys import Keys
+
+__all__ = ["FORMATS", "opened", "save"]
+
+FORMATS = (".h5ad", ".h5mu", ".zarr")
+MAPS = ("obsmap", "varmap")
+
+
+@contextmanager
+def opened(path: str | os.PathLike[str], *, spatial_key: str) -> Iterator[AnnData | MuData]:
+    """An object with annotations and coordinates in memory and counts in the file, which is open inside the block.
+
+    What would keep the slots from being written is found out here, before any work is done.
+    """
+    path = Path(path)
+    _check(path)
+    try:
+        root = _open(path, "r")
+        data = _object(root, spatial_key)
+    except Exception as error:  # what readers raise on a damaged file is not documented
+        raise ValueError(problem(f"a readable {path.suffix[1:]} file", f"{path}: {error}", "Write it again")) from error
+    with root if isinstance(root, h5py.File) else nullcontext():
+        yield data
+
+
+def save(path: str | os.PathLike[str], data: AnnData | MuData, keys: Keys) -> None:
+    """Write the slots of a fit into the file of the object that has them; nothing else in it changes.
+
+    An HDF5 file is copied beside itself, and the copy takes its place when it is complete: at any moment the path names a
+    whole file. In a zarr store, arrays are files of their own: first the slots of an earlier fit go, then the new ones come, at
+    the end the record in ``uns``, without which there is no fit.
+    """
+    path = Path(path).resolve()
+    if path.suffix == ".zarr":
+        _renew(_open(path, "r+"), data, keys, lambda: _consolidate(path))
+        return
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        shutil.copyfile(path, partial)
+        shutil.copymode(path, partial)
+        with _open(partial, "r+") as root:
+            _renew(root, data, keys, lambda: None)
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def _check(path: Path) -> None:
+    """The file exists, can be read by us, may be changed, and has room beside it for its copy."""
+    if path.suffix not in FORMATS:
+        raise ValueError(problem(f"a file {', '.join(FORMATS)}", str(path), "Convert it with anndata or mudata first"))
+    if not path.exists():
+        raise FileNotFoundError(problem("a file that exists", str(path), "Check the path"))
+    folder = path.resolve().parent
+    writable = os.access(path, os.W_OK) and path.stat().st_mode & 0o222 and os.access(folder, os.W_OK)
+    if not writable:
+        remedy = "Allow writing to the file and its folder, or pass the object in memory"
+        raise PermissionError(problem("a file that can be written to", f"{path}, which is read-only", remedy))
+    size, free = path.stat().st_size, shutil.disk_usage(folder).free
+    if path.is_file() and free < size:
+        found = f"{free / 1e9:.3g} GB in {folder} for {size / 1e9:.3g} GB"
+        raise OSError(problem(f"room for a copy of {path.name} beside it", found, "Make room, or move the file"))
+
+
+def _open(path: Path, mode: str) -> Any:
+    """The root group of a file."""
+    if path.suffix != ".zarr":
+        return h5py.File(path, mode)
+    import zarr
+
+    return zarr.open_group(path, mode=mode, use_consolidated=False)
+
+
+def _object(root: Any, spatial_key: str) -> AnnData | MuData:
+    """What a root group holds."""
+    if "mod" not in root:
+        return AnnData(**_annotations(root, spatial_key), **_matrices(root))
+    mods = {name: root["mod"][name] for name in root["mod"].attrs.get("mod-order", list(root["mod"]))}
+    objects = {str(name): AnnData(**_annotations(mod, spatial_key), **_matrices(mod)) for name, mod in mods.items()}
+    maps = {name: read_elem(root[name]) for name in MAPS if name in root}
+    with mudata.set_options(pull_on_update=False) if hasattr(mudata, "set_options") else nullcontext():
+        return MuData(objects, **_annotations(root, spatial_key), **maps, axis=int(root.attrs.get("axis", 0)))
+
+
+def _annotations(group: Any, spatial_key: str) -> dict[str, Any]:
+    """What is small: tables of rows and features, and coordinates."""
+    coords = {spatial_key: read_elem(group["obsm"][spatial_key])} if spatial_key in group.get("obsm", {}) else {}
+    return {"obs": read_elem(group["obs"]), "var": read_elem(group["var"]), "obsm": coords}
+
+
+def _matrices(group: Any) -> dict[str, Any]:
+    """What may be large, as references into the file."""
+    stored = group.get("layers", {})
+    layers = {name: _matrix(stored[name]) for name in stored}
+    X = _matrix(group["X"]) if "X" in group else None
+    return {"X": X, "layers": {name: layer for name, layer in layers.items() if layer is not None}}
+
+
+def _matrix(stored: Any) -> Any:
+    """A sparse or dense matrix, or None for anything else."""
+    kind = stored.attrs.get("encoding-type")
+    if kind in ("csr_matrix", "csc_matrix"):
+        return sparse_dataset(stored)
+    return stored if kind == "array" else None
+
+
+def _renew(root: Any, data: AnnData | MuData, keys: Keys, settle: Callable[[], None]) -> None:
+    """What was there under our names goes, then the new slots come; ``settle`` is called after each."""
+    mods = dict(data.mod) if isinstance(data, MuData) else {}
+    places = [*((root["mod"][name], mod) for name, mod in mods.items()), (root, data)]
+    pulled = [f"{name}:" for name in mods]
+    for group, _ in places:
+        _clear(group, keys, ["", *pulled])
+    settle()
+    for group, holder in places:
+        _fill(group, holder, keys)
+    settle()
+
+
+def _clear(group: Any, keys: Keys, prefixes: list[str]) -> None:
+    """Remove the slots of a fit; ``prefixes`` are those of columns that were copied from a modality."""
+    for attribute, names in keys.slots.items():
+        place = group.require_group(attribute)
+        if attribute in ("obs", "var"):
+            names = tuple(prefix + name for prefix in prefixes for name in names)
+            _name_columns(place, lambda before, names=names: [name for name in before if name not in names])
+        for name in names:
+            if name in place:
+                del place[name]
+
+
+def _fill(group: Any, holder: AnnData | MuData, keys: Keys) -> None:
+    """Write the slots that a holder has; a column exists once the list of columns names it."""
+    for attribute, names in keys.slots.items():
+        place, mapping = group[attribute], getattr(holder, attribute)
+        there = [name for name in names if name in mapping]
+        for name in there:
+            value = mapping[name]
+            if isinstance(value, pd.Series):
+                value = pd.Categorical(value) if value.dtype == object else value.to_numpy()
+            write_elem(place, name, value)
+        if attribute in ("obs", "var"):
+            _name_columns(place, lambda before, there=there: before + there)
+
+
+def _name_columns(group: Any, change: Callable[[list[str]], list[str]]) -> None:
+    """Change the list of the columns of a table."""
+    before = [str(name) for name in group.attrs["column-order"]]
+    after = change(before)
+    if after != before:
+        group.attrs["column-order"] = after
+
+
+def _consolidate(path: Path) -> None:
+    """Bring the list of arrays that some stores keep up to date."""
+    import zarr
+
+    if zarr.open_group(path, mode="r").metadata.consolidated_metadata is not None:
+        zarr.consolidate_metadata(path)
