@@ -163,7 +163,7 @@ class Simd:
         starts, eights = self._starts(B), self._eights(B)
         values = self._values if link == "log" else None
         dA = np.zeros_like(A) if "G" in wanted else None
-        dBs = [np.zeros_like(B) if "W" in wanted else None for _ in parts]  # one for each thread
+        dBs: list[Any] = [np.zeros_like(B) if "W" in wanted else None for _ in parts]  # one for each thread
 
         def part(rows: tuple[int, int], dB: np.ndarray | None) -> float:
             d = None if dA is None else np.zeros(B.shape[1], np.float32)
@@ -171,8 +171,10 @@ class Simd:
 
         value = torch.tensor(sum(_together(part, parts, dBs)), dtype=G.dtype)
         dG = None if dA is None else torch.from_numpy(dA)
-        dW = reduce(torch.add, map(torch.from_numpy, dBs))[:, : W.shape[1]].contiguous() if "W" in wanted else None
-        return value, dG, dW
+        if dBs[0] is None:
+            return value, dG, None
+        # not by torch, whose threads would be woken for it, which takes longer on a busy machine than all the rest
+        return value, dG, torch.from_numpy(np.ascontiguousarray(reduce(np.add, dBs)[:, : W.shape[1]]))
 
     def information(self, weights: Tensor, B: Tensor, result: Tensor) -> None:
         """Add ``sum_j c_ij b_j b_j^T`` to ``result`` [n, K, K], for weights c [nnz] on the nonzeros."""

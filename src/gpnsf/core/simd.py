@@ -303,8 +303,10 @@ def information(first, last, starts, indices, weights, W, out):
                     for q in range(p, width, EIGHT):
                         _panel(indices, weights, k, end, W, width, p, q, block)
             for k in range(n_factors):
-                for l in range(n_factors):
-                    out[i, k, l] += block[min(k, l), max(k, l)]
+                for l in range(k):
+                    out[i, k, l] += block[l, k]
+                for l in range(k, n_factors):
+                    out[i, k, l] += block[k, l]
             block[:] = 0
 
 

@@ -6,7 +6,7 @@ count is nonzero. No N x P array is ever made. The matrix that is put in is shar
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -143,20 +143,19 @@ class SparseCounts:
         result = torch.zeros(self.shape[1], K, K, device=W.device)
         feature = torch.arange(self.shape[1], device=W.device)
         for rows, part in self._chunks():
-            part = part.transposed()
-            rate = part.rates(W, A[rows]) + TINY
-            weights = weight(part.values, rate, feature.repeat_interleave(part.per_row))
-            part._kernel.information(weights, A[rows, :-1], result)
+            turned = part.transposed()
+            rate = turned.rates(W, A[rows]) + TINY
+            weights = weight(turned.values, rate, feature.repeat_interleave(turned.per_row))
+            turned._kernel.information(weights, A[rows, :-1], result)
         return result
 
-    def _chunks(self) -> list[tuple[slice, SparseCounts]]:
+    def _chunks(self) -> Iterator[tuple[slice, SparseCounts]]:
         """Row ranges of about as many nonzeros as fit a temporary array, with their counts."""
-        n = -(-self.nnz // CHUNK)
-        if n < 2:
-            return [(slice(0, self.shape[0]), self)]
-        ends = torch.searchsorted(self._rows.pointers, torch.arange(1, n, device=self.values.device) * CHUNK).tolist()
-        ranges = [slice(a, b) for a, b in pairwise([0, *ends, self.shape[0]]) if a < b]
-        return [(rows, SparseCounts._of(self._rows.rows(rows))) for rows in ranges]
+        limits = torch.tensor(range(CHUNK, self.nnz, CHUNK), dtype=torch.long, device=self.values.device)
+        ends = torch.searchsorted(self._rows.pointers, limits).tolist()
+        for start, stop in pairwise([0, *ends, self.shape[0]]):
+            rows = slice(start, stop)
+            yield rows, self if stop - start == self.shape[0] else SparseCounts._of(self._rows.rows(rows))
 
 
 class SparseTerm(torch.autograd.Function):
