@@ -189,7 +189,9 @@ def _eight(typing, indices, values, begin, end, a, W, d, dW, rates, chunks):  # 
     None these are all that is wanted.
     """
     width = EIGHT * len(chunks)
-    pieces = [(start, min(16, width - start)) for start in range(0, width, 16)]  # two eights are better than one
+    pieces = [
+        (start, min(16, width - start)) for start in range(0, width, 16)
+    ]  # sixteens, and an eight where that remains
 
     def build(context, builder, signature, args):
         code = _Code(context, builder, signature, args, "indices values begin end a W d dW rates chunks")
