@@ -312,7 +312,7 @@ def _random_factors(counts: SparseCounts, K: int, seed: int) -> tuple[Tensor, Te
     """Factors and loadings around the mean."""
     generator = torch.Generator().manual_seed(seed)
     H = 0.5 + torch.rand(counts.shape[0], K, generator=generator)
-    mean = counts.transposed().product(torch.ones(counts.shape[0], 1)) / counts.shape[0]
+    mean = counts.column_sums[:, None] / counts.shape[0]
     return H, mean / K * (0.5 + torch.rand(counts.shape[1], K, generator=generator)) + 1e-9
 
 

@@ -270,7 +270,7 @@ class Factorization(nn.Module):
         place = dataset.coords[rows], dataset.library[rows]
         located = self.spatial.field.locate(*place) if self.spatial else Located(*to_tensors(*place, device))
         size = {v.name: torch.as_tensor(v.size[rows], device=device)[:, None] for v in dataset.views}
-        sparse = {v.name: SparseCounts(v.counts[rows], device) for v in dataset.views} if counts else {}
+        sparse = {v.name: SparseCounts(v.counts, device, rows) for v in dataset.views} if counts else {}
         return Block(rows, located, size, sparse, share, batch)
 
     @torch.no_grad()

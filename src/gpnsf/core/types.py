@@ -26,7 +26,9 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-__all__ = ["Dataset", "History", "Posterior", "View"]
+__all__ = ["TINY", "Dataset", "History", "Posterior", "View"]
+
+TINY = 1e-20  # added to rates, so that a factor that vanished leaves a finite logarithm
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from mudata import MuData
 from gpnsf import bridge, checks, writeback
 from gpnsf.core import fitting, training
 from gpnsf.core import model as models
+from gpnsf.core.backends import backend
 from gpnsf.core.checkpoint import Checkpoint
 from gpnsf.core.types import Dataset, History
 from gpnsf.keys import SPATIAL, Keys
@@ -229,6 +230,7 @@ def fit(
         warnings = diagnostics.warn(dataset, outcome, params=params, scale=layout.scale)
     seconds = time.perf_counter() - began
     info = {**_info(params, outcome, seconds), "threads": threads, "warnings": warnings}
+    info["backend"] = backend(_device(params["device"]).type)
     data = editable(data, copy=copy)
     writeback.write(data, outcome.posterior, layout, keys=Keys(key_added), info=info)
     if store is not None:
