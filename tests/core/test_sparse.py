@@ -7,13 +7,22 @@ import pytest
 import scipy.sparse as sp
 import torch
 
-from gpnsf.core.sparse import LINKS, TINY, SparseCounts, SparseTerm, TransposedProduct, csr_tensor
+from gpnsf.core import sparse
+from gpnsf.core.backends import LINKS, csr_tensor
+from gpnsf.core.sparse import SparseCounts, SparseTerm, TransposedProduct
+from gpnsf.core.types import TINY
 
 K = 3
 DENSE = {
     "log": lambda y, rate: y * torch.log(rate),
     "cloglog": lambda y, rate: torch.log(torch.expm1(rate)),
 }
+
+
+@pytest.fixture(autouse=True, params=["numba", "torch"])
+def _each_backend(request, monkeypatch):
+    """Everything here holds for both."""
+    monkeypatch.setattr(sparse, "backend", lambda device: request.param)
 
 
 def _with_gaps() -> np.ndarray:
@@ -147,10 +156,23 @@ def test_linear_algebra_on_the_pattern(name):
     close(counts.product(W), torch.as_tensor(dense) @ W)
     rates = (G.double() @ W.double().T)[torch.as_tensor(dense) > 0]
     close(counts.rates(G, W), rates)
-    weights = torch.rand(counts.nnz)
-    C = torch.zeros(dense.shape)
-    C[torch.as_tensor(dense) > 0] = weights
-    close(counts.weighted(weights, W), C @ W)
+
+
+@each_matrix
+@pytest.mark.parametrize("chunk", [4_000_000, 5])
+def test_information_is_a_weighted_sum_of_outer_products(name, chunk, monkeypatch):
+    monkeypatch.setattr(sparse, "CHUNK", chunk)
+    dense, counts, G, W = draw(name)
+    y, A, B = torch.as_tensor(dense).double(), G.double(), W.double()
+    power = torch.arange(dense.shape[1])
+
+    def weight(values, rate, feature):
+        return (1 + power[feature.long()]) * values / rate
+
+    C = (1 + power) * y / (A @ B.T)
+    A, B = A[:, :-1], B[:, :-1]
+    close(counts.information(G, W, weight), torch.einsum("ij,jk,jl->ikl", C, B, B))
+    close(counts.loading_information(G, W, weight), torch.einsum("ij,ik,il->jkl", C, A, A))
 
 
 def test_product_has_the_gradient_of_the_transpose():
@@ -245,8 +267,19 @@ def test_no_dense_array_is_made(link):
     assert torch.count_nonzero(dG[:, 0]) == len(np.unique(coo.row))
 
 
-def test_counts_are_copied_and_the_matrix_put_in_stays():
+def test_rows_can_be_taken_from_a_larger_matrix():
+    matrix = sp.csr_matrix(MATRICES["gaps"])
+    counts = SparseCounts(matrix, rows=slice(3, 9))
+    np.testing.assert_array_equal(counts.dense_rows(slice(0, 6)), MATRICES["gaps"][3:9])
+    G, W = torch.rand(6, K) + 0.1, torch.rand(9, K) + 0.1
+    for found, expected in zip(counts.terms(G, W, "log"), reference(MATRICES["gaps"][3:9], G, W, "log"), strict=True):
+        close(found, expected)
+
+
+def test_the_matrix_put_in_is_shared_and_stays_as_it_is():
     matrix = sp.csr_matrix(MATRICES["some"])
-    counts = SparseCounts(matrix)
-    matrix.data[:] = -1
-    assert (counts.values > 0).all()
+    counts, before = SparseCounts(matrix), matrix.copy()
+    assert np.shares_memory(counts.values.numpy(), matrix.data)
+    counts.transposed().terms(torch.ones(6, K), torch.ones(14, K), "log")
+    counts.terms(torch.ones(14, K), torch.ones(6, K), "log")
+    assert (matrix != before).nnz == 0

@@ -19,7 +19,7 @@ from gpnsf.core import training
 from gpnsf.core.hilbert import HilbertField
 from gpnsf.core.likelihoods import LIKELIHOODS
 from gpnsf.core.model import FIELDS, PRESETS, Factorization, build
-from gpnsf.core.stepping import Stepper
+from gpnsf.core.stepping import Adam, Stepper
 from gpnsf.core.training import Schedule
 from gpnsf.core.types import Dataset, History
 
@@ -214,16 +214,32 @@ def test_a_step_that_is_not_finite_is_rolled_back(step, monkeypatch, log):
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
 
 
+def test_adam_is_that_of_torch():
+    generator = torch.Generator().manual_seed(0)
+    ours, theirs = ([torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(2, 2))] for _ in range(2))
+    own, reference = Adam(ours), torch.optim.Adam(theirs, betas=(0.9, 0.99))
+    for step in range(30):
+        reference.param_groups[0]["lr"] = rate = 0.1 / (1 + step)
+        for index, (one, other) in enumerate(zip(ours, theirs, strict=True)):
+            one.grad = None if index and step > 20 else torch.randn(one.shape, generator=generator)
+            other.grad = None if one.grad is None else one.grad.clone()
+        own.step(rate)
+        reference.step()
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other)
+    assert own.counts.tolist() == [30, 21]
+
+
 @pyro_may_warn
 def test_after_a_repair_the_walk_goes_on_from_the_last_good_place(monkeypatch):
-    rates, remembered, step = [], [], torch.optim.Adam.step
+    rates, remembered, step = [], [], Adam.step
 
-    def recorded(optimizer: torch.optim.Adam) -> None:
-        rates.append(optimizer.param_groups[0]["lr"])
-        remembered.append(len(optimizer.state) > 0)
-        step(optimizer)
+    def recorded(optimizer: Adam, rate: float) -> None:
+        rates.append(rate)
+        remembered.append(bool(optimizer.counts.any()))
+        step(optimizer, rate)
 
-    monkeypatch.setattr(torch.optim.Adam, "step", recorded)
+    monkeypatch.setattr(Adam, "step", recorded)
     break_steps(monkeypatch, {14})
     _, history = fitted({"rna": "poisson"}, schedule=Schedule(max_steps=40))
     assert history.elbo[14] == pytest.approx(history.elbo[10], rel=1e-6)  # kept every ten steps
@@ -275,14 +291,13 @@ def test_a_gradient_that_is_not_finite_is_rolled_back(value, monkeypatch, log):
     """1e30 is finite, but its square is not, and Adam would never move again."""
     calls = iter(range(10**6))
 
-    def spoilt(optimizer: torch.optim.Adam, **options: Any) -> None:
+    def spoilt(optimizer: Adam, rate: float) -> None:
         if next(calls) == 14:
-            parameter = next(p for group in optimizer.param_groups for p in group["params"] if p.grad is not None)
-            parameter.grad.fill_(value)
-        step(optimizer, **options)
+            next(p for p in optimizer.parameters if p.grad is not None).grad.fill_(value)
+        step(optimizer, rate)
 
-    step = torch.optim.Adam.step
-    monkeypatch.setattr(torch.optim.Adam, "step", spoilt)
+    step = Adam.step
+    monkeypatch.setattr(Adam, "step", spoilt)
     model, history = fitted({"rna": "poisson"}, schedule=Schedule(max_steps=40))
     text = "step 14: gradient or parameters not finite, rolled back and halved the learning rate"
     assert history.repairs == [text]

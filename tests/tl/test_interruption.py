@@ -180,9 +180,10 @@ def test_random_states_are_as_before(mdata):
     assert states() == before
 
 
-def test_the_number_of_threads_is_written_down(mdata):
+def test_threads_and_backend_are_written_down(mdata):
     threads = torch.get_num_threads()
     fit(mdata)
+    assert mdata.uns["gpnsf"]["backend"] == "numba"
     assert mdata.uns["gpnsf"]["threads"] == 1  # what small data run on
     assert torch.get_num_threads() == threads
 

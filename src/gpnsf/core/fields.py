@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pyro.distributions as dist
 import torch
+from scipy.sparse.linalg import LinearOperator, cg
 from torch import Tensor, nn
 
 from gpnsf.core import stored
@@ -26,6 +27,7 @@ __all__ = ["AbstractField", "Located", "evidence_scale", "stored_sizes", "to_ten
 LENGTHSCALE_RANGE = (0.04, 3.0)  # half-width units; outside of it the data say nothing about the length scale
 AMPLITUDE_RANGE = (0.05, 5.0)
 LARGEST, LARGEST_LOG = 1e6, 30.0  # of parameters read from a file: beyond, single precision overflows
+RIDGE_RESIDUAL, RIDGE_STEPS = 1e-3, 40  # of the conjugate gradients that put a start into the field
 MAX_LOG_SCALE = 1.5  # largest correction of a log amplitude
 TISSUE = 1.05  # half-width of the tissue with a margin
 SHARED = ("u_loc", "log_lengthscale", "log_amplitude", "slope")
@@ -115,19 +117,18 @@ class AbstractField(nn.Module, ABC):
         """Start q(u) at the ridge fit of centred ``log_factors`` [N, T]; the amplitude at their standard deviation."""
         targets = torch.split(log_factors, [len(place.coords) for place in located])
         self.log_amplitude.data.copy_(log_factors.std(0).clamp(0.3, 3.0).log())
-        optimizer = torch.optim.LBFGS([self.u_loc], max_iter=40, history_size=10)
 
-        def closure() -> Tensor:
-            optimizer.zero_grad()
-            misfit = sum(
-                ((self.marginals(place)[0] - target) ** 2).sum() for place, target in zip(located, targets, strict=True)
-            )
-            loss = 0.5 * (misfit / noise_sd**2 + (self.u_loc**2).sum()) / len(log_factors)
-            loss.backward()
-            return loss
+        def gradient(u: np.ndarray, targets: Sequence[Tensor | float]) -> np.ndarray:
+            self.u_loc.data.copy_(torch.as_tensor(u).reshape(self.u_loc.shape))
+            pairs = zip(located, targets, strict=True)
+            misfit = torch.stack([((self.marginals(place)[0] - target) ** 2).sum() for place, target in pairs]).sum()
+            slope = torch.autograd.grad(0.5 * misfit, self.u_loc)[0]
+            return slope.reshape(-1).double().cpu().numpy() + noise_sd**2 * u
 
-        optimizer.step(closure)
-        self.zero_grad(set_to_none=True)
+        n = self.u_loc.numel()
+        system = LinearOperator((n, n), matvec=lambda u: gradient(u, [0.0] * len(located)), dtype=np.float64)
+        solution, _ = cg(system, -gradient(np.zeros(n), targets), rtol=RIDGE_RESIDUAL, maxiter=RIDGE_STEPS)
+        self.u_loc.data.copy_(torch.as_tensor(solution).reshape(self.u_loc.shape))
 
     def hyperparameters(self) -> list[nn.Parameter]:
         """Kernel parameters, which are learnt early and then frozen."""

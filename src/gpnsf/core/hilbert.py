@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from gpnsf.core import stored
+from gpnsf.core.backends import csr_tensor
 from gpnsf.core.fields import LARGEST, AbstractField, Located, evidence_scale, stored_sizes, to_tensors
-from gpnsf.core.sparse import TransposedProduct, csr_tensor
+from gpnsf.core.sparse import TransposedProduct
 
 __all__ = ["HilbertField"]
 

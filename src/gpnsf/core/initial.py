@@ -195,7 +195,7 @@ class _Problem:
         wanted = min(wanted, 400) if n_obs > LARGE else wanted
         if wanted >= n_obs:
             return sp.identity(n_obs, dtype=np.float32, format="csr")
-        labels = _square_bins(self.coords, self.dataset.library, wanted)
+        labels = _square_bins(self.dataset.coords, self.dataset.library, wanted)
         ones = np.ones(n_obs, dtype=np.float32)
         return sp.csr_matrix((ones, (labels, np.arange(n_obs))), shape=(labels.max() + 1, n_obs))
 
@@ -217,8 +217,9 @@ def _square_bins(coords: np.ndarray, library: np.ndarray, wanted: int) -> np.nda
     low, high = 1e-4, 2.0
     for _ in range(25):
         width = np.sqrt(low * high)
-        cells = np.column_stack([library, np.floor(coords / width)]).astype(np.int64)
-        labels = np.unique(cells, axis=0, return_inverse=True)[1].ravel()
+        cells = np.column_stack([library, np.floor((coords - coords.min(0)) / width)]).astype(np.int64)
+        codes = np.ravel_multi_index(cells.T, cells.max(0) + 1)
+        labels = np.unique(codes, return_inverse=True)[1]
         low, high = (width, high) if labels.max() + 1 > wanted else (low, width)
     return labels
 
@@ -276,14 +277,26 @@ def _search(Y: Tensor, size: Tensor, K: int, seed: int) -> tuple[Tensor, Tensor]
 
 def _klnmf_dense(Y: Tensor, size: Tensor, H: Tensor, W: Tensor, n_updates: int) -> tuple[Tensor, Tensor, float]:
     """Multiplicative updates of factors and loadings, and the Poisson log-likelihood that they reach."""
+    ratio = torch.empty_like(Y)
     for _ in range(n_updates):
         A = H * size
-        W = W * ((Y / (A @ W.T + 1e-12)).T @ A) / A.sum(0) + 1e-12
-        H = (H * ((Y / (A @ W.T + 1e-12)) @ W) / W.sum(0)).clamp_min(FLOOR)
+        W = W * _wide_product(_ratio(Y, A, W, ratio), A) / A.sum(0) + 1e-12
+        H = (H * _wide_product(_ratio(Y, A, W, ratio).T, W) / W.sum(0)).clamp_min(FLOOR)
         scale = H.mean(0)
         H, W = H / scale, W * scale
     rate = (H * size) @ W.T
     return H, W, float((Y * torch.log(rate + 1e-12) - rate).sum())
+
+
+def _ratio(Y: Tensor, A: Tensor, W: Tensor, out: Tensor) -> Tensor:
+    """Counts over rates [B, P]."""
+    torch.mm(A, W.T, out=out).add_(1e-12)
+    return torch.div(Y, out, out=out)
+
+
+def _wide_product(wide: Tensor, narrow: Tensor) -> Tensor:
+    """``wide^T narrow``, three times as fast with the narrow matrix in front."""
+    return (narrow.T.contiguous() @ wide).T
 
 
 def _merge(H: Tensor, W: Tensor) -> tuple[Tensor, Tensor]:
@@ -312,7 +325,7 @@ def _random_factors(counts: SparseCounts, K: int, seed: int) -> tuple[Tensor, Te
     """Factors and loadings around the mean."""
     generator = torch.Generator().manual_seed(seed)
     H = 0.5 + torch.rand(counts.shape[0], K, generator=generator)
-    mean = counts.transposed().product(torch.ones(counts.shape[0], 1)) / counts.shape[0]
+    mean = counts.column_sums[:, None] / counts.shape[0]
     return H, mean / K * (0.5 + torch.rand(counts.shape[1], K, generator=generator)) + 1e-9
 
 

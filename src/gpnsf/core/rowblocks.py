@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gpnsf.core.backends import saturation
 from gpnsf.core.sparse import SparseCounts
 
 __all__ = ["NegativeBinomialCounts", "NegativeBinomialZeros", "row_blocks"]
@@ -25,19 +26,21 @@ class NegativeBinomialZeros(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, A: Tensor, W: Tensor, theta: Tensor) -> Tensor:
-        """One matrix product for the rates, two for the gradients, a few passes in cache between them."""
-        scaled = W / theta[:, None]  # [P, K]: its product with A is r / theta
-        dA, dW, dtheta = torch.empty_like(A), torch.zeros_like(W), torch.zeros_like(theta)
+        """One matrix product for the rates, two for the gradients, one pass in cache between them.
+
+        Loadings lie transposed [K, P]: products of a wide matrix with a narrow one are several times as slow.
+        """
+        scaled, turned = (W / theta[:, None]).T.contiguous(), W.T.contiguous()
+        dA, dW, dtheta = torch.empty_like(A), torch.zeros_like(turned), torch.zeros_like(theta)
         value = torch.zeros((), dtype=torch.float64, device=A.device)
         for rows in row_blocks(len(A), len(W)):
-            ratio = A[rows] @ scaled.T  # [n, P]
-            weight = (1 + ratio).reciprocal_()  # theta / (theta + r)
-            logs = weight.log().neg_()
-            torch.mm(weight, W, out=dA[rows])
-            dW.addmm_(weight.T, A[rows])
-            summed = logs.sum(0)  # [P]
-            value += (summed * theta).sum().double()
-            dtheta += summed - (ratio.mul_(weight)).sum(0)
+            weight = A[rows] @ scaled  # [n, P] r / theta, which becomes theta / (theta + r)
+            logs, shares = saturation(weight)
+            dA[rows] = (turned @ weight.T).T
+            dW.addmm_(A[rows].T, weight)
+            value += (logs * theta).sum().double()
+            dtheta += logs - shares
+        dW = dW.T.contiguous()
         ctx.save_for_backward(dA, dW, dtheta)
         return value.to(A.dtype)
 

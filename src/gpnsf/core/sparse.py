@@ -1,56 +1,55 @@
 """Counts on their nonzeros: rates, value and gradients of the sparse likelihood terms.
 
 With rates ``r_ij = sum_k G_ik W_jk`` a count likelihood needs ``sum_nz f(y, r)`` and its two gradient products only where a
-count is nonzero. Torch's sampled product (SDDMM) gives the rates, CSR products give the gradients; both patterns (by rows
-and by columns) are kept, so that no step permutes values. No N x P array is ever made.
+count is nonzero. No N x P array is ever made. The matrix that is put in is shared, not copied, where its types allow.
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
-import numpy as np
 import scipy.sparse as sp
 import torch
 from torch import Tensor
 
-__all__ = ["LINKS", "TINY", "SparseCounts", "SparseTerm", "TransposedProduct", "csr_tensor"]
+from gpnsf.core.backends import Pattern, Simd, Torch, backend
+from gpnsf.core.types import TINY
 
-TINY = 1e-20  # added to rates, so that a factor that vanished leaves a finite logarithm
+__all__ = ["SparseCounts", "SparseTerm", "TransposedProduct"]
 
-
-def _log_link(y: Tensor, rate: Tensor) -> tuple[Tensor, Tensor]:
-    """``y log r`` (Poisson, negative binomial): log ratio per nonzero, and derivative ``y / r``."""
-    return y * torch.log(rate), y / rate
-
-
-def _cloglog_link(y: Tensor, rate: Tensor) -> tuple[Tensor, Tensor]:
-    """``log(expm1 r)`` (Bernoulli with p = 1 - exp(-r)), and its derivative ``1 / (1 - exp(-r))``."""
-    slope = -1 / torch.expm1(-rate)
-    return rate - torch.log(slope), slope
-
-
-LINKS: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {"log": _log_link, "cloglog": _cloglog_link}
-
-
-def csr_tensor(pointers: Tensor, indices: Tensor, values: Tensor, size: tuple[int, int]) -> Tensor:
-    """A torch CSR tensor; torch calls the layout beta, which is no news to our users."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
-        return torch.sparse_csr_tensor(pointers, indices, values, size=size, check_invariants=False)
+CHUNK = 4_000_000  # nonzeros for which a temporary array is made at a time
+Weight = Callable[[Tensor, Tensor, Tensor], Tensor]  # of count, rate and feature, on the nonzeros
 
 
 class SparseCounts:
-    """Counts of one row block in both sparse patterns, on one device."""
+    """Counts of one row block, on one device."""
 
-    def __init__(self, counts: sp.csr_matrix, device: torch.device | str = "cpu") -> None:
-        self.shape = counts.shape
-        self.nnz = counts.nnz
-        self._rows = _Pattern(counts, device)
-        self._columns = _Pattern(counts.T.tocsr(), device)
+    def __init__(self, counts: sp.csr_matrix, device: torch.device | str = "cpu", rows: slice = slice(None)) -> None:
+        self._set(Pattern.read(counts, device).rows(slice(*rows.indices(counts.shape[0]))))
+
+    def _set(self, by_rows: Pattern) -> None:
+        self._rows, self.shape, self.nnz = by_rows, by_rows.shape, by_rows.values.numel()
+
+    @classmethod
+    def _of(cls, by_rows: Pattern) -> SparseCounts:
+        self = object.__new__(cls)
+        self._set(by_rows)
+        return self
+
+    @cached_property
+    def _columns(self) -> Pattern:
+        """The same by columns, made only for what needs it."""
+        return self._rows.transposed()
+
+    @cached_property
+    def _kernel(self) -> Simd | Torch:
+        """What computes the terms."""
+        if backend(self.values.device.type) == "numba":
+            return Simd(self._rows)
+        return Torch(self._rows, lambda: self._columns)
 
     @property
     def values(self) -> Tensor:
@@ -65,17 +64,17 @@ class SparseCounts:
     @property
     def per_row(self) -> Tensor:
         """Number of nonzeros [n] of each row."""
-        return self._rows.pointers.diff().long()
+        return self._rows.pointers.diff()
 
     @property
     def per_column(self) -> Tensor:
         """Number of nonzeros [P] of each column."""
-        return self._columns.pointers.diff().long()
+        return torch.bincount(self.columns, minlength=self.shape[1])
 
     @cached_property
     def log_factorials(self) -> Tensor:
         """``sum log y!``."""
-        return torch.lgamma(self.values + 1).sum()
+        return torch.stack([torch.lgamma(part + 1).sum() for part in self.values.split(CHUNK)]).sum()
 
     @property
     def column_sums(self) -> Tensor:
@@ -97,70 +96,66 @@ class SparseCounts:
 
     def dense_rows(self, rows: slice) -> Tensor:
         """A small dense block [rows, P]."""
-        start, stop = self._rows.pointers[rows.start].item(), self._rows.pointers[rows.stop].item()
-        block = torch.zeros(rows.stop - rows.start, self.shape[1], device=self.values.device)
-        index = torch.arange(len(block), device=block.device).repeat_interleave(self.per_row[rows])
-        block[index, self.columns[start:stop].long()] = self.values[start:stop]
+        part = self._rows.rows(rows)
+        block = torch.zeros(part.shape, device=self.values.device)
+        index = torch.arange(len(block), device=block.device).repeat_interleave(part.pointers.diff())
+        block[index, part.indices.long()] = part.values
         return block
 
-    def rates(self, G: Tensor, W: Tensor) -> Tensor:
-        """``sum_k G_ik W_jk`` at the nonzeros [nnz], in row order."""
-        return self._rows.sampled(G, W)
+    def transposed(self) -> SparseCounts:
+        """The same counts with the roles of rows and columns exchanged, sharing memory."""
+        other = SparseCounts._of(self._columns)
+        other._columns = self._rows
+        return other
 
     def product(self, W: Tensor) -> Tensor:
         """``Y W`` [n, K], differentiable in W."""
         return TransposedProduct.apply(self._rows.matrix, self._columns.matrix, W)
 
-    def weighted(self, weights: Tensor, B: Tensor) -> Tensor:
-        """``C B`` [n, K] for a matrix C that holds ``weights`` [nnz] (row order) on the pattern of the counts."""
-        return self._rows.with_values(weights) @ B
+    def rates(self, G: Tensor, W: Tensor) -> Tensor:
+        """``sum_k G_ik W_jk`` at the nonzeros [nnz], in row order."""
+        return self._kernel.rates(G, W)
 
     def terms(self, G: Tensor, W: Tensor, link: str) -> tuple[Tensor, Tensor, Tensor]:
         """``sum_nz f(y, r)`` and its gradients in G [n, K] and W [P, K]."""
-        value, slope = LINKS[link](self._rows.values, self._rows.sampled(G, W) + TINY)
-        dG = self._rows.with_values(slope) @ W
-        return value.sum(), dG, self.half_loadings(G, W, link)
+        return self._kernel.terms(G, W, link, "GW")
 
     def half(self, G: Tensor, W: Tensor, link: str) -> Tensor:
         """Gradient in G [n, K] alone."""
-        slope = LINKS[link](self._rows.values, self._rows.sampled(G, W) + TINY)[1]
-        return self._rows.with_values(slope) @ W
+        return self._kernel.terms(G, W, link, "G")[1]
 
     def half_loadings(self, G: Tensor, W: Tensor, link: str) -> Tensor:
         """Gradient in W [P, K] alone."""
-        slope = LINKS[link](self._columns.values, self._columns.sampled(W, G) + TINY)[1]
-        return self._columns.with_values(slope) @ G
+        return self._kernel.terms(G, W, link, "W")[2]
 
-    def transposed(self) -> SparseCounts:
-        """The same counts with the roles of rows and columns exchanged, sharing memory."""
-        other = object.__new__(SparseCounts)
-        other.shape, other.nnz = self.shape[::-1], self.nnz
-        other._rows, other._columns = self._columns, self._rows
-        return other
+    def information(self, A: Tensor, W: Tensor, weight: Weight) -> Tensor:
+        """``sum_j c_ij w_j w_j^T`` [n, K, K], c being ``weight`` at the rates ``A W^T``; the last column of W is left out."""
+        K = W.shape[1] - 1
+        result = torch.zeros(self.shape[0], K, K, device=W.device)
+        for rows, part in self._chunks():
+            rate = part.rates(A[rows], W) + TINY
+            part._kernel.information(weight(part.values, rate, part.columns), W[:, :-1], result[rows])
+        return result
 
+    def loading_information(self, A: Tensor, W: Tensor, weight: Weight) -> Tensor:
+        """``sum_i c_ij a_i a_i^T`` [P, K, K], as :meth:`information`; only a part of the rows is ever transposed."""
+        K = W.shape[1] - 1
+        result = torch.zeros(self.shape[1], K, K, device=W.device)
+        feature = torch.arange(self.shape[1], device=W.device)
+        for rows, part in self._chunks():
+            turned = part.transposed()
+            rate = turned.rates(W, A[rows]) + TINY
+            weights = weight(turned.values, rate, feature.repeat_interleave(turned.per_row))
+            turned._kernel.information(weights, A[rows, :-1], result)
+        return result
 
-class _Pattern:
-    """One compressed pattern with its values."""
-
-    def __init__(self, counts: sp.csr_matrix, device: torch.device | str) -> None:
-        def tensor(array: np.ndarray, dtype: Any) -> Tensor:
-            return torch.as_tensor(np.array(array, dtype=dtype), device=device)
-
-        self.pointers = tensor(counts.indptr, np.int32)
-        self.indices = tensor(counts.indices, np.int32)
-        self.values = tensor(counts.data, np.float32)
-        self.shape = counts.shape
-        self.matrix = self.with_values(self.values)
-
-    def with_values(self, values: Tensor) -> Tensor:
-        """A CSR tensor of this pattern that holds ``values``."""
-        return csr_tensor(self.pointers, self.indices, values, self.shape)
-
-    def sampled(self, A: Tensor, B: Tensor) -> Tensor:
-        """``(A B^T)`` at the pattern [nnz]."""
-        if self.values.numel() == 0:
-            return self.values
-        return torch.sparse.sampled_addmm(self.matrix, A, B.T, beta=0.0).values()
+    def _chunks(self) -> Iterator[tuple[slice, SparseCounts]]:
+        """Row ranges of about as many nonzeros as fit a temporary array, with their counts."""
+        limits = torch.tensor(range(CHUNK, self.nnz, CHUNK), dtype=torch.long, device=self.values.device)
+        ends = torch.searchsorted(self._rows.pointers, limits).tolist()
+        for start, stop in pairwise([0, *ends, self.shape[0]]):
+            rows = slice(start, stop)
+            yield rows, self if stop - start == self.shape[0] else SparseCounts._of(self._rows.rows(rows))
 
 
 class SparseTerm(torch.autograd.Function):
@@ -170,7 +165,7 @@ class SparseTerm(torch.autograd.Function):
     def forward(ctx: Any, G: Tensor, W: Tensor, counts: SparseCounts, link: str) -> Tensor:
         """Value; where gradients are wanted both are made here, while the rates are at hand."""
         if not any(ctx.needs_input_grad):
-            return LINKS[link](counts.values, counts.rates(G.contiguous(), W.contiguous()) + TINY)[0].sum()
+            return counts.terms(G.contiguous(), W.contiguous(), link)[0]
         value, dG, dW = counts.terms(G.contiguous(), W.contiguous(), link)
         ctx.save_for_backward(dG, dW)
         return value

@@ -28,7 +28,7 @@ SCATTER = 4.0  # of z over factors with the same order: three standard deviation
 CHANCE = 2.0  # standard deviations of the order that real differences between spots have by chance, taken off z
 MAX_SPOTS = 5_000
 MAX_NONZEROS = 2_000_000
-SCHEDULE = training.Schedule(max_steps=100)
+SCHEDULE = training.Schedule(max_steps=60, pick_steps=15)
 N_NEIGHBORS = (6, 60)
 FIT_AS = {"nb": "poisson", "bernoulli_clipped": "bernoulli"}  # any likelihood makes a valid score; these are fast
 

@@ -9,6 +9,7 @@ import time
 import torch
 from pyro.infer import TraceMeanField_ELBO
 from torch import Tensor
+from torch.nn import Parameter
 from tqdm.auto import tqdm
 
 from gpnsf.core.checkpoint import Checkpoint, State, Walk
@@ -16,11 +17,12 @@ from gpnsf.core.initial import Start
 from gpnsf.core.likelihoods import NegativeBinomial
 from gpnsf.core.model import Block, Factorization
 
-__all__ = ["Stepper"]
+__all__ = ["Adam", "Stepper"]
 
 logger = logging.getLogger("gpnsf")
 
 BETAS = (0.9, 0.99)
+EPSILON = 1e-8
 WINDOW = 10  # steps after which parameters are remembered
 MAX_REPAIRS = 8  # of one start
 
@@ -45,8 +47,7 @@ class Stepper:
         self._parameters = list(model.parameters())
         self._sizes = [parameter.numel() for parameter in self._parameters]
         self._blank = self.here()
-        # parameters without a gradient stay where they are
-        self._adam = torch.optim.Adam(self._parameters, betas=BETAS)
+        self._adam = Adam(self._parameters)
         self.state.walk.best = self._blank
 
     def begin(self, start: Start) -> None:
@@ -69,7 +70,8 @@ class Stepper:
 
     def forget(self) -> None:
         """Take the memory from Adam."""
-        self._adam.state.clear()
+        self._adam.moments.zero_()
+        self._adam.counts.zero_()
 
     def resume(self, state: State) -> None:
         """Go on from a state; what it does not hold follows from it."""
@@ -79,7 +81,8 @@ class Stepper:
             if isinstance(view.likelihood, NegativeBinomial):
                 view.likelihood.poisson_phase = "polish" not in walk.phase
         self.go_to(walk.here)
-        self._load_adam(state.moments, state.counts)
+        self._adam.moments.copy_(state.moments)
+        self._adam.counts.copy_(state.counts)
         torch.set_rng_state(state.random)
         for device in self.devices:
             torch.cuda.set_rng_state(state.random_cuda, device)
@@ -90,7 +93,7 @@ class Stepper:
         """A copy of the state, complete with what the model, Adam and the random generators hold of it."""
         state = self.state.copy()
         state.walk.here = self.here()
-        state.moments, state.counts = self._adam_memory()
+        state.moments, state.counts = self._adam.moments.clone(), self._adam.counts.clone()
         state.random = torch.get_rng_state()
         for device in self.devices:
             state.random_cuda = torch.cuda.get_rng_state(device)
@@ -128,7 +131,8 @@ class Stepper:
 
     def _gradient(self) -> tuple[float, str]:
         """The negative bound, its gradient accumulated over the blocks, and what is wrong with it."""
-        self._adam.zero_grad(set_to_none=True)
+        for parameter in self._parameters:
+            parameter.grad = None
         loss = 0.0
         try:
             for block in self.blocks:
@@ -141,9 +145,7 @@ class Stepper:
 
     def _move(self, rate: float) -> None:
         """One step of Adam."""
-        for group in self._adam.param_groups:
-            group["lr"] = rate
-        self._adam.step()
+        self._adam.step(rate)
         if self.model.spatial is not None:
             self.model.spatial.field.clamp_()
 
@@ -187,19 +189,31 @@ class Stepper:
         self.note(f"{trouble} after {MAX_REPAIRS} repairs, stayed at the best parameters so far")
         self._record(phase, walk.best_elbo)
 
-    def _adam_memory(self) -> tuple[Tensor, Tensor]:
-        """Adam's moving averages [2, n], and its steps for each parameter."""
-        states = [self._adam.state.get(parameter) for parameter in self._parameters]
-        zeros = [torch.zeros_like(parameter) for parameter in self._parameters]
-        moments = [
-            torch.cat([(s[key] if s else zero).reshape(-1) for s, zero in zip(states, zeros, strict=True)])
-            for key in ("exp_avg", "exp_avg_sq")
-        ]
-        return torch.stack(moments), torch.tensor([float(s["step"]) if s else 0.0 for s in states])
 
-    def _load_adam(self, moments: Tensor, counts: Tensor) -> None:
-        """Give Adam back its memory."""
-        for parameter, part, count in zip(self._parameters, moments.split(self._sizes, dim=1), counts, strict=True):
-            if count:
-                first, second = (row.reshape(parameter.shape).clone() for row in part)
-                self._adam.state[parameter] = {"step": count.clone(), "exp_avg": first, "exp_avg_sq": second}
+class Adam:
+    """Adam with its memory in two tensors that can be put away; torch's own takes a second to import its compiler."""
+
+    def __init__(self, parameters: list[Parameter]) -> None:
+        self.parameters = parameters
+        sizes = [parameter.numel() for parameter in parameters]
+        self.moments = torch.zeros(
+            2, sum(sizes), device=parameters[0].device
+        )  # averages of gradients and of their squares
+        self.counts = torch.zeros(len(parameters))  # steps of each parameter
+        self._parts = [
+            [part.view(parameter.shape) for part in pair]
+            for parameter, *pair in zip(parameters, *(row.split(sizes) for row in self.moments), strict=True)
+        ]
+
+    @torch.no_grad()
+    def step(self, rate: float) -> None:
+        """Move every parameter that has a gradient."""
+        for index, (parameter, (mean, square)) in enumerate(zip(self.parameters, self._parts, strict=True)):
+            if parameter.grad is None:
+                continue
+            self.counts[index] += 1
+            unbiased = [1 - beta ** float(self.counts[index]) for beta in BETAS]
+            mean.lerp_(parameter.grad, 1 - BETAS[0])
+            square.mul_(BETAS[1]).addcmul_(parameter.grad, parameter.grad, value=1 - BETAS[1])
+            spread = square.sqrt().div_(math.sqrt(unbiased[1])).add_(EPSILON)
+            parameter.addcdiv_(mean, spread, value=-rate / unbiased[0])

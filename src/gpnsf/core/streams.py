@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
+import scipy.sparse as sp
 import torch
 
 from gpnsf.core.sparse import SparseCounts
@@ -11,7 +13,8 @@ from gpnsf.core.types import View
 
 __all__ = ["BlockCounts", "Shelf"]
 
-BYTES = 16  # of a nonzero: value and index, by rows and by columns
+BYTES = 8  # of a nonzero: value and index
+SMALL = ("log_factorials", "histogram", "column_squares")  # found out from all values, and worth keeping without them
 
 
 class Shelf:
@@ -25,6 +28,7 @@ class Shelf:
         self._room = room
         self._kept: dict[tuple[int, str], SparseCounts] = {}
         self._last: dict[tuple[int, str], SparseCounts] = {}  # all of one block
+        self._facts: dict[tuple[int, str], dict[str, Any]] = {}  # of blocks that were here
 
     def take(self, block: int, name: str, read: Callable[[], SparseCounts]) -> SparseCounts:
         """Counts of a modality in the block that begins at a row."""
@@ -33,12 +37,19 @@ class Shelf:
             if key in place:
                 return place[key]
         if any(other != block for other, _ in self._last):
-            self._last.clear()  # before the next block is read: there is memory for one
+            self._drop()  # before the next block is read: there is memory for one
         counts = read()
+        vars(counts).update(self._facts.get(key, {}))
         fits = BYTES * counts.nnz <= self._room
         self._room -= BYTES * counts.nnz if fits else 0
         (self._kept if fits else self._last)[key] = counts
         return counts
+
+    def _drop(self) -> None:
+        """Forget the last block but for the few numbers that took time to find out."""
+        for key, counts in self._last.items():
+            self._facts[key] = {name: value for name, value in vars(counts).items() if name in SMALL}
+        self._last.clear()
 
 
 class BlockCounts(Mapping[str, SparseCounts]):
@@ -50,8 +61,13 @@ class BlockCounts(Mapping[str, SparseCounts]):
 
     def __getitem__(self, name: str) -> SparseCounts:
         """Read the counts, unless they are at hand."""
-        view = self._views[name]
-        return self._shelf.take(self._rows.start, name, lambda: SparseCounts(view.counts[self._rows], self._device))
+        return self._shelf.take(self._rows.start, name, lambda: self._read(self._views[name].counts))
+
+    def _read(self, counts: Any) -> SparseCounts:
+        """What is in memory is shared."""
+        if sp.issparse(counts):
+            return SparseCounts(counts, self._device, self._rows)
+        return SparseCounts(counts[self._rows], self._device)
 
     def __iter__(self) -> Iterator[str]:
         """Names of the modalities."""

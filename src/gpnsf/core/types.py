@@ -28,8 +28,9 @@ from typing import Any, Protocol
 import numpy as np
 import scipy.sparse as sp
 
-__all__ = ["Dataset", "History", "Posterior", "RowReader", "View", "parts", "rows_at_a_time"]
+__all__ = ["TINY", "Dataset", "History", "Posterior", "RowReader", "View", "parts", "rows_at_a_time"]
 
+TINY = 1e-20  # added to rates, so that a factor that vanished leaves a finite logarithm
 BLOCK_ROWS = 50_000  # rows of a block: they bound arrays [n, K, K]
 BLOCK_NONZEROS = 4_000_000  # of a block: they bound arrays [nnz], and make up for what a block costs beside its counts
 NONZEROS_PER_FEATURE = 200  # of a block: it makes arrays [P, K] of its own

@@ -17,6 +17,7 @@ from mudata import MuData
 from gpnsf import bridge, checks, storage, writeback
 from gpnsf.core import fitting, training
 from gpnsf.core import model as models
+from gpnsf.core.backends import backend
 from gpnsf.core.checkpoint import Checkpoint
 from gpnsf.core.types import Dataset, History
 from gpnsf.keys import SPATIAL, Keys
@@ -259,6 +260,7 @@ def _fit(
         warnings = diagnostics.warn(dataset, outcome, params=params, scale=layout.scale)
     seconds = time.perf_counter() - began
     info = {**_info(params, outcome, seconds), "threads": threads, "warnings": warnings}
+    info["backend"] = backend(_device(params["device"]).type)
     _report(dataset, outcome.history, seconds)
     return lambda holder: writeback.write(holder, outcome.posterior, layout, keys=Keys(key), info=info)
 
