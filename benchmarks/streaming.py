@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import h5py
@@ -31,7 +32,7 @@ CASES = {
 def simulate(path: Path, n_obs: int, seed: int = 0) -> None:
     """A section written chunk by chunk: exact Poisson counts, drawn factor by factor and gene by gene."""
     from anndata import AnnData
-    from anndata.io import sparse_dataset
+    from anndata.io import write_elem
 
     rng = np.random.default_rng(seed)
     coords = rng.uniform(-1, 1, (n_obs, 2)) * 5_000
@@ -40,18 +41,31 @@ def simulate(path: Path, n_obs: int, seed: int = 0) -> None:
     cumulated = np.cumsum(W / W.sum(0), axis=0)
     size = rng.lognormal(0, 0.3, n_obs)
     expected = DEPTH / factors.shape[1] * size[:, None] * factors
-    table = AnnData(
-        sp.csr_matrix((n_obs, N_GENES), dtype=np.float32),
-        obs=pd.DataFrame({"true_size": size}, index=names("spot", n_obs)),
-    )
-    table.var_names = names("gene", N_GENES)
+    table = AnnData(obs=pd.DataFrame({"true_size": size}, index=names("spot", n_obs)))
     table.obsm["spatial"], table.obsm["true_factors"] = coords, factors.astype(np.float32)
-    table[:0].copy().write_h5ad(path)  # the layout of a file, into which rows are then appended
-    with h5py.File(path, "r+") as file:
-        matrix = sparse_dataset(file["X"])
-        for start in range(0, n_obs, CHUNK):
-            matrix.append(draw(expected[start : start + CHUNK], cumulated, rng))
-        replace_rows(file, table)
+    var = AnnData(var=pd.DataFrame(index=names("gene", N_GENES))).var
+    parts = (draw(expected[start : start + CHUNK], cumulated, rng) for start in range(0, n_obs, CHUNK))
+    with h5py.File(path, "w") as file:
+        write_elem(file, "/", table)
+        write_elem(file, "var", var)
+        write_elem(file, "X", sp.csr_matrix((n_obs, N_GENES), dtype=np.float32))
+        append_rows(file["X"], parts)
+
+
+def append_rows(group: h5py.Group, parts: Iterable[sp.csr_matrix]) -> None:
+    """Fill an empty matrix, in chunks of a megabyte."""
+    lengths = [np.zeros(1, np.int64)]
+    for name, dtype in (("data", np.float32), ("indices", np.int32)):
+        del group[name]
+        group.create_dataset(name, (0,), dtype, maxshape=(None,), chunks=(2**18,))
+    for part in parts:
+        for name in ("data", "indices"):
+            start = len(group[name])
+            group[name].resize((start + part.nnz,))
+            group[name][start:] = getattr(part, name)
+        lengths.append(np.diff(part.indptr))
+    del group["indptr"]
+    group["indptr"] = np.cumsum(np.concatenate(lengths))
 
 
 def true_factors(coords: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -72,15 +86,6 @@ def draw(expected: np.ndarray, cumulated: np.ndarray, rng: np.random.Generator) 
     counts = sp.coo_matrix((ones, (row, gene)), shape=(len(numbers), N_GENES)).tocsr()
     counts.sum_duplicates()
     return counts
-
-
-def replace_rows(file: h5py.File, table: object) -> None:
-    """The table of all rows in the place of the empty one."""
-    from anndata.io import write_elem
-
-    for name in ("obs", "obsm"):
-        del file[name]
-        write_elem(file, name, getattr(table, name) if name == "obs" else dict(table.obsm))
 
 
 def names(what: str, n: int) -> list[str]:

@@ -198,3 +198,38 @@ def test_demo_finds_the_truth_and_writes_a_file_and_figures(tmp_path, capsys):
     correlations = [float(line.split()[-1]) for line in printed.splitlines() if line.startswith("  spatial ")]
     assert len(correlations) == 4
     assert min(correlations) > 0.95
+
+
+@pytest.mark.filterwarnings("ignore:Writing zarr v2", "ignore:zarr v3 autosharding", "ignore:Consolidated metadata")
+@pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
+def test_a_large_file_is_copied_and_its_counts_stay_there(adata, tmp_path, monkeypatch, suffix):
+    source, target, small = (tmp_path / f"{name}{suffix}" for name in ("in", "out", "small"))
+    cli._write(adata, source)
+    options = ["--n-factors", "2", "--max-steps", "3", "--no-progress"]
+    assert cli.main(["fit", str(source), str(small), *options]) == 0
+    monkeypatch.setattr(cli, "LARGE", 0)
+    monkeypatch.setattr(cli, "_read", None)
+    for _ in range(2):  # the second replaces the first
+        assert cli.main(["fit", str(source), str(target), *options]) == 0
+    monkeypatch.undo()
+    found, expected = cli._read(target), cli._read(small)
+    np.testing.assert_array_equal(found.obsm["X_gpnsf"], expected.obsm["X_gpnsf"])
+    assert "X_gpnsf" not in cli._read(source).obsm
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([source.name, target.name, small.name])
+
+
+def test_a_large_file_may_be_its_own_target_and_is_left_alone_after_an_error(adata, tmp_path, monkeypatch, capsys):
+    path, other = tmp_path / "in.h5ad", tmp_path / "out.h5ad"
+    adata.X[-1, -1] = -1
+    adata.write(path)
+    before = path.read_bytes()
+    monkeypatch.setattr(cli, "LARGE", 0)
+    options = ["--n-factors", "2", "--max-steps", "3", "--no-progress"]
+    for target in (path, other):
+        assert "Expected nonnegative counts" in refused(capsys, "fit", str(path), str(target), *options)
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["in.h5ad"]
+    adata.X[-1, -1] = 1
+    adata.write(path)
+    assert cli.main(["fit", str(path), str(path), *options]) == 0
+    assert anndata.read_h5ad(path).obsm["X_gpnsf"].shape == (150, 2)

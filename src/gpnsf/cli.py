@@ -6,6 +6,7 @@ import argparse
 import ast
 import inspect
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -26,6 +27,7 @@ __all__ = ["BENCHMARKS", "FIT_OPTIONS", "main", "read_assignment"]
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 BAD_INPUT = 2
+LARGE = 2**28  # bytes of a file from which a fit leaves the counts there
 INTERRUPTED = 130  # what a shell reports for a command that Ctrl-C has ended
 DATASETS = ("ggblocks", "quilt", "tissue")
 
@@ -150,7 +152,7 @@ FIT_OPTIONS: dict[str, dict[str, Any]] = {
 
 def _add_fit(commands: Any) -> None:
     fit = _command(commands, _fit, "fit a model to a file and write the annotated object")
-    fit.add_argument("source", type=Path, metavar="IN", help="h5mu or h5ad")
+    fit.add_argument("source", type=Path, metavar="IN", help="h5mu, h5ad or zarr; a large one is read block by block")
     fit.add_argument("target", type=Path, metavar="OUT", help="same format as IN")
     for name, option in FIT_OPTIONS.items():
         fit.add_argument(f"--{name.replace('_', '-')}", dest=name, default=argparse.SUPPRESS, **option)
@@ -158,11 +160,37 @@ def _add_fit(commands: Any) -> None:
 
 def _fit(source: Path, target: Path, **options: Any) -> None:
     _check_suffix(target, source.suffix)
-    data = _read(source)
     start = time.perf_counter()
-    gpnsf.tl.fit(data, **options)
-    _write(data, target)
-    print(f"fitted {data.n_obs} observations in {time.perf_counter() - start:.1f} s: {target}")
+    if _bytes(source) >= LARGE:
+        _fit_in_file(source, target, options)
+    else:
+        data = _read(source)
+        gpnsf.tl.fit(data, **options)
+        _write(data, target)
+    print(f"fitted {source} in {time.perf_counter() - start:.1f} s: {target}")
+
+
+def _bytes(path: Path) -> int:
+    """Size of a file, or of all files of a folder."""
+    return sum(part.stat().st_size for part in [path, *path.rglob("*")] if part.is_file())
+
+
+def _fit_in_file(source: Path, target: Path, options: dict[str, Any]) -> None:
+    """Fit a copy that takes the place of the target once it holds the fit; or the file itself, if both are one."""
+    if target.exists() and target.samefile(source):
+        gpnsf.tl.fit(source, **options)
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.stem}.partial{target.suffix}")
+    copy = shutil.copytree if source.is_dir() else shutil.copyfile
+    try:
+        copy(source, partial)
+        gpnsf.tl.fit(partial, **options)
+        if target.is_dir():
+            shutil.rmtree(target)
+        partial.replace(target)
+    finally:
+        shutil.rmtree(partial) if partial.is_dir() else partial.unlink(missing_ok=True)
 
 
 def _add_predict(commands: Any) -> None:
@@ -255,14 +283,15 @@ def _check_suffix(path: Path, wanted: str) -> None:
 
 
 def _read(path: Path) -> AnnData | MuData:
-    """Read h5ad or h5mu."""
+    """Read h5ad, h5mu or zarr."""
     import anndata
     import mudata
 
-    readers = {".h5ad": anndata.read_h5ad, ".h5mu": mudata.read_h5mu}
+    readers = {".h5ad": anndata.read_h5ad, ".h5mu": mudata.read_h5mu, ".zarr": mudata.read_zarr}
     if path.suffix not in readers:
-        raise ValueError(problem("a file *.h5mu or *.h5ad", str(path), "Convert it with anndata or mudata first"))
-    if not path.is_file():
+        remedy = "Convert it with anndata or mudata first"
+        raise ValueError(problem("a file *.h5mu, *.h5ad or *.zarr", str(path), remedy))
+    if not path.exists():
         raise FileNotFoundError(problem("a file that exists", str(path), "Check the path"))
     try:
         return readers[path.suffix](path)
@@ -285,4 +314,4 @@ def _read_coords(path: Path) -> np.ndarray:
 def _write(data: AnnData | MuData, path: Path) -> None:
     """Write to a folder that is made if need be."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    data.write(path)
+    data.write_zarr(path) if path.suffix == ".zarr" else data.write(path)

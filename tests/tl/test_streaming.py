@@ -6,11 +6,14 @@ import hashlib
 import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import anndata as ad
 import h5py
+import limited
 import mudata as md
 import numpy as np
 import pandas as pd
@@ -324,3 +327,33 @@ def test_an_interrupted_fit_of_a_file_goes_on(adata, tmp_path, monkeypatch):
 
 def _killed(*_: Any) -> None:
     raise KeyboardInterrupt
+
+
+# ---- memory ---------------------------------------------------------------------------------------------------------
+
+
+def in_process(*arguments: str) -> str:
+    command = [sys.executable, "-W", "ignore", limited.__file__, *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout.strip()
+
+
+@pytest.mark.slow
+def test_nothing_dense_of_200_000_features_within_3_gb_of_addresses(tmp_path):
+    path = tmp_path / "wide.h5ad"
+    limited.write_file(str(path), 5_000, 200_000, 1e-3)
+    in_process("within", str(path), str(3 * 10**9))
+    assert ad.read_h5ad(path, backed="r").varm["gpnsf_loadings"].shape == (200_000, 10)
+
+
+@pytest.mark.slow
+def test_memory_grows_with_rows_times_factors_and_not_with_counts(tmp_path):
+    """A row has 400 counts, 3.2 kB; what it costs beside them was .5 kB for four factors."""
+    peaks = {}
+    for n_obs in (20_000, 80_000):
+        path = tmp_path / f"{n_obs}.h5ad"
+        limited.write_file(str(path), n_obs, 4_000, 0.1)
+        peaks[n_obs] = int(in_process("peak", str(path)))
+    assert peaks[80_000] - peaks[20_000] < 60_000 * 1_000

@@ -1,0 +1,131 @@
+"""Large fits begin at the fit of a sample: its rows stand for all, and it costs no recovery."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from reference import toy_dataset
+
+import gpnsf
+from gpnsf.core import fitting, initial, pilot, training
+from gpnsf.core.metrics import match_factors
+from gpnsf.core.model import build
+from gpnsf.core.types import Dataset
+from gpnsf.datasets import tissue
+
+TWO = {"rna": "nb", "atac": "bernoulli"}
+SHORT = training.Schedule(max_steps=12)
+
+
+@pytest.fixture(autouse=True)
+def _small_samples(monkeypatch):
+    _small(monkeypatch)
+
+
+def fitted(dataset: Dataset, preset: str = "gpnsf", **options) -> fitting.Outcome:
+    def make(dataset: Dataset, n_spatial: int):
+        return build(preset, dataset, n_factors=3, n_spatial=n_spatial, n_inducing=20)
+
+    n_spatial = {"pnmf": 0, "fa": 0, "nsf": 3, "rsf": 3}.get(preset, 2)
+    return fitting.fit(dataset, make, n_factors=3, n_spatial=n_spatial, schedule=SHORT, **options)
+
+
+def test_small_data_have_no_sample():
+    assert pilot.sample(toy_dataset(TWO, n_obs=30), seed=0) is None
+
+
+def test_every_slice_batch_and_set_of_modalities_is_in_the_sample():
+    dataset = toy_dataset(TWO, n_obs=300, missing=5)
+    library = np.where(np.arange(300) % 50 == 7, 1, 0)
+    batch = np.where(np.arange(300) < 290, 0, 1)
+    rows = pilot.sample(replace(dataset, library=library, batch=batch), seed=0)
+    assert (np.diff(rows) > 0).all()
+    assert 30 <= len(rows) <= 30 + 4 * 4
+    assert np.bincount(library[rows])[1] >= 4
+    assert np.bincount(batch[rows])[1] >= 4
+    assert (~dataset.views[1].observed[rows]).sum() >= 4
+    other = pilot.sample(replace(dataset, library=library, batch=batch), seed=1)
+    assert rows.tolist() != other.tolist()
+
+
+def test_many_nonzeros_make_a_smaller_sample(monkeypatch):
+    dataset = toy_dataset(TWO, n_obs=40)
+    monkeypatch.setattr(pilot, "ROWS", 1000)
+    assert pilot.sample(dataset, seed=0) is None
+    monkeypatch.setattr(pilot, "NONZEROS", dataset.nnz // 4)
+    assert len(pilot.sample(dataset, seed=0)) == 20
+
+
+@pytest.mark.parametrize("preset", ["gpnsf", "nsf", "pnmf", "rsf", "fa"])
+@pytest.mark.parametrize("block_size", [None, 17])
+def test_every_model_begins_at_its_sample(preset, block_size):
+    signed = preset in ("rsf", "fa")
+    dataset = toy_dataset({"rna": "gaussian"} if signed else TWO, n_obs=90, missing=0 if signed else 6)
+    found = fitted(dataset, preset, block_size=block_size)
+    assert len(found.history.starts) == 1
+    assert found.posterior.mean.shape == (90, 3)
+    assert np.isfinite(found.posterior.mean).all()
+    assert np.isfinite(found.history.elbo).all()
+
+
+def test_a_sample_of_batches_with_slices():
+    dataset = replace(toy_dataset(TWO, n_obs=90, n_libraries=2), batch=np.repeat([0, 1, 2], 30))
+    assert fitted(dataset).posterior.multipliers["rna"].shape == (10, 3)
+
+
+def test_rows_that_are_not_in_the_sample_come_as_near_to_their_truth(monkeypatch):
+    monkeypatch.setattr(pilot, "ROWS", 150)
+    mdata = tissue(n_obs=600, n_genes=60, n_peaks=20, n_spatial=2, n_nonspatial=1, rna_depth=400.0, seed=1)
+    adata = mdata["rna"].copy()
+    adata.obsm["spatial"] = mdata.obsm["spatial"]
+    begun = []
+    load = training.Stepper.begin
+    monkeypatch.setattr(training.Stepper, "begin", lambda self, start: (begun.append(start), load(self, start))[1])
+    gpnsf.tl.fit(adata, n_factors=3, n_spatial=2, likelihoods="poisson", split="assumed", progress=False)
+    start, inside = begun[-1], np.zeros(600, bool)
+    inside[np.random.default_rng(0).choice(600, 150, replace=False)] = True
+    truth = np.asarray(mdata.obsm["true_factors"])
+    for rows in (inside, ~inside):
+        assert match_factors(np.log(truth[rows] + 0.02), np.log(start.factors[rows] + 0.02))[1].min() > 0.8
+
+
+def test_the_sample_is_not_fitted_again_after_an_interruption(tmp_path, monkeypatch, adata):
+    options = {"n_factors": 3, "n_spatial": 2, "max_steps": 8, "split": "assumed", "progress": False}
+    other = adata.copy()
+    monkeypatch.setattr("gpnsf.core.refine.local", _stopped)
+    with pytest.raises(KeyboardInterrupt):
+        gpnsf.tl.fit(adata, checkpoint=tmp_path / "fit.npz", **options)
+    monkeypatch.undo()
+    _small(monkeypatch)
+    with monkeypatch.context() as patch:
+        patch.setattr(initial, "starts", _stopped)
+        gpnsf.tl.fit(adata, checkpoint=tmp_path / "fit.npz", **options)
+    gpnsf.tl.fit(other, **options)
+    np.testing.assert_array_equal(adata.obsm["X_gpnsf"], other.obsm["X_gpnsf"])
+
+
+def _stopped(*_, **__):
+    raise KeyboardInterrupt
+
+
+def _small(monkeypatch) -> None:
+    monkeypatch.setattr(pilot, "ROWS", 30)
+    monkeypatch.setattr(pilot, "FEWEST", 20)
+    monkeypatch.setattr(pilot, "STRATUM", 4)
+
+
+@pytest.mark.slow
+def test_a_sample_costs_no_recovery(monkeypatch):
+    mdata = tissue(n_obs=8_000, n_genes=300, n_peaks=20, n_spatial=4, n_nonspatial=2, rna_depth=150.0, seed=2)
+    adata, truth = mdata["rna"].copy(), np.asarray(mdata.obsm["true_factors"])
+    adata.obsm["spatial"] = mdata.obsm["spatial"]
+    found = {}
+    for rows in (2_000, 10**9):
+        monkeypatch.setattr(pilot, "ROWS", rows)
+        gpnsf.tl.fit(adata, n_factors=6, n_spatial=4, likelihoods="poisson", split="assumed", progress=False)
+        X = adata.obsm["X_gpnsf"]
+        found[rows] = [match_factors(truth[:, at], X[:, at])[1].mean() for at in (slice(4), slice(4, 6))]
+    assert found[2_000][0] > max(0.9, found[10**9][0] - 0.01)
+    assert found[2_000][1] > found[10**9][1] - 0.02
