@@ -90,7 +90,7 @@ class _Fit:
         rows = sample(self.dataset, self.options["seed"]) if isinstance(init, str) else None
         if isinstance(init, str) and rows is not None:
             begin = Pilot(self.dataset, rows, self.build, n_spatial, init, self.options)
-        options = {**self.options, "block_size": self.block_size, "checkpoint": checkpoint}
-        history = training.fit(model, self.dataset, init=begin, **options)
         blocks = model.blocks(self.dataset, self.block_size)
+        options = {**self.options, "block_size": self.block_size, "blocks": blocks, "checkpoint": checkpoint}
+        history = training.fit(model, self.dataset, init=begin, **options)
         return model, blocks, history, self.stage(model, blocks)
