@@ -199,7 +199,8 @@ CASES = [
     option("spatial_key", "umap", KeyError, "there: 'spatial'"),
     option("spatial_key", 3, TypeError),
     # the object
-    Case("a path", lambda: "tissue.h5mu", TypeError, "AnnData or MuData"),
+    Case("a path to nothing", lambda: "tissue.h5mu", FileNotFoundError, "got tissue.h5mu. Check the path"),
+    Case("a file of another kind", lambda: "tissue.loom", ValueError, "got tissue.loom. Convert it"),
     Case("a DataFrame", lambda: section().to_df(), TypeError, "got DataFrame"),
     Case("a view", changed(lambda d: d[:20]), ValueError, ".copy()"),
     Case("a view of MuData", changed(lambda d: d[:20], pair), ValueError, ".copy()"),

@@ -109,13 +109,19 @@ def test_per_modality_takes_a_string_for_all_or_a_dict_for_some():
         ("nb", [[1, 2], [0, 2.5]], "1 fractional value(s), the first in feature 'b'"),
         ("poisson", [[-1, 2], [0.5, 1]], "1 negative value(s), the first in feature 'a'"),
         ("bernoulli", [[np.nan, 2], [np.inf, 1]], "2 NaN or infinite value(s), the first in feature 'a'"),
-        ("gaussian", [[0, 0], [0, 0]], "only zeros in 2 x 2 values"),
     ],
 )
 def test_counts_name_what_is_wrong_with_them(likelihood, values, says):
     with pytest.raises(ValueError, match="modality 'rna'") as caught:
         checks.counts(sp.csr_matrix(values, dtype=float), likelihood, modality="rna", features=["a", "b"])
     assert says in str(caught.value)
+
+
+def test_counts_are_there_and_not_all_zero():
+    with pytest.raises(ValueError, match=r"modality 'rna'; got only zeros in 2 x 2 values\. Pass layers="):
+        checks.some(sp.csr_matrix((2, 2)), modality="rna")
+    with pytest.raises(ValueError, match=r"modality 'rna' not to be empty; got shape \(2, 0\)\. Pass data"):
+        checks.extent(2, 0, modality="rna")
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ def open_tissue(
     "atac" are read if it has any of them, else everything.
     """
     if not isinstance(data, AnnData | MuData):
-        remedy = "Pass the object itself; read a file first, for example by mudata.read_h5mu"
+        remedy = "Pass the object itself; for a file, what mudata.read_h5mu or anndata.read_h5ad returns"
         raise TypeError(checks.problem("`data` to be AnnData or MuData", type(data).__name__, remedy))
     if data.is_view:
         found = f"a view of {data.n_obs} observations"
