@@ -6,7 +6,7 @@ cheap KL-NMF; the training keeps the one whose bound is best after a few steps.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +20,7 @@ from gpnsf.core.metrics import knn_weights, morans_i
 from gpnsf.core.sparse import SparseCounts
 from gpnsf.core.types import Dataset, View
 
-__all__ = ["BANDWIDTHS", "Start", "starts"]
+__all__ = ["BANDWIDTHS", "Start", "lead", "loadings_at", "starts"]
 
 BANDWIDTHS = (0.0, 0.06, 0.1, 0.16)  # of the smoothing kernel, half-width units
 MAX_FEATURES = 4_000  # features that a start looks at
@@ -72,13 +72,18 @@ def starts(
         yield problem.finish("random", problem.random())
 
 
+def lead(dataset: Dataset) -> View:
+    """The modality that tells most about the factors."""
+    return max(dataset.views, key=_strength)
+
+
 class _Problem:
-    """The counts that the starts look at: the deepest modality, its most over-dispersed features."""
+    """The counts that the starts look at: the modality that tells most, its most over-dispersed features."""
 
     def __init__(self, dataset: Dataset, n_factors: int, n_spatial: int, seed: int) -> None:
         self.dataset, self.n_factors, self.n_spatial, self.seed = dataset, n_factors, n_spatial, seed
         self.views = {view.name: SparseCounts(view.counts) for view in dataset.views}
-        main = max(dataset.views, key=_depth)
+        main = lead(dataset)
         self.observed, self.size = main.observed, main.size * main.observed
         self.features = _overdispersed(main.counts, MAX_FEATURES)
         self.counts = main.counts[:, self.features] if len(self.features) < main.counts.shape[1] else main.counts
@@ -344,23 +349,32 @@ def _poisson_fit(counts: SparseCounts, size: Tensor, H: Tensor, W: Tensor) -> fl
     return float(counts.values @ torch.log(counts.rates(A, W) + 1e-20) - A.sum(0) @ W.sum(0))
 
 
-def _depth(view: View) -> float:
-    """What a modality can tell a start: its weighted total of counts; real-valued ones come last."""
-    return -1.0 if view.likelihood == "gaussian" else view.weight * float(view.counts.sum())
+def _strength(view: View) -> float:
+    """What a modality can tell a start: weighted counts, the more the fewer features share them; real values come last."""
+    return (
+        -1.0 if view.likelihood == "gaussian" else view.weight * float(view.counts.sum()) / view.counts.shape[1] ** 0.5
+    )
 
 
-def _loadings(view: View, counts: SparseCounts, factors: Tensor, n_updates: int = 10) -> np.ndarray:
-    """Loadings [P, K+1] of a modality at fixed factors, by multiplicative updates with the constant column beside them."""
+def _loadings(view: View, counts: SparseCounts, factors: Tensor) -> np.ndarray:
+    """Loadings [P, K+1] of a modality at fixed factors."""
     if view.likelihood == "gaussian":
         return np.maximum(_least_squares(view, factors), 0.0)
     A = torch.cat([factors, torch.ones(len(factors), 1)], 1) * torch.as_tensor(view.size)[:, None]
-    K = factors.shape[1]
-    share = torch.tensor([(1 - BACKGROUND_SHARE) / K] * K + [BACKGROUND_SHARE])
-    W = torch.as_tensor(_mean_counts(view.counts, view.size))[:, None] * share + 1e-9
-    link = "cloglog" if view.likelihood.startswith("bernoulli") else "log"
+    return loadings_at([counts], [A], view.likelihood).numpy()
+
+
+def loadings_at(counts: Sequence[SparseCounts], A: Sequence[Tensor], likelihood: str, n_updates: int = 10) -> Tensor:
+    """Loadings [P, K+1] of counts in blocks, at fixed factors with the constant column [n, K+1], by multiplicative updates."""
+    mass = torch.stack([block.sum(0) for block in A]).sum(0).clamp_min(1e-12)
+    K = len(mass) - 1
+    share = torch.tensor([(1 - BACKGROUND_SHARE) / K] * K + [BACKGROUND_SHARE], device=mass.device)
+    W = torch.stack([block.column_sums for block in counts]).sum(0)[:, None] * share / mass + 1e-9
+    link = "cloglog" if likelihood.startswith("bernoulli") else "log"
     for _ in range(n_updates):
-        W = W * counts.half_loadings(A, W, link) / A.sum(0) + 1e-12
-    return W.numpy()
+        ratio = torch.stack([block.half_loadings(own, W, link) for block, own in zip(counts, A, strict=True)]).sum(0)
+        W = W * ratio / mass + 1e-12
+    return W
 
 
 def _least_squares(view: View, factors: Tensor) -> np.ndarray:
