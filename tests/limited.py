@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import sys
+from pathlib import Path
 
 import numpy as np
 import scipy.sparse as sp
@@ -40,14 +41,21 @@ def fit_within(path: str, limit: int) -> None:
 def peak_of_fit(path: str) -> int:
     """Largest resident memory in bytes of a process that fits the file and keeps none of its counts."""
     import gpnsf
+    from gpnsf.core import pilot
 
+    pilot.ROWS = 5_000
     with gpnsf.settings.override(memory_budget=0):
         gpnsf.tl.fit(
             path, n_factors=4, likelihoods="poisson", split="assumed", max_steps=8, block_size=5_000, progress=False
         )
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # not of getrusage, which begins at what the parent held when it made this process
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+    return int(line.split()[1]) * 1024
 
 
 if __name__ == "__main__":
-    task, path = sys.argv[1:3]
-    print(peak_of_fit(path) if task == "peak" else fit_within(path, int(sys.argv[3])))
+    task, path, *rest = sys.argv[1:]
+    if task == "peak":
+        sys.stdout.write(str(peak_of_fit(path)))
+    else:
+        fit_within(path, int(*rest))

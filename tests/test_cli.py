@@ -152,7 +152,7 @@ def test_benchmark_runs_a_file_with_its_arguments(tmp_path, monkeypatch):
     ("argv", "message"),
     [
         (["fit", "absent.h5mu", "out.h5mu"], "a file that exists; got absent.h5mu"),
-        (["fit", "in.csv", "out.csv"], r"a file \*.h5mu or \*.h5ad; got in.csv"),
+        (["fit", "in.csv", "out.csv"], r"a file \*.h5mu, \*.h5ad or \*.zarr; got in.csv"),
         (["fit", "broken.h5mu", "out.h5mu"], "broken.h5mu"),
         (["fit", "{source}", "out.h5ad"], r"a result named \*.h5mu; got out.h5ad"),
         (["fit", "{source}", "out.h5mu", "--n-factors", "0"], "n_factors"),
