@@ -73,6 +73,11 @@ class Pilot:
         """What a checkpoint knows of it."""
         return f"{self.init}, {'all' if self.rows is None else len(self.rows)} rows, {self.ahead or 'all modalities'}"
 
+    @property
+    def left(self) -> training.Schedule:
+        """What is left to do after it."""
+        return replace(self.options["schedule"], pick_steps=5, min_steps=30)
+
     def __iter__(self) -> Iterator[Start]:
         """Fit the part, and go on from there."""
         part = self.dataset if self.rows is None else self.dataset.subset(self.rows)
