@@ -26,7 +26,7 @@ BANDWIDTHS = (0.0, 0.06, 0.1, 0.16)  # of the smoothing kernel, half-width units
 MAX_FEATURES = 4_000  # features that a start looks at
 MAX_DENSE = 1_200_000  # entries of the dense pseudobulk matrix
 MAX_BINS = 2_000
-LARGE = 20_000  # spots above which two starts must do
+LARGE, MANY = 20_000, 5_000_000  # spots, and nonzero counts, above which two starts must do
 BACKGROUND_SHARE = 0.3  # share of the signal that the constant column starts with
 FLOOR = 1e-4
 DEEP = 50  # counts a spot from which bins tell nonspatial factors from noise
@@ -96,8 +96,9 @@ class _Problem:
         self.sparse_size = torch.as_tensor(self.size)[:, None]
 
     def bandwidths(self) -> list[float]:
-        """Bandwidths worth trying: all of them, or only the unsmoothed bins where there are many spots."""
-        return list(BANDWIDTHS if self.dataset.n_obs <= LARGE else BANDWIDTHS[:1])
+        """Bandwidths worth trying: all of them, or only the unsmoothed bins where there are many spots or counts."""
+        many = self.dataset.n_obs > LARGE or self.counts.nnz > MANY
+        return list(BANDWIDTHS[:1] if many else BANDWIDTHS)
 
     def smooth(self, bandwidth: float) -> tuple[Tensor, Tensor]:
         """Spatial factors [N, T] by KL-NMF of pseudobulk counts, and loadings [P', T or K] of the features looked at.
