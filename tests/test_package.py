@@ -142,6 +142,8 @@ def test_the_readme_names_every_slot():
         ("device", "gpu"),
         ("device", "cuda:x"),
         ("device", None),
+        ("memory_budget", -1),
+        ("memory_budget", "1 GB"),
     ],
 )
 def test_a_wrong_setting_is_refused_and_changes_nothing(name, value):

@@ -309,6 +309,10 @@ def test_a_path_has_no_copy_and_a_known_ending(adata, tmp_path):
         ValueError, match=r"Expected copy=False where `data` is a path; got copy=True .*\. Copy the file"
     ):
         fit(written(adata, tmp_path, ".h5ad"), copy=True)
+    backed = ad.read_h5ad(tmp_path / "data.h5ad", backed="r")
+    with pytest.raises(ValueError, match=r"Expected copy=False for an object .*; got copy=True\. Pass data\.to_memory"):
+        fit(backed, copy=True)
+    backed.file.close()
     with pytest.raises(ValueError, match=r"Expected a file \.h5ad, \.h5mu, \.zarr; got .*\.loom\. Convert it"):
         fit(tmp_path / "data.loom")
 

@@ -87,12 +87,12 @@ class _Fit:
         """Fit with T spatial factors from a kind of start, or from given ones."""
         model = self.build(self.dataset, n_spatial)
         begin: str | Iterable[Start] = init
-        options = {**self.options, "block_size": self.block_size, "checkpoint": checkpoint}
+        blocks = model.blocks(self.dataset, self.block_size)
+        options = {**self.options, "block_size": self.block_size, "blocks": blocks, "checkpoint": checkpoint}
         if isinstance(init, str):
             rows, ahead = sample(self.dataset, self.options["seed"]), lone(self.dataset)
             if rows is not None or ahead:
                 begin = Pilot(self.dataset, rows, ahead, self.build, n_spatial, init, self.options)
                 options["schedule"] = begin.left
         history = training.fit(model, self.dataset, init=begin, **options)
-        blocks = model.blocks(self.dataset, self.block_size)
         return model, blocks, history, self.stage(model, blocks)

@@ -143,7 +143,7 @@ class SparseCounts:
         result = torch.zeros(self.shape[1], K, K, device=W.device)
         feature = torch.arange(self.shape[1], device=W.device)
         for rows, part in self._chunks():
-            turned = part.transposed()
+            turned = SparseCounts._of(part._rows.transposed())  # not kept, as `part.transposed()` would be
             rate = turned.rates(W, A[rows]) + TINY
             weights = weight(turned.values, rate, feature.repeat_interleave(turned.per_row))
             turned._kernel.information(weights, A[rows, :-1], result)

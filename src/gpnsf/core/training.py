@@ -63,12 +63,14 @@ def fit(
     init: str | Iterable[Start] = "auto",
     schedule: Schedule | None = None,
     block_size: int | None = None,
+    blocks: list[Block] | None = None,
     seed: int = 0,
     progress: bool = False,
     checkpoint: Checkpoint | None = None,
 ) -> History:
     """Try the starts, keep the one with the best bound, run it to convergence, then fit what the Poisson phase left out.
 
+    ``blocks`` are those of the dataset at this ``block_size``, where the caller goes on with them and what they have kept.
     With a ``checkpoint`` that holds a state of this fit, go on from there. The file is left for the caller to remove.
     """
     schedule = schedule or Schedule()
@@ -83,7 +85,8 @@ def fit(
         _quiet_randomness(seed, device),
         tqdm(total=schedule.max_steps, disable=not progress, desc="fit", unit="step") as bar,
     ):
-        stepper = Stepper(model, model.blocks(dataset, block_size), TraceMeanField_ELBO(), bar, checkpoint)
+        blocks = model.blocks(dataset, block_size) if blocks is None else blocks
+        stepper = Stepper(model, blocks, TraceMeanField_ELBO(), bar, checkpoint)
         run = _Run(stepper, schedule)
         if checkpoint is not None:
             arguments = {

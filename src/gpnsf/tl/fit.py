@@ -209,6 +209,9 @@ def fit(
     if isinstance(data, str | os.PathLike):
         _fit_file(data, params, shown=shown, store=store, copy=copy)
         return None
+    if copy and getattr(data, "isbacked", False):
+        remedy = "Pass data.to_memory(), or leave copy out: the file is not changed"
+        raise ValueError(checks.problem("copy=False for an object that is backed by a file", "copy=True", remedy))
     write = _fit(data, params, shown=shown, store=store)
     data = editable(data, copy=copy)
     write(data)
