@@ -158,6 +158,8 @@ def test_the_modality_that_tells_most_goes_ahead_of_larger_ones(monkeypatch):
     monkeypatch.setattr(pilot, "MANY", 1_000)
     assert pilot.lone(data) == "rna"
     assert pilot.lone(replace(data, views=data.views[:1])) is None  # alone anyway
+    real = tuple(replace(view, likelihood="gaussian") for view in data.views)
+    assert pilot.lone(replace(data, views=real)) is None
 
     def make(part, n_spatial):
         return build("gpnsf", part, n_factors=4, n_spatial=n_spatial)

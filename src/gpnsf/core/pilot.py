@@ -48,8 +48,8 @@ def sample(dataset: Dataset, seed: int) -> np.ndarray | None:
 
 
 def lone(dataset: Dataset) -> str | None:
-    """The modality that goes ahead of the others; None where it would save little, or lacks many rows."""
-    if dataset.nnz < MANY:
+    """The modality that goes ahead of the others; None where it would save little, lacks many rows, or real values are fitted."""
+    if dataset.nnz < MANY or any(view.likelihood == "gaussian" for view in dataset.views):
         return None
     few = dataset.subset(np.unique(np.linspace(0, dataset.n_obs - 1, 500, dtype=np.int64)))
     name = lead(few).name
