@@ -10,7 +10,7 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
-from gpnsf.core import rowblocks
+from gpnsf.core import likelihoods, rowblocks
 from gpnsf.core.likelihoods import LIKELIHOODS, AbstractLikelihood, Moments, NegativeBinomial, Poisson
 from gpnsf.core.sparse import SparseCounts
 
@@ -184,6 +184,17 @@ def test_row_blocks_change_nothing(name, monkeypatch):
     monkeypatch.setattr(rowblocks, "ROW_BLOCK_ENTRIES", 2 * P + 1)
     for one, other in zip(everything(), whole, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-4)
+
+
+def test_the_total_of_many_entries_is_estimated_from_some_rows(monkeypatch):
+    rng = torch.Generator().manual_seed(0)
+    A, W = torch.rand(3_000, 4, generator=rng), torch.rand(50, 4, generator=rng).pow(3)
+    likelihood = LIKELIHOODS["bernoulli"](50)
+    exact = likelihood.totals(None, A, W)
+    monkeypatch.setattr(likelihoods, "MAX_ENTRIES", 10_000)  # one row in 16
+    for one, other in zip(likelihood.totals(None, A, W), exact, strict=True):
+        assert one != other
+        torch.testing.assert_close(one, other, rtol=0.01, atol=0)
 
 
 # ---- derivatives for the local stage --------------------------------------------------------------------------------

@@ -147,3 +147,29 @@ def test_a_sample_costs_no_recovery(monkeypatch):
         found[rows] = recovered(truth, fit(adata, 4), 4)
     assert found[10**9][0] > 0.9
     assert (found[2_000] > found[10**9] - 0.01).all()
+
+
+def test_the_modality_that_tells_most_goes_ahead_of_larger_ones(monkeypatch):
+    mdata = tissue(
+        n_obs=400, n_genes=80, n_peaks=900, n_spatial=3, n_nonspatial=1, rna_depth=400.0, atac_depth=300.0, seed=0
+    )
+    data, _ = read(mdata, size_factors="true_size")
+    assert pilot.lone(data) is None  # small
+    monkeypatch.setattr(pilot, "MANY", 1_000)
+    assert pilot.lone(data) == "rna"
+    assert pilot.lone(replace(data, views=data.views[:1])) is None  # alone anyway
+    real = tuple(replace(view, likelihood="gaussian") for view in data.views)
+    assert pilot.lone(replace(data, views=real)) is None
+
+    def make(part, n_spatial):
+        return build("gpnsf", part, n_factors=4, n_spatial=n_spatial)
+
+    options = {"seed": 0, "schedule": training.Schedule(max_steps=100)}
+    (start,) = pilot.Pilot(data, None, "rna", make, 3, "smooth", options)
+    assert set(start.loadings) == {"rna", "atac"}
+    truth, weights = mdata.obsm["true_factors"], mdata["atac"].varm["true_loadings"]
+    order, r = match_factors(truth[:, :3], start.factors[:, :3])
+    assert r.min() > 0.9
+    shares = [W / W.sum(1, keepdims=True) for W in (weights, start.loadings["atac"][:, :4])]
+    r = [np.corrcoef(shares[0][:, k], shares[1][:, order[k]])[0, 1] for k in range(3)]
+    assert min(r) > 0.6

@@ -138,7 +138,7 @@ def start(context: Any, *arguments: Any) -> Any:
 def test_twenty_deaths_leave_no_trace(tmp_path):
     """SIGKILL at a random moment, in every other fit while every step is written; then a fresh process goes on."""
     context, generator = multiprocessing.get_context("forkserver"), random.Random(0)
-    context.set_forkserver_preload(["gpnsf.tl.fit", "gpnsf.datasets.tissue", "interrupted", "torch._dynamo"])
+    context.set_forkserver_preload(["gpnsf.tl.fit", "gpnsf.datasets.tissue", "interrupted"])
     expected, seconds = {}, {}
     for case, (patience, options) in enumerate([(50.0, {}), (0.0, {"objective": "monte_carlo", "n_samples": 1})] * 2):
         began, target = time.perf_counter(), str(tmp_path / f"expected_{case % 2}.npz")
@@ -191,7 +191,7 @@ def test_threads_and_backend_are_written_down(mdata):
 def test_blocks_change_the_last_digits_only(mdata):
     results = []
     for block_size in (None, 50, 22):  # 1, 3 and 7 blocks of 150 rows
-        fit(mdata, block_size=block_size, max_steps=80, init="auto", tol=1e-12)
+        fit(mdata, block_size=block_size, max_steps=80, init="auto", tol=1e-12, split="assumed")
         results.append(slots(mdata))
     for other in results[1:]:
         np.testing.assert_allclose(other["elbo"], results[0]["elbo"], rtol=1e-3)

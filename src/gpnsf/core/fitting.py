@@ -13,7 +13,7 @@ from gpnsf.core import posterior, refine, training
 from gpnsf.core.checkpoint import Checkpoint
 from gpnsf.core.initial import Start
 from gpnsf.core.model import Block, Factorization
-from gpnsf.core.pilot import Pilot, continued, sample
+from gpnsf.core.pilot import Pilot, continued, lone, sample
 from gpnsf.core.refine import LogFactors
 from gpnsf.core.spatial_test import passed, spatial_test
 from gpnsf.core.types import Dataset, History, Posterior
@@ -87,10 +87,12 @@ class _Fit:
         """Fit with T spatial factors from a kind of start, or from given ones."""
         model = self.build(self.dataset, n_spatial)
         begin: str | Iterable[Start] = init
-        rows = sample(self.dataset, self.options["seed"]) if isinstance(init, str) else None
-        if isinstance(init, str) and rows is not None:
-            begin = Pilot(self.dataset, rows, self.build, n_spatial, init, self.options)
         blocks = model.blocks(self.dataset, self.block_size)
         options = {**self.options, "block_size": self.block_size, "blocks": blocks, "checkpoint": checkpoint}
+        if isinstance(init, str):
+            rows, ahead = sample(self.dataset, self.options["seed"]), lone(self.dataset)
+            if rows is not None or ahead:
+                begin = Pilot(self.dataset, rows, ahead, self.build, n_spatial, init, self.options)
+                options["schedule"] = begin.left
         history = training.fit(model, self.dataset, init=begin, **options)
         return model, blocks, history, self.stage(model, blocks)

@@ -6,7 +6,7 @@ cheap KL-NMF; the training keeps the one whose bound is best after a few steps.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,7 +26,7 @@ BANDWIDTHS = (0.0, 0.06, 0.1, 0.16)  # of the smoothing kernel, half-width units
 MAX_FEATURES = 4_000  # features that a start looks at
 MAX_DENSE = 1_200_000  # entries of the dense pseudobulk matrix
 MAX_BINS = 2_000
-LARGE = 20_000  # spots above which two starts must do
+LARGE, MANY = 20_000, 5_000_000  # spots, and nonzero counts, above which two starts must do
 BACKGROUND_SHARE = 0.3  # share of the signal that the constant column starts with
 FLOOR = 1e-4
 DEEP = 50  # counts a spot from which bins tell nonspatial factors from noise
@@ -96,8 +96,9 @@ class _Problem:
         self.sparse_size = torch.as_tensor(self.size)[:, None]
 
     def bandwidths(self) -> list[float]:
-        """Bandwidths worth trying: all of them, or only the unsmoothed bins where there are many spots."""
-        return list(BANDWIDTHS if self.dataset.n_obs <= LARGE else BANDWIDTHS[:1])
+        """Bandwidths worth trying: all of them, or only the unsmoothed bins where there are many spots or counts."""
+        many = self.dataset.n_obs > LARGE or self.counts.nnz > MANY
+        return list(BANDWIDTHS[:1] if many else BANDWIDTHS)
 
     def smooth(self, bandwidth: float) -> tuple[Tensor, Tensor]:
         """Spatial factors [N, T] by KL-NMF of pseudobulk counts, and loadings [P', T or K] of the features looked at.
@@ -171,7 +172,7 @@ class _Problem:
             factors = self._add_nonspatial(factors, missing, W)
         factors = factors.clamp_min(FLOOR)
         factors = factors / factors.mean(0)
-        loadings = {view.name: _loadings(view, self.views[view.name], factors) for view in self.dataset.views}
+        loadings = {view.name: loadings_at(view, self.views[view.name], factors) for view in self.dataset.views}
         return Start(name, factors.numpy(), loadings)
 
     def _add_nonspatial(self, spatial: Tensor, n_nonspatial: int, W: Tensor | None, n_updates: int = 20) -> Tensor:
@@ -356,25 +357,18 @@ def _strength(view: View) -> float:
     )
 
 
-def _loadings(view: View, counts: SparseCounts, factors: Tensor) -> np.ndarray:
-    """Loadings [P, K+1] of a modality at fixed factors."""
+def loadings_at(view: View, counts: SparseCounts, factors: Tensor, n_updates: int = 10) -> np.ndarray:
+    """Loadings [P, K+1] of a modality at fixed factors, by multiplicative updates with the constant column beside them."""
     if view.likelihood == "gaussian":
         return np.maximum(_least_squares(view, factors), 0.0)
     A = torch.cat([factors, torch.ones(len(factors), 1)], 1) * torch.as_tensor(view.size)[:, None]
-    return loadings_at([counts], [A], view.likelihood).numpy()
-
-
-def loadings_at(counts: Sequence[SparseCounts], A: Sequence[Tensor], likelihood: str, n_updates: int = 10) -> Tensor:
-    """Loadings [P, K+1] of counts in blocks, at fixed factors with the constant column [n, K+1], by multiplicative updates."""
-    mass = torch.stack([block.sum(0) for block in A]).sum(0).clamp_min(1e-12)
-    K = len(mass) - 1
-    share = torch.tensor([(1 - BACKGROUND_SHARE) / K] * K + [BACKGROUND_SHARE], device=mass.device)
-    W = torch.stack([block.column_sums for block in counts]).sum(0)[:, None] * share / mass + 1e-9
-    link = "cloglog" if likelihood.startswith("bernoulli") else "log"
+    K = factors.shape[1]
+    share = torch.tensor([(1 - BACKGROUND_SHARE) / K] * K + [BACKGROUND_SHARE])
+    W = torch.as_tensor(_mean_counts(view.counts, view.size))[:, None] * share + 1e-9
+    link = "cloglog" if view.likelihood.startswith("bernoulli") else "log"
     for _ in range(n_updates):
-        ratio = torch.stack([block.half_loadings(own, W, link) for block, own in zip(counts, A, strict=True)]).sum(0)
-        W = W * ratio / mass + 1e-12
-    return W
+        W = W * counts.half_loadings(A, W, link) / A.sum(0) + 1e-12
+    return W.numpy()
 
 
 def _least_squares(view: View, factors: Tensor) -> np.ndarray:

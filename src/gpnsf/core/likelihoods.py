@@ -34,6 +34,7 @@ __all__ = [
 
 MEAN_RANGE = (-12.0, 8.0)  # clamp of m, and of m + v/2 from above, before exponentials
 MEAN_CAP = 9.0
+MAX_ENTRIES = 50_000_000  # of a dense pass over all rows
 
 
 class Moments(NamedTuple):
@@ -143,14 +144,18 @@ class Bernoulli(Poisson):
         return torch.exp(-rate) / torch.expm1(-rate) ** 2
 
     def totals(self, counts: SparseCounts, A: Tensor, W: Tensor) -> tuple[Tensor, Tensor]:
-        """``sum p`` and ``sum r exp(-r)``, over dense row blocks."""
+        """``sum p`` and ``sum r exp(-r)``, over dense row blocks; of large ones their ratio to ``sum r``, in some of the rows."""
+        some = A[:: 1 + len(A) * len(W) // MAX_ENTRIES]
         total = slope = torch.zeros((), dtype=torch.float64, device=A.device)
-        for rows in row_blocks(len(A), len(W)):
-            rate = A[rows] @ W.T
+        for rows in row_blocks(len(some), len(W)):
+            rate = some[rows] @ W.T
             closed = torch.exp(-rate)
             total = total + (1 - closed).sum().double()
             slope = slope + (rate * closed).sum().double()
-        return total, slope
+        if len(some) == len(A):
+            return total, slope
+        linear, of_some = ((part.sum(0).double() @ W.sum(0).double()).clamp_min(TINY) for part in (A, some))
+        return total * linear / of_some, slope * linear / of_some
 
 
 class NegativeBinomial(AbstractLikelihood):

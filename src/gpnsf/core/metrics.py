@@ -238,7 +238,7 @@ def _bernoulli_null(
             curvature += np.bincount(counts.indices, slope, minlength=n_features)
         step = np.divide(gradient, curvature, out=np.zeros(n_features), where=seen & (curvature > 0))
         log_rate[seen] += np.clip(step, -1, 1)[seen]
-        if np.abs(step).max(initial=0) < 1e-10:
+        if np.abs(step).max(initial=0) < 1e-7:  # the next step would be its square
             break
     return np.exp(log_rate)
 

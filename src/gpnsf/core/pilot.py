@@ -1,7 +1,7 @@
-"""Where a large fit begins: at the end of a fit of some of its rows, carried over to all of them.
+"""Where a large fit begins: at the end of a fit of some of its counts, carried over to all of them.
 
-Starts, and the steps that choose among them, look at all counts many times, and what they have to find out, loadings and smooth
-fields, a sample shows as well. The fit itself then sees every row.
+Starts, and the steps that choose among them, look at all counts many times. What they have to find out, smooth fields and what
+goes with them, a sample of the rows shows as well, and so does the modality that tells most. The fit itself then sees everything.
 """
 
 from __future__ import annotations
@@ -15,15 +15,17 @@ import torch
 from torch import Tensor
 
 from gpnsf.core import training
-from gpnsf.core.initial import Start
+from gpnsf.core.initial import Start, lead, loadings_at
 from gpnsf.core.model import Block, Factorization, ViewModel
+from gpnsf.core.sparse import SparseCounts
 from gpnsf.core.types import Dataset
 
-__all__ = ["Pilot", "continued", "sample"]
+__all__ = ["Pilot", "continued", "lone", "sample"]
 
 ROWS = 50_000  # of a sample
 NONZEROS = 20_000_000  # of a sample that has more than the fewest rows
 FEWEST = 5_000
+MANY = 10_000_000  # nonzeros from which the modality that tells most goes ahead, if the others are larger
 STRATUM = 200  # rows of a slice, a batch, or a set of modalities that is small, if it has as many
 N_UPDATES = 10
 
@@ -45,12 +47,23 @@ def sample(dataset: Dataset, seed: int) -> np.ndarray | None:
     return np.sort(np.concatenate(rows))
 
 
+def lone(dataset: Dataset) -> str | None:
+    """The modality that goes ahead of the others; None where it would save little, lacks many rows, or real values are fitted."""
+    if dataset.nnz < MANY or any(view.likelihood == "gaussian" for view in dataset.views):
+        return None
+    few = dataset.subset(np.unique(np.linspace(0, dataset.n_obs - 1, 500, dtype=np.int64)))
+    name = lead(few).name
+    first = next(view for view in dataset.views if view.name == name)
+    return name if dataset.nnz > 2 * first.counts.nnz and first.observed.mean() > 0.9 else None
+
+
 @dataclass(frozen=True)
 class Pilot:
     """The one start of a large fit, made when it is asked for."""
 
     dataset: Dataset
-    rows: np.ndarray  # of the sample
+    rows: np.ndarray | None  # of the sample, if there is one
+    ahead: str | None  # the modality that goes ahead, if there is one
     build: Callable[[Dataset, int], Factorization]
     n_spatial: int
     init: str
@@ -58,20 +71,40 @@ class Pilot:
 
     def __str__(self) -> str:
         """What a checkpoint knows of it."""
-        return f"{self.init}, {len(self.rows)} rows"
+        return f"{self.init}, {'all' if self.rows is None else len(self.rows)} rows, {self.ahead or 'all modalities'}"
+
+    @property
+    def left(self) -> training.Schedule:
+        """What is left to do after it."""
+        return replace(self.options["schedule"], pick_steps=5, min_steps=30)
 
     def __iter__(self) -> Iterator[Start]:
-        """Fit the sample, and go on from there."""
-        yield self._start()
-
-    def _start(self) -> Start:
-        part = self.dataset.subset(self.rows)
-        model = self.build(part, self.n_spatial)
+        """Fit the part, and go on from there."""
+        part = self.dataset if self.rows is None else self.dataset.subset(self.rows)
+        model = self.build(_only(part, self.ahead), self.n_spatial)
         schedule = replace(self.options["schedule"], polish_steps=0)
-        history = training.fit(model, part, init=self.init, seed=self.options["seed"], schedule=schedule)
-        log_factors = _log_factors(model, self.dataset)
-        start = continued(model, log_factors, np.arange(model.n_factors))
-        return replace(start, name=max(history.starts, key=lambda name: history.starts[name]))
+        options = {"seed": self.options["seed"], "schedule": schedule}
+        history = training.fit(model, _only(part, self.ahead), init=self.init, **options)
+        start = continued(model, self._log_factors(model), np.arange(model.n_factors))
+        factors = torch.as_tensor(start.factors if self.rows is None else start.factors[self.rows])
+        for view in part.loaded().views if self.ahead else ():
+            if view.name != self.ahead:
+                start.loadings[view.name] = loadings_at(view, SparseCounts(view.counts), factors)
+        yield replace(start, name=max(history.starts, key=lambda name: history.starts[name]))
+
+    @torch.no_grad()
+    def _log_factors(self, model: Factorization) -> Tensor:
+        """Log factors [N, K] of all rows at the fields and loadings of a model of some of them."""
+        blocks = model.blocks(replace(_only(self.dataset, self.ahead), memory=0.0))  # each is looked at once
+        if self.rows is None:
+            return torch.cat([model.marginals(block)[0] for block in blocks])
+        update = _counted if model.nonnegative else _signed
+        return torch.cat([update(model, block) for block in blocks])
+
+
+def _only(dataset: Dataset, name: str | None) -> Dataset:
+    """A dataset without the modalities that do not go ahead."""
+    return dataset if name is None else replace(dataset, views=tuple(v for v in dataset.views if v.name == name))
 
 
 @torch.no_grad()
@@ -83,14 +116,6 @@ def continued(model: Factorization, log_factors: Tensor, order: np.ndarray) -> S
     widths = torch.cat([scale, torch.ones(1, device=scale.device)])
     loadings = {name: (view.loadings * widths)[:, columns].cpu().numpy() for name, view in model.items()}
     return Start("tested", (factors / scale)[:, columns[:-1]].cpu().numpy(), loadings)
-
-
-@torch.no_grad()
-def _log_factors(model: Factorization, dataset: Dataset) -> Tensor:
-    """Log factors [N, K] of all rows at the fields and loadings of a model of some of them."""
-    blocks = model.blocks(replace(dataset, memory=0.0))  # each is looked at once
-    update = _counted if model.nonnegative else _signed
-    return torch.cat([update(model, block) for block in blocks])
 
 
 def _field(model: Factorization, block: Block) -> Tensor:

@@ -58,10 +58,7 @@ class RowReader(Protocol):
 
 
 def parts(counts: sp.csr_matrix | RowReader) -> Iterator[tuple[slice, sp.csr_matrix]]:
-    """Ranges of rows with their counts: all at once where they are in memory."""
-    if sp.issparse(counts):
-        yield slice(0, counts.shape[0]), counts
-        return
+    """Ranges of rows with their counts, so that arrays [nnz] made of them stay small."""
     n_rows, n_features = counts.shape
     step = rows_at_a_time(n_rows, n_features, counts.nnz)
     for start in range(0, n_rows, step):

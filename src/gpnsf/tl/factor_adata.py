@@ -52,7 +52,7 @@ def factor_adata(data: AnnData | MuData, *, key: str = "gpnsf") -> AnnData:
     --------
     >>> import gpnsf
     >>> mdata = gpnsf.datasets.tissue(n_obs=100, n_genes=40, n_peaks=60, seed=2)
-    >>> gpnsf.tl.fit(mdata, n_factors=4, max_steps=2, progress=False)
+    >>> gpnsf.tl.fit(mdata, n_factors=4, max_steps=2, split="assumed", progress=False)
     >>> gpnsf.tl.factor_adata(mdata).var_names.tolist()
     ['spatial_1', 'spatial_2', 'nonspatial_1', 'nonspatial_2']
     """
