@@ -113,20 +113,12 @@ def _sample(dataset: Dataset, rng: np.random.Generator) -> np.ndarray:
 
 
 def _subset(dataset: Dataset, rows: np.ndarray) -> Dataset:
-    """Some rows of a dataset, under the likelihoods of the test."""
-    library = np.unique(dataset.library[rows], return_inverse=True)[1]
-    views = tuple(
-        replace(
-            view,
-            counts=view.counts[rows],
-            size=view.size[rows],
-            observed=view.observed[rows],
-            likelihood=FIT_AS.get(view.likelihood, view.likelihood),
-        )
-        for view in dataset.views
-    )
-    batch = None if dataset.batch is None else np.unique(dataset.batch[rows], return_inverse=True)[1]
-    return replace(dataset, coords=dataset.coords[rows], library=library, views=views, batch=batch)
+    """Some rows of a dataset, under the likelihoods of the test; slices and batches that are left out lose their codes."""
+    part = dataset.subset(rows)
+    views = tuple(replace(view, likelihood=FIT_AS.get(view.likelihood, view.likelihood)) for view in part.views)
+    library = np.unique(part.library, return_inverse=True)[1]
+    batch = None if part.batch is None else np.unique(part.batch, return_inverse=True)[1]
+    return replace(part, library=library, views=views, batch=batch)
 
 
 def _thin(view: View, rng: np.random.Generator) -> tuple[View, View]:
