@@ -181,7 +181,13 @@ def test_columns_are_loaded_where_they_fit_and_refused_where_they_do_not(counts,
     backed.file.close()
 
 
-def test_the_budget_is_the_setting_or_a_share_of_the_machine():
-    assert 1e8 < reader.memory_budget() < 1e13
+def test_the_budget_is_the_setting_or_a_share_of_the_smallest_limit(tmp_path, monkeypatch):
+    whole = reader.memory_budget()
+    container = tmp_path / "memory.max"
+    monkeypatch.setattr(reader, "CONTAINER", (tmp_path / "missing", container))
+    container.write_text("max\n")
+    assert reader.memory_budget() >= whole
+    container.write_text("4000000\n")
+    assert reader.memory_budget() == 1_000_000
     with settings.override(memory_budget=123):
         assert reader.memory_budget() == 123

@@ -7,6 +7,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import h5py
@@ -23,6 +24,7 @@ __all__ = ["NOT_BINARY", "StoredCounts", "canonical", "is_stored", "loaded", "me
 DENSE_ENTRIES = 4_000_000  # of a dense array, read at a time
 COLUMN_BYTES = 24  # of a value by columns, on its way to rows
 NOT_BINARY = "modality %r holds values other than 0 and 1; %r reads x > 0"
+CONTAINER = tuple(map(Path, ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")))
 SHARE = 0.25  # of the memory of the machine, for counts that are kept
 
 _logger = logging.getLogger("gpnsf")
@@ -55,6 +57,7 @@ def memory_budget() -> float:
         import resource
 
         limits.append(resource.getrlimit(resource.RLIMIT_AS)[0])
+        limits += [int(path.read_text()) for path in CONTAINER if path.exists() and path.read_text().strip().isdigit()]
     except (AttributeError, ImportError, OSError, ValueError):  # a system that does not tell
         limits = [2**32]
     return SHARE * min(limit for limit in limits if limit > 0)
@@ -209,7 +212,7 @@ class _Source(ABC):
             return self.read(0, 0)
         start, stop = int(rows[0]), int(rows[-1]) + 1
         block = self.read(start, stop)
-        return block if stop - start == len(rows) else block[rows - start]
+        return block if np.array_equal(rows, np.arange(start, stop)) else block[rows - start]
 
     @abstractmethod
     def _read(self, start: int, stop: int) -> Any:

@@ -30,7 +30,7 @@ def fitted(dataset: Dataset, preset: str = "gpnsf", **options) -> fitting.Outcom
     def make(dataset: Dataset, n_spatial: int):
         return build(preset, dataset, n_factors=3, n_spatial=n_spatial, n_inducing=20)
 
-    n_spatial = {"pnmf": 0, "fa": 0, "nsf": 3, "rsf": 3}.get(preset, 2)
+    n_spatial = {"pnmf": 0, "nsf": 3}.get(preset, 2)
     return fitting.fit(dataset, make, n_factors=3, n_spatial=n_spatial, schedule=SHORT, **options)
 
 
@@ -60,16 +60,19 @@ def test_many_nonzeros_make_a_smaller_sample(monkeypatch):
     assert len(pilot.sample(dataset, seed=0)) == 20
 
 
-@pytest.mark.parametrize("preset", ["gpnsf", "nsf", "pnmf", "rsf", "fa"])
+@pytest.mark.parametrize("preset", ["gpnsf", "nsf", "pnmf"])
 @pytest.mark.parametrize("block_size", [None, 17])
-def test_every_model_begins_at_its_sample(preset, block_size):
-    signed = preset in ("rsf", "fa")
-    dataset = toy_dataset({"rna": "gaussian"} if signed else TWO, n_obs=90, missing=0 if signed else 6)
+def test_every_model_of_counts_begins_at_its_sample(preset, block_size):
+    dataset = toy_dataset(TWO, n_obs=90, missing=6)
     found = fitted(dataset, preset, block_size=block_size)
     assert len(found.history.starts) == 1
     assert found.posterior.mean.shape == (90, 3)
     assert np.isfinite(found.posterior.mean).all()
     assert np.isfinite(found.history.elbo).all()
+
+
+def test_real_values_have_no_sample():
+    assert pilot.sample(toy_dataset({"rna": "gaussian"}, n_obs=90), seed=0) is None
 
 
 def test_a_sample_of_batches_with_slices():

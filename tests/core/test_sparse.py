@@ -226,26 +226,6 @@ def test_dense_rows_cut_out_a_block(name):
         np.testing.assert_array_equal(counts.dense_rows(slice(*rows)).numpy(), dense[slice(*rows)])
 
 
-@each_matrix
-@each_link
-def test_transposed_exchanges_rows_and_columns(name, link):
-    dense, counts, G, W = draw(name)
-    other = counts.transposed()
-    assert other.shape == dense.shape[::-1]
-    assert other.values.numel() == counts.nnz
-    value, dW, dG = other.terms(W, G, link)
-    for found, expected in zip((value, dG, dW), reference(dense, G, W, link), strict=True):
-        close(found, expected)
-    close(other.product(G), torch.as_tensor(dense).T @ G)
-    torch.testing.assert_close(other.transposed().values, counts.values)
-
-
-def test_summaries_of_the_transpose_are_its_own():
-    dense, counts, _, _ = draw("gaps")
-    assert counts.column_squares.shape == (9,)  # remembered before the transpose is made
-    close(counts.transposed().column_squares, torch.as_tensor(dense**2).sum(1))
-
-
 @each_link
 def test_no_dense_array_is_made(link):
     """A matrix of 200,000 x 50,000 entries would take 40 GB."""
@@ -280,6 +260,5 @@ def test_the_matrix_put_in_is_shared_and_stays_as_it_is():
     matrix = sp.csr_matrix(MATRICES["some"])
     counts, before = SparseCounts(matrix), matrix.copy()
     assert np.shares_memory(counts.values.numpy(), matrix.data)
-    counts.transposed().terms(torch.ones(6, K), torch.ones(14, K), "log")
     counts.terms(torch.ones(14, K), torch.ones(6, K), "log")
     assert (matrix != before).nnz == 0

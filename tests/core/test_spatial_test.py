@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import scipy.sparse as sp
@@ -101,6 +103,19 @@ def test_wide_neighbourhoods_find_what_noise_hides_from_near_ones(monkeypatch):
     assert both.mean() > 1.3 * near.mean() > 0.4
 
 
+def test_a_small_slice_takes_nothing_from_a_large_one():
+    rng = np.random.default_rng(6)
+    data = dataset(np.ones((912, 1)), "poisson")
+    one, other = data.coords[:, :1] + rng.normal(scale=4, size=(2, 912, 40))
+    alone = module._crossed_order(
+        one[:900], other[:900], replace(data, coords=data.coords[:900], library=data.library[:900])
+    )
+    library = np.repeat([0, 1, 2], [900, 11, 1])
+    together = module._crossed_order(one, other, replace(data, library=library))
+    np.testing.assert_allclose(together, alone, atol=0.5)
+    assert alone.mean() > 2
+
+
 def test_constant_scores_and_a_handful_of_spots_are_not_spatial():
     rng = np.random.default_rng(0)
     constant = np.ones((50, 2))
@@ -123,6 +138,9 @@ def data_of(n: int) -> Dataset:
         ([3.7, 4.7, -0.5, 2.4], [1, 1, 0, 1]),  # far below the others
         ([1.1, 0.3, 1.8, 1.3], [0, 0, 0, 0]),  # not even together
         ([3.1, -1, -1, 0.5], [1, 0, 0, 0]),
+        ([8, 0, 0, 0, 0, 0], [1, 0, 0, 0, 0, 0]),  # a strong one does not pay for the others
+        ([5, 0, 0], [1, 0, 0]),
+        ([7, 5, 2.5, 2.5], [1, 1, 0, 0]),  # not shallow
         ([2.9], [0]),
         ([3.1], [1]),
     ],

@@ -64,17 +64,20 @@ class Pattern:
     shape: tuple[int, int]
 
     @classmethod
-    def read(cls, counts: sp.csr_matrix, device: torch.device | str) -> Pattern:
-        """The arrays of a matrix, shared where they have the right type already."""
+    def read(cls, counts: sp.csr_matrix, device: torch.device | str, rows: slice = slice(None)) -> Pattern:
+        """Some rows of a matrix, whose arrays are shared where they have the right type already."""
         if not counts.has_sorted_indices:
             counts = counts.sorted_indices()
+        start, stop, _ = rows.indices(counts.shape[0])
+        pointers = counts.indptr[start : stop + 1]
+        inside = slice(int(pointers[0]), int(pointers[-1]))
 
         def tensor(array: np.ndarray, dtype: Any) -> Tensor:
             # torch wants writeable arrays, though nothing is written here
             return torch.as_tensor(np.require(array, dtype, ["C", "W"]), device=device)
 
-        arrays = tensor(counts.indptr, np.int64), tensor(counts.indices, np.int32), tensor(counts.data, np.float32)
-        return cls(*arrays, counts.shape)
+        indices, values = tensor(counts.indices[inside], np.int32), tensor(counts.data[inside], np.float32)
+        return cls(tensor(pointers - pointers[0], np.int64), indices, values, (stop - start, counts.shape[1]))
 
     def rows(self, rows: slice) -> Pattern:
         """A range of rows, sharing memory."""

@@ -90,7 +90,7 @@ class AbstractLikelihood(nn.Module, ABC):
         return counts.loading_information(A, W, self.nonzero_information)
 
     @abstractmethod
-    def totals(self, counts: SparseCounts, A: Tensor, W: Tensor) -> tuple[Tensor, Tensor]:
+    def totals(self, A: Tensor, W: Tensor) -> tuple[Tensor, Tensor]:
         """Expected total of a row block, and its derivative in the logarithm of a common factor on W."""
 
     def prepare(self, counts: Iterable[SparseCounts]) -> None:
@@ -124,7 +124,7 @@ class Poisson(AbstractLikelihood):
         gradient = counts.half(A, W, self.link)[:, :-1] - W.sum(0)[:-1]
         return gradient, counts.information(A, W, self.nonzero_information) if information else None
 
-    def totals(self, counts: SparseCounts, A: Tensor, W: Tensor) -> tuple[Tensor, Tensor]:
+    def totals(self, A: Tensor, W: Tensor) -> tuple[Tensor, Tensor]:
         """``sum r``, which is its own derivative."""
         total = A.sum(0).double() @ W.sum(0).double()
         return total, total
@@ -143,8 +143,9 @@ class Bernoulli(Poisson):
         """``(1 - p) / p^2``."""
         return torch.exp(-rate) / torch.expm1(-rate) ** 2
 
-    def totals(self, counts: SparseCounts, A: Tensor, W: Tensor) -> tuple[Tensor, Tensor]:
+    def totals(self, A: Tensor, W: Tensor) -> tuple[Tensor, Tensor]:
         """``sum p`` and ``sum r exp(-r)``, over dense row blocks; of large ones their ratio to ``sum r``, in some of the rows."""
+        A = A[A[:, -1] > 0]  # observed
         some = A[:: 1 + len(A) * len(W) // MAX_ENTRIES]
         total = slope = torch.zeros((), dtype=torch.float64, device=A.device)
         for rows in row_blocks(len(some), len(W)):
@@ -209,9 +210,9 @@ class NegativeBinomial(AbstractLikelihood):
         theta = self.log_theta.exp()[feature]
         return values * theta / (rate**2 * (theta + rate))
 
-    def totals(self, counts: SparseCounts, A: Tensor, W: Tensor) -> tuple[Tensor, Tensor]:
+    def totals(self, A: Tensor, W: Tensor) -> tuple[Tensor, Tensor]:
         """``sum r``."""
-        return self._poisson.totals(counts, A, W)
+        return self._poisson.totals(A, W)
 
     def prepare(self, counts: Iterable[SparseCounts]) -> None:
         """Begin in the Poisson phase."""
@@ -288,7 +289,7 @@ class ClippedBernoulli(AbstractLikelihood):
         p = rate.clamp(1e-6, 1 - self.epsilon)
         return 1 / (p**2 * (1 - p))
 
-    def totals(self, counts: SparseCounts, A: Tensor, W: Tensor) -> tuple[Tensor, Tensor]:
+    def totals(self, A: Tensor, W: Tensor) -> tuple[Tensor, Tensor]:
         """``sum p`` and its derivative, over dense row blocks."""
         total = slope = torch.zeros((), dtype=torch.float64, device=A.device)
         for rows in row_blocks(len(A), len(W)):
@@ -342,7 +343,7 @@ class Gaussian(AbstractLikelihood):
         """``sum_i a a^T / sd^2``."""
         return (A.T @ A)[:-1, :-1] * torch.exp(-2 * self.log_sd)[:, None, None]
 
-    def totals(self, counts: SparseCounts, A: Tensor, W: Tensor) -> tuple[Tensor, Tensor]:
+    def totals(self, A: Tensor, W: Tensor) -> tuple[Tensor, Tensor]:
         """``sum r``."""
         total = A.sum(0).double() @ W.sum(0).double()
         return total, total

@@ -31,10 +31,13 @@ N_UPDATES = 10
 
 
 def sample(dataset: Dataset, seed: int) -> np.ndarray | None:
-    """Rows in rising order, drawn in proportion from slices, batches and sets of modalities; None where all are to be taken."""
+    """Rows in rising order, drawn in proportion from slices, batches and sets of modalities; None where all are to be taken.
+
+    Models of real values begin at a singular value decomposition of everything.
+    """
     observed = np.column_stack([view.observed for view in dataset.views])
     limit = min(ROWS, max(FEWEST, dataset.n_obs * NONZEROS // max(dataset.nnz, 1)))
-    if dataset.n_obs <= limit:
+    if dataset.n_obs <= limit or _has_real_values(dataset):
         return None
     rng = np.random.default_rng(seed)
     batch = np.zeros(dataset.n_obs, np.int64) if dataset.batch is None else dataset.batch
@@ -47,9 +50,14 @@ def sample(dataset: Dataset, seed: int) -> np.ndarray | None:
     return np.sort(np.concatenate(rows))
 
 
+def _has_real_values(dataset: Dataset) -> bool:
+    """Whether a modality is not counted."""
+    return any(view.likelihood == "gaussian" for view in dataset.views)
+
+
 def lone(dataset: Dataset) -> str | None:
     """The modality that goes ahead of the others; None where it would save little, lacks many rows, or real values are fitted."""
-    if dataset.nnz < MANY or any(view.likelihood == "gaussian" for view in dataset.views):
+    if dataset.nnz < MANY or _has_real_values(dataset):
         return None
     few = dataset.subset(np.unique(np.linspace(0, dataset.n_obs - 1, 500, dtype=np.int64)))
     name = lead(few).name
@@ -83,14 +91,16 @@ class Pilot:
         part = self.dataset if self.rows is None else self.dataset.subset(self.rows)
         model = self.build(_only(part, self.ahead), self.n_spatial)
         schedule = replace(self.options["schedule"], polish_steps=0)
-        options = {"seed": self.options["seed"], "schedule": schedule}
+        options = {**self.options, "schedule": schedule, "nested": True}
         history = training.fit(model, _only(part, self.ahead), init=self.init, **options)
-        start = continued(model, self._log_factors(model), np.arange(model.n_factors))
+        best = max(history.starts, key=lambda name: history.starts[name])
+        start = continued(model, self._log_factors(model), np.arange(model.n_factors), best)
         factors = torch.as_tensor(start.factors if self.rows is None else start.factors[self.rows])
-        for view in part.loaded().views if self.ahead else ():
+        for view in part.views if self.ahead else ():
             if view.name != self.ahead:
+                view = _only(part, view.name).loaded().views[0]
                 start.loadings[view.name] = loadings_at(view, SparseCounts(view.counts), factors)
-        yield replace(start, name=max(history.starts, key=lambda name: history.starts[name]))
+        yield start
 
     @torch.no_grad()
     def _log_factors(self, model: Factorization) -> Tensor:
@@ -98,8 +108,7 @@ class Pilot:
         blocks = model.blocks(replace(_only(self.dataset, self.ahead), memory=0.0))  # each is looked at once
         if self.rows is None:
             return torch.cat([model.marginals(block)[0] for block in blocks])
-        update = _counted if model.nonnegative else _signed
-        return torch.cat([update(model, block) for block in blocks])
+        return torch.cat([_carried(model, block) for block in blocks])
 
 
 def _only(dataset: Dataset, name: str | None) -> Dataset:
@@ -108,14 +117,14 @@ def _only(dataset: Dataset, name: str | None) -> Dataset:
 
 
 @torch.no_grad()
-def continued(model: Factorization, log_factors: Tensor, order: np.ndarray) -> Start:
+def continued(model: Factorization, log_factors: Tensor, order: np.ndarray, name: str = "tested") -> Start:
     """Where a fit has arrived, its factors in another order, as a start."""
-    factors = log_factors.exp().clamp(1e-4, 1e4) if model.nonnegative else log_factors
-    scale = factors.mean(0) if model.nonnegative else torch.ones_like(factors[0])
+    factors = log_factors.exp().clamp(1e-4, 1e4)
+    scale = factors.mean(0)
     columns = torch.as_tensor(np.append(order, len(order)), device=scale.device)
     widths = torch.cat([scale, torch.ones(1, device=scale.device)])
     loadings = {name: (view.loadings * widths)[:, columns].cpu().numpy() for name, view in model.items()}
-    return Start("tested", (factors / scale)[:, columns[:-1]].cpu().numpy(), loadings)
+    return Start(name, (factors / scale)[:, columns[:-1]].cpu().numpy(), loadings)
 
 
 def _field(model: Factorization, block: Block) -> Tensor:
@@ -125,17 +134,16 @@ def _field(model: Factorization, block: Block) -> Tensor:
     return model.spatial.marginals(block.rows, block.located)[0]
 
 
-def _counted(model: Factorization, block: Block) -> Tensor:
+def _carried(model: Factorization, block: Block) -> Tensor:
     """Nonspatial factors by multiplicative updates, shrunken towards one as by a gamma prior of their variance."""
     fixed = _field(model, block).clamp(-12.0, 8.0).exp()
     if model.nonspatial is None:
         return fixed.log()
     T, prior = model.n_spatial, (-2 * model.nonspatial.log_sigma).exp()  # [K-T]
     H = torch.ones(len(fixed), len(prior), device=fixed.device)
-    views = [(name, view) for name, view in model.items() if not view.likelihood.signed]
     for _ in range(N_UPDATES):
         above, below = prior.expand_as(H), prior.expand_as(H)
-        for name, view in views:
+        for name, view in model.items():
             W, weight = view.loadings_of(block.batch), view.weight * block.size[name]
             A = block.size[name] * torch.cat([fixed, H, torch.ones_like(H[:, :1])], 1)
             above = above + weight * H * block.counts[name].half(A, W, _link(view))[:, T:-1]
@@ -147,20 +155,3 @@ def _counted(model: Factorization, block: Block) -> Tensor:
 def _link(view: ViewModel) -> str:
     """Open peaks hide how many events there were."""
     return "cloglog" if "Bernoulli" in type(view.likelihood).__name__ else "log"
-
-
-def _signed(model: Factorization, block: Block) -> Tensor:
-    """Nonspatial factors by ridge regression on the loadings."""
-    fixed = _field(model, block)
-    if model.nonspatial is None:
-        return fixed
-    T = model.n_spatial
-    gram = torch.diag((-2 * model.nonspatial.log_sigma).exp())
-    moments = torch.zeros(len(fixed), len(gram), device=fixed.device)
-    for name, view in model.items():
-        W = view.loadings_of(block.batch)
-        free, held = W[:, T:-1], torch.cat([W[:, :T], W[:, -1:]], 1)
-        known = torch.cat([fixed, torch.ones_like(fixed[:, :1]) if T else torch.ones(len(fixed), 1)], 1)
-        moments += block.counts[name].product(free.contiguous()) - known @ (held.T @ free)
-        gram = gram + free.T @ free
-    return torch.cat([fixed, torch.linalg.solve(gram, moments.T).T], 1)

@@ -174,10 +174,7 @@ class _Result:
 
     def _totals(self, likelihood: AbstractLikelihood, name: str, blocks: list[Block]) -> tuple[float, float]:
         """Expected total over all blocks, and its derivative."""
-        parts = [
-            likelihood.totals(block.counts[name], self.augmented(block, name), self.loadings_of(name, block))
-            for block in blocks
-        ]
+        parts = [likelihood.totals(self.augmented(block, name), self.loadings_of(name, block)) for block in blocks]
         return sum(float(total) for total, _ in parts), sum(float(slope) for _, slope in parts)
 
     def variance_explained(self, model: Factorization, dataset: Dataset, blocks: list[Block]) -> dict[str, np.ndarray]:

@@ -28,7 +28,7 @@ class SparseCounts:
     """Counts of one row block, on one device."""
 
     def __init__(self, counts: sp.csr_matrix, device: torch.device | str = "cpu", rows: slice = slice(None)) -> None:
-        self._set(Pattern.read(counts, device).rows(slice(*rows.indices(counts.shape[0]))))
+        self._set(Pattern.read(counts, device, rows))
 
     def _set(self, by_rows: Pattern) -> None:
         self._rows, self.shape, self.nnz = by_rows, by_rows.shape, by_rows.values.numel()
@@ -102,12 +102,6 @@ class SparseCounts:
         block[index, part.indices.long()] = part.values
         return block
 
-    def transposed(self) -> SparseCounts:
-        """The same counts with the roles of rows and columns exchanged, sharing memory."""
-        other = SparseCounts._of(self._columns)
-        other._columns = self._rows
-        return other
-
     def product(self, W: Tensor) -> Tensor:
         """``Y W`` [n, K], differentiable in W."""
         return TransposedProduct.apply(self._rows.matrix, self._columns.matrix, W)
@@ -143,7 +137,7 @@ class SparseCounts:
         result = torch.zeros(self.shape[1], K, K, device=W.device)
         feature = torch.arange(self.shape[1], device=W.device)
         for rows, part in self._chunks():
-            turned = SparseCounts._of(part._rows.transposed())  # not kept, as `part.transposed()` would be
+            turned = SparseCounts._of(part._rows.transposed())
             rate = turned.rates(W, A[rows]) + TINY
             weights = weight(turned.values, rate, feature.repeat_interleave(turned.per_row))
             turned._kernel.information(weights, A[rows, :-1], result)

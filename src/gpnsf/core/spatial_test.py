@@ -24,6 +24,7 @@ from gpnsf.core.types import Dataset, View
 __all__ = ["MIN_Z", "SpatialTest", "halves", "passed", "spatial_test"]
 
 MIN_Z = 3.0  # above which a factor counts as spatial
+CLEAR_Z = 6.0  # above which a factor shows that the data are not too shallow to judge each alone
 SCATTER = 4.0  # of z over factors with the same order: three standard deviations
 CHANCE = 2.0  # standard deviations of the order that real differences between spots have by chance, taken off z
 MAX_SPOTS = 5_000
@@ -52,12 +53,14 @@ class SpatialTest:
 def passed(z: np.ndarray) -> np.ndarray:
     """Which spatial factors [T] are spatial.
 
-    Each that shows it alone; in very shallow data none may. Where the T factors show it together, at the level that T single
-    tests have, one is given up only if it falls short of what the better half of them shows.
+    Each that shows it alone. In very shallow data, where none can show it clearly, they may show it together, at the level that T
+    single tests have; none counts for more than it takes to pass alone. Then one is given up only if it falls short of what the
+    better half of them shows.
     """
-    T = len(z)
-    if z.sum() <= np.sqrt(T) * norm.isf(min(0.5, T * norm.sf(MIN_Z))):
-        return z > MIN_Z
+    T, alone = len(z), z > MIN_Z
+    together = np.minimum(z, MIN_Z).sum() > np.sqrt(T) * norm.isf(min(0.5, T * norm.sf(MIN_Z)))
+    if not together or z.max() > CLEAR_Z:
+        return alone
     typical = np.sort(z)[T // 2 :].mean()
     return z > min(MIN_Z, typical - SCATTER)
 
@@ -177,10 +180,12 @@ def _crossed_order(fitted: np.ndarray, kept: np.ndarray, dataset: Dataset) -> np
     """
     slices = [np.flatnonzero(dataset.library == code) for code in np.unique(dataset.library)]
     fitted, kept = (_standard(centred_within(scores, slices)) for scores in (fitted, kept))
-    coords = dataset.coords.astype(np.float64) + 1e3 * dataset.library[:, None]
-    most = max(1, min(len(rows) for rows in slices) // 8)
-    near = [knn_weights(coords, n_neighbors=min(number, most)) @ fitted for number in N_NEIGHBORS]
-    expected = np.sum([_standard(centred_within(mean, slices)) for mean in near], axis=0)
+    near = np.zeros((len(N_NEIGHBORS), *fitted.shape))
+    for rows in (rows for rows in slices if len(rows) > 1):
+        for total, wanted in zip(near, N_NEIGHBORS, strict=True):
+            number = min(wanted, max(1, len(rows) // 8))
+            total[rows] = number * (knn_weights(dataset.coords[rows], n_neighbors=number) @ fitted[rows])
+    expected = np.sum([_standard(centred_within(total, slices)) for total in near], axis=0)
     spread = np.sqrt(np.diag(permutation_variance(expected, kept, slices)))
     z = np.divide((expected * kept).sum(0), spread, out=np.zeros_like(spread), where=spread > 1e-12)
     return z - CHANCE * (fitted * kept).sum(0).clip(0)

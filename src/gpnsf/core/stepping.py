@@ -36,10 +36,11 @@ class Stepper:
         blocks: list[Block],
         objective: TraceMeanField_ELBO,
         bar: tqdm,
+        nnz: int,
         checkpoint: Checkpoint | None = None,
     ) -> None:
         self.model, self.blocks, self.bar, self.checkpoint = model, blocks, bar, checkpoint
-        self.nnz = max(1, sum(counts.nnz for block in blocks for counts in block.counts.values()))
+        self.nnz = max(1, nnz)
         self.devices = [device for device in [next(model.parameters()).device] if device.type == "cuda"]
         self.state = State()
         self._objective = objective

@@ -64,13 +64,15 @@ def fit(
     schedule: Schedule | None = None,
     block_size: int | None = None,
     blocks: list[Block] | None = None,
+    nested: bool = False,
     seed: int = 0,
     progress: bool = False,
     checkpoint: Checkpoint | None = None,
 ) -> History:
     """Try the starts, keep the one with the best bound, run it to convergence, then fit what the Poisson phase left out.
 
-    ``blocks`` are those of the dataset at this ``block_size``, where the caller goes on with them and what they have kept.
+    ``blocks`` are those of the dataset at this ``block_size``, where the caller goes on with them and what they have kept. Of the
+    interruption of a ``nested`` fit the outer one tells.
     With a ``checkpoint`` that holds a state of this fit, go on from there. The file is left for the caller to remove.
     """
     schedule = schedule or Schedule()
@@ -86,7 +88,7 @@ def fit(
         tqdm(total=schedule.max_steps, disable=not progress, desc="fit", unit="step") as bar,
     ):
         blocks = model.blocks(dataset, block_size) if blocks is None else blocks
-        stepper = Stepper(model, blocks, TraceMeanField_ELBO(), bar, checkpoint)
+        stepper = Stepper(model, blocks, TraceMeanField_ELBO(), bar, dataset.nnz, checkpoint)
         run = _Run(stepper, schedule)
         if checkpoint is not None:
             arguments = {
@@ -104,7 +106,8 @@ def fit(
             run.optimise()
             run.polish()
         except KeyboardInterrupt:
-            _report_interruption(stepper.state, checkpoint)
+            if not nested:
+                _report_interruption(stepper.state, checkpoint)
             raise
         if checkpoint is not None:
             checkpoint.flush()

@@ -137,7 +137,7 @@ def fit(
     holdout_key
         Boolean ``obs`` column; rows where it is true train nothing and get the field's prediction.
     max_steps
-        Cap on the optimisation steps.
+        Cap on the optimisation steps; a large fit begins with a smaller one, which has as many.
     learning_rate
         Rate of Adam.
     tol
@@ -145,8 +145,9 @@ def fit(
         objective: less than this or than twice its standard error).
     block_size
         Rows per block; the gradient over blocks is the full-batch gradient. Default: blocks of at most 50,000 rows and four
-        million nonzero counts (more for many features), so that small data are one block. Blocks change the order of sums: after equal numbers of steps, factors agree to a thousandth of their maximum; where the rule
-        for convergence then falls on another step, to about two hundredths.
+        million nonzero counts (more for many features), so that small data are one block. Blocks change the order of
+        sums: after equal numbers of steps, factors agree to a thousandth of their maximum; where the rule for convergence
+        then falls on another step, to about two hundredths.
     device
         "auto", "cpu", "cuda" or "cuda:1".
     seed
