@@ -62,9 +62,8 @@ def save(path: str | os.PathLike[str], data: AnnData | MuData, keys: Keys) -> No
         with partial.open("rb+") as file:
             os.fsync(file.fileno())
         partial.replace(path)
-    except BaseException:
+    finally:
         partial.unlink(missing_ok=True)
-        raise
 
 
 def _check(path: Path) -> None:

@@ -60,6 +60,7 @@ class AbstractLikelihood(nn.Module, ABC):
     """Conditional distribution of one modality given its rates."""
 
     signed = False  # whether rates may be negative
+    link = "log"  # of updates on the nonzeros; "cloglog" where an open peak hides how many events there were
     has_bound = True  # whether `bound` is a lower bound for v > 0
 
     def __init__(self, n_features: int) -> None:
@@ -107,8 +108,6 @@ class AbstractLikelihood(nn.Module, ABC):
 
 class Poisson(AbstractLikelihood):
     """``y ~ Poisson(r)``: ``sum_nz y log rG - sum_k (sum_i E_ik)(sum_j W_jk) - sum log y!``; the second term is exact."""
-
-    link = "log"
 
     def distribution(self, rate: Tensor) -> dist.Distribution:
         """Poisson counts."""
@@ -251,6 +250,7 @@ class ClippedBernoulli(AbstractLikelihood):
     """
 
     has_bound = False
+    link = "cloglog"
     epsilon = 1e-3
 
     def _probability(self, rate: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gpnsf.core import training
 from gpnsf.core.initial import Start, lead, loadings_at
-from gpnsf.core.model import Block, Factorization, ViewModel
+from gpnsf.core.model import Block, Factorization
 from gpnsf.core.sparse import SparseCounts
 from gpnsf.core.types import Dataset
 
@@ -146,12 +146,7 @@ def _carried(model: Factorization, block: Block) -> Tensor:
         for name, view in model.items():
             W, weight = view.loadings_of(block.batch), view.weight * block.size[name]
             A = block.size[name] * torch.cat([fixed, H, torch.ones_like(H[:, :1])], 1)
-            above = above + weight * H * block.counts[name].half(A, W, _link(view))[:, T:-1]
+            above = above + weight * H * block.counts[name].half(A, W, view.likelihood.link)[:, T:-1]
             below = below + weight * W[:, T:-1].sum(0)
         H = above / below
     return torch.cat([fixed.log(), H.log()], 1)
-
-
-def _link(view: ViewModel) -> str:
-    """Open peaks hide how many events there were."""
-    return "cloglog" if "Bernoulli" in type(view.likelihood).__name__ else "log"

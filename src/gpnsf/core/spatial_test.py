@@ -110,8 +110,7 @@ def halves(dataset: Dataset, rng: np.random.Generator) -> tuple[Dataset, Dataset
 def _sample(dataset: Dataset, rng: np.random.Generator) -> np.ndarray:
     """Rows that were observed, no more than fit into the limits of the test."""
     rows = np.flatnonzero(np.any([view.observed for view in dataset.views], axis=0))
-    nonzeros = sum(view.counts.nnz for view in dataset.views)
-    limit = min(MAX_SPOTS, int(len(rows) * MAX_NONZEROS / max(nonzeros, 1)))
+    limit = min(MAX_SPOTS, int(len(rows) * MAX_NONZEROS / max(dataset.nnz, 1)))
     return rows if len(rows) <= limit else np.sort(rng.choice(rows, limit, replace=False))
 
 
