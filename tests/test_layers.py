@@ -17,7 +17,7 @@ TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in FIL
 DATA = {"keys", "settings", "checks", "results"}  # what every layer that knows AnnData may use
 NUMPY_CORE = {"core.simplex", "core.metrics", "core.association", "core.calibration", "core.stored"}
 BASE = {"core.types", *NUMPY_CORE}
-TERMS = {*BASE, "core.backends", "core.sparse", "core.kernels"}
+TERMS = {*BASE, "core.distributed", "core.backends", "core.sparse", "core.kernels"}
 PARTS = {*TERMS, "core.fields", "core.likelihoods"}
 BACKENDS = {"core.hilbert", "core.inducing"}
 BLOCKS = {*PARTS, "core.factors"}
@@ -36,6 +36,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "writeback": {*DATA, "tissue", "bridge", *BASE},
     "core.types": set(),
     **dict.fromkeys(NUMPY_CORE, BASE),
+    "core.distributed": set(),
     "core.simd": {"core.types"},
     "core.backends": {*BASE, "core.simd"},
     "core.sparse": {*BASE, "core.backends"},
@@ -63,7 +64,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pl": {*DATA, "pl"},
     "datasets": {*DATA, "datasets"},
     "demo": {"", *DATA, "core.metrics", "pp", "tl", "pl", "datasets"},
-    "cli": {"", *DATA, "demo", "pp", "tl", "pl", "datasets"},
+    "cli": {"", *DATA, "core.distributed", "demo", "pp", "tl", "pl", "datasets"},
     "__main__": {"cli"},
 }
 TORCH = {"torch", "pyro"}

@@ -161,7 +161,10 @@ def _add_fit(commands: Any) -> None:
 def _fit(source: Path, target: Path, **options: Any) -> None:
     _check_suffix(target, source.suffix)
     start = time.perf_counter()
-    if _bytes(source) >= LARGE:
+    if "WORLD_SIZE" in os.environ:
+        if not _fit_together(source, target, options):
+            return
+    elif _bytes(source) >= LARGE:
         _fit_in_file(source, target, options)
     else:
         data = _read(source)
@@ -191,6 +194,22 @@ def _fit_in_file(source: Path, target: Path, options: dict[str, Any]) -> None:
         partial.replace(target)
     finally:
         shutil.rmtree(partial) if partial.is_dir() else partial.unlink(missing_ok=True)
+
+
+def _fit_together(source: Path, target: Path, options: dict[str, Any]) -> bool:
+    """Fit with the processes that torchrun has started; tells whether this is the one that writes."""
+    from gpnsf.core import distributed
+
+    distributed.join()
+    try:
+        if distributed.rank() == 0:
+            _fit_in_file(source, target, options)
+            return True
+        with gpnsf.settings.override(verbosity="error"):
+            gpnsf.tl.fit(source, **options)
+        return False
+    finally:
+        distributed.leave()
 
 
 def _add_predict(commands: Any) -> None:

@@ -52,6 +52,7 @@ def memory_budget() -> float:
     """Bytes of counts of a file that may be kept in memory: the setting, or a quarter of what this process may use."""
     if settings.memory_budget is not None:
         return settings.memory_budget
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # that torchrun has started on this machine
     try:
         limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
         import resource
@@ -60,7 +61,7 @@ def memory_budget() -> float:
         limits += [int(path.read_text()) for path in CONTAINER if path.exists() and path.read_text().strip().isdigit()]
     except (AttributeError, ImportError, OSError, ValueError):  # a system that does not tell
         limits = [2**32]
-    return SHARE * min(limit for limit in limits if limit > 0)
+    return SHARE / processes * min(limit for limit in limits if limit > 0)
 
 
 def canonical(matrix: Any, *, modality: str) -> sp.csr_matrix:

@@ -26,13 +26,15 @@ MAPS = ("obsmap", "varmap")
 
 
 @contextmanager
-def opened(path: str | os.PathLike[str], *, spatial_key: str) -> Iterator[AnnData | MuData]:
+def opened(path: str | os.PathLike[str], *, spatial_key: str, writable: bool = True) -> Iterator[AnnData | MuData]:
     """An object with annotations and coordinates in memory and counts in the file, which is open inside the block.
 
-    What would keep the slots from being written is found out here, before any work is done.
+    With ``writable``, what would keep the slots from being written is found out here, before any work is done.
     """
     path = Path(path)
     _check(path)
+    if writable:
+        _check_room(path)
     try:
         root = _open(path, "r")
         data = _object(root, spatial_key)
@@ -67,11 +69,15 @@ def save(path: str | os.PathLike[str], data: AnnData | MuData, keys: Keys) -> No
 
 
 def _check(path: Path) -> None:
-    """The file exists, can be read by us, may be changed, and has room beside it for its copy."""
+    """The file exists, and can be read by us."""
     if path.suffix not in FORMATS:
         raise ValueError(problem(f"a file {', '.join(FORMATS)}", str(path), "Convert it with anndata or mudata first"))
     if not path.exists():
         raise FileNotFoundError(problem("a file that exists", str(path), "Check the path"))
+
+
+def _check_room(path: Path) -> None:
+    """The file may be changed, and has room beside it for its copy."""
     folder = path.resolve().parent
     writable = os.access(path, os.W_OK) and path.stat().st_mode & 0o222 and os.access(folder, os.W_OK)
     if not writable:

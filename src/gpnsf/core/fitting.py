@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from gpnsf.core import posterior, refine, training
+from gpnsf.core import distributed, posterior, refine, training
 from gpnsf.core.checkpoint import Checkpoint
 from gpnsf.core.initial import Start
 from gpnsf.core.model import Block, Factorization
@@ -60,7 +60,9 @@ def fit(
     z = p = np.full(n_factors, np.nan)
     if tested and n_spatial:
         start = max(history.starts, key=lambda name: history.starts[name])
-        test = spatial_test(dataset, build, n_factors=n_factors, n_spatial=n_spatial, start=start, seed=seed)
+        test = distributed.from_first(
+            lambda: spatial_test(dataset, build, n_factors=n_factors, n_spatial=n_spatial, start=start, seed=seed)
+        )
         z, p = test.matched(log_factors.m.cpu().numpy())
         spatial = passed(z[:n_spatial])
         if not spatial.all():
@@ -69,7 +71,7 @@ def fit(
             starts, z, p = history.starts, z[order], p[order]
             model, blocks, history, log_factors = run(int(spatial.sum()), [continued(model, log_factors.m, order)])
             history = replace(history, starts=starts)
-    result = posterior.summarise(model, dataset, blocks, log_factors)
+    result = distributed.from_first(lambda: posterior.summarise(model, dataset, blocks, log_factors))
     test_record = {"z": z[result.order], "p": p[result.order]} if tested and n_spatial else {}
     return Outcome(result, history, test_record)
 

@@ -17,6 +17,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from gpnsf.core import distributed
 from gpnsf.core.rowblocks import NegativeBinomialCounts, NegativeBinomialZeros, row_blocks
 from gpnsf.core.sparse import SparseCounts, SparseTerm
 from gpnsf.core.types import TINY
@@ -234,6 +235,7 @@ class NegativeBinomial(AbstractLikelihood):
             excess += squares - W @ moments.mean.sum(0)
             r = counts.rates(moments.mean, W)
             excess.index_add_(0, counts.columns, counts.values**2 - 2 * counts.values * r)
+        distributed.add_up(rate_sq, excess)
         theta = torch.where(excess > 0, rate_sq / excess.clamp_min(1e-6), torch.full_like(excess, 100.0))
         self.log_theta.copy_(theta.clamp(0.05, 100.0).log())
         self.poisson_phase = False

@@ -23,7 +23,7 @@ import pyro.poutine as poutine
 import torch
 from torch import Tensor, nn
 
-from gpnsf.core import stored
+from gpnsf.core import distributed, stored
 from gpnsf.core.factors import AbstractFactors, FieldFactors, NormalFactors
 from gpnsf.core.fields import AbstractField, Located, to_tensors
 from gpnsf.core.hilbert import HilbertField
@@ -153,6 +153,10 @@ class Factorization(nn.Module):
         """K."""
         return sum(part.n_factors for part in self.parts)
 
+    def row_parameters(self) -> list[nn.Parameter]:
+        """Parameters [N, ..] whose rows are each known to one block alone."""
+        return [] if self.nonspatial is None else [self.nonspatial.loc, self.nonspatial.log_scale]
+
     def items(self) -> Iterator[tuple[str, ViewModel]]:
         """Modalities by name."""
         return zip(self.names, self.views, strict=True)  # type: ignore[arg-type]
@@ -256,7 +260,9 @@ class Factorization(nn.Module):
 
     def blocks(self, dataset: Dataset, block_size: int | None = None, *, counts: bool = True) -> list[Block]:
         """Row blocks of a dataset, whose counts are read when they are asked for; one block in memory is the special case."""
-        step, shelf = block_size or dataset.block_size, Shelf(dataset.memory) if counts else None
+        shelf, n = Shelf(dataset.memory) if counts else None, distributed.number()
+        # several processes get as many rows each
+        step = block_size or math.ceil(dataset.n_obs / (n * math.ceil(dataset.n_obs / (n * dataset.block_size))))
         ends = [0, *np.cumsum(np.bincount(np.zeros(dataset.n_obs, int) if dataset.batch is None else dataset.batch))]
         slices = [
             (slice(a, min(a + step, end)), batch)

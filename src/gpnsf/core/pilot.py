@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gpnsf.core import training
+from gpnsf.core import distributed, training
 from gpnsf.core.initial import Start, lead, loadings_at
 from gpnsf.core.model import Block, Factorization
 from gpnsf.core.sparse import SparseCounts
@@ -108,7 +108,7 @@ class Pilot:
         blocks = model.blocks(replace(_only(self.dataset, self.ahead), memory=0.0))  # each is looked at once
         if self.rows is None:
             return torch.cat([model.marginals(block)[0] for block in blocks])
-        return torch.cat([_carried(model, block) for block in blocks])
+        return distributed.by_block(blocks, lambda block: _carried(model, block))
 
 
 def _only(dataset: Dataset, name: str | None) -> Dataset:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gpnsf.core import distributed
 from gpnsf.core.likelihoods import MEAN_RANGE
 from gpnsf.core.model import Block, Factorization
 
@@ -68,8 +69,8 @@ def local(model: Factorization, blocks: list[Block]) -> LogFactors:
     """Run the local stage, then give the field its exact variance under the information that the spots carry."""
     stage = _LocalStage(model, blocks)
     for remaining in reversed(range(N_ROUNDS)):
-        for index in range(len(blocks)):
-            stage.sweep(index, last=remaining == 0)
+        for block in distributed.mine(blocks):
+            stage.sweep(block, last=remaining == 0)
         stage.update_gamma()
     return stage.result()
 
@@ -90,9 +91,8 @@ class _LocalStage:
         sizes = [torch.cat(list(block.size.values()), dim=1) for block in blocks]  # [n, modalities]
         self.observed = torch.cat([(size > 0).any(1) for size in sizes])
 
-    def sweep(self, index: int, *, last: bool) -> None:
+    def sweep(self, block: Block, *, last: bool) -> None:
         """A few Newton steps for the spots of one block, with their information held fixed."""
-        block = self.blocks[index]
         rows = block.rows
         gradient, information = self._curvature(block)
         precision = information + torch.diag_embed((1 / self.gamma).expand(len(information), -1))
@@ -112,9 +112,11 @@ class _LocalStage:
         if n_observed:
             parts = [
                 (self.e[block.rows] ** 2 + self.variance[block.rows])[self.observed[block.rows]].sum(0)
-                for block in self.blocks
+                for block in distributed.mine(self.blocks)
             ]
-            self.gamma = (torch.stack(parts).sum(0) / n_observed).clamp_min(GAMMA_FLOOR)
+            squares = torch.stack(parts).sum(0)
+            distributed.add_up(squares)
+            self.gamma = (squares / n_observed).clamp_min(GAMMA_FLOOR)
 
     def _gradient(self, block: Block) -> Tensor:
         """Gradient [n, K] of the log-likelihood in h, summed over modalities."""
@@ -154,6 +156,9 @@ class _LocalStage:
 
     def result(self) -> LogFactors:
         """Deviation variance plus the share of the field's variance that the data leave in h."""
+        self.e, self.variance, self.information = (
+            distributed.gathered(values, self.blocks) for values in (self.e, self.variance, self.information)
+        )
         m, v = self.base + self.e, self.variance.clone()
         field_m, field_v = m[:, : self.T], v[:, : self.T]
         if self.model.spatial is not None:

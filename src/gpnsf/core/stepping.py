@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from tqdm.auto import tqdm
 
+from gpnsf.core import distributed
 from gpnsf.core.checkpoint import Checkpoint, State, Walk
 from gpnsf.core.initial import Start
 from gpnsf.core.likelihoods import NegativeBinomial
@@ -46,6 +47,9 @@ class Stepper:
         self._objective = objective
         self._began = time.perf_counter()
         self._parameters = list(model.parameters())
+        self._rows = model.row_parameters()
+        own = {id(parameter) for parameter in self._rows}
+        self._shared = [parameter for parameter in self._parameters if id(parameter) not in own]
         self._sizes = [parameter.numel() for parameter in self._parameters]
         self._blank = self.here()
         self._adam = Adam(self._parameters)
@@ -55,7 +59,8 @@ class Stepper:
         """Put a start into the model; numbers that are not finite become zero."""
         self.go_to(self._blank)
         self.model.load(start, self.blocks)
-        here = self.here()
+        here = distributed.as_first(self.here())
+        self.go_to(here)
         n_lost = int((~here.isfinite()).sum())
         if n_lost:
             self.go_to(here.nan_to_num(0.0, 0.0, 0.0))
@@ -120,6 +125,12 @@ class Stepper:
         return torch.cat([parameter.detach().reshape(-1) for parameter in self._parameters])
 
     @torch.no_grad()
+    def gather_rows(self) -> None:
+        """Take over from other processes what they have found out about the rows of their blocks."""
+        for parameter in self._rows:
+            parameter.copy_(distributed.gathered(parameter, self.blocks))
+
+    @torch.no_grad()
     def go_to(self, place: Tensor) -> None:
         """Set all parameters [n]."""
         for parameter, part in zip(self._parameters, place.split(self._sizes), strict=True):
@@ -134,15 +145,20 @@ class Stepper:
         """The negative bound, its gradient accumulated over the blocks, and what is wrong with it."""
         for parameter in self._parameters:
             parameter.grad = None
-        loss = 0.0
+        parts, trouble = [], "objective not finite"
         try:
-            for block in self.blocks:
+            for block in distributed.mine(self.blocks):
                 part = self._objective.differentiable_loss(self.model.model, self.model.guide, block)
                 (part / self.nnz).backward()
-                loss += part.item()
+                parts.append(part.detach().double())
+            loss = float(sum(parts))  # where a GPU works ahead, it is waited for once a step
         except ArithmeticError as error:  # a covariance that cannot be factorised
-            return math.nan, str(error).rstrip(".")
-        return loss, "" if math.isfinite(loss) else "objective not finite"
+            loss, trouble = math.nan, str(error).rstrip(".")
+        loss = distributed.total(loss)
+        if not math.isfinite(loss):
+            return loss, trouble
+        distributed.add_up(*[parameter.grad for parameter in self._shared if parameter.grad is not None])
+        return loss, ""
 
     def _move(self, rate: float) -> None:
         """One step of Adam."""
@@ -155,7 +171,8 @@ class Stepper:
         tensors = [
             tensor for parameter in self._parameters for tensor in (parameter.grad, parameter) if tensor is not None
         ]
-        return bool(torch.stack([torch.linalg.vector_norm(tensor.detach()) for tensor in tensors]).isfinite().all())
+        norms = torch.stack([torch.linalg.vector_norm(tensor.detach()) for tensor in tensors])
+        return distributed.total(float(not norms.isfinite().all())) == 0
 
     def _remember(self, value: float) -> None:
         """Remember the parameters if nowhere else the bound was higher."""

@@ -18,7 +18,7 @@ import torch
 from pyro.infer import TraceMeanField_ELBO
 from tqdm.auto import tqdm
 
-from gpnsf.core import initial
+from gpnsf.core import distributed, initial
 from gpnsf.core.checkpoint import Checkpoint, State, Walk, fingerprint
 from gpnsf.core.fields import AMPLITUDE_RANGE, LENGTHSCALE_RANGE
 from gpnsf.core.initial import Start
@@ -78,14 +78,16 @@ def fit(
     schedule = schedule or Schedule()
     n_spatial, n_factors = model.n_spatial, model.n_factors
     candidates: Iterable[Start] = (
-        initial.starts(dataset, n_factors, n_spatial, nonnegative=model.nonnegative, kinds=(init,), seed=seed)
+        distributed.each_from_first(
+            initial.starts(dataset, n_factors, n_spatial, nonnegative=model.nonnegative, kinds=(init,), seed=seed)
+        )
         if isinstance(init, str)
         else init
     )
     device = next(model.parameters()).device
     with (
         _quiet_randomness(seed, device),
-        tqdm(total=schedule.max_steps, disable=not progress, desc="fit", unit="step") as bar,
+        tqdm(total=schedule.max_steps, disable=not progress or distributed.rank() > 0, desc="fit", unit="step") as bar,
     ):
         blocks = model.blocks(dataset, block_size) if blocks is None else blocks
         stepper = Stepper(model, blocks, TraceMeanField_ELBO(), bar, dataset.nnz, checkpoint)
@@ -111,14 +113,20 @@ def fit(
             raise
         if checkpoint is not None:
             checkpoint.flush()
+        stepper.gather_rows()
         return run.history()
 
 
-def elbo(model: Factorization, blocks: Iterable[Block]) -> float:
-    """Evidence lower bound of the whole data, without gradients."""
-    objective = TraceMeanField_ELBO()
-    with torch.no_grad():
-        return -sum(objective.differentiable_loss(model.model, model.guide, block).item() for block in blocks)
+@torch.no_grad()
+def elbo(model: Factorization, blocks: list[Block]) -> float:
+    """Evidence lower bound of the whole data, without gradients; nan where it cannot be computed."""
+    objective, loss = TraceMeanField_ELBO(), 0.0
+    try:
+        for block in distributed.mine(blocks):
+            loss += objective.differentiable_loss(model.model, model.guide, block).item()
+    except ArithmeticError:  # a covariance that cannot be factorised
+        loss = math.nan
+    return -distributed.total(loss)
 
 
 @contextmanager
@@ -141,7 +149,7 @@ def _quiet_randomness(seed: int, device: torch.device) -> Iterator[None]:
     """Seed torch inside, and leave its random state and Pyro's validation settings as they were."""
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), pyro.validation_enabled(False):
-        torch.manual_seed(seed)
+        torch.manual_seed(seed + distributed.rank())
         yield
 
 
@@ -221,7 +229,7 @@ class _Run:
                     if isinstance(view.likelihood, NegativeBinomial):
                         view.likelihood.estimate_theta(
                             (block.counts[name], self.model.moments(name, block), view.loadings_of(block.batch))
-                            for block in self.blocks
+                            for block in distributed.mine(self.blocks)
                         )
             if not n_steps:
                 return
@@ -282,10 +290,7 @@ class _Run:
         if walk.stuck:
             return  # at the best parameters already
         with torch.random.fork_rng(devices=self.stepper.devices):
-            try:
-                last = elbo(self.model, self.blocks)
-            except ArithmeticError:
-                last = math.nan
+            last = elbo(self.model, self.blocks)
         first = walk.elbo[since]
         if not last >= first - ROUNDING * abs(first):
             self.stepper.go_to(walk.best)

@@ -15,7 +15,7 @@ from anndata import AnnData
 from mudata import MuData
 
 from gpnsf import bridge, checks, storage, writeback
-from gpnsf.core import fitting, training
+from gpnsf.core import distributed, fitting, training
 from gpnsf.core import model as models
 from gpnsf.core.backends import backend
 from gpnsf.core.checkpoint import Checkpoint
@@ -24,6 +24,7 @@ from gpnsf.keys import SPATIAL, Keys
 from gpnsf.settings import settings
 from gpnsf.tissue import editable
 from gpnsf.tl import diagnostics
+from gpnsf.tl.device import resolved
 
 __all__ = ["fit"]
 
@@ -228,9 +229,11 @@ def _fit_file(
     if copy:
         remedy = "Copy the file and pass the path of the copy, or pass the object in memory"
         raise ValueError(checks.problem("copy=False where `data` is a path", f"copy=True for {path}", remedy))
-    with storage.opened(path, spatial_key=params["spatial_key"]) as data:
+    writes = distributed.rank() == 0
+    with storage.opened(path, spatial_key=params["spatial_key"], writable=writes) as data:
         _fit(data, params, shown=shown, store=store)(data)
-    storage.save(path, data, Keys(params["key_added"]))
+    if writes:
+        storage.save(path, data, Keys(params["key_added"]))
     if store is not None:
         store.remove()
 
@@ -244,6 +247,7 @@ def _fit(
     checks.key_added(key, data.mod if isinstance(data, MuData) else ())
     params["n_spatial"] = _n_spatial(model, params["n_factors"], params["n_spatial"])
     dataset, layout = _read(data, params)
+    _check_processes(dataset, params, store)
     _warn_of_idle(params)
     rate = params["learning_rate"]
     schedule = training.Schedule(
@@ -261,10 +265,11 @@ def _fit(
             checkpoint=store,
         )
         threads = torch.get_num_threads()
-        warnings = diagnostics.warn(dataset, outcome, params=params, scale=layout.scale)
+        warnings = distributed.from_first(lambda: diagnostics.warn(dataset, outcome, params=params, scale=layout.scale))
     seconds = time.perf_counter() - began
-    info = {**_info(params, outcome, seconds), "threads": threads, "warnings": warnings}
-    info["backend"] = backend(_device(params["device"]).type)
+    info = {**_info(params, outcome, seconds), "threads": threads, "processes": distributed.number()}
+    info["warnings"] = warnings
+    info["backend"] = backend(resolved(params["device"]).type)
     _report(dataset, outcome.history, seconds)
     return lambda holder: writeback.write(holder, outcome.posterior, layout, keys=Keys(key), info=info)
 
@@ -275,7 +280,7 @@ def _builder(params: Mapping[str, Any], scale: float) -> Callable[[Dataset, int]
     options: dict[str, Any] = {name: params[name] for name in names}
     options["lengthscale"] = _lengthscale(params, scale)
     options["n_samples"] = params["n_samples"] if params["objective"] == "monte_carlo" else None
-    device = _device(params["device"])
+    device = resolved(params["device"])
     return lambda dataset, n_spatial: models.build(params["model"], dataset, n_spatial=n_spatial, **options).to(device)
 
 
@@ -333,6 +338,15 @@ def _read(data: MuData | AnnData, params: Mapping[str, Any]) -> tuple[Dataset, b
     return dataset, layout
 
 
+def _check_processes(dataset: Dataset, params: Mapping[str, Any], store: Checkpoint | None) -> None:
+    """What several processes at one fit must agree on."""
+    if distributed.number() > 1 and store is not None:
+        found, remedy = f"checkpoint={str(store.path)!r} in {distributed.number()} processes", "Leave checkpoint out"
+        raise ValueError(checks.problem("no checkpoint where several processes share a fit", found, remedy))
+    shapes = {view.name: (*view.counts.shape, view.counts.nnz) for view in dataset.views}
+    distributed.agree((shapes, repr(params)), "data and arguments")
+
+
 def _warn_of_idle(params: Mapping[str, Any]) -> None:
     """Name arguments that this model has no use for."""
     idle = {
@@ -342,24 +356,6 @@ def _warn_of_idle(params: Mapping[str, Any]) -> None:
     }
     for name in [name for name, is_idle in idle.items() if is_idle]:
         _logger.warning("%s=%r has no effect on this model and field.", name, params[name])
-
-
-def _device(name: str) -> torch.device:
-    """The device asked for, "auto" being the session's default and then CUDA where there is one."""
-    name = settings.device if name == "auto" else name
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        if device.type not in ("cpu", "cuda"):
-            raise RuntimeError("no such kind of device is supported")
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
-        found = f"device={name!r} ({str(error).splitlines()[0]})"
-        rule = "`device` to be 'auto' or one of " + ", ".join(there)
-        raise ValueError(checks.problem(rule, found, "Pass device='auto' to take what there is")) from error
-    return device
 
 
 def _info(params: dict[str, Any], outcome: fitting.Outcome, seconds: float) -> dict[str, Any]:

@@ -1,0 +1,55 @@
+"""What can be said about GPUs without one: that tensors are made where the model is."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.overrides import TorchFunctionMode
+
+import gpnsf
+
+FACTORIES = {getattr(torch, name) for name in ("arange", "empty", "eye", "full", "linspace", "ones", "rand", "randn")}
+FACTORIES |= {torch.as_tensor, torch.from_numpy, torch.tensor, torch.zeros}
+ON_THE_CPU = {"initial.py", "checkpoint.py"}  # starts are searched for there
+COPIED = {("fields.py", "load"), ("fields.py", "gradient"), ("fields.py", "load_shared")}  # into parameters at once
+OPTIONS = {
+    "default": {},
+    "slices": {"library_key": "slice", "batch_key": "slice"},
+    "inducing": {"field": "inducing", "n_inducing": 20},
+    "signed": {"model": "rsf", "n_spatial": None},
+    "clipped": {"likelihoods": "bernoulli_clipped", "objective": "monte_carlo"},
+}
+
+
+class Watch(TorchFunctionMode):
+    """Remember who makes tensors without saying where."""
+
+    def __init__(self) -> None:
+        self.seen: set[tuple[str, str]] = set()
+        super().__init__()
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if func in FACTORIES and "device" not in (kwargs or {}) and result.dim():
+            frame = sys._getframe(1)
+            while frame.f_code.co_name.startswith("<"):
+                frame = frame.f_back
+            file, name = Path(frame.f_code.co_filename), frame.f_code.co_name
+            # a model is built on the CPU and moved
+            if file.parent.name == "core" and name != "__init__" and file.name not in ON_THE_CPU:
+                self.seen.add((file.name, name))
+        return result
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_tensors_of_a_fit_are_made_where_the_model_is(name, monkeypatch):
+    monkeypatch.setenv("GPNSF_KERNEL", "torch")  # which a GPU uses
+    mdata = gpnsf.datasets.tissue(n_obs=90, n_genes=20, n_peaks=20, n_spatial=2, seed=0)
+    mdata.obs["slice"] = ["a", "b"] * 45
+    options = {"n_factors": 4, "n_spatial": 2, "max_steps": 8, "progress": False, **OPTIONS[name]}
+    with Watch() as watch:
+        gpnsf.tl.fit(mdata, **options)
+    assert watch.seen <= COPIED
