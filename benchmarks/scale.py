@@ -151,13 +151,7 @@ def draw(seen: pd.DataFrame, intercept: float, slope: float) -> None:
             ax.autoscale_view()
             ax.autoscale(enable=False)
         for ax in panels.flat:
-            x, y = (values[len(values) // 2] for values in ax.lines[0].get_data())
-            ax.axline((x, y), (10 * x, 10 * y), color=GREY, lw=0.8, ls=":")
-        top = panels[0, 2].get_ylim()[1]
-        x, y = (values[2] for values in panels[0, 2].lines[0].get_data())
-        panels[0, 2].annotate(
-            "slope 1", (x * top / y, top), (-6, -6), textcoords="offset points", ha="right", color=GREY
-        )
+            guide(ax, "slope 1" if ax is panels[0, 2] else "")
         panels[-1, -1].set_xticks(SWEEPS["factors"][1])
         figure.savefig(FIGURES / "scale_growth.png", dpi=150)
     plt.close(figure)
@@ -175,6 +169,14 @@ def curve(ax: Axes, x: np.ndarray, y: np.ndarray) -> None:
         axis.set(major_locator=LogLocator(subs=subs), major_formatter=text, minor_locator=NullLocator())
 
 
+def guide(ax: Axes, label: str) -> None:
+    """A line through the middle measurement, along which twice as much costs twice as much."""
+    x, y = (values[len(values) // 2] for values in ax.lines[0].get_data())
+    ax.axline((x, y), (10 * x, 10 * y), color=GREY, lw=0.8, ls=":")
+    top = ax.get_ylim()[1]
+    ax.annotate(label, (x * top / y, top), (-6, -6), textcoords="offset points", ha="right", color=GREY)
+
+
 def cores(folder: Path) -> Section:
     """Threads."""
     rows = told(
@@ -185,7 +187,7 @@ def cores(folder: Path) -> Section:
         }
         for what, seconds in by_threads(folder)
     )
-    note = """Passes over the nonzero counts as above; whole fits of simulated sections of 2,000 genes, Poisson, K = 8 + 2,
+    note = """Passes over the nonzero counts as under "Kernel"; whole fits of simulated sections of 2,000 genes, Poisson, K = 8 + 2,
 `split="assumed"`, wall seconds."""
     return rows, note
 
@@ -315,10 +317,12 @@ def main() -> None:
     arguments.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), metavar="SECTION")
     arguments.add_argument("--folder", type=Path, help="where large simulated data are kept; default: nowhere")
     chosen = arguments.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as nowhere:
+        folder = chosen.folder or Path(nowhere)
+        folder.mkdir(parents=True, exist_ok=True)
         for name in chosen.only:
             load = os.getloadavg()[0]
-            rows, note = SECTIONS[name](chosen.folder or Path(folder))
+            rows, note = SECTIONS[name](folder)
             note = f"Simulated data. {note} {machine()}, {os.cpu_count()} cores, load {load:.1f} when it began."
             write_table(f"scale_{name}", rows, note)
 
