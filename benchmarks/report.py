@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
 import platform
-import resource
 import subprocess
 import sys
 import time
@@ -36,21 +36,24 @@ def machine() -> str:
 
 @contextmanager
 def measured():
-    """Wall and process-CPU seconds of the block; peak resident memory of the process in GB."""
+    """Wall and process-CPU seconds of the block; peak resident memory of the process in GB (Linux only)."""
     result = SimpleNamespace()
     wall, cpu = time.perf_counter(), time.process_time()
     yield result
     result.wall, result.cpu = time.perf_counter() - wall, time.process_time() - cpu
-    result.memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    # not getrusage, which begins at what the parent of the process held
+    status = Path("/proc/self/status").read_text()
+    result.memory = int(status.partition("VmHWM:")[2].split()[0]) * 1024 / 1e9
 
 
-def in_fresh_process(script: str, *arguments: str) -> str:
-    """Last line that a benchmark prints when it is run with the arguments in a process of its own."""
-    command = [sys.executable, "-W", "ignore", script, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+def in_fresh_process(*arguments: str, threads: int) -> str:
+    """Last line that Python prints when it is run with the arguments in a process of its own."""
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive"}
+    command = [sys.executable, "-W", "ignore", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         raise RuntimeError(done.stderr)
-    return done.stdout.strip().splitlines()[-1]
+    return done.stdout.strip().rpartition("\n")[2]
 
 
 def parser(doc: str) -> argparse.ArgumentParser:

@@ -6,7 +6,6 @@ gpnsf benchmark speed [--threads 1] [--only NAME]
 from __future__ import annotations
 
 import json
-import os
 
 import numpy as np
 import pandas as pd
@@ -59,11 +58,10 @@ def main() -> None:
     if chosen.only:
         print(json.dumps(run(*chosen.only)))
         return
-    os.environ["OMP_NUM_THREADS"] = str(chosen.threads)
     rows = []
     for case, (_, reference) in CASES.items():
         for likelihood in LIKELIHOODS:
-            seen = json.loads(in_fresh_process(__file__, "--only", case, likelihood))
+            seen = json.loads(in_fresh_process(__file__, "--only", case, likelihood, threads=chosen.threads))
             rows.append(
                 {
                     "simulated tissue": case,
