@@ -81,6 +81,11 @@ class Keys:
         return self.key
 
     @property
+    def links(self) -> str:
+        """``uns`` of the MuData: table of gene-peak links, where :func:`gpnsf.tl.link_peaks` was called."""
+        return f"{self.key}_links"
+
+    @property
     def slots(self) -> dict[str, tuple[str, ...]]:
         """Every slot by the attribute that holds it."""
         return {
@@ -96,5 +101,5 @@ class Keys:
                 self.top_factor,
                 self.dispersion,
             ),
-            "uns": (self.uns,),
+            "uns": (self.uns, self.links),
         }
