@@ -88,7 +88,7 @@ def test_arguments_after_the_data_are_named(name):
     arguments = inspect.signature(getattr(getattr(gpnsf, package), function)).parameters.values()
     unnamed = [argument.name for argument in arguments if argument.kind is not argument.KEYWORD_ONLY]
     second = {"fit": "model", "predict": "coords", "evaluate_links": "truth", "enrich": "gene_sets", "links": "gene"}
-    assert unnamed[1:] == [second[function]] * (function in second)
+    assert unnamed[1:] == ([second[function]] if function in second else [])
 
 
 def test_an_unknown_name_is_an_attribute_error_that_lists_the_known_ones():

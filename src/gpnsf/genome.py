@@ -12,7 +12,7 @@ import pandas as pd
 
 from gpnsf.checks import choices, column, problem
 
-__all__ = ["gene_positions", "nearest", "pairs_within", "peak_positions", "signed_distance", "starts"]
+__all__ = ["gene_positions", "genes_of", "nearest", "pairs_within", "peak_positions", "signed_distance", "starts"]
 
 COLUMNS = (("chrom", "chromStart", "chromEnd"), ("chrom", "start", "end"))
 INTERVAL = "interval"
@@ -62,6 +62,15 @@ def gene_positions(annotation: pd.DataFrame | str | os.PathLike[str], *, where: 
     if again.any():
         _log.info("%s: %d gene(s) occur again, and the first is kept", where, again.sum())
     return places[~again]
+
+
+def genes_of(
+    annotation: pd.DataFrame | str | os.PathLike[str] | None, var: pd.DataFrame, *, where: str
+) -> pd.DataFrame:
+    """The same from an annotation or, without one, from ``var`` of the genes themselves, whose names are its index."""
+    if annotation is not None:
+        return gene_positions(annotation, where="`annotation`")
+    return gene_positions(var.drop(columns=list(GENE_NAMES), errors="ignore"), where=where)
 
 
 def starts(genes: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:

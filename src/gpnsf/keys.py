@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["SPATIAL", "Keys"]
+__all__ = ["NEAREST", "NEAREST_DISTANCE", "SPATIAL", "Keys"]
 
 SPATIAL = "spatial"
+NEAREST, NEAREST_DISTANCE = "nearest_gene", "nearest_gene_distance"  # var of peaks
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ __all__ = [
     "factor_adata",
     "fit",
     "link_peaks",
+    "nearest_genes",
     "predict",
     "rank_features",
     "spatial_importance",
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from gpnsf.tl.fit import fit
     from gpnsf.tl.importance import spatial_importance
     from gpnsf.tl.link_peaks import link_peaks
+    from gpnsf.tl.nearest_genes import nearest_genes
     from gpnsf.tl.predict import predict
     from gpnsf.tl.rank import rank_features
 else:
@@ -38,6 +40,7 @@ else:
             "factor_adata": "factor_adata",
             "fit": "fit",
             "link_peaks": "link_peaks",
+            "nearest_genes": "nearest_genes",
             "predict": "predict",
             "rank_features": "rank",
             "spatial_importance": "importance",

@@ -137,12 +137,7 @@ def bins_of(distance: pd.Series, ends: Sequence[float] | None) -> np.ndarray:
 def gene_places(fit: results.Fit, rna: str, annotation: pd.DataFrame | str | os.PathLike[str] | None) -> pd.DataFrame:
     """Places of the genes of the modality, by name; those that the annotation lacks are left out, and counted in the log."""
     names = fit.modalities[rna].var_names
-    source = (
-        fit.modalities[rna].var.drop(columns=list(genome.GENE_NAMES), errors="ignore")
-        if annotation is None
-        else annotation
-    )
-    places = genome.gene_positions(source, where=f"var of {rna!r}" if annotation is None else "`annotation`")
+    places = genome.genes_of(annotation, fit.modalities[rna].var, where=f"var of {rna!r}")
     known = places.loc[names[names.isin(places.index)]]
     if known.empty:
         found = f"none of {len(names)}, the first {names[0]!r}"
