@@ -8,6 +8,7 @@ from gpnsf.lazy import attach
 
 __all__ = [
     "check_calibration",
+    "enrich",
     "evaluate",
     "evaluate_links",
     "factor_adata",
@@ -21,6 +22,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from gpnsf.tl.calibration import check_calibration
+    from gpnsf.tl.enrich import enrich
     from gpnsf.tl.evaluate import evaluate
     from gpnsf.tl.evaluate_links import evaluate_links
     from gpnsf.tl.factor_adata import factor_adata
@@ -35,6 +37,7 @@ else:
         __name__,
         attributes={
             "check_calibration": "calibration",
+            "enrich": "enrich",
             "evaluate": "evaluate",
             "evaluate_links": "evaluate_links",
             "factor_adata": "factor_adata",
