@@ -9,6 +9,7 @@ import pytest
 from gpnsf.datasets import tissue
 from gpnsf.keys import Keys
 from gpnsf.tl.evaluate_links import evaluate_links
+from gpnsf.tl.fit import fit
 from gpnsf.tl.link_peaks import link_peaks
 
 COLUMNS = ["gene", "peak", "distance", "score", "p", "q"]
@@ -143,6 +144,12 @@ def test_bad_options_are_refused(planted, options, error, message):
         link_peaks(planted.copy(), **options)
 
 
+def test_another_fit_removes_the_links_of_the_first(linked):
+    fit(linked, n_factors=3, max_steps=1, split="assumed", progress=False)
+    assert "gpnsf_links" not in linked.uns
+    assert "true_links" in linked.uns
+
+
 def test_names_that_are_not_unique_are_refused(planted):
     mdata = planted.copy()
     mdata["rna"].var_names = ["twin", "twin", *mdata["rna"].var_names[2:]]
@@ -166,3 +173,11 @@ def test_evaluation_needs_links_and_a_truth_among_them(planted, linked):
         evaluate_links(linked, pd.DataFrame({"gene": ["a"], "peak": ["b"]}))
     with pytest.raises(KeyError, match="importance"):
         evaluate_links(linked, linked.uns["true_links"], score="importance")
+
+
+@pytest.mark.slow
+def test_a_fit_finds_planted_links():
+    mdata = tissue(n_obs=600, n_genes=400, n_peaks=1000, rna_depth=2000.0, atac_depth=300.0, seed=0)
+    fit(mdata, n_factors=10, n_spatial=8, progress=False)
+    link_peaks(mdata)
+    assert evaluate_links(mdata, mdata.uns["true_links"], n_bootstrap=20)["estimate"][0] > 0.9
