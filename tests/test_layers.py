@@ -15,7 +15,15 @@ MODULES = {name: path for name, path in FILES.items() if not name.endswith("__in
 TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in FILES.items()}
 
 DATA = {"keys", "settings", "checks", "results"}  # what every layer that knows AnnData may use
-NUMPY_CORE = {"core.simplex", "core.metrics", "core.association", "core.calibration", "core.stored"}
+NUMPY_CORE = {
+    "core.simplex",
+    "core.metrics",
+    "core.association",
+    "core.calibration",
+    "core.enrichment",
+    "core.links",
+    "core.stored",
+}
 BASE = {"core.types", *NUMPY_CORE}
 TERMS = {*BASE, "core.distributed", "core.backends", "core.sparse", "core.kernels"}
 PARTS = {*TERMS, "core.fields", "core.likelihoods"}
@@ -60,8 +68,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "core.posterior": {*BLOCKS, "core.model", "core.refine"},
     "pp": {*DATA, "tissue", "bridge", "pp", *BASE},
     "storage": DATA,
-    "tl": {*DATA, "tissue", "bridge", "storage", "writeback", "tl", *CORE},
-    "pl": {*DATA, "pl"},
+    "genome": DATA,
+    "tl": {*DATA, "genome", "tissue", "bridge", "storage", "writeback", "tl", *CORE},
+    "pl": {*DATA, "genome", "pl"},
     "datasets": {*DATA, "datasets"},
     "demo": {"", *DATA, "core.metrics", "pp", "tl", "pl", "datasets"},
     "cli": {"", *DATA, "core.distributed", "demo", "pp", "tl", "pl", "datasets"},

@@ -61,7 +61,8 @@ def test_a_saved_fit_is_read_without_torch():
 
 def test_what_is_imported_is_declared_and_the_other_way_round():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    declared = {re.match(r"[\w-]+", requirement)[0] for requirement in project["dependencies"]}
+    requirements = [*project["dependencies"], *project["optional-dependencies"]["enrich"]]
+    declared = {re.match(r"[\w-]+", requirement)[0] for requirement in requirements}
     modules = {{"pyro-ppl": "pyro", "scikit-learn": "sklearn"}.get(name, name) for name in declared}
     trees = (ast.walk(ast.parse(path.read_text(encoding="utf-8"))) for path in (ROOT / "src").rglob("*.py"))
     nodes = [node for tree in trees for node in tree]
@@ -87,7 +88,8 @@ def test_arguments_after_the_data_are_named(name):
     package, function = name.split(".")
     arguments = inspect.signature(getattr(getattr(gpnsf, package), function)).parameters.values()
     unnamed = [argument.name for argument in arguments if argument.kind is not argument.KEYWORD_ONLY]
-    assert unnamed == {"tl.fit": ["data", "model"], "tl.predict": ["data", "coords"]}.get(name, unnamed[:1])
+    second = {"fit": "model", "predict": "coords", "evaluate_links": "truth", "enrich": "gene_sets", "links": "gene"}
+    assert unnamed[1:] == ([second[function]] if function in second else [])
 
 
 def test_an_unknown_name_is_an_attribute_error_that_lists_the_known_ones():

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["SPATIAL", "Keys"]
+__all__ = ["NEAREST", "NEAREST_DISTANCE", "SPATIAL", "Keys"]
 
 SPATIAL = "spatial"
+NEAREST, NEAREST_DISTANCE = "nearest_gene", "nearest_gene_distance"  # var of peaks
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,11 @@ class Keys:
         return self.key
 
     @property
+    def links(self) -> str:
+        """``uns`` of the MuData: table of gene-peak links, where :func:`gpnsf.tl.link_peaks` was called."""
+        return f"{self.key}_links"
+
+    @property
     def slots(self) -> dict[str, tuple[str, ...]]:
         """Every slot by the attribute that holds it."""
         return {
@@ -96,5 +102,5 @@ class Keys:
                 self.top_factor,
                 self.dispersion,
             ),
-            "uns": (self.uns,),
+            "uns": (self.uns, self.links),
         }

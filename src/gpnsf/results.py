@@ -13,12 +13,12 @@ from mudata import MuData
 
 from gpnsf.checks import LIKELIHOODS, choices, problem
 from gpnsf.core import stored
-from gpnsf.keys import SPATIAL, Keys
+from gpnsf.keys import NEAREST, SPATIAL, Keys
 from gpnsf.tissue import Tissue, gather, holders, read_coords, rows_of
 
 __all__ = ["RANKINGS", "Fit", "find", "ranked"]
 
-RANKINGS = ("lift", "loading", "share")
+RANKINGS = ("lift", "loading", "share", "specificity")
 LARGEST, LARGEST_LOADING = 1e15, 1e20  # what sums of squares and products leave finite in single precision
 
 
@@ -239,20 +239,28 @@ def ranked(fit: Fit, modality: str, factor: int, *, n_features: int, method: str
     expected = total * (weight.sum() / total.sum() if weight.any() else 1.0)
     lift = np.divide(weight, expected, out=np.zeros_like(total), where=total > 0)
     gain = weight * np.log(np.maximum(lift, 1.0)) - (weight - expected)
-    score = {"lift": np.where(lift >= 1, np.maximum(gain, 0.0), -1.0), "loading": weight, "share": share}[method]
+    others = np.delete(weights, factor, axis=1).max(axis=1, initial=0.0)
+    specificity = np.divide(weight - others, total, out=np.full_like(total, -1.0), where=total > 0)
+    gained = np.where(lift >= 1, np.maximum(gain, 0.0), -1.0)
+    score = {"lift": gained, "loading": weight, "share": share, "specificity": specificity}[method]
     allowed = np.flatnonzero((weight > 0) & (score >= 0))
     best = allowed[np.lexsort((-weight[allowed], -score[allowed]))][:n_features]
+    var = fit.modalities[modality].var
+    genes = {}
+    if any(NEAREST in mod.var for mod in fit.modalities.values()):
+        genes[NEAREST] = var[NEAREST].to_numpy()[best] if NEAREST in var else ""
     return pd.DataFrame(
         {
             "factor": fit.names[factor],
             "modality": modality,
-            "feature": fit.modalities[modality].var_names.to_numpy()[best],
+            "feature": var.index.to_numpy()[best],
             "rank": np.arange(1, best.size + 1),
             "score": score[best],
             "loading": fit.loadings[modality][best, factor],
             "share": share[best],
             "lift": lift[best],
             "importance": fit.var(modality, fit.keys.importance)[best],
+            **genes,
         }
     )
 

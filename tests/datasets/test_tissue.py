@@ -214,3 +214,18 @@ def test_sections_without_batch_effects_have_multipliers_of_one():
 def test_sections_of_fewer_than_ten_spots_are_refused():
     with pytest.raises(ValueError, match="at least 10 spots in each section"):
         tissue(**SMALL, n_libraries=16)
+
+
+def test_planted_links_lie_near_their_genes_and_share_their_loadings():
+    mdata = tissue(n_obs=50, n_genes=150, n_peaks=400, seed=4)
+    links, rna, atac = mdata.uns["true_links"], mdata["rna"], mdata["atac"]
+    assert 150 < len(links) < 250
+    genes, peaks = rna.var.loc[links["gene"]], atac.var.loc[links["peak"]]
+    assert (genes["chrom"].to_numpy() == peaks["chrom"].to_numpy()).all()
+    site = np.where(genes["strand"] == "+", genes["chromStart"], genes["chromEnd"])
+    assert np.abs(peaks[["chromStart", "chromEnd"]].mean(axis=1) - site).max() <= 150_001
+    first, second = (mod.varm["true_loadings"] for mod in (rna, atac))
+    first, second = (W / np.linalg.norm(W, axis=1, keepdims=True) for W in (first, second))
+    cosine = first @ second.T
+    i, j = rna.var_names.get_indexer(links["gene"]), atac.var_names.get_indexer(links["peak"])
+    np.testing.assert_allclose(cosine[i, j], cosine.max(axis=0)[j], rtol=1e-5)

@@ -58,6 +58,19 @@ def test_lift_prefers_specific_and_abundant_features():
     assert best["share"]["feature"].iloc[0] == "g1"
 
 
+def test_specificity_is_the_share_above_the_next():
+    data = with_loadings(np.array([[6.0, 3.0, 1.0], [5.0, 0.0, 5.0], [1.0, 9.0, 0.0], [0.0, 0.0, 0.0]]))
+    table = rank_features(data, method="specificity")
+    assert table[["factor", "feature"]].to_numpy().tolist() == [
+        ["spatial_1", "g0"],
+        ["spatial_1", "g1"],
+        ["nonspatial_1", "g2"],
+        ["nonspatial_2", "g1"],
+    ]
+    np.testing.assert_allclose(table["score"], [0.3, 0, 0.8, 0], atol=1e-6)
+    assert rank_features(with_loadings(np.array([[2.0]])), method="specificity")["score"].tolist() == [1.0]
+
+
 def test_features_without_signal_or_below_the_expected_share_are_left_out():
     data = with_loadings(np.array([[5, 1], [1, 5], [0, 0], [3, 0]]))
     assert set(rank_features(data, factors="spatial_1")["feature"]) == {"g0", "g3"}
@@ -85,7 +98,7 @@ def test_signed_loadings_are_ranked_by_magnitude():
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"method": "z"}, ValueError, "'lift', 'loading', 'share'"),
+        ({"method": "z"}, ValueError, "'lift', 'loading', 'share', 'specificity'"),
         ({"n_features": 0}, ValueError, "`n_features` of at least 1"),
         ({"factors": "spatial_9"}, KeyError, "spatial_9"),
         ({"factors": []}, ValueError, "at least one"),

@@ -12,6 +12,7 @@ from mudata import MuData
 
 from gpnsf.checks import Rule, problem
 from gpnsf.datasets.blocks import assemble, modality
+from gpnsf.datasets.places import place
 
 __all__ = ["tissue"]
 
@@ -94,6 +95,10 @@ def tissue(
     modality; where there are several sections, ``obs["library"]`` and the multipliers ``varm["true_batch"]`` [P, S] of each
     modality, by which the expected counts of section s are to be multiplied; ``uns["truth"]``, the settings with the length scale of each spatial factor in the units of the coordinates.
 
+    Places on a genome, in ``var`` of both modalities: ``chrom``, ``chromStart``, ``chromEnd``, of genes also ``strand``. Half of
+    the peaks lie within 150 kb of the gene whose true loadings are most like theirs, the others of any gene:
+    ``uns["true_links"]``, a table with columns ``gene`` and ``peak``.
+
     Dense arrays are made for a few rows at a time only.
 
     Examples
@@ -119,7 +124,7 @@ def tissue(
         "layout": layout,
     }
     _check(settings, lengthscales)
-    layout_rng, factor_rng, rna_rng, atac_rng = np.random.default_rng(seed).spawn(4)
+    layout_rng, factor_rng, rna_rng, atac_rng, place_rng = np.random.default_rng(seed).spawn(5)
     library = np.arange(n_obs) * n_libraries // n_obs
     sections = [_section(number, layout, layout_rng) for number in np.bincount(library)]
     scales = np.geomspace(*lengthscales, n_spatial) * np.ptp(sections[0][:, 0])
@@ -131,7 +136,9 @@ def tissue(
     atac, atac_size = _features("peak", n_peaks, atac_depth, atac_rng, binary=True, **shared)
     settings |= {"atac_depth": atac_depth, "lengthscales": list(lengthscales)}
     truth = {"recipe": "tissue", "n_spatial": n_spatial, "lengthscale": scales, "settings": settings}
+    links = place(rna, atac, place_rng)
     mdata = assemble({"rna": rna, "atac": atac}, coords, factors, truth)
+    mdata.uns["true_links"] = links
     mdata.obs["true_size_rna"], mdata.obs["true_size_atac"] = rna_size, atac_size
     if n_libraries > 1:
         for holder in (mdata, rna, atac):

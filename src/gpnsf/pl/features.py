@@ -57,7 +57,7 @@ def top_features(
     modality
         Names of the modalities; None for all, in colours of their own.
     method
-        "lift", "loading" or "share", as in :func:`gpnsf.tl.rank_features`.
+        "lift", "loading", "share" or "specificity", as in :func:`gpnsf.tl.rank_features`.
     italic
         Modalities whose features are written in italics, as genes are.
     ncols

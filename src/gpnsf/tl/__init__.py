@@ -6,14 +6,30 @@ from typing import TYPE_CHECKING
 
 from gpnsf.lazy import attach
 
-__all__ = ["check_calibration", "evaluate", "factor_adata", "fit", "predict", "rank_features", "spatial_importance"]
+__all__ = [
+    "check_calibration",
+    "enrich",
+    "evaluate",
+    "evaluate_links",
+    "factor_adata",
+    "fit",
+    "link_peaks",
+    "nearest_genes",
+    "predict",
+    "rank_features",
+    "spatial_importance",
+]
 
 if TYPE_CHECKING:
     from gpnsf.tl.calibration import check_calibration
+    from gpnsf.tl.enrich import enrich
     from gpnsf.tl.evaluate import evaluate
+    from gpnsf.tl.evaluate_links import evaluate_links
     from gpnsf.tl.factor_adata import factor_adata
     from gpnsf.tl.fit import fit
     from gpnsf.tl.importance import spatial_importance
+    from gpnsf.tl.link_peaks import link_peaks
+    from gpnsf.tl.nearest_genes import nearest_genes
     from gpnsf.tl.predict import predict
     from gpnsf.tl.rank import rank_features
 else:
@@ -21,9 +37,13 @@ else:
         __name__,
         attributes={
             "check_calibration": "calibration",
+            "enrich": "enrich",
             "evaluate": "evaluate",
+            "evaluate_links": "evaluate_links",
             "factor_adata": "factor_adata",
             "fit": "fit",
+            "link_peaks": "link_peaks",
+            "nearest_genes": "nearest_genes",
             "predict": "predict",
             "rank_features": "rank",
             "spatial_importance": "importance",

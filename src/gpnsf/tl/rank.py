@@ -35,7 +35,9 @@ def rank_features(
       to the expected one. It wants a feature both specific and abundant: noise with a handful of counts has a small
       loading, a housekeeping gene has the expected one. Features with less than that are left out.
     - ``"loading"``: :math:`w_{jk}`, the most abundant features.
-    - ``"share"``: :math:`s_{jk}`, the most specific features, however rare.
+    - ``"share"``: :math:`s_{jk}`, the features that belong to the factor most completely, however rare.
+    - ``"specificity"``: :math:`s_{jk} - \max_{l \neq k} s_{jl}`, the share above that of the runner-up, however rare.
+      Features whose largest share is elsewhere are left out, so that no feature stands for two factors.
 
     Parameters
     ----------
@@ -48,14 +50,15 @@ def rank_features(
     n_features
         Features for each factor and modality; fewer where fewer have signal in the factor.
     method
-        "lift", "loading" or "share".
+        "lift", "loading", "share" or "specificity".
     key
         Prefix of the slots, ``key_added`` of the fit.
 
     Returns
     -------
     Tidy table, best features first: ``factor``, ``modality``, ``feature``, ``rank`` (from 1), ``score``, ``loading``,
-    ``share``, ``lift`` (loading over expected loading) and ``importance`` (the feature's spatial importance).
+    ``share``, ``lift`` (loading over expected loading), ``importance`` (the feature's spatial importance) and, after
+    :func:`gpnsf.tl.nearest_genes`, ``nearest_gene`` ("" in modalities without).
 
     Raises
     ------

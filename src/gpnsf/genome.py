@@ -1,0 +1,162 @@
+"""Places on the genome: peaks and genes as intervals, and which of them lie close to one another."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from gpnsf.checks import choices, column, problem
+
+__all__ = ["gene_positions", "genes_of", "nearest", "pairs_within", "peak_positions", "signed_distance", "starts"]
+
+COLUMNS = (("chrom", "chromStart", "chromEnd"), ("chrom", "start", "end"))
+INTERVAL = "interval"
+PATTERN = r"^(?P<chrom>.+?)[:_-](?P<start>\d+)[_-](?P<end>\d+)$"
+GENE_NAMES = ("gene", "gene_name", "name")
+REMEDY = "Give them columns chrom, chromStart, chromEnd in var, or names like 'chr1:1000-1500'"
+
+_log = logging.getLogger("gpnsf")
+
+
+def peak_positions(var: pd.DataFrame, *, where: str) -> pd.DataFrame:
+    """``chrom``, ``start``, ``end`` of peaks [P]: from columns, else from the column ``interval``, else from their names.
+
+    Raises
+    ------
+    ValueError
+        If a peak has no place, or one that ends before it starts.
+    """
+    table = _from_columns(var, where)
+    if table is None:
+        texts = column(var, INTERVAL, where=where) if INTERVAL in var else var.index.to_series()
+        table = texts.astype(str).str.extract(PATTERN)
+        unread = table["chrom"].isna().to_numpy()
+        if unread.any():
+            rule = f"a place on the genome for every peak of {where}"
+            raise ValueError(problem(rule, _count(unread, texts.astype(str).to_numpy()), REMEDY))
+    return _clean(table.set_axis(var.index), where)
+
+
+def gene_positions(annotation: pd.DataFrame | str | os.PathLike[str], *, where: str) -> pd.DataFrame:
+    """``chrom``, ``start``, ``end`` and ``strand`` ("+", "-" or "") of genes by name, from a table or a csv file.
+
+    Genes without a place are left out; of genes that occur several times the first is kept.
+    """
+    table = annotation if isinstance(annotation, pd.DataFrame) else pd.read_csv(annotation)
+    places = _from_columns(table, where)
+    if places is None:
+        remedy = "Pass a table with columns gene, chrom, start, end and, if known, strand"
+        choices(["chrom"], [*map(str, table.columns)], what="positions of genes", where=where, remedy=remedy)
+        raise KeyError(problem(f"columns start and end in {where}", str(list(table.columns)), remedy))
+    names = next((column(table, name, where=where) for name in GENE_NAMES if name in table), table.index.to_series())
+    strand = column(table, "strand", where=where).astype(str) if "strand" in table else pd.Series("", table.index)
+    known = places.notna().all(axis=1).to_numpy()
+    places = _clean(places[known].set_axis(names.astype(str).to_numpy()[known]), where)
+    places["strand"] = strand.where(strand.isin(["+", "-"]), "").to_numpy()[known]
+    again = places.index.duplicated()
+    if again.any():
+        _log.info("%s: %d gene(s) occur again, and the first is kept", where, again.sum())
+    return places[~again]
+
+
+def genes_of(
+    annotation: pd.DataFrame | str | os.PathLike[str] | None, var: pd.DataFrame, *, where: str
+) -> pd.DataFrame:
+    """The same from an annotation or, without one, from ``var`` of the genes themselves, whose names are its index."""
+    if annotation is not None:
+        return gene_positions(annotation, where="`annotation`")
+    return gene_positions(var.drop(columns=list(GENE_NAMES), errors="ignore"), where=where)
+
+
+def starts(genes: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Gene [n] and place [n] of its transcription start site; both ends of a gene whose strand is not known."""
+    strand = genes["strand"].to_numpy()
+    forward, backward = np.flatnonzero(strand != "-"), np.flatnonzero(strand != "+")
+    sites = np.concatenate([genes["start"].to_numpy()[forward], genes["end"].to_numpy()[backward]])
+    return np.concatenate([forward, backward]), sites
+
+
+def pairs_within(genes: pd.DataFrame, peaks: pd.DataFrame, window: float) -> tuple[np.ndarray, np.ndarray]:
+    """Positions of gene and peak [n] of all pairs whose peak has its middle within ``window`` bases of a start of the gene."""
+    gene, sites = starts(genes)
+    chrom, middle = peaks["chrom"].to_numpy(), _middle(peaks)
+    found = []
+    for name in np.unique(chrom):
+        here = np.flatnonzero(chrom == name)
+        here = here[np.argsort(middle[here], kind="stable")]
+        own = np.flatnonzero(genes["chrom"].to_numpy()[gene] == name)
+        first = np.searchsorted(middle[here], sites[own] - window, side="left")
+        number = np.searchsorted(middle[here], sites[own] + window, side="right") - first
+        place = np.arange(number.sum()) + np.repeat(first - number.cumsum() + number, number)
+        found.append(np.column_stack([np.repeat(gene[own], number), here[place]]))
+    pairs = np.unique(np.concatenate(found), axis=0) if found else np.zeros((0, 2), dtype=np.int64)
+    return pairs[:, 0], pairs[:, 1]
+
+
+def signed_distance(genes: pd.DataFrame, peaks: pd.DataFrame) -> np.ndarray:
+    """Bases [n] from the start of each gene to the middle of its peak, row by row; NaN on different chromosomes.
+
+    Negative upstream. Where the strand is not known, the nearer end of the gene counts as its start.
+    """
+    middle, start, end = _middle(peaks), genes["start"].to_numpy(), genes["end"].to_numpy()
+    strand = genes["strand"].to_numpy()
+    forward, backward = middle - start, end - middle
+    nearer = np.where(np.abs(forward) <= np.abs(backward), forward, backward)
+    distance = np.select([strand == "+", strand == "-"], [forward, backward], nearer)
+    return np.where(genes["chrom"].to_numpy() == peaks["chrom"].to_numpy(), distance, np.nan)
+
+
+def nearest(peaks: pd.DataFrame, genes: pd.DataFrame) -> np.ndarray:
+    """Position [P] of the gene whose start is nearest to the middle of each peak; -1 on chromosomes without genes."""
+    gene, sites = starts(genes)
+    chrom, middle = peaks["chrom"].to_numpy(), _middle(peaks)
+    found = np.full(len(peaks), -1)
+    for name in np.unique(chrom):
+        here, own = np.flatnonzero(chrom == name), np.flatnonzero(genes["chrom"].to_numpy()[gene] == name)
+        if own.size:
+            own = own[np.argsort(sites[own], kind="stable")]
+            right = np.searchsorted(sites[own], middle[here])
+            around = np.stack([np.maximum(right - 1, 0), np.minimum(right, own.size - 1)])
+            better = np.abs(sites[own][around] - middle[here]).argmin(axis=0)
+            found[here] = gene[own[around[better, np.arange(here.size)]]]
+    return found
+
+
+def _middle(places: pd.DataFrame) -> np.ndarray:
+    return ((places["start"] + places["end"]) / 2).to_numpy()
+
+
+def _from_columns(table: pd.DataFrame, where: str) -> pd.DataFrame | None:
+    """The three columns of places under their own names, if there are such."""
+    names = next((names for names in COLUMNS if set(names) <= set(table.columns)), None)
+    if names is None:
+        return None
+    return pd.DataFrame(
+        {new: column(table, name, where=where) for new, name in zip(("chrom", "start", "end"), names, strict=True)}
+    )
+
+
+def _clean(table: pd.DataFrame, where: str) -> pd.DataFrame:
+    """Chromosomes that begin with "chr", whole numbers in order."""
+    chrom = table["chrom"].astype(str)
+    ends = table[["start", "end"]].apply(pd.to_numeric, errors="coerce").to_numpy(dtype=np.float64)
+    wrong = ~(np.isfinite(ends).all(axis=1) & (ends[:, 0] <= ends[:, 1]) & (ends[:, 0] >= 0))
+    if wrong.any():
+        remedy = "Correct these rows, or leave them out"
+        shown = [
+            f"{name} at {place}"
+            for name, place in zip(table.index, table.astype(str).agg(" ".join, axis=1), strict=True)
+        ]
+        raise ValueError(problem(f"0 <= start <= end for every row of {where}", _count(wrong, shown), remedy))
+    chrom = chrom.where(chrom.str.startswith("chr"), "chr" + chrom)
+    return pd.DataFrame({"chrom": chrom, "start": ends[:, 0], "end": ends[:, 1]}, index=table.index)
+
+
+def _count(wrong: np.ndarray, texts: Sequence[Any]) -> str:
+    """How many rows are wrong, and the first of them."""
+    return f"{wrong.sum()} of {wrong.size} without, the first {str(texts[int(np.flatnonzero(wrong)[0])])!r}"

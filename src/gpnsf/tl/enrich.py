@@ -1,0 +1,198 @@
+"""Which sets of genes the factors stand for."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from gpnsf import results
+from gpnsf.checks import Rule, choices, problem
+from gpnsf.core.enrichment import over_representation, signed_gain
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from mudata import MuData
+
+__all__ = ["enrich"]
+
+METHODS = ("ora", "ulm")
+
+_log = logging.getLogger("gpnsf")
+
+
+def enrich(
+    data: AnnData | MuData,
+    gene_sets: Mapping[str, Sequence[str]] | pd.DataFrame | str | os.PathLike[str],
+    *,
+    modality: str = "rna",
+    method: str = "ora",
+    factors: str | Sequence[str] | None = None,
+    n_features: int = 100,
+    min_size: int = 5,
+    key: str = "gpnsf",
+) -> pd.DataFrame:
+    r"""Test sets of features against the loadings of each factor.
+
+    - ``"ora"``, over-representation: are there more members of the set among the ``n_features`` best of the factor, by the
+      lift of :func:`gpnsf.tl.rank_features`, than among all features with signal? ``score`` is the log odds ratio, p is
+      one-sided and hypergeometric.
+    - ``"ulm"``, univariate linear model, by decoupler (``pip install 'gpnsf[enrich]'``): do members of the set, or features
+      with larger weights in it, have larger loadings than other features? The statistic of a feature is the signed root of
+      the Poisson deviance of its loading from that of a feature like any other. ``score`` is the t value of the slope, p is
+      two-sided: negative scores are sets that the factor avoids.
+
+    Parameters
+    ----------
+    data
+        Object that :func:`gpnsf.tl.fit` annotated.
+    gene_sets
+        A dict from set to names of features; a table with columns ``source`` (set), ``target`` (feature) and, for "ulm",
+        ``weight`` if wanted; or the path of a GMT file.
+    modality
+        Modality whose features the sets name.
+    method
+        "ora" or "ulm".
+    factors
+        Names of the factors; None for all.
+    n_features
+        Best features of a factor that "ora" takes; fewer where fewer have more than the expected loading.
+    min_size
+        Least number of features with signal that a set must hold to be tested.
+    key
+        Prefix of the slots, ``key_added`` of the fit.
+
+    Returns
+    -------
+    Tidy table, for each factor the most significant sets first: ``factor``, ``set``, ``size`` (members with signal),
+    ``score``, ``p``, and ``q`` after Benjamini-Hochberg over all lines. Factors without loadings in the modality are left out.
+
+    Raises
+    ------
+    KeyError
+        If the object has no such fit, factor or modality, or the table lacks a column.
+    ValueError
+        If no set has ``min_size`` features with signal, or an option is unknown.
+    ImportError
+        If ``method="ulm"`` and decoupler is not installed.
+
+    Notes
+    -----
+    Reads ``varm["gpnsf_loadings"]`` of the modality. The tests take features as independent, which genes are not: small p
+    values order sets, they do not prove them.
+
+    Examples
+    --------
+    >>> import gpnsf
+    >>> mdata = gpnsf.datasets.tissue(n_obs=100, n_genes=40, n_peaks=60, seed=0)
+    >>> gpnsf.tl.fit(mdata, n_factors=4, max_steps=2, progress=False)
+    >>> sets = {"first": mdata["rna"].var_names[:10], "last": mdata["rna"].var_names[-10:]}
+    >>> gpnsf.tl.enrich(mdata, sets, n_features=8).shape
+    (8, 6)
+    """
+    Rule(str, "ora", options=METHODS).check("method", method)
+    Rule(int, 100, low=1).check("n_features", n_features)
+    Rule(int, 5, low=1).check("min_size", min_size)
+    fit = results.find(data, key)
+    (modality,) = fit.modality_names(modality)
+    W = fit.loadings[modality]
+    names = fit.modalities[modality].var_names[W.any(axis=1)].astype(str)
+    chosen = np.array([k for k in fit.factor_indices(factors) if W[:, k].any()], dtype=np.int64)
+    network = _network(gene_sets)
+    network = network[network["target"].isin(names)]
+    size = network.groupby("source", sort=False)["target"].size()
+    size = size[size >= min_size]
+    if size.empty or not chosen.size:
+        found = (
+            f"{network['target'].nunique()} of {len(names)} features of {modality!r} in sets, none of which is so large"
+        )
+        remedy = "Check that names are of the same kind and case, or lower `min_size`"
+        raise ValueError(problem(f"sets of at least {min_size} features with signal", found, remedy))
+    network = network[network["source"].isin(size.index)]
+    test = _over_representation if method == "ora" else _linear_model
+    score, p_values = test(fit, modality, chosen, network, size.index, names, n_features)
+    table = pd.DataFrame(
+        {
+            "factor": np.repeat(fit.names[chosen], len(size)),
+            "set": np.tile(size.index, len(chosen)),
+            "size": np.tile(size.to_numpy(), len(chosen)),
+            "score": score.ravel(),
+            "p": p_values.ravel(),
+            "q": stats.false_discovery_control(p_values, axis=None).ravel(),
+        }
+    )
+    order = np.lexsort((-table["score"], table["p"], np.repeat(np.arange(len(chosen)), len(size))))
+    return table.iloc[order].reset_index(drop=True)
+
+
+def _over_representation(
+    fit: results.Fit,
+    modality: str,
+    chosen: np.ndarray,
+    network: pd.DataFrame,
+    sets: pd.Index,
+    names: pd.Index,
+    n_features: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Log odds ratios and p values [K, sets]."""
+    best = [results.ranked(fit, modality, int(k), n_features=n_features, method="lift")["feature"] for k in chosen]
+    top = np.column_stack([names.isin(features) for features in best])  # [P, K]
+    member = np.zeros((len(names), len(sets)), dtype=bool)
+    member[names.get_indexer(network["target"]), sets.get_indexer(network["source"])] = True
+    score, p_values = over_representation(member, top)
+    return score.T, p_values.T
+
+
+def _linear_model(
+    fit: results.Fit,
+    modality: str,
+    chosen: np.ndarray,
+    network: pd.DataFrame,
+    sets: pd.Index,
+    names: pd.Index,
+    _n_features: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """T values and two-sided p values [K, sets]; decoupler itself returns its p values adjusted by factor only."""
+    try:
+        import decoupler
+    except ImportError as error:
+        remedy = "Install it by `pip install 'gpnsf[enrich]'`, or pass method='ora'"
+        raise ImportError(problem("decoupler for method='ulm'", "no such package", remedy)) from error
+    W = fit.loadings[modality]
+    gain = signed_gain(W)[W.any(axis=1)][:, chosen].T  # [K, P]
+    statistics = pd.DataFrame(gain, index=fit.names[chosen].astype(str), columns=names)
+    score, _ = decoupler.mt.ulm(statistics, network, tmin=1, empty=False)
+    score = score.loc[statistics.index, sets].to_numpy()
+    return score, 2 * stats.t.sf(np.abs(score), len(names) - 2)
+
+
+def _network(gene_sets: Mapping[str, Sequence[str]] | pd.DataFrame | str | os.PathLike[str]) -> pd.DataFrame:
+    """Columns ``source``, ``target`` and, if given, ``weight``; each pair once."""
+    if isinstance(gene_sets, pd.DataFrame):
+        choices(("source", "target"), gene_sets.columns, what="columns", where="`gene_sets`")
+        table = gene_sets[[name for name in ("source", "target", "weight") if name in gene_sets]].copy()
+    elif isinstance(gene_sets, str | os.PathLike):
+        lines = (line.rstrip("\n").split("\t") for line in Path(gene_sets).read_text(encoding="utf-8").splitlines())
+        table = _long({fields[0]: fields[2:] for fields in lines if len(fields) > 2})  # the second field is a comment
+    elif isinstance(gene_sets, Mapping):
+        table = _long(gene_sets)
+    else:
+        remedy = "Pass {'set': ['gene', ..]}, a table with columns source and target, or the path of a GMT file"
+        raise TypeError(problem("`gene_sets` to be a dict, a DataFrame or a path", type(gene_sets).__name__, remedy))
+    table[["source", "target"]] = table[["source", "target"]].astype(str)
+    again = table.duplicated(["source", "target"])
+    if again.any():
+        _log.info("gene_sets: %d member(s) are named again, and the first line is kept", again.sum())
+    return table[~again]
+
+
+def _long(sets: Mapping[str, Sequence[str]]) -> pd.DataFrame:
+    """One line for each set and member."""
+    pairs = [(name, member) for name, members in sets.items() for member in members if member]
+    return pd.DataFrame(pairs, columns=["source", "target"])

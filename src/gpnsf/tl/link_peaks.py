@@ -1,0 +1,205 @@
+"""Which peaks may regulate which genes: pairs on the genome whose loadings agree."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from scipy.stats import false_discovery_control
+
+from gpnsf import genome, results
+from gpnsf.checks import Rule, choices, problem
+from gpnsf.core import links
+
+if TYPE_CHECKING:
+    from mudata import MuData
+
+__all__ = ["DISTANCES", "bins_of", "gene_places", "link_peaks", "pair_table"]
+
+WINDOW = 150_000  # bases to either side of the start of a gene
+DISTANCES = (0, 25_000, 50_000, 75_000, 100_000, 125_000, 150_000)  # ends of the bins
+PAIR = ("gene", "peak")
+
+_log = logging.getLogger("gpnsf")
+
+
+def link_peaks(
+    mdata: MuData,
+    *,
+    genes: Sequence[str] | None = None,
+    annotation: pd.DataFrame | str | os.PathLike[str] | None = None,
+    pairs: pd.DataFrame | None = None,
+    window: int = WINDOW,
+    rna: str = "rna",
+    atac: str = "atac",
+    n_permutations: int = 500,
+    seed: int = 0,
+    key: str = "gpnsf",
+) -> None:
+    r"""Link genes to nearby peaks that load on the same factors.
+
+    The profile of a feature is its share of each factor, :math:`s_{jk} = w_{jk} / \sum_l |w_{jl}|`, minus the share of that
+    factor in all features of the modality; backgrounds do not count. The score of a pair is the cosine of its two profiles.
+
+    The p value of a pair says how often a pair scores at least as high whose peak is near *another* gene, as far from it (bins of
+    25 kb), where both are about as specific (length of the profile; unspecific features agree with many others a little). The
+    null hypothesis is thus that near peaks are peaks like any other at that distance. It is one-sided; q values are after
+    Benjamini-Hochberg over all pairs. Profiles over K factors take few distinct directions: a peak that shares the main
+    factor of a gene by chance looks like a link, so q values are seldom small, and the ranking says more than their number.
+
+    Parameters
+    ----------
+    mdata
+        MuData that :func:`gpnsf.tl.fit` annotated, with the modalities ``rna`` and ``atac``.
+    genes
+        Genes to link; None for all.
+    annotation
+        Places of genes: a table, or the path of a csv file, with columns ``gene`` (or gene names as index), ``chrom``,
+        ``start``, ``end`` and, if known, ``strand``. None for such columns in ``var`` of ``rna``. Without a strand either
+        end of a gene may be its start.
+    pairs
+        Table with columns ``gene`` and ``peak`` of the pairs to score, and ``distance`` (bases) if it is to be taken from
+        there; None for all peaks whose middle lies within ``window`` of the start of a gene.
+    window
+        Bases to either side of the start of a gene.
+    rna, atac
+        Names of the modalities.
+    n_permutations
+        Other peaks that each gene is compared with, drawn at random where there are more.
+    seed
+        Seed of these draws.
+    key
+        Prefix of the slots, ``key_added`` of the fit.
+
+    Raises
+    ------
+    KeyError
+        If the object has no such fit, modality, gene or peak, or the annotation lacks a column.
+    ValueError
+        If a peak has no readable place, or there is no pair.
+
+    Notes
+    -----
+    Reads ``varm["gpnsf_loadings"]`` of both modalities, and places of peaks from ``var`` of ``atac``: columns ``chrom``,
+    ``chromStart``, ``chromEnd`` (or ``chrom``, ``start``, ``end``), a column ``interval``, or names such as ``chr1:1-2``,
+    ``chr1_1_2``, ``chr1-1-2``. Given ``pairs``, places are read only with an annotation; pairs without a distance share a
+    bin, as do those beyond 150 kb.
+
+    Writes ``uns["gpnsf_links"]``: a table with columns ``gene``, ``peak``, ``distance`` (from the start of the gene, negative
+    upstream, NaN if not known), ``score``, ``p`` and ``q``, best first. Genes and peaks without signal are left out.
+
+    Examples
+    --------
+    >>> import gpnsf
+    >>> mdata = gpnsf.datasets.tissue(n_obs=100, n_genes=40, n_peaks=60, seed=0)
+    >>> gpnsf.tl.fit(mdata, n_factors=4, max_steps=2, progress=False)
+    >>> gpnsf.tl.link_peaks(mdata)
+    >>> list(mdata.uns["gpnsf_links"])
+    ['gene', 'peak', 'distance', 'score', 'p', 'q']
+    """
+    Rule(int, WINDOW, low=0).check("window", window)
+    Rule(int, 500, low=20).check("n_permutations", n_permutations)
+    Rule(int, 0, low=0).check("seed", seed)
+    fit = results.find(mdata, key)
+    names = [_names(fit, name) for name in (rna, atac)]
+    if genes is not None:
+        choices(genes, names[0], what="genes", where=f"modality {rna!r}")
+    table = _near(fit, rna, atac, annotation, window) if pairs is None else _given(fit, rna, atac, annotation, pairs)
+    profiles, lengths = zip(*(links.profiles(fit.loadings[name]) for name in (rna, atac)), strict=True)
+    i, j = (known.get_indexer(table[column]) for known, column in zip(names, PAIR, strict=True))
+    told = (lengths[0][i] > 0) & (lengths[1][j] > 0)
+    if not told.any():
+        found = f"none among {len(table)} pairs"
+        remedy = "Check that genes and peaks are placed on the same genome, or raise `window`"
+        raise ValueError(problem("pairs of a gene and a peak with signal", found, remedy))
+    table, i, j = table[told].copy(), i[told], j[told]
+    stratum = links.strata(bins_of(table["distance"], DISTANCES), lengths[1][j], lengths[0][i])
+    table["score"] = links.pair_scores(*profiles, i, j)
+    table["p"] = links.pair_p_values(*profiles, i, j, stratum, n_permutations=n_permutations, seed=seed)
+    if genes is not None:
+        table = table[table["gene"].isin(list(genes))].copy()
+    table["q"] = false_discovery_control(table["p"]) if len(table) else table["p"]
+    mdata.uns[fit.keys.links] = table.sort_values(["p", "score"], ascending=[True, False], ignore_index=True)
+
+
+def bins_of(distance: pd.Series, ends: Sequence[float] | None) -> np.ndarray:
+    """Bin [n] of each distance, whichever its sign; those beyond the last end share one, those not known another."""
+    if ends is None:
+        return np.zeros(len(distance), dtype=np.int64)
+    values = np.abs(distance.to_numpy(dtype=np.float64))
+    return np.where(np.isnan(values), -1, np.searchsorted(np.asarray(ends)[1:], values, side="left"))
+
+
+def gene_places(fit: results.Fit, rna: str, annotation: pd.DataFrame | str | os.PathLike[str] | None) -> pd.DataFrame:
+    """Places of the genes of the modality, by name; those that the annotation lacks are left out, and counted in the log."""
+    names = fit.modalities[rna].var_names
+    places = genome.genes_of(annotation, fit.modalities[rna].var, where=f"var of {rna!r}")
+    known = places.loc[names[names.isin(places.index)]]
+    if known.empty:
+        found = f"none of {len(names)}, the first {names[0]!r}"
+        remedy = "Pass an annotation with the gene names of the data, as a column 'gene' or as its index"
+        raise ValueError(problem("genes of the data in the annotation", found, remedy))
+    if len(known) < len(names):
+        _log.info("%d of %d genes have no place and are left out", len(names) - len(known), len(names))
+    return known
+
+
+def _names(fit: results.Fit, modality: str) -> pd.Index:
+    """Names of the features of a modality, which are to differ."""
+    names = fit.modalities[fit.modality_names(modality)[0]].var_names
+    if not names.is_unique:
+        found = f"{names.duplicated().sum()} duplicate name(s)"
+        raise ValueError(
+            problem(f"unique var_names in modality {modality!r}", found, "Call .var_names_make_unique() on it")
+        )
+    return names
+
+
+def _near(fit: results.Fit, rna: str, atac: str, annotation: Any, window: int) -> pd.DataFrame:
+    """All pairs within the window, with their distance."""
+    peaks = genome.peak_positions(fit.modalities[atac].var, where=f"modality {atac!r}")
+    places = gene_places(fit, rna, annotation)
+    i, j = genome.pairs_within(places, peaks, window)
+    distance = genome.signed_distance(places.iloc[i], peaks.iloc[j])
+    return pd.DataFrame({"gene": places.index[i], "peak": peaks.index[j], "distance": distance})
+
+
+def _given(fit: results.Fit, rna: str, atac: str, annotation: Any, pairs: pd.DataFrame) -> pd.DataFrame:
+    """The pairs asked for, with the distance that they bring, or that the annotation gives."""
+    table = pair_table(pairs, argument="pairs")
+    for column, modality in zip(PAIR, (rna, atac), strict=True):
+        choices(
+            table[column],
+            fit.modalities[modality].var_names,
+            what=f"{column}s in `pairs`",
+            where=f"modality {modality!r}",
+        )
+    if "distance" in pairs:
+        return table.assign(distance=pairs["distance"].to_numpy(dtype=np.float64))
+    table["distance"] = np.nan
+    if annotation is not None:
+        places = gene_places(fit, rna, annotation)
+        peaks = genome.peak_positions(fit.modalities[atac].var, where=f"modality {atac!r}")
+        known = table["gene"].isin(places.index)
+        near = places.loc[table.loc[known, "gene"]], peaks.loc[table.loc[known, "peak"]]
+        table.loc[known, "distance"] = genome.signed_distance(*near)
+    return table
+
+
+def pair_table(pairs: pd.DataFrame, *, argument: str) -> pd.DataFrame:
+    """Columns ``gene`` and ``peak`` of a table as strings, each pair once."""
+    if not isinstance(pairs, pd.DataFrame):
+        raise TypeError(
+            problem(f"`{argument}` to be a DataFrame", type(pairs).__name__, "Give it columns gene and peak")
+        )
+    choices(PAIR, pairs.columns, what="columns", where=f"`{argument}`")
+    table = pairs[list(PAIR)].astype(str).astype(object).reset_index(drop=True)
+    again = table.duplicated()
+    if again.any():
+        found = f"{again.sum()} of {len(table)} again"
+        raise ValueError(problem(f"every pair in `{argument}` once", found, "Call .drop_duplicates() on it"))
+    return table

@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.stats import kstest
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from gpnsf.core.links import matched_ranking, pair_p_values, pair_scores, profiles, strata
+
+
+def loadings(rng, n_features, n_factors=8):
+    return rng.gamma(0.4, 1, (n_features, n_factors)) * rng.lognormal(0, 1, (n_features, 1))
+
+
+def test_profiles_are_centred_shares_of_unit_length():
+    W = loadings(np.random.default_rng(0), 30)
+    unit, length = profiles(W)
+    expected = W / W.sum(axis=1, keepdims=True) - W.sum(axis=0) / W.sum()
+    np.testing.assert_allclose(unit * length[:, None], expected, atol=1e-12)
+    np.testing.assert_allclose(np.linalg.norm(unit, axis=1), 1)
+    np.testing.assert_allclose(profiles(W * np.arange(1, 31)[:, None])[0].shape, unit.shape)
+
+
+def test_features_that_tell_nothing_have_no_profile():
+    W = np.array([[0.0, 0.0], [1.0, 1.0], [3.0, 3.0]], dtype=np.float32)
+    unit, length = profiles(W)
+    assert not length.any()
+    assert not unit.any()
+
+
+def test_scores_are_cosines():
+    rng = np.random.default_rng(1)
+    first, second = profiles(loadings(rng, 20))[0], profiles(loadings(rng, 30))[0]
+    i, j = rng.integers(20, size=50), rng.integers(30, size=50)
+    np.testing.assert_allclose(pair_scores(first, second, i, j), (first @ second.T)[i, j], atol=1e-12)
+
+
+def test_strata_lie_within_bins_and_order_the_property():
+    rng = np.random.default_rng(2)
+    bins, values = rng.integers(-1, 2, 400), rng.random(400)
+    codes = strata(bins, values)
+    for code in np.unique(codes):
+        assert len(np.unique(bins[codes == code])) == 1
+        assert np.sum(codes == code) >= 40
+    for name in np.unique(bins):
+        here = [values[codes == code] for code in np.unique(codes[bins == name])]
+        here.sort(key=np.min)
+        assert all(low.max() < high.min() for low, high in zip(here, here[1:], strict=False))
+    assert len(np.unique(strata(np.zeros(60, dtype=int), values[:60]))) == 1
+
+
+def test_p_values_are_uniform_where_nothing_is_linked_also_among_specific_features():
+    rng = np.random.default_rng(3)
+    (genes, broad), (peaks, specific) = profiles(loadings(rng, 400)), profiles(loadings(rng, 900))
+    i, j = rng.integers(400, size=4000), rng.integers(900, size=4000)
+    stratum = strata(rng.integers(6, size=4000), specific[j], broad[i])
+    p = pair_p_values(genes, peaks, i, j, stratum, n_permutations=500, seed=0)
+    assert kstest(p, "uniform").statistic < 0.03
+    for length in (specific[j], broad[i]):
+        quarter = np.searchsorted(np.quantile(length, [0.25, 0.5, 0.75]), length)
+        rates = [(p[quarter == number] <= 0.05).mean() for number in range(4)]
+        assert 0.025 < min(rates)
+        assert max(rates) < 0.075
+
+
+def test_p_values_of_pairs_that_agree_are_small():
+    rng = np.random.default_rng(4)
+    W = loadings(rng, 200)
+    unit, _ = profiles(W)
+    same = np.arange(200)
+    p = pair_p_values(unit, unit, same, same, np.zeros(200, dtype=int), n_permutations=500, seed=0)
+    assert p.max() < 0.05
+    np.testing.assert_array_equal(
+        p, pair_p_values(unit, unit, same, same, np.zeros(200, dtype=int), n_permutations=500, seed=9)
+    )
+
+
+def test_ranking_in_one_bin_is_that_of_sklearn():
+    rng = np.random.default_rng(5)
+    truth, score = rng.random(200) < 0.3, np.round(rng.random(200), 1)
+    weight = rng.integers(0, 4, 200).astype(float)
+    auroc, precision, base = matched_ranking(score, truth, np.zeros(200, dtype=int), weight)
+    assert auroc == pytest.approx(roc_auc_score(truth, score, sample_weight=weight))
+    assert precision == pytest.approx(average_precision_score(truth, score, sample_weight=weight))
+    assert base == pytest.approx(np.average(truth, weights=weight))
+
+
+def test_a_score_that_only_knows_the_bin_is_worth_nothing():
+    rng = np.random.default_rng(6)
+    bins = rng.integers(0, 5, 2000)
+    truth = rng.random(2000) < 0.5 - 0.1 * bins
+    blind, ones = -bins.astype(float), np.ones(2000)
+    assert matched_ranking(blind, truth, np.zeros_like(bins), ones)[0] > 0.65
+    auroc, precision, base = matched_ranking(blind, truth, bins, ones)
+    assert auroc == 0.5
+    assert precision == pytest.approx(base)
+
+
+def test_without_both_kinds_there_is_no_ranking():
+    assert np.isnan(matched_ranking(np.arange(3.0), np.ones(3, bool), np.zeros(3, int), np.ones(3))).all()

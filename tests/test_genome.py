@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from gpnsf import genome
+
+GENES = pd.DataFrame(
+    {"gene": ["A", "B", "C"], "chrom": ["chr1", "chr1", "2"], "start": [1000, 5000, 800], "end": [2000, 9000, 900]}
+)
+
+
+def peaks(*names):
+    return genome.peak_positions(pd.DataFrame(index=list(names)), where="the test")
+
+
+def naive_pairs(genes, places, window):
+    """All pairs by two loops, the starts of a gene tried one after the other."""
+    found = set()
+    for i, gene in enumerate(genes.itertuples()):
+        sites = {"+": [gene.start], "-": [gene.end]}.get(gene.strand, [gene.start, gene.end])
+        for j, peak in enumerate(places.itertuples()):
+            middle = (peak.start + peak.end) / 2
+            if gene.chrom == peak.chrom and min(abs(middle - site) for site in sites) <= window:
+                found.add((i, j))
+    return found
+
+
+def random_places(rng, n_genes=40, n_peaks=90):
+    start = rng.integers(0, 5000, n_genes)
+    genes = pd.DataFrame(
+        {
+            "gene": [f"g{i}" for i in range(n_genes)],
+            "chrom": rng.choice(["chr1", "chr2", "chrX"], n_genes),
+            "start": start,
+            "end": start + rng.integers(1, 900, n_genes),
+            "strand": rng.choice(["+", "-", "."], n_genes),
+        }
+    )
+    low = rng.integers(0, 6000, n_peaks)
+    names = [f"chr{c}:{a}-{a + 101}" for c, a in zip(rng.choice(["1", "2", "Y"], n_peaks), low, strict=True)]
+    return genome.gene_positions(genes, where="the test"), peaks(*names)
+
+
+@pytest.mark.parametrize("name", ["chr1:10-20", "chr1_10_20", "chr1-10-20", "1:10-20"])
+def test_names_are_read(name):
+    assert peaks(name).iloc[0].tolist() == ["chr1", 10, 20]
+
+
+def test_chromosomes_with_underscores_are_read():
+    assert peaks("chr1_KI270706v1_random:1-2", "chrUn_GL000195v1_3_4")["chrom"].tolist() == [
+        "chr1_KI270706v1_random",
+        "chrUn_GL000195v1",
+    ]
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        {"chrom": ["chr1"], "chromStart": [10], "chromEnd": [20]},
+        {"chrom": pd.Categorical(["1"]), "start": ["10"], "end": ["20"]},
+        {"interval": ["chr1:10-20"]},
+    ],
+)
+def test_columns_come_before_names(table):
+    places = genome.peak_positions(pd.DataFrame(table, index=["peak"]), where="the test")
+    assert places.iloc[0].tolist() == ["chr1", 10, 20]
+
+
+def test_unreadable_peaks_are_counted_with_an_example():
+    with pytest.raises(ValueError, match=r"place on the genome.*2 of 3 without, the first 'peak_1'.*chr1:1000-1500"):
+        peaks("chr1:1-2", "peak_1", "chr1:5")
+    with pytest.raises(ValueError, match=r"start <= end.*1 of 2 without, the first 'chr1:9-2 at chr1 9 2'"):
+        peaks("chr1:1-2", "chr1:9-2")
+
+
+def test_genes_come_from_tables_and_files(tmp_path):
+    GENES.to_csv(tmp_path / "genes.csv", index=False)
+    for source in (GENES, tmp_path / "genes.csv", GENES.set_index("gene")):
+        table = genome.gene_positions(source, where="the test")
+        assert table.index.tolist() == ["A", "B", "C"]
+        assert table["chrom"].tolist() == ["chr1", "chr1", "chr2"]
+        assert table["strand"].tolist() == ["", "", ""]
+
+
+def test_of_genes_that_occur_again_the_first_is_kept_and_those_without_a_place_go():
+    twice = pd.concat([GENES, GENES.iloc[:1].assign(start=7), GENES.iloc[:1].assign(gene="D", start=np.nan)])
+    table = genome.gene_positions(twice, where="the test")
+    assert table.index.tolist() == ["A", "B", "C"]
+    assert table.loc["A", "start"] == 1000
+
+
+def test_an_annotation_without_places_is_refused():
+    with pytest.raises(KeyError, match="columns gene, chrom, start, end"):
+        genome.gene_positions(GENES.drop(columns="end"), where="the test")
+
+
+@pytest.mark.parametrize("window", [0, 50, 700])
+def test_pairs_are_those_of_two_loops(window):
+    genes, places = random_places(np.random.default_rng(window))
+    i, j = genome.pairs_within(genes, places, window)
+    assert len(set(zip(i, j, strict=True))) == len(i)
+    assert set(zip(i.tolist(), j.tolist(), strict=True)) == naive_pairs(genes, places, window)
+    distance = genome.signed_distance(genes.iloc[i], places.iloc[j])
+    assert (np.abs(distance) <= window).all()
+
+
+def test_distances_point_along_the_strand():
+    genes = genome.gene_positions(
+        GENES.iloc[[0, 0, 0]].assign(gene=list("abc"), strand=["+", "-", "?"]), where="the test"
+    )
+    upstream = peaks(*["chr1:880-920"] * 3)
+    assert genome.signed_distance(genes, upstream).tolist() == [-100, 1100, -100]
+    assert np.isnan(genome.signed_distance(genes, peaks(*["chr7:880-920"] * 3))).all()
+
+
+def test_nearest_is_the_smallest_distance():
+    genes, places = random_places(np.random.default_rng(5))
+    found = genome.nearest(places, genes)
+    for j, i in enumerate(found):
+        same = np.flatnonzero(genes["chrom"] == places["chrom"].iloc[j])
+        if not same.size:
+            assert i == -1
+            continue
+        near = np.abs(genome.signed_distance(genes.iloc[same], places.iloc[[j] * same.size]))
+        own = abs(genome.signed_distance(genes.iloc[[i]], places.iloc[[j]])[0])
+        assert own == near.min()

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import sys
+
+import fitted
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from gpnsf.core.enrichment import signed_gain
+from gpnsf.tl.enrich import enrich
+from gpnsf.tl.rank import rank_features
+
+
+@pytest.fixture(scope="module")
+def toy():
+    return fitted.anndata(n_obs=81, n_genes=120)
+
+
+@pytest.fixture(scope="module")
+def sets(toy):
+    """The best genes of each factor, and genes that are taken at random."""
+    table = rank_features(toy, n_features=12)
+    rng = np.random.default_rng(0)
+    best = {f"of {factor}": part["feature"].tolist() for factor, part in table.groupby("factor", sort=False)}
+    return best | {f"random {i}": rng.choice(toy.var_names[:-1], 12, replace=False).tolist() for i in range(3)}
+
+
+@pytest.mark.parametrize("method", ["ora", "ulm"])
+def test_each_factor_gets_its_own_set_first(toy, sets, method):
+    if method == "ulm":
+        pytest.importorskip("decoupler")
+    table = enrich(toy, sets, method=method, n_features=20)
+    assert list(table) == ["factor", "set", "size", "score", "p", "q"]
+    assert len(table) == len(sets) * len(toy.uns["gpnsf"]["factor_names"])
+    first = table.groupby("factor", sort=False).first()
+    assert (first["set"] == "of " + first.index).all()
+    assert (first["q"] < 0.01).all()
+    assert (table["q"] >= table["p"]).all()
+    assert table.loc[table["set"].str.startswith("random"), "p"].median() > 0.1
+
+
+def test_over_representation_counts_features_with_signal(toy, sets):
+    table = enrich(toy, {"of spatial_1": [*sets["of spatial_1"], toy.var_names[-1], "unknown"]}, n_features=12)
+    line = table[table["factor"] == "spatial_1"].iloc[0]
+    assert line["size"] == 12
+    assert line["p"] == pytest.approx(stats.hypergeom.pmf(12, 119, 12, 12))
+
+
+def test_the_linear_model_is_an_ordinary_regression(toy, sets):
+    pytest.importorskip("decoupler")
+    rows = [
+        (name, gene, weight) for name, genes in sets.items() for gene, weight in zip(genes, range(1, 13), strict=True)
+    ]
+    network = pd.DataFrame(rows, columns=["source", "target", "weight"])
+    table = enrich(toy, network, method="ulm").set_index(["factor", "set"])
+    names, W = toy.var_names[:-1], toy.varm["gpnsf_loadings"][:-1]
+    for name, part in network.groupby("source"):
+        weight = part.set_index("target")["weight"].reindex(names, fill_value=0)
+        for k, factor in enumerate(toy.uns["gpnsf"]["factor_names"]):
+            expected = stats.linregress(weight, signed_gain(W)[:, k])
+            line = table.loc[(factor, name)]
+            assert line["score"] == pytest.approx(expected.slope / expected.stderr, rel=1e-4)
+            assert line["p"] == pytest.approx(expected.pvalue, rel=1e-3)
+
+
+def test_sets_come_as_dict_table_or_file(toy, sets, tmp_path):
+    rows = [(name, gene) for name, genes in sets.items() for gene in genes]
+    text = "".join("\t".join([name, "a comment", *genes]) + "\n" for name, genes in sets.items())
+    (tmp_path / "sets.gmt").write_text(text)
+    table = pd.DataFrame(rows + rows[:3], columns=["source", "target"])
+    expected = enrich(toy, sets)
+    for other in (table, tmp_path / "sets.gmt", str(tmp_path / "sets.gmt")):
+        pd.testing.assert_frame_equal(enrich(toy, other), expected)
+
+
+def test_some_factors_alone_and_small_sets_left_out(toy, sets):
+    table = enrich(toy, sets | {"small": sets["random 0"][:3]}, factors=["nonspatial_1"])
+    assert set(table["factor"]) == {"nonspatial_1"}
+    assert "small" not in set(table["set"])
+    assert "small" in set(enrich(toy, sets | {"small": sets["random 0"][:3]}, min_size=3)["set"])
+
+
+def test_without_decoupler_the_error_names_the_extra(toy, sets, monkeypatch):
+    monkeypatch.setitem(sys.modules, "decoupler", None)
+    assert len(enrich(toy, sets)) > 0
+    with pytest.raises(ImportError, match=r"gpnsf\[enrich\]"):
+        enrich(toy, sets, method="ulm")
+
+
+@pytest.mark.parametrize(
+    ("gene_sets", "options", "error", "message"),
+    [
+        ({"a": ["x", "y"]}, {}, ValueError, "0 of 119 features"),
+        (["a"], {}, TypeError, "`gene_sets` to be a dict"),
+        (pd.DataFrame({"source": ["a"]}), {}, KeyError, "'target'"),
+        ({}, {"method": "gsea"}, ValueError, "'ora', 'ulm'"),
+        ({}, {"n_features": 0}, ValueError, "n_features"),
+        ({}, {"modality": "atac"}, KeyError, "'atac'"),
+    ],
+)
+def test_bad_input_is_refused(toy, gene_sets, options, error, message):
+    with pytest.raises(error, match=message):
+        enrich(toy, gene_sets, **options)

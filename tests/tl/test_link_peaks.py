@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+import fitted
+import mudata
+import numpy as np
+import pandas as pd
+import pytest
+
+from gpnsf.datasets import tissue
+from gpnsf.keys import Keys
+from gpnsf.tl.evaluate_links import evaluate_links
+from gpnsf.tl.fit import fit
+from gpnsf.tl.link_peaks import link_peaks
+
+COLUMNS = ["gene", "peak", "distance", "score", "p", "q"]
+
+
+@pytest.fixture(scope="module")
+def planted():
+    """A simulated tissue with its true loadings, a little noisy, in place of a fit."""
+    mdata = tissue(n_obs=60, n_genes=200, n_peaks=500, n_spatial=5, n_nonspatial=3, seed=1)
+    fitted.fill(mdata, mdata.obsm["true_factors"], n_spatial=5)
+    rng = np.random.default_rng(0)
+    for mod in mdata.mod.values():
+        W = mod.varm["true_loadings"]
+        mod.varm[Keys().loadings] = (W * rng.gamma(5, 0.2, W.shape)).astype(np.float32)
+    return mdata
+
+
+@pytest.fixture
+def linked(planted):
+    mdata = planted.copy()
+    link_peaks(mdata)
+    return mdata
+
+
+def shuffled(mdata, seed):
+    """The same with peaks at places of other peaks: nothing is linked."""
+    mdata = mdata.copy()
+    order = np.random.default_rng(seed).permutation(mdata["atac"].n_vars)
+    for column in ("chrom", "chromStart", "chromEnd"):
+        mdata["atac"].var[column] = mdata["atac"].var[column].to_numpy()[order]
+    return mdata
+
+
+def test_the_table_is_tidy_and_survives_a_file(linked, tmp_path):
+    table = linked.uns["gpnsf_links"]
+    assert list(table) == COLUMNS
+    assert table["p"].is_monotonic_increasing
+    assert not table.duplicated(["gene", "peak"]).any()
+    assert table["distance"].abs().max() <= 150_000
+    assert table[["p", "q"]].stack().between(0, 1, inclusive="right").all()
+    linked.write_h5mu(tmp_path / "links.h5mu")
+    pd.testing.assert_frame_equal(mudata.read_h5mu(tmp_path / "links.h5mu").uns["gpnsf_links"], table)
+
+
+def test_planted_links_are_found(linked):
+    scores = evaluate_links(linked, linked.uns["true_links"], n_bootstrap=50)
+    assert scores["metric"].tolist() == ["auroc", "average_precision"]
+    assert scores["estimate"][0] > 0.9
+    assert (scores["low"] < scores["estimate"]).all()
+    assert (scores["estimate"] < scores["high"]).all()
+    assert scores["low"][1] > scores["base"][1]
+    truth = pd.MultiIndex.from_frame(linked.uns["true_links"])
+    table = linked.uns["gpnsf_links"]
+    sure = table[table["q"] < 0.2]
+    assert len(sure) > 20
+    assert pd.MultiIndex.from_frame(sure[["gene", "peak"]]).isin(truth).mean() > 0.7
+
+
+def test_p_values_are_uniform_without_links(planted):
+    rates = []
+    for seed in range(5):
+        mdata = shuffled(planted, seed)
+        link_peaks(mdata)
+        p = mdata.uns["gpnsf_links"]["p"]
+        rates.append([(p <= level).mean() for level in (0.05, 0.2, 0.5)])
+    np.testing.assert_allclose(np.mean(rates, axis=0), [0.05, 0.2, 0.5], atol=0.015)
+
+
+def test_some_genes_keep_their_p_values(linked):
+    table = linked.uns["gpnsf_links"].copy()
+    link_peaks(linked, genes=["gene_3", "gene_7"])
+    part = linked.uns["gpnsf_links"]
+    assert set(part["gene"]) == {"gene_3", "gene_7"}
+    expected = table[table["gene"].isin(["gene_3", "gene_7"])]
+    np.testing.assert_array_equal(part["p"], expected["p"])
+
+
+def test_an_annotation_takes_the_place_of_var_columns(linked, tmp_path):
+    table = linked.uns["gpnsf_links"].copy()
+    var = linked["rna"].var
+    var.rename_axis("gene").reset_index().to_csv(tmp_path / "genes.csv", index=False)
+    linked["rna"].var = var.drop(columns=["chrom", "chromStart", "chromEnd", "strand"])
+    link_peaks(linked, annotation=tmp_path / "genes.csv")
+    pd.testing.assert_frame_equal(linked.uns["gpnsf_links"], table)
+
+
+def test_given_pairs_are_scored_and_no_others(linked):
+    table = linked.uns["gpnsf_links"].copy()
+    some = table.sample(100, random_state=0)
+    link_peaks(linked, pairs=some[["gene", "peak"]])
+    assert linked.uns["gpnsf_links"]["distance"].isna().all()
+    link_peaks(linked, pairs=some[["gene", "peak"]], annotation=linked["rna"].var)
+    found = linked.uns["gpnsf_links"].merge(some, on=["gene", "peak"])
+    assert len(found) == 100
+    np.testing.assert_allclose(found["score_x"], found["score_y"])
+    np.testing.assert_allclose(found["distance_x"], found["distance_y"])
+    link_peaks(linked, pairs=some[["gene", "peak"]].assign(distance=7.0))
+    assert (linked.uns["gpnsf_links"]["distance"] == 7).all()
+
+
+def test_features_without_signal_are_left_out(planted):
+    mdata = planted.copy()
+    mdata["rna"].varm["gpnsf_loadings"][:100] = 0
+    mdata["atac"].varm["gpnsf_loadings"][::2] = 0
+    link_peaks(mdata)
+    table = mdata.uns["gpnsf_links"]
+    assert not set(table["gene"]) & set(mdata["rna"].var_names[:100])
+    assert not set(table["peak"]) & set(mdata["atac"].var_names[::2])
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"genes": ["gene_x"]}, KeyError, "gene_x"),
+        ({"atac": "protein"}, KeyError, "protein"),
+        ({"window": -1}, ValueError, "window"),
+        ({"n_permutations": 1}, ValueError, "n_permutations"),
+        ({"pairs": [("gene_1", "peak_1")]}, TypeError, "`pairs` to be a DataFrame"),
+        ({"pairs": pd.DataFrame({"gene": ["gene_1"]})}, KeyError, "'peak'"),
+        ({"pairs": pd.DataFrame({"gene": ["gene_1"] * 2, "peak": ["peak_1"] * 2})}, ValueError, "1 of 2 again"),
+        ({"pairs": pd.DataFrame({"gene": ["gene_1"], "peak": ["peak_x"]})}, KeyError, "peak_x"),
+        ({"annotation": pd.DataFrame({"chrom": ["1"], "start": [1], "end": [2]}, ["TP53"])}, ValueError, "none of 200"),
+        (
+            {"annotation": pd.DataFrame({"chrom": ["99"], "start": [1], "end": [2]}, ["gene_1"])},
+            ValueError,
+            "same genome",
+        ),
+    ],
+)
+def test_bad_options_are_refused(planted, options, error, message):
+    with pytest.raises(error, match=message):
+        link_peaks(planted.copy(), **options)
+
+
+def test_another_fit_removes_the_links_of_the_first(linked):
+    fit(linked, n_factors=3, max_steps=1, split="assumed", progress=False)
+    assert "gpnsf_links" not in linked.uns
+    assert "true_links" in linked.uns
+
+
+def test_names_that_are_not_unique_are_refused(planted):
+    mdata = planted.copy()
+    mdata["rna"].var_names = ["twin", "twin", *mdata["rna"].var_names[2:]]
+    with pytest.raises(ValueError, match="unique var_names in modality 'rna'"):
+        link_peaks(mdata)
+
+
+def test_another_score_can_be_judged_and_distance_alone_says_nothing(linked):
+    table, truth = linked.uns["gpnsf_links"], linked.uns["true_links"]
+    table["near"] = -(table["distance"].abs() // 25_000)
+    assert evaluate_links(linked, truth, score="near", n_bootstrap=20)["estimate"][0] == 0.5
+    table["near"] = np.nan
+    with pytest.raises(ValueError, match="Expected a score for every pair"):
+        evaluate_links(linked, truth, score="near")
+
+
+def test_evaluation_needs_links_and_a_truth_among_them(planted, linked):
+    with pytest.raises(KeyError, match="link_peaks"):
+        evaluate_links(planted, planted.uns["true_links"])
+    with pytest.raises(ValueError, match="0 of the 1 known links"):
+        evaluate_links(linked, pd.DataFrame({"gene": ["a"], "peak": ["b"]}))
+    with pytest.raises(KeyError, match="importance"):
+        evaluate_links(linked, linked.uns["true_links"], score="importance")
+
+
+@pytest.mark.slow
+def test_a_fit_finds_planted_links():
+    mdata = tissue(n_obs=600, n_genes=400, n_peaks=1000, rna_depth=2000.0, atac_depth=300.0, seed=0)
+    fit(mdata, n_factors=10, n_spatial=8, progress=False)
+    link_peaks(mdata)
+    assert evaluate_links(mdata, mdata.uns["true_links"], n_bootstrap=20)["estimate"][0] > 0.9
