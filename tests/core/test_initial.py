@@ -122,6 +122,14 @@ def test_constant_values_have_a_start_too():
     np.testing.assert_allclose(start.loadings["rna"][:, -1], 2, rtol=1e-3)
 
 
+def test_many_counts_have_two_starts(monkeypatch):
+    monkeypatch.setattr(initial, "MANY", 100)
+    monkeypatch.setattr(
+        initial, "MAX_FEATURES", 1
+    )  # few of the counts are looked at, but the steps that choose see all
+    assert [start.name for start in starts(toy_dataset(TWO))] == ["smooth_0", "spot"]
+
+
 def test_only_the_most_dispersed_features_are_looked_at(monkeypatch):
     monkeypatch.setattr(initial, "MAX_FEATURES", 4)
     for start in starts(toy_dataset(TWO)):

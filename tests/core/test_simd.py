@@ -57,6 +57,7 @@ def test_terms_are_those_of_dense_algebra(K, link):
         close(part, expected)
     close(rows.terms(G, W, link, "G")[1], dG)
     close(rows.terms(G, W, link, "W")[2], dW)
+    close(rows.terms(G, W, link, "")[0], value)
 
 
 @each_width

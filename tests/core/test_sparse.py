@@ -89,6 +89,13 @@ def test_halves_are_parts_of_the_terms(name, link):
 
 @each_matrix
 @each_link
+def test_the_value_alone_is_that_of_the_terms(name, link):
+    _, counts, G, W = draw(name)
+    torch.testing.assert_close(counts.value(G, W, link), counts.terms(G, W, link)[0])
+
+
+@each_matrix
+@each_link
 def test_autograd_scales_the_gradients_with_what_comes_from_above(name, link):
     dense, counts, G, W = draw(name)
     A, B = G.clone().requires_grad_(), W.clone().requires_grad_()

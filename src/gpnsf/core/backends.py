@@ -120,11 +120,11 @@ class Torch:
         return self._rows.sampled(G, W)
 
     def terms(self, G: Tensor, W: Tensor, link: str, wanted: str) -> tuple[Any, Any, Any]:
-        """Value ``sum_nz f(y, r)``, and its gradients dG [n, K] and dW [P, K]: what is wanted, the value with dG."""
+        """Value ``sum_nz f(y, r)``, and its gradients dG [n, K] and dW [P, K]: what is wanted, the value with dG or alone."""
         value = dG = dW = None
-        if "G" in wanted:
+        if wanted != "W":
             values, slope = LINKS[link](self._rows.values, self.rates(G, W) + TINY)
-            value, dG = values.sum(), self._rows.with_values(slope) @ W
+            value, dG = values.sum(), self._rows.with_values(slope) @ W if "G" in wanted else None
         if "W" in wanted:
             columns = self._columns()
             slope = LINKS[link](columns.values, columns.sampled(W, G) + TINY)[1]
@@ -161,7 +161,7 @@ class Simd:
         return torch.from_numpy(rates)
 
     def terms(self, G: Tensor, W: Tensor, link: str, wanted: str) -> tuple[Any, Any, Any]:
-        """Value ``sum_nz f(y, r)``, and its gradients dG [n, K] and dW [P, K]: what is wanted, the value with both."""
+        """Value ``sum_nz f(y, r)``, and its gradients dG [n, K] and dW [P, K]: what is wanted, the value with both or alone."""
         A, B, parts = _array(G), self._padded(W), self._parts()
         starts, eights = self._starts(B), self._eights(B)
         values = self._values if link == "log" else None

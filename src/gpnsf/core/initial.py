@@ -84,6 +84,7 @@ class _Problem:
         self.dataset, self.n_factors, self.n_spatial, self.seed = dataset, n_factors, n_spatial, seed
         self.views = {view.name: SparseCounts(view.counts) for view in dataset.views}
         main = lead(dataset)
+        self.n_counts = main.counts.nnz
         self.observed, self.size = main.observed, main.size * main.observed
         self.features = _overdispersed(main.counts, MAX_FEATURES)
         self.counts = main.counts[:, self.features] if len(self.features) < main.counts.shape[1] else main.counts
@@ -97,7 +98,7 @@ class _Problem:
 
     def bandwidths(self) -> list[float]:
         """Bandwidths worth trying: all of them, or only the unsmoothed bins where there are many spots or counts."""
-        many = self.dataset.n_obs > LARGE or self.counts.nnz > MANY
+        many = self.dataset.n_obs > LARGE or self.n_counts > MANY
         return list(BANDWIDTHS[:1] if many else BANDWIDTHS)
 
     def smooth(self, bandwidth: float) -> tuple[Tensor, Tensor]:

@@ -11,16 +11,17 @@ import torch
 from torch import Tensor
 
 from gpnsf.core import metrics, simplex
-from gpnsf.core.likelihoods import AbstractLikelihood, Moments, NegativeBinomial, Poisson
+from gpnsf.core.likelihoods import AbstractLikelihood, Bernoulli, Moments, NegativeBinomial, Poisson
 from gpnsf.core.model import Block, Factorization, ViewModel, restore_field
 from gpnsf.core.refine import LogFactors, covariances
-from gpnsf.core.types import Dataset, Posterior
+from gpnsf.core.types import Dataset, Posterior, View
 
 __all__ = ["predict", "summarise"]
 
 VARIANCE_CAP = 0.25  # of a log factor, in the mean: beyond it exp(m + v/2) speaks of the prior's tail, not of the data
 SD_CAP = 9.0
 MIXING = 1.44  # ratio of the variance of spatial log factors to what the counts leave open: see docs/decisions.md
+N_NULL = 4  # steps towards the constant rates of peaks
 LARGEST_SHIFT = 12.0  # of log loadings, to match the observed totals
 FEATURES = 10_000  # whose covariances [P, K, K] are made at a time
 NEGLIGIBLE = 1e-6  # loadings below this share of their feature's total are set to zero
@@ -182,12 +183,7 @@ class _Result:
         explained = {}
         for view in dataset.views:
             likelihood = _scorer(dict(model.items())[view.name].likelihood)
-            noise = likelihood.dispersion()
-            kind = {"nb": "poisson", "bernoulli_clipped": "bernoulli"}.get(view.likelihood, view.likelihood)
-            dispersion = None if noise is None else _array(noise)
-            null, _ = metrics.null_deviance(
-                kind, view.counts, view.size, dispersion, rows=view.observed, train=view.observed
-            )
+            null = _null_deviance(likelihood, view, blocks)
             whole, *without = np.sum([self._log_likelihoods(likelihood, view.name, block) for block in blocks], axis=0)
             explained[view.name] = (2 * (whole - np.asarray(without)) / max(null, 1e-12)).astype(np.float32)
         return explained
@@ -227,6 +223,32 @@ class _Result:
         return (
             information * self.multipliers[name][block.batch][:, None, None] ** 2 if self.multipliers else information
         )
+
+
+def _null_deviance(likelihood: AbstractLikelihood, view: View, blocks: list[Block]) -> float:
+    """Deviance of a modality at one constant rate per feature; where a peak is open or not, from a few sums over blocks."""
+    if not isinstance(likelihood, Bernoulli):
+        noise = likelihood.dispersion()
+        kind = {"nb": "poisson", "bernoulli_clipped": "bernoulli"}.get(view.likelihood, view.likelihood)
+        dispersion = None if noise is None else _array(noise)
+        return metrics.null_deviance(kind, view.counts, view.size, dispersion, rows=view.observed, train=view.observed)[
+            0
+        ]
+    name, link = view.name, likelihood.link
+    mass = sum(float(block.size[name].sum()) for block in blocks)
+    n_rows = sum(int((block.size[name] > 0).sum()) for block in blocks)
+    n_open = reduce(torch.add, (block.counts[name].per_column for block in blocks))[:, None]
+    mean = mass / max(n_rows, 1)
+    rate = -torch.log1p(-n_open / (n_rows + 0.5)) / mean
+    for _ in range(N_NULL):
+        # at the maximum sum_open s / (1 - exp(-s rate)) = sum s; Newton in the logarithm, its slope that of equal sizes
+        expected = reduce(
+            torch.add, (block.counts[name].half_loadings(block.size[name], rate, link) for block in blocks)
+        )
+        step = torch.log(expected / mass) * torch.expm1(rate * mean) / (rate * mean)
+        rate = torch.where(n_open > 0, rate * step.clamp(-1.0, 1.0).exp(), 0.0)
+    flat = ((block.counts[name], block.size[name]) for block in blocks)
+    return -2 * sum(float(likelihood.bound(counts, Moments(A, A, torch.zeros_like(A)), rate)) for counts, A in flat)
 
 
 def _scorer(likelihood: AbstractLikelihood) -> AbstractLikelihood:

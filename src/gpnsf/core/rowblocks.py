@@ -10,7 +10,7 @@ from torch import Tensor
 from gpnsf.core.backends import saturation
 from gpnsf.core.sparse import SparseCounts
 
-__all__ = ["NegativeBinomialCounts", "NegativeBinomialZeros", "row_blocks"]
+__all__ = ["NegativeBinomialCounts", "NegativeBinomialZeros", "row_blocks", "unsaturated"]
 
 ROW_BLOCK_ENTRIES = 250_000  # entries of a dense row block: 1 MB of float32
 
@@ -19,6 +19,15 @@ def row_blocks(n_rows: int, n_columns: int) -> list[slice]:
     """Row slices whose dense blocks stay small."""
     step = max(1, ROW_BLOCK_ENTRIES // max(n_columns, 1))
     return [slice(start, min(start + step, n_rows)) for start in range(0, n_rows, step)]
+
+
+def unsaturated(A: Tensor, W: Tensor, theta: Tensor) -> Tensor:
+    """``sum_j theta / (theta + r) w_j`` [n, K+1]: the gradient of the zeros in A alone."""
+    scaled, turned, result = (W / theta[:, None]).T.contiguous(), W.T.contiguous(), torch.empty_like(A)
+    for rows in row_blocks(len(A), len(W)):
+        weight = (A[rows] @ scaled).add_(1).reciprocal_()
+        result[rows] = (turned @ weight.T).T  # three times as fast as the same product not transposed
+    return result
 
 
 class NegativeBinomialZeros(torch.autograd.Function):

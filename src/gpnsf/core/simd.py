@@ -185,8 +185,8 @@ class _Code:
 def _eight(typing, indices, values, begin, end, a, W, d, dW, rates, chunks):  # types of the arguments
     """Value of eight nonzeros of one row; ``a`` is the row of G, padded, and ``d`` that of dG.
 
-    ``values`` None: the likelihood only asks whether there is a count. ``d`` or ``dW`` None: not wanted. With ``rates`` [8] not
-    None these are all that is wanted.
+    ``values`` None: the likelihood only asks whether there is a count. ``d`` or ``dW`` None: not wanted; if both, the value is.
+    With ``rates`` [8] not None these are all that is wanted.
     """
     width = EIGHT * len(chunks)
     pieces = [
@@ -224,7 +224,7 @@ def _eight(typing, indices, values, begin, end, a, W, d, dW, rates, chunks):  # 
             for c, column in zip(slopes, columns, strict=True):
                 for (start, _), x, before in zip(pieces, row, vectors("dW", column), strict=True):
                     code.store(before + c[x.n] * x, "dW", builder.add(column, INT64(start)))
-        if code.args["d"] is None or code.args["dW"] is None:
+        if (code.args["d"] is None) != (code.args["dW"] is None):
             return FLOAT(0.0)  # nobody asks for the value of half a pass
         value = value + r * 0.0  # not a number where the rate is not finite, which the bits of a logarithm would hide
         for shift in (4, 2, 1):

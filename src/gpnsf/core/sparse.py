@@ -114,6 +114,10 @@ class SparseCounts:
         """``sum_nz f(y, r)`` and its gradients in G [n, K] and W [P, K]."""
         return self._kernel.terms(G, W, link, "GW")
 
+    def value(self, G: Tensor, W: Tensor, link: str) -> Tensor:
+        """``sum_nz f(y, r)`` alone."""
+        return self._kernel.terms(G, W, link, "")[0]
+
     def half(self, G: Tensor, W: Tensor, link: str) -> Tensor:
         """Gradient in G [n, K] alone."""
         return self._kernel.terms(G, W, link, "G")[1]
@@ -159,7 +163,7 @@ class SparseTerm(torch.autograd.Function):
     def forward(ctx: Any, G: Tensor, W: Tensor, counts: SparseCounts, link: str) -> Tensor:
         """Value; where gradients are wanted both are made here, while the rates are at hand."""
         if not any(ctx.needs_input_grad):
-            return counts.terms(G.contiguous(), W.contiguous(), link)[0]
+            return counts.value(G.contiguous(), W.contiguous(), link)
         value, dG, dW = counts.terms(G.contiguous(), W.contiguous(), link)
         ctx.save_for_backward(dG, dW)
         return value

@@ -33,6 +33,7 @@ logger = logging.getLogger("gpnsf")
 
 WINDOW = 10  # steps over which convergence is judged
 ROUNDING = 1e-6  # relative error of the bound in single precision
+POLISH_ENTRIES, FEWEST_POLISH = 1_000_000_000, 5  # of the dense passes of all polish steps, and the steps at least
 SMALL = 1_000_000  # nonzeros below which threads wait for each other longer than they work
 
 
@@ -234,7 +235,9 @@ class _Run:
             if not n_steps:
                 return
             self.stepper.set_out()
-        self._steps("polish", np.linspace(1.0, 0.1, n_steps).tolist())
+        # few steps have no time to make good for first ones that are too large
+        short = n_steps / max(n_steps, self.schedule.polish_steps)
+        self._steps("polish", np.linspace(short, 0.1 * short, n_steps).tolist())
         if "polish" in walk.phase:
             self._settle(since=walk.phase.index("polish"))
 
@@ -272,7 +275,10 @@ class _Run:
 
     def _polish_length(self) -> int:
         """Steps kept back for the polish."""
-        return self.schedule.ending(self.schedule.polish_steps) if self._negative_binomials() else 0
+        entries = self.model.n_obs * sum(likelihood.n_features for likelihood in self._negative_binomials())
+        if not entries:
+            return 0
+        return self.schedule.ending(min(self.schedule.polish_steps, max(FEWEST_POLISH, POLISH_ENTRIES // entries)))
 
     def _warm(self, step: int) -> float:
         """Linear warm-up of the rate."""
