@@ -6,13 +6,23 @@ from typing import TYPE_CHECKING
 
 from gpnsf.lazy import attach
 
-__all__ = ["check_calibration", "evaluate", "factor_adata", "fit", "predict", "rank_features", "spatial_importance"]
+__all__ = [
+    "check_calibration",
+    "evaluate",
+    "factor_adata",
+    "fit",
+    "forecast",
+    "predict",
+    "rank_features",
+    "spatial_importance",
+]
 
 if TYPE_CHECKING:
     from gpnsf.tl.calibration import check_calibration
     from gpnsf.tl.evaluate import evaluate
     from gpnsf.tl.factor_adata import factor_adata
     from gpnsf.tl.fit import fit
+    from gpnsf.tl.forecast import forecast
     from gpnsf.tl.importance import spatial_importance
     from gpnsf.tl.predict import predict
     from gpnsf.tl.rank import rank_features
@@ -24,6 +34,7 @@ else:
             "evaluate": "evaluate",
             "factor_adata": "factor_adata",
             "fit": "fit",
+            "forecast": "forecast",
             "predict": "predict",
             "rank_features": "rank",
             "spatial_importance": "importance",
