@@ -15,6 +15,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from gpnsf.core import initial, pilot, spatial_test
+from gpnsf.core.fields import RIDGE_STEPS
 from gpnsf.core.model import BASIS_RANGE, DEFAULT_INDUCING, PRESETS
 from gpnsf.core.posterior import FEATURES
 from gpnsf.core.sparse import CHUNK
@@ -46,7 +47,7 @@ PAIR_COVARIANCE = 32.0
 NONZERO_DEVIANCE = 50.0  # of a range of rows
 ROW_FACTOR_OUTPUT = 30.0
 ROW_NODE = 100.0  # a row: its place on the grid
-ROW_INDUCING = 32.0  # a row of a block, an inducing point and a factor
+ROW_INDUCING = 100.0  # a row of a block, an inducing point and a factor
 # Seconds on one thread of a processor of 2024.
 BLOCK = 2.5e-3  # a step, each block
 NONZERO, NONZERO_FACTOR = 1.2e-9, 0.16e-9
@@ -59,6 +60,8 @@ ROW_PAIR = 6e-8  # of an inverse
 SEARCH = 0.1e-9  # of an entry of the binned counts, a factor, and an update
 READ = 6e-10  # of a byte that is not kept
 PRODUCT = 1e-10  # of a node and a pair of basis functions, all of them in large products
+ROW_POINTS = 1.8e-10  # a row, a factor, and a pair of inducing points, while length scales are learnt
+KEPT_POINTS = 0.3  # of that, once they are frozen
 DEVIANCE = 1e-7  # of a nonzero
 HALF = 0.6  # of a step at the nonzeros, where one of two gradients is wanted
 CLIMB = 75  # steps at the constant rate, after those that choose among starts
@@ -185,6 +188,7 @@ class _Space(NamedTuple):
     block_row: float  # bytes of each row of a block, in a step
     exact: float  # bytes, to find its exact variance
     seconds: float  # for that
+    row_seconds: float  # of each row, in a step that learns length scales; 0 where it does not count
 
 
 def _hilbert(dataset: Dataset, n_spatial: int, lengthscale: float | None) -> _Space:
@@ -193,7 +197,9 @@ def _hilbert(dataset: Dataset, n_spatial: int, lengthscale: float | None) -> _Sp
     weights, nodes, slices = np.prod(n_axis), np.prod(2.5 * n_axis), dataset.n_libraries
     exact = NUMBER * nodes * weights * (2 + 3 * slices**2)
     seconds = PRODUCT * n_spatial * nodes * weights**2 * (slices + slices**3) / 2
-    return _Space(int(2 * slices * n_spatial * weights), ROW_NODE, 0.0, float(exact) * (n_spatial > 0), float(seconds))
+    return _Space(
+        int(2 * slices * n_spatial * weights), ROW_NODE, 0.0, float(exact) * (n_spatial > 0), float(seconds), 0.0
+    )
 
 
 def _inducing(dataset: Dataset, n_spatial: int, n_inducing: int | None) -> _Space:
@@ -202,7 +208,9 @@ def _inducing(dataset: Dataset, n_spatial: int, n_inducing: int | None) -> _Spac
     full = M <= DEFAULT_INDUCING
     each = M * n_spatial
     exact = 2.0 * NUMBER * each * dataset.n_obs
-    return _Space(each * (2 + M * full), NUMBER * each, ROW_INDUCING * each, exact, PRODUCT * exact * M)
+    return _Space(
+        each * (2 + M * full), NUMBER * each, ROW_INDUCING * each, exact, PRODUCT * exact * M, ROW_POINTS * each * M
+    )
 
 
 @dataclass(frozen=True)
@@ -336,11 +344,15 @@ class _Size:
         smooth = (1 if many else len(initial.BANDWIDTHS)) * (self.n_spatial > 0)
         number = {"auto": smooth + 1, "smooth": max(1, smooth)}.get(init, 1)
         made = number * self.start() if init in ("auto", "smooth") else HALF * 50 * self.nonzeros(self.nnz)
-        return made + number * min(Schedule.pick_steps, max_steps) * self.step()
+        steps = min(Schedule.pick_steps, max_steps)
+        return made + number * (steps * self.step() + (RIDGE_STEPS + steps) * self.n_obs * self.space.row_seconds)
 
     def climb(self, max_steps: int, reading: float) -> float:
         """Seconds of the steps after that."""
-        return min(CLIMB + Schedule.tail_steps, max_steps) * (self.step() + reading)
+        steps = min(CLIMB + Schedule.tail_steps, max_steps)
+        learning = min(Schedule.kernel_steps - Schedule.pick_steps, steps)
+        points = (learning + KEPT_POINTS * (steps - learning)) * self.n_obs * self.space.row_seconds
+        return steps * (self.step() + reading) + points
 
     def local(self, reading: float) -> float:
         """Seconds of the local stage."""
