@@ -44,6 +44,7 @@ FEATURE_PAIR = (
     4.0  # a feature and a pair of factors: information on the loadings, twice where there are blocks to be added
 )
 PAIR_COVARIANCE = 32.0
+NONZERO_COVARIANCE = 30.0  # of a chunk, by columns
 NONZERO_DEVIANCE = 50.0  # of a range of rows
 ROW_FACTOR_OUTPUT = 30.0
 ROW_NODE = 100.0  # a row: its place on the grid
@@ -304,10 +305,9 @@ class _Size:
     def bytes_of_covariance(self) -> float:
         """Information on the loadings of the widest modality, and its inverse."""
         pairs, n_features = self.n_factors**2, max(view.n_features for view in self.views)
-        arrays = 1 + (self.block < self.n_obs)
-        return (
-            pairs * (arrays * FEATURE_PAIR * n_features + PAIR_COVARIANCE * min(FEATURES, n_features)) + 30 * self.chunk
-        )
+        information = pairs * FEATURE_PAIR * n_features
+        added = information * (self.block < self.n_obs) + NONZERO_COVARIANCE * self.chunk
+        return information + max(added, pairs * PAIR_COVARIANCE * min(FEATURES, n_features))
 
     def bytes_of_deviance(self) -> float:
         """Of the range of rows that is looked at at a time."""
