@@ -74,6 +74,18 @@ def test_every_argument_of_fit_has_an_option():
     assert cli.FIT_OPTIONS.keys() == arguments
 
 
+def test_forecast_prints_what_a_fit_with_the_same_options_would_take(source, capsys):
+    assert cli.main(["forecast", source, "--n-factors", "3", "--likelihoods", "poisson", "--no-refine"]) == 0
+    found = gpnsf.tl.forecast(source, n_factors=3, likelihoods="poisson", refine=False)
+    assert capsys.readouterr().out == f"{found}\n"
+
+
+def test_a_fit_that_cannot_fit_ends_in_a_message(source, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("gpnsf.reader.available_memory", lambda: 1e6)
+    assert "Expected a fit that fits into memory; got" in refused(capsys, "fit", source, str(tmp_path / "out.h5mu"))
+    assert not (tmp_path / "out.h5mu").exists()
+
+
 def test_options_reach_fit_in_its_own_terms(source, tmp_path, monkeypatch, capsys):
     seen = {}
     monkeypatch.setattr(gpnsf.tl, "fit", lambda data, **options: seen.update(options))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 
 import anndata as ad
@@ -191,3 +192,17 @@ def test_the_budget_is_the_setting_or_a_share_of_the_smallest_limit(tmp_path, mo
     assert reader.memory_budget() == 1_000_000
     with settings.override(memory_budget=123):
         assert reader.memory_budget() == 123
+
+
+def test_what_is_left_is_the_least_of_the_limits_less_what_is_taken(tmp_path, monkeypatch):
+    container, used, machine = (tmp_path / name for name in ("memory.max", "statm", "meminfo"))
+    for name, path in {"CONTAINER": (container,), "USED": used, "MACHINE": machine}.items():
+        monkeypatch.setattr(reader, name, path)
+    container.write_text("40000000\n")
+    assert reader.available_memory() == 40_000_000
+    used.write_text("9000 1000 10 0 0 0 0\n")
+    machine.write_text("MemTotal: 100 kB\nSwapFree:   1000 kB\n")
+    page = os.sysconf("SC_PAGE_SIZE")
+    assert reader.available_memory() == 40_000_000 - 1000 * page + 1_024_000
+    container.write_text("max\n")
+    assert reader.available_memory() > 40_000_000

@@ -1,4 +1,4 @@
-"""The command ``gpnsf``: demo, fit, predict, plot, simulate, benchmark."""
+"""The command ``gpnsf``: demo, fit, forecast, predict, plot, simulate, benchmark."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             # addressed to programmers: mudata 0.3 announces a change of its own interface
             warnings.filterwarnings("ignore", category=FutureWarning, module="mudata")
             return run(**arguments) or 0
-    except (ValueError, TypeError, KeyError, OSError, ArithmeticError) as error:
+    except (ValueError, TypeError, KeyError, OSError, MemoryError, ArithmeticError) as error:
         # str() of a KeyError is the repr of its message
         message = error.args[0] if isinstance(error, KeyError) and error.args else error
         print(f"gpnsf {command}: {message}", file=sys.stderr)
@@ -57,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="gpnsf", description="Spatial factors of count data with coordinates.")
     parser.add_argument("--version", action="version", version=f"gpnsf {gpnsf.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_demo, _add_fit, _add_predict, _add_plot, _add_simulate, _add_benchmark):
+    for add in (_add_demo, _add_fit, _add_forecast, _add_predict, _add_plot, _add_simulate, _add_benchmark):
         add(commands)
     return parser
 
@@ -154,8 +154,12 @@ def _add_fit(commands: Any) -> None:
     fit = _command(commands, _fit, "fit a model to a file and write the annotated object")
     fit.add_argument("source", type=Path, metavar="IN", help="h5mu, h5ad or zarr; a large one is read block by block")
     fit.add_argument("target", type=Path, metavar="OUT", help="same format as IN")
+    _add_fit_options(fit)
+
+
+def _add_fit_options(command: argparse.ArgumentParser) -> None:
     for name, option in FIT_OPTIONS.items():
-        fit.add_argument(f"--{name.replace('_', '-')}", dest=name, default=argparse.SUPPRESS, **option)
+        command.add_argument(f"--{name.replace('_', '-')}", dest=name, default=argparse.SUPPRESS, **option)
 
 
 def _fit(source: Path, target: Path, **options: Any) -> None:
@@ -210,6 +214,16 @@ def _fit_together(source: Path, target: Path, options: dict[str, Any]) -> bool:
         return False
     finally:
         distributed.leave()
+
+
+def _add_forecast(commands: Any) -> None:
+    forecast = _command(commands, _forecast, "say how much memory and time a fit will take")
+    forecast.add_argument("source", type=Path, metavar="IN", help="h5mu, h5ad or zarr")
+    _add_fit_options(forecast)
+
+
+def _forecast(source: Path, **options: Any) -> None:
+    print(gpnsf.tl.forecast(source if _bytes(source) >= LARGE else _read(source), **options))
 
 
 def _add_predict(commands: Any) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -19,12 +21,22 @@ from gpnsf import checks
 from gpnsf.core.types import rows_at_a_time
 from gpnsf.settings import settings
 
-__all__ = ["NOT_BINARY", "StoredCounts", "canonical", "is_stored", "loaded", "memory_budget", "sound"]
+__all__ = [
+    "NOT_BINARY",
+    "StoredCounts",
+    "available_memory",
+    "canonical",
+    "is_stored",
+    "loaded",
+    "memory_budget",
+    "sound",
+]
 
 DENSE_ENTRIES = 4_000_000  # of a dense array, read at a time
 COLUMN_BYTES = 24  # of a value by columns, on its way to rows
 NOT_BINARY = "modality %r holds values other than 0 and 1; %r reads x > 0"
 CONTAINER = tuple(map(Path, ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")))
+USED, MACHINE = Path("/proc/self/statm"), Path("/proc/meminfo")
 SHARE = 0.25  # of the memory of the machine, for counts that are kept
 
 _logger = logging.getLogger("gpnsf")
@@ -52,16 +64,33 @@ def memory_budget() -> float:
     """Bytes of counts of a file that may be kept in memory: the setting, or a quarter of what this process may use."""
     if settings.memory_budget is not None:
         return settings.memory_budget
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # that torchrun has started on this machine
+    return SHARE * min(min(limits, default=2**32) for limits in _limits())
+
+
+def available_memory() -> float:
+    """Bytes that this process may still take, swap included; infinite where the system does not tell."""
+    machine, addresses = (min(limits, default=math.inf) for limits in _limits())
     try:
-        limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+        size, resident = (int(pages) * os.sysconf("SC_PAGE_SIZE") for pages in USED.read_text().split()[:2])
+        swap = sum(1024 * int(kilobytes) for kilobytes in re.findall(r"SwapFree:\s*(\d+)", MACHINE.read_text()))
+    except (AttributeError, OSError, ValueError):
+        size = resident = swap = 0
+    return min(machine + swap - resident, addresses - size)
+
+
+def _limits() -> tuple[list[float], list[float]]:
+    """Bytes of memory that the machine has or that a container may take, and of addresses, as far as the system tells."""
+    machine, addresses = [], []
+    try:
+        machine.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+        machine += [int(path.read_text()) for path in CONTAINER if path.exists() and path.read_text().strip().isdigit()]
         import resource
 
-        limits.append(resource.getrlimit(resource.RLIMIT_AS)[0])
-        limits += [int(path.read_text()) for path in CONTAINER if path.exists() and path.read_text().strip().isdigit()]
-    except (AttributeError, ImportError, OSError, ValueError):  # a system that does not tell
-        limits = [2**32]
-    return SHARE / processes * min(limit for limit in limits if limit > 0)
+        addresses.append(resource.getrlimit(resource.RLIMIT_AS)[0])
+    except (AttributeError, ImportError, OSError, ValueError):
+        pass
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # that torchrun has started on this machine
+    return [limit / processes for limit in machine if limit > 0], [limit for limit in addresses if limit > 0]
 
 
 def canonical(matrix: Any, *, modality: str) -> sp.csr_matrix:

@@ -20,7 +20,7 @@ from gpnsf.core.model import Block, Factorization
 from gpnsf.core.sparse import SparseCounts
 from gpnsf.core.types import Dataset
 
-__all__ = ["Pilot", "continued", "lone", "sample"]
+__all__ = ["MANY", "Pilot", "continued", "lone", "sample", "sample_size"]
 
 ROWS = 50_000  # of a sample
 NONZEROS = 20_000_000  # of a sample that has more than the fewest rows
@@ -35,10 +35,10 @@ def sample(dataset: Dataset, seed: int) -> np.ndarray | None:
 
     Models of real values begin at a singular value decomposition of everything.
     """
-    observed = np.column_stack([view.observed for view in dataset.views])
-    limit = min(ROWS, max(FEWEST, dataset.n_obs * NONZEROS // max(dataset.nnz, 1)))
-    if dataset.n_obs <= limit or _has_real_values(dataset):
+    limit = sample_size(dataset)
+    if limit is None:
         return None
+    observed = np.column_stack([view.observed for view in dataset.views])
     rng = np.random.default_rng(seed)
     batch = np.zeros(dataset.n_obs, np.int64) if dataset.batch is None else dataset.batch
     strata = np.unique(np.column_stack([dataset.library, batch, observed]), axis=0, return_inverse=True)[1].ravel()
@@ -48,6 +48,12 @@ def sample(dataset: Dataset, seed: int) -> np.ndarray | None:
         wanted = min(len(members), max(STRATUM, round(share * len(members))))
         rows.append(rng.choice(members, wanted, replace=False))
     return np.sort(np.concatenate(rows))
+
+
+def sample_size(dataset: Dataset) -> int | None:
+    """About how many rows a sample has; None where there is none."""
+    limit = min(ROWS, max(FEWEST, dataset.n_obs * NONZEROS // max(dataset.nnz, 1)))
+    return None if dataset.n_obs <= limit or _has_real_values(dataset) else limit
 
 
 def _has_real_values(dataset: Dataset) -> bool:

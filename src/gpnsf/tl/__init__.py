@@ -13,6 +13,7 @@ __all__ = [
     "evaluate_links",
     "factor_adata",
     "fit",
+    "forecast",
     "link_peaks",
     "nearest_genes",
     "predict",
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from gpnsf.tl.evaluate_links import evaluate_links
     from gpnsf.tl.factor_adata import factor_adata
     from gpnsf.tl.fit import fit
+    from gpnsf.tl.forecast import forecast
     from gpnsf.tl.importance import spatial_importance
     from gpnsf.tl.link_peaks import link_peaks
     from gpnsf.tl.nearest_genes import nearest_genes
@@ -42,6 +44,7 @@ else:
             "evaluate_links": "evaluate_links",
             "factor_adata": "factor_adata",
             "fit": "fit",
+            "forecast": "forecast",
             "link_peaks": "link_peaks",
             "nearest_genes": "nearest_genes",
             "predict": "predict",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
@@ -25,8 +24,9 @@ from gpnsf.settings import settings
 from gpnsf.tissue import editable
 from gpnsf.tl import diagnostics
 from gpnsf.tl.device import resolved
+from gpnsf.tl.memory import guard, peak_memory
 
-__all__ = ["fit"]
+__all__ = ["fit", "read", "spatial_factors"]
 
 _logger = logging.getLogger("gpnsf")
 _UNRECORDED = ("data", "copy", "progress", "checkpoint")  # arguments that do not matter to the result
@@ -175,6 +175,8 @@ def fit(
         An argument or array has the wrong type.
     ValueError
         An argument or array has values that the model cannot use, or ``checkpoint`` names a file of another fit.
+    MemoryError
+        The fit would take far more memory than this process may have (see :func:`gpnsf.tl.forecast`).
     OSError
         ``checkpoint`` cannot be written. ``data`` is untouched after any error, and after Ctrl-C.
 
@@ -245,9 +247,10 @@ def _fit(
     began = time.perf_counter()
     key, model = params["key_added"], params["model"]
     checks.key_added(key, data.mod if isinstance(data, MuData) else ())
-    params["n_spatial"] = _n_spatial(model, params["n_factors"], params["n_spatial"])
-    dataset, layout = _read(data, params)
+    params["n_spatial"] = spatial_factors(model, params["n_factors"], params["n_spatial"])
+    dataset, layout = read(data, params)
     _check_processes(dataset, params, store)
+    guard(dataset, params, layout.scale, resolved(params["device"]).type)
     _warn_of_idle(params)
     rate = params["learning_rate"]
     schedule = training.Schedule(
@@ -295,7 +298,7 @@ def _lengthscale(params: Mapping[str, Any], scale: float) -> float | None:
     return asked / scale
 
 
-def _n_spatial(model: str, n_factors: int, asked: int | None) -> int:
+def spatial_factors(model: str, n_factors: int, asked: int | None) -> int:
     """Number of spatial factors; only the hybrid models leave a choice."""
     share = models.PRESETS[model].spatial
     default = int(n_factors * share)
@@ -305,7 +308,7 @@ def _n_spatial(model: str, n_factors: int, asked: int | None) -> int:
     return default if asked is None else asked
 
 
-def _read(data: MuData | AnnData, params: Mapping[str, Any]) -> tuple[Dataset, bridge.Layout]:
+def read(data: MuData | AnnData, params: Mapping[str, Any]) -> tuple[Dataset, bridge.Layout]:
     """Read the object and check what only the data can tell."""
     names = (
         "modalities",
@@ -372,18 +375,8 @@ def _info(params: dict[str, Any], outcome: fitting.Outcome, seconds: float) -> d
         "versions": {name: version(name) for name in _VERSIONS},
         "seed": params["seed"],
         "seconds": seconds,
-        "peak_memory": _peak_memory(),
+        "peak_memory": peak_memory(),
     }
-
-
-def _peak_memory() -> float:
-    """Peak resident memory of the process in bytes; nan where the system does not tell."""
-    try:
-        import resource
-    except ImportError:
-        return float("nan")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return float(peak) if sys.platform == "darwin" else float(peak) * 1024
 
 
 def _report(dataset: Dataset, history: History, seconds: float) -> None:

@@ -1,0 +1,69 @@
+"""How much memory and time a fit will take."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from contextlib import nullcontext
+from typing import Any
+
+from anndata import AnnData
+from mudata import MuData
+
+from gpnsf import checks, storage
+from gpnsf.core.forecast import Forecast
+from gpnsf.tl.fit import fit, read, spatial_factors
+from gpnsf.tl.memory import expected
+
+__all__ = ["forecast"]
+
+
+def forecast(data: MuData | AnnData | str | os.PathLike[str], model: str = "gpnsf", **options: Any) -> Forecast:
+    """Estimate what :func:`gpnsf.tl.fit` would take with the same arguments, without fitting.
+
+    Parameters
+    ----------
+    data
+        Object, or path of a ``.h5ad``, ``.h5mu`` or ``.zarr``, as for the fit. It is read and checked, and not changed.
+    model
+        Model of the fit.
+    **options
+        Any other argument of :func:`gpnsf.tl.fit`; those that do not matter to memory and time may be among them.
+
+    Returns
+    -------
+    Numbers that print as a table:
+
+    - ``memory``: bytes at the peak, counts included; ``held`` of them are there already, in the object
+    - ``parts``: name to bytes. Not all parts are there at a time: ``memory`` is the largest sum that is
+    - ``seconds``: about, on one thread of a processor of 2024
+    - ``stages``: name to seconds
+
+    Raises
+    ------
+    KeyError, TypeError, ValueError, OSError
+        As the fit would.
+
+    Notes
+    -----
+    Reads what the fit would read, and writes nothing. Python and its libraries take some 500 MB of their own, which are not
+    counted, nor is what ``copy=True`` and checkpoints take. How many steps a fit takes until it converges depends on the data: half and
+    twice the time are nothing unusual. The forecast is that of a fit on the CPU.
+
+    Examples
+    --------
+    >>> import gpnsf
+    >>> mdata = gpnsf.datasets.ggblocks(n_side=12, n_genes=60, n_peaks=36, seed=0)
+    >>> found = gpnsf.tl.forecast(mdata, n_factors=4)
+    >>> found.memory < 1e9, list(found.stages)
+    (True, ['starts', 'optimisation', 'dispersion', 'local stage', 'test', 'summary'])
+    """
+    call = inspect.signature(fit).bind(data, model, **options)
+    call.apply_defaults()
+    params = {name: value for name, value in call.arguments.items() if name != "data"}
+    checks.arguments(params)
+    params["n_spatial"] = spatial_factors(model, params["n_factors"], params["n_spatial"])
+    is_path = isinstance(data, str | os.PathLike)
+    with storage.opened(data, spatial_key=params["spatial_key"]) if is_path else nullcontext(data) as opened:
+        dataset, layout = read(opened, params)
+        return expected(dataset, params, layout.scale)

@@ -1,0 +1,63 @@
+"""What a fit is expected to take, said before it begins, and what it has taken; one that cannot fit is refused."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from gpnsf import reader
+from gpnsf.checks import problem
+from gpnsf.core.forecast import Forecast, forecast
+from gpnsf.core.model import PRESETS
+from gpnsf.core.types import Dataset
+
+__all__ = ["expected", "guard", "peak_memory"]
+
+MARGIN = 1.5  # of the forecast over the memory that there is: a fit that would have succeeded is not refused
+LONG, LARGE = 30.0, 1e9  # seconds, and bytes, that are worth a line
+
+_logger = logging.getLogger("gpnsf")
+
+
+def expected(dataset: Dataset, params: Mapping[str, Any], scale: float) -> Forecast:
+    """The forecast for arguments of a fit; ``scale`` is the half-width in the unit of the coordinates."""
+    names = ("model", "n_factors", "n_spatial", "init", "block_size", "field", "n_inducing", "max_steps")
+    return forecast(
+        dataset,
+        **{name: params[name] for name in names},
+        tested=params["split"] == "tested" and 0 < PRESETS[params["model"]].spatial < 1,
+        local_stage=params["refine"],
+        n_samples=params["n_samples"] if params["objective"] == "monte_carlo" else None,
+        lengthscale=None if params["lengthscale"] is None else params["lengthscale"] / scale,
+    )
+
+
+def guard(dataset: Dataset, params: Mapping[str, Any], scale: float, device: str) -> None:
+    """Log what a fit will take, and refuse it where that is clearly more than there is."""
+    found = expected(dataset, params, scale)
+    level = logging.INFO if found.seconds > LONG or found.memory > LARGE else logging.DEBUG
+    needed, free = found.memory - found.held, reader.available_memory()
+    _logger.log(
+        level, "Forecast: %.2g GB beside the data in memory, %.2g s on one thread.", needed / 1e9, found.seconds
+    )
+    if device == "cpu" and needed > MARGIN * free:
+        largest = sorted(found.parts, key=lambda name: -found.parts[name])[:3]
+        named = ", ".join(f"{name} {found.parts[name] / 1e9:.3g} GB" for name in largest)
+        text = f"one that needs about {needed / 1e9:.3g} GB more where {max(free, 0.0) / 1e9:.3g} GB are left ({named})"
+        remedy = (
+            "Pass a smaller block_size, fewer features by use_var, fewer n_factors, or the path of the file instead of the "
+            "object; of a file, lower gpnsf.settings.memory_budget"
+        )
+        raise MemoryError(problem("a fit that fits into memory", text, remedy))
+
+
+def peak_memory() -> float:
+    """Peak resident memory of the process in bytes; nan where the system does not tell."""
+    try:
+        import resource
+    except ImportError:
+        return float("nan")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return float(peak) if sys.platform == "darwin" else float(peak) * 1024
