@@ -58,7 +58,6 @@ def test_what_does_not_fit_into_the_budget_is_read_again_at_every_step():
         ("gradient", {}, {"n_samples": 3}, 2.9),
         ("local stage", {}, {"n_factors": 20}, 3),
         ("covariance", {"n_features": 80_000}, {}, 1.5),
-        ("field", {"n_libraries": 4}, {}, 10),
         ("field", {}, {"lengthscale": 0.0625}, 27),
         ("starts", {"n_features": 20_000}, {}, 1.2),
     ],

@@ -154,12 +154,11 @@ class HilbertField(AbstractField):
         weights, slopes = self._at_nodes(located, information).clamp_min(0.0), self._at_nodes(located, gradient)
         basis = self._node_basis()
         for factor, spectral_sd in enumerate(self._spectral_sd()):
-            weight, slope = weights[:, :, factor].flatten(), slopes[:, :, factor].flatten()  # [slices * nodes]
-            informed = spectral_sd**2 * weight.sum() > 0.01
-            A = torch.block_diag(*[basis[:, informed] * spectral_sd[informed]] * self.n_libraries)
-            u, seen = self.u_loc[:, factor, informed].flatten(), weight > 0
-            if len(u):
-                self._rescale(factor, evidence_scale(A[seen], weight[seen], slope[seen], u))
+            informed = spectral_sd**2 * weights[:, :, factor].sum() > 0.01
+            if informed.any():
+                A = basis[:, informed] * spectral_sd[informed]  # [nodes, M']
+                slices = (weights[:, :, factor], slopes[:, :, factor], self.u_loc[:, factor, informed])
+                self._rescale(factor, evidence_scale(_seen(A, *parts) for parts in zip(*slices, strict=True)))
 
     def _at_nodes(self, located: Sequence[Located], values: Sequence[Tensor]) -> Tensor:
         """Values of rows moved to the nodes by the transposed interpolation [slices, nodes, T]."""
@@ -192,6 +191,12 @@ class HilbertField(AbstractField):
         field = cls(str(state["kernel"]), n_factors, n_libraries, extent.tolist(), n_basis=int(state["n_basis"]))
         field.node_variance = torch.as_tensor(variance, dtype=torch.float32)
         return field
+
+
+def _seen(A: Tensor, weight: Tensor, slope: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """One slice at the nodes [n] that its rows inform."""
+    seen = weight > 0
+    return A[seen], weight[seen], slope[seen], u
 
 
 class _Grid(NamedTuple):

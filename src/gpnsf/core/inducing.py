@@ -127,7 +127,7 @@ class InducingField(AbstractField):
         A = torch.cat([self._weights(place) for place in located], dim=2)  # [T, M, N]
         for factor, amplitude in enumerate(self.log_amplitude.exp()):
             rows, u = amplitude * A[factor].T, self.u_loc[factor]
-            self._rescale(factor, evidence_scale(rows, weights[:, factor], slopes[:, factor], u))
+            self._rescale(factor, evidence_scale([(rows, weights[:, factor], slopes[:, factor], u)]))
 
     def own_state(self) -> dict[str, Any]:
         """Inducing points and the covariance of q(u)."""
