@@ -239,14 +239,15 @@ def processes(folder: Path) -> Section:
     path = section(folder / "section_200000.h5ad", 200_000)
     rows = told(distributed(path, folder))
     note = """`gpnsf fit`, from two processes on under `torchrun`, on a simulated section of 200,000 x 2,000 in an h5ad: Poisson, K = 8
-+ 2, `split="assumed"`, one thread each. "command": with imports, reading and writing. Difference of the factors from those of one
++ 2, `split="assumed"`, blocks of 25,000 rows, one thread each. "command": with imports, reading and writing. Difference of the factors from those of one
 process: the largest over the maximum of the factor (bar: 1e-4)."""
     return rows, note
 
 
 def distributed(path: Path, folder: Path) -> Rows:
     """The same fit by ever more processes."""
-    asked = ["--likelihoods=poisson", "--split=assumed", "--n-factors=10", "--n-spatial=8", "--no-progress"]
+    asked = ["--likelihoods=poisson", "--split=assumed", "--n-factors=10", "--n-spatial=8", "--block-size=25000"]
+    asked.append("--no-progress")
     factors = {}
     for n in THREADS:
         launcher = ["-m", "torch.distributed.run", f"--nproc-per-node={n}"] if n > 1 else []

@@ -94,7 +94,8 @@ class _Fit:
         if isinstance(init, str):
             rows, ahead = sample(self.dataset, self.options["seed"]), lone(self.dataset)
             if rows is not None or ahead:
-                begin = Pilot(self.dataset, rows, ahead, self.build, n_spatial, init, self.options)
+                own = {**self.options, "block_size": self.block_size}
+                begin = Pilot(self.dataset, rows, ahead, self.build, n_spatial, init, own)
                 options["schedule"] = begin.left
         history = training.fit(model, self.dataset, init=begin, **options)
         return model, blocks, history, self.stage(model, blocks)

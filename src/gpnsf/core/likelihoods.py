@@ -220,13 +220,13 @@ class NegativeBinomial(AbstractLikelihood):
 
         Each block brings its counts, its factors, and the loadings [P, K+1] that its batch sees.
         """
-        rate_sq, excess = torch.zeros_like(self.log_theta), torch.zeros_like(self.log_theta)
+        rate_sq, excess = (torch.zeros_like(self.log_theta, dtype=torch.float64) for _ in range(2))
         for counts, moments, W in blocks:
             squares = ((W @ (moments.mean.T @ moments.mean)) * W).sum(1)  # [P]
             rate_sq += squares
-            excess += squares - W @ moments.mean.sum(0)
+            own = squares - W @ moments.mean.sum(0)
             r = counts.rates(moments.mean, W)
-            excess.index_add_(0, counts.columns, counts.values**2 - 2 * counts.values * r)
+            excess += own.index_add_(0, counts.columns, counts.values**2 - 2 * counts.values * r)
         distributed.add_up(rate_sq, excess)
         theta = torch.where(excess > 0, rate_sq / excess.clamp_min(1e-6), torch.full_like(excess, 100.0))
         self.log_theta.copy_(theta.clamp(0.05, 100.0).log())

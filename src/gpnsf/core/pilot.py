@@ -112,7 +112,8 @@ class Pilot:
     @torch.no_grad()
     def _log_factors(self, model: Factorization) -> Tensor:
         """Log factors [N, K] of all rows at the fields and loadings of a model of some of them."""
-        blocks = model.blocks(replace(_only(self.dataset, self.ahead), memory=0.0))  # each is looked at once
+        whole = replace(_only(self.dataset, self.ahead), memory=0.0)  # each block is looked at once
+        blocks = model.blocks(whole, self.options["block_size"])
         if self.rows is None:
             return torch.cat([model.marginals(block)[0] for block in blocks])
         return distributed.by_block(blocks, lambda block: _carried(model, block))

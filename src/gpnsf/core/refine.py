@@ -114,9 +114,9 @@ class _LocalStage:
                 (self.e[block.rows] ** 2 + self.variance[block.rows])[self.observed[block.rows]].sum(0)
                 for block in distributed.mine(self.blocks)
             ]
-            squares = torch.stack(parts).sum(0)
+            squares = torch.stack(parts).double().sum(0)
             distributed.add_up(squares)
-            self.gamma = (squares / n_observed).clamp_min(GAMMA_FLOOR)
+            self.gamma = (squares / n_observed).clamp_min(GAMMA_FLOOR).to(self.gamma.dtype)
 
     def _gradient(self, block: Block) -> Tensor:
         """Gradient [n, K] of the log-likelihood in h, summed over modalities."""

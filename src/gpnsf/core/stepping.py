@@ -145,20 +145,33 @@ class Stepper:
         """The negative bound, its gradient accumulated over the blocks, and what is wrong with it."""
         for parameter in self._parameters:
             parameter.grad = None
-        parts, trouble = [], "objective not finite"
+        parts, sums, trouble = [], dict[int, Tensor](), "objective not finite"
         try:
             for block in distributed.mine(self.blocks):
                 part = self._objective.differentiable_loss(self.model.model, self.model.guide, block)
                 (part / self.nnz).backward()
                 parts.append(part.detach().double())
+                if len(self.blocks) > 1:
+                    self._put_away(sums)
             loss = float(sum(parts))  # where a GPU works ahead, it is waited for once a step
         except ArithmeticError as error:  # a covariance that cannot be factorised
             loss, trouble = math.nan, str(error).rstrip(".")
         loss = distributed.total(loss)
         if not math.isfinite(loss):
             return loss, trouble
-        distributed.add_up(*[parameter.grad for parameter in self._shared if parameter.grad is not None])
+        if sums:
+            distributed.add_up(*sums.values())
+            for index, gradient in sums.items():
+                self._shared[index].grad = gradient.to(self._shared[index].dtype)
         return loss, ""
+
+    def _put_away(self, sums: dict[int, Tensor]) -> None:
+        """Add the gradients of a block in double precision: whose block it was, and in which order they come, then leaves no trace."""
+        for index, parameter in enumerate(self._shared):
+            if parameter.grad is not None:
+                gradient = parameter.grad.double()
+                sums[index] = sums[index].add_(gradient) if index in sums else gradient
+                parameter.grad = None
 
     def _move(self, rate: float) -> None:
         """One step of Adam."""
