@@ -15,7 +15,7 @@ MODULES = {name: path for name, path in FILES.items() if not name.endswith("__in
 TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in FILES.items()}
 
 DATA = {"keys", "settings", "checks", "results"}  # what every layer that knows AnnData may use
-NUMPY_CORE = {"core.simplex", "core.metrics", "core.association", "core.calibration", "core.stored"}
+NUMPY_CORE = {"core.expected", "core.simplex", "core.metrics", "core.association", "core.calibration", "core.stored"}
 BASE = {"core.types", *NUMPY_CORE}
 TERMS = {*BASE, "core.distributed", "core.backends", "core.sparse", "core.kernels"}
 PARTS = {*TERMS, "core.fields", "core.likelihoods"}
@@ -62,6 +62,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "storage": DATA,
     "tl": {*DATA, "tissue", "bridge", "storage", "writeback", "tl", *CORE},
     "pl": {*DATA, "pl"},
+    "pl.canvas": {*DATA, "tissue"},
+    "pl.maps": {*DATA, "pl", "pp", "tl"},
     "datasets": {*DATA, "datasets"},
     "demo": {"", *DATA, "core.metrics", "pp", "tl", "pl", "datasets"},
     "cli": {"", *DATA, "core.distributed", "demo", "pp", "tl", "pl", "datasets"},

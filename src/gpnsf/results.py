@@ -179,6 +179,23 @@ class Fit:
         choices(wanted, self.names, what="factors", where=f"fit {self.keys.key!r}")
         return np.array([int(np.flatnonzero(self.names == name)[0]) for name in wanted])
 
+    def feature_indices(self, modality: str, features: str | Sequence[str] | None) -> np.ndarray:
+        """Positions of the named features of one modality, in the order asked for; all of them for None."""
+        names = self.modalities[modality].var_names
+        if features is None:
+            return np.arange(len(names))
+        wanted = _listed(features, "features")
+        absent = [name for name in wanted if name not in names]
+        choices(absent, names, what="the feature", where=f"modality {modality!r} of the fit")
+        chosen = names.isin(wanted)
+        twice = names[chosen][names[chosen].duplicated()]
+        if len(twice):
+            remedy = "Call var_names_make_unique() and fit again"
+            raise ValueError(
+                problem("names in `features` that mean one feature each", f"{twice[0]!r} more than once", remedy)
+            )
+        return np.flatnonzero(chosen)[names[chosen].get_indexer(wanted)]
+
     def modality_names(self, modality: str | Sequence[str] | None) -> list[str]:
         """The modalities asked for; all of them for None."""
         if modality is None:

@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING
 
 from gpnsf.lazy import attach
 
-__all__ = ["convergence", "importance", "spatial_factors", "top_features"]
+__all__ = ["convergence", "importance", "spatial_factors", "spatial_map", "top_features"]
 
 if TYPE_CHECKING:
     from gpnsf.pl.convergence import convergence
     from gpnsf.pl.factors import spatial_factors
     from gpnsf.pl.features import top_features
     from gpnsf.pl.importance import importance
+    from gpnsf.pl.maps import spatial_map
 else:
     attach(
         __name__,
@@ -20,6 +21,7 @@ else:
             "convergence": "convergence",
             "importance": "importance",
             "spatial_factors": "factors",
+            "spatial_map": "maps",
             "top_features": "features",
         },
     )
