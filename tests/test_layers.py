@@ -15,7 +15,16 @@ MODULES = {name: path for name, path in FILES.items() if not name.endswith("__in
 TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in FILES.items()}
 
 DATA = {"keys", "settings", "checks", "results"}  # what every layer that knows AnnData may use
-NUMPY_CORE = {"core.expected", "core.simplex", "core.metrics", "core.association", "core.calibration", "core.stored"}
+NUMPY_CORE = {
+    "core.expected",
+    "core.shrinkage",
+    "core.similarity",
+    "core.simplex",
+    "core.metrics",
+    "core.association",
+    "core.calibration",
+    "core.stored",
+}
 BASE = {"core.types", *NUMPY_CORE}
 TERMS = {*BASE, "core.distributed", "core.backends", "core.sparse", "core.kernels"}
 PARTS = {*TERMS, "core.fields", "core.likelihoods"}
@@ -60,10 +69,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "core.posterior": {*BLOCKS, "core.model", "core.refine"},
     "pp": {*DATA, "tissue", "bridge", "pp", *BASE},
     "storage": DATA,
-    "tl": {*DATA, "tissue", "bridge", "storage", "writeback", "tl", *CORE},
+    "tl": {*DATA, "tissue", "reader", "bridge", "storage", "writeback", "tl", *CORE},
     "pl": {*DATA, "pl"},
     "pl.canvas": {*DATA, "tissue"},
     "pl.maps": {*DATA, "pl", "pp", "tl"},
+    "pl.variance": {*DATA, "pl", "tl.variance"},
     "datasets": {*DATA, "datasets"},
     "demo": {"", *DATA, "core.metrics", "pp", "tl", "pl", "datasets"},
     "cli": {"", *DATA, "core.distributed", "demo", "pp", "tl", "pl", "datasets"},

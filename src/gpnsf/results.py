@@ -100,6 +100,14 @@ class Fit:
         return stored.flag(self.uns, "converged", where=self._where), len(np.atleast_1d(repairs)), seconds
 
     @property
+    def explained(self) -> np.ndarray:
+        """Share [modalities, K] of each modality's null deviance that each factor explains."""
+        found = stored.record(self.uns, "variance_explained", where=self._where)
+        where = "the explained deviances"
+        rows = [stored.array(found, name, (len(self.names),), low=-LARGEST, where=where) for name in self.modalities]
+        return np.array(rows, dtype=float)
+
+    @property
     def _where(self) -> str:
         return f"uns[{self.keys.uns!r}]"
 

@@ -6,26 +6,42 @@ from typing import TYPE_CHECKING
 
 from gpnsf.lazy import attach
 
-__all__ = ["check_calibration", "evaluate", "factor_adata", "fit", "predict", "rank_features", "spatial_importance"]
+__all__ = [
+    "check_calibration",
+    "denoise",
+    "evaluate",
+    "factor_adata",
+    "fit",
+    "impute",
+    "predict",
+    "rank_features",
+    "spatial_importance",
+    "variance_explained",
+]
 
 if TYPE_CHECKING:
     from gpnsf.tl.calibration import check_calibration
+    from gpnsf.tl.denoise import denoise, impute
     from gpnsf.tl.evaluate import evaluate
     from gpnsf.tl.factor_adata import factor_adata
     from gpnsf.tl.fit import fit
     from gpnsf.tl.importance import spatial_importance
     from gpnsf.tl.predict import predict
     from gpnsf.tl.rank import rank_features
+    from gpnsf.tl.variance import variance_explained
 else:
     attach(
         __name__,
         attributes={
             "check_calibration": "calibration",
+            "denoise": "denoise",
             "evaluate": "evaluate",
             "factor_adata": "factor_adata",
             "fit": "fit",
+            "impute": "denoise",
             "predict": "predict",
             "rank_features": "rank",
             "spatial_importance": "importance",
+            "variance_explained": "variance",
         },
     )
