@@ -118,8 +118,9 @@ def denoise(
     Rule(str, "gpnsf_denoised").check("layer_added", layer_added)
     open_tissue(data)
     fit = results.find(data, key)
+    measured = _measured(fit)
     layers = {
-        name: _values(fit, name, fit.rows[name], fit.feature_indices(name, None), options)
+        name: _values(fit, name, fit.rows[name], fit.feature_indices(name, None), options, measured[name])
         for name in fit.modality_names(modality)
     }
     data = editable(data, copy=copy)
@@ -188,8 +189,9 @@ def impute(
     (name,) = fit.modality_names(modality)
     seen = fit.loadings[name].any(axis=1) | (fit.var(name, fit.keys.background) != 0)
     chosen = np.flatnonzero(seen) if features is None else fit.feature_indices(name, features)
-    values = _values(fit, name, np.arange(len(fit.mean)), chosen, options)
-    obs = pd.DataFrame({"measured": _measured(fit, name).view.observed}, index=fit.data.obs_names.copy())
+    measured = _measured(fit)[name]
+    values = _values(fit, name, np.arange(len(fit.mean)), chosen, options, measured)
+    obs = pd.DataFrame({"measured": measured.view.observed}, index=fit.data.obs_names.copy())
     obsm = {SPATIAL: fit.coords.copy()} if fit.has_coords else {}
     return AnnData(values, obs=obs, var=fit.modalities[name].var.iloc[chosen].copy(), obsm=obsm)
 
@@ -216,15 +218,16 @@ class _Measured:
     used: np.ndarray  # [P_full] bool: features whose counts it has
 
 
-def _measured(fit: Fit, name: str) -> _Measured:
-    """Read the counts once more."""
+def _measured(fit: Fit) -> dict[str, _Measured]:
+    """Read the counts of all modalities once more."""
     dataset, layout = reread(fit)
-    return _Measured(next(view for view in dataset.loaded().views if view.name == name), layout.features[name])
+    return {view.name: _Measured(view, layout.features[view.name]) for view in dataset.loaded().views}
 
 
-def _values(fit: Fit, name: str, rows: np.ndarray, chosen: np.ndarray, options: _Options) -> np.ndarray | sp.csr_matrix:
+def _values(
+    fit: Fit, name: str, rows: np.ndarray, chosen: np.ndarray, options: _Options, measured: _Measured
+) -> np.ndarray | sp.csr_matrix:
     """Values [n, features] of some rows of the object and some features of one modality."""
-    measured = _measured(fit, name)
     size = np.where(measured.view.observed, measured.view.size, 1.0)[rows] if options.depth == "own" else None
     if options.method == "similarity":
         return _by_similarity(fit, name, rows, chosen, size, measured, options.n_neighbors)
