@@ -16,6 +16,9 @@ TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in FIL
 
 DATA = {"keys", "settings", "checks", "results"}  # what every layer that knows AnnData may use
 NUMPY_CORE = {
+    "core.expected",
+    "core.shrinkage",
+    "core.similarity",
     "core.simplex",
     "core.metrics",
     "core.association",
@@ -70,9 +73,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pp": {*DATA, "tissue", "bridge", "pp", *BASE},
     "storage": DATA,
     "genome": DATA,
-    "tl": {*DATA, "genome", "tissue", "bridge", "storage", "writeback", "tl", *CORE},
+    "tl": {*DATA, "genome", "tissue", "reader", "bridge", "storage", "writeback", "tl", *CORE},
     "pl": {*DATA, "genome", "pl"},
-    "tl.memory": {*DATA, "reader", *CORE},
+    "pl.canvas": {*DATA, "tissue"},
+    "pl.maps": {*DATA, "pl", "pp", "tl"},
+    "pl.variance": {*DATA, "pl", "tl.variance"},
     "datasets": {*DATA, "datasets"},
     "demo": {"", *DATA, "core.metrics", "pp", "tl", "pl", "datasets"},
     "cli": {"", *DATA, "core.distributed", "demo", "pp", "tl", "pl", "datasets"},

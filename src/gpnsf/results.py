@@ -100,6 +100,14 @@ class Fit:
         return stored.flag(self.uns, "converged", where=self._where), len(np.atleast_1d(repairs)), seconds
 
     @property
+    def explained(self) -> np.ndarray:
+        """Share [modalities, K] of each modality's null deviance that each factor explains."""
+        found = stored.record(self.uns, "variance_explained", where=self._where)
+        where = "the explained deviances"
+        rows = [stored.array(found, name, (len(self.names),), low=-LARGEST, where=where) for name in self.modalities]
+        return np.array(rows, dtype=float)
+
+    @property
     def _where(self) -> str:
         return f"uns[{self.keys.uns!r}]"
 
@@ -178,6 +186,23 @@ class Fit:
         wanted = _listed(factors, "factors")
         choices(wanted, self.names, what="factors", where=f"fit {self.keys.key!r}")
         return np.array([int(np.flatnonzero(self.names == name)[0]) for name in wanted])
+
+    def feature_indices(self, modality: str, features: str | Sequence[str] | None) -> np.ndarray:
+        """Positions of the named features of one modality, in the order asked for; all of them for None."""
+        names = self.modalities[modality].var_names
+        if features is None:
+            return np.arange(len(names))
+        wanted = _listed(features, "features")
+        absent = [name for name in wanted if name not in names]
+        choices(absent, names, what="the feature", where=f"modality {modality!r} of the fit")
+        chosen = names.isin(wanted)
+        twice = names[chosen][names[chosen].duplicated()]
+        if len(twice):
+            remedy = "Call var_names_make_unique() and fit again"
+            raise ValueError(
+                problem("names in `features` that mean one feature each", f"{twice[0]!r} more than once", remedy)
+            )
+        return np.flatnonzero(chosen)[names[chosen].get_indexer(wanted)]
 
     def modality_names(self, modality: str | Sequence[str] | None) -> list[str]:
         """The modalities asked for; all of them for None."""

@@ -224,6 +224,23 @@ def test_a_feature_name_with_two_meanings_is_refused(fitted, twin):
         gpnsf.tl.predict(data, features="gene_1")
 
 
+def test_modalities_of_features_can_be_named(fitted):
+    data = fitted.copy()
+    data["atac"].var_names = ["gene_1", *data["atac"].var_names[1:]]
+    found = gpnsf.tl.predict(data, features={"atac": "gene_1", "rna": ["gene_3", "gene_1"]}).obsm["expected"]
+    assert list(found) == ["atac:gene_1", "rna:gene_3", "rna:gene_1"]
+    before = gpnsf.tl.predict(fitted, features=["peak_1", "gene_3", "gene_1"]).obsm["expected"]
+    np.testing.assert_array_equal(found, before)
+
+
+def test_many_places_are_predicted_in_parts(fits, monkeypatch):
+    data = fits("slices")
+    whole = gpnsf.tl.predict(data)
+    assert whole.obs["slice"].tolist() == data.obs["slice"].tolist()
+    monkeypatch.setattr("gpnsf.core.posterior.PLACES", 40)
+    np.testing.assert_allclose(gpnsf.tl.predict(data).X, whole.X, rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
@@ -231,6 +248,8 @@ def test_a_feature_name_with_two_meanings_is_refused(fitted, twin):
         ({"coords": np.array([[0.0, np.nan]])}, ValueError, "finite coordinates in `coords`"),
         ({"coords": np.array([["a", "b"]])}, TypeError, "numeric array"),
         ({"features": ["gene_1", "nothing"]}, KeyError, "'nothing'"),
+        ({"features": {"atac": "gene_1"}}, KeyError, "'gene_1'"),
+        ({"features": {"protein": "gene_1"}}, KeyError, "'protein'"),
         ({"key": "absent"}, KeyError, "absent"),
         ({"coords": np.zeros((2, 2)), "library": "elsewhere"}, KeyError, "elsewhere"),
     ],

@@ -24,6 +24,7 @@ MIXING = 1.44  # ratio of the variance of spatial log factors to what the counts
 N_NULL = 4  # steps towards the constant rates of peaks
 LARGEST_SHIFT = 12.0  # of log loadings, to match the observed totals
 FEATURES = 10_000  # whose covariances [P, K, K] are made at a time
+PLACES = 20_000  # where a field is predicted at a time: inducing points need arrays [n, T, M]
 NEGLIGIBLE = 1e-6  # loadings below this share of their feature's total are set to zero
 
 
@@ -297,7 +298,9 @@ def predict(state: Mapping[str, Any], coords: np.ndarray, library: np.ndarray) -
     The counterpart of what :func:`summarise` stores: the field alone, with the spread of single spots around it.
     """
     field = restore_field(state["process"])
-    m, v = field.marginals(field.locate(coords, library))
+    rows = [slice(start, start + PLACES) for start in range(0, max(len(coords), 1), PLACES)]
+    parts = [field.marginals(field.locate(coords[part], library[part])) for part in rows]
+    m, v = (torch.cat(moments) for moments in zip(*parts, strict=True))
     order = torch.as_tensor(np.asarray(state["order"]))
     nugget, scale = (torch.as_tensor(np.asarray(state[name])) for name in ("nugget", "factor_mean"))
     mean, std = _moments(bool(state["nonnegative"]), m, v + nugget)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gpnsf.checks import choices, problem
+from gpnsf.tissue import spot_distance
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -175,8 +176,13 @@ class Section:
         return max(width + bar, 1.05), width * self.aspect + 0.36 + axis
 
 
-def section(fit: Fit, *, library: str | Sequence[str] | None = None, size: float | None = None) -> Section:
-    """Coordinates of the observations to draw; of three, the first two, the third deciding who lies on top."""
+def section(
+    fit: Fit, *, library: str | Sequence[str] | None = None, size: float | None = None, margin: float = 0.0
+) -> Section:
+    """Coordinates of the observations to draw; of three, the first two, the third deciding who lies on top.
+
+    ``margin`` is room around each slice, in distances of neighbouring spots.
+    """
     coords, slices = fit.coords, fit.library
     if slices is None and library is not None:
         remedy = "Leave `library` out, or fit with `library_key=`"
@@ -191,23 +197,18 @@ def section(fit: Fit, *, library: str | Sequence[str] | None = None, size: float
         rows = rows[np.argsort(coords[rows, 2], kind="stable")]
     coords, names = coords[rows, :2], names[rows]
     down = _has_image(fit)
-    coords, labels = _side_by_side(coords, names, down=down)
+    room = margin * spot_distance(coords[names == name] for name in set(names)) if margin else 0.0
+    coords, labels = _side_by_side(coords, names, down=down, room=room)
     diameter = spot_diameter(coords, names) if size is None else size
     return Section(rows=rows, coords=coords, diameter=diameter, down=down, labels=labels)
 
 
 def spot_diameter(coords: np.ndarray, library: np.ndarray) -> float:
-    """Diameter of a spot, in the units of the coordinates, at which neighbouring spots just touch.
-
-    Geometric mean of the median distances to the first and the fourth neighbour of the same slice: on a square or
-    hexagonal grid both are the spacing; among scattered cells the first alone would leave the section full of holes.
-    """
-    distances = np.concatenate([_neighbour_distances(coords[library == name]) for name in set(library)])  # [N, 2]
-    distances = distances[(distances > 0).all(axis=1)]
+    """Diameter of a spot, in the units of the coordinates, at which neighbouring spots just touch."""
+    diameter = spot_distance(coords[library == name] for name in set(library))
     span = float(np.ptp(coords, axis=0).max())
-    if not len(distances):
+    if not diameter:
         return span / 20 or 1.0
-    diameter = float(np.sqrt(np.prod(np.median(distances, axis=0))))
     # small discs overlap a little and have a least size: else paper shines through and colours fade
     return max(diameter if span < 40 * diameter else 1.2 * diameter, span / 250)
 
@@ -349,12 +350,12 @@ def _has_image(fit: Fit) -> bool:
 
 
 def _side_by_side(
-    coords: np.ndarray, names: np.ndarray, *, down: bool
+    coords: np.ndarray, names: np.ndarray, *, down: bool, room: float
 ) -> tuple[np.ndarray, dict[str, tuple[float, float]]]:
     """Slices moved apart where their frames overlap, and the place of each slice's name, below its middle."""
     slices = list(dict.fromkeys(names))
-    low = np.array([coords[names == name].min(axis=0) for name in slices])  # [slices, D]
-    high = np.array([coords[names == name].max(axis=0) for name in slices])
+    low = np.array([coords[names == name].min(axis=0) - room for name in slices])  # [slices, D]
+    high = np.array([coords[names == name].max(axis=0) + room for name in slices])
     if len(slices) == 1:
         return coords, {}
     up = -1.0 if down else 1.0
@@ -378,13 +379,3 @@ def _overlapping(low: np.ndarray, high: np.ndarray) -> bool:
     together = ~apart.any(axis=2)
     np.fill_diagonal(together, False)
     return bool(together.any())
-
-
-def _neighbour_distances(coords: np.ndarray) -> np.ndarray:
-    """Distances [N, 2] to the first and the fourth neighbour (the last one of fewer)."""
-    from scipy.spatial import cKDTree
-
-    if len(coords) < 2:
-        return np.zeros((0, 2))
-    distances, _ = cKDTree(coords).query(coords, k=min(5, len(coords)))
-    return distances[:, [1, -1]]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from gpnsf.results import Fit
 
-__all__ = ["spatial_factors"]
+__all__ = ["bars", "name_slices", "norms_of", "note", "spatial_factors"]
 
 
 def spatial_factors(
@@ -111,7 +111,7 @@ def spatial_factors(
     chosen = fit.factor_indices(factors)
     where = canvas.section(fit, library=library, size=size)
     values = _moment(fit, moment)[np.ix_(where.rows, chosen)]  # [n, panels]
-    norms = _norms(values, scale, shared_scale=shared_scale, ends=(vmin, vmax), quantiles=quantiles)
+    norms = norms_of(values, scale, shared_scale=shared_scale, ends=(vmin, vmax), quantiles=quantiles)
     cmap = cmap or canvas.colormap(signed=values.min() < 0)
     bar = 0.1 if shared_scale else canvas.BAR
     ncols = canvas.columns(chosen.size, lambda n: where.panel(n, bar=bar), ncols=ncols)
@@ -122,10 +122,10 @@ def spatial_factors(
         _draw(axes, where, values, norms, cmap=cmap, scale=scale)
         if where.coords.shape[1] > 1:
             figure.draw_without_rendering()  # titles take their place, and panels their height
-            _bars(axes, shared_scale=shared_scale)
+            bars(axes, shared_scale=shared_scale)
         for panel, factor in zip(axes, chosen, strict=True):
-            canvas.title(panel, fit.names[factor], _note(fit, factor))
-        _name_slices(axes[0], where)
+            canvas.title(panel, fit.names[factor], note(fit, factor))
+        name_slices(axes[0], where)
     return canvas.finish(figure, axes, show=show, return_fig=return_fig)
 
 
@@ -137,7 +137,7 @@ def _moment(fit: Fit, moment: str) -> np.ndarray:
     return moments[moment]
 
 
-def _norms(
+def norms_of(
     values: np.ndarray,
     scale: str,
     *,
@@ -171,7 +171,7 @@ def _draw(
             canvas.spots(panel, where, column, cmap=cmap, norm=norm)
 
 
-def _bars(axes: list[Axes], *, shared_scale: bool) -> None:
+def bars(axes: list[Axes], *, shared_scale: bool) -> None:
     """A bar beside each panel, or one for all."""
     if not shared_scale:
         canvas.colorbars(axes)
@@ -180,7 +180,7 @@ def _bars(axes: list[Axes], *, shared_scale: bool) -> None:
     canvas.tidy_bar(bar.ax)
 
 
-def _note(fit: Fit, factor: int) -> str:
+def note(fit: Fit, factor: int) -> str:
     """Length scale and share of a factor."""
     length, share = fit.lengthscale[factor], f"{100 * fit.shares[factor]:.1f} %"
     if not np.isfinite(length):
@@ -188,7 +188,7 @@ def _note(fit: Fit, factor: int) -> str:
     return f"ℓ {length:,.0f} · {share}" if length >= 100 else f"ℓ {length:.3g} · {share}"
 
 
-def _name_slices(ax: Axes, where: canvas.Section) -> None:
+def name_slices(ax: Axes, where: canvas.Section) -> None:
     """Names of the slices in the first panel."""
     for name, (x, y) in where.labels.items():
         ax.annotate(

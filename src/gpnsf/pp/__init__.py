@@ -1,4 +1,4 @@
-"""Preparation: choose features, hold observations out, split counts."""
+"""Preparation: choose features, hold observations out, split counts, lay a lattice over the tissue."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ from typing import TYPE_CHECKING
 
 from gpnsf.lazy import attach
 
-__all__ = ["deviance_features", "split", "thin"]
+__all__ = ["deviance_features", "grid", "split", "thin"]
 
 if TYPE_CHECKING:
     from gpnsf.pp.features import deviance_features
+    from gpnsf.pp.grid import grid
     from gpnsf.pp.split import split
     from gpnsf.pp.thin import thin
 else:
-    attach(__name__, attributes={"deviance_features": "features", "split": "split", "thin": "thin"})
+    attach(
+        __name__,
+        attributes={"deviance_features": "features", "grid": "grid", "split": "split", "thin": "thin"},
+    )

@@ -8,21 +8,25 @@ from gpnsf.lazy import attach
 
 __all__ = [
     "check_calibration",
+    "denoise",
     "enrich",
     "evaluate",
     "evaluate_links",
     "factor_adata",
     "fit",
     "forecast",
+    "impute",
     "link_peaks",
     "nearest_genes",
     "predict",
     "rank_features",
     "spatial_importance",
+    "variance_explained",
 ]
 
 if TYPE_CHECKING:
     from gpnsf.tl.calibration import check_calibration
+    from gpnsf.tl.denoise import denoise, impute
     from gpnsf.tl.enrich import enrich
     from gpnsf.tl.evaluate import evaluate
     from gpnsf.tl.evaluate_links import evaluate_links
@@ -34,21 +38,25 @@ if TYPE_CHECKING:
     from gpnsf.tl.nearest_genes import nearest_genes
     from gpnsf.tl.predict import predict
     from gpnsf.tl.rank import rank_features
+    from gpnsf.tl.variance import variance_explained
 else:
     attach(
         __name__,
         attributes={
             "check_calibration": "calibration",
+            "denoise": "denoise",
             "enrich": "enrich",
             "evaluate": "evaluate",
             "evaluate_links": "evaluate_links",
             "factor_adata": "factor_adata",
             "fit": "fit",
             "forecast": "forecast",
+            "impute": "denoise",
             "link_peaks": "link_peaks",
             "nearest_genes": "nearest_genes",
             "predict": "predict",
             "rank_features": "rank",
             "spatial_importance": "importance",
+            "variance_explained": "variance",
         },
     )

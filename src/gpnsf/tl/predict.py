@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from mudata import MuData
 
 from gpnsf import bridge, checks, results
 from gpnsf.core import posterior
+from gpnsf.core.expected import expected
 from gpnsf.keys import SPATIAL
 
 __all__ = ["predict"]
@@ -22,33 +24,35 @@ def predict(
     coords: np.ndarray | pd.DataFrame | None = None,
     *,
     library: str | Sequence[str] | None = None,
-    features: str | Sequence[str] | None = None,
+    features: str | Sequence[str] | Mapping[str, str | Sequence[str]] | None = None,
     key: str = "gpnsf",
 ) -> AnnData:
     """Predict factors, and on request expected counts, at any coordinates.
 
     Spatial factors come from the field alone, with the spread of single spots around it in their standard deviation. Far
-    from all data the field returns to its prior, its linear trend held at the edge of the tissue. Nonspatial factors cannot be predicted: they get their mean, 1 (0 in
-    signed models), and their standard deviation over the fitted spots.
+    from all data the field returns to its prior, its linear trend held at the edge of the tissue. Nonspatial factors
+    cannot be predicted: they get their mean, 1 (0 in signed models), and their standard deviation over the fitted spots.
 
     Parameters
     ----------
     data
         Object annotated by :func:`gpnsf.tl.fit`.
     coords
-        Coordinates [n, D] in the unit of the data. Default: those of the data.
+        Coordinates [n, D] in the unit of the data, such as the spots of another section or the lattice of
+        :func:`gpnsf.pp.grid`. Default: those of the data.
     library
         Slice of the coordinates, one name or one per row; needed where the fit knew several slices and ``coords`` is given.
     features
-        Names of features whose expected counts at size factor 1 (probability of being open, for "bernoulli") are wanted.
+        Features whose expected counts at size factor 1 (probability of being open, for "bernoulli") are wanted: names, or
+        names by modality, where a name exists in several.
     key
         Prefix under which the fit was written.
 
     Returns
     -------
     AnnData [n, K]: ``X`` holds the factor means on the scale of ``obsm["X_gpnsf_smooth"]``, ``layers["std"]`` standard
-    deviations, ``var_names`` the names of the factors, ``obsm["spatial"]`` the coordinates, and ``obsm["expected"]`` a
-    DataFrame [n, features] if features were named.
+    deviations, ``var_names`` the names of the factors, ``obsm["spatial"]`` the coordinates, and ``obsm["expected"]`` a DataFrame [n, features] if features were named (columns
+    ``"rna:name"`` if they were named by modality). The slices are in ``obs`` under the ``library_key`` of the fit. ``squidpy.pl.extract(predicted, "expected")`` makes columns of ``obs`` of it.
 
     Raises
     ------
@@ -84,10 +88,10 @@ def predict(
         mean[:, fit.is_spatial], std[:, fit.is_spatial] = posterior.predict(state, own, codes)
     var = pd.DataFrame({"is_spatial": fit.is_spatial, "lengthscale": fit.lengthscale}, index=pd.Index(fit.names))
     predicted = AnnData(mean, obs=obs, var=var, layers={"std": std}, obsm={SPATIAL: points})
+    if len(libraries) > 1:
+        predicted.obs[fit.param("library_key")] = pd.Categorical.from_codes(codes, libraries)
     if features is not None:
-        predicted.obsm["expected"] = _expected(
-            fit, mean, [features] if isinstance(features, str) else list(features), obs
-        )
+        predicted.obsm["expected"] = _expected(fit, mean, features, obs)
     return predicted
 
 
@@ -120,23 +124,32 @@ def _codes(names: list[str], libraries: list[str]) -> np.ndarray:
     return np.array([libraries.index(name) for name in names], dtype=np.int64)
 
 
-def _expected(fit: results.Fit, factors: np.ndarray, features: list[str], obs: pd.DataFrame) -> pd.DataFrame:
+def _expected(fit: results.Fit, factors: np.ndarray, features: Any, obs: pd.DataFrame) -> pd.DataFrame:
     """Expected counts [n, features] at size factor 1."""
-    to_mean = {"bernoulli": lambda r: -np.expm1(-r), "bernoulli_clipped": lambda r: np.minimum(r, 1.0)}
+    prefixed = isinstance(features, Mapping)
+    wanted = dict(features) if prefixed else _modalities_of(fit, features)
     columns = {}
-    for name, mod in fit.modalities.items():
-        here = np.flatnonzero(mod.var_names.isin(features))
-        rate = factors @ fit.loadings[name][here].T + fit.var(name, fit.keys.background)[here]
-        values = to_mean.get(fit.likelihoods[name], lambda r: r)(rate)
-        twice = [feature for feature in mod.var_names[here] if feature in columns]
-        if twice or mod.var_names[here].has_duplicates:
-            rule, remedy = (
-                "names in `features` that mean one feature each",
-                "Call var_names_make_unique() and fit again",
-            )
-            raise ValueError(checks.problem(rule, f"{[*twice, *mod.var_names[here]][0]!r} more than once", remedy))
-        columns.update(zip(mod.var_names[here], values.T, strict=True))
-    checks.choices(
-        features, columns, what="the feature", where="the modalities of the fit", remedy="Correct `features`"
-    )
-    return pd.DataFrame({feature: columns[feature] for feature in features}, index=obs.index)
+    for modality, names in wanted.items():
+        fit.modality_names(modality)
+        chosen = fit.feature_indices(modality, names)
+        background = fit.var(modality, fit.keys.background)[chosen]
+        values = expected(fit.likelihoods[modality], factors, fit.loadings[modality][chosen], background)
+        labels = fit.modalities[modality].var_names[chosen]
+        columns.update(zip((f"{modality}:{name}" if prefixed else name for name in labels), values.T, strict=True))
+    order = columns if prefixed else [features] if isinstance(features, str) else features
+    return pd.DataFrame({name: columns[name] for name in order}, index=obs.index)
+
+
+def _modalities_of(fit: results.Fit, features: str | Sequence[str]) -> dict[str, list[str]]:
+    """Each name under the only modality that has it."""
+    names = dict.fromkeys([features] if isinstance(features, str) else map(str, features))
+    found = {name: [label for label in names if label in mod.var_names] for name, mod in fit.modalities.items()}
+    times = Counter(label for labels in found.values() for label in labels)
+    absent = [label for label in names if label not in times]
+    checks.choices(absent, times, what="the feature", where="the modalities of the fit", remedy="Correct `features`")
+    twice = [label for label in names if times[label] > 1]
+    if twice:
+        example = f"features={{{next(iter(fit.modalities))!r}: [{twice[0]!r}]}}"
+        rule, remedy = "names in `features` that mean one feature each", f"Name the modality: {example}"
+        raise ValueError(checks.problem(rule, f"{twice[0]!r} more than once", remedy))
+    return {name: labels for name, labels in found.items() if labels}

@@ -1,0 +1,22 @@
+"""Expected values of features, given factors: at size factor 1 what is measured, without the depth of the spot."""
+
+from __future__ import annotations
+
+import numpy as np
+
+__all__ = ["expected"]
+
+
+def expected(
+    likelihood: str, factors: np.ndarray, loadings: np.ndarray, background: np.ndarray, size: np.ndarray | None = None
+) -> np.ndarray:
+    """Expected counts [n, P] float32 at the given factors [n, K] and ``size`` [n] (default 1); open probabilities of peaks."""
+    rate = factors.astype(np.float32) @ loadings.T.astype(np.float32)
+    rate += background.astype(np.float32)
+    if size is not None:
+        rate *= size[:, None].astype(np.float32)
+    if likelihood == "bernoulli":
+        return np.negative(np.expm1(np.negative(rate, out=rate), out=rate), out=rate)
+    if likelihood == "bernoulli_clipped":
+        return np.minimum(rate, 1.0, out=rate)
+    return rate

@@ -1,0 +1,70 @@
+"""How far the loadings of rare features are to be trusted: a pull towards the feature's mean, chosen by cross-validation.
+
+A feature with few counts has loadings that follow these counts. With ``n_j`` counts, its rates become
+``(1 - a_j) (H w_j + b_j) + a_j mean_j`` with ``a_j = strength / (strength + n_j)``: as if that many more counts had been seen that
+know nothing of the factors.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import scipy.sparse as sp
+
+from gpnsf.core import metrics
+
+__all__ = ["LIKELIHOODS", "best_strength", "shrunk"]
+
+LIKELIHOODS = {
+    "nb": "poisson",
+    "poisson": "poisson",
+    "bernoulli": "bernoulli",
+}  # that there is a pull for, and who judges it
+STRENGTHS = 10.0 ** np.arange(-0.5, 4.0, 0.5)
+N_FOLDS = 5
+N_STEPS = 15  # of the loadings on the rows of a fold's complement
+FEATURES, NONZEROS = 2000, 1_000_000  # of the sample that one number is estimated from
+FLOOR = 1e-4  # share of a loading below which multiplicative steps would not bring it back
+HALF = 0.5  # count added to each feature of a fold: none has rate zero
+
+
+def shrunk(loadings: np.ndarray, mean: np.ndarray, n_counts: np.ndarray, strength: float) -> np.ndarray:
+    """Loadings [P, K+1], background last, pulled towards the mean rate [P] of each feature."""
+    pull = strength / (strength + np.maximum(n_counts, 1e-12)) if strength else np.zeros(len(mean))
+    result = loadings * (1 - pull)[:, None]
+    result[:, -1] += pull * mean
+    return result
+
+
+def best_strength(
+    likelihood: str, counts: sp.csr_matrix, size: np.ndarray, factors: np.ndarray, loadings: np.ndarray
+) -> float:
+    """The strength with the smallest deviance on rows whose counts the loadings have not seen; factors [n, K+1] are given."""
+    kind, rng = LIKELIHOODS[likelihood], np.random.default_rng(0)
+    wanted = min(FEATURES, int(counts.shape[1] * NONZEROS / max(counts.nnz, 1)) + 1)
+    seen = np.flatnonzero(counts.getnnz(axis=0))
+    sample = np.sort(rng.permutation(seen)[:wanted])
+    counts, A = sp.csr_matrix(counts[:, sample]), size[:, None] * factors
+    fold = rng.permutation(len(A)) % N_FOLDS
+    total = np.zeros(len(STRENGTHS))
+    for number in range(N_FOLDS):
+        train = fold != number
+        n_counts = np.bincount(counts[train].indices, minlength=len(sample)) + HALF
+        mean = metrics.null_rates(kind, counts, size, rows=train, pseudocount=HALF)
+        W = _updated(kind, counts[train], A[train], loadings[sample])
+        for i, strength in enumerate(STRENGTHS):
+            total[i] += metrics.deviance(kind, counts, A, shrunk(W, mean, n_counts, strength), rows=~train)[0]
+    return float(STRENGTHS[np.argmin(total)])
+
+
+def _updated(kind: str, counts: sp.csr_matrix, A: np.ndarray, W: np.ndarray) -> np.ndarray:
+    """Expectation-maximisation steps of the loadings [P, K+1] on other rows, given the factors.
+
+    An open peak stands for ``r / (1 - exp(-r))`` events.
+    """
+    W = np.maximum(W, FLOOR * W.sum(axis=1, keepdims=True)).astype(np.float64)
+    row, exposure = np.repeat(np.arange(counts.shape[0]), np.diff(counts.indptr)), A.sum(axis=0)
+    for _ in range(N_STEPS):
+        rate = np.einsum("nk,nk->n", A[row], W[counts.indices])
+        ratio = 1 / -np.expm1(-rate) if kind == "bernoulli" else counts.data / rate
+        W = W * (sp.csr_matrix((ratio, counts.indices, counts.indptr), shape=counts.shape).T @ A) / exposure
+    return W

@@ -1,0 +1,116 @@
+"""How much each factor explains of each modality."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gpnsf import results
+from gpnsf.pl import canvas
+from gpnsf.tl.variance import variance_explained as table_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from mudata import MuData
+
+__all__ = ["variance_explained"]
+
+CELL, ROW = 0.36, 0.34  # inches: a factor, a modality
+MARGINS = 0.9, 1.25  # inches: beside and around the cells
+DARK = 0.55  # of the colour scale: beyond it, figures are written in dark
+
+
+def variance_explained(
+    data: AnnData | MuData,
+    *,
+    private: float = 0.9,
+    cmap: str | None = None,
+    key: str = "gpnsf",
+    ax: Axes | None = None,
+    show: bool | None = None,
+    return_fig: bool = False,
+) -> Axes | Figure | None:
+    """Draw how much each factor explains of each modality, as a table in colours.
+
+    Figures are per cent of the modality's null deviance, colours are relative to the factor that explains most of the modality, since
+    modalities differ in how much of them can be explained at all. Below a factor that is private to a modality stands its name,
+    as :func:`gpnsf.tl.variance_explained` explains it.
+
+    Parameters
+    ----------
+    data
+        Object that :func:`gpnsf.tl.fit` annotated.
+    private
+        Share from which a factor is called private to a modality.
+    cmap
+        Colour map; None for magma without its palest end.
+    key
+        Prefix of the slots, ``key_added`` of the fit.
+    ax
+        Axes to draw on.
+    show
+        Show the figure; None does so where there is a window or a notebook.
+    return_fig
+        Return the figure.
+
+    Returns
+    -------
+    The axes, or the figure with ``return_fig=True``; None once shown.
+
+    Raises
+    ------
+    KeyError
+        If the object has no such fit.
+    ValueError
+        If ``private`` is not between 1/2 and 1.
+
+    Notes
+    -----
+    Reads ``uns["gpnsf"]["variance_explained"]``.
+
+    Examples
+    --------
+    >>> import gpnsf
+    >>> mdata = gpnsf.datasets.tissue(n_obs=100, n_genes=40, n_peaks=60, seed=0)
+    >>> gpnsf.tl.fit(mdata, n_factors=4, max_steps=2, progress=False)
+    >>> ax = gpnsf.pl.variance_explained(mdata, show=False)
+    >>> [label.get_text() for label in ax.get_yticklabels()]
+    ['rna', 'atac']
+    """
+    fit = results.find(data, key)
+    table = table_of(data, private=private, key=key)
+    explained = table["explained"].to_numpy().reshape(len(fit.modalities), len(fit.names))
+    width, height = MARGINS[0] + CELL * len(fit.names), MARGINS[1] + ROW * len(fit.modalities)
+    with canvas.style():
+        figure, axes = canvas.grid(1, width=width, height=height, ncols=1, ax=ax)
+        _cells(axes[0], explained, cmap or canvas.colormap(signed=False))
+        axes[0].set_yticks(np.arange(len(fit.modalities)), list(fit.modalities))
+        axes[0].set_xticks(np.arange(len(fit.names)), _labels(table, len(fit.names)), rotation=90)
+        canvas.plain(axes[0])
+        axes[0].tick_params(length=0)
+        axes[0].spines[:].set_visible(False)
+        canvas.title(axes[0], "deviance explained", "per cent of each modality")
+    return canvas.finish(figure, axes, show=show, return_fig=return_fig)
+
+
+def _cells(ax: Axes, explained: np.ndarray, cmap: object) -> None:
+    """Colours relative to the largest value of a row, and the values in per cent."""
+    top = explained.max(axis=1, keepdims=True)
+    relative = np.divide(explained, top, out=np.zeros_like(explained), where=top > 0).clip(0, 1)
+    ax.imshow(relative, cmap=cmap, vmin=0, vmax=1, aspect="auto")
+    for (row, column), value in np.ndenumerate(100 * explained):
+        text = f"{value:.1f}" if value < 9.95 else f"{value:.0f}"
+        color = "0.1" if relative[row, column] > DARK else "1.0"
+        ax.text(column, row, text, ha="center", va="center", fontsize=canvas.SMALL - 0.5, color=color)
+
+
+def _labels(table: pd.DataFrame, n_factors: int) -> list[str]:
+    """Names of the factors, and the modality that has one for itself."""
+    first = table.iloc[:n_factors]
+    return [
+        f"{name} ({owner})" if owner else name for name, owner in zip(first["factor"], first["private_to"], strict=True)
+    ]
