@@ -6,19 +6,35 @@ from typing import TYPE_CHECKING
 
 from gpnsf.lazy import attach
 
-__all__ = ["convergence", "importance", "spatial_factors", "top_features"]
+__all__ = [
+    "convergence",
+    "factor_correlation",
+    "feature_maps",
+    "importance",
+    "loadings",
+    "observed_expected",
+    "spatial_factors",
+    "top_features",
+]
 
 if TYPE_CHECKING:
     from gpnsf.pl.convergence import convergence
+    from gpnsf.pl.expected import observed_expected
     from gpnsf.pl.factors import spatial_factors
+    from gpnsf.pl.feature_maps import feature_maps
     from gpnsf.pl.features import top_features
+    from gpnsf.pl.heatmaps import factor_correlation, loadings
     from gpnsf.pl.importance import importance
 else:
     attach(
         __name__,
         attributes={
             "convergence": "convergence",
+            "factor_correlation": "heatmaps",
+            "feature_maps": "feature_maps",
             "importance": "importance",
+            "loadings": "heatmaps",
+            "observed_expected": "expected",
             "spatial_factors": "factors",
             "top_features": "features",
         },

@@ -1,0 +1,70 @@
+"""Values of the observations in space: panels, their bars, and the names of slices."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gpnsf.pl import canvas
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap, Normalize
+
+__all__ = ["bars", "draw", "name_slices", "title"]
+
+MISSING = "0.88"  # grey of an observation without a value
+LETTER, SMALLEST = 0.64, 5.5  # width of a letter over its size, and the smallest size of a name in points
+GAP = 0.08  # inches between the names of neighbouring panels
+
+
+def draw(
+    ax: Axes, where: canvas.Section, values: np.ndarray, *, scale: str, cmap: str | Colormap, norm: Normalize
+) -> None:
+    """Values [n] as discs, or along an axis where there is a single coordinate; NaN is drawn in grey or not at all."""
+    import matplotlib as mpl
+
+    if where.coords.shape[1] == 1:
+        canvas.profile(ax, where, values, scale=scale, cmap=cmap, norm=norm)
+    else:
+        cmap = mpl.colormaps[cmap] if isinstance(cmap, str) else cmap
+        canvas.spots(ax, where, values, cmap=cmap.with_extremes(bad=MISSING), norm=norm)
+
+
+def bars(axes: list[Axes], where: canvas.Section, *, shared: bool = False) -> None:
+    """A bar beside each panel, or one for all; profiles have an axis instead."""
+    if where.coords.shape[1] == 1 or not axes:
+        return
+    axes[0].figure.canvas.figure.draw_without_rendering()  # titles take their place, and panels their height
+    if not shared:
+        canvas.colorbars(axes)
+        return
+    bar = axes[0].figure.colorbar(axes[0].collections[0], ax=axes, fraction=0.02, pad=0.01, shrink=0.5, aspect=25)
+    canvas.tidy_bar(bar.ax)
+
+
+def title(ax: Axes, name: str, note: str, *, width: float) -> None:
+    """A name and a note above a panel; a long name is made smaller, then cut in its middle, to fit the width in inches."""
+    width -= GAP
+    room = int(72 * width / (LETTER * SMALLEST))
+    if len(name) > room:
+        name = f"{name[: (room - 1) // 2]}…{name[len(name) - room // 2 + 1 :]}"
+    canvas.title(ax, name, note)
+    size = min(canvas.TEXT, 72 * width / (LETTER * max(len(name), 1)))
+    ax.set_title(name, loc="left", pad=12, fontsize=size)
+
+
+def name_slices(ax: Axes, where: canvas.Section) -> None:
+    """Names of the slices in a panel, each below its slice."""
+    for name, (x, y) in where.labels.items():
+        ax.annotate(
+            name,
+            (x, y),
+            (0, -2),
+            textcoords="offset points",
+            ha="center",
+            va="top",
+            fontsize=canvas.SMALL - 1.5,
+            color=canvas.GREY,
+        )
