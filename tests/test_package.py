@@ -87,7 +87,11 @@ def test_arguments_after_the_data_are_named(name):
     package, function = name.split(".")
     arguments = inspect.signature(getattr(getattr(gpnsf, package), function)).parameters.values()
     unnamed = [argument.name for argument in arguments if argument.kind is not argument.KEYWORD_ONLY]
-    assert unnamed == {"tl.fit": ["data", "model"], "tl.predict": ["data", "coords"]}.get(name, unnamed[:1])
+    assert unnamed == {
+        "tl.fit": ["data", "model"],
+        "tl.predict": ["data", "coords"],
+        "pl.report": ["data", "path"],
+    }.get(name, unnamed[:1])
 
 
 def test_an_unknown_name_is_an_attribute_error_that_lists_the_known_ones():

@@ -13,6 +13,7 @@ __all__ = [
     "importance",
     "loadings",
     "observed_expected",
+    "report",
     "spatial_factors",
     "top_features",
 ]
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from gpnsf.pl.features import top_features
     from gpnsf.pl.heatmaps import factor_correlation, loadings
     from gpnsf.pl.importance import importance
+    from gpnsf.pl.report import report
 else:
     attach(
         __name__,
@@ -35,6 +37,7 @@ else:
             "importance": "importance",
             "loadings": "heatmaps",
             "observed_expected": "expected",
+            "report": "report",
             "spatial_factors": "factors",
             "top_features": "features",
         },
