@@ -129,7 +129,7 @@ def observed_expected(
                     colors = cmap or canvas.colormap(signed=signed)
                     maps.draw(place, where, getattr(values, panel), scale=scale, cmap=colors, norm=norm)
                     barred += [place] if panel == "expected" or "expected" not in chosen else []
-                maps.title(place, name if panel == chosen[0] else panel, values.unit(panel), width=wide)
+                maps.title(place, name if panel == chosen[0] else panel, values.unit(panel), width=wide - 0.2)
         maps.bars(barred, where)
     return canvas.finish(figure, axes, show=show, return_fig=return_fig)
 
