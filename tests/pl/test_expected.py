@@ -81,6 +81,8 @@ def test_slices_and_profiles():
     data = fitted.mudata(n_obs=60, n_slices=2)
     axes = observed_expected(data, features="Gene1", library="slice B", show=False)
     assert discs(axes[0]).get_array().size == 60
+    both = observed_expected(data, features="Gene1", show=False)
+    assert {"slice A", "slice B"} <= {text.get_text() for text in both[0].texts}
     line = observed_expected(fitted.anndata(n_obs=60, shape="line"), features="Gene1", show=False)
     assert isinstance(line[0].collections[0], PathCollection)
     assert line[0].get_ylim() == line[1].get_ylim()

@@ -131,6 +131,8 @@ def observed_expected(
                     barred += [place] if panel == "expected" or "expected" not in chosen else []
                 maps.title(place, name if panel == chosen[0] else panel, values.unit(panel), width=wide - 0.2)
         maps.bars(barred, where)
+        if chosen[0] != "calibration":
+            maps.name_slices(axes[0], where)
     return canvas.finish(figure, axes, show=show, return_fig=return_fig)
 
 
