@@ -133,8 +133,16 @@ def test_predict_gives_factors_at_the_coordinates_of_a_table(fitted, tmp_path):
 def test_plot_draws_every_figure(fitted, tmp_path, capsys):
     assert cli.main(["plot", fitted, str(tmp_path / "figures")]) == 0
     written = {path.stem for path in (tmp_path / "figures").glob("*.png")}
-    assert written == set(demo.FIGURES) == set(gpnsf.pl.__all__)
+    assert written == set(demo.FIGURES) == set(gpnsf.pl.__all__) - {"report"}
     assert len(capsys.readouterr().out.splitlines()) == len(written)
+
+
+def test_report_writes_a_page_that_names_its_file(fitted, tmp_path, capsys):
+    target = tmp_path / "new" / "fit.html"
+    assert cli.main(["report", fitted, str(target)]) == 0
+    assert "<h1>fitted.h5mu, fit &#x27;gpnsf&#x27;</h1>" in target.read_text(encoding="utf-8")
+    assert str(target) in capsys.readouterr().out
+    assert "*.html" in refused(capsys, "report", fitted, str(tmp_path / "fit.pdf"))
 
 
 @pytest.mark.parametrize(

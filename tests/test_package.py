@@ -90,6 +90,7 @@ def test_arguments_after_the_data_are_named(name):
     unnamed = [argument.name for argument in arguments if argument.kind is not argument.KEYWORD_ONLY]
     more = {
         "pl.links": ["gene"],
+        "pl.report": ["path"],
         "tl.enrich": ["gene_sets"],
         "tl.evaluate_links": ["truth"],
         "tl.fit": ["model"],

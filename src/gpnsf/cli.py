@@ -1,4 +1,4 @@
-"""The command ``gpnsf``: demo, fit, forecast, predict, plot, simulate, benchmark."""
+"""The command ``gpnsf``: demo, fit, forecast, predict, plot, report, simulate, benchmark."""
 
 from __future__ import annotations
 
@@ -57,7 +57,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="gpnsf", description="Spatial factors of count data with coordinates.")
     parser.add_argument("--version", action="version", version=f"gpnsf {gpnsf.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_demo, _add_fit, _add_forecast, _add_predict, _add_plot, _add_simulate, _add_benchmark):
+    adders = (_add_demo, _add_fit, _add_forecast, _add_predict, _add_plot, _add_report, _add_simulate, _add_benchmark)
+    for add in adders:
         add(commands)
     return parser
 
@@ -254,6 +255,20 @@ def _plot(source: Path, folder: Path, key: str) -> None:
 
     for path in save_figures(_read(source), folder, key=key):
         print(path)
+
+
+def _add_report(commands: Any) -> None:
+    report = _command(commands, _report, "write a fit to one HTML page")
+    report.add_argument("source", type=Path, metavar="IN", help="h5mu, h5ad or zarr with a fit")
+    report.add_argument("target", type=Path, metavar="OUT.html", help="a page that needs no other file")
+    report.add_argument("--title", help="title of the page")
+    report.add_argument("--key", default="gpnsf", help="prefix of the slots (%(default)s)")
+
+
+def _report(source: Path, target: Path, title: str | None, key: str) -> None:
+    _check_suffix(target, ".html")
+    gpnsf.pl.report(_read(source), target, title=title or f"{source.name}, fit {key!r}", key=key)
+    print(f"reported {source}: {target}")
 
 
 def _add_simulate(commands: Any) -> None:

@@ -29,7 +29,8 @@ TISSUE = {
     "atac_depth": 100.0,
     "lengthscales": (0.1, 0.3),
 }
-FIGURES = ("spatial_factors", "top_features", "importance", "convergence")
+MAPS = ("spatial_factors", "feature_maps", "observed_expected")  # what needs coordinates
+FIGURES = (*MAPS, "top_features", "loadings", "factor_correlation", "importance", "convergence")
 
 
 def run(folder: Path, *, seed: int = 0) -> list[str]:
@@ -60,7 +61,10 @@ def run(folder: Path, *, seed: int = 0) -> list[str]:
 
 def save_figures(data: AnnData | MuData, folder: Path, *, key: str = "gpnsf") -> list[Path]:
     """Draw every figure of a fit into the folder as PNG; returns their paths."""
-    names = FIGURES if results.find(data, key).has_coords else FIGURES[1:]  # no map without coordinates
+    fit = results.find(data, key)
+    left_out = () if fit.has_coords else MAPS
+    left_out += () if fit.names.size > 1 else ("factor_correlation",)
+    names = [name for name in FIGURES if name not in left_out]
     figures = {name: getattr(gpnsf.pl, name)(data, key=key, show=False, return_fig=True) for name in names}
     folder.mkdir(parents=True, exist_ok=True)
     return [_save(figure, folder / f"{name}.png") for name, figure in figures.items()]

@@ -259,3 +259,14 @@ def test_global_settings_stay_as_they_are(toy):
 def test_bad_options_are_refused(toy, options, error, message):
     with pytest.raises(error, match=message):
         spatial_factors(toy, **options)
+
+
+def test_mean_and_sd_stand_side_by_side(toy):
+    axes = spatial_factors(toy, moment=("mean", "std"), show=False)
+    assert titles(axes)[:4] == ["spatial_1", "sd", "spatial_2", "sd"]
+    for k in range(5):
+        np.testing.assert_array_equal(drawn(axes[2 * k]).get_array(), toy.obsm["X_gpnsf"][:, k])
+        np.testing.assert_array_equal(drawn(axes[2 * k + 1]).get_array(), toy.obsm["X_gpnsf_std"][:, k])
+    assert axes[0].get_subplotspec().get_gridspec().ncols % 2 == 0
+    with pytest.raises(ValueError, match="`moment`"):
+        spatial_factors(toy, moment=())

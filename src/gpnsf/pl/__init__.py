@@ -8,32 +8,45 @@ from gpnsf.lazy import attach
 
 __all__ = [
     "convergence",
+    "factor_correlation",
+    "feature_maps",
     "importance",
     "links",
+    "loadings",
+    "observed_expected",
+    "report",
     "spatial_factors",
     "spatial_map",
     "top_features",
     "variance_explained",
 ]
-__all__ = ["convergence", "importance", "spatial_factors", "spatial_map", "top_features", "variance_explained"]
 
 if TYPE_CHECKING:
     from gpnsf.pl.convergence import convergence
+    from gpnsf.pl.expected import observed_expected
     from gpnsf.pl.factors import spatial_factors
+    from gpnsf.pl.feature_maps import feature_maps
     from gpnsf.pl.features import top_features
+    from gpnsf.pl.heatmaps import factor_correlation, loadings
     from gpnsf.pl.importance import importance
     from gpnsf.pl.links import links
-    from gpnsf.pl.maps import spatial_map
+    from gpnsf.pl.report import report
+    from gpnsf.pl.spatial_map import spatial_map
     from gpnsf.pl.variance import variance_explained
 else:
     attach(
         __name__,
         attributes={
             "convergence": "convergence",
+            "factor_correlation": "heatmaps",
+            "feature_maps": "feature_maps",
             "importance": "importance",
             "links": "links",
+            "loadings": "heatmaps",
+            "observed_expected": "expected",
+            "report": "report",
             "spatial_factors": "factors",
-            "spatial_map": "maps",
+            "spatial_map": "spatial_map",
             "top_features": "features",
             "variance_explained": "variance",
         },

@@ -339,9 +339,14 @@ def tidy_bar(bar: Axes, *, short: bool = False) -> None:
     else:
         bar.yaxis.set_major_locator(MaxNLocator(3))
     bar.yaxis.set_minor_locator(NullLocator())
-    bar.yaxis.set_major_formatter(lambda value, _: f"{0 if abs(value) < 1e-3 * high else value:.2g}")
+    bar.yaxis.set_major_formatter(lambda value, _: _plain_number(0.0 if abs(value) < 1e-3 * high else value))
     bar.tick_params(labelsize=SMALL - 1, width=0.5, length=1.5, pad=1.5)
     bar.spines[:].set_visible(False)
+
+
+def _plain_number(value: float) -> str:
+    """Two digits, or all of them in front of the point, without an exponent where that is short."""
+    return f"{value:.0f}" if 100 <= abs(value) < 1e5 else f"{value:.2g}"
 
 
 def _has_image(fit: Fit) -> bool:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from gpnsf import results
 from gpnsf.checks import problem
-from gpnsf.pl import canvas
+from gpnsf.pl import canvas, maps
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -20,14 +21,16 @@ if TYPE_CHECKING:
 
     from gpnsf.results import Fit
 
-__all__ = ["bars", "name_slices", "norms_of", "note", "spatial_factors"]
+__all__ = ["norms_of", "note", "spatial_factors"]
+
+LABELS = {"mean": "mean", "smooth": "field", "std": "sd"}
 
 
 def spatial_factors(
     data: AnnData | MuData,
     *,
     factors: str | Sequence[str] | None = None,
-    moment: str = "mean",
+    moment: str | Sequence[str] = "mean",
     scale: str = "linear",
     shared_scale: bool = False,
     vmin: float | None = None,
@@ -56,7 +59,8 @@ def spatial_factors(
     factors
         Names of the factors to draw, in this order; None for all.
     moment
-        "mean" draws the posterior mean, "smooth" the spatial field alone, "std" the posterior standard deviation.
+        "mean" draws the posterior mean, "smooth" the spatial field alone, "std" the posterior standard deviation. Several,
+        as in ``("mean", "std")``, stand side by side for each factor; the first has the name of the factor.
     scale
         How values become colours: "linear", "sqrt" (as in the figures of NSF), or "log". Bars are labelled in values.
     shared_scale
@@ -108,33 +112,45 @@ def spatial_factors(
     4
     """
     fit = results.find(data, key)
-    chosen = fit.factor_indices(factors)
+    chosen, moments = fit.factor_indices(factors), [moment] if isinstance(moment, str) else list(moment)
     where = canvas.section(fit, library=library, size=size)
-    values = _moment(fit, moment)[np.ix_(where.rows, chosen)]  # [n, panels]
+    values = _values(fit, moments)[np.ix_(where.rows, chosen)].reshape(where.rows.size, -1)  # [n, panels]
     norms = norms_of(values, scale, shared_scale=shared_scale, ends=(vmin, vmax), quantiles=quantiles)
     cmap = cmap or canvas.colormap(signed=values.min() < 0)
     bar = 0.1 if shared_scale else canvas.BAR
-    ncols = canvas.columns(chosen.size, lambda n: where.panel(n, bar=bar), ncols=ncols)
+    ncols = _columns(chosen.size, len(moments), where, bar, ncols)
     width, height = where.panel(ncols, bar=bar)
     with canvas.style():
         spare = canvas.BAR if shared_scale else 0.0
-        figure, axes = canvas.grid(chosen.size, width=width, height=height, ncols=ncols, ax=ax, spare=spare)
-        _draw(axes, where, values, norms, cmap=cmap, scale=scale)
-        if where.coords.shape[1] > 1:
-            figure.draw_without_rendering()  # titles take their place, and panels their height
-            bars(axes, shared_scale=shared_scale)
-        for panel, factor in zip(axes, chosen, strict=True):
-            canvas.title(panel, fit.names[factor], note(fit, factor))
-        name_slices(axes[0], where)
+        figure, axes = canvas.grid(values.shape[1], width=width, height=height, ncols=ncols, ax=ax, spare=spare)
+        for panel, column, norm in zip(axes, values.T, norms, strict=True):
+            maps.draw(panel, where, column, scale=scale, cmap=cmap, norm=norm)
+        maps.bars(axes, where, shared=shared_scale)
+        for panel, (factor, name) in zip(axes, product(chosen, moments), strict=True):
+            first = name == moments[0]
+            canvas.title(panel, fit.names[factor] if first else LABELS[name], note(fit, factor) if first else " ")
+        maps.name_slices(axes[0], where)
     return canvas.finish(figure, axes, show=show, return_fig=return_fig)
 
 
-def _moment(fit: Fit, moment: str) -> np.ndarray:
-    """One of the three arrays [N, K] of the factors."""
-    moments = {"mean": fit.mean, "smooth": fit.smooth, "std": fit.std}
-    if moment not in moments:
-        raise ValueError(problem(f"`moment` to be one of {list(moments)}", repr(moment), "Pass one of these"))
-    return moments[moment]
+def _values(fit: Fit, moments: list[str]) -> np.ndarray:
+    """Some of the three arrays of the factors, [N, K, moments]."""
+    known = {"mean": fit.mean, "smooth": fit.smooth, "std": fit.std}
+    if not moments or not set(moments) <= known.keys():
+        raise ValueError(problem(f"`moment` to be of {list(known)}", repr(moments), "Pass one or several of these"))
+    return np.stack([known[name] for name in moments], axis=2)
+
+
+def _columns(n_factors: int, n_moments: int, where: canvas.Section, bar: float, ncols: int | None) -> int:
+    """Panels in a row: those asked for, or whole groups of moments."""
+    if ncols is not None:
+        return canvas.columns(n_factors * n_moments, lambda n: where.panel(n, bar=bar), ncols=ncols)
+
+    def group(n: int) -> tuple[float, float]:
+        width, height = where.panel(n * n_moments, bar=bar)
+        return width * n_moments, height
+
+    return n_moments * canvas.columns(n_factors, group, most=8 // n_moments)
 
 
 def norms_of(
@@ -154,50 +170,9 @@ def norms_of(
     return norms * values.shape[1] if shared_scale else norms
 
 
-def _draw(
-    axes: list[Axes],
-    where: canvas.Section,
-    values: np.ndarray,
-    norms: list[Normalize],
-    *,
-    cmap: str | Colormap,
-    scale: str,
-) -> None:
-    """One column of values [n, panels] in each panel."""
-    for panel, column, norm in zip(axes, values.T, norms, strict=True):
-        if where.coords.shape[1] == 1:
-            canvas.profile(panel, where, column, scale=scale, cmap=cmap, norm=norm)
-        else:
-            canvas.spots(panel, where, column, cmap=cmap, norm=norm)
-
-
-def bars(axes: list[Axes], *, shared_scale: bool) -> None:
-    """A bar beside each panel, or one for all."""
-    if not shared_scale:
-        canvas.colorbars(axes)
-        return
-    bar = axes[0].figure.colorbar(axes[0].collections[0], ax=axes, fraction=0.02, pad=0.01, shrink=0.5, aspect=25)
-    canvas.tidy_bar(bar.ax)
-
-
 def note(fit: Fit, factor: int) -> str:
     """Length scale and share of a factor."""
     length, share = fit.lengthscale[factor], f"{100 * fit.shares[factor]:.1f} %"
     if not np.isfinite(length):
         return share
     return f"ℓ {length:,.0f} · {share}" if length >= 100 else f"ℓ {length:.3g} · {share}"
-
-
-def name_slices(ax: Axes, where: canvas.Section) -> None:
-    """Names of the slices in the first panel."""
-    for name, (x, y) in where.labels.items():
-        ax.annotate(
-            name,
-            (x, y),
-            (0, -2),
-            textcoords="offset points",
-            ha="center",
-            va="top",
-            fontsize=canvas.SMALL - 1.5,
-            color=canvas.GREY,
-        )

@@ -9,7 +9,7 @@ import numpy as np
 
 from gpnsf import results
 from gpnsf.checks import choices
-from gpnsf.pl import canvas
+from gpnsf.pl import canvas, maps
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -152,10 +152,6 @@ def _map(
     where = canvas.section(fit, library=library, size=size)
     values = fit.importance[where.rows].astype(float)
     norm = canvas.norm("linear", *canvas.limits(values, quantiles=(0.005, 0.995)))
-    if where.coords.shape[1] == 1:
-        canvas.profile(ax, where, values, scale="linear", cmap=cmap, norm=norm)
-    else:
-        canvas.spots(ax, where, values, cmap=cmap, norm=norm)
-        ax.figure.canvas.figure.draw_without_rendering()  # the bar is as high as the panel
-        canvas.colorbars([ax])
+    maps.draw(ax, where, values, scale="linear", cmap=cmap, norm=norm)
+    maps.bars([ax], where)
     canvas.title(ax, "observations in space", "spatial importance")

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from gpnsf import checks, results
+from gpnsf import checks, observed, results
 from gpnsf.bridge import SIZE_FLOOR, read_counts
 from gpnsf.core import metrics
 
@@ -83,7 +83,10 @@ def evaluate(
         judged = _open(fit, name)
         lines += [_line(judged, judged.counts, judged.size, rows) for rows in ("train", "holdout") if judged.has(rows)]
         if name in other:
-            counts = _counts(fit, name, other[name], judged.seen)
+            likelihood = fit.likelihoods[name]
+            counts = read_counts(
+                fit.modalities[name], layer=other[name], likelihood=likelihood, modality=name, use=judged.seen
+            )
             lines.append(_line(judged, counts, _other_size(judged, counts), "thinned"))
     return pd.DataFrame(lines)
 
@@ -137,25 +140,19 @@ def _line(judged: _Judged, counts: sp.csr_matrix, size: np.ndarray, rows: str) -
 def _open(fit: Fit, name: str) -> _Judged:
     """Read one modality as the fit did."""
     mod, rows, likelihood = fit.modalities[name], fit.rows[name], fit.likelihoods[name]
-    held_out = np.zeros(mod.n_obs, dtype=bool)
-    holdout_key = fit.param("holdout_key")
-    if holdout_key is not None:
-        column = pd.Series(fit.obs(holdout_key))
-        held_out = checks.flags(column, name=holdout_key, remedy="Restore the column that the fit has read")[rows]
-    layer = checks.per_modality(fit.params.get("layers"), "layers", names=list(fit.modalities), known=fit.modalities)
+    held_out = observed.held_out(fit, name)
     loadings = np.column_stack([fit.loadings[name], fit.var(name, fit.keys.background)])
     seen = loadings.any(axis=1)
-    counts = _counts(fit, name, layer.get(name), seen)
+    counts = observed.counts_of(fit, name, seen)
     counted = counts[~held_out].getnnz(axis=0) > 0
     seen[seen], counts = counted, counts[:, counted]
-    source = None if likelihood == "gaussian" else fit.param("size_factors")
     batch, multipliers = fit.batches(name)
     return _Judged(
         name=name,
         likelihood=likelihood,
         counts=counts,
-        size=_size(fit, name, source, counts, ~held_out),
-        by_total=source == "total",
+        size=observed.size_factors(fit, name, counts, ~held_out),
+        by_total=likelihood != "gaussian" and fit.param("size_factors") == "total",
         seen=seen,
         factors=np.column_stack([fit.mean[rows], np.ones(mod.n_obs)]),
         loadings=loadings[seen],
@@ -172,26 +169,6 @@ def _dispersion(fit: Fit, name: str, seen: np.ndarray) -> np.ndarray | None:
         return None
     key = fit.keys.dispersion
     return checks.positive(fit.var(name, key)[seen], what=f"var[{key!r}] of {name!r}")
-
-
-def _counts(fit: Fit, name: str, layer: str | None, use: np.ndarray) -> sp.csr_matrix:
-    """Checked counts [n, P] of the features to use [P_full]."""
-    mod, likelihood = fit.modalities[name], fit.likelihoods[name]
-    return read_counts(mod, layer=layer, likelihood=likelihood, modality=name, use=use)
-
-
-def _size(fit: Fit, name: str, source: str | None, counts: sp.csr_matrix, train: np.ndarray) -> np.ndarray:
-    """Size factors [n] relative to their mean over the training rows."""
-    if source is None:
-        return np.ones(counts.shape[0])
-    if source == "total":
-        return np.maximum(_totals(counts) / _totals(counts)[train].mean(), SIZE_FLOOR)
-    own = fit.modalities[name].obs
-    remedy = "Restore the column that the fit has read"
-    checks.choices([source], [*fit.data.obs, *own], what="size factors", where=f"obs of {name!r}", remedy=remedy)
-    column = fit.data.obs[source].iloc[fit.rows[name]] if source in fit.data.obs else own[source]
-    values = checks.positive(column, what=f"size factors in {source!r}")
-    return values / values[train].mean()
 
 
 def _other_size(judged: _Judged, counts: sp.csr_matrix) -> np.ndarray:

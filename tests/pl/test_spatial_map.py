@@ -7,7 +7,7 @@ from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 
 import gpnsf
-from gpnsf.pl.maps import spatial_map
+from gpnsf.pl.spatial_map import spatial_map
 
 
 @pytest.fixture(scope="module")

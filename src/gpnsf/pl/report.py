@@ -1,0 +1,254 @@
+"""A fit on one page."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from gpnsf import pl, results
+from gpnsf.checks import problem
+from gpnsf.observed import counts_of, used
+from gpnsf.pl import html
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from mudata import MuData
+
+    from gpnsf.results import Fit
+
+__all__ = ["report"]
+
+NAMED = 8  # features of a factor and modality in the table
+
+_log = logging.getLogger("gpnsf")
+
+
+def report(
+    data: AnnData | MuData, path: str | os.PathLike[str], *, title: str | None = None, key: str = "gpnsf"
+) -> None:
+    """Write a fit to one HTML page: data, how it was run, convergence, factors, features, importance.
+
+    The page holds its figures and needs nothing else, neither other files nor the network, and it runs no scripts. A section that
+    cannot be made, say since the counts are no longer in the object, says why.
+
+    Parameters
+    ----------
+    data
+        Object that :func:`gpnsf.tl.fit` annotated.
+    path
+        File to write; its folder is made if need be.
+    title
+        Title of the page; None for one that names the fit.
+    key
+        Prefix of the slots, ``key_added`` of the fit.
+
+    Raises
+    ------
+    KeyError
+        If the object has no such fit.
+    OSError
+        If the file cannot be written.
+
+    Notes
+    -----
+    Reads every slot of the fit and the counts that it has read.
+
+    Examples
+    --------
+    >>> import gpnsf
+    >>> mdata = gpnsf.datasets.tissue(n_obs=100, n_genes=40, n_peaks=60, seed=0)
+    >>> gpnsf.tl.fit(mdata, n_factors=4, max_steps=2, progress=False)
+    >>> gpnsf.pl.report(mdata, "fit.html")
+    """
+    fit = results.find(data, key)
+    target = Path(path)
+    if target.is_dir():
+        raise IsADirectoryError(problem("a file to write to", f"the folder {target}", "Add a name such as fit.html"))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    sections = [(section.title, _body(section, fit)) for section in SECTIONS if section.needed(fit)]
+    shapes = ", ".join(f"{name} {mod.n_obs:,} x {mod.n_vars:,}" for name, mod in fit.modalities.items())
+    kinds = f"{fit.names.size} factors, {int(fit.is_spatial.sum())} of them spatial"
+    lead = f"{data.n_obs:,} observations ({shapes}); model {fit.params.get('model', '')}, {kinds}."
+    footer = f"Written by gpnsf {version('gpnsf')}."
+    text = html.page(title or f"Fit {key!r}", lead, sections, footer=footer)
+    target.write_bytes(text.encode("utf-8", "backslashreplace"))
+
+
+@dataclass(frozen=True)
+class _Section:
+    """A heading, what makes the text below it, and whether there is anything to say."""
+
+    title: str
+    body: Callable[[Fit], Iterator[str]]
+    needed: Callable[[Fit], bool] = lambda fit: True
+
+
+def _body(section: _Section, fit: Fit) -> str:
+    """The parts of a section; what cannot be made says why."""
+    parts = []
+    try:
+        for part in section.body(fit):
+            parts.append(part)
+    except (KeyError, TypeError, ValueError) as error:
+        # str() of a KeyError is the repr of its message
+        message = error.args[0] if isinstance(error, KeyError) and error.args else error
+        _log.warning("section %r of the report is not complete: %s", section.title, message)
+        parts.append(html.note(f"Not complete: {message}"))
+    return "\n".join(parts)
+
+
+def _picture(fit: Fit, name: str, alt: str, caption: str, **options: Any) -> str:
+    """A figure of ``gpnsf.pl``."""
+    figure = getattr(pl, name)(fit.data, key=fit.keys.key, show=False, return_fig=True, **options)
+    return html.picture(figure, alt, caption)
+
+
+def _data(fit: Fit) -> Iterator[str]:
+    """Shapes and counts."""
+    lines = []
+    for name, mod in fit.modalities.items():
+        use = used(fit, name)
+        counts = counts_of(fit, name, use)
+        line = {"modality": name, "likelihood": fit.likelihoods[name], "observations": mod.n_obs}
+        line |= {"features": mod.n_vars, "with signal": int(use.sum()), "nonzero entries": counts.nnz}
+        totals = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
+        line |= {
+            "% nonzero": 100 * counts.nnz / max(np.prod(counts.shape), 1),
+            "median total": float(np.median(totals)),
+        }
+        lines.append(line | {"median detected": float(np.median(counts.getnnz(axis=1)))})
+    yield html.table(pd.DataFrame(lines), "Modalities; totals and detected features of an observation.")
+    where = (
+        f"Coordinates: {fit.coords.shape[1]}, from {fit.param('spatial_key') or 'spatial'}." if fit.has_coords else ""
+    )
+    if fit.library is not None:
+        sizes = fit.library.value_counts()
+        where += f" {len(sizes)} slices by {fit.param('library_key')}: {html.shown(sizes.to_dict())}."
+    yield html.paragraph(where or "No coordinates.")
+
+
+def _run(fit: Fit) -> Iterator[str]:
+    """Arguments, versions and cost."""
+    memory = fit.uns.get("peak_memory")
+    cost = {"seconds": fit.uns.get("seconds"), "peak memory, MB": None if memory is None else float(memory) / 1e6}
+    cost |= {name: fit.uns[name] for name in ("backend", "threads", "processes", "seed") if name in fit.uns}
+    yield html.pairs(cost, "Cost.")
+    given = {name: value for name, value in fit.params.items() if value is not None}
+    yield html.pairs(given, "Arguments of gpnsf.tl.fit.")
+    yield html.paragraph(f"None was passed for: {html.shown([name for name in fit.params if name not in given])}.")
+    yield html.pairs(fit.uns.get("versions", {}), "Versions.")
+
+
+def _convergence(fit: Fit) -> Iterator[str]:
+    """Whether to believe it."""
+    converged, _, seconds = fit.outcome
+    steps = len(fit.trace[0])
+    summary = f"{steps} steps, {seconds:.1f} seconds."
+    yield html.paragraph("Converged: " + summary) if converged else html.note("Not converged: " + summary)
+    for name, none in {"warnings": "No warnings.", "repairs": "No repairs."}.items():
+        texts = [str(text) for text in np.atleast_1d(fit.uns.get(name, ()))]
+        yield html.bullets(texts) if texts else html.paragraph(none)
+    yield _picture(fit, "convergence", "Curves of the evidence lower bound over the steps", "The bound over the steps.")
+
+
+def _spatial_test(fit: Fit) -> Iterator[str]:
+    """Z and p of each factor."""
+    test = fit.uns["spatial_test"]
+    columns = {name: _per_factor(fit, test.get(name), f"spatial_test[{name!r}]") for name in ("z", "p")}
+    frame = pd.DataFrame({"factor": fit.names, "kind": _kinds(fit), **columns})
+    yield html.table(
+        frame,
+        "Bivariate Moran's I between halves of the counts, one-sided: spatial factors with z below 3 become nonspatial.",
+    )
+
+
+def _factors(fit: Fit) -> Iterator[str]:
+    """Tables and maps of the factors."""
+    frame = pd.DataFrame(
+        {"factor": fit.names, "kind": _kinds(fit), "length scale": fit.lengthscale, "% of the signal": 100 * fit.shares}
+    )
+    yield html.table(frame, "Length scales are in the units of the coordinates; shares are of the expected signal.")
+    if fit.has_coords:
+        alt = f"Maps of {fit.names.size} factors, each beside its standard deviation"
+        caption = "Posterior mean and, beside it, standard deviation of each factor, on scales of their own."
+        yield _picture(fit, "spatial_factors", alt, caption, moment=("mean", "std"))
+    if fit.names.size > 1:
+        yield _picture(
+            fit, "factor_correlation", "Heatmap of the correlations of factors", "Correlations over the observations."
+        )
+
+
+def _features(fit: Fit) -> Iterator[str]:
+    """What the factors stand for."""
+    lines: list[dict[str, str]] = []
+    for k, factor in enumerate(fit.names):
+        tables = {m: results.ranked(fit, m, k, n_features=NAMED, method="lift") for m in fit.modalities}
+        lines.append({"factor": factor} | {name: ", ".join(table["feature"]) for name, table in tables.items()})
+    yield html.table(pd.DataFrame(lines), f"The {NAMED} best features of each factor by lift, best first.")
+    yield _picture(
+        fit, "top_features", "Best features of each factor with their scores", "Best features of each factor."
+    )
+    alt = "Heatmap of the shares of the factors in the best features"
+    yield _picture(fit, "loadings", alt, "How the signal of these features divides into factors.")
+
+
+def _observed(fit: Fit) -> Iterator[str]:
+    """Counts in space, and whether the fit describes them."""
+    n_features = max(4, len(fit.modalities))
+    alt = "Maps of each factor beside its best features"
+    caption = (
+        "Each factor beside its best features as they were observed: counts per size factor, open chromatin as 0 or 1."
+    )
+    yield _picture(fit, "feature_maps", alt, caption, n_features=n_features)
+    alt = "Maps of observed and expected values of single features, with their calibration"
+    caption = (
+        "The best feature of each factor in the first modality, observed and expected. The fit has seen these values."
+    )
+    yield _picture(fit, "observed_expected", alt, caption)
+
+
+def _importance(fit: Fit) -> Iterator[str]:
+    """How spatial everything is."""
+    alt = "Histograms of the spatial importance of features and observations"
+    yield _picture(fit, "importance", alt, "Share of the expected signal that comes from spatial factors.")
+
+
+def _variance_explained(fit: Fit) -> Iterator[str]:
+    """Modality by factor."""
+    found = {name: _per_factor(fit, values, name) for name, values in fit.uns["variance_explained"].items()}
+    frame = pd.DataFrame({"factor": fit.names, **{name: 100 * values for name, values in found.items()}})
+    yield html.table(frame, "Variance explained by each factor in each modality, in %.")
+
+
+def _kinds(fit: Fit) -> list[str]:
+    return ["spatial" if spatial else "nonspatial" for spatial in fit.is_spatial]
+
+
+def _per_factor(fit: Fit, values: Any, what: str) -> np.ndarray:
+    """Numbers [K] from the record."""
+    found = np.asarray(values)
+    if found.shape != fit.names.shape or found.dtype.kind not in "fiu":
+        rule = f"a number for each of {fit.names.size} factors in {what}"
+        raise ValueError(problem(rule, f"shape {found.shape}, {found.dtype}", "Run `gpnsf.tl.fit` again"))
+    return found
+
+
+SECTIONS = (
+    _Section("Data", _data),
+    _Section("How it was run", _run),
+    _Section("Convergence", _convergence),
+    _Section("Spatial test", _spatial_test, lambda fit: bool(fit.uns.get("spatial_test"))),
+    _Section("Factors", _factors),
+    _Section("Top features", _features),
+    _Section("Observed features", _observed, lambda fit: fit.has_coords),
+    _Section("Spatial importance", _importance),
+    _Section("Variance explained", _variance_explained, lambda fit: bool(fit.uns.get("variance_explained"))),
+)
