@@ -15,7 +15,7 @@ MODULES = {name: path for name, path in FILES.items() if not name.endswith("__in
 TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in FILES.items()}
 
 DATA = {"keys", "settings", "checks", "results"}  # what every layer that knows AnnData may use
-NUMPY_CORE = {"core.simplex", "core.metrics", "core.association", "core.calibration", "core.stored"}
+NUMPY_CORE = {"core.simplex", "core.metrics", "core.association", "core.calibration", "core.clustering", "core.stored"}
 BASE = {"core.types", *NUMPY_CORE}
 TERMS = {*BASE, "core.distributed", "core.backends", "core.sparse", "core.kernels"}
 PARTS = {*TERMS, "core.fields", "core.likelihoods"}
@@ -28,6 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "lazy": set(),
     "settings": set(),
     "keys": set(),
+    "palette": set(),
     "checks": {"keys"},
     "results": {"keys", "checks", "tissue", "core.stored"},
     "tissue": DATA,
@@ -60,8 +61,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "core.posterior": {*BLOCKS, "core.model", "core.refine"},
     "pp": {*DATA, "tissue", "bridge", "pp", *BASE},
     "storage": DATA,
-    "tl": {*DATA, "tissue", "bridge", "storage", "writeback", "tl", *CORE},
-    "pl": {*DATA, "pl"},
+    "tl": {*DATA, "palette", "tissue", "bridge", "storage", "writeback", "tl", *CORE},
+    "pl": {*DATA, "palette", "pl"},
     "datasets": {*DATA, "datasets"},
     "demo": {"", *DATA, "core.metrics", "pp", "tl", "pl", "datasets"},
     "cli": {"", *DATA, "core.distributed", "demo", "pp", "tl", "pl", "datasets"},
@@ -70,7 +71,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 TORCH = {"torch", "pyro"}
 SCVERSE = {"anndata", "mudata", "scanpy", "squidpy", "muon"}
 NEVER = {
-    **dict.fromkeys(("lazy", "settings", "keys", "checks", "results", "demo", "cli"), TORCH),
+    **dict.fromkeys(("lazy", "settings", "keys", "palette", "checks", "results", "demo", "cli"), TORCH),
     **dict.fromkeys(
         ("tissue", "reader", "bridge", "storage", "writeback"), {*TORCH, "scanpy", "squidpy", "matplotlib"}
     ),

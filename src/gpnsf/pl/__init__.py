@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 
 from gpnsf.lazy import attach
 
-__all__ = ["convergence", "importance", "spatial_factors", "top_features"]
+__all__ = ["convergence", "domains", "importance", "spatial_factors", "top_features"]
 
 if TYPE_CHECKING:
     from gpnsf.pl.convergence import convergence
+    from gpnsf.pl.domains import domains
     from gpnsf.pl.factors import spatial_factors
     from gpnsf.pl.features import top_features
     from gpnsf.pl.importance import importance
@@ -18,6 +19,7 @@ else:
         __name__,
         attributes={
             "convergence": "convergence",
+            "domains": "domains",
             "importance": "importance",
             "spatial_factors": "factors",
             "top_features": "features",

@@ -125,7 +125,7 @@ def spatial_factors(
             _bars(axes, shared_scale=shared_scale)
         for panel, factor in zip(axes, chosen, strict=True):
             canvas.title(panel, fit.names[factor], _note(fit, factor))
-        _name_slices(axes[0], where)
+        canvas.name_slices(axes[0], where)
     return canvas.finish(figure, axes, show=show, return_fig=return_fig)
 
 
@@ -186,18 +186,3 @@ def _note(fit: Fit, factor: int) -> str:
     if not np.isfinite(length):
         return share
     return f"ℓ {length:,.0f} · {share}" if length >= 100 else f"ℓ {length:.3g} · {share}"
-
-
-def _name_slices(ax: Axes, where: canvas.Section) -> None:
-    """Names of the slices in the first panel."""
-    for name, (x, y) in where.labels.items():
-        ax.annotate(
-            name,
-            (x, y),
-            (0, -2),
-            textcoords="offset points",
-            ha="center",
-            va="top",
-            fontsize=canvas.SMALL - 1.5,
-            color=canvas.GREY,
-        )

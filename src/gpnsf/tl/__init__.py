@@ -6,10 +6,20 @@ from typing import TYPE_CHECKING
 
 from gpnsf.lazy import attach
 
-__all__ = ["check_calibration", "evaluate", "factor_adata", "fit", "predict", "rank_features", "spatial_importance"]
+__all__ = [
+    "check_calibration",
+    "domains",
+    "evaluate",
+    "factor_adata",
+    "fit",
+    "predict",
+    "rank_features",
+    "spatial_importance",
+]
 
 if TYPE_CHECKING:
     from gpnsf.tl.calibration import check_calibration
+    from gpnsf.tl.domains import domains
     from gpnsf.tl.evaluate import evaluate
     from gpnsf.tl.factor_adata import factor_adata
     from gpnsf.tl.fit import fit
@@ -21,6 +31,7 @@ else:
         __name__,
         attributes={
             "check_calibration": "calibration",
+            "domains": "domains",
             "evaluate": "evaluate",
             "factor_adata": "factor_adata",
             "fit": "fit",
