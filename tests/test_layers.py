@@ -23,6 +23,7 @@ NUMPY_CORE = {
     "core.metrics",
     "core.association",
     "core.calibration",
+    "core.clustering",
     "core.enrichment",
     "core.links",
     "core.stored",
@@ -39,6 +40,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "lazy": set(),
     "settings": set(),
     "keys": set(),
+    "palette": set(),
     "checks": {"keys"},
     "results": {"keys", "checks", "tissue", "core.stored"},
     "tissue": DATA,
@@ -73,8 +75,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pp": {*DATA, "tissue", "bridge", "pp", *BASE},
     "storage": DATA,
     "genome": DATA,
-    "tl": {*DATA, "genome", "observed", "tissue", "reader", "bridge", "storage", "writeback", "tl", *CORE},
-    "pl": {*DATA, "genome", "observed", "pl"},
+    "tl": {*DATA, "genome", "observed", "palette", "tissue", "reader", "bridge", "storage", "writeback", "tl", *CORE},
+    "pl": {*DATA, "genome", "observed", "palette", "pl"},
     "pl.canvas": {*DATA, "tissue"},
     "pl.spatial_map": {*DATA, "pl", "pp", "tl"},
     "pl.variance": {*DATA, "pl", "tl.variance"},
@@ -87,7 +89,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 TORCH = {"torch", "pyro"}
 SCVERSE = {"anndata", "mudata", "scanpy", "squidpy", "muon"}
 NEVER = {
-    **dict.fromkeys(("lazy", "settings", "keys", "checks", "results", "demo", "cli"), TORCH),
+    **dict.fromkeys(("lazy", "settings", "keys", "palette", "checks", "results", "demo", "cli"), TORCH),
     **dict.fromkeys(
         ("tissue", "reader", "bridge", "storage", "writeback"), {*TORCH, "scanpy", "squidpy", "matplotlib"}
     ),

@@ -8,6 +8,7 @@ from gpnsf.lazy import attach
 
 __all__ = [
     "convergence",
+    "domains",
     "factor_correlation",
     "feature_maps",
     "importance",
@@ -23,6 +24,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from gpnsf.pl.convergence import convergence
+    from gpnsf.pl.domains import domains
     from gpnsf.pl.expected import observed_expected
     from gpnsf.pl.factors import spatial_factors
     from gpnsf.pl.feature_maps import feature_maps
@@ -38,6 +40,7 @@ else:
         __name__,
         attributes={
             "convergence": "convergence",
+            "domains": "domains",
             "factor_correlation": "heatmaps",
             "feature_maps": "feature_maps",
             "importance": "importance",

@@ -34,6 +34,7 @@ __all__ = [
     "finish",
     "grid",
     "limits",
+    "name_slices",
     "norm",
     "plain",
     "profile",
@@ -311,6 +312,14 @@ def title(ax: Axes, name: str, note: str = "") -> None:
         fontsize=SMALL - 0.5,
         color=GREY,
     )
+
+
+def name_slices(ax: Axes, where: Section) -> None:
+    """Names of the slices below each of them."""
+    style = {"ha": "center", "va": "top", "fontsize": SMALL - 1.5, "color": GREY}
+    edge = (0.5 if where.down else -0.5) * where.diameter * (where.coords.shape[1] > 1)
+    for name, (x, y) in where.labels.items():
+        ax.annotate(name, (x, y + edge), (0, -2), textcoords="offset points", **style)
 
 
 def colorbars(axes: Sequence[Axes]) -> None:

@@ -132,7 +132,7 @@ def observed_expected(
                 maps.title(place, name if panel == chosen[0] else panel, values.unit(panel), width=wide - 0.2)
         maps.bars(barred, where)
         if chosen[0] != "calibration":
-            maps.name_slices(axes[0], where)
+            canvas.name_slices(axes[0], where)
     return canvas.finish(figure, axes, show=show, return_fig=return_fig)
 
 

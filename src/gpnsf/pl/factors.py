@@ -129,7 +129,7 @@ def spatial_factors(
         for panel, (factor, name) in zip(axes, product(chosen, moments), strict=True):
             first = name == moments[0]
             canvas.title(panel, fit.names[factor] if first else LABELS[name], note(fit, factor) if first else " ")
-        maps.name_slices(axes[0], where)
+        canvas.name_slices(axes[0], where)
     return canvas.finish(figure, axes, show=show, return_fig=return_fig)
 
 

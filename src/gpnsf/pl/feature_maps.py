@@ -134,7 +134,7 @@ def feature_maps(
             maps.draw(place, where, values, scale=scale, cmap=colors, norm=norm)
             maps.title(place, panel.name, panel.note, width=width)
         maps.bars([place for place, panel in zip(axes, panels, strict=True) if not panel.binary], where)
-        maps.name_slices(axes[0], where)
+        canvas.name_slices(axes[0], where)
     return canvas.finish(figure, axes, show=show, return_fig=return_fig)
 
 

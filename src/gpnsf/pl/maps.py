@@ -1,4 +1,4 @@
-"""Values of the observations in space: panels, their bars, and the names of slices."""
+"""Values of the observations in space: panels, their bars and titles."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.colors import Colormap, Normalize
 
-__all__ = ["bars", "draw", "name_slices", "title"]
+__all__ = ["bars", "draw", "title"]
 
 MISSING = "0.88"  # grey of an observation without a value
 LETTER, SMALLEST = 0.64, 5.5  # width of a letter over its size, and the smallest size of a name in points
@@ -53,18 +53,3 @@ def title(ax: Axes, name: str, note: str, *, width: float) -> None:
     canvas.title(ax, name, note)
     size = min(canvas.TEXT, 72 * width / (LETTER * max(len(name), 1)))
     ax.set_title(name, loc="left", pad=12, fontsize=size)
-
-
-def name_slices(ax: Axes, where: canvas.Section) -> None:
-    """Names of the slices in a panel, each below its slice."""
-    for name, (x, y) in where.labels.items():
-        ax.annotate(
-            name,
-            (x, y),
-            (0, -2),
-            textcoords="offset points",
-            ha="center",
-            va="top",
-            fontsize=canvas.SMALL - 1.5,
-            color=canvas.GREY,
-        )

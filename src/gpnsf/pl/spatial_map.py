@@ -132,7 +132,7 @@ def spatial_map(
         maps.bars(axes, where, shared=shared_scale)
         for panel, name in zip(axes, values, strict=True):
             canvas.title(panel, name, notes[name])
-        maps.name_slices(axes[0], where)
+        canvas.name_slices(axes[0], where)
     return canvas.finish(figure, axes, show=show, return_fig=return_fig)
 
 

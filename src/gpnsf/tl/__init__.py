@@ -9,6 +9,7 @@ from gpnsf.lazy import attach
 __all__ = [
     "check_calibration",
     "denoise",
+    "domains",
     "enrich",
     "evaluate",
     "evaluate_links",
@@ -27,6 +28,7 @@ __all__ = [
 if TYPE_CHECKING:
     from gpnsf.tl.calibration import check_calibration
     from gpnsf.tl.denoise import denoise, impute
+    from gpnsf.tl.domains import domains
     from gpnsf.tl.enrich import enrich
     from gpnsf.tl.evaluate import evaluate
     from gpnsf.tl.evaluate_links import evaluate_links
@@ -45,6 +47,7 @@ else:
         attributes={
             "check_calibration": "calibration",
             "denoise": "denoise",
+            "domains": "domains",
             "enrich": "enrich",
             "evaluate": "evaluate",
             "evaluate_links": "evaluate_links",

@@ -1,0 +1,188 @@
+"""Categories in space."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from gpnsf import results
+from gpnsf.checks import problem
+from gpnsf.palette import category_colors
+from gpnsf.pl import canvas
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from mudata import MuData
+
+    from gpnsf.results import Fit
+
+__all__ = ["domains"]
+
+MISSING = "#D9D9D9"
+
+
+def domains(
+    data: AnnData | MuData,
+    *,
+    key_added: str = "gpnsf_domain",
+    library: str | Sequence[str] | None = None,
+    palette: Sequence[str] | None = None,
+    size: float | None = None,
+    key: str = "gpnsf",
+    ax: Axes | None = None,
+    show: bool | None = None,
+    return_fig: bool = False,
+) -> Axes | Figure | None:
+    """Draw the domains of :func:`gpnsf.tl.domains`, or any other categories, over the section.
+
+    The legend, beside the panel, gives the number of observations of each category that are drawn. Slices that overlap are set side by side.
+
+    Parameters
+    ----------
+    data
+        Object that :func:`gpnsf.tl.fit` annotated.
+    key_added
+        Column of ``obs``: categories, strings or integers.
+    library
+        Names of the slices to draw; None for all.
+    palette
+        A colour for each category; None for those in ``uns[f"{key_added}_colors"]``, else twenty that are told apart with
+        any colour vision.
+    size
+        Diameter of a spot in the units of the coordinates; None for spots that just touch.
+    key
+        Prefix of the slots, ``key_added`` of the fit.
+    ax
+        Axes to draw on.
+    show
+        Show the figure; None does so where there is a window or a notebook.
+    return_fig
+        Return the figure.
+
+    Returns
+    -------
+    The axes, or the figure with ``return_fig=True``; None once shown.
+
+    Raises
+    ------
+    KeyError
+        If the object has no such fit, column or slice.
+    ValueError
+        If the palette has fewer colours than there are categories, or the column holds real numbers.
+
+    Notes
+    -----
+    Reads ``obs[key_added]``, ``uns[f"{key_added}_colors"]`` and the coordinates.
+
+    Examples
+    --------
+    >>> import gpnsf
+    >>> mdata = gpnsf.datasets.tissue(n_obs=100, n_genes=40, n_peaks=60, seed=0)
+    >>> gpnsf.tl.fit(mdata, n_factors=4, max_steps=2, split="assumed", progress=False)
+    >>> gpnsf.tl.domains(mdata, n_domains=3)
+    >>> gpnsf.pl.domains(mdata, show=False).get_legend().get_title().get_text()
+    'gpnsf_domain'
+    """
+    fit = results.find(data, key)
+    labels = _categories(fit, key_added)
+    where = canvas.section(fit, library=library, size=size)
+    drawn = labels[where.rows]
+    colors = _colors(fit, key_added, labels, palette)
+    entries = _entries(drawn, colors)
+    per_column = max(8, int(np.ceil(np.sqrt(8 * len(entries)))))
+    columns = -(-len(entries) // per_column)
+    spare = 0.1 + max(columns * (0.5 + 0.055 * max(len(text) for text, _ in entries)), 0.2 + 0.065 * len(key_added))
+    width, height = _panel(where, spare, len(colors))
+    with canvas.style():
+        figure, axes = canvas.grid(1, width=width, height=height, ncols=1, ax=ax, spare=spare)
+        _draw(axes[0], where, drawn, colors)
+        _legend(axes[0], entries, title=key_added, columns=columns)
+        canvas.name_slices(axes[0], where)
+    return canvas.finish(figure, axes, show=show, return_fig=return_fig)
+
+
+def _categories(fit: Fit, column: str) -> pd.Categorical:
+    """The column [N]; categories of the object keep their order."""
+    stored = fit.data.obs[column] if column in fit.data.obs else None
+    values = pd.Series(fit.obs(column) if stored is None else stored)
+    if pd.api.types.is_float_dtype(values):
+        remedy = "Name a column of categories, such as that of `gpnsf.tl.domains`"
+        raise ValueError(problem(f"categories in obs[{column!r}]", f"dtype {values.dtype}", remedy))
+    if isinstance(values.dtype, pd.CategoricalDtype):
+        return pd.Categorical(values).rename_categories(str)
+    return pd.Categorical(values.astype(str).where(values.notna()))
+
+
+def _colors(fit: Fit, column: str, labels: pd.Categorical, palette: Sequence[str] | None) -> list[str]:
+    """A colour for each category: those given, else those stored with the column, else our own."""
+    number = len(labels.categories)
+    if palette is not None:
+        if len(palette) < number:
+            raise ValueError(
+                problem(f"`palette` with {number} colours", f"{len(palette)}", "Pass one for each category, or None")
+            )
+        return [str(color) for color in palette[:number]]
+    holders = [fit.data, *fit.modalities.values()]
+    stored = next((list(h.uns[f"{column}_colors"]) for h in holders if f"{column}_colors" in h.uns), [])
+    return [str(color) for color in stored[:number]] if len(stored) >= number else category_colors(number)
+
+
+def _entries(drawn: pd.Categorical, colors: list[str]) -> list[tuple[str, str]]:
+    """Text and colour of each line of the legend: categories that occur, then what is missing."""
+    counts = np.bincount(drawn.codes[drawn.codes >= 0], minlength=len(colors))
+    entries = [
+        (f"{name} ({count:,})", color)
+        for name, count, color in zip(drawn.categories, counts, colors, strict=True)
+        if count
+    ]
+    missing = int((drawn.codes < 0).sum())
+    return entries + ([(f"missing ({missing:,})", MISSING)] if missing else [])
+
+
+def _panel(where: canvas.Section, spare: float, n_categories: int) -> tuple[float, float]:
+    """Width and height in inches of the panel, beside which the legend fits the page."""
+    if where.coords.shape[1] == 1:
+        return canvas.PAGE - spare, 0.2 * (n_categories + 1) + 0.5
+    width = min(canvas.PAGE - spare, 4.2 / where.aspect, 4.2)
+    return width, width * where.aspect + 0.15
+
+
+def _draw(ax: Axes, where: canvas.Section, drawn: pd.Categorical, colors: list[str]) -> None:
+    """Spots in the colours of their categories; of a single coordinate, one line a category."""
+    from matplotlib.colors import ListedColormap, Normalize
+
+    cmap, norm = ListedColormap([*colors, MISSING]), Normalize(-0.5, len(colors) + 0.5)
+    codes = np.where(drawn.codes < 0, len(colors), drawn.codes)
+    if where.coords.shape[1] > 1:
+        canvas.spots(ax, where, codes, cmap=cmap, norm=norm)
+        return
+    ax.scatter(where.coords[:, 0], codes, c=codes, s=8, marker="|", linewidths=1, cmap=cmap, norm=norm)
+    ax.set(ylim=(codes.max() + 0.5, -0.5), yticks=[], xlabel="position")
+    canvas.plain(ax)
+
+
+def _legend(ax: Axes, entries: list[tuple[str, str]], *, title: str, columns: int) -> None:
+    """Names, numbers and colours beside the panel."""
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D([], [], linestyle="", marker="o", markersize=5, color=color, label=text) for text, color in entries
+    ]
+    ax.legend(
+        handles=handles,
+        title=title,
+        title_fontsize=canvas.TEXT,
+        alignment="left",
+        loc="upper left",
+        bbox_to_anchor=(1.01, 1.0),
+        borderaxespad=0,
+        ncols=columns,
+        handletextpad=0.2,
+        columnspacing=0.8,
+        labelspacing=0.35,
+    )

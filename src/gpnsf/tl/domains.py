@@ -1,0 +1,199 @@
+"""Spatial domains: observations whose factors have a composition in common."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from gpnsf import results
+from gpnsf.checks import Rule, key_added, problem
+from gpnsf.core import clustering
+from gpnsf.core.simplex import observation_shares
+from gpnsf.palette import category_colors
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from mudata import MuData
+
+    from gpnsf.results import Fit
+
+__all__ = ["domains"]
+
+_log = logging.getLogger("gpnsf")
+
+
+def domains(
+    data: AnnData | MuData,
+    *,
+    n_domains: int | str,
+    method: str = "kmeans",
+    factors: str | Sequence[str] = "spatial",
+    consensus: Sequence[str] | None = None,
+    max_domains: int = 15,
+    n_init: int = 20,
+    n_neighbors: int = 15,
+    key: str = "gpnsf",
+    key_added: str = "gpnsf_domain",
+    seed: int = 0,
+) -> None:
+    r"""Divide the section into domains by the shares of the factors in the signal of each observation.
+
+    The share of factor k in observation i is :math:`s_{ik} = H_{ik} \sum_j w_{jk}` over its sum of all factors chosen, with H from
+    the field alone and the loadings of all modalities. Clusters are sought among :math:`\sqrt{s_i}`, whose distances are
+    those of Hellinger. Several slices are clustered together, so a domain means the same in each.
+
+    Parameters
+    ----------
+    data
+        Object that :func:`gpnsf.tl.fit` annotated.
+    n_domains
+        Number of domains, or "auto": subsamples of the observations are clustered into 2 to ``max_domains``, and of the numbers for
+        which they agree best (adjusted Rand index, within 5 % of the highest mean) the largest is taken.
+    method
+        "kmeans", "gmm" (Gaussians of one common shape), or "leiden" (communities of the graph of nearest neighbours, at a
+        resolution that gives ``n_domains`` or comes closest; needs igraph, and ``n_domains`` as a number).
+    factors
+        "spatial", "all", or names of factors.
+    consensus
+        Keys of several fits in the object, for example of several seeds. Observations are then compared by their mean squared
+        distance over the fits, so that factors need not be matched. Takes the place of ``key``.
+    max_domains
+        Largest number that "auto" tries.
+    n_init
+        Starts of "kmeans" and "gmm"; the best is kept.
+    n_neighbors
+        Neighbours in the graph of "leiden".
+    key
+        Prefix of the slots, ``key_added`` of the fit.
+    key_added
+        Name of the column.
+    seed
+        Seed of starts and subsamples.
+
+    Raises
+    ------
+    ImportError
+        If ``method="leiden"`` and igraph is not installed.
+    KeyError
+        If the object has no such fit or factor.
+    TypeError, ValueError
+        If an argument is of the wrong type or out of its range, or the fit has no spatial factors for ``factors="spatial"``.
+
+    Notes
+    -----
+    Reads ``obsm["X_gpnsf_smooth"]`` and ``varm["gpnsf_loadings"]``. Writes ``obs["gpnsf_domain"]``, categories "1", "2", .. from
+    the largest domain to the smallest, and ``uns["gpnsf_domain_colors"]``, on the object and its modalities. With "auto", also
+    ``uns["gpnsf_domain_stability"]``: ``n_domains`` and the mean adjusted Rand index of each.
+
+    Factors of signed models have no shares: there, distances are those of the factors in units of their signal.
+
+    Examples
+    --------
+    >>> import gpnsf
+    >>> mdata = gpnsf.datasets.tissue(n_obs=100, n_genes=40, n_peaks=60, seed=0)
+    >>> gpnsf.tl.fit(mdata, n_factors=4, max_steps=2, split="assumed", progress=False)
+    >>> gpnsf.tl.domains(mdata, n_domains=3)
+    >>> mdata.obs["gpnsf_domain"].cat.categories.tolist()
+    ['1', '2', '3']
+    """
+    fits = [results.find(data, name) for name in _keys(consensus, key)]
+    _check(
+        fits[0], n_domains, method=method, max_domains=max_domains, n_init=n_init, n_neighbors=n_neighbors, seed=seed
+    )
+    _check_name(fits[0], key_added)
+    points = np.hstack([_composition(fit, factors) for fit in fits]) / np.sqrt(len(fits))  # [N, sum of T]
+    record = None
+    if n_domains == "auto":
+        numbers = np.arange(2, max_domains + 1)
+        stable = clustering.stability(points, numbers, method=method, seed=seed)
+        n_domains = clustering.stable_number(numbers, stable)
+        record = {"n_domains": numbers, "adjusted_rand_index": stable}
+        _log.info("%d domains, stability %.2f (best %.2f)", n_domains, stable[numbers == n_domains][0], stable.max())
+    labels = clustering.cluster(
+        points, int(n_domains), method=method, n_init=n_init, n_neighbors=n_neighbors, seed=seed
+    )
+    if labels.max() + 1 != n_domains:
+        _log.warning("%d domains where %s were asked for: no division gives that number", labels.max() + 1, n_domains)
+    _write(fits[0], labels, key_added, record)
+
+
+def _keys(consensus: Sequence[str] | None, key: str) -> list[str]:
+    """Keys of the fits to read."""
+    if consensus is None:
+        return [key]
+    if isinstance(consensus, str) or not consensus:
+        rule, remedy = "`consensus` to be a list of keys of fits", "Pass for example consensus=['seed0', 'seed1']"
+        raise TypeError(problem(rule, repr(consensus), remedy))
+    return list(consensus)
+
+
+def _check(fit: Fit, n_domains: int | str, *, method: str, max_domains: int, seed: int, **sizes: int) -> None:
+    """Check the options."""
+    Rule(str, "kmeans", options=clustering.METHODS).check("method", method)
+    n_obs = len(fit.mean)
+    Rule(int, 15, low=2, high=n_obs).check("max_domains", max_domains)
+    Rule(int, 0, low=0, high=2**32 - 1).check("seed", seed)
+    for name, value in sizes.items():
+        Rule(int, 20, low=1).check(name, value)
+    if isinstance(n_domains, str):
+        Rule(str, "auto", options=("auto",)).check("n_domains", n_domains)
+        if method == "leiden":
+            rule = "a number of domains for method='leiden', whose communities cannot be extended to other observations"
+            raise ValueError(problem(rule, "n_domains='auto'", "Pass a number, or method='kmeans'"))
+    else:
+        Rule(int, 8, low=1, high=n_obs).check("n_domains", n_domains)
+    if method == "leiden" and find_spec("igraph") is None:
+        remedy = "Install it with pip install 'gpnsf[leiden]', or pass method='kmeans'"
+        raise ImportError(problem("igraph to be installed for method='leiden'", "no such package", remedy))
+
+
+def _check_name(fit: Fit, name: str) -> None:
+    """Check the name of the column."""
+    Rule(str, "gpnsf_domain").check("key_added", name)
+    key_added(name, ())
+    taken = [slot for slots in fit.keys.slots.values() for slot in slots]
+    if name in taken:
+        remedy = "Pass for example key_added='gpnsf_domain'"
+        raise ValueError(problem("`key_added` other than the slots of the fit", repr(name), remedy))
+
+
+def _composition(fit: Fit, factors: str | Sequence[str]) -> np.ndarray:
+    """Square roots [N, T] of the shares of the chosen factors; for signed models, factors in units of their signal."""
+    chosen = _chosen(fit, factors)
+    H, loadings = fit.smooth[:, chosen].astype(np.float64), {name: W[:, chosen] for name, W in fit.loadings.items()}
+    if fit.signed:
+        return H * np.sqrt(np.sum([np.square(W, dtype=np.float64).sum(axis=0) for W in loadings.values()], axis=0))
+    return np.sqrt(observation_shares(H, loadings))
+
+
+def _chosen(fit: Fit, factors: str | Sequence[str]) -> np.ndarray:
+    """Positions of the factors."""
+    if isinstance(factors, str) and factors == "all":
+        return fit.factor_indices(None)
+    if not isinstance(factors, str) or factors != "spatial":
+        return fit.factor_indices(factors)
+    if not fit.is_spatial.any():
+        found = f"none among the {len(fit.names)} of fit {fit.keys.key!r}"
+        raise ValueError(problem("spatial factors for factors='spatial'", found, "Pass factors='all'"))
+    return np.flatnonzero(fit.is_spatial)
+
+
+def _write(fit: Fit, labels: np.ndarray, name: str, record: dict[str, np.ndarray] | None) -> None:
+    """The column and its colours on the object and its modalities."""
+    codes = pd.Categorical.from_codes(labels, [str(i + 1) for i in range(labels.max() + 1)])
+    holders = [(fit.data, np.arange(len(labels)))]
+    holders += [(mod, fit.rows[modality]) for modality, mod in fit.modalities.items() if mod is not fit.data]
+    for holder, rows in holders:
+        holder.obs[name] = codes[rows]
+        holder.uns[f"{name}_colors"] = category_colors(len(codes.categories))
+    for modality in fit.modalities:
+        if f"{modality}:{name}" in fit.data.obs:  # a copy that MuData has pulled from an earlier column
+            del fit.data.obs[f"{modality}:{name}"]
+    fit.data.uns.pop(f"{name}_stability", None)
+    if record is not None:
+        fit.data.uns[f"{name}_stability"] = record
