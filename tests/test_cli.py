@@ -130,10 +130,13 @@ def test_predict_gives_factors_at_the_coordinates_of_a_table(fitted, tmp_path):
     np.testing.assert_allclose(predicted.X, expected.X, rtol=1e-5)
 
 
+OTHERS = {"report", "links", "domains", "spatial_map"}  # a page, and figures that not every fit has
+
+
 def test_plot_draws_every_figure(fitted, tmp_path, capsys):
     assert cli.main(["plot", fitted, str(tmp_path / "figures")]) == 0
     written = {path.stem for path in (tmp_path / "figures").glob("*.png")}
-    assert written == set(demo.FIGURES) == set(gpnsf.pl.__all__) - {"report"}
+    assert written == set(demo.FIGURES) == set(gpnsf.pl.__all__) - OTHERS
     assert len(capsys.readouterr().out.splitlines()) == len(written)
 
 

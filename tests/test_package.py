@@ -61,7 +61,8 @@ def test_a_saved_fit_is_read_without_torch():
 
 def test_what_is_imported_is_declared_and_the_other_way_round():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    requirements = [*project["dependencies"], *project["optional-dependencies"]["enrich"]]
+    extras = project["optional-dependencies"]
+    requirements = [*project["dependencies"], *extras["enrich"], *extras["leiden"]]
     declared = {re.match(r"[\w-]+", requirement)[0] for requirement in requirements}
     modules = {{"pyro-ppl": "pyro", "scikit-learn": "sklearn"}.get(name, name) for name in declared}
     trees = (ast.walk(ast.parse(path.read_text(encoding="utf-8"))) for path in (ROOT / "src").rglob("*.py"))

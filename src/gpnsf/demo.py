@@ -30,7 +30,7 @@ TISSUE = {
     "lengthscales": (0.1, 0.3),
 }
 MAPS = ("spatial_factors", "feature_maps", "observed_expected")  # what needs coordinates
-FIGURES = (*MAPS, "top_features", "loadings", "factor_correlation", "importance", "convergence")
+FIGURES = (*MAPS, "top_features", "loadings", "factor_correlation", "importance", "variance_explained", "convergence")
 
 
 def run(folder: Path, *, seed: int = 0) -> list[str]:

@@ -59,6 +59,8 @@ def written(data, path, **options):
 def fit():
     data = gpnsf.datasets.tissue(n_obs=150, n_genes=40, n_peaks=60, n_spatial=2, n_nonspatial=1, seed=0)
     gpnsf.tl.fit(data, n_factors=3, max_steps=20, progress=False)
+    gpnsf.tl.link_peaks(data)
+    gpnsf.tl.domains(data, n_domains=2)
     return data
 
 
@@ -69,7 +71,7 @@ def page(fit, tmp_path_factory):
 
 def test_the_page_is_whole_and_needs_nothing_else(page):
     images = page.all("img")
-    assert len(images) == 8
+    assert len(images) == 10
     assert all(image["src"].startswith("data:image/png;base64,") and image["alt"] for image in images)
     for image in images:
         pixels = mpimg.imread(io.BytesIO(base64.b64decode(image["src"].partition(",")[2])))

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 __all__ = ["report"]
 
 NAMED = 8  # features of a factor and modality in the table
+N_LINKS = 30  # of the table
+DOMAINS = "gpnsf_domain"  # column that tl.domains writes by default
 
 _log = logging.getLogger("gpnsf")
 
@@ -228,6 +230,19 @@ def _variance_explained(fit: Fit) -> Iterator[str]:
     yield html.table(frame, "Variance explained by each factor in each modality, in %.")
 
 
+def _links(fit: Fit) -> Iterator[str]:
+    """The best pairs, and the gene that has the best one."""
+    table = fit.data.uns[fit.keys.links]
+    yield html.table(table.head(N_LINKS), f"The best {min(N_LINKS, len(table))} of {len(table):,} pairs.")
+    alt = "Arcs from the start of a gene to its peaks"
+    yield _picture(fit, "links", alt, "The gene of the best pair.", gene=str(table["gene"].iloc[0]))
+
+
+def _domains(fit: Fit) -> Iterator[str]:
+    """The map."""
+    yield _picture(fit, "domains", "Map of the domains", f"Domains in obs[{DOMAINS!r}].", key_added=DOMAINS)
+
+
 def _kinds(fit: Fit) -> list[str]:
     return ["spatial" if spatial else "nonspatial" for spatial in fit.is_spatial]
 
@@ -251,4 +266,6 @@ SECTIONS = (
     _Section("Observed features", _observed, lambda fit: fit.has_coords),
     _Section("Spatial importance", _importance),
     _Section("Variance explained", _variance_explained, lambda fit: bool(fit.uns.get("variance_explained"))),
+    _Section("Gene-peak links", _links, lambda fit: fit.keys.links in fit.data.uns),
+    _Section("Domains", _domains, lambda fit: DOMAINS in fit.data.obs and fit.has_coords),
 )
