@@ -60,7 +60,7 @@ def fit():
     data = gpnsf.datasets.tissue(n_obs=150, n_genes=40, n_peaks=60, n_spatial=2, n_nonspatial=1, seed=0)
     gpnsf.tl.fit(data, n_factors=3, max_steps=20, progress=False)
     gpnsf.tl.link_peaks(data)
-    gpnsf.tl.domains(data, n_domains=2)
+    gpnsf.tl.domains(data, n_domains=2, factors="all")
     return data
 
 

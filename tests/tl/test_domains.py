@@ -156,3 +156,10 @@ def test_wrong_arguments_leave_the_object_as_it_is(toy, arguments, error, messag
     with pytest.raises(error, match=message):
         domains(toy, **arguments)
     assert list(toy.obs) == before
+
+
+def test_one_factor_has_no_shares_to_compare():
+    data = fitted.mudata(n_obs=60, n_factors=3, n_spatial=1)
+    with pytest.raises(ValueError, match=r"at least two factors.*'spatial_1' alone.*factors='all'"):
+        domains(data, n_domains=2)
+    assert "gpnsf_domain" not in data.obs

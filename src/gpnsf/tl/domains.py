@@ -168,6 +168,9 @@ def _composition(fit: Fit, factors: str | Sequence[str]) -> np.ndarray:
     H, loadings = fit.smooth[:, chosen].astype(np.float64), {name: W[:, chosen] for name, W in fit.loadings.items()}
     if fit.signed:
         return H * np.sqrt(np.sum([np.square(W, dtype=np.float64).sum(axis=0) for W in loadings.values()], axis=0))
+    if len(chosen) < 2:
+        rule = "at least two factors, whose shares differ between observations"
+        raise ValueError(problem(rule, f"{fit.names[chosen[0]]!r} alone", "Pass factors='all', or fit more factors"))
     return np.sqrt(observation_shares(H, loadings))
 
 
