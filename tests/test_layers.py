@@ -15,7 +15,15 @@ MODULES = {name: path for name, path in FILES.items() if not name.endswith("__in
 TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in FILES.items()}
 
 DATA = {"keys", "settings", "checks", "results"}  # what every layer that knows AnnData may use
-NUMPY_CORE = {"core.simplex", "core.metrics", "core.association", "core.calibration", "core.clustering", "core.stored"}
+NUMPY_CORE = {
+    "core.simplex",
+    "core.metrics",
+    "core.association",
+    "core.calibration",
+    "core.clustering",
+    "core.halving",
+    "core.stored",
+}
 BASE = {"core.types", *NUMPY_CORE}
 TERMS = {*BASE, "core.distributed", "core.backends", "core.sparse", "core.kernels"}
 PARTS = {*TERMS, "core.fields", "core.likelihoods"}

@@ -61,7 +61,8 @@ def test_a_saved_fit_is_read_without_torch():
 
 def test_what_is_imported_is_declared_and_the_other_way_round():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    declared = {re.match(r"[\w-]+", requirement)[0] for requirement in project["dependencies"]}
+    optional = project["optional-dependencies"]["leiden"]
+    declared = {re.match(r"[\w-]+", requirement)[0] for requirement in [*project["dependencies"], *optional]}
     modules = {{"pyro-ppl": "pyro", "scikit-learn": "sklearn"}.get(name, name) for name in declared}
     trees = (ast.walk(ast.parse(path.read_text(encoding="utf-8"))) for path in (ROOT / "src").rglob("*.py"))
     nodes = [node for tree in trees for node in tree]
@@ -86,7 +87,8 @@ def test_a_public_name_is_a_function_even_where_its_file_was_imported_first():
 def test_arguments_after_the_data_are_named(name):
     package, function = name.split(".")
     arguments = inspect.signature(getattr(getattr(gpnsf, package), function)).parameters.values()
-    unnamed = [argument.name for argument in arguments if argument.kind is not argument.KEYWORD_ONLY]
+    named = inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD
+    unnamed = [argument.name for argument in arguments if argument.kind not in named]
     assert unnamed == {"tl.fit": ["data", "model"], "tl.predict": ["data", "coords"]}.get(name, unnamed[:1])
 
 

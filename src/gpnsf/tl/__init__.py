@@ -14,6 +14,7 @@ __all__ = [
     "fit",
     "predict",
     "rank_features",
+    "select_n_factors",
     "spatial_importance",
 ]
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from gpnsf.tl.importance import spatial_importance
     from gpnsf.tl.predict import predict
     from gpnsf.tl.rank import rank_features
+    from gpnsf.tl.select import select_n_factors
 else:
     attach(
         __name__,
@@ -37,6 +39,7 @@ else:
             "fit": "fit",
             "predict": "predict",
             "rank_features": "rank",
+            "select_n_factors": "select",
             "spatial_importance": "importance",
         },
     )
