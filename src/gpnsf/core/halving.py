@@ -29,14 +29,15 @@ def halves(
     if likelihood == "bernoulli":
         values = events(counts, counts.shape[0], rng)
     elif likelihood == "nb":
-        theta = np.where(dispersion, dispersion, LARGEST_THETA)  # 0: a feature that the fit has not seen
+        theta = np.asarray(dispersion)
+        theta = np.where(theta > 0, theta, LARGEST_THETA)  # 0: a feature that the fit has not seen
         half = np.minimum(theta, LARGEST_THETA)[counts.indices] / 2
         share = rng.beta(half, half)
     first = rng.binomial(values, share)
-    pair = first, values - first
+    second = values - first
     if likelihood == "bernoulli":
-        pair = pair[0] > 0, pair[1] > 0
-    return _with_values(counts, pair[0]), _with_values(counts, pair[1])
+        first, second = np.minimum(first, 1), np.minimum(second, 1)
+    return _with_values(counts, first), _with_values(counts, second)
 
 
 def events(counts: sp.csr_matrix, n_rows: int, rng: np.random.Generator) -> np.ndarray:
