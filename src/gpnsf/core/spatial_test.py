@@ -17,6 +17,7 @@ from scipy.stats import norm
 from torch import Tensor
 
 from gpnsf.core import initial, refine, training
+from gpnsf.core.halving import events
 from gpnsf.core.metrics import centred_within, knn_weights, permutation_variance
 from gpnsf.core.model import Factorization
 from gpnsf.core.types import Dataset, View
@@ -135,20 +136,11 @@ def _thin(view: View, rng: np.random.Generator) -> tuple[View, View]:
         noise = rng.standard_normal(dense.shape, dtype=np.float32) * dense[view.observed].std(0)
         noise[~view.observed] = 0
         return replace(view, counts=sp.csr_matrix(dense + noise)), replace(view, counts=sp.csr_matrix(dense - noise))
-    events = counts.data.astype(np.int64)
+    values = counts.data.astype(np.int64)
     if view.likelihood == "bernoulli":
-        events = _events(counts, int(view.observed.sum()), rng)
-    first = rng.binomial(events, 0.5)
-    return tuple(replace(view, counts=_with_values(counts, part, view)) for part in (first, events - first))  # type: ignore[return-value]
-
-
-def _events(counts: sp.csr_matrix, n_rows: int, rng: np.random.Generator) -> np.ndarray:
-    """Numbers of events [nnz] behind open peaks: Poisson draws above zero at the mean rate of their feature."""
-    closed = 1 - np.bincount(counts.indices, minlength=counts.shape[1]) / max(n_rows, 1)
-    rate = -np.log(np.clip(closed, 1e-3, 1 - 1e-9))[counts.indices]
-    # the first event happens at a time that is exponential, cut off at 1; the others fall into what is left
-    first = -np.log1p(rng.random(len(rate)) * np.expm1(-rate)) / rate
-    return 1 + rng.poisson(rate * (1 - first))
+        values = events(counts, int(view.observed.sum()), rng)
+    first = rng.binomial(values, 0.5)
+    return tuple(replace(view, counts=_with_values(counts, part, view)) for part in (first, values - first))  # type: ignore[return-value]
 
 
 def _with_values(counts: sp.csr_matrix, values: np.ndarray, view: View) -> sp.csr_matrix:

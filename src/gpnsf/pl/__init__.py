@@ -16,6 +16,7 @@ __all__ = [
     "loadings",
     "observed_expected",
     "report",
+    "selection",
     "spatial_factors",
     "spatial_map",
     "top_features",
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from gpnsf.pl.importance import importance
     from gpnsf.pl.links import links
     from gpnsf.pl.report import report
+    from gpnsf.pl.selection import selection
     from gpnsf.pl.spatial_map import spatial_map
     from gpnsf.pl.variance import variance_explained
 else:
@@ -48,6 +50,7 @@ else:
             "loadings": "heatmaps",
             "observed_expected": "expected",
             "report": "report",
+            "selection": "selection",
             "spatial_factors": "factors",
             "spatial_map": "spatial_map",
             "top_features": "features",

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from gpnsf.results import Fit
 
-__all__ = ["evaluate"]
+__all__ = ["evaluate", "grouped_deviance"]
 
 
 def evaluate(
@@ -119,22 +119,51 @@ class _Judged:
 
 def _line(judged: _Judged, counts: sp.csr_matrix, size: np.ndarray, rows: str) -> dict[str, Any]:
     """One line of the table."""
-    selected, train = judged.select(rows), judged.select("train")
-    null_rates = metrics.null_rates(judged.likelihood, judged.counts, judged.size, rows=train)
-    models = {
-        "deviance": (size[:, None] * judged.factors, [judged.loadings * m[:, None] for m in judged.multipliers]),
-        "null_deviance": (size[:, None], [null_rates[:, None]] * len(judged.multipliers)),
-    }
+    selected = judged.select(rows)
     line = {"modality": judged.name, "rows": rows, "likelihood": judged.likelihood}
-    for column, (A, by_batch) in models.items():
-        parts = [
-            metrics.deviance(judged.likelihood, counts, A, W, judged.dispersion, rows=selected & (judged.batch == code))
-            for code, W in enumerate(by_batch)
-        ]
-        total, n_entries = np.sum(parts, axis=0)
+    for column, model in _models(judged, size).items():
+        total, n_entries = _deviance(judged, counts, model, selected)
         line[column] = total / n_entries
     explained = 1 - line["deviance"] / line["null_deviance"]
     return line | {"explained": explained, "n_obs": int(selected.sum()), "n_features": counts.shape[1]}
+
+
+def _models(judged: _Judged, size: np.ndarray) -> dict[str, tuple[np.ndarray, list[np.ndarray]]]:
+    """Both sides of the rates of the fit and of the null model, the second one for each batch."""
+    null_rates = metrics.null_rates(judged.likelihood, judged.counts, judged.size, rows=judged.select("train"))
+    return {
+        "deviance": (size[:, None] * judged.factors, [judged.loadings * m[:, None] for m in judged.multipliers]),
+        "null_deviance": (size[:, None], [null_rates[:, None]] * len(judged.multipliers)),
+    }
+
+
+def _deviance(
+    judged: _Judged, counts: sp.csr_matrix, model: tuple[np.ndarray, list[np.ndarray]], selected: np.ndarray
+) -> tuple[float, int]:
+    """Deviance of the selected rows [n] bool, and the number of their entries."""
+    A, by_batch = model
+    parts = [
+        metrics.deviance(judged.likelihood, counts, A, W, judged.dispersion, rows=selected & (judged.batch == code))
+        for code, W in enumerate(by_batch)
+    ]
+    total, n_entries = np.sum(parts, axis=0)
+    return float(total), int(n_entries)
+
+
+def grouped_deviance(
+    data: AnnData | MuData, groups: np.ndarray, *, layer: str, key: str = "gpnsf"
+) -> tuple[np.ndarray, np.ndarray]:
+    """Deviance and null deviance [G] of the counts in a layer, by group [N] of the training rows, modalities added up."""
+    fit = results.find(data, key)
+    total = np.zeros((2, groups.max() + 1))
+    for name in fit.modalities:
+        judged = _open(fit, name)
+        counts = _counts(fit, name, layer, judged.seen)
+        models = _models(judged, _other_size(judged, counts)).values()
+        for code in range(total.shape[1]):
+            selected = judged.select("train") & (groups[fit.rows[name]] == code)
+            total[:, code] += [_deviance(judged, counts, model, selected)[0] for model in models]
+    return total[0], total[1]
 
 
 def _open(fit: Fit, name: str) -> _Judged:

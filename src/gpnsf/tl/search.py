@@ -1,0 +1,269 @@
+"""The search over numbers of factors: halves of the counts, fits of one, deviances of the other."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from joblib import Parallel, delayed, parallel_config
+from mudata import MuData
+from tqdm.auto import tqdm
+
+from gpnsf import checks, results
+from gpnsf.bridge import read_counts
+from gpnsf.core import halving, spatial_test
+from gpnsf.core.metrics import match_factors
+from gpnsf.keys import SPATIAL
+from gpnsf.settings import settings
+from gpnsf.tl.evaluate import grouped_deviance
+from gpnsf.tl.fit import fit
+from gpnsf.tl.parcel import Parcel, pack
+
+__all__ = ["Run", "Search", "Tasks", "n_ordered", "prepare"]
+
+PILOT_STEPS = 40
+ENOUGH_COUNTS = 30.0  # median counts of an observation below which halves of them decide nothing
+MIN_SHARE = 0.005  # of what all factors explain: one that adds less is not worth having
+LEAKAGE = 0.5  # of the highest z: nonspatial factors inherit up to .4 of it from spatial ones with the same features
+N_GROUPS = 25  # of observations, over which the standard error is taken
+KEPT = "gpnsf_kept"  # layer of the half that is not fitted
+
+Candidate = tuple[int, int | None]  # K and T, None where the test decides
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is kept of one fit of one half: N observations, K factors."""
+
+    deviance: np.ndarray  # [G] of the other half, by group
+    null: np.ndarray  # [G]
+    factors: np.ndarray  # [N, K]
+    is_spatial: np.ndarray  # [K]
+    order: int  # factors with spatial order of their own
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """Fits that run side by side."""
+
+    n_jobs: int
+    shown: bool
+
+    def __call__(self, function: Callable[..., Any], calls: Iterable[tuple[Any, ...]]) -> list[Any]:
+        """Results of the calls, in order; each process has one thread, so that fits do not wait for each other."""
+        calls = list(calls)
+        with parallel_config(backend="loky", inner_max_num_threads=1):
+            done = Parallel(n_jobs=min(self.n_jobs, len(calls)), return_as="generator")(
+                delayed(function)(*call) for call in calls
+            )
+            return list(tqdm(done, total=len(calls), desc="fits", disable=not self.shown))
+
+
+@dataclass(frozen=True)
+class Search:
+    """Halves of the counts, and the runs of each candidate on them."""
+
+    whole: Parcel
+    halved: list[Parcel]  # one for each seed: one half in place of the counts, the other in a layer
+    dispersion: dict[str, np.ndarray]  # modality -> [P] of a half
+    depth: float  # median counts of an observation
+    arguments: dict[str, Any]
+    seeds: list[int]
+    tasks: Tasks
+    groups: np.ndarray  # [N]
+    runs: dict[Candidate, list[Run]]
+
+    def run(self, candidates: list[Candidate]) -> None:
+        """Fit each candidate to one half of each seed, and judge it by the other."""
+        calls = [
+            (halved, K, T, {**self.arguments, "seed": seed}, self.dispersion, self.groups)
+            for K, T in candidates
+            for halved, seed in zip(self.halved, self.seeds, strict=True)
+        ]
+        done = iter(self.tasks(_judged, calls))
+        self.runs.update({candidate: [next(done) for _ in self.seeds] for candidate in candidates})
+
+    def deviance(self, candidate: Candidate) -> np.ndarray:
+        """Mean over seeds [G] of the deviance of the kept half."""
+        return np.mean([run.deviance for run in self.runs[candidate]], axis=0)
+
+    @property
+    def lowest(self) -> Candidate:
+        """The candidate with the lowest deviance."""
+        return min(self.runs, key=lambda candidate: self.deviance(candidate).sum())
+
+    def excess(self, candidate: Candidate) -> tuple[float, float]:
+        """Deviance above the lowest one and its standard error over groups of observations."""
+        difference = self.deviance(candidate) - self.deviance(self.lowest)
+        return float(difference.sum()), float(np.sqrt(len(difference) * difference.var(ddof=1)))
+
+    @property
+    def tolerance(self) -> float:
+        """Deviance that all factors of the best candidate save, times the share that one of them must add."""
+        null = np.mean([run.null.sum() for run in self.runs[self.lowest]])
+        return float(MIN_SHARE * max(null - self.deviance(self.lowest).sum(), 0.0))
+
+    @property
+    def chosen(self) -> Candidate:
+        """The smallest number of factors that is not clearly worse than the best; of several T, the best."""
+        close = [c for c in self.runs if self.excess(c)[0] <= max(self.excess(c)[1], self.tolerance)]
+        smallest = min(K for K, _ in close)
+        return min((c for c in close if c[0] == smallest), key=lambda c: self.excess(c)[0])
+
+    def table(self) -> pd.DataFrame:
+        """A line for each candidate."""
+        n_obs, chosen, lines = len(self.groups), self.chosen, []
+        for candidate in sorted(self.runs, key=lambda c: (c[0], c[1] or 0)):
+            runs, (K, T) = self.runs[candidate], candidate
+            deviance, (excess, error) = self.deviance(candidate).sum(), self.excess(candidate)
+            line = {"n_factors": K, "n_spatial": _median(run.order for run in runs) if T is None else T}
+            line |= {
+                "deviance": deviance / n_obs,
+                "explained": 1 - deviance / np.mean([run.null.sum() for run in runs]),
+            }
+            line |= {"excess": excess / n_obs, "excess_se": error / n_obs, "stability": _stability(runs)}
+            line |= {"seconds": float(np.mean([run.seconds for run in runs])), "recommended": candidate == chosen}
+            lines.append(line)
+        table = pd.DataFrame(lines)
+        table["recommended"] &= self.depth >= ENOUGH_COUNTS
+        return table
+
+    def verdict(self) -> dict[str, Any]:
+        """The recommendation and its reason."""
+        K, T = self.chosen
+        if self.depth < ENOUGH_COUNTS:
+            reason = (
+                f"These counts cannot tell: the median observation has {self.depth:g}, and halves of fewer than {ENOUGH_COUNTS:g} decide "
+                f"nothing. The deviance of the kept halves alone would take {K} factors."
+            )
+            return {"n_factors": None, "n_spatial": None, "reason": reason}
+        excess, error = self.excess((K, T))
+        best = self.lowest[0]
+        first = f"{K} factors predict the other half of the counts best"
+        if (K, T) != self.lowest:
+            bound = "one standard error" if excess <= error else f"{MIN_SHARE:.1%} of what all factors explain"
+            first = f"{K} factors predict the other half of the counts as well as the best, {best}, within {bound}"
+        if T is not None:
+            return {"n_factors": K, "n_spatial": T, "reason": f"{first}; with this number, {T} spatial ones do so."}
+        T, z = self._spatial(K)
+        listed = ", ".join(f"{value:.1f}" for value in z)
+        reason = f"{first}; {T} of them have spatial order of their own (z of a fit of all counts: {listed})."
+        return {"n_factors": K, "n_spatial": T, "reason": reason}
+
+    def _spatial(self, n_factors: int) -> tuple[int, np.ndarray]:
+        """Number of spatial factors in fits of all counts, and z [K] of the first fit, highest first."""
+        calls = [(self.whole, n_factors, {**self.arguments, "seed": seed}) for seed in self.seeds]
+        found = self.tasks(_order, calls)
+        return _median(n_ordered(z) for z in found), np.sort(found[0])[::-1]
+
+
+def prepare(
+    data: AnnData | MuData, arguments: dict[str, Any], seeds: list[int], n_factors: int, tasks: Tasks
+) -> Search:
+    """Dispersions by a short fit of all counts, and halves of the counts for each seed."""
+    short = {**arguments, "max_steps": min(PILOT_STEPS, arguments["max_steps"]), "seed": seeds[0]}
+    pilot = results.find(_quiet_fit(data, n_factors=n_factors, split="assumed", refine=False, **short))
+    layers = checks.per_modality(
+        arguments.pop("layers", None),
+        "layers",
+        names=list(pilot.modalities),
+        known=data.mod if isinstance(data, MuData) else pilot.modalities,
+    )
+    dispersion, counts, total = {}, {}, np.zeros(data.n_obs)
+    for name, mod in pilot.modalities.items():
+        kind = pilot.likelihoods[name]
+        counts[name] = read_counts(mod, layer=layers.get(name), likelihood=kind, modality=name)
+        total[pilot.rows[name]] += counts[name] @ pilot.loadings[name].any(axis=1)
+        if kind in halving.SPREAD:
+            dispersion[name] = pilot.var(name, pilot.keys.dispersion).astype(np.float64)
+    spatial = arguments.get("spatial_key", SPATIAL)
+    halved = []
+    for seed in seeds:
+        rng = np.random.default_rng([seed, 1])
+        pairs = {
+            name: halving.halves(matrix, pilot.likelihoods[name], dispersion.get(name), rng)
+            for name, matrix in counts.items()
+        }
+        fitted, kept = (
+            {name: pair[0] for name, pair in pairs.items()},
+            {name: {KEPT: pair[1]} for name, pair in pairs.items()},
+        )
+        halved.append(pack(data, fitted, layers=kept, obsm=spatial))
+    counted = "gaussian" not in pilot.likelihoods.values()
+    return Search(
+        whole=pack(data, counts, obsm=spatial),
+        halved=halved,
+        dispersion={name: values * halving.SPREAD[pilot.likelihoods[name]] for name, values in dispersion.items()},
+        depth=float(np.median(total)) if counted else np.inf,
+        arguments=arguments,
+        seeds=seeds,
+        tasks=tasks,
+        groups=np.random.default_rng(seeds[0]).permutation(data.n_obs) % min(N_GROUPS, data.n_obs),
+        runs={},
+    )
+
+
+def _judged(
+    halved: Parcel,
+    n_factors: int,
+    n_spatial: int | None,
+    arguments: dict[str, Any],
+    dispersion: dict[str, np.ndarray],
+    groups: np.ndarray,
+) -> Run:
+    """Fit one half, and judge it by the other under the dispersions that all candidates share."""
+    began = time.perf_counter()
+    slots, split = (_half(n_factors), "tested") if n_spatial is None else (n_spatial, "assumed")
+    done = _quiet_fit(halved.unpacked(), n_factors=n_factors, n_spatial=slots, split=split, **arguments)
+    seconds = time.perf_counter() - began
+    found = results.find(done)
+    for name, values in dispersion.items():
+        found.modalities[name].var[found.keys.dispersion] = values
+    deviance, null = grouped_deviance(done, groups, layer=KEPT)
+    order = slots if n_spatial is not None else n_ordered(found.uns["spatial_test"]["z"])
+    return Run(deviance, null, found.mean, found.is_spatial, order, seconds)
+
+
+def _order(whole: Parcel, n_factors: int, arguments: dict[str, Any]) -> np.ndarray:
+    """Z [K] of all factors of a fit of all counts."""
+    done = _quiet_fit(whole.unpacked(), n_factors=n_factors, n_spatial=_half(n_factors), split="tested", **arguments)
+    return results.find(done).uns["spatial_test"]["z"]
+
+
+def _quiet_fit(data: AnnData | MuData, **arguments: Any) -> AnnData | MuData:
+    """A fitted copy; what a single one of many fits has to say is no news."""
+    with settings.override(verbosity="error"):
+        return fit(data, copy=True, **arguments)
+
+
+def _half(n_factors: int) -> int:
+    """Spatial factors of a fit whose test decides: all factors are tested, also those that have no field."""
+    return (n_factors + 1) // 2
+
+
+def n_ordered(z: np.ndarray) -> int:
+    """Number of factors [K] with spatial order of their own."""
+    return int((z > max(spatial_test.MIN_Z, LEAKAGE * z.max())).sum())
+
+
+def _median(values: Iterable[int]) -> int:
+    """Median, the smaller one of two."""
+    ordered = sorted(values)
+    return ordered[(len(ordered) - 1) // 2]
+
+
+def _stability(runs: list[Run]) -> float:
+    """Mean correlation of the spatial factors of one seed with the factors of another after matching, over pairs of seeds."""
+    matched = [
+        match_factors(one.factors[:, one.is_spatial], other.factors)[1].mean()
+        for one in runs
+        for other in runs
+        if one is not other and one.is_spatial.any()
+    ]
+    return float(np.mean(matched)) if matched else np.nan
