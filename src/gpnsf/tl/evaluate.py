@@ -83,10 +83,7 @@ def evaluate(
         judged = _open(fit, name)
         lines += [_line(judged, judged.counts, judged.size, rows) for rows in ("train", "holdout") if judged.has(rows)]
         if name in other:
-            likelihood = fit.likelihoods[name]
-            counts = read_counts(
-                fit.modalities[name], layer=other[name], likelihood=likelihood, modality=name, use=judged.seen
-            )
+            counts = _layer(fit, judged, other[name])
             lines.append(_line(judged, counts, _other_size(judged, counts), "thinned"))
     return pd.DataFrame(lines)
 
@@ -158,12 +155,18 @@ def grouped_deviance(
     total = np.zeros((2, groups.max() + 1))
     for name in fit.modalities:
         judged = _open(fit, name)
-        counts = _counts(fit, name, layer, judged.seen)
+        counts = _layer(fit, judged, layer)
         models = _models(judged, _other_size(judged, counts)).values()
         for code in range(total.shape[1]):
             selected = judged.select("train") & (groups[fit.rows[name]] == code)
             total[:, code] += [_deviance(judged, counts, model, selected)[0] for model in models]
     return total[0], total[1]
+
+
+def _layer(fit: Fit, judged: _Judged, layer: str) -> sp.csr_matrix:
+    """Counts of another layer of the modality."""
+    mod = fit.modalities[judged.name]
+    return read_counts(mod, layer=layer, likelihood=judged.likelihood, modality=judged.name, use=judged.seen)
 
 
 def _open(fit: Fit, name: str) -> _Judged:
