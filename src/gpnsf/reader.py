@@ -61,9 +61,9 @@ def loaded(matrix: Any, *, modality: str) -> Any:
 
 
 def memory_budget() -> float:
-    """Bytes of counts of a file that may be kept in memory: the setting, or a quarter of what this process may use."""
+    """Bytes of counts of a file that may be kept in memory: this process's part of the setting, or a quarter of what it may use."""
     if settings.memory_budget is not None:
-        return settings.memory_budget
+        return settings.memory_budget / _processes()
     return SHARE * min(min(limits, default=2**32) for limits in _limits())
 
 
@@ -72,25 +72,36 @@ def available_memory() -> float:
     machine, addresses = (min(limits, default=math.inf) for limits in _limits())
     try:
         size, resident = (int(pages) * os.sysconf("SC_PAGE_SIZE") for pages in USED.read_text().split()[:2])
-        swap = sum(1024 * int(kilobytes) for kilobytes in re.findall(r"SwapFree:\s*(\d+)", MACHINE.read_text()))
     except (AttributeError, OSError, ValueError):
-        size = resident = swap = 0
-    return min(machine + swap - resident, addresses - size)
+        size = resident = 0
+    return min(machine - resident, addresses - size)
 
 
 def _limits() -> tuple[list[float], list[float]]:
     """Bytes of memory that the machine has or that a container may take, and of addresses, as far as the system tells."""
     machine, addresses = [], []
     try:
-        machine.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+        machine.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") + _swap())
         machine += [int(path.read_text()) for path in CONTAINER if path.exists() and path.read_text().strip().isdigit()]
         import resource
 
         addresses.append(resource.getrlimit(resource.RLIMIT_AS)[0])
     except (AttributeError, ImportError, OSError, ValueError):
         pass
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # that torchrun has started on this machine
-    return [limit / processes for limit in machine if limit > 0], [limit for limit in addresses if limit > 0]
+    return [limit / _processes() for limit in machine if limit > 0], [limit for limit in addresses if limit > 0]
+
+
+def _swap() -> int:
+    """Bytes of free swap, as far as the system tells."""
+    try:
+        return sum(1024 * int(kilobytes) for kilobytes in re.findall(r"SwapFree:\s*(\d+)", MACHINE.read_text()))
+    except OSError:
+        return 0
+
+
+def _processes() -> int:
+    """Processes that torchrun has started on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 def canonical(matrix: Any, *, modality: str) -> sp.csr_matrix:

@@ -46,11 +46,24 @@ class _Group:
 
 def join() -> None:
     """Join the processes that torchrun has started, if it has; a group that exists is left as it is."""
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1 or "MASTER_ADDR" not in os.environ or dist.is_initialized():
+    asked = int(os.environ.get("WORLD_SIZE", 1))
+    if asked == 1 or dist.is_initialized():
         return
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing:
+        raise ValueError(
+            f"Expected the environment of torchrun where WORLD_SIZE={asked}; found no {', '.join(missing)}. Start the "
+            f"processes by torchrun, or unset WORLD_SIZE."
+        )
     on_gpus = torch.cuda.is_available()
     if on_gpus:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+        here, n_gpus = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
+        if here > n_gpus:
+            raise ValueError(
+                f"Expected a GPU for each process; got {here} processes and {n_gpus} GPU(s). Start {n_gpus}, or set "
+                f"CUDA_VISIBLE_DEVICES= to fit on the CPU."
+            )
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpus else "gloo", timeout=PATIENCE)
     _Group.joined = True
 
@@ -144,7 +157,7 @@ def from_first(make: Callable[[], T]) -> T:
             raise
     _tell(box)
     if box[1] is not None:
-        raise RuntimeError(f"Stopped because the first process did: {box[1]}")
+        raise ConnectionAbortedError(f"Stopped because the first process did: {box[1]}")
     return box[0]
 
 

@@ -310,8 +310,10 @@ class Gaussian(AbstractLikelihood):
     def prepare(self, counts: Iterable[SparseCounts]) -> None:
         """Root mean square of each feature."""
         sums = [(block.column_squares, block.shape[0]) for block in counts]
-        squares = torch.stack([part for part, _ in sums]).sum(0) / sum(n_rows for _, n_rows in sums)
-        self.log_sd.copy_(0.5 * torch.log(squares + 1e-6))
+        squares = torch.stack([part for part, _ in sums]).double().sum(0)
+        distributed.add_up(squares)
+        n_rows = distributed.total(sum(n for _, n in sums))
+        self.log_sd.copy_(0.5 * torch.log(squares / n_rows + 1e-6))
 
     def bound(self, counts: SparseCounts, moments: Moments, W: Tensor) -> Tensor:
         """Rows that were not observed have size factor 0 and drop out."""

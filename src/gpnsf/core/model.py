@@ -242,7 +242,7 @@ class Factorization(nn.Module):
             view.load(loadings)
             if view.log_multipliers is not None and not view.likelihood.signed:
                 view.log_multipliers.data.copy_(self._first_multipliers(name, view, factors, blocks))
-            view.likelihood.prepare(block.counts[name] for block in blocks)
+            view.likelihood.prepare(block.counts[name] for block in distributed.mine(blocks))
 
     @torch.no_grad()
     def _first_multipliers(self, name: str, view: ViewModel, factors: Tensor, blocks: list[Block]) -> Tensor:
@@ -250,26 +250,29 @@ class Factorization(nn.Module):
         W = view.loadings
         observed = torch.zeros(blocks[-1].batch + 1, len(W), device=W.device)
         expected = torch.zeros_like(observed)
-        for block in blocks:
+        for block in distributed.mine(blocks):
             size = block.size[name]
             A = torch.cat([size * factors[block.rows], size], 1)
             observed[block.batch] += block.counts[name].column_sums
             expected[block.batch] += W @ A.sum(0)
+        distributed.add_up(observed, expected)
         logs = torch.log((observed + BATCH_SD**-2) / (expected + BATCH_SD**-2))
         return logs - logs.mean(0)
 
     def blocks(self, dataset: Dataset, block_size: int | None = None, *, counts: bool = True) -> list[Block]:
         """Row blocks of a dataset, whose counts are read when they are asked for; one block in memory is the special case."""
         shelf, n = Shelf(dataset.memory) if counts else None, distributed.number()
-        # several processes get as many rows each
-        step = block_size or math.ceil(dataset.n_obs / (n * math.ceil(dataset.n_obs / (n * dataset.block_size))))
-        ends = [0, *np.cumsum(np.bincount(np.zeros(dataset.n_obs, int) if dataset.batch is None else dataset.batch))]
-        slices = [
-            (slice(a, min(a + step, end)), batch)
-            for batch, (start, end) in enumerate(pairwise(ends))
-            for a in range(start, end, step)
-        ]
-        return [self._block(dataset, rows, 1 / len(slices), shelf, batch) for rows, batch in slices]
+        # where nobody asks for a size, several processes get as many rows each
+        n_parts = (
+            max(n, math.ceil(dataset.n_obs / block_size))
+            if block_size
+            else n * math.ceil(dataset.n_obs / (n * dataset.block_size))
+        )
+        ends = np.cumsum(np.bincount(np.zeros(dataset.n_obs, int) if dataset.batch is None else dataset.batch))
+        cuts = np.union1d(np.linspace(0, dataset.n_obs, n_parts + 1).astype(int), ends).tolist()
+        batches = np.searchsorted(ends, cuts[:-1], side="right").tolist()
+        parts = zip(pairwise(cuts), batches, strict=True)
+        return [self._block(dataset, slice(*rows), 1 / len(batches), shelf, batch) for rows, batch in parts]
 
     def _block(self, dataset: Dataset, rows: slice, share: float, shelf: Shelf | None, batch: int) -> Block:
         """One block, on the device of the model."""

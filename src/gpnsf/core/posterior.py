@@ -21,7 +21,7 @@ __all__ = ["predict", "summarise"]
 VARIANCE_CAP = 0.25  # of a log factor, in the mean: beyond it exp(m + v/2) speaks of the prior's tail, not of the data
 SD_CAP = 9.0
 MIXING = 1.44  # ratio of the variance of spatial log factors to what the counts leave open: see docs/decisions.md
-N_NULL = 4  # steps towards the constant rates of peaks
+N_NULL, SETTLED, FULL = 25, 1e-3, 10.0  # steps towards the constant rates of peaks, the last one, and the largest rate
 LARGEST_SHIFT = 12.0  # of log loadings, to match the observed totals
 FEATURES = 10_000  # whose covariances [P, K, K] are made at a time
 PLACES = 20_000  # where a field is predicted at a time: inducing points need arrays [n, T, M]
@@ -246,8 +246,10 @@ def _null_deviance(likelihood: AbstractLikelihood, view: View, blocks: list[Bloc
         expected = reduce(
             torch.add, (block.counts[name].half_loadings(block.size[name], rate, link) for block in blocks)
         )
-        step = torch.log(expected / mass) * torch.expm1(rate * mean) / (rate * mean)
-        rate = torch.where(n_open > 0, rate * step.clamp(-1.0, 1.0).exp(), 0.0)
+        step = (torch.log(expected / mass) * torch.expm1(rate * mean) / (rate * mean)).clamp(-1.0, 1.0)
+        before, rate = rate, torch.where(n_open > 0, (rate * step.exp()).clamp_max(FULL / mean), 0.0)
+        if bool(((rate - before).abs() <= SETTLED * before).all()):
+            break
     flat = ((block.counts[name], block.size[name]) for block in blocks)
     return -2 * sum(float(likelihood.bound(counts, Moments(A, A, torch.zeros_like(A)), rate)) for counts, A in flat)
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
+import numpy as np
 import torch
 from anndata import AnnData
 from mudata import MuData
@@ -346,8 +347,13 @@ def _check_processes(dataset: Dataset, params: Mapping[str, Any], store: Checkpo
     if distributed.number() > 1 and store is not None:
         found, remedy = f"checkpoint={str(store.path)!r} in {distributed.number()} processes", "Leave checkpoint out"
         raise ValueError(checks.problem("no checkpoint where several processes share a fit", found, remedy))
-    shapes = {view.name: (*view.counts.shape, view.counts.nnz) for view in dataset.views}
-    distributed.agree((shapes, repr(params)), "data and arguments")
+    found = {view.name: (*view.counts.shape, view.counts.nnz, _rounded(view.size)) for view in dataset.views}
+    distributed.agree((found, _rounded(dataset.coords.ravel()), repr(params)), "data and arguments")
+
+
+def _rounded(values: np.ndarray) -> float:
+    """A number that tells arrays and their orders apart, and not the last digits that two machines compute."""
+    return round(float(values.astype(np.float64) @ np.cos(np.arange(len(values)))), 3)
 
 
 def _warn_of_idle(params: Mapping[str, Any]) -> None:

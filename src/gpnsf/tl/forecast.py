@@ -64,6 +64,10 @@ def forecast(data: MuData | AnnData | str | os.PathLike[str], model: str = "gpns
     checks.arguments(params)
     params["n_spatial"] = spatial_factors(model, params["n_factors"], params["n_spatial"])
     is_path = isinstance(data, str | os.PathLike)
-    with storage.opened(data, spatial_key=params["spatial_key"]) if is_path else nullcontext(data) as opened:
+    with (
+        storage.opened(data, spatial_key=params["spatial_key"], writable=False)
+        if is_path
+        else nullcontext(data) as opened
+    ):
         dataset, layout = read(opened, params)
         return expected(dataset, params, layout.scale)
