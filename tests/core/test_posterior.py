@@ -12,10 +12,11 @@ import torch
 from reference import bernoulli_deviance, poisson_deviance, toy_dataset
 
 from gpnsf.core import posterior
+from gpnsf.core.likelihoods import Bernoulli
 from gpnsf.core.metrics import null_deviance
 from gpnsf.core.model import PRESETS, Factorization, build
 from gpnsf.core.refine import LogFactors, local, mean_field
-from gpnsf.core.types import Dataset, Posterior
+from gpnsf.core.types import Dataset, Posterior, View
 
 TWO = {"rna": "nb", "atac": "bernoulli"}
 SPATIAL = {"fa": 0, "rsf": 3, "pnmf": 0, "nsf": 3, "nsfh": 2, "gpnsf": 2}
@@ -316,3 +317,18 @@ def test_a_state_holds_plain_values():
     state = summarised(model, dataset).field
     for value in [*state.values(), *state["process"].values()]:
         assert isinstance(value, np.ndarray | str | bool | int | float | dict)
+
+
+@pytest.mark.parametrize("spread", [0.3, 1.0])
+def test_the_null_deviance_of_peaks_is_the_exact_one_even_if_some_are_always_open(spread):
+    rng = np.random.default_rng(7)
+    size = np.maximum(rng.lognormal(0, spread, 400), 0.05).astype(np.float32)
+    opened = rng.random((400, 60)) < 1 - np.exp(-rng.gamma(0.5, 2.0, 60) * size[:, None])
+    opened[:, 0], opened[:, 1] = True, False
+    counts, observed = sp.csr_matrix(opened.astype(np.float32)), np.ones(400, dtype=bool)
+    view = View("atac", "bernoulli", counts, size / size.mean(), observed)
+    dataset = Dataset(np.zeros((400, 2), np.float32), np.zeros(400, np.int64), (view,))
+    model = build("pnmf", dataset, n_factors=2, n_spatial=0)
+    found = posterior.flat_deviance(Bernoulli(60), view, model.blocks(dataset, 150))
+    exact, _ = null_deviance("bernoulli", counts, view.size, None, rows=observed, train=observed)
+    assert found == pytest.approx(exact, rel=5e-3)

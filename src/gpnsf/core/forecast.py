@@ -20,7 +20,7 @@ from gpnsf.core.model import BASIS_RANGE, DEFAULT_INDUCING, PRESETS
 from gpnsf.core.posterior import FEATURES
 from gpnsf.core.sparse import CHUNK
 from gpnsf.core.streams import BYTES
-from gpnsf.core.training import Schedule
+from gpnsf.core.training import FEWEST_POLISH, POLISH_ENTRIES, Schedule
 from gpnsf.core.types import Dataset, rows_at_a_time
 
 __all__ = ["Forecast", "forecast"]
@@ -33,12 +33,12 @@ COPIES = (
 )
 ROW_FACTOR_STEP = 80.0  # a row of a block, a factor, and a modality: moments and their gradients
 FEATURE_FACTOR_STEP = 24.0
+DENSE_CLIPPED = 16.0  # an entry of a block and a draw
 NONZERO_POLISH = 36.0  # distinct counts of a block
 NONZERO_START = 8.0  # of a modality of which a start takes some features
 ROW_FACTOR_START = 60.0
 ROW_FACTOR_LOCAL = 20.0
 ROW_PAIR_LOCAL = 34.0  # a row of a block and a pair of factors: information, precision, covariance
-ROW_PAIR_DISPERSED = 8.0  # and that of negative binomials
 NONZERO_LOCAL = 12.0  # of a chunk
 FEATURE_PAIR = (
     4.0  # a feature and a pair of factors: information on the loadings, twice where there are blocks to be added
@@ -55,7 +55,6 @@ NONZERO, NONZERO_FACTOR = 1.2e-9, 0.16e-9
 ROW_FACTOR = 3e-8
 FEATURE_FACTOR = 1.8e-8
 ENTRY, ENTRY_FACTOR = 0.5e-9, 0.09e-9  # of a dense pass, for negative binomials
-ENTRY_PAIR = 0.028e-9  # of their information in the local stage
 NONZERO_PAIR = 0.1e-9  # of the information at the nonzeros
 ROW_PAIR = 6e-8  # of an inverse
 SEARCH = 0.1e-9  # of an entry of the binned counts, a factor, and an update
@@ -119,7 +118,7 @@ def forecast(
     by_points = field == "inducing"
     space = _inducing(dataset, n_spatial, n_inducing) if by_points else _hilbert(dataset, n_spatial, lengthscale)
     init = init if PRESETS[model].nonnegative else "svd"
-    whole = _Size(dataset.n_obs, views, n_factors, n_spatial, block, n_samples or 1, space)
+    whole = _Size(dataset.n_obs, views, n_factors, n_spatial, block, n_samples or 1, space, dataset.n_batches)
     first = _first(dataset, whole)
     stored = sum(BYTES * view.counts.nnz for view in dataset.views if not sp.issparse(view.counts))
     held = float(BYTES * dataset.nnz - stored)
@@ -142,7 +141,7 @@ def forecast(
     stages = {
         "starts": first.starts(init, max_steps),
         "optimisation": whole.climb(max_steps, reading) + (0 if first == whole else first.climb(max_steps, 0.0)),
-        "dispersion": 20 * whole.dense(),
+        "dispersion": whole.polish(),
         "local stage": whole.local(reading) + space.seconds if local_stage else 0.0,
         "test": whole.test() if tested and 0 < n_spatial else 0.0,
         "summary": whole.summary(reading),
@@ -225,6 +224,7 @@ class _Size:
     block: int  # rows
     n_samples: int
     space: _Space
+    n_batches: int
 
     def of(self, n_obs: int) -> _Size:
         """The same of some of the rows."""
@@ -270,7 +270,8 @@ class _Size:
     def parameters(self) -> int:
         """Parameters of the model."""
         nonspatial = 2 * self.n_obs * (self.n_factors - self.n_spatial)
-        return self.loadings + nonspatial + self.space.parameters
+        multipliers = self.n_batches * self.n_features if self.n_batches > 1 else 0
+        return self.loadings + multipliers + nonspatial + self.space.parameters
 
     @property
     def dispersed(self) -> list[_ViewSize]:
@@ -288,7 +289,8 @@ class _Size:
     def bytes_of_step(self) -> float:
         """Moments of the factors of a block, and the loadings, with their gradients."""
         rows = self.block * (ROW_FACTOR_STEP * self.n_factors * len(self.views) * self.n_samples + self.space.block_row)
-        return rows + FEATURE_FACTOR_STEP * self.loadings
+        clipped = sum(view.n_features for view in self.views if view.likelihood == "bernoulli_clipped")
+        return rows + FEATURE_FACTOR_STEP * self.loadings + DENSE_CLIPPED * self.block * clipped * self.n_samples
 
     def bytes_of_polish(self) -> float:
         """Distinct counts of a block."""
@@ -297,10 +299,8 @@ class _Size:
     def bytes_of_local(self) -> float:
         """Information and covariance of the factors of a block."""
         pairs = self.n_factors**2
-        each = ROW_PAIR_LOCAL + ROW_PAIR_DISPERSED * bool(self.dispersed)
-        rows = ROW_FACTOR_LOCAL * self.n_obs * self.n_factors + each * self.block * pairs
-        products = max((view.n_features for view in self.dispersed), default=0)
-        return rows + NONZERO_LOCAL * self.chunk + NUMBER * pairs * products
+        rows = ROW_FACTOR_LOCAL * self.n_obs * self.n_factors + ROW_PAIR_LOCAL * self.block * pairs
+        return rows + NONZERO_LOCAL * self.chunk
 
     def bytes_of_covariance(self) -> float:
         """Information on the loadings of the widest modality, and its inverse."""
@@ -311,8 +311,9 @@ class _Size:
 
     def bytes_of_deviance(self) -> float:
         """Of the range of rows that is looked at at a time."""
-        shares = [(view.nnz, rows_at_a_time(self.n_obs, view.n_features, int(view.nnz))) for view in self.views]
-        return NONZERO_DEVIANCE * max(nnz * rows / self.n_obs for nnz, rows in shares)
+        others = [view for view in self.views if view.likelihood != "bernoulli"]  # whose null model takes compiled sums
+        shares = [(view.nnz, rows_at_a_time(self.n_obs, view.n_features, int(view.nnz))) for view in others]
+        return NONZERO_DEVIANCE * max((nnz * rows / self.n_obs for nnz, rows in shares), default=0.0)
 
     def nonzeros(self, nnz: float) -> float:
         """Seconds for value and gradients at some nonzeros."""
@@ -320,7 +321,7 @@ class _Size:
 
     def step(self) -> float:
         """Seconds of a step while all counts are taken as Poisson or Bernoulli."""
-        n_blocks = math.ceil(self.n_obs / self.block)
+        n_blocks = max(self.n_batches, math.ceil(self.n_obs / self.block))
         rows = ROW_FACTOR * self.n_obs * self.n_factors * len(self.views)
         fixed = n_blocks * (BLOCK + FEATURE_FACTOR * self.loadings)
         return self.n_samples * (self.nonzeros(self.nnz) + rows) + fixed
@@ -329,6 +330,12 @@ class _Size:
         """Seconds of a step with negative binomials."""
         entries = self.n_obs * sum(view.n_features for view in self.dispersed)
         return entries * (ENTRY + ENTRY_FACTOR * self.n_factors) + (2 * self.step() if entries else 0.0)
+
+    def polish(self) -> float:
+        """Seconds of all these steps, the fewer the more entries there are."""
+        entries = self.n_obs * sum(view.n_features for view in self.dispersed)
+        n_steps = np.clip(POLISH_ENTRIES // max(entries, 1), FEWEST_POLISH, Schedule.polish_steps)
+        return float(n_steps) * self.dense()
 
     def start(self) -> float:
         """Seconds to make a start: binned counts searched, then all of them updated."""
@@ -359,7 +366,7 @@ class _Size:
         K = self.n_factors
         entries = self.n_obs * sum(view.n_features for view in self.dispersed)
         nonzero = NEWTON * HALF * self.nonzeros(self.nnz) + NONZERO_PAIR * self.nnz * K**2
-        dense = entries * (NEWTON * (ENTRY + ENTRY_FACTOR * K) + ENTRY_PAIR * K**2)
+        dense = entries * NEWTON * (ENTRY + ENTRY_FACTOR * K)
         return ROUNDS * (nonzero + dense + ROW_PAIR * self.n_obs * K**2 + NEWTON * reading)
 
     def test(self) -> float:

@@ -16,7 +16,7 @@ from gpnsf.core.model import Block, Factorization, ViewModel, restore_field
 from gpnsf.core.refine import LogFactors, covariances
 from gpnsf.core.types import Dataset, Posterior, View
 
-__all__ = ["predict", "summarise"]
+__all__ = ["flat_deviance", "predict", "summarise"]
 
 VARIANCE_CAP = 0.25  # of a log factor, in the mean: beyond it exp(m + v/2) speaks of the prior's tail, not of the data
 SD_CAP = 9.0
@@ -184,7 +184,7 @@ class _Result:
         explained = {}
         for view in dataset.views:
             likelihood = _scorer(dict(model.items())[view.name].likelihood)
-            null = _null_deviance(likelihood, view, blocks)
+            null = flat_deviance(likelihood, view, blocks)
             whole, *without = np.sum([self._log_likelihoods(likelihood, view.name, block) for block in blocks], axis=0)
             explained[view.name] = (2 * (whole - np.asarray(without)) / max(null, 1e-12)).astype(np.float32)
         return explained
@@ -226,15 +226,14 @@ class _Result:
         )
 
 
-def _null_deviance(likelihood: AbstractLikelihood, view: View, blocks: list[Block]) -> float:
+def flat_deviance(likelihood: AbstractLikelihood, view: View, blocks: list[Block]) -> float:
     """Deviance of a modality at one constant rate per feature; where a peak is open or not, from a few sums over blocks."""
     if not isinstance(likelihood, Bernoulli):
         noise = likelihood.dispersion()
         kind = {"nb": "poisson", "bernoulli_clipped": "bernoulli"}.get(view.likelihood, view.likelihood)
         dispersion = None if noise is None else _array(noise)
-        return metrics.null_deviance(kind, view.counts, view.size, dispersion, rows=view.observed, train=view.observed)[
-            0
-        ]
+        seen = view.observed
+        return metrics.null_deviance(kind, view.counts, view.size, dispersion, rows=seen, train=seen)[0]
     name, link = view.name, likelihood.link
     mass = sum(float(block.size[name].sum()) for block in blocks)
     n_rows = sum(int((block.size[name] > 0).sum()) for block in blocks)
