@@ -15,9 +15,9 @@ from report import FIGURES, machine, measured, parser, write_table
 import gpnsf
 
 
-def ggblocks(depth: float, seed: int):
+def ggblocks(depth: float, seed: int, n_peaks: int = 300):
     """4 spatial and 3 nonspatial factors, 900 spots; the peaks know the spatial ones only."""
-    return gpnsf.datasets.ggblocks(depth=depth, n_peaks=250, seed=seed)
+    return gpnsf.datasets.ggblocks(depth=depth, n_peaks=n_peaks, seed=seed)
 
 
 def tissue(depth: float, seed: int):
@@ -26,10 +26,11 @@ def tissue(depth: float, seed: int):
 
 
 RUNS = [  # name, simulation, depth, seeds of the data, true T and K - T, size factors
-    ("ggblocks, 10 %, RNA + ATAC", ggblocks, 0.1, (10, 11, 12), (4, 3), None),
-    ("ggblocks, 1 %, RNA + ATAC", ggblocks, 0.01, (10, 11), (4, 3), None),
+    ("ggblocks, 10 %, RNA + 300 peaks", ggblocks, 0.1, (10, 11, 12), (4, 3), None),
+    ("ggblocks, 1 %, RNA + 300 peaks", ggblocks, 0.01, (10, 11), (4, 3), None),
     ("tissue, full, RNA", tissue, 1.0, (10, 11, 12), (8, 2), "total"),
     ("tissue, 30 %, RNA", tissue, 0.3, (10, 11), (8, 2), "total"),
+    ("ggblocks, 1 %, RNA + 500 peaks", lambda *draw: ggblocks(*draw, n_peaks=500), 0.01, (10,), (4, 3), None),
     ("ggblocks, 1 %, RNA", lambda depth, seed: ggblocks(depth, seed)["rna"], 0.01, (10,), (4, 3), None),
 ]
 

@@ -17,9 +17,9 @@ from scipy.stats import norm
 from torch import Tensor
 
 from gpnsf.core import initial, refine, training
-from gpnsf.core.halving import events
 from gpnsf.core.metrics import centred_within, knn_weights, permutation_variance
 from gpnsf.core.model import Factorization
+from gpnsf.core.thinning import events
 from gpnsf.core.types import Dataset, View
 
 __all__ = ["MIN_Z", "SpatialTest", "halves", "passed", "spatial_test"]

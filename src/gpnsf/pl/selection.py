@@ -39,8 +39,8 @@ def selection(
     """Draw what :func:`gpnsf.tl.select_n_factors` found, over the number of factors; the recommended point is marked.
 
     The first panel shows the deviance of the counts that were not fitted, per observation, above the lowest one, on a square-root scale with one
-    standard error; the second how well the spatial factors of two seeds agree; the third how many factors showed spatial order in half
-    of the counts (its mark: in all of them). Where several numbers of spatial factors were asked for, each has a line.
+    standard error; the second how well the spatial factors of two seeds agree; the third how many factors showed spatial order in the
+    counts that were fitted (its mark: in all of them). Where several numbers of spatial factors were asked for, each has a line.
 
     Parameters
     ----------

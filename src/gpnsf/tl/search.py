@@ -1,4 +1,4 @@
-"""The search over numbers of factors: halves of the counts, fits of one, deviances of the other."""
+"""The search over numbers of factors: fits of one part of the counts, deviances of the other."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from gpnsf import checks, results
 from gpnsf.bridge import read_counts
-from gpnsf.core import halving, spatial_test
+from gpnsf.core import spatial_test, thinning
 from gpnsf.core.metrics import match_factors
 from gpnsf.keys import SPATIAL
 from gpnsf.settings import settings
@@ -27,20 +27,22 @@ from gpnsf.tl.parcel import Parcel, pack
 __all__ = ["Run", "Search", "Tasks", "n_ordered", "prepare"]
 
 PILOT_STEPS = 40
-ENOUGH_COUNTS = 30.0  # median counts of an observation below which halves of them decide nothing
+FITTED = 0.8  # share of the counts that is fitted; the rest judges
+WITH_DISPERSION = ("nb", "gaussian")
+ENOUGH_COUNTS = 30.0  # median counts of an observation below which parts of them decide nothing
 MIN_SHARE = 0.005  # of what all factors explain: one that adds less is not worth having
 LEAKAGE = 0.5  # of the highest z: nonspatial factors inherit up to .4 of it from spatial ones with the same features
 N_GROUPS = 25  # of observations, over which the standard error is taken
-KEPT = "gpnsf_kept"  # layer of the half that is not fitted
+KEPT = "gpnsf_kept"  # layer of the part that is not fitted
 
 Candidate = tuple[int, int | None]  # K and T, None where the test decides
 
 
 @dataclass(frozen=True)
 class Run:
-    """What is kept of one fit of one half: N observations, K factors."""
+    """What is kept of a fit of one part: N observations, K factors."""
 
-    deviance: np.ndarray  # [G] of the other half, by group
+    deviance: np.ndarray  # [G] of the other part, by group
     null: np.ndarray  # [G]
     factors: np.ndarray  # [N, K]
     is_spatial: np.ndarray  # [K]
@@ -67,11 +69,11 @@ class Tasks:
 
 @dataclass(frozen=True)
 class Search:
-    """Halves of the counts, and the runs of each candidate on them."""
+    """Parts of the counts, and the runs of each candidate on them."""
 
     whole: Parcel
-    halved: list[Parcel]  # one for each seed: one half in place of the counts, the other in a layer
-    dispersion: dict[str, np.ndarray]  # modality -> [P] of a half
+    thinned: list[Parcel]  # one for each seed: one part in place of the counts, the other in a layer
+    dispersion: dict[str, np.ndarray]  # modality -> [P] of the part that is kept
     depth: float  # median counts of an observation
     arguments: dict[str, Any]
     seeds: list[int]
@@ -80,17 +82,17 @@ class Search:
     runs: dict[Candidate, list[Run]]
 
     def run(self, candidates: list[Candidate]) -> None:
-        """Fit each candidate to one half of each seed, and judge it by the other."""
+        """Fit each candidate to one part of the counts for each seed, and judge it by the other."""
         calls = [
-            (halved, K, T, {**self.arguments, "seed": seed}, self.dispersion, self.groups)
+            (thinned, K, T, {**self.arguments, "seed": seed}, self.dispersion, self.groups)
             for K, T in candidates
-            for halved, seed in zip(self.halved, self.seeds, strict=True)
+            for thinned, seed in zip(self.thinned, self.seeds, strict=True)
         ]
         done = iter(self.tasks(_judged, calls))
         self.runs.update({candidate: [next(done) for _ in self.seeds] for candidate in candidates})
 
     def deviance(self, candidate: Candidate) -> np.ndarray:
-        """Mean over seeds [G] of the deviance of the kept half."""
+        """Mean over seeds [G] of the deviance of the kept part."""
         return np.mean([run.deviance for run in self.runs[candidate]], axis=0)
 
     @property
@@ -139,16 +141,16 @@ class Search:
         K, T = self.chosen
         if self.depth < ENOUGH_COUNTS:
             reason = (
-                f"These counts cannot tell: the median observation has {self.depth:g}, and halves of fewer than {ENOUGH_COUNTS:g} decide "
-                f"nothing. The deviance of the kept halves alone would take {K} factors."
+                f"These counts cannot tell: the median observation has {self.depth:g}, and parts of fewer than {ENOUGH_COUNTS:g} decide "
+                f"nothing. The deviance of the kept counts alone would take {K} factors."
             )
             return {"n_factors": None, "n_spatial": None, "reason": reason}
         excess, error = self.excess((K, T))
         best = self.lowest[0]
-        first = f"{K} factors predict the other half of the counts best"
+        first = f"{K} factors predict the counts that were kept best"
         if (K, T) != self.lowest:
             bound = "one standard error" if excess <= error else f"{MIN_SHARE:.1%} of what all factors explain"
-            first = f"{K} factors predict the other half of the counts as well as the best, {best}, within {bound}"
+            first = f"{K} factors predict the counts that were kept as well as the best, {best}, within {bound}"
         if T is not None:
             return {"n_factors": K, "n_spatial": T, "reason": f"{first}; with this number, {T} spatial ones do so."}
         T, z = self._spatial(K)
@@ -166,7 +168,7 @@ class Search:
 def prepare(
     data: AnnData | MuData, arguments: dict[str, Any], seeds: list[int], n_factors: int, tasks: Tasks
 ) -> Search:
-    """Dispersions by a short fit of all counts, and halves of the counts for each seed."""
+    """Dispersions by a short fit of all counts, and the parts of the counts for each seed."""
     short = {**arguments, "max_steps": min(PILOT_STEPS, arguments["max_steps"]), "seed": seeds[0]}
     pilot = results.find(_quiet_fit(data, n_factors=n_factors, split="assumed", refine=False, **short))
     layers = checks.per_modality(
@@ -180,26 +182,29 @@ def prepare(
         kind = pilot.likelihoods[name]
         counts[name] = read_counts(mod, layer=layers.get(name), likelihood=kind, modality=name)
         total[pilot.rows[name]] += counts[name] @ pilot.loadings[name].any(axis=1)
-        if kind in halving.SPREAD:
+        if kind in WITH_DISPERSION:
             dispersion[name] = pilot.var(name, pilot.keys.dispersion).astype(np.float64)
     spatial = arguments.get("spatial_key", SPATIAL)
-    halved = []
+    thinned = []
     for seed in seeds:
         rng = np.random.default_rng([seed, 1])
         pairs = {
-            name: halving.halves(matrix, pilot.likelihoods[name], dispersion.get(name), rng)
+            name: thinning.divided(matrix, pilot.likelihoods[name], dispersion.get(name), FITTED, rng)
             for name, matrix in counts.items()
         }
         fitted, kept = (
             {name: pair[0] for name, pair in pairs.items()},
             {name: {KEPT: pair[1]} for name, pair in pairs.items()},
         )
-        halved.append(pack(data, fitted, layers=kept, obsm=spatial))
+        thinned.append(pack(data, fitted, layers=kept, obsm=spatial))
     counted = "gaussian" not in pilot.likelihoods.values()
     return Search(
         whole=pack(data, counts, obsm=spatial),
-        halved=halved,
-        dispersion={name: values * halving.SPREAD[pilot.likelihoods[name]] for name, values in dispersion.items()},
+        thinned=thinned,
+        dispersion={
+            name: thinning.part_dispersion(pilot.likelihoods[name], values, 1 - FITTED)
+            for name, values in dispersion.items()
+        },
         depth=float(np.median(total)) if counted else np.inf,
         arguments=arguments,
         seeds=seeds,
@@ -210,17 +215,17 @@ def prepare(
 
 
 def _judged(
-    halved: Parcel,
+    thinned: Parcel,
     n_factors: int,
     n_spatial: int | None,
     arguments: dict[str, Any],
     dispersion: dict[str, np.ndarray],
     groups: np.ndarray,
 ) -> Run:
-    """Fit one half, and judge it by the other under the dispersions that all candidates share."""
+    """Fit one part, and judge it by the other under the dispersions that all candidates share."""
     began = time.perf_counter()
     slots, split = (_half(n_factors), "tested") if n_spatial is None else (n_spatial, "assumed")
-    done = _quiet_fit(halved.unpacked(), n_factors=n_factors, n_spatial=slots, split=split, **arguments)
+    done = _quiet_fit(thinned.unpacked(), n_factors=n_factors, n_spatial=slots, split=split, **arguments)
     seconds = time.perf_counter() - began
     found = results.find(done)
     for name, values in dispersion.items():

@@ -43,8 +43,8 @@ def select_n_factors(
 ) -> pd.DataFrame:
     r"""Choose the number of factors by counts that were not fitted, and the number of spatial ones by their order.
 
-    The counts are divided into two halves that are independent given the rates. Each number K is fitted to one half, and judged by
-    the deviance of the other. The smallest K is recommended whose deviance exceeds the lowest one by no more than one standard error, or by
+    The counts are divided into two parts that are independent given the rates. Each number K is fitted to the one with 80 % of them, and
+    judged by the deviance of the other. The smallest K is recommended whose deviance exceeds the lowest one by no more than one standard error, or by
     .5 % of what the best fit explains. Fits of all counts with this K then say how many factors have spatial order of their own: a z
     (see ``split`` of :func:`gpnsf.tl.fit`) above 3, and above half of the highest.
 
@@ -73,8 +73,8 @@ def select_n_factors(
 
     Returns
     -------
-    Table with one line for each candidate: ``n_factors``; ``n_spatial`` (asked for, or median number that showed order in half the
-    counts); ``deviance`` of the other half per observation; ``explained``, the share of the deviance of one rate per
+    Table with one line for each candidate: ``n_factors``; ``n_spatial`` (asked for, or median number that showed order in the part
+    that was fitted); ``deviance`` of the other part per observation; ``explained``, the share of the deviance of one rate per
     feature; ``excess`` over the lowest deviance and its standard error ``excess_se``; ``stability``, the mean correlation of
     spatial factors of two seeds after matching; ``seconds`` per fit; ``recommended``. Its ``attrs`` hold ``n_factors``,
     ``n_spatial`` and ``reason``; both numbers are None where the counts cannot tell.
@@ -90,7 +90,7 @@ def select_n_factors(
     ``n_spatial``. With a median below 30 counts an observation, all modalities together, there is none.
 
     Deviances of all candidates are under one dispersion per feature, that of a short fit to all counts. The same dispersion makes
-    halves of negative binomial counts independent; plain binomial halves share their gamma noise, and would reward factors that follow it.
+    the parts of negative binomial counts independent; plain binomial ones share their gamma noise, and would reward factors that follow it.
 
     Examples
     --------
