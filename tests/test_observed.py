@@ -96,3 +96,27 @@ def test_features_are_found_by_name_in_their_modality(toy):
     assert find_features(results.find(toy), ["Gene3"], ["atac"]) == [("atac", 0)]
     with pytest.raises(ValueError, match="one feature 'Gene3'; got 2"):
         find_features(results.find(toy), ["Gene3"], ["rna", "atac"])
+
+
+def test_layers_may_name_modalities_that_were_not_fitted(toy):
+    toy["rna"].layers["counts"] = toy["rna"].X.copy()
+    expected = compare(results.find(toy), "rna", [1]).observed
+    record = toy.uns["gpnsf"]
+    record["params"]["layers"] = {"rna": "counts", "atac": "counts"}
+    record["modalities"] = ["rna"]
+    record["likelihoods"] = {"rna": "nb"}
+    np.testing.assert_array_equal(compare(results.find(toy), "rna", [1]).observed, expected)
+
+
+def test_held_out_cells_need_no_size_factor(toy):
+    import gpnsf
+
+    toy.obs["held"], toy.obs["depth"] = np.arange(64) < 4, 2.0
+    toy.obs.loc[toy.obs_names[:4], "depth"] = np.nan
+    toy.uns["gpnsf"]["params"] |= {"holdout_key": "held", "size_factors": "depth"}
+    for name in toy.mod:
+        compared = compare(results.find(toy), name, [0])
+        np.testing.assert_array_equal(np.isnan(compared.observed[:, 0]), toy.obs["held"])
+        np.testing.assert_array_equal(compared.weight[4:], 1)
+    with pytest.raises(ValueError, match="size factors of the rows 'holdout'"):
+        gpnsf.tl.evaluate(toy)

@@ -139,3 +139,15 @@ def test_factors_keep_the_order_asked_for(toy):
     assert fit.factor_indices(None).tolist() == [0, 1, 2, 3]
     with pytest.raises(KeyError, match="spatial_7"):
         fit.factor_indices("spatial_7")
+
+
+def test_a_factor_is_named_once(toy):
+    with pytest.raises(ValueError, match="name each factor once; got 'spatial_1' again"):
+        results.find(toy).factor_indices(["spatial_1", "spatial_2", "spatial_1"])
+
+
+def test_ranked_features_have_their_positions(toy):
+    toy["rna"].var_names = ["same"] * toy["rna"].n_vars
+    fit = results.find(toy)
+    table = results.ranked(fit, "rna", 0, n_features=3, method="loading")
+    np.testing.assert_array_equal(fit.loadings["rna"][table.index, 0], table["loading"])

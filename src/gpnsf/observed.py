@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+from mudata import MuData
 
 from gpnsf import checks
 from gpnsf.bridge import SIZE_FLOOR, read_counts
@@ -51,7 +52,7 @@ def compare(fit: Fit, modality: str, positions: Sequence[int] | np.ndarray) -> C
     elif likelihood == "bernoulli_clipped":
         rate = np.clip(size[:, None] * rate, 0, 1)
     if likelihood.startswith("bernoulli"):
-        size = np.ones_like(size)
+        size = np.where(np.isfinite(size), 1.0, np.nan)
     parts = (values / size[:, None], rate, size)
     return Compared(likelihood, *(_on_rows(part, rows, fit.data.n_obs) for part in parts))
 
@@ -88,14 +89,17 @@ def held_out(fit: Fit, modality: str) -> np.ndarray:
 
 def counts_of(fit: Fit, modality: str, use: np.ndarray) -> sp.csr_matrix:
     """Checked counts [n, P] of the features to use [P_full], from the layer that was fitted."""
-    names = list(fit.modalities)
-    layer = checks.per_modality(fit.params.get("layers"), "layers", names=names, known=fit.modalities).get(modality)
+    known = fit.data.mod if isinstance(fit.data, MuData) else fit.modalities
+    layer = checks.per_modality(fit.params.get("layers"), "layers", names=[modality], known=known).get(modality)
     likelihood = fit.likelihoods[modality]
     return read_counts(fit.modalities[modality], layer=layer, likelihood=likelihood, modality=modality, use=use)
 
 
 def size_factors(fit: Fit, modality: str, counts: sp.csr_matrix, train: np.ndarray) -> np.ndarray:
-    """Size factors [n] of the fit for its counts [n, P], relative to their mean over the training cells [n]."""
+    """Size factors [n] of the fit for its counts [n, P], relative to their mean over the training cells [n].
+
+    Cells that were held out and have none in the column that was fitted get NaN.
+    """
     source = None if fit.likelihoods[modality] == "gaussian" else fit.param("size_factors")
     if source is None:
         return np.ones(counts.shape[0])
@@ -106,8 +110,9 @@ def size_factors(fit: Fit, modality: str, counts: sp.csr_matrix, train: np.ndarr
     remedy = "Restore the column that the fit has read"
     checks.choices([source], [*fit.data.obs, *own], what="size factors", where=f"obs of {modality!r}", remedy=remedy)
     column = fit.data.obs[source].iloc[fit.rows[modality]] if source in fit.data.obs else own[source]
-    values = checks.positive(column, what=f"size factors in {source!r}")
-    return values / values[train].mean()
+    checks.positive(column[train], what=f"size factors in {source!r}")
+    values = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
+    return np.where(np.isfinite(values) & (values > 0), values, np.nan) / values[train].mean()
 
 
 def _on_rows(values: np.ndarray, rows: np.ndarray, n_obs: int) -> np.ndarray:

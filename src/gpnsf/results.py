@@ -185,6 +185,11 @@ class Fit:
             return np.arange(self.names.size)
         wanted = _listed(factors, "factors")
         choices(wanted, self.names, what="factors", where=f"fit {self.keys.key!r}")
+        if len(set(wanted)) < len(wanted):
+            twice = next(name for name in wanted if wanted.count(name) > 1)
+            raise ValueError(
+                problem("`factors` that name each factor once", f"{twice!r} again", "Leave one of them out")
+            )
         return np.array([int(np.flatnonzero(self.names == name)[0]) for name in wanted])
 
     def feature_indices(self, modality: str, features: str | Sequence[str] | None) -> np.ndarray:
@@ -253,7 +258,7 @@ def find(data: AnnData | MuData, key: str = "gpnsf") -> Fit:
 
 
 def ranked(fit: Fit, modality: str, factor: int, *, n_features: int, method: str) -> pd.DataFrame:
-    """Best features of one factor in one modality, as :func:`gpnsf.tl.rank_features` explains it."""
+    """Best features of one factor in one modality, as :func:`gpnsf.tl.rank_features` explains it; the index is their position."""
     if method not in RANKINGS:
         raise ValueError(problem(f"`method` to be one of {RANKINGS}", repr(method), "Pass one of these"))
     if n_features < 1:
@@ -286,7 +291,8 @@ def ranked(fit: Fit, modality: str, factor: int, *, n_features: int, method: str
             "lift": lift[best],
             "importance": fit.var(modality, fit.keys.importance)[best],
             **genes,
-        }
+        },
+        index=best,
     )
 
 

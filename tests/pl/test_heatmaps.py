@@ -137,3 +137,9 @@ def test_one_panel_goes_into_the_axes_handed_in(toy):
 def test_bad_options_are_refused(toy, draw, options, error, message):
     with pytest.raises(error, match=message):
         draw(toy, **options)
+
+
+def test_default_features_may_share_a_name():
+    data = fitted.mudata(n_obs=64)
+    data["rna"].var_names = ["same"] * data["rna"].n_vars
+    assert loadings(data, show=False)

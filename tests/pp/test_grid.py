@@ -88,3 +88,8 @@ def test_the_proposed_spacing_is_accepted():
     with pytest.raises(ValueError, match="Pass for example") as raised:
         grid(section(square()), spacing=1e-3)
     assert len(grid(section(square()), spacing=20 * float(str(raised.value).split("spacing=")[-1].strip("."))))
+
+
+def test_slices_are_not_named_as_an_axis():
+    with pytest.raises(ValueError, match="`library_key` .*; got 'x'"):
+        grid(section(square(), x="a"), library_key="x")

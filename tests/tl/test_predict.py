@@ -406,3 +406,14 @@ def test_squidpy_takes_the_factors(fitted):
     moran = factors.uns["moranI"]["I"][factors.var_names]
     assert moran[factors.var["is_spatial"]].max() > max(0.3, moran[~factors.var["is_spatial"]].max())
     squidpy.pl.spatial_scatter(factors, color=list(factors.var_names[:2]), shape=None, library_id=None)
+
+
+def test_one_slice_keeps_its_column_and_no_coordinates_are_invented(adata):
+    adata.obs["slice"] = "only"
+    gpnsf.tl.fit(adata, "pnmf", n_factors=2, max_steps=2, library_key="slice", progress=False)
+    del adata.obsm["spatial"]
+    predicted = gpnsf.tl.predict(adata)
+    assert predicted.obs["slice"].tolist() == ["only"] * adata.n_obs
+    assert not predicted.obsm
+    with pytest.raises(ValueError, match="`coords` beside `library`"):
+        gpnsf.tl.predict(adata, library="only")

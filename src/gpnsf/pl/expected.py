@@ -171,14 +171,14 @@ class _Feature:
 def _places(fit: Fit, features: str | Sequence[str] | None, modalities: list[str]) -> list[tuple[str, int]]:
     """Modality and position of the features: those named, or the best one of each factor that has any."""
     if features is None:
-        tables = [
-            results.ranked(fit, modalities[0], k, n_features=1, method="lift")["feature"] for k in range(len(fit.names))
-        ]
-        features, modalities = list(dict.fromkeys(name for table in tables for name in table)), modalities[:1]
-    named = [features] if isinstance(features, str) else [str(name) for name in features]
-    if not named:
+        name = modalities[0]
+        tables = [results.ranked(fit, name, k, n_features=1, method="lift") for k in range(len(fit.names))]
+        places = [(name, int(j)) for j in dict.fromkeys(j for table in tables for j in table.index)]
+    else:
+        places = find_features(fit, [features] if isinstance(features, str) else list(map(str, features)), modalities)
+    if not places:
         raise ValueError(problem("at least one feature", "none", "Pass names in `features`"))
-    return find_features(fit, named, modalities)
+    return places
 
 
 def _chosen(panels: str | Sequence[str] | None) -> list[str]:

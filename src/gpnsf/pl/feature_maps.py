@@ -184,7 +184,7 @@ def _rows(
         row = [(FACTOR, int(factor))]
         for name, quota in zip(modalities, quotas, strict=True):
             table = results.ranked(fit, name, int(factor), n_features=quota, method=method)
-            row += find_features(fit, table["feature"].tolist(), [name])
+            row += [(name, int(j)) for j in table.index]
         rows.append(row)
     return rows
 

@@ -10,7 +10,6 @@ import numpy as np
 
 from gpnsf import results
 from gpnsf.checks import problem
-from gpnsf.observed import find_features
 from gpnsf.pl import canvas
 
 if TYPE_CHECKING:
@@ -146,8 +145,7 @@ def _quota(n_features: int, n_factors: int) -> int:
 def _best(fit: Fit, modality: str, factors: np.ndarray, quota: int, method: str) -> np.ndarray:
     """Positions of the best features of each factor, each once."""
     tables = [results.ranked(fit, modality, int(k), n_features=quota, method=method) for k in factors]
-    names = dict.fromkeys(name for table in tables for name in table["feature"])
-    return np.array([j for _, j in find_features(fit, list(names), [modality])], dtype=np.int64)
+    return np.array(list(dict.fromkeys(j for table in tables for j in table.index)), dtype=np.int64)
 
 
 def _size(n_factors: int, letters: int, n_rows: int, n_panels: int, fit: Fit) -> tuple[float, float]:

@@ -57,7 +57,8 @@ def grid(
     KeyError
         A named slot or column does not exist.
     TypeError, ValueError
-        ``spacing`` or ``margin`` is no positive number, or so small that there are more than ten million points.
+        ``spacing`` or ``margin`` is no positive number, or so small that there are more than ten million points; the column of
+        slices is named as an axis.
 
     Examples
     --------
@@ -69,6 +70,9 @@ def grid(
     """
     Rule(float, 25.0, low=0, above=True, optional=True).check("spacing", spacing)
     Rule(float, 1.5, low=0, above=True).check("margin", margin)
+    if library_key in AXES:
+        found, remedy = f"{library_key!r}, which is that of an axis", "Copy the column to another name"
+        raise ValueError(problem("`library_key` to be a name of its own in the table", found, remedy))
     tissue = open_tissue(data)
     coords, names = read_coords(tissue, spatial_key), read_labels(tissue, library_key)
     slices = {str(name): coords[names == name] for name in sorted(set(names))}

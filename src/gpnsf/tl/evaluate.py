@@ -117,6 +117,7 @@ class _Judged:
 def _line(judged: _Judged, counts: sp.csr_matrix, size: np.ndarray, rows: str) -> dict[str, Any]:
     """One line of the table."""
     selected = judged.select(rows)
+    checks.positive(size[selected], what=f"size factors of the rows {rows!r} of modality {judged.name!r}")
     line = {"modality": judged.name, "rows": rows, "likelihood": judged.likelihood}
     for column, model in _models(judged, size).items():
         total, n_entries = _deviance(judged, counts, model, selected)

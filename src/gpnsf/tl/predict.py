@@ -51,7 +51,7 @@ def predict(
     Returns
     -------
     AnnData [n, K]: ``X`` holds the factor means on the scale of ``obsm["X_gpnsf_smooth"]``, ``layers["std"]`` standard
-    deviations, ``var_names`` the names of the factors, ``obsm["spatial"]`` the coordinates, and ``obsm["expected"]`` a DataFrame [n, features] if features were named (columns
+    deviations, ``var_names`` the names of the factors, ``obsm["spatial"]`` the coordinates if there are any, and ``obsm["expected"]`` a DataFrame [n, features] if features were named (columns
     ``"rna:name"`` if they were named by modality). The slices are in ``obs`` under the ``library_key`` of the fit. ``squidpy.pl.extract(predicted, "expected")`` makes columns of ``obs`` of it.
 
     Raises
@@ -59,7 +59,7 @@ def predict(
     KeyError
         The object holds no such fit, or a feature or slice is unknown.
     ValueError
-        The coordinates have the wrong number of columns or are not finite, or the slice is missing.
+        The coordinates have the wrong number of columns or are not finite, the slice is missing, or ``library`` is named without ``coords``.
 
     Notes
     -----
@@ -87,9 +87,10 @@ def predict(
         own = bridge.normalise_coords(points, codes, np.asarray(state["centre"]), float(state["scale"]))
         mean[:, fit.is_spatial], std[:, fit.is_spatial] = posterior.predict(state, own, codes)
     var = pd.DataFrame({"is_spatial": fit.is_spatial, "lengthscale": fit.lengthscale}, index=pd.Index(fit.names))
-    predicted = AnnData(mean, obs=obs, var=var, layers={"std": std}, obsm={SPATIAL: points})
-    if len(libraries) > 1:
-        predicted.obs[fit.param("library_key")] = pd.Categorical.from_codes(codes, libraries)
+    obsm = {SPATIAL: points} if coords is not None or fit.has_coords else {}
+    predicted = AnnData(mean, obs=obs, var=var, layers={"std": std}, obsm=obsm)
+    if (library_key := fit.param("library_key")) is not None:
+        predicted.obs[library_key] = pd.Categorical.from_codes(codes, libraries)
     if features is not None:
         predicted.obsm["expected"] = _expected(fit, mean, features, obs)
     return predicted
@@ -100,9 +101,12 @@ def _places(
 ) -> tuple[np.ndarray, np.ndarray, pd.DataFrame]:
     """Coordinates [n, D] in the unit of the data, slice codes [n], and the obs table to start from."""
     if coords is None:
+        if library is not None:
+            rule, remedy = "`coords` beside `library`", "Pass coordinates, or leave `library` out"
+            raise ValueError(checks.problem(rule, f"library={library!r} alone", remedy))
         names = fit.library
         codes = np.zeros(len(fit.mean), dtype=np.int64) if names is None else _codes(list(map(str, names)), libraries)
-        points = fit.coords if fit.has_coords else np.zeros((len(fit.mean), 1))
+        points = fit.coords if fit.has_coords or fit.is_spatial.any() else np.zeros((len(fit.mean), 1))
         return points, codes, pd.DataFrame(index=fit.data.obs_names.copy())
     n_rows = len(coords) if hasattr(coords, "__len__") else 0
     points = checks.coordinates(coords, where="`coords`", obs_names=[f"row {i}" for i in range(n_rows)])
