@@ -126,3 +126,21 @@ def test_nearest_is_the_smallest_distance():
         near = np.abs(genome.signed_distance(genes.iloc[same], places.iloc[[j] * same.size]))
         own = abs(genome.signed_distance(genes.iloc[[i]], places.iloc[[j]])[0])
         assert own == near.min()
+
+
+def test_strands_are_signs_or_numbers():
+    for strand in (["+", "-", "."], [1, -1, None], ["1", "-1", ""], [1.0, -1.0, np.nan]):
+        assert genome.gene_positions(GENES.assign(strand=strand), where="the test")["strand"].tolist() == ["+", "-", ""]
+    with pytest.raises(ValueError, match="'plus'"):
+        genome.gene_positions(GENES.assign(strand=["+", "plus", "-"]), where="the test")
+
+
+def test_chromosomes_may_be_numbers_and_peaks_have_one():
+    var = pd.DataFrame({"chrom": [1.0, 2.0], "start": 1, "end": 9}, index=["a", "b"])
+    assert genome.peak_positions(var, where="the test")["chrom"].tolist() == ["chr1", "chr2"]
+    with pytest.raises(ValueError, match="a chromosome and .*1 of 2 without"):
+        genome.peak_positions(var.assign(chrom=[1.0, np.nan]), where="the test")
+
+
+def test_genes_without_a_name_are_left_out():
+    assert genome.gene_positions(GENES.assign(gene=["A", None, "C"]), where="the test").index.tolist() == ["A", "C"]

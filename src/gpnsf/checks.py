@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import reprlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
@@ -193,10 +193,10 @@ def key_added(key: str, modalities: Iterable[str]) -> None:
 
 def choices(found: Iterable[str], known: Iterable[str], *, what: str, where: str, remedy: str = "") -> None:
     """Check that all names exist."""
-    options = [str(name) for name in known]
-    unknown = [name for name in found if name not in options]
+    options = dict.fromkeys(str(name) for name in known)
+    unknown = [name for name in found if not isinstance(name, Hashable) or name not in options]
     if unknown:
-        listed = ", ".join(map(repr, options[:20])) or "none"
+        listed = ", ".join(map(repr, list(options)[:20])) or "none"
         remedy = remedy or ("Use one of these names" if options else f"Add {unknown[0]!r} first")
         raise KeyError(problem(f"{what} to exist in {where} (there: {listed})", repr(unknown[0]), remedy))
 

@@ -18,6 +18,7 @@ COLUMNS = (("chrom", "chromStart", "chromEnd"), ("chrom", "start", "end"))
 INTERVAL = "interval"
 PATTERN = r"^(?P<chrom>.+?)[:_-](?P<start>\d+)[_-](?P<end>\d+)$"
 GENE_NAMES = ("gene", "gene_name", "name")
+STRANDS = {"+": "+", "1": "+", "1.0": "+", "-": "-", "-1": "-", "-1.0": "-", ".": "", "?": "", "": ""}
 REMEDY = "Give them columns chrom, chromStart, chromEnd in var, or names like 'chr1:1000-1500'"
 
 _log = logging.getLogger("gpnsf")
@@ -29,7 +30,7 @@ def peak_positions(var: pd.DataFrame, *, where: str) -> pd.DataFrame:
     Raises
     ------
     ValueError
-        If a peak has no place, or one that ends before it starts.
+        If a peak has no chromosome or place, or one that ends before it starts.
     """
     table = _from_columns(var, where)
     if table is None:
@@ -45,7 +46,7 @@ def peak_positions(var: pd.DataFrame, *, where: str) -> pd.DataFrame:
 def gene_positions(annotation: pd.DataFrame | str | os.PathLike[str], *, where: str) -> pd.DataFrame:
     """``chrom``, ``start``, ``end`` and ``strand`` ("+", "-" or "") of genes by name, from a table or a csv file.
 
-    Genes without a place are left out; of genes that occur several times the first is kept.
+    Genes without a name or a place are left out; of genes that occur several times the first is kept.
     """
     table = annotation if isinstance(annotation, pd.DataFrame) else pd.read_csv(annotation)
     places = _from_columns(table, where)
@@ -54,10 +55,9 @@ def gene_positions(annotation: pd.DataFrame | str | os.PathLike[str], *, where: 
         choices(["chrom"], [*map(str, table.columns)], what="positions of genes", where=where, remedy=remedy)
         raise KeyError(problem(f"columns start and end in {where}", str(list(table.columns)), remedy))
     names = next((column(table, name, where=where) for name in GENE_NAMES if name in table), table.index.to_series())
-    strand = column(table, "strand", where=where).astype(str) if "strand" in table else pd.Series("", table.index)
-    known = places.notna().all(axis=1).to_numpy()
+    known = places.notna().all(axis=1).to_numpy() & names.notna().to_numpy()
     places = _clean(places[known].set_axis(names.astype(str).to_numpy()[known]), where)
-    places["strand"] = strand.where(strand.isin(["+", "-"]), "").to_numpy()[known]
+    places["strand"] = _strands(table, where)[known]
     again = places.index.duplicated()
     if again.any():
         _log.info("%s: %d gene(s) occur again, and the first is kept", where, again.sum())
@@ -131,6 +131,19 @@ def _middle(places: pd.DataFrame) -> np.ndarray:
     return ((places["start"] + places["end"]) / 2).to_numpy()
 
 
+def _strands(table: pd.DataFrame, where: str) -> np.ndarray:
+    """Strand [n] of each gene, "" where it is not known."""
+    if "strand" not in table:
+        return np.full(len(table), "")
+    values = column(table, "strand", where=where)
+    texts = values.astype(object).where(values.notna(), "").astype(str)
+    wrong = ~texts.isin(STRANDS).to_numpy()
+    if wrong.any():
+        rule = f"a strand of '+', '-', '.', '?', 1 or -1 for every gene in {where}, or none"
+        raise ValueError(problem(rule, _count(wrong, texts.to_numpy()), "Correct these rows, or remove the column"))
+    return texts.map(STRANDS).to_numpy()
+
+
 def _from_columns(table: pd.DataFrame, where: str) -> pd.DataFrame | None:
     """The three columns of places under their own names, if there are such."""
     names = next((names for names in COLUMNS if set(names) <= set(table.columns)), None)
@@ -143,18 +156,26 @@ def _from_columns(table: pd.DataFrame, where: str) -> pd.DataFrame | None:
 
 def _clean(table: pd.DataFrame, where: str) -> pd.DataFrame:
     """Chromosomes that begin with "chr", whole numbers in order."""
-    chrom = table["chrom"].astype(str)
+    chrom = table["chrom"].astype(object).map(_chromosome)
     ends = table[["start", "end"]].apply(pd.to_numeric, errors="coerce").to_numpy(dtype=np.float64)
-    wrong = ~(np.isfinite(ends).all(axis=1) & (ends[:, 0] <= ends[:, 1]) & (ends[:, 0] >= 0))
+    placed = np.isfinite(ends).all(axis=1) & table["chrom"].notna().to_numpy()
+    wrong = ~(placed & (ends[:, 0] <= ends[:, 1]) & (ends[:, 0] >= 0))
     if wrong.any():
         remedy = "Correct these rows, or leave them out"
         shown = [
             f"{name} at {place}"
             for name, place in zip(table.index, table.astype(str).agg(" ".join, axis=1), strict=True)
         ]
-        raise ValueError(problem(f"0 <= start <= end for every row of {where}", _count(wrong, shown), remedy))
+        raise ValueError(
+            problem(f"a chromosome and 0 <= start <= end for every row of {where}", _count(wrong, shown), remedy)
+        )
     chrom = chrom.where(chrom.str.startswith("chr"), "chr" + chrom)
     return pd.DataFrame({"chrom": chrom, "start": ends[:, 0], "end": ends[:, 1]}, index=table.index)
+
+
+def _chromosome(name: Any) -> str:
+    """Its name as text; numbers in a column with gaps have become real."""
+    return str(int(name)) if isinstance(name, float) and name.is_integer() else str(name)
 
 
 def _count(wrong: np.ndarray, texts: Sequence[Any]) -> str:

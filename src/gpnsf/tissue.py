@@ -10,6 +10,7 @@ from typing import Any
 
 import mudata
 import numpy as np
+import pandas as pd
 from anndata import AnnData
 from mudata import MuData
 
@@ -22,6 +23,7 @@ __all__ = [
     "gather",
     "holders",
     "open_tissue",
+    "owner",
     "read_coords",
     "read_labels",
     "rows_of",
@@ -54,13 +56,7 @@ def open_tissue(
     An AnnData is named after ``modalities`` or the only entry of ``likelihoods``, else "rna". Of a MuData, "rna" and
     "atac" are read if it has any of them, else everything.
     """
-    if not isinstance(data, AnnData | MuData):
-        remedy = "Pass the object itself; for a file, what mudata.read_h5mu or anndata.read_h5ad returns"
-        raise TypeError(checks.problem("`data` to be AnnData or MuData", type(data).__name__, remedy))
-    if data.is_view:
-        found = f"a view of {data.n_obs} observations"
-        remedy = "Pass data.copy(): results written to a view never reach its parent"
-        raise ValueError(checks.problem(f"{type(data).__name__} that owns its data", found, remedy))
+    owner(data)
     wanted = _wanted(modalities)
     mods = dict(data.mod) if isinstance(data, MuData) else {_name(likelihoods, wanted): data}
     _check_object(data)
@@ -69,6 +65,17 @@ def open_tissue(
     checks.choices(wanted or (), mods, what="modalities", where="the data")
     names = wanted or [name for name in DEFAULT_MODALITIES if name in mods] or list(mods)
     return Tissue(data, mods, {name: rows_of(data, name, mod) for name, mod in mods.items()}, tuple(names))
+
+
+def owner(data: Any) -> None:
+    """Check that an object can be written to."""
+    if not isinstance(data, AnnData | MuData):
+        remedy = "Pass the object itself; for a file, what mudata.read_h5mu or anndata.read_h5ad returns"
+        raise TypeError(checks.problem("`data` to be AnnData or MuData", type(data).__name__, remedy))
+    if data.is_view:
+        found = f"a view of {data.n_obs} observations"
+        remedy = "Pass data.copy(): results written to a view never reach its parent"
+        raise ValueError(checks.problem(f"{type(data).__name__} that owns its data", found, remedy))
 
 
 def editable(data: AnnData | MuData, *, copy: bool) -> AnnData | MuData:
@@ -233,7 +240,9 @@ def _agree(first: np.ndarray, second: np.ndarray, what: str, where: str) -> None
         differ = gap > 1e-5 * np.ptp(first, axis=0).max()  # float32 and float64 copies of one slide do agree
         size = f", by up to {gap.max():g}"
     else:
-        differ = first != second
+        lost, again = pd.isna(first), pd.isna(second)
+        known, differ = ~(lost | again), lost != again
+        differ[known] = first[known] != second[known]
     if differ.any():
         found = f"{int(differ.sum())} of {len(differ)} shared observation(s) that differ in {where}{size}"
         raise ValueError(checks.problem(rule, found, remedy))

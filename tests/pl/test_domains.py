@@ -105,3 +105,19 @@ def test_what_is_returned(toy, monkeypatch):
     assert domains(toy, ax=ax, show=False) is ax
     monkeypatch.setattr(plt, "show", lambda: None)
     assert domains(toy, show=True) is None
+
+
+def test_a_column_of_modalities_keeps_its_categories_and_their_colours(toy):
+    del toy.obs[NAME]
+    for mod in toy.mod.values():
+        values = pd.Series(np.repeat(["late", "early", None], [60, 30, 10]), mod.obs_names)
+        mod.obs["stage"] = pd.Categorical(values, categories=["unused", "late", "early"])
+    toy["rna"].uns["stage_colors"] = ["#000000", "#111111", "#222222"]
+    expected = {"late (60)": "#111111", "early (30)": "#222222", "missing (10)": MISSING}
+    assert legend(domains(toy, key_added="stage", show=False)) == expected
+
+
+def test_categories_that_are_the_same_as_text_are_refused(toy):
+    toy.obs[NAME] = pd.Categorical(np.repeat(np.array([1, "1"], dtype=object), 50))
+    with pytest.raises(ValueError, match="differ as text"):
+        domains(toy)

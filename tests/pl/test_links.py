@@ -110,6 +110,9 @@ def test_missing_links_and_places_are_refused(toy):
         links(toy, "Forward", annotation=GENES.assign(chrom="chr9"))
     with pytest.raises(ValueError, match="`max_q`"):
         links(toy, "Forward", max_q=2.0)
+    toy.uns["gpnsf_links"] = PAIRS.replace("near", "gone")
+    with pytest.raises(KeyError, match="linked peaks to exist.*'gone'"):
+        links(toy, "Forward")
     del toy.uns["gpnsf_links"]
     with pytest.raises(KeyError, match="link_peaks"):
         links(toy, "Forward")

@@ -141,6 +141,7 @@ def test_a_fit_without_spatial_factors_asks_for_others():
         ({"n_domains": 2.5}, TypeError, "`n_domains`"),
         ({"n_domains": "auto", "method": "leiden"}, ValueError, "leiden"),
         ({"n_domains": "auto", "max_domains": 1}, ValueError, "`max_domains`"),
+        ({"n_domains": "auto", "max_domains": 81}, ValueError, "at most 80"),
         ({"n_domains": 3, "method": "mclust"}, ValueError, "`method`"),
         ({"n_domains": 3, "factors": "spatial_9"}, KeyError, "spatial_9"),
         ({"n_domains": 3, "consensus": "gpnsf"}, TypeError, "`consensus`"),
@@ -163,3 +164,16 @@ def test_one_factor_has_no_shares_to_compare():
     with pytest.raises(ValueError, match=r"at least two factors.*'spatial_1' alone.*factors='all'"):
         domains(data, n_domains=2)
     assert "gpnsf_domain" not in data.obs
+
+
+def test_a_view_is_refused(toy):
+    with pytest.raises(ValueError, match="view of 50"):
+        domains(toy[:50], n_domains=2)
+
+
+def test_few_observations_and_all_fits_of_a_consensus_are_minded():
+    data, _ = with_domains(n_obs=12, keys=("a", "b"))
+    with pytest.raises(ValueError, match="slots of the fits"):
+        domains(data, n_domains=2, consensus=["a", "b"], key_added="b_spatial_importance")
+    domains(data, n_domains=2, key="a")
+    assert data.obs[NAME].nunique() == 2

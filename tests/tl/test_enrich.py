@@ -103,3 +103,28 @@ def test_without_decoupler_the_error_names_the_extra(toy, sets, monkeypatch):
 def test_bad_input_is_refused(toy, gene_sets, options, error, message):
     with pytest.raises(error, match=message):
         enrich(toy, gene_sets, **options)
+
+
+@pytest.mark.parametrize("method", ["ora", "ulm"])
+def test_a_set_of_all_features_says_nothing(toy, sets, method):
+    if method == "ulm":
+        pytest.importorskip("decoupler")
+    table = enrich(toy, sets | {"all": toy.var_names}, method=method)
+    everything = table["set"] == "all"
+    assert (table.loc[everything, "score"] == 0).all()
+    assert (table.loc[everything, "p"] == 1).all()
+    assert table[["score", "p", "q"]].notna().all(axis=None)
+
+
+def test_a_set_named_twice_in_a_file_has_the_members_of_both_lines(toy, sets, tmp_path):
+    members = sets["of spatial_1"]
+    text = "".join(f"of spatial_1\t\t{part}\n" for part in ("\t".join(members[:5]), "\t".join(members[5:])))
+    (tmp_path / "sets.gmt").write_text(text)
+    pd.testing.assert_frame_equal(enrich(toy, tmp_path / "sets.gmt"), enrich(toy, {"of spatial_1": members}))
+
+
+def test_features_that_share_a_name_are_refused(toy, sets):
+    twice = toy.copy()
+    twice.var_names = [*toy.var_names[:1], *toy.var_names[:-1]]
+    with pytest.raises(ValueError, match="unique var_names in modality 'rna'"):
+        enrich(twice, sets)

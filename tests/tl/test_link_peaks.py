@@ -133,6 +133,11 @@ def test_features_without_signal_are_left_out(planted):
         ({"pairs": pd.DataFrame({"gene": ["gene_1"], "peak": ["peak_x"]})}, KeyError, "peak_x"),
         ({"annotation": pd.DataFrame({"chrom": ["1"], "start": [1], "end": [2]}, ["TP53"])}, ValueError, "none of 200"),
         (
+            {"pairs": pd.DataFrame({"gene": ["gene_1"], "peak": ["peak_1"], "distance": ["12bp"]})},
+            TypeError,
+            "'distance'",
+        ),
+        (
             {"annotation": pd.DataFrame({"chrom": ["99"], "start": [1], "end": [2]}, ["gene_1"])},
             ValueError,
             "same genome",
@@ -181,3 +186,24 @@ def test_a_fit_finds_planted_links():
     fit(mdata, n_factors=10, n_spatial=8, progress=False)
     link_peaks(mdata)
     assert evaluate_links(mdata, mdata.uns["true_links"], n_bootstrap=20)["estimate"][0] > 0.9
+
+
+def test_a_gene_without_near_peaks_is_no_empty_table(linked):
+    before = linked.uns["gpnsf_links"]
+    linked["rna"].var.loc["gene_3", ["chromStart", "chromEnd"]] = 2_000_000_000
+    with pytest.raises(ValueError, match="of the `genes`"):
+        link_peaks(linked, genes="gene_3")
+    assert linked.uns["gpnsf_links"] is before
+
+
+def test_views_and_a_single_factor_are_refused(planted):
+    with pytest.raises(ValueError, match="a view of"):
+        link_peaks(planted[:10])
+    alone = fitted.mudata(n_obs=36, n_factors=1, n_spatial=1)
+    with pytest.raises(ValueError, match="at least two factors"):
+        link_peaks(alone)
+
+
+def test_a_score_is_a_column_of_numbers(linked):
+    with pytest.raises(TypeError, match="numbers in column 'gene'"):
+        evaluate_links(linked, linked.uns["true_links"], score="gene")

@@ -48,3 +48,10 @@ def test_missing_places_and_modalities_are_refused(mdata):
         nearest_genes(mdata["atac"])
     with pytest.raises(ValueError, match="place on the genome"):
         nearest_genes(peaks("one", "two"), annotation=GENES)
+
+
+def test_views_and_other_objects_are_refused_before_anything_is_written(mdata):
+    with pytest.raises(ValueError, match="a view of"):
+        nearest_genes(mdata[:10])
+    with pytest.raises(TypeError, match="AnnData or MuData"):
+        nearest_genes("x")

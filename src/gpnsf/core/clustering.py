@@ -11,7 +11,7 @@ from sklearn.metrics import adjusted_rand_score
 from sklearn.mixture import GaussianMixture
 from sklearn.neighbors import kneighbors_graph
 
-__all__ = ["LEAST_STABLE", "METHODS", "cluster", "stability", "stable_number"]
+__all__ = ["LEAST_STABLE", "METHODS", "cluster", "stability", "stable_number", "subsample_size"]
 
 METHODS = ("kmeans", "gmm", "leiden")
 LEAST_STABLE = 0.95  # of the best agreement between subsamples: below, a number of clusters is not stable
@@ -45,9 +45,14 @@ def stability(points: np.ndarray, numbers: Iterable[int], *, method: str = "kmea
     Each subsample is clustered, and all points get the label of the cluster they would belong to.
     """
     rng = np.random.default_rng(seed)
-    size = int(np.ceil(SUBSAMPLE * len(points)))
+    size = subsample_size(len(points))
     subsamples = [np.sort(rng.choice(len(points), size, replace=False)) for _ in range(N_SUBSAMPLES)]
     return np.array([_agreement([_labels(points, rows, k, method, seed) for rows in subsamples]) for k in numbers])
+
+
+def subsample_size(n_points: int) -> int:
+    """Number of points in a subsample."""
+    return int(np.ceil(SUBSAMPLE * n_points))
 
 
 def stable_number(numbers: np.ndarray, stable: np.ndarray) -> int:

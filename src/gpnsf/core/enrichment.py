@@ -24,10 +24,12 @@ def signed_gain(loadings: np.ndarray) -> np.ndarray:
 def over_representation(member: np.ndarray, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Log odds ratios and one-sided hypergeometric p values [sets, K] of the chosen features [P, K] in sets [P, sets].
 
-    Half a feature is added to each cell of the table of the odds ratio, so that it stays finite.
+    Half a feature is added to each cell of the table of the odds ratio, so that it stays finite; a set of all features or
+    none gets 0.
     """
     both = member.T.astype(np.float64) @ chosen  # [sets, K]
     size, number, total = member.sum(axis=0)[:, None], chosen.sum(axis=0), len(member)
     cells = both, size - both, number - both, total - size - number + both
     a, b, c, d = (cell + 0.5 for cell in cells)
-    return np.log(a * d / (b * c)), hypergeom.sf(both - 1, total, size, number)
+    told = (size > 0) & (size < total)
+    return np.where(told, np.log(a * d / (b * c)), 0.0), hypergeom.sf(both - 1, total, size, number)

@@ -56,8 +56,8 @@ def pair_p_values(
 ) -> np.ndarray:
     """One-sided p values [n] of the pairs: how often a score as high is reached where the ``j`` of a stratum change places.
 
-    Each ``i`` meets the ``j`` of ``n_permutations`` other pairs of its stratum, or of all of them if there are fewer. All
-    these scores together are the null of the stratum, so that p values can be smaller than one over their number.
+    Each ``i`` meets the ``j`` of ``n_permutations`` pairs of its stratum, or of all of them if there are fewer, its own among
+    them. All these scores together are the null of the stratum, so that p values can be smaller than one over their number.
     """
     rng = np.random.default_rng(seed)
     score, p_values = pair_scores(first, second, i, j), np.empty(len(i))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from gpnsf import results
-from gpnsf.checks import problem
+from gpnsf.checks import column, problem
 from gpnsf.palette import category_colors
 from gpnsf.pl import canvas
 
@@ -89,10 +89,10 @@ def domains(
     'gpnsf_domain'
     """
     fit = results.find(data, key)
-    labels = _categories(fit, key_added)
+    labels, stored = _categories(fit, key_added)
     where = canvas.section(fit, library=library, size=size)
     drawn = labels[where.rows]
-    colors = _colors(fit, key_added, labels, palette)
+    colors = _colors(labels, stored, palette)
     entries = _entries(drawn, colors)
     per_column = max(8, int(np.ceil(np.sqrt(8 * len(entries)))))
     columns = -(-len(entries) // per_column)
@@ -106,19 +106,39 @@ def domains(
     return canvas.finish(figure, axes, show=show, return_fig=return_fig)
 
 
-def _categories(fit: Fit, column: str) -> pd.Categorical:
-    """The column [N]; categories of the object keep their order."""
-    stored = fit.data.obs[column] if column in fit.data.obs else None
-    values = pd.Series(fit.obs(column) if stored is None else stored)
+def _categories(fit: Fit, name: str) -> tuple[pd.Categorical, dict[str, str]]:
+    """The column [N], whose categories keep the order of their holder, and the colours stored with them."""
+    mods = [*fit.modalities.values(), *getattr(fit.data, "mod", {}).values()]
+    inside = name in fit.data.obs  # the object then counts alone
+    holders = [fit.data] if inside else [mod for mod in mods if name in mod.obs]
+    texts = [_texts(holder.obs, name) for holder in holders]
+    colors: dict[str, str] = {}
+    for holder, own in zip(holders, texts, strict=True):
+        stored = holder.uns.get(f"{name}_colors", ())
+        if len(stored) >= len(own):
+            colors = dict(zip(own.values(), map(str, stored), strict=False)) | colors
+    values = pd.Series(fit.data.obs[name].to_numpy() if inside else fit.obs(name)).astype(object)
+    texts_of = {value: text for own in texts for value, text in own.items()}
+    return pd.Categorical(values.map(texts_of), categories=list(dict.fromkeys(texts_of.values()))), colors
+
+
+def _texts(obs: pd.DataFrame, name: str) -> dict[Any, str]:
+    """The categories of a column as text, in their order; without one, in that of the alphabet."""
+    values = column(obs, name, where="obs")
+    rule = f"categories in obs[{name!r}]"
     if pd.api.types.is_float_dtype(values):
         remedy = "Name a column of categories, such as that of `gpnsf.tl.domains`"
-        raise ValueError(problem(f"categories in obs[{column!r}]", f"dtype {values.dtype}", remedy))
-    if isinstance(values.dtype, pd.CategoricalDtype):
-        return pd.Categorical(values).rename_categories(str)
-    return pd.Categorical(values.astype(str).where(values.notna()))
+        raise ValueError(problem(rule, f"dtype {values.dtype}", remedy))
+    if not isinstance(values.dtype, pd.CategoricalDtype):
+        return {value: str(value) for value in sorted(values.dropna().unique(), key=str)}
+    texts = {value: str(value) for value in values.cat.categories}
+    if len(set(texts.values())) < len(texts):
+        remedy = "Convert the column with .astype(str), or rename one of the two"
+        raise ValueError(problem(f"{rule} that differ as text", f"{list(texts)}", remedy))
+    return texts
 
 
-def _colors(fit: Fit, column: str, labels: pd.Categorical, palette: Sequence[str] | None) -> list[str]:
+def _colors(labels: pd.Categorical, stored: dict[str, str], palette: Sequence[str] | None) -> list[str]:
     """A colour for each category: those given, else those stored with the column, else our own."""
     number = len(labels.categories)
     if palette is not None:
@@ -127,9 +147,9 @@ def _colors(fit: Fit, column: str, labels: pd.Categorical, palette: Sequence[str
                 problem(f"`palette` with {number} colours", f"{len(palette)}", "Pass one for each category, or None")
             )
         return [str(color) for color in palette[:number]]
-    holders = [fit.data, *fit.modalities.values()]
-    stored = next((list(h.uns[f"{column}_colors"]) for h in holders if f"{column}_colors" in h.uns), [])
-    return [str(color) for color in stored[:number]] if len(stored) >= number else category_colors(number)
+    if set(labels.categories) <= stored.keys():
+        return [stored[name] for name in labels.categories]
+    return category_colors(number)
 
 
 def _entries(drawn: pd.Categorical, colors: list[str]) -> list[tuple[str, str]]:

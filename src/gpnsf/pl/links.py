@@ -80,7 +80,7 @@ def links(
     Raises
     ------
     KeyError
-        If there are no links, none of this gene, or no place for it.
+        If there are no links, none of this gene, no place for it, or a linked peak is no longer in the modality.
     ValueError
         If none of its pairs has peaks on its chromosome.
 
@@ -134,6 +134,8 @@ def _read(
     choices([gene], genes.index, what="the place of the gene", where="the annotation")
     place, table = genes.loc[gene], data.uns[found]
     table = table[table["gene"] == gene]
+    remedy = "Run `gpnsf.tl.link_peaks` again"
+    choices(table["peak"], data.mod[atac].var_names, what="linked peaks", where=f"modality {atac!r}", remedy=remedy)
     peaks = genome.peak_positions(data.mod[atac].var.loc[table["peak"]], where=f"modality {atac!r}")
     here = (peaks["chrom"] == place["chrom"]).to_numpy()
     if not here.any():

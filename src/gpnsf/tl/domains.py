@@ -15,6 +15,7 @@ from gpnsf.checks import Rule, key_added, problem
 from gpnsf.core import clustering
 from gpnsf.core.simplex import observation_shares
 from gpnsf.palette import category_colors
+from gpnsf.tissue import owner
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -82,7 +83,7 @@ def domains(
     KeyError
         If the object has no such fit or factor.
     TypeError, ValueError
-        If an argument is of the wrong type or out of its range, or the fit has no spatial factors for ``factors="spatial"``.
+        If ``data`` is a view, an argument is of the wrong type or out of its range, or the fit has no spatial factors for ``factors="spatial"``.
 
     Notes
     -----
@@ -101,11 +102,12 @@ def domains(
     >>> mdata.obs["gpnsf_domain"].cat.categories.tolist()
     ['1', '2', '3']
     """
+    owner(data)
     fits = [results.find(data, name) for name in _keys(consensus, key)]
     _check(
         fits[0], n_domains, method=method, max_domains=max_domains, n_init=n_init, n_neighbors=n_neighbors, seed=seed
     )
-    _check_name(fits[0], key_added)
+    _check_name(fits, key_added)
     points = np.hstack([_composition(fit, factors) for fit in fits]) / np.sqrt(len(fits))  # [N, sum of T]
     record = None
     if n_domains == "auto":
@@ -136,12 +138,13 @@ def _check(fit: Fit, n_domains: int | str, *, method: str, max_domains: int, see
     """Check the options."""
     Rule(str, "kmeans", options=clustering.METHODS).check("method", method)
     n_obs = len(fit.mean)
-    Rule(int, 15, low=2, high=n_obs).check("max_domains", max_domains)
     Rule(int, 0, low=0, high=2**32 - 1).check("seed", seed)
     for name, value in sizes.items():
         Rule(int, 20, low=1).check(name, value)
     if isinstance(n_domains, str):
         Rule(str, "auto", options=("auto",)).check("n_domains", n_domains)
+        largest = clustering.subsample_size(n_obs)  # each subsample has to hold as many clusters
+        Rule(int, 15, low=2, high=largest).check("max_domains", max_domains)
         if method == "leiden":
             rule = "a number of domains for method='leiden', whose communities cannot be extended to other observations"
             raise ValueError(problem(rule, "n_domains='auto'", "Pass a number, or method='kmeans'"))
@@ -152,14 +155,14 @@ def _check(fit: Fit, n_domains: int | str, *, method: str, max_domains: int, see
         raise ImportError(problem("igraph to be installed for method='leiden'", "no such package", remedy))
 
 
-def _check_name(fit: Fit, name: str) -> None:
+def _check_name(fits: Sequence[Fit], name: str) -> None:
     """Check the name of the column."""
     Rule(str, "gpnsf_domain").check("key_added", name)
     key_added(name, ())
-    taken = [slot for slots in fit.keys.slots.values() for slot in slots]
+    taken = [slot for fit in fits for slots in fit.keys.slots.values() for slot in slots]
     if name in taken:
         remedy = "Pass for example key_added='gpnsf_domain'"
-        raise ValueError(problem("`key_added` other than the slots of the fit", repr(name), remedy))
+        raise ValueError(problem("`key_added` other than the slots of the fits", repr(name), remedy))
 
 
 def _composition(fit: Fit, factors: str | Sequence[str]) -> np.ndarray:

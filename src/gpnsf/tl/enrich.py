@@ -78,7 +78,7 @@ def enrich(
     KeyError
         If the object has no such fit, factor or modality, or the table lacks a column.
     ValueError
-        If no set has ``min_size`` features with signal, or an option is unknown.
+        If no set has ``min_size`` features with signal, an option is unknown, or features share a name.
     ImportError
         If ``method="ulm"`` and decoupler is not installed.
 
@@ -103,6 +103,9 @@ def enrich(
     (modality,) = fit.modality_names(modality)
     W = fit.loadings[modality]
     names = fit.modalities[modality].var_names[W.any(axis=1)].astype(str)
+    if not names.is_unique:
+        rule, found = f"unique var_names in modality {modality!r}", f"{names.duplicated().sum()} duplicate name(s)"
+        raise ValueError(problem(rule, found, "Call .var_names_make_unique() on it"))
     chosen = np.array([k for k in fit.factor_indices(factors) if W[:, k].any()], dtype=np.int64)
     network = _network(gene_sets)
     network = network[network["target"].isin(names)]
@@ -167,9 +170,21 @@ def _linear_model(
     W = fit.loadings[modality]
     gain = signed_gain(W)[W.any(axis=1)][:, chosen].T  # [K, P]
     statistics = pd.DataFrame(gain, index=fit.names[chosen].astype(str), columns=names)
-    score, _ = decoupler.mt.ulm(statistics, network, tmin=1, empty=False)
-    score = score.loc[statistics.index, sets].to_numpy()
+    told = ~_uniform(network, sets, len(names))  # the slope on a constant is not defined
+    score = np.zeros((len(chosen), len(sets)))
+    if told.any():
+        network = network[network["source"].isin(sets[told])]
+        found, _ = decoupler.mt.ulm(statistics, network, tmin=1, empty=False)
+        score[:, told] = found.loc[statistics.index, sets[told]]
     return score, 2 * stats.t.sf(np.abs(score), len(names) - 2)
+
+
+def _uniform(network: pd.DataFrame, sets: pd.Index, n_features: int) -> np.ndarray:
+    """Which sets [n] hold all features with the same weight, and so tell none of them from the others."""
+    groups = network.groupby("source")
+    size = groups["target"].size()
+    alike = groups["weight"].nunique() == 1 if "weight" in network else size > 0
+    return (alike & (size == n_features)).reindex(sets).to_numpy()
 
 
 def _network(gene_sets: Mapping[str, Sequence[str]] | pd.DataFrame | str | os.PathLike[str]) -> pd.DataFrame:
@@ -178,8 +193,7 @@ def _network(gene_sets: Mapping[str, Sequence[str]] | pd.DataFrame | str | os.Pa
         choices(("source", "target"), gene_sets.columns, what="columns", where="`gene_sets`")
         table = gene_sets[[name for name in ("source", "target", "weight") if name in gene_sets]].copy()
     elif isinstance(gene_sets, str | os.PathLike):
-        lines = (line.rstrip("\n").split("\t") for line in Path(gene_sets).read_text(encoding="utf-8").splitlines())
-        table = _long({fields[0]: fields[2:] for fields in lines if len(fields) > 2})  # the second field is a comment
+        table = _long(_gmt(Path(gene_sets)))
     elif isinstance(gene_sets, Mapping):
         table = _long(gene_sets)
     else:
@@ -190,6 +204,18 @@ def _network(gene_sets: Mapping[str, Sequence[str]] | pd.DataFrame | str | os.Pa
     if again.any():
         _log.info("gene_sets: %d member(s) are named again, and the first line is kept", again.sum())
     return table[~again]
+
+
+def _gmt(path: Path) -> dict[str, list[str]]:
+    """Members of each set of a file: name, comment and members by tabs; lines of one name are one set."""
+    sets: dict[str, list[str]] = {}
+    lines = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()]
+    lines = [fields for fields in lines if len(fields) > 2]
+    for name, _, *members in lines:
+        sets.setdefault(name, []).extend(members)
+    if len(sets) < len(lines):
+        _log.info("gene_sets: %d line(s) name a set again, and their members join it", len(lines) - len(sets))
+    return sets
 
 
 def _long(sets: Mapping[str, Sequence[str]]) -> pd.DataFrame:

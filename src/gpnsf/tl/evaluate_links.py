@@ -63,6 +63,8 @@ def evaluate_links(
     ------
     KeyError
         If there are no links, or a column is missing.
+    TypeError
+        If the score is no column of numbers.
     ValueError
         If no bin has both links and other pairs, or the score has missing values.
 
@@ -86,7 +88,10 @@ def evaluate_links(
     choices([found], data.uns, what="links", where="uns", remedy="Run `gpnsf.tl.link_peaks` first")
     table = data.uns[found]
     choices([score], table.columns, what="`score`", where=f"uns[{found!r}]")
-    values = table[score].to_numpy(dtype=np.float64)
+    if not pd.api.types.is_numeric_dtype(table[score]):
+        remedy = "Name a column of numbers, such as 'score'"
+        raise TypeError(problem(f"numbers in column {score!r} of the links", str(table[score].dtype), remedy))
+    values = table[score].to_numpy(dtype=np.float64, na_value=np.nan)
     if np.isnan(values).any():
         lost = f"{np.isnan(values).sum()} of {len(values)} missing"
         raise ValueError(problem(f"a score for every pair in {score!r}", lost, "Fill them in with .fillna"))

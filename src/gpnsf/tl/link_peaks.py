@@ -12,8 +12,9 @@ import pandas as pd
 from scipy.stats import false_discovery_control
 
 from gpnsf import genome, results
-from gpnsf.checks import Rule, choices, problem
+from gpnsf.checks import Rule, choices, column, problem
 from gpnsf.core import links
+from gpnsf.tissue import owner
 
 if TYPE_CHECKING:
     from mudata import MuData
@@ -30,7 +31,7 @@ _log = logging.getLogger("gpnsf")
 def link_peaks(
     mdata: MuData,
     *,
-    genes: Sequence[str] | None = None,
+    genes: str | Sequence[str] | None = None,
     annotation: pd.DataFrame | str | os.PathLike[str] | None = None,
     pairs: pd.DataFrame | None = None,
     window: int = WINDOW,
@@ -45,9 +46,10 @@ def link_peaks(
     The profile of a feature is its share of each factor, :math:`s_{jk} = w_{jk} / \sum_l |w_{jl}|`, minus the share of that
     factor in all features of the modality; backgrounds do not count. The score of a pair is the cosine of its two profiles.
 
-    The p value of a pair says how often a pair scores at least as high whose peak is near *another* gene, as far from it (bins of
-    25 kb), where both are about as specific (length of the profile; unspecific features agree with many others a little). The
-    null hypothesis is thus that near peaks are peaks like any other at that distance. It is one-sided; q values are after
+    The p value of a pair says how often a score as high is reached where the pairs of its stratum exchange their peaks: pairs as
+    far apart (bins of 25 kb) whose gene and peak are about as specific (length of the profile; unspecific features agree with
+    many others a little). Nearly all of these peaks are near other genes, but the pair itself and other peaks of its gene are
+    among them. The null hypothesis is thus that near peaks are peaks like any other at that distance. It is one-sided; q values are after
     Benjamini-Hochberg over all pairs. Profiles over K factors take few distinct directions: a peak that shares the main
     factor of a gene by chance looks like a link, so q values are seldom small, and the ranking says more than their number.
 
@@ -69,7 +71,7 @@ def link_peaks(
     rna, atac
         Names of the modalities.
     n_permutations
-        Other peaks that each gene is compared with, drawn at random where there are more.
+        Peaks of a stratum that each of its genes is compared with, drawn at random where there are more.
     seed
         Seed of these draws.
     key
@@ -80,7 +82,7 @@ def link_peaks(
     KeyError
         If the object has no such fit, modality, gene or peak, or the annotation lacks a column.
     ValueError
-        If a peak has no readable place, or there is no pair.
+        If ``mdata`` is a view, the fit has one factor only, a peak has no readable place, or there is no pair.
 
     Notes
     -----
@@ -104,16 +106,22 @@ def link_peaks(
     Rule(int, WINDOW, low=0).check("window", window)
     Rule(int, 500, low=20).check("n_permutations", n_permutations)
     Rule(int, 0, low=0).check("seed", seed)
+    owner(mdata)
     fit = results.find(mdata, key)
+    if len(fit.names) < 2:
+        rule = "at least two factors, whose shares differ between features"
+        raise ValueError(problem(rule, f"{fit.names[0]!r} alone", "Fit more factors"))
     names = [_names(fit, name) for name in (rna, atac)]
     if genes is not None:
+        genes = [genes] if isinstance(genes, str) else list(genes)
         choices(genes, names[0], what="genes", where=f"modality {rna!r}")
     table = _near(fit, rna, atac, annotation, window) if pairs is None else _given(fit, rna, atac, annotation, pairs)
     profiles, lengths = zip(*(links.profiles(fit.loadings[name]) for name in (rna, atac)), strict=True)
-    i, j = (known.get_indexer(table[column]) for known, column in zip(names, PAIR, strict=True))
+    i, j = (known.get_indexer(table[kind]) for known, kind in zip(names, PAIR, strict=True))
     told = (lengths[0][i] > 0) & (lengths[1][j] > 0)
-    if not told.any():
-        found = f"none among {len(table)} pairs"
+    asked = told if genes is None else told & table["gene"].isin(genes).to_numpy()
+    if not asked.any():
+        found = f"none among {len(table)} pairs" + ("" if genes is None else " of the `genes`")
         remedy = "Check that genes and peaks are placed on the same genome, or raise `window`"
         raise ValueError(problem("pairs of a gene and a peak with signal", found, remedy))
     table, i, j = table[told].copy(), i[told], j[told]
@@ -121,8 +129,8 @@ def link_peaks(
     table["score"] = links.pair_scores(*profiles, i, j)
     table["p"] = links.pair_p_values(*profiles, i, j, stratum, n_permutations=n_permutations, seed=seed)
     if genes is not None:
-        table = table[table["gene"].isin(list(genes))].copy()
-    table["q"] = false_discovery_control(table["p"]) if len(table) else table["p"]
+        table = table[asked[told]].copy()
+    table["q"] = false_discovery_control(table["p"])
     mdata.uns[fit.keys.links] = table.sort_values(["p", "score"], ascending=[True, False], ignore_index=True)
 
 
@@ -171,15 +179,19 @@ def _near(fit: results.Fit, rna: str, atac: str, annotation: Any, window: int) -
 def _given(fit: results.Fit, rna: str, atac: str, annotation: Any, pairs: pd.DataFrame) -> pd.DataFrame:
     """The pairs asked for, with the distance that they bring, or that the annotation gives."""
     table = pair_table(pairs, argument="pairs")
-    for column, modality in zip(PAIR, (rna, atac), strict=True):
+    for kind, modality in zip(PAIR, (rna, atac), strict=True):
         choices(
-            table[column],
+            table[kind],
             fit.modalities[modality].var_names,
-            what=f"{column}s in `pairs`",
+            what=f"{kind}s in `pairs`",
             where=f"modality {modality!r}",
         )
     if "distance" in pairs:
-        return table.assign(distance=pairs["distance"].to_numpy(dtype=np.float64))
+        distance = column(pairs, "distance", where="`pairs`")
+        if not pd.api.types.is_numeric_dtype(distance):
+            remedy = "Convert it with pandas.to_numeric"
+            raise TypeError(problem("numbers of bases in column 'distance' of `pairs`", str(distance.dtype), remedy))
+        return table.assign(distance=distance.to_numpy(dtype=np.float64, na_value=np.nan))
     table["distance"] = np.nan
     if annotation is not None:
         places = gene_places(fit, rna, annotation)

@@ -12,6 +12,7 @@ from mudata import MuData
 from gpnsf import genome
 from gpnsf.checks import choices
 from gpnsf.keys import NEAREST, NEAREST_DISTANCE
+from gpnsf.tissue import owner
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -43,7 +44,7 @@ def nearest_genes(
     KeyError
         If a modality, or a column of the annotation, is missing.
     ValueError
-        If a peak has no readable place.
+        If a peak has no readable place, or ``data`` is a view.
 
     Notes
     -----
@@ -59,6 +60,7 @@ def nearest_genes(
     >>> bool((mdata["atac"].var["nearest_gene"] != "").all())
     True
     """
+    owner(data)
     mods = dict(data.mod) if isinstance(data, MuData) else {atac: data}
     choices([atac] if annotation is not None else [atac, rna], mods, what="modalities", where="the data")
     var = mods[atac].var
@@ -66,5 +68,5 @@ def nearest_genes(
     genes = genome.genes_of(annotation, mods[rna].var if rna in mods else var, where=f"var of {rna!r}")
     found = genome.nearest(peaks, genes)
     near, has = genes.iloc[np.maximum(found, 0)], found >= 0
-    var[NEAREST] = np.where(has, near.index, "").astype(object)
-    var[NEAREST_DISTANCE] = np.where(has, genome.signed_distance(near, peaks), np.nan)
+    mods[atac].var[NEAREST] = np.where(has, near.index, "").astype(object)
+    mods[atac].var[NEAREST_DISTANCE] = np.where(has, genome.signed_distance(near, peaks), np.nan)
