@@ -5,7 +5,7 @@ import pytest
 import scipy.sparse as sp
 
 from gpnsf.core import metrics
-from gpnsf.core.shrinkage import best_strength, shrunk
+from gpnsf.core.shrinkage import best_strength, known, shrunk
 
 
 def drawn(likelihood, mean, *, structure, n_obs=300, n_features=60, seed=0):
@@ -23,7 +23,7 @@ def drawn(likelihood, mean, *, structure, n_obs=300, n_features=60, seed=0):
         dense = counts.toarray()
         ratio = np.where(dense > 0, 1 / -np.expm1(-rate) if likelihood == "bernoulli" else dense / rate, 0)
         W = W * (ratio.T @ factors) / factors.sum(axis=0)
-    return counts, np.ones(n_obs), factors, W
+    return counts, np.ones(n_obs), factors, W, np.zeros(n_obs, dtype=np.int64), np.ones((1, n_features))
 
 
 @pytest.mark.parametrize("likelihood", ["nb", "bernoulli"])
@@ -34,10 +34,10 @@ def test_features_without_structure_are_pulled_far_and_others_are_not(likelihood
 
 @pytest.mark.parametrize("likelihood", ["poisson", "bernoulli"])
 def test_the_pull_improves_predictions_of_new_counts(likelihood):
-    counts, size, factors, W = drawn(likelihood, 0.05, structure=0.4)
-    new, _, new_factors, _ = drawn(likelihood, 0.05, structure=0.4, seed=1)
+    counts, size, factors, W, *batches = drawn(likelihood, 0.05, structure=0.4)
+    new, _, new_factors, *_ = drawn(likelihood, 0.05, structure=0.4, seed=1)
     mean, n_counts = metrics.null_rates(likelihood, counts, size), np.asarray(counts.sum(axis=0)).ravel()
-    strength = best_strength(likelihood, counts, size, factors, W)
+    strength = best_strength(likelihood, counts, size, factors, W, *batches)
     before, after, flat = (
         metrics.deviance(likelihood, new, new_factors, shrunk(W, mean, n_counts, a) + 1e-6)[0]
         for a in (0.0, strength, 1e9)
@@ -53,3 +53,32 @@ def test_what_is_pulled_keeps_its_mean():
     np.testing.assert_allclose(result.sum(axis=1), mean)
     np.testing.assert_array_equal(shrunk(W, mean, np.zeros(2), 0.0), W)
     np.testing.assert_allclose(shrunk(W, mean, np.zeros(2), 1.0)[:, -1], mean)
+
+
+def test_counts_are_added_up_and_open_entries_are_counted():
+    counts = sp.csr_matrix(np.array([[4.0, 0.0], [2.0, 1.0]]))
+    size, batch, multipliers = np.array([1.0, 3.0]), np.array([0, 1]), np.array([[2.0, 1.0], [1.0, 1.0]])
+    mean, n_counts = known("nb", counts, size, batch, multipliers)
+    np.testing.assert_array_equal(n_counts, [6, 1])
+    np.testing.assert_allclose(mean, [6 / 5, 1 / 4])
+    np.testing.assert_array_equal(known("bernoulli", counts, size, batch, multipliers, extra=0.5)[1], [2.5, 1.5])
+
+
+def test_features_without_loadings_have_no_say():
+    counts, size, factors, W, batch, multipliers = drawn("nb", 0.5, structure=1.0)
+    expected = best_strength("nb", counts, size, factors, W, batch, multipliers)
+    more = sp.csr_matrix(sp.hstack([counts, np.ones((300, 1))]))
+    W, multipliers = np.vstack([W, np.zeros(3)]), np.ones((1, 61))
+    assert best_strength("nb", more, size, factors, W, batch, multipliers) == expected
+
+
+@pytest.mark.parametrize("likelihood", ["nb", "bernoulli"])
+def test_multipliers_of_batches_are_no_structure(likelihood):
+    batch, rng = np.arange(600) % 2, np.random.default_rng(2)
+    factors = np.column_stack([1.9 * (batch == 0) + 0.05, 1.9 * (batch == 1) + 0.05, np.ones(600)])
+    multipliers = np.stack([np.where(rng.random(60) < 0.5, 20.0, 1.0), np.ones(60)])
+    counts = sp.csr_matrix(rng.poisson(0.05 * multipliers[batch]).astype(np.float32))
+    counts.data = np.minimum(counts.data, 1 if likelihood == "bernoulli" else np.inf)
+    given = counts, np.ones(600), factors, np.full((60, 3), 0.02), batch
+    assert best_strength(likelihood, *given, multipliers) >= 30
+    assert best_strength(likelihood, *given, np.ones((2, 60))) < 30

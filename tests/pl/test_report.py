@@ -12,6 +12,7 @@ from html.parser import HTMLParser
 import fitted
 import matplotlib.image as mpimg
 import numpy as np
+import pandas as pd
 import pytest
 
 import gpnsf
@@ -202,3 +203,29 @@ def test_a_browser_shows_the_page(fit, tmp_path):
         [browser, *options, "--window-size=1100,6000", f"--screenshot={shot}", address], timeout=120, check=True
     )
     assert np.ptp(mpimg.imread(shot)[..., :3]) > 0.9
+
+
+@pytest.mark.parametrize("places", ["none", "nobody", "other names"])
+def test_links_without_places_have_a_table_alone(places, tmp_path):
+    data = fitted.mudata(n_obs=64)
+    peak = data["atac"].var_names[0]
+    data.uns["gpnsf_links"] = pd.DataFrame({"gene": ["Gene1"], "peak": [peak], "score": [0.5], "q": [0.1]})
+    if places == "nobody":
+        data.uns["gpnsf_links"] = data.uns["gpnsf_links"][:0]
+    if places == "other names":
+        data.mod["genes"] = data.mod.pop("rna")
+        data.update()
+        for name in ("likelihoods", "variance_explained"):
+            data.uns["gpnsf"][name]["genes"] = data.uns["gpnsf"][name].pop("rna")
+        data.uns["gpnsf"]["modalities"] = ["genes", "atac"]
+    page = written(data, tmp_path / "fit.html")
+    assert "Not complete" not in page.text
+    assert ("Gene-peak links" in page.text) == (places != "nobody")
+    assert not any("Arcs" in image["alt"] for image in page.all("img"))
+
+
+def test_columns_may_share_a_name():
+    frame = pd.DataFrame([["a", 1.5]], columns=["factor", "factor"])
+    page = Page(html.table(frame, "Twice."))
+    assert [word for word in page.words if word.strip()] == ["Twice.", "factor", "factor", "a", "1.5"]
+    assert len([cell for cell in page.all("td") if cell.get("class") == "number"]) == 1

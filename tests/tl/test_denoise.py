@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import anndata
+import fitted
 import mudata
 import numpy as np
 import pytest
@@ -194,3 +195,28 @@ def test_signed_factors_have_no_shares(adata):
         rtol=1e-3,
         atol=1e-4,
     )
+
+
+def test_only_the_counts_that_are_needed_are_read(data):
+    data["rna"].X = None
+    gpnsf.tl.denoise(data, modality="atac")
+    gpnsf.tl.impute(data, modality="rna", shrinkage=0.0)
+    with pytest.raises(ValueError, match="counts in X of modality 'rna'"):
+        gpnsf.tl.impute(data, modality="rna")
+
+
+def test_own_depth_has_the_multipliers_of_the_batch():
+    data = fitted.anndata(n_obs=64)
+    gpnsf.tl.denoise(data, depth="own", shrinkage=0.0, layer_added="before")
+    data.obs["batch"] = np.where(np.arange(64) < 20, "a", "b")
+    data.varm["gpnsf_batch"] = np.tile([[2.0, 0.5]], (data.n_vars, 1))
+    data.uns["gpnsf"] |= {"batches": ["a", "b"]}
+    data.uns["gpnsf"]["params"]["batch_key"] = "batch"
+    gpnsf.tl.denoise(data, depth="own", shrinkage=0.0)
+    factor = np.where(np.arange(64) < 20, 2.0, 0.5)[:, None]
+    np.testing.assert_allclose(data.layers[LAYER], factor * data.layers["before"], rtol=1e-5)
+
+
+def test_one_factor_makes_no_neighbours():
+    with pytest.raises(ValueError, match="at least 2 factors for method='similarity'"):
+        gpnsf.tl.denoise(fitted.anndata(n_obs=64, n_factors=1, n_spatial=1), method="similarity")

@@ -12,7 +12,7 @@ import scipy.sparse as sp
 
 from gpnsf.core import metrics
 
-__all__ = ["LIKELIHOODS", "best_strength", "shrunk"]
+__all__ = ["LIKELIHOODS", "best_strength", "known", "shrunk"]
 
 LIKELIHOODS = {
     "nb": "poisson",
@@ -35,36 +35,71 @@ def shrunk(loadings: np.ndarray, mean: np.ndarray, n_counts: np.ndarray, strengt
     return result
 
 
+def known(
+    likelihood: str,
+    counts: sp.csr_matrix,
+    size: np.ndarray,
+    batch: np.ndarray,
+    multipliers: np.ndarray,
+    *,
+    extra: float = 0.0,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean rate [P] of each feature and how many counts [P] it has; those of open chromatin are open entries.
+
+    Rates of a batch are mean rates times its multipliers [S, P]; for open chromatin that holds to first order.
+    """
+    kind = LIKELIHOODS[likelihood]
+    mean = metrics.null_rates(kind, counts, size, pseudocount=extra)
+    mean = mean * size.sum() / (np.bincount(batch, size, minlength=len(multipliers)) @ multipliers)
+    n_counts = np.bincount(counts.indices, None if kind == "bernoulli" else counts.data, minlength=counts.shape[1])
+    return mean, n_counts + extra
+
+
 def best_strength(
-    likelihood: str, counts: sp.csr_matrix, size: np.ndarray, factors: np.ndarray, loadings: np.ndarray
+    likelihood: str,
+    counts: sp.csr_matrix,
+    size: np.ndarray,
+    factors: np.ndarray,
+    loadings: np.ndarray,
+    batch: np.ndarray,
+    multipliers: np.ndarray,
 ) -> float:
-    """The strength with the smallest deviance on rows whose counts the loadings have not seen; factors [n, K+1] are given."""
+    """The strength with the smallest deviance on rows whose counts the loadings have not seen.
+
+    Given are factors [n, K+1], the batch [n] of each row and the multipliers [S, P]. Features without loadings say nothing.
+    """
     kind, rng = LIKELIHOODS[likelihood], np.random.default_rng(0)
     wanted = min(FEATURES, int(counts.shape[1] * NONZEROS / max(counts.nnz, 1)) + 1)
-    seen = np.flatnonzero(counts.getnnz(axis=0))
+    seen = np.flatnonzero((counts.getnnz(axis=0) > 0) & loadings.any(axis=1))
     sample = np.sort(rng.permutation(seen)[:wanted])
-    counts, A = sp.csr_matrix(counts[:, sample]), size[:, None] * factors
+    counts, A, multipliers = sp.csr_matrix(counts[:, sample]), size[:, None] * factors, multipliers[:, sample]
     fold = rng.permutation(len(A)) % N_FOLDS
     total = np.zeros(len(STRENGTHS))
     for number in range(N_FOLDS):
         train = fold != number
-        n_counts = np.bincount(counts[train].indices, minlength=len(sample)) + HALF
-        mean = metrics.null_rates(kind, counts, size, rows=train, pseudocount=HALF)
-        W = _updated(kind, counts[train], A[train], loadings[sample])
+        mean, n_counts = known(likelihood, counts[train], size[train], batch[train], multipliers, extra=HALF)
+        W = _updated(kind, counts[train], A[train], loadings[sample], batch[train], multipliers)
         for i, strength in enumerate(STRENGTHS):
-            total[i] += metrics.deviance(kind, counts, A, shrunk(W, mean, n_counts, strength), rows=~train)[0]
+            pulled = shrunk(W, mean, n_counts, strength)
+            for code, own in enumerate(multipliers):
+                judged = ~train & (batch == code)
+                total[i] += metrics.deviance(kind, counts, A, pulled * own[:, None], rows=judged)[0]
     return float(STRENGTHS[np.argmin(total)])
 
 
-def _updated(kind: str, counts: sp.csr_matrix, A: np.ndarray, W: np.ndarray) -> np.ndarray:
+def _updated(
+    kind: str, counts: sp.csr_matrix, A: np.ndarray, W: np.ndarray, batch: np.ndarray, multipliers: np.ndarray
+) -> np.ndarray:
     """Expectation-maximisation steps of the loadings [P, K+1] on other rows, given the factors.
 
     An open peak stands for ``r / (1 - exp(-r))`` events.
     """
     W = np.maximum(W, FLOOR * W.sum(axis=1, keepdims=True)).astype(np.float64)
-    row, exposure = np.repeat(np.arange(counts.shape[0]), np.diff(counts.indptr)), A.sum(axis=0)
+    row = np.repeat(np.arange(counts.shape[0]), np.diff(counts.indptr))
+    own = multipliers[batch[row], counts.indices]
+    exposure = sum(np.outer(m, A[batch == code].sum(axis=0)) for code, m in enumerate(multipliers))
     for _ in range(N_STEPS):
         rate = np.einsum("nk,nk->n", A[row], W[counts.indices])
-        ratio = 1 / -np.expm1(-rate) if kind == "bernoulli" else counts.data / rate
+        ratio = own / -np.expm1(-own * rate) if kind == "bernoulli" else counts.data / rate
         W = W * (sp.csr_matrix((ratio, counts.indices, counts.indptr), shape=counts.shape).T @ A) / exposure
     return W

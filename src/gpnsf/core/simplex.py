@@ -12,13 +12,14 @@ __all__ = [
     "importance_std",
     "observation_importance",
     "observation_shares",
+    "to_one",
     "top_factor",
 ]
 
 
-def _rows_to_one(values: np.ndarray) -> np.ndarray:
-    """Divide each row by its sum; rows without mass stay zero."""
-    total = values.sum(axis=1, keepdims=True)
+def to_one(values: np.ndarray, *, axis: int = 1) -> np.ndarray:
+    """Divide each row, or each column with ``axis=0``, by its sum; what has no mass stays zero."""
+    total = values.sum(axis=axis, keepdims=True)
     return np.divide(values, total, out=np.zeros_like(values), where=total > 0)
 
 
@@ -29,13 +30,13 @@ def feature_style(factors: np.ndarray, loadings: np.ndarray) -> tuple[np.ndarray
     """
     mass = factors.sum(axis=0)  # [K]
     scaled = loadings * mass  # [P, K]
-    return factors / mass, _rows_to_one(scaled), scaled.sum(axis=1)
+    return factors / mass, to_one(scaled), scaled.sum(axis=1)
 
 
 def observation_shares(factors: np.ndarray, loadings: Mapping[str, np.ndarray]) -> np.ndarray:
     """Shares [N, K] of each factor in the expected signal of a spot: ``H_ik sum_j W_jk``, rows summing to one."""
     mass = np.sum([W.sum(axis=0, dtype=np.float64) for W in loadings.values()], axis=0)  # [K]
-    return _rows_to_one(factors * mass)
+    return to_one(factors * mass)
 
 
 def observation_importance(
@@ -47,7 +48,7 @@ def observation_importance(
 
 def feature_importance(loadings: np.ndarray, is_spatial: np.ndarray) -> np.ndarray:
     """Share [P] of the expected signal of a feature that comes from spatial factors (factors have mean one)."""
-    return _rows_to_one(np.abs(loadings).astype(np.float64))[:, is_spatial].sum(axis=1)
+    return to_one(np.abs(loadings).astype(np.float64))[:, is_spatial].sum(axis=1)
 
 
 def _magnitudes(loadings: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -115,7 +115,7 @@ def shown(value: Any) -> str:
 
 def table(frame: pd.DataFrame, caption: str) -> str:
     """A table whose first column names its rows; columns of numbers are set to the right."""
-    kinds = [' class="number"' if frame[name].dtype.kind in "iuf" else "" for name in frame]
+    kinds = [' class="number"' if kind.kind in "iuf" else "" for kind in frame.dtypes]
     head = "".join(f'<th scope="col"{kind}>{escape(str(name))}</th>' for name, kind in zip(frame, kinds, strict=True))
     lines = [_line([shown(value) for value in row], kinds) for row in frame.itertuples(index=False)]
     body = "\n".join(lines)

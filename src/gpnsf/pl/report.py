@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from gpnsf import pl, results
+from gpnsf import genome, pl, results
 from gpnsf.checks import problem
 from gpnsf.observed import counts_of, used
 from gpnsf.pl import html
@@ -190,11 +190,12 @@ def _factors(fit: Fit) -> Iterator[str]:
 
 def _features(fit: Fit) -> Iterator[str]:
     """What the factors stand for."""
-    lines: list[dict[str, str]] = []
+    lines: list[list[str]] = []
     for k, factor in enumerate(fit.names):
-        tables = {m: results.ranked(fit, m, k, n_features=NAMED, method="lift") for m in fit.modalities}
-        lines.append({"factor": factor} | {name: ", ".join(table["feature"]) for name, table in tables.items()})
-    yield html.table(pd.DataFrame(lines), f"The {NAMED} best features of each factor by lift, best first.")
+        tables = [results.ranked(fit, name, k, n_features=NAMED, method="lift") for name in fit.modalities]
+        lines.append([factor, *(", ".join(table["feature"]) for table in tables)])
+    frame = pd.DataFrame(lines, columns=["factor", *fit.modalities])
+    yield html.table(frame, f"The {NAMED} best features of each factor by lift, best first.")
     yield _picture(
         fit, "top_features", "Best features of each factor with their scores", "Best features of each factor."
     )
@@ -226,7 +227,8 @@ def _importance(fit: Fit) -> Iterator[str]:
 def _variance_explained(fit: Fit) -> Iterator[str]:
     """Modality by factor."""
     found = {name: _per_factor(fit, values, name) for name, values in fit.uns["variance_explained"].items()}
-    frame = pd.DataFrame({"factor": fit.names, **{name: 100 * values for name, values in found.items()}})
+    columns = [pd.Series(100 * values, name=name) for name, values in found.items()]
+    frame = pd.concat([pd.Series(fit.names, name="factor"), *columns], axis=1)
     yield html.table(frame, "Variance explained by each factor in each modality, in %.")
 
 
@@ -234,8 +236,21 @@ def _links(fit: Fit) -> Iterator[str]:
     """The best pairs, and the gene that has the best one."""
     table = fit.data.uns[fit.keys.links]
     yield html.table(table.head(N_LINKS), f"The best {min(N_LINKS, len(table))} of {len(table):,} pairs.")
-    alt = "Arcs from the start of a gene to its peaks"
-    yield _picture(fit, "links", alt, "The gene of the best pair.", gene=str(table["gene"].iloc[0]))
+    gene = str(table["gene"].iloc[0])
+    if _has_place(fit, gene):
+        yield _picture(
+            fit, "links", "Arcs from the start of a gene to its peaks", "The gene of the best pair.", gene=gene
+        )
+
+
+def _has_place(fit: Fit, gene: str) -> bool:
+    """Whether ``var`` says where a gene is, which links do not need: they may come from an annotation or other modalities."""
+    if not {"rna", "atac"} <= set(fit.modalities):
+        return False
+    try:
+        return gene in genome.genes_of(None, fit.modalities["rna"].var, where="var of 'rna'").index
+    except (KeyError, ValueError):
+        return False
 
 
 def _domains(fit: Fit) -> Iterator[str]:
@@ -266,6 +281,6 @@ SECTIONS = (
     _Section("Observed features", _observed, lambda fit: fit.has_coords),
     _Section("Spatial importance", _importance),
     _Section("Variance explained", _variance_explained, lambda fit: bool(fit.uns.get("variance_explained"))),
-    _Section("Gene-peak links", _links, lambda fit: fit.keys.links in fit.data.uns),
+    _Section("Gene-peak links", _links, lambda fit: len(fit.data.uns.get(fit.keys.links, ())) > 0),
     _Section("Domains", _domains, lambda fit: DOMAINS in fit.data.obs and fit.has_coords),
 )

@@ -15,11 +15,11 @@ from anndata import AnnData
 from gpnsf import results
 from gpnsf.checks import Rule, problem
 from gpnsf.core.expected import expected
-from gpnsf.core.metrics import null_rates
-from gpnsf.core.shrinkage import LIKELIHOODS, best_strength, shrunk
+from gpnsf.core.shrinkage import LIKELIHOODS, best_strength, known, shrunk
 from gpnsf.core.similarity import mean_rates, similar
 from gpnsf.core.simplex import observation_shares
 from gpnsf.keys import SPATIAL
+from gpnsf.observed import held_out
 from gpnsf.reader import memory_budget
 from gpnsf.tissue import editable, open_tissue
 from gpnsf.tl.reread import reread
@@ -73,8 +73,8 @@ def denoise(
     method
         "model" (a dense layer) or "similarity" (a sparse one).
     depth
-        "mean" gives values at size factor 1, which removes the depth of the observation; "own" at its own size factor,
-        what should have been counted. Observations that were held out have size factor 1.
+        "mean" gives values at size factor 1, which removes the depth of the observation; "own" at its own size factor
+        and with the multipliers of its batch, what should have been counted. Observations that were held out have size factor 1.
     shrinkage
         Number of counts by which features are pulled towards their mean, for ``method="model"``: a feature with as many
         counts is half its mean. None for the number that predicts counts of other observations best, by cross-validation
@@ -98,12 +98,12 @@ def denoise(
         If the object has no such fit or modality.
     ValueError, TypeError
         If an option is unknown, the layer would take more than ``gpnsf.settings.memory_budget`` bytes, or factors have a
-        sign where similarities are asked for.
+        sign, or there is only one, where similarities are asked for.
 
     Notes
     -----
     Reads ``obsm["X_gpnsf"]``, ``varm["gpnsf_loadings"]``, ``var["gpnsf_background"]`` and the counts that were fitted. Writes ``layers["gpnsf_denoised"]`` of each modality, float32 [n, P]; 0
-    for features that the fit left out. Multipliers of batches are left out.
+    for features that the fit left out. Multipliers of batches have a part with ``depth="own"`` and ``method="model"`` alone.
 
     Examples
     --------
@@ -118,9 +118,8 @@ def denoise(
     Rule(str, "gpnsf_denoised").check("layer_added", layer_added)
     open_tissue(data)
     fit = results.find(data, key)
-    measured = _measured(fit)
     layers = {
-        name: _values(fit, name, fit.rows[name], fit.feature_indices(name, None), options, measured[name])
+        name: _values(fit, name, fit.rows[name], fit.feature_indices(name, None), options)
         for name in fit.modality_names(modality)
     }
     data = editable(data, copy=copy)
@@ -169,7 +168,7 @@ def impute(
         If the object has no such fit, modality or feature.
     ValueError, TypeError
         If an option is unknown, the values would take more than ``gpnsf.settings.memory_budget`` bytes, or factors have a
-        sign where similarities are asked for.
+        sign, or there is only one, where similarities are asked for.
 
     Notes
     -----
@@ -189,9 +188,10 @@ def impute(
     (name,) = fit.modality_names(modality)
     seen = fit.loadings[name].any(axis=1) | (fit.var(name, fit.keys.background) != 0)
     chosen = np.flatnonzero(seen) if features is None else fit.feature_indices(name, features)
-    measured = _measured(fit)[name]
-    values = _values(fit, name, np.arange(len(fit.mean)), chosen, options, measured)
-    obs = pd.DataFrame({"measured": measured.view.observed}, index=fit.data.obs_names.copy())
+    values = _values(fit, name, np.arange(len(fit.mean)), chosen, options)
+    measured = np.zeros(len(fit.mean), dtype=bool)
+    measured[fit.rows[name]] = ~held_out(fit, name)
+    obs = pd.DataFrame({"measured": measured}, index=fit.data.obs_names.copy())
     obsm = {SPATIAL: fit.coords.copy()} if fit.has_coords else {}
     return AnnData(values, obs=obs, var=fit.modalities[name].var.iloc[chosen].copy(), obsm=obsm)
 
@@ -217,60 +217,78 @@ class _Measured:
     view: View
     used: np.ndarray  # [P_full] bool: features whose counts it has
 
+    @property
+    def size(self) -> np.ndarray:
+        """Size factors [N]; 1 where the fit has seen nothing."""
+        return np.where(self.view.observed, self.view.size, 1.0)
 
-def _measured(fit: Fit) -> dict[str, _Measured]:
-    """Read the counts of all modalities once more."""
-    dataset, layout = reread(fit)
-    return {view.name: _Measured(view, layout.features[view.name]) for view in dataset.loaded().views}
+
+def _read(fit: Fit, name: str) -> _Measured:
+    """Read the counts of one modality once more."""
+    dataset, layout = reread(fit, name)
+    (view,) = dataset.loaded().views
+    return _Measured(view, layout.features[name])
 
 
-def _values(
-    fit: Fit, name: str, rows: np.ndarray, chosen: np.ndarray, options: _Options, measured: _Measured
-) -> np.ndarray | sp.csr_matrix:
-    """Values [n, features] of some rows of the object and some features of one modality."""
-    size = np.where(measured.view.observed, measured.view.size, 1.0)[rows] if options.depth == "own" else None
+def _values(fit: Fit, name: str, rows: np.ndarray, chosen: np.ndarray, options: _Options) -> np.ndarray | sp.csr_matrix:
+    """Values [n, features] of some rows of the object and some features of one modality; counts are read if need be."""
     if options.method == "similarity":
-        return _by_similarity(fit, name, rows, chosen, size, measured, options.n_neighbors)
+        return _by_similarity(fit, name, rows, chosen, options)
     _check_memory(4 * len(rows) * len(chosen), (len(rows), len(chosen)), name)
     W = np.column_stack([fit.loadings[name], fit.var(name, fit.keys.background)])
-    if options.shrinkage != 0 and fit.likelihoods[name] in LIKELIHOODS and not fit.signed:
-        W[measured.used] = _pulled(fit, name, W[measured.used], measured.view, options.shrinkage)
-    return expected(fit.likelihoods[name], fit.mean[rows], W[chosen, :-1], W[chosen, -1], size)
+    pull = options.shrinkage != 0 and fit.likelihoods[name] in LIKELIHOODS and not fit.signed
+    measured = _read(fit, name) if pull or options.depth == "own" else None
+    if measured is not None and pull:
+        W[measured.used] = _pulled(fit, name, W[measured.used], measured, options.shrinkage)
+    if measured is None or options.depth == "mean":
+        return expected(fit.likelihoods[name], fit.mean[rows], W[chosen, :-1], W[chosen, -1])
+    return _at_own_depth(fit, name, W[chosen], chosen, measured.size[rows])
 
 
-def _pulled(fit: Fit, name: str, W: np.ndarray, view: View, strength: float | None) -> np.ndarray:
+def _at_own_depth(fit: Fit, name: str, W: np.ndarray, chosen: np.ndarray, size: np.ndarray) -> np.ndarray:
+    """Values [n, features] of the cells of a modality at their size factors, batch by batch."""
+    batch, multipliers = fit.batches(name)
+    values = np.empty((len(batch), len(chosen)), dtype=np.float32)
+    for code, own in enumerate(multipliers):
+        cells, loadings = batch == code, W * own[chosen, None]
+        factors = fit.mean[fit.rows[name][cells]]
+        values[cells] = expected(fit.likelihoods[name], factors, loadings[:, :-1], loadings[:, -1], size[cells])
+    return values
+
+
+def _pulled(fit: Fit, name: str, W: np.ndarray, measured: _Measured, strength: float | None) -> np.ndarray:
     """Loadings and background [P, K+1] of a modality, pulled towards the mean of each feature."""
-    rows, kind = np.flatnonzero(view.observed), fit.likelihoods[name]
+    view, kind = measured.view, fit.likelihoods[name]
+    rows = np.flatnonzero(view.observed)
     counts, size = view.counts[rows], view.size[rows].astype(np.float64)
+    codes, multipliers = fit.batches(name)
+    batch = np.zeros(len(fit.mean), dtype=np.int64)
+    batch[fit.rows[name]] = codes
+    batches = batch[rows], multipliers[:, measured.used]
     if strength is None:
         factors = np.column_stack([fit.mean[rows], np.ones(len(rows))]).astype(np.float64)
-        strength = best_strength(kind, counts, size, factors, W)
+        strength = best_strength(kind, counts, size, factors, W, *batches)
         _logger.info("features of %r are pulled towards their mean by %.3g counts", name, strength)
-    n_counts = np.bincount(counts.indices, minlength=len(W))
-    return shrunk(W, null_rates(LIKELIHOODS[kind], counts, size), n_counts, strength)
+    return shrunk(W, *known(kind, counts, size, *batches), strength)
 
 
-def _by_similarity(
-    fit: Fit,
-    name: str,
-    rows: np.ndarray,
-    chosen: np.ndarray,
-    size: np.ndarray | None,
-    measured: _Measured,
-    n_neighbors: int,
-) -> sp.csr_matrix:
+def _by_similarity(fit: Fit, name: str, rows: np.ndarray, chosen: np.ndarray, options: _Options) -> sp.csr_matrix:
     """Means [n, features] of the counts of similar observations, for some rows of the object."""
     if fit.signed:
         remedy = "Pass method='model'"
         raise ValueError(problem("nonnegative factors for method='similarity'", "factors with a sign", remedy))
+    if len(fit.names) == 1:
+        rule, remedy = "at least 2 factors for method='similarity'", "Pass method='model', or fit more factors"
+        raise ValueError(problem(rule, "1, whose share is 1 in all observations", remedy))
+    measured = _read(fit, name)
     seen = np.flatnonzero(measured.view.observed)
     counts = _selected(measured.view.counts[seen], measured.used, chosen)
-    n_values = min(len(rows) * len(chosen), n_neighbors * counts.nnz)
+    n_values = min(len(rows) * len(chosen), options.n_neighbors * counts.nnz)
     _check_memory(8 * n_values, (len(rows), len(chosen)), name)
     shares = observation_shares(fit.mean, {name: fit.loadings[name]})
-    rates = mean_rates(similar(shares, seen, n_neighbors=n_neighbors)[rows], counts, measured.view.size[seen])
-    if size is not None:
-        rates = sp.csr_matrix(sp.diags(size.astype(np.float32)) @ rates)
+    rates = mean_rates(similar(shares, seen, n_neighbors=options.n_neighbors)[rows], counts, measured.view.size[seen])
+    if options.depth == "own":
+        rates = sp.csr_matrix(sp.diags(measured.size[rows].astype(np.float32)) @ rates)
     if fit.likelihoods[name].startswith("bernoulli"):
         rates.data = np.minimum(rates.data, 1.0)
     return rates

@@ -15,12 +15,16 @@ __all__ = ["reread"]
 ARGUMENTS = ("layers", "use_var", "spatial_key", "library_key", "size_factors", "modality_weights", "holdout_key")
 
 
-def reread(fit: Fit) -> tuple[Dataset, bridge.Layout]:
-    """What :func:`gpnsf.tl.fit` has read, by the arguments that it left in ``uns``."""
+def reread(fit: Fit, modality: str | None = None) -> tuple[Dataset, bridge.Layout]:
+    """What :func:`gpnsf.tl.fit` has read, by the arguments that it left in ``uns``; of one modality alone if it is named."""
+    arguments = {name: fit.params[name] for name in ARGUMENTS if name in fit.params}
+    column = arguments.get("use_var")
+    if isinstance(column, str):  # one name holds for the modalities that have the column
+        arguments["use_var"] = {name: column for name, mod in fit.modalities.items() if column in mod.var}
     return bridge.read(
         fit.data,
-        modalities=list(fit.modalities),
+        modalities=list(fit.modalities) if modality is None else [modality],
         likelihoods=fit.likelihoods,
         spatial=bool(fit.is_spatial.any()),
-        **{name: fit.params[name] for name in ARGUMENTS if name in fit.params},
+        **arguments,
     )

@@ -9,6 +9,7 @@ import pandas as pd
 
 from gpnsf import results
 from gpnsf.checks import Rule
+from gpnsf.core.simplex import to_one
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -72,8 +73,8 @@ def variance_explained(data: AnnData | MuData, *, private: float = 0.9, key: str
     fit = results.find(data, key)
     explained = fit.explained  # [modalities, K]
     signal = np.maximum(explained, 0.0)
-    relative = _to_one(signal, axis=1)
-    share = _to_one(relative, axis=0)
+    relative = to_one(signal)
+    share = to_one(relative, axis=0)
     names = np.array([*fit.modalities, ""], dtype=object)
     owner = np.where(share.max(axis=0) > private, share.argmax(axis=0), -1) if len(fit.modalities) > 1 else -1
     return pd.DataFrame(
@@ -85,9 +86,3 @@ def variance_explained(data: AnnData | MuData, *, private: float = 0.9, key: str
             "private_to": np.tile(np.broadcast_to(names[owner], fit.names.shape), len(fit.modalities)),
         }
     )
-
-
-def _to_one(values: np.ndarray, *, axis: int) -> np.ndarray:
-    """Divide by sums; what sums to zero stays zero."""
-    total = values.sum(axis=axis, keepdims=True)
-    return np.divide(values, total, out=np.zeros_like(values), where=total > 0)
