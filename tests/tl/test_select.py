@@ -88,7 +88,7 @@ def test_table_record_and_reason(adata, caplog):
 
 
 def test_the_record_can_be_written(mdata, tmp_path):
-    table = select_n_factors(mdata, n_factors=[2, 3], **FAST)
+    table = select_n_factors(mdata, n_factors=[2], **FAST)
     mdata.write_h5mu(tmp_path / "data.h5mu")
     record = mudata.read_h5mu(tmp_path / "data.h5mu").uns["gpnsf_selection"]
     assert record["n_factors"] == table.attrs["n_factors"]
@@ -102,6 +102,7 @@ def test_a_grid_of_both_numbers(adata):
     assert (table.attrs["n_factors"], table.attrs["n_spatial"]) == (chosen.n_factors, chosen.n_spatial)
 
 
+@pytest.mark.slow
 def test_processes_do_not_change_the_result(adata):
     arguments = {**FAST, "n_seeds": 2}
     one = select_n_factors(adata, n_factors=[2], **arguments)
