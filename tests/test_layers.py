@@ -21,7 +21,7 @@ NUMPY_CORE = {
     "core.association",
     "core.calibration",
     "core.clustering",
-    "core.halving",
+    "core.thinning",
     "core.stored",
 }
 BASE = {"core.types", *NUMPY_CORE}
