@@ -26,7 +26,7 @@ NUMPY_CORE = {
     "core.clustering",
     "core.enrichment",
     "core.links",
-    "core.halving",
+    "core.thinning",
     "core.stored",
 }
 BASE = {"core.types", *NUMPY_CORE}
