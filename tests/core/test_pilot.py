@@ -167,7 +167,7 @@ def test_the_modality_that_tells_most_goes_ahead_of_larger_ones(monkeypatch):
     def make(part, n_spatial):
         return build("gpnsf", part, n_factors=4, n_spatial=n_spatial)
 
-    options = {"seed": 0, "schedule": training.Schedule(max_steps=100)}
+    options = {"seed": 0, "schedule": training.Schedule(max_steps=100), "block_size": None}
     (start,) = pilot.Pilot(data, None, "rna", make, 3, "smooth", options)
     assert set(start.loadings) == {"rna", "atac"}
     truth, weights = mdata.obsm["true_factors"], mdata["atac"].varm["true_loadings"]

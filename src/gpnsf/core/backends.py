@@ -264,7 +264,7 @@ def saturation(ratio: Tensor) -> tuple[Tensor, Tensor]:
     if backend(ratio.device.type) == "numba":
         from gpnsf.core import simd
 
-        logs, shares = torch.empty(2, ratio.shape[1])
+        logs, shares = torch.empty(2, ratio.shape[1], device=ratio.device)
         simd.saturation(ratio.numpy(), logs.numpy(), shares.numpy())
         return logs, shares
     weight = (1 + ratio).reciprocal_()

@@ -21,6 +21,7 @@ __all__ = ["variance_explained"]
 
 CELL, ROW = 0.36, 0.34  # inches: a factor, a modality
 MARGINS = 0.9, 1.25  # inches: beside and around the cells
+LETTER, LONGEST = 0.065, 30  # inches of a letter, and letters of a name
 DARK = 0.55  # of the colour scale: beyond it, figures are written in dark
 
 
@@ -84,12 +85,16 @@ def variance_explained(
     fit = results.find(data, key)
     table = table_of(data, private=private, key=key)
     explained = table["explained"].to_numpy().reshape(len(fit.modalities), len(fit.names))
-    width, height = MARGINS[0] + CELL * len(fit.names), MARGINS[1] + ROW * len(fit.modalities)
+    rows, columns = [_short(name) for name in fit.modalities], _labels(table, len(fit.names))
+    margins = [
+        max(least, 0.4 + LETTER * max(map(len, names))) for least, names in zip(MARGINS, (rows, columns), strict=True)
+    ]
+    width, height = margins[0] + CELL * len(columns), margins[1] + ROW * len(rows)
     with canvas.style():
         figure, axes = canvas.grid(1, width=width, height=height, ncols=1, ax=ax)
         _cells(axes[0], explained, cmap or canvas.colormap(signed=False))
-        axes[0].set_yticks(np.arange(len(fit.modalities)), list(fit.modalities))
-        axes[0].set_xticks(np.arange(len(fit.names)), _labels(table, len(fit.names)), rotation=90)
+        axes[0].set_yticks(np.arange(len(rows)), rows)
+        axes[0].set_xticks(np.arange(len(columns)), columns, rotation=90)
         canvas.plain(axes[0])
         axes[0].tick_params(length=0)
         axes[0].spines[:].set_visible(False)
@@ -112,5 +117,11 @@ def _labels(table: pd.DataFrame, n_factors: int) -> list[str]:
     """Names of the factors, and the modality that has one for itself."""
     first = table.iloc[:n_factors]
     return [
-        f"{name} ({owner})" if owner else name for name, owner in zip(first["factor"], first["private_to"], strict=True)
+        f"{_short(name)} ({_short(owner)})" if owner else _short(name)
+        for name, owner in zip(first["factor"], first["private_to"], strict=True)
     ]
+
+
+def _short(name: str) -> str:
+    """A long name without its middle."""
+    return name if len(name) <= LONGEST else f"{name[: LONGEST // 2]}…{name[-LONGEST // 2 + 1 :]}"
