@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import pytest
 from gpnsf.datasets.files import data_dir
 
 mpl.use("Agg")
+# read when torch is loaded: threads that spin while they wait take the processors from the tests beside them
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 @pytest.fixture(autouse=True)
