@@ -12,7 +12,16 @@ import pandas as pd
 
 from gpnsf.checks import choices, column, problem
 
-__all__ = ["gene_positions", "genes_of", "nearest", "pairs_within", "peak_positions", "signed_distance", "starts"]
+__all__ = [
+    "gene_positions",
+    "genes_of",
+    "middle",
+    "nearest",
+    "pairs_within",
+    "peak_positions",
+    "signed_distance",
+    "starts",
+]
 
 COLUMNS = (("chrom", "chromStart", "chromEnd"), ("chrom", "start", "end"))
 INTERVAL = "interval"
@@ -84,14 +93,14 @@ def starts(genes: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
 def pairs_within(genes: pd.DataFrame, peaks: pd.DataFrame, window: float) -> tuple[np.ndarray, np.ndarray]:
     """Positions of gene and peak [n] of all pairs whose peak has its middle within ``window`` bases of a start of the gene."""
     gene, sites = starts(genes)
-    chrom, middle = peaks["chrom"].to_numpy(), _middle(peaks)
+    chrom, centre = peaks["chrom"].to_numpy(), middle(peaks)
     found = []
     for name in np.unique(chrom):
         here = np.flatnonzero(chrom == name)
-        here = here[np.argsort(middle[here], kind="stable")]
+        here = here[np.argsort(centre[here], kind="stable")]
         own = np.flatnonzero(genes["chrom"].to_numpy()[gene] == name)
-        first = np.searchsorted(middle[here], sites[own] - window, side="left")
-        number = np.searchsorted(middle[here], sites[own] + window, side="right") - first
+        first = np.searchsorted(centre[here], sites[own] - window, side="left")
+        number = np.searchsorted(centre[here], sites[own] + window, side="right") - first
         place = np.arange(number.sum()) + np.repeat(first - number.cumsum() + number, number)
         found.append(np.column_stack([np.repeat(gene[own], number), here[place]]))
     pairs = np.unique(np.concatenate(found), axis=0) if found else np.zeros((0, 2), dtype=np.int64)
@@ -103,9 +112,9 @@ def signed_distance(genes: pd.DataFrame, peaks: pd.DataFrame) -> np.ndarray:
 
     Negative upstream. Where the strand is not known, the nearer end of the gene counts as its start.
     """
-    middle, start, end = _middle(peaks), genes["start"].to_numpy(), genes["end"].to_numpy()
+    centre, start, end = middle(peaks), genes["start"].to_numpy(), genes["end"].to_numpy()
     strand = genes["strand"].to_numpy()
-    forward, backward = middle - start, end - middle
+    forward, backward = centre - start, end - centre
     nearer = np.where(np.abs(forward) <= np.abs(backward), forward, backward)
     distance = np.select([strand == "+", strand == "-"], [forward, backward], nearer)
     return np.where(genes["chrom"].to_numpy() == peaks["chrom"].to_numpy(), distance, np.nan)
@@ -114,20 +123,21 @@ def signed_distance(genes: pd.DataFrame, peaks: pd.DataFrame) -> np.ndarray:
 def nearest(peaks: pd.DataFrame, genes: pd.DataFrame) -> np.ndarray:
     """Position [P] of the gene whose start is nearest to the middle of each peak; -1 on chromosomes without genes."""
     gene, sites = starts(genes)
-    chrom, middle = peaks["chrom"].to_numpy(), _middle(peaks)
+    chrom, centre = peaks["chrom"].to_numpy(), middle(peaks)
     found = np.full(len(peaks), -1)
     for name in np.unique(chrom):
         here, own = np.flatnonzero(chrom == name), np.flatnonzero(genes["chrom"].to_numpy()[gene] == name)
         if own.size:
             own = own[np.argsort(sites[own], kind="stable")]
-            right = np.searchsorted(sites[own], middle[here])
+            right = np.searchsorted(sites[own], centre[here])
             around = np.stack([np.maximum(right - 1, 0), np.minimum(right, own.size - 1)])
-            better = np.abs(sites[own][around] - middle[here]).argmin(axis=0)
+            better = np.abs(sites[own][around] - centre[here]).argmin(axis=0)
             found[here] = gene[own[around[better, np.arange(here.size)]]]
     return found
 
 
-def _middle(places: pd.DataFrame) -> np.ndarray:
+def middle(places: pd.DataFrame) -> np.ndarray:
+    """Middle [n] of each interval."""
     return ((places["start"] + places["end"]) / 2).to_numpy()
 
 

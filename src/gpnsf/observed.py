@@ -87,10 +87,11 @@ def held_out(fit: Fit, modality: str) -> np.ndarray:
     return checks.flags(pd.Series(fit.obs(key)), name=key, remedy=remedy)[fit.rows[modality]]
 
 
-def counts_of(fit: Fit, modality: str, use: np.ndarray) -> sp.csr_matrix:
-    """Checked counts [n, P] of the features to use [P_full], from the layer that was fitted."""
-    known = fit.data.mod if isinstance(fit.data, MuData) else fit.modalities
-    layer = checks.per_modality(fit.params.get("layers"), "layers", names=[modality], known=known).get(modality)
+def counts_of(fit: Fit, modality: str, use: np.ndarray | None = None, *, layer: str | None = None) -> sp.csr_matrix:
+    """Checked counts [n, P] of the features to use [P_full], None for all, from a layer, None for the one that was fitted."""
+    if layer is None:
+        known = fit.data.mod if isinstance(fit.data, MuData) else fit.modalities
+        layer = checks.per_modality(fit.params.get("layers"), "layers", names=[modality], known=known).get(modality)
     likelihood = fit.likelihoods[modality]
     return read_counts(fit.modalities[modality], layer=layer, likelihood=likelihood, modality=modality, use=use)
 

@@ -16,7 +16,7 @@ from gpnsf.core import stored
 from gpnsf.keys import NEAREST, SPATIAL, Keys
 from gpnsf.tissue import Tissue, gather, holders, read_coords, rows_of
 
-__all__ = ["RANKINGS", "Fit", "find", "ranked"]
+__all__ = ["RANKINGS", "Fit", "find", "ranked", "shared_out"]
 
 RANKINGS = ("lift", "loading", "share", "specificity")
 LARGEST, LARGEST_LOADING = 1e15, 1e20  # what sums of squares and products leave finite in single precision
@@ -255,6 +255,15 @@ def find(data: AnnData | MuData, key: str = "gpnsf") -> Fit:
         likelihoods=likelihoods,
         loadings={name: _loadings(mod, name, likelihoods[name], len(names), keys) for name, mod in modalities.items()},
     )
+
+
+def shared_out(n_features: int, modalities: Sequence[str]) -> dict[str, int]:
+    """A number of features divided evenly among modalities, each of which is to get one at least."""
+    if n_features < len(modalities):
+        rule = f"`n_features` of at least {len(modalities)}, one for each modality"
+        raise ValueError(problem(rule, str(n_features), "Raise it or name a `modality`"))
+    parts = np.array_split(np.arange(n_features), len(modalities))
+    return {name: len(part) for name, part in zip(modalities, parts, strict=True)}
 
 
 def ranked(fit: Fit, modality: str, factor: int, *, n_features: int, method: str) -> pd.DataFrame:

@@ -19,7 +19,7 @@ from torch import Tensor
 from gpnsf.core import initial, refine, training
 from gpnsf.core.metrics import centred_within, knn_weights, permutation_variance
 from gpnsf.core.model import Factorization
-from gpnsf.core.thinning import events
+from gpnsf.core.thinning import events, with_values
 from gpnsf.core.types import Dataset, View
 
 __all__ = ["MIN_Z", "SpatialTest", "halves", "passed", "spatial_test"]
@@ -140,15 +140,10 @@ def _thin(view: View, rng: np.random.Generator) -> tuple[View, View]:
     if view.likelihood == "bernoulli":
         values = events(counts, int(view.observed.sum()), rng)
     first = rng.binomial(values, 0.5)
-    return tuple(replace(view, counts=_with_values(counts, part, view)) for part in (first, values - first))  # type: ignore[return-value]
-
-
-def _with_values(counts: sp.csr_matrix, values: np.ndarray, view: View) -> sp.csr_matrix:
-    """Another matrix on the pattern of the counts, its zeros removed; 0 and 1 for open and closed."""
-    values = values > 0 if view.likelihood == "bernoulli" else values
-    matrix = sp.csr_matrix((values.astype(np.float32), counts.indices.copy(), counts.indptr.copy()), shape=counts.shape)
-    matrix.eliminate_zeros()
-    return matrix
+    parts = first, values - first
+    if view.likelihood == "bernoulli":
+        parts = tuple(np.minimum(part, 1) for part in parts)
+    return tuple(replace(view, counts=with_values(counts, part)) for part in parts)  # type: ignore[return-value]
 
 
 @torch.no_grad()

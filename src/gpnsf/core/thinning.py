@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import scipy.sparse as sp
 
-__all__ = ["divided", "events", "part_dispersion"]
+__all__ = ["divided", "events", "part_dispersion", "with_values"]
 
 LARGEST_THETA = 1e6  # from here on the counts are those of a Poisson distribution
 
@@ -36,7 +36,7 @@ def divided(
     second = values - first
     if likelihood == "bernoulli":
         first, second = np.minimum(first, 1), np.minimum(second, 1)
-    return _with_values(counts, first), _with_values(counts, second)
+    return with_values(counts, first), with_values(counts, second)
 
 
 def part_dispersion(likelihood: str, dispersion: np.ndarray, share: float) -> np.ndarray:
@@ -53,7 +53,7 @@ def events(counts: sp.csr_matrix, n_rows: int, rng: np.random.Generator) -> np.n
     return 1 + rng.poisson(rate * (1 - first))
 
 
-def _with_values(counts: sp.csr_matrix, values: np.ndarray) -> sp.csr_matrix:
+def with_values(counts: sp.csr_matrix, values: np.ndarray) -> sp.csr_matrix:
     """Another matrix on the pattern of the counts, its zeros removed."""
     matrix = sp.csr_matrix((values.astype(np.float32), counts.indices.copy(), counts.indptr.copy()), shape=counts.shape)
     matrix.eliminate_zeros()

@@ -147,6 +147,7 @@ def _columns(n_factors: int, n_moments: int, where: canvas.Section, bar: float, 
         return canvas.columns(n_factors * n_moments, lambda n: where.panel(n, bar=bar), ncols=ncols)
 
     def group(n: int) -> tuple[float, float]:
+        """Width and height of all moments of a factor."""
         width, height = where.panel(n * n_moments, bar=bar)
         return width * n_moments, height
 

@@ -175,14 +175,11 @@ def _rows(
         if not named:
             raise ValueError(problem("`features` to name at least one", "none", "Pass names, or None"))
         return [find_features(fit, named, modalities)]
-    if n_features < len(modalities):
-        rule = f"`n_features` of at least {len(modalities)}, one for each modality"
-        raise ValueError(problem(rule, str(n_features), "Raise it or name a `modality`"))
-    quotas = [len(part) for part in np.array_split(np.arange(n_features), len(modalities))]
+    quotas = results.shared_out(n_features, modalities)
     rows = []
     for factor in fit.factor_indices(factors):
         row = [(FACTOR, int(factor))]
-        for name, quota in zip(modalities, quotas, strict=True):
+        for name, quota in quotas.items():
             table = results.ranked(fit, name, int(factor), n_features=quota, method=method)
             row += [(name, int(j)) for j in table.index]
         rows.append(row)

@@ -119,15 +119,11 @@ def _tables(
     fit: results.Fit, factors: np.ndarray, modalities: list[str], n_features: int, method: str
 ) -> dict[str, pd.DataFrame]:
     """Factor name -> its best features of each modality, for the factors that have any."""
-    if n_features < len(modalities):
-        rule = f"`n_features` of at least {len(modalities)}, one for each modality"
-        raise ValueError(problem(rule, str(n_features), "Raise it or name a `modality`"))
-    quotas = [len(part) for part in np.array_split(np.arange(n_features), len(modalities))]
+    quotas = results.shared_out(n_features, modalities)
     tables = {}
     for factor in factors:
         parts = [
-            results.ranked(fit, name, int(factor), n_features=quota, method=method)
-            for name, quota in zip(modalities, quotas, strict=True)
+            results.ranked(fit, name, int(factor), n_features=quota, method=method) for name, quota in quotas.items()
         ]
         tables[str(fit.names[factor])] = pd.concat(parts, ignore_index=True)
     empty = [name for name, table in tables.items() if table.empty]

@@ -10,7 +10,7 @@ import numpy as np
 
 from gpnsf import results
 from gpnsf.checks import problem
-from gpnsf.pl import canvas
+from gpnsf.pl import canvas, maps
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -253,7 +253,7 @@ def factor_correlation(
     side = cell * chosen.size + margin
     with canvas.style():
         figure, (panel,) = canvas.grid(1, width=side + 0.7, height=side, ncols=1, ax=ax)
-        image = panel.imshow(correlation, cmap=_grey(cmap), vmin=-vmax, vmax=vmax, interpolation="nearest")
+        image = panel.imshow(correlation, cmap=maps.with_grey(cmap), vmin=-vmax, vmax=vmax, interpolation="nearest")
         panel.set_xticks(range(chosen.size), names, rotation=90)
         panel.set_yticks(range(chosen.size), names)
         canvas.plain(panel)
@@ -283,13 +283,6 @@ def _correlation(moments: dict[str, np.ndarray], moment: str, chosen: np.ndarray
     correlation = (values / norm).T @ (values / norm)
     np.fill_diagonal(correlation, np.nan)
     return correlation
-
-
-def _grey(cmap: str | Colormap) -> Colormap:
-    """The colour map with grey for what has no value."""
-    import matplotlib as mpl
-
-    return (mpl.colormaps[cmap] if isinstance(cmap, str) else cmap).with_extremes(bad="0.88")
 
 
 def _number(ax: Axes, correlation: np.ndarray, vmax: float) -> None:

@@ -100,7 +100,7 @@ def links(
     """
     Rule(float, 0.1, low=0, high=1, optional=True).check("max_q", max_q)
     Rule(float, 0.0, low=-1, high=1).check("min_score", min_score)
-    place, table = _read(data, gene, annotation, rna, atac, key)
+    place, sites, table = _read(data, gene, annotation, rna, atac, key)
     drawn = ((table["score"] >= min_score) & (table["q"] <= (1.0 if max_q is None else max_q))).to_numpy()
     with canvas.style():
         figure, (panel,) = canvas.grid(1, width=WIDTH, height=HEIGHT, ncols=1, ax=ax)
@@ -108,7 +108,7 @@ def links(
         _arcs(panel, table[drawn], canvas.colormap(signed=False).reversed() if cmap is None else cmap, norm)
         _ticks(panel, table, drawn)
         low, high = _extent(table, place)
-        _gene(panel, place, high - low)
+        _gene(panel, place, sites, high - low)
         _axis(panel, place, low, high)
         canvas.title(panel, gene, _note(drawn, max_q))
         figure.draw_without_rendering()  # the bar is as high as the panel
@@ -124,15 +124,15 @@ def _read(
     rna: str,
     atac: str,
     key: str,
-) -> tuple[pd.Series, pd.DataFrame]:
-    """Place of the gene, and its pairs with the middle of each peak and the start of the gene that the peak is nearer to."""
+) -> tuple[pd.Series, np.ndarray, pd.DataFrame]:
+    """Place of the gene, its start or both its ends, and its pairs with the middle of each peak and the start of the gene that the peak is nearer to."""
     found = Keys(key).links
     choices([found], data.uns, what="links", where="uns", remedy="Run `gpnsf.tl.link_peaks` first")
     choices([gene], data.uns[found]["gene"].unique(), what="links of the gene", where=f"uns[{found!r}]")
     choices([rna, atac], data.mod, what="modalities", where="the data")
     genes = genome.genes_of(annotation, data.mod[rna].var, where=f"var of {rna!r}")
     choices([gene], genes.index, what="the place of the gene", where="the annotation")
-    place, table = genes.loc[gene], data.uns[found]
+    place, table, (_, sites) = genes.loc[gene], data.uns[found], genome.starts(genes.loc[[gene]])
     table = table[table["gene"] == gene]
     remedy = "Run `gpnsf.tl.link_peaks` again"
     choices(table["peak"], data.mod[atac].var_names, what="linked peaks", where=f"modality {atac!r}", remedy=remedy)
@@ -141,16 +141,9 @@ def _read(
     if not here.any():
         remedy = "Check that the annotation is of the genome of the peaks"
         raise ValueError(problem(f"peaks of {gene!r} on {place['chrom']}", f"none of {len(table)}", remedy))
-    middle = ((peaks["start"] + peaks["end"]) / 2).to_numpy()[here]
-    sites = _starts(place)
+    middle = genome.middle(peaks)[here]
     nearer = np.abs(middle[:, None] - sites).argmin(axis=1)
-    return place, table[here].assign(middle=middle, site=sites[nearer])
-
-
-def _starts(place: pd.Series) -> np.ndarray:
-    """The start of a gene, or both its ends."""
-    ends = {"+": ["start"], "-": ["end"]}.get(place["strand"], ["start", "end"])
-    return place[ends].to_numpy(dtype=np.float64)
+    return place, sites, table[here].assign(middle=middle, site=sites[nearer])
 
 
 def _arcs(ax: Axes, table: pd.DataFrame, cmap: str | Colormap, norm: Normalize) -> None:
@@ -181,11 +174,10 @@ def _ticks(ax: Axes, table: pd.DataFrame, drawn: np.ndarray) -> None:
     ax.vlines(middle[drawn], -TICK, 0, colors="black", linewidth=1.2)
 
 
-def _gene(ax: Axes, place: pd.Series, span: float) -> None:
+def _gene(ax: Axes, place: pd.Series, sites: np.ndarray, span: float) -> None:
     """The body of the gene, and a bent arrow from its start along its strand; bare stems where the strand is not known."""
     color = canvas.MODALITY_COLORS[0]
     ax.hlines(-GENE, place["start"], place["end"], colors=color, linewidth=3)
-    sites = _starts(place)
     ax.vlines(sites, -GENE, -STEM, colors=color, linewidth=1)
     if place["strand"]:
         ahead = sites[0] + (span if place["strand"] == "+" else -span) * ARROW

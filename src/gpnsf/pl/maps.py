@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.colors import Colormap, Normalize
 
-__all__ = ["bars", "draw", "title"]
+__all__ = ["bars", "draw", "title", "with_grey"]
 
-MISSING = "0.88"  # grey of an observation without a value
+MISSING = "0.88"  # grey of what has no value
 LETTER, SMALLEST = 0.64, 5.5  # width of a letter over its size, and the smallest size of a name in points
 GAP = 0.08  # inches between the names of neighbouring panels
 
@@ -23,13 +23,17 @@ def draw(
     ax: Axes, where: canvas.Section, values: np.ndarray, *, scale: str, cmap: str | Colormap, norm: Normalize
 ) -> None:
     """Values [n] as discs, or along an axis where there is a single coordinate; NaN is drawn in grey or not at all."""
-    import matplotlib as mpl
-
     if where.coords.shape[1] == 1:
         canvas.profile(ax, where, values, scale=scale, cmap=cmap, norm=norm)
     else:
-        cmap = mpl.colormaps[cmap] if isinstance(cmap, str) else cmap
-        canvas.spots(ax, where, values, cmap=cmap.with_extremes(bad=MISSING), norm=norm)
+        canvas.spots(ax, where, values, cmap=with_grey(cmap), norm=norm)
+
+
+def with_grey(cmap: str | Colormap) -> Colormap:
+    """The colour map with grey for what has no value."""
+    import matplotlib as mpl
+
+    return (mpl.colormaps[cmap] if isinstance(cmap, str) else cmap).with_extremes(bad=MISSING)
 
 
 def bars(axes: list[Axes], where: canvas.Section, *, shared: bool = False) -> None:

@@ -226,8 +226,7 @@ def _importance(fit: Fit) -> Iterator[str]:
 
 def _variance_explained(fit: Fit) -> Iterator[str]:
     """Modality by factor."""
-    found = {name: _per_factor(fit, values, name) for name, values in fit.uns["variance_explained"].items()}
-    columns = [pd.Series(100 * values, name=name) for name, values in found.items()]
+    columns = [pd.Series(100 * row, name=name) for name, row in zip(fit.modalities, fit.explained, strict=True)]
     frame = pd.concat([pd.Series(fit.names, name="factor"), *columns], axis=1)
     yield html.table(frame, "Variance explained by each factor in each modality, in %.")
 

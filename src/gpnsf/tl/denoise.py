@@ -19,7 +19,7 @@ from gpnsf.core.shrinkage import LIKELIHOODS, best_strength, known, shrunk
 from gpnsf.core.similarity import mean_rates, similar
 from gpnsf.core.simplex import observation_shares
 from gpnsf.keys import SPATIAL
-from gpnsf.observed import held_out
+from gpnsf.observed import held_out, used
 from gpnsf.reader import memory_budget
 from gpnsf.tissue import editable, open_tissue
 from gpnsf.tl.reread import reread
@@ -186,8 +186,7 @@ def impute(
     options = _Options(method, "mean", shrinkage, n_neighbors)
     fit = results.find(data, key)
     (name,) = fit.modality_names(modality)
-    seen = fit.loadings[name].any(axis=1) | (fit.var(name, fit.keys.background) != 0)
-    chosen = np.flatnonzero(seen) if features is None else fit.feature_indices(name, features)
+    chosen = np.flatnonzero(used(fit, name)) if features is None else fit.feature_indices(name, features)
     values = _values(fit, name, np.arange(len(fit.mean)), chosen, options)
     measured = np.zeros(len(fit.mean), dtype=bool)
     measured[fit.rows[name]] = ~held_out(fit, name)

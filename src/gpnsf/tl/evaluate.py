@@ -11,7 +11,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from gpnsf import checks, observed, results
-from gpnsf.bridge import SIZE_FLOOR, read_counts
+from gpnsf.bridge import SIZE_FLOOR
 from gpnsf.core import metrics
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def evaluate(
         judged = _open(fit, name)
         lines += [_line(judged, judged.counts, judged.size, rows) for rows in ("train", "holdout") if judged.has(rows)]
         if name in other:
-            counts = _layer(fit, judged, other[name])
+            counts = observed.counts_of(fit, name, judged.seen, layer=other[name])
             lines.append(_line(judged, counts, _other_size(judged, counts), "thinned"))
     return pd.DataFrame(lines)
 
@@ -156,18 +156,12 @@ def grouped_deviance(
     total = np.zeros((2, groups.max() + 1))
     for name in fit.modalities:
         judged = _open(fit, name)
-        counts = _layer(fit, judged, layer)
+        counts = observed.counts_of(fit, name, judged.seen, layer=layer)
         models = _models(judged, _other_size(judged, counts)).values()
         for code in range(total.shape[1]):
             selected = judged.select("train") & (groups[fit.rows[name]] == code)
             total[:, code] += [_deviance(judged, counts, model, selected)[0] for model in models]
     return total[0], total[1]
-
-
-def _layer(fit: Fit, judged: _Judged, layer: str) -> sp.csr_matrix:
-    """Counts of another layer of the modality."""
-    mod = fit.modalities[judged.name]
-    return read_counts(mod, layer=layer, likelihood=judged.likelihood, modality=judged.name, use=judged.seen)
 
 
 def _open(fit: Fit, name: str) -> _Judged:

@@ -344,7 +344,9 @@ def read(data: MuData | AnnData, params: Mapping[str, Any]) -> tuple[Dataset, br
 
 def _check_processes(dataset: Dataset, params: Mapping[str, Any], store: Checkpoint | None) -> None:
     """What several processes at one fit must agree on."""
-    if distributed.number() > 1 and store is not None:
+    if distributed.number() == 1:
+        return
+    if store is not None:
         found, remedy = f"checkpoint={str(store.path)!r} in {distributed.number()} processes", "Leave checkpoint out"
         raise ValueError(checks.problem("no checkpoint where several processes share a fit", found, remedy))
     found = {view.name: (*view.counts.shape, view.counts.nnz, _rounded(view.size)) for view in dataset.views}

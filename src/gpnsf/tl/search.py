@@ -14,11 +14,11 @@ from joblib import Parallel, delayed, parallel_config
 from mudata import MuData
 from tqdm.auto import tqdm
 
-from gpnsf import checks, results
-from gpnsf.bridge import read_counts
+from gpnsf import results
 from gpnsf.core import spatial_test, thinning
 from gpnsf.core.metrics import match_factors
 from gpnsf.keys import SPATIAL
+from gpnsf.observed import counts_of
 from gpnsf.settings import settings
 from gpnsf.tl.evaluate import grouped_deviance
 from gpnsf.tl.fit import fit
@@ -171,18 +171,12 @@ def prepare(
     """Dispersions by a short fit of all counts, and the parts of the counts for each seed."""
     short = {**arguments, "max_steps": min(PILOT_STEPS, arguments["max_steps"]), "seed": seeds[0]}
     pilot = results.find(_quiet_fit(data, n_factors=n_factors, split="assumed", refine=False, **short))
-    layers = checks.per_modality(
-        arguments.pop("layers", None),
-        "layers",
-        names=list(pilot.modalities),
-        known=data.mod if isinstance(data, MuData) else pilot.modalities,
-    )
+    arguments.pop("layers", None)  # parts of the counts lie in X
     dispersion, counts, total = {}, {}, np.zeros(data.n_obs)
-    for name, mod in pilot.modalities.items():
-        kind = pilot.likelihoods[name]
-        counts[name] = read_counts(mod, layer=layers.get(name), likelihood=kind, modality=name)
+    for name in pilot.modalities:
+        counts[name] = counts_of(pilot, name)
         total[pilot.rows[name]] += counts[name] @ pilot.loadings[name].any(axis=1)
-        if kind in WITH_DISPERSION:
+        if pilot.likelihoods[name] in WITH_DISPERSION:
             dispersion[name] = pilot.var(name, pilot.keys.dispersion).astype(np.float64)
     spatial = arguments.get("spatial_key", SPATIAL)
     thinned = []
