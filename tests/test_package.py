@@ -128,6 +128,7 @@ def test_the_example_of_the_settings_runs():
     assert doctest.DocTestRunner().run(example).failed == 0
 
 
+@pytest.mark.slow
 def test_the_examples_of_the_readme_run(tmp_path, monkeypatch):
     pytest.importorskip("squidpy", reason="the README's last example goes on with squidpy")
     monkeypatch.chdir(tmp_path)

@@ -97,7 +97,7 @@ def test_slices_and_profiles():
     assert all(isinstance(ax.collections[0], PathCollection) for ax in line)
 
 
-@pytest.mark.parametrize("shape", ["hex", "strip"])
+@pytest.mark.parametrize("shape", ["hex", pytest.param("strip", marks=pytest.mark.slow)])
 def test_twenty_factors_stay_on_the_page(shape):
     data = fitted.mudata(n_obs=144, n_factors=20, n_spatial=10, n_genes=100, n_peaks=100, shape=shape)
     figure = feature_maps(data, return_fig=True)

@@ -188,6 +188,7 @@ def test_threads_and_backend_are_written_down(mdata):
     assert torch.get_num_threads() == threads
 
 
+@pytest.mark.slow
 def test_blocks_change_the_last_digits_only(mdata):
     results = []
     for block_size in (None, 50, 22):  # 1, 3 and 7 blocks of 150 rows

@@ -74,9 +74,9 @@ def test_nonspatial_factors_that_inherit_some_order_do_not_count():
 
 def test_table_record_and_reason(adata, caplog):
     with caplog.at_level(logging.INFO, logger="gpnsf"):
-        table = select_n_factors(adata, n_factors=[4, 2, 3], **FAST)
+        table = select_n_factors(adata, n_factors=[3, 2], **FAST)
     assert list(table.columns) == COLUMNS
-    assert table.n_factors.tolist() == [2, 3, 4]
+    assert table.n_factors.tolist() == [2, 3]
     assert table.recommended.sum() == 1
     assert table.attrs["n_factors"] == table.n_factors[table.recommended].item()
     assert 0 <= table.attrs["n_spatial"] <= table.attrs["n_factors"]
