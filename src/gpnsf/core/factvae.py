@@ -21,7 +21,6 @@ __all__ = [
     "Decoder",
     "Encoder",
     "alignment_loss",
-    "centred",
     "regulatory_loss",
     "zinb",
 ]
@@ -65,34 +64,39 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Parameters of counts from codes: products with embeddings of the features, "paper" as published, "offset" with an offset each."""
+    """Parameters of counts from codes: products with embeddings of the features, and offsets that the published form lacks."""
 
-    def __init__(self, share: np.ndarray, n_latent: int, *, kind: str) -> None:
+    def __init__(self, share: np.ndarray, n_latent: int, *, as_published: bool) -> None:
         super().__init__()
-        self.kind, n_features = kind, len(share)
+        self.as_published, n_features = as_published, len(share)
         self.features, self.zeros = (_embeddings(n_features, n_latent) for _ in range(2))  # [P, d]
-        if kind == "paper":
+        if as_published:
             self.dispersion = _embeddings(n_features, n_latent)
         else:
             self.offset = nn.Parameter(torch.as_tensor(np.log(share), dtype=torch.float32))
             self.zeros_offset = nn.Parameter(torch.full((n_features,), ZERO_LOGIT))
             self.raw_theta = nn.Parameter(torch.full((n_features,), math.log(math.expm1(THETA))))
 
+    @property
+    def compared(self) -> Tensor:
+        """Embeddings [P, d] whose cosines count; minus their mean, on which shares (38) do not depend, unless as published."""
+        return self.features if self.as_published else self.features - self.features.mean(dim=0)
+
     def log_shares(self, codes: Tensor) -> Tensor:
         """Logarithms [n, P] of the shares of the features in the counts of a cell (38)."""
         logits = codes @ self.features.T
-        return functional.log_softmax(logits if self.kind == "paper" else logits + self.offset, dim=1)
+        return functional.log_softmax(logits if self.as_published else logits + self.offset, dim=1)
 
     def theta(self, codes: Tensor) -> Tensor:
         """Dispersions (39): [n, P] as published, [1, P] where they are free."""
-        if self.kind == "paper":
+        if self.as_published:
             return torch.softmax(codes @ self.dispersion.T, dim=1).exp()
         return functional.softplus(self.raw_theta)[None] + SMALLEST
 
     def zero_logits(self, codes: Tensor) -> Tensor:
         """Log odds [n, P] of a zero beyond those of the negative binomial (40)."""
         logits = codes @ self.zeros.T
-        return logits if self.kind == "paper" else logits + self.zeros_offset
+        return logits if self.as_published else logits + self.zeros_offset
 
     def log_prob(self, codes: Tensor, counts: Counts) -> Tensor:
         """Log-likelihood of a cell, mean over the cells."""
@@ -135,11 +139,6 @@ def zinb(counts: Counts, log_mean: Tensor, theta: Tensor, logits: Tensor) -> Ten
     beyond = x * (log_m - torch.logaddexp(log_m, size.log()))
     beyond = beyond + torch.lgamma(x + size) - torch.lgamma(size) - torch.lgamma(x + 1)
     return zero.sum() + (instead + beyond).sum()
-
-
-def centred(embeddings: Tensor) -> Tensor:
-    """Embeddings [P, d] minus their mean, on which the shares (38) do not depend."""
-    return embeddings - embeddings.mean(dim=0)
 
 
 def regulatory_loss(genes: Tensor, peaks: Tensor, pairs: Tensor) -> Tensor:

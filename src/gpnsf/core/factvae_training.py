@@ -13,16 +13,16 @@ from torch import Tensor
 from torch.optim.lr_scheduler import ExponentialLR
 from tqdm.auto import tqdm
 
-from gpnsf.core.factvae import Autoencoder, Counts, Decoder, Encoder, alignment_loss, centred, regulatory_loss
+from gpnsf.core.factvae import Autoencoder, Counts, Decoder, Encoder, alignment_loss, regulatory_loss
 
-__all__ = ["Measured", "Outcome", "Plan", "train"]
+__all__ = ["Measured", "Outcome", "Plan", "responses", "train"]
 
 HIDDEN = ((512, 256), (256,))  # widths of the encoders of genes and peaks
 FIT_WEIGHTS, KL_WEIGHT = (0.1, 0.002), 0.001  # of the two likelihoods (genes, peaks) and of either divergence
 DECAY = 0.995  # of both rates, an epoch
 ALIGNMENT_RATE = 0.5  # of the second optimiser, as a share of the first one's
 HELD_OUT = 0.1  # share of the cells that say when to stop
-PATIENCE, GAIN = 10, 1e-3  # epochs, and relative gain of their loss, that training goes on for
+PATIENCE, GAIN = 5, 1e-3  # epochs that training goes on without a relative gain of their loss
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Plan:
     """How to train."""
 
     n_latent: int = 50
-    decoder: str = "offset"
+    as_published: bool = False
     alignment: bool = True
     regulatory_weight: float = 1.0
     max_epochs: int = 100
@@ -52,7 +52,7 @@ class Outcome:
     """A trained pair, genes first."""
 
     codes: list[np.ndarray]  # [N, d] means
-    embeddings: list[np.ndarray]  # [P, d], centred
+    embeddings: list[np.ndarray]  # [P, d]
     base: list[np.ndarray]  # [P] log shares of the features at codes of zero
     history: dict[str, np.ndarray]  # losses by epoch
     converged: bool
@@ -69,6 +69,17 @@ def train(
             if run.settled:
                 break
         return run.outcome()
+
+
+def responses(codes: list[np.ndarray], embeddings: list[np.ndarray]) -> list[np.ndarray]:
+    """Coordinates [P, 2d] of the features of both modalities in one space, from codes [N, d] and embeddings [P, d] (46).
+
+    The cosine of two features is the correlation over cells of their log shares, each minus the cell's mean over features; the length
+    of one is its standard deviation. Unlike cosines of embeddings, neither depends on the axes of the codes.
+    """
+    both = np.hstack([own - own.mean(axis=0) for own in codes]).astype(np.float64)  # [N, 2d]
+    bases = np.split(np.linalg.qr(both, mode="r") / np.sqrt(len(both)), 2, axis=1)  # [min(N, 2d), d]
+    return [(own @ basis.T).astype(np.float32) for own, basis in zip(embeddings, bases, strict=True)]
 
 
 class _Cells:
@@ -130,7 +141,7 @@ class _Run:
         history = {name: np.array(values) for name, values in self.history.items()}
         with torch.no_grad():
             codes = [_numpy(net.encoder(cells.scores)[0]) for net, cells in zip(self.nets, self.cells, strict=True)]
-            embeddings = [_numpy(centred(net.decoder.features)) for net in self.nets]
+            embeddings = [_numpy(net.decoder.compared) for net in self.nets]
             base = [_numpy(net.decoder.log_shares(torch.zeros_like(net.decoder.features[:1]))[0]) for net in self.nets]
         return Outcome(codes, embeddings, base, history, self.settled)
 
@@ -140,7 +151,7 @@ class _Run:
         parts = [net.loss(*batch) for net, batch in zip(self.nets, batches, strict=True)]
         joint, regulatory = parts[0] + parts[1], torch.zeros((), device=self.device)
         if self.plan.regulatory_weight and self.pairs.shape[1]:
-            genes, peaks = (centred(net.decoder.features) for net in self.nets)
+            genes, peaks = (net.decoder.compared for net in self.nets)
             regulatory = regulatory_loss(genes, peaks, self.pairs)
             joint = joint + self.plan.regulatory_weight * regulatory.exp()
         self.joint.zero_grad()
@@ -176,7 +187,7 @@ def _autoencoder(measured: Measured, hidden: tuple[int, ...], fit_weight: float,
     """One modality's networks; features begin at their share of all counts, each at half a count more."""
     total = np.asarray(measured.counts.sum(axis=0, dtype=np.float64)).ravel() + 0.5
     encoder = Encoder(measured.scores.shape[1], hidden, plan.n_latent)
-    decoder = Decoder(total / total.sum(), plan.n_latent, kind=plan.decoder)
+    decoder = Decoder(total / total.sum(), plan.n_latent, as_published=plan.as_published)
     return Autoencoder(encoder, decoder, fit_weight=fit_weight, kl_weight=KL_WEIGHT)
 
 

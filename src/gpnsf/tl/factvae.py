@@ -39,9 +39,9 @@ FEWEST = 10  # cells
 
 RULES = {
     "n_genes": Rule(int, 2000, low=2),
-    "n_peaks": Rule(int, 10_000, low=2),
+    "n_peaks": Rule(int, 5000, low=2),
     "n_latent": Rule(int, 50, low=2),
-    "decoder": Rule(str, "offset", options=("offset", "paper")),
+    "variant": Rule(str, "corrected", options=("corrected", "paper")),
     "alignment": Rule(bool, True),
     "regulatory_weight": Rule(float, 1.0, low=0),
     "held_out_pairs": Rule(float, 0.2, low=0, high=0.9),
@@ -70,9 +70,9 @@ def factvae(
     atac: str = "atac",
     layers: str | Mapping[str, str] | None = None,
     n_genes: int = 2000,
-    n_peaks: int = 10_000,
+    n_peaks: int = 5000,
     n_latent: int = 50,
-    decoder: str = "offset",
+    variant: str = "corrected",
     alignment: bool = True,
     regulatory_weight: float = 1.0,
     held_out_pairs: float = 0.0,
@@ -90,8 +90,8 @@ def factvae(
     Each modality has a variational autoencoder. The encoder reads principal components of log counts (RNA) or latent semantic
     indexing (ATAC). The decoder is a product: the share of feature j in the counts of cell i is the softmax over features of
     :math:`z_i \cdot \phi_j + b_j`, and counts are zero-inflated negative binomial around it. Genes and the peaks that overlap
-    them are drawn towards like embeddings, and after every step the encoder of peaks is moved so that its cells resemble one another as
-    those of the encoder of genes do. No coordinates are needed, and none are used.
+    them are drawn towards like embeddings :math:`\phi`; after every step the encoder of peaks is moved so that its cells resemble
+    one another as those of the encoder of genes do. No coordinates are needed, and none are used.
 
     Parameters
     ----------
@@ -109,13 +109,14 @@ def factvae(
         The encoder of ATAC reads all peaks.
     n_latent
         Numbers d of a code, in each modality.
-    decoder
-        "offset", with an offset of each feature for its share and its zero-inflation, and a free dispersion of each feature;
-        or "paper", the decoder as published: no offsets, and dispersions that are a softmax of the codes.
+    variant
+        "paper" is the model as published. "corrected" has offsets of each feature, a free dispersion of each feature, and loadings
+        that do not depend on the axes of the codes, which nothing ties to one another between the modalities.
     alignment
         Let the encoder of peaks learn from that of genes.
     regulatory_weight
-        Weight of the pairs of genes and overlapping peaks; 0 for none.
+        Weight of the pairs of genes and peaks that overlap the body of the gene or 2 kb before its start; 0 for none. What
+        :func:`gpnsf.tl.link_peaks` says of pairs that were trained is no evidence for them.
     held_out_pairs
         Share of these pairs, drawn at random, that training does not see, so that they can be looked for afterwards.
     max_epochs
@@ -149,8 +150,9 @@ def factvae(
     Writes, for N cells and P features of a modality, and removes what an earlier call left under the same key:
 
     * ``obsm["X_factvae"]`` [N, 2d] of the MuData: means of the codes of ATAC, then of RNA; of each modality its own [n, d]
-    * ``varm["factvae_loadings"]`` [P, d] of each modality: embeddings, whose mean over the features is 0, zeros for features left out.
-      :func:`gpnsf.tl.link_peaks` with ``key="factvae"`` takes their cosines
+    * ``varm["factvae_loadings"]`` [P, 2d] of each modality: features in one space, where the cosine of two is the correlation over
+      cells of their log shares, and the length of one its standard deviation; with ``variant="paper"`` the embeddings [P, d] of the
+      decoders. Zeros for features left out. :func:`gpnsf.tl.link_peaks` with ``key="factvae"`` takes the cosines
     * ``uns["factvae"]``: ``params``, ``history`` (``joint``, ``regulatory``, ``alignment`` and ``held_out`` loss by epoch),
       ``overlaps`` (table: ``gene``, ``peak``, ``trained``), ``converged``, ``modalities``, ``versions``, ``seed``, ``seconds``
     * with ``layer_added``, that layer of ``atac``, dense float32 [n, P], zeros for peaks left out
@@ -181,7 +183,8 @@ def factvae(
     chosen = [_chosen(side, n) for side, n in zip(measured, (n_genes, n_peaks), strict=True)]
     overlaps, pairs = _overlaps(measured, chosen, annotation, params)
     plan = training.Plan(
-        **{name: params[name] for name in ("n_latent", "decoder", "alignment", "regulatory_weight", "max_epochs")},
+        as_published=variant == "paper",
+        **{name: params[name] for name in ("n_latent", "alignment", "regulatory_weight", "max_epochs")},
         **{name: params[name] for name in ("batch_size", "learning_rate", "seed")},
     )
     shown = settings.progress if progress is None else progress
@@ -197,7 +200,10 @@ def factvae(
         "seed": seed,
         "seconds": seconds,
     }
-    _write(mdata, measured, chosen, outcome, Keys(key_added), info)
+    loadings = outcome.embeddings
+    if variant == "corrected":
+        loadings = training.responses(outcome.codes, outcome.embeddings)
+    _write(mdata, measured, chosen, outcome.codes, loadings, Keys(key_added), info)
     if layer_added is not None:
         measured[1].mod.layers[layer_added] = _augmented(measured[1], chosen[1], outcome)
     _log.info("FactVAE: %d cells, %d epochs, %.1f s", mdata.n_obs, len(outcome.history["joint"]), seconds)
@@ -294,19 +300,19 @@ def _write(
     mdata: MuData,
     measured: list[_Side],
     chosen: list[np.ndarray],
-    outcome: training.Outcome,
+    codes: list[np.ndarray],
+    loadings: list[np.ndarray],
     keys: Keys,
     info: dict[str, Any],
 ) -> None:
     """All slots, after those of an earlier result."""
     for holder in (mdata, *mdata.mod.values()):
         erase(holder, keys)
-    mdata.obsm[keys.factors] = np.hstack(outcome.codes[::-1])
-    for side, own, codes, embeddings in zip(measured, chosen, outcome.codes, outcome.embeddings, strict=True):
-        side.mod.obsm[keys.factors] = codes[side.rows]
-        loadings = np.zeros((side.mod.n_vars, embeddings.shape[1]), dtype=np.float32)
-        loadings[own] = embeddings
-        side.mod.varm[keys.loadings] = loadings
+    mdata.obsm[keys.factors] = np.hstack(codes[::-1])
+    for side, features, own, W in zip(measured, chosen, codes, loadings, strict=True):
+        side.mod.obsm[keys.factors] = own[side.rows]
+        side.mod.varm[keys.loadings] = np.zeros((side.mod.n_vars, W.shape[1]), dtype=np.float32)
+        side.mod.varm[keys.loadings][features] = W
     mdata.uns[keys.uns] = info
 
 
