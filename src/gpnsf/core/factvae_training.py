@@ -112,7 +112,8 @@ class _Run:
         self.joint = torch.optim.Adam([p for net in self.nets for p in net.parameters()], lr=plan.learning_rate)
         student = self.nets[1].encoder.parameters()
         self.aligning = torch.optim.Adam(student, lr=ALIGNMENT_RATE * plan.learning_rate)
-        self.schedules = [ExponentialLR(optimiser, DECAY) for optimiser in (self.joint, self.aligning)]
+        moving = (self.joint, self.aligning) if plan.alignment else (self.joint,)
+        self.schedules = [ExponentialLR(optimiser, DECAY) for optimiser in moving]
         order = torch.randperm(measured[0].counts.shape[0])
         n_held = max(1, round(HELD_OUT * len(order)))
         self.held, self.trained = order[:n_held].to(device), order[n_held:]

@@ -34,7 +34,7 @@ def semantic_index(counts: sp.csr_matrix, n_components: int, *, seed: int) -> np
     left, values, _ = randomized_svd(weights, min(n_components, min(counts.shape) - 1), random_state=seed)
     scores = left * values
     scores -= scores.mean(axis=1, keepdims=True)
-    return (scores / np.maximum(scores.std(axis=1, keepdims=True), 1e-12)).astype(np.float32)
+    return (scores / np.maximum(scores.std(axis=1, keepdims=True), 1e-6)).astype(np.float32)
 
 
 def _totals(counts: sp.csr_matrix) -> np.ndarray:
