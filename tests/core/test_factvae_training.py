@@ -77,6 +77,11 @@ def test_training_stops_where_the_cells_held_out_gain_no_more(sides, monkeypatch
     assert outcome.converged
 
 
+def test_losses_that_become_infinite_are_an_error(sides):
+    with pytest.raises(FloatingPointError, match="Lower `learning_rate`"):
+        train(*sides, NO_PAIRS, replace(PLAN, learning_rate=1e30), device=CPU)
+
+
 def test_alignment_makes_the_codes_of_peaks_resemble_those_of_genes(sides):
     def distance(alignment):
         plan = replace(PLAN, alignment=alignment, max_epochs=15, learning_rate=5e-3)

@@ -179,6 +179,11 @@ class _Run:
         for net, cells in zip(self.nets, self.cells, strict=True):
             net.eval()
             loss += net.loss(*cells.batch(self.held), draw=False).item()
+        if not np.isfinite(loss):
+            raise FloatingPointError(
+                f"Expected finite losses; got {loss} for the cells held out, in epoch {len(self.history['held_out']) + 1}. "
+                "Lower `learning_rate`, or check the counts for extreme values."
+            )
         better = not np.isfinite(self.best) or loss < self.best - GAIN * abs(self.best)
         self.best, self.waited = (loss, 0) if better else (self.best, self.waited + 1)
         return loss

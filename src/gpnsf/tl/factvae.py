@@ -36,6 +36,7 @@ __all__ = ["factvae"]
 UPSTREAM = 2_000  # bases before the start of a gene that count as its own
 N_SCORES = 100  # that an encoder reads
 FEWEST = 10  # cells
+BLOCK = 2**22  # entries of the augmented layer that are made at a time
 
 RULES = {
     "n_genes": Rule(int, 2000, low=2),
@@ -56,7 +57,6 @@ RULES = {
     "progress": checks.RULES["progress"],
     "key_added": Rule(str, "factvae"),
 }
-_UNRECORDED = {"mdata", "annotation", "progress", "key_added"}
 _VERSIONS = ("gpnsf", "torch", "numpy", "scikit-learn")
 
 _log = logging.getLogger("gpnsf")
@@ -105,7 +105,7 @@ def factvae(
     layers
         Layers that hold the counts, by modality or one name for both; ``X`` by default.
     n_genes, n_peaks
-        Features with the largest deviance (:func:`gpnsf.pp.deviance_features`) that decoders describe; all if there are fewer.
+        Features with the largest Poisson deviance (:func:`gpnsf.pp.deviance_features`) that decoders describe; all if there are fewer.
         The encoder of ATAC reads all peaks.
     n_latent
         Numbers d of a code, in each modality.
@@ -144,6 +144,8 @@ def factvae(
         If an argument is out of its range, counts are not whole and nonnegative, cells lack a modality, there are fewer than 10 of
         them, names of features are not unique, a given annotation has none of the genes, or the layer would take more
         than ``gpnsf.settings.memory_budget`` bytes. ``mdata`` is untouched after any error.
+    FloatingPointError
+        If the losses become infinite.
 
     Notes
     -----
@@ -176,6 +178,8 @@ def factvae(
     params = {name: value for name, value in locals().items() if name in RULES or name == "layers"}
     for name, rule in RULES.items():
         rule.check(name, params[name])
+    del params["progress"], params["key_added"]
+    place = resolved(device)
     measured = _read(mdata, rna, atac, layers)
     checks.key_added(key_added, mdata.mod)
     if layer_added is not None:
@@ -188,10 +192,10 @@ def factvae(
         **{name: params[name] for name in ("batch_size", "learning_rate", "seed")},
     )
     shown = settings.progress if progress is None else progress
-    outcome = training.train(*_inputs(measured, chosen, seed), pairs, plan, device=resolved(device), progress=shown)
+    outcome = training.train(*_inputs(measured, chosen, seed), pairs, plan, device=place, progress=shown)
     seconds = time.perf_counter() - began
     info = {
-        "params": {name: value for name, value in params.items() if name not in _UNRECORDED},
+        "params": params,
         "history": outcome.history,
         "overlaps": overlaps,
         "converged": outcome.converged,
@@ -241,7 +245,9 @@ def _read(mdata: MuData, rna: str, atac: str, layers: Any) -> list[_Side]:
 
 def _check_layer(name: str, side: _Side, layers: Any, atac: str) -> None:
     """Check that the layer can be written, and is not that of the counts."""
-    checks.key_added(name, ())
+    if not name or "/" in name:
+        rule = "`layer_added` not empty and without '/'"
+        raise ValueError(problem(rule, repr(name), "Pass for example layer_added='factvae_augmented'"))
     read = layers.get(atac) if isinstance(layers, Mapping) else layers
     if name == read:
         rule, remedy = "`layer_added` other than the layer of the counts", "Pass for example 'factvae_augmented'"
@@ -319,8 +325,8 @@ def _write(
 def _augmented(side: _Side, chosen: np.ndarray, outcome: training.Outcome) -> np.ndarray:
     """Expected counts [n, P] of the cells of a modality at their own depth (45)."""
     depth = np.asarray(side.counts[:, chosen].sum(axis=1)).ravel()[side.rows]
+    codes, embeddings, base = outcome.codes[1][side.rows], outcome.embeddings[1], outcome.base[1]
     values = np.zeros((len(depth), side.counts.shape[1]), dtype=np.float32)
-    values[:, chosen] = depth[:, None] * expected_shares(
-        outcome.codes[1][side.rows], outcome.embeddings[1], outcome.base[1]
-    )
+    for part in np.array_split(np.arange(len(depth)), values.size // BLOCK + 1):
+        values[np.ix_(part, chosen)] = depth[part, None] * expected_shares(codes[part], embeddings, base)
     return values
