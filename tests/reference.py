@@ -21,6 +21,7 @@ __all__ = [
     "neighbours",
     "poisson_deviance",
     "toy_dataset",
+    "zinb_log_prob",
 ]
 
 
@@ -111,6 +112,14 @@ def gaussian_kl(mean: np.ndarray, covariance: np.ndarray) -> float:
     """Kullback-Leibler divergence of ``N(mean, covariance)`` from the standard normal."""
     mahalanobis, trace = sum(float(value) ** 2 for value in mean), float(np.trace(covariance))
     return 0.5 * (mahalanobis + trace - len(mean) - np.linalg.slogdet(covariance)[1])
+
+
+def zinb_log_prob(x: float, mean: float, theta: float, logit: float) -> float:
+    """Zero-inflated negative binomial: log of ``pi 1[x = 0] + (1 - pi) NB(x; mean, theta)``, variance ``mean + mean**2 / theta``."""
+    pi = 1 / (1 + math.exp(-logit))
+    choose = math.lgamma(x + theta) - math.lgamma(theta) - math.lgamma(x + 1)
+    nb = math.exp(choose + theta * math.log(theta / (theta + mean)) + x * math.log(mean / (theta + mean)))
+    return math.log((pi if x == 0 else 0.0) + (1 - pi) * nb)
 
 
 def toy_dataset(

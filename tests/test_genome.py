@@ -27,6 +27,18 @@ def naive_pairs(genes, places, window):
     return found
 
 
+def naive_overlaps(genes, places, upstream):
+    """All pairs by two loops, base by base at their ends."""
+    found = set()
+    for i, gene in enumerate(genes.itertuples()):
+        low = gene.start - (0 if gene.strand == "-" else upstream)
+        high = gene.end + (0 if gene.strand == "+" else upstream)
+        for j, peak in enumerate(places.itertuples()):
+            if gene.chrom == peak.chrom and max(low, peak.start) < min(high, peak.end):
+                found.add((i, j))
+    return found
+
+
 def random_places(rng, n_genes=40, n_peaks=90):
     start = rng.integers(0, 5000, n_genes)
     genes = pd.DataFrame(
@@ -144,3 +156,24 @@ def test_chromosomes_may_be_numbers_and_peaks_have_one():
 
 def test_genes_without_a_name_are_left_out():
     assert genome.gene_positions(GENES.assign(gene=["A", None, "C"]), where="the test").index.tolist() == ["A", "C"]
+
+
+@pytest.mark.parametrize("upstream", [0, 150])
+@pytest.mark.parametrize("seed", range(3))
+def test_overlapping_pairs_are_those_of_a_naive_loop(seed, upstream):
+    genes, places = random_places(np.random.default_rng(seed))
+    places["end"] += np.random.default_rng(seed).integers(0, 800, len(places))  # peaks of unequal length
+    i, j = genome.pairs_overlapping(genes, places, upstream)
+    assert set(zip(i.tolist(), j.tolist(), strict=True)) == naive_overlaps(genes, places, upstream)
+    assert len(i) == len(set(zip(i.tolist(), j.tolist(), strict=True)))
+
+
+def test_upstream_is_before_the_start_and_intervals_are_half_open():
+    table = pd.DataFrame(
+        {"gene": ["F", "B"], "chrom": "chr1", "start": [5000, 5000], "end": [6000, 6000], "strand": ["+", "-"]}
+    )
+    genes = genome.gene_positions(table, where="the test")
+    before, after, touching = peaks("chr1:3500-3600"), peaks("chr1:7400-7500"), peaks("chr1:2900-3000")
+    for places, expected in ((before, [0]), (after, [1]), (touching, [])):
+        assert genome.pairs_overlapping(genes, places, 2000)[0].tolist() == expected
+    assert genome.pairs_overlapping(genes, peaks("chr2:1-9"), 2000)[0].size == 0

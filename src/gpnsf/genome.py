@@ -17,6 +17,7 @@ __all__ = [
     "genes_of",
     "middle",
     "nearest",
+    "pairs_overlapping",
     "pairs_within",
     "peak_positions",
     "signed_distance",
@@ -101,10 +102,30 @@ def pairs_within(genes: pd.DataFrame, peaks: pd.DataFrame, window: float) -> tup
         own = np.flatnonzero(genes["chrom"].to_numpy()[gene] == name)
         first = np.searchsorted(centre[here], sites[own] - window, side="left")
         number = np.searchsorted(centre[here], sites[own] + window, side="right") - first
-        place = np.arange(number.sum()) + np.repeat(first - number.cumsum() + number, number)
-        found.append(np.column_stack([np.repeat(gene[own], number), here[place]]))
-    pairs = np.unique(np.concatenate(found), axis=0) if found else np.zeros((0, 2), dtype=np.int64)
-    return pairs[:, 0], pairs[:, 1]
+        found.append(np.column_stack(_ranges(gene[own], first, number, here)))
+    return _ordered(found)
+
+
+def pairs_overlapping(genes: pd.DataFrame, peaks: pd.DataFrame, upstream: float) -> tuple[np.ndarray, np.ndarray]:
+    """Positions of gene and peak [n] of all pairs whose peak overlaps the body of the gene or ``upstream`` bases before its start.
+
+    Intervals are half open. Where the strand is not known, either end of a gene may be its start.
+    """
+    strand = genes["strand"].to_numpy()
+    low = genes["start"].to_numpy() - np.where(strand == "-", 0, upstream)
+    high = genes["end"].to_numpy() + np.where(strand == "+", 0, upstream)
+    chrom, start, end = (peaks[name].to_numpy() for name in ("chrom", "start", "end"))
+    found = []
+    for name in np.unique(chrom):
+        here, own = np.flatnonzero(chrom == name), np.flatnonzero(genes["chrom"].to_numpy() == name)
+        here = here[np.argsort(start[here], kind="stable")]
+        longest = (end[here] - start[here]).max()
+        first = np.searchsorted(start[here], low[own] - longest, side="left")
+        number = np.searchsorted(start[here], high[own], side="left") - first
+        gene, peak = _ranges(own, first, number, here)
+        near = end[peak] > low[gene]
+        found.append(np.column_stack([gene[near], peak[near]]))
+    return _ordered(found)
 
 
 def signed_distance(genes: pd.DataFrame, peaks: pd.DataFrame) -> np.ndarray:
@@ -139,6 +160,20 @@ def nearest(peaks: pd.DataFrame, genes: pd.DataFrame) -> np.ndarray:
 def middle(places: pd.DataFrame) -> np.ndarray:
     """Middle [n] of each interval."""
     return ((places["start"] + places["end"]) / 2).to_numpy()
+
+
+def _ranges(
+    genes: np.ndarray, first: np.ndarray, number: np.ndarray, peaks: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Gene and peak [n] of pairs: each of ``genes`` with as many ``peaks`` as its number says, from its first one on."""
+    place = np.arange(number.sum()) + np.repeat(first - number.cumsum() + number, number)
+    return np.repeat(genes, number), peaks[place]
+
+
+def _ordered(found: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs [n, 2] of all chromosomes by gene and peak, each once."""
+    pairs = np.unique(np.concatenate(found), axis=0) if found else np.zeros((0, 2), dtype=np.int64)
+    return pairs[:, 0], pairs[:, 1]
 
 
 def _strands(table: pd.DataFrame, where: str) -> np.ndarray:

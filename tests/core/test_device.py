@@ -53,3 +53,10 @@ def test_tensors_of_a_fit_are_made_where_the_model_is(name, monkeypatch):
     with Watch() as watch:
         gpnsf.tl.fit(mdata, **options)
     assert watch.seen <= COPIED
+
+
+def test_tensors_of_factvae_are_made_where_the_model_is():
+    mdata = gpnsf.datasets.tissue(n_obs=60, n_genes=20, n_peaks=20, n_spatial=2, seed=0)
+    with Watch() as watch:
+        gpnsf.tl.factvae(mdata, n_latent=4, max_epochs=2, progress=False)
+    assert watch.seen <= {("factvae.py", "_embeddings")}  # built on the CPU, and moved

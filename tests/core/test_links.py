@@ -98,3 +98,12 @@ def test_a_score_that_only_knows_the_bin_is_worth_nothing():
 
 def test_without_both_kinds_there_is_no_ranking():
     assert np.isnan(matched_ranking(np.arange(3.0), np.ones(3, bool), np.zeros(3, int), np.ones(3))).all()
+
+
+def test_loadings_with_a_sign_are_profiles_themselves():
+    W = np.random.default_rng(5).normal(size=(20, 6)).astype(np.float32)
+    W[3] = 0
+    unit, length = profiles(W, signed=True)
+    np.testing.assert_allclose(length, np.linalg.norm(W, axis=1), rtol=1e-6)
+    np.testing.assert_allclose(unit * length[:, None], W, atol=1e-6)
+    assert not unit[3].any()

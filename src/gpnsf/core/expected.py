@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+from scipy.special import softmax
 
-__all__ = ["expected"]
+__all__ = ["expected", "expected_shares"]
 
 
 def expected(
@@ -20,3 +21,8 @@ def expected(
     if likelihood == "bernoulli_clipped":
         return np.minimum(rate, 1.0, out=rate)
     return rate
+
+
+def expected_shares(codes: np.ndarray, embeddings: np.ndarray, base: np.ndarray) -> np.ndarray:
+    """Shares [n, P] of features in the counts of cells, from codes [n, d], embeddings [P, d] and log shares [P] at codes of zero."""
+    return softmax(codes @ embeddings.T + base, axis=1)

@@ -1,7 +1,7 @@
 """Links between two sets of features: how alike their loadings are, how often chance makes them so, and how well that ranks.
 
 A feature's profile is ``s_jk = w_jk / sum_l |w_jl|``, the share of factor k in its expected signal, minus the share of the factor
-in the signal of its whole modality; the score of a pair is the cosine of two profiles.
+in the signal of its whole modality; where loadings have a sign, ``w_j`` itself. The score of a pair is the cosine of two profiles.
 """
 
 from __future__ import annotations
@@ -15,15 +15,13 @@ CUTS, STRATUM = 3, 50  # parts of a bin by one property, each of at least so man
 TINY = 1e-9  # rounding of a cosine
 
 
-def profiles(loadings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def profiles(loadings: np.ndarray, *, signed: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """Profiles [P, K] of unit length, and their length [P] before; 0 for features without signal or like all others."""
     W = loadings.astype(np.float64)
-    total = np.abs(W).sum(axis=1, keepdims=True)  # [P, 1]
-    share = np.divide(W, total, out=np.zeros_like(W), where=total > 0)
-    centred = np.where(total > 0, share - W.sum(axis=0) / max(total.sum(), np.finfo(float).tiny), 0.0)
-    length = np.linalg.norm(centred, axis=1)
+    profile = W if signed else _centred_shares(W)
+    length = np.linalg.norm(profile, axis=1)
     told = length > np.sqrt(np.finfo(np.float32).eps)  # the rest is the rounding of the loadings
-    return np.divide(centred, length[:, None], out=np.zeros_like(W), where=told[:, None]), np.where(told, length, 0.0)
+    return np.divide(profile, length[:, None], out=np.zeros_like(W), where=told[:, None]), np.where(told, length, 0.0)
 
 
 def pair_scores(first: np.ndarray, second: np.ndarray, i: np.ndarray, j: np.ndarray) -> np.ndarray:
@@ -98,6 +96,13 @@ def _ranking(score: np.ndarray, truth: np.ndarray, weight: np.ndarray) -> tuple[
         area = (links * (wrong[-1] - wrong + others / 2)).sum() / (found[-1] * wrong[-1])
         precision = (links * np.nan_to_num(found / (found + wrong))).sum() / found[-1]
     return found[-1], wrong[-1], area, precision
+
+
+def _centred_shares(W: np.ndarray) -> np.ndarray:
+    """Shares of the factors in each feature [P, K], minus those in all of them; 0 for features without signal."""
+    total = np.abs(W).sum(axis=1, keepdims=True)  # [P, 1]
+    share = np.divide(W, total, out=np.zeros_like(W), where=total > 0)
+    return np.where(total > 0, share - W.sum(axis=0) / max(total.sum(), np.finfo(float).tiny), 0.0)
 
 
 def _parts(n_pairs: int) -> list[slice]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
-import scipy.sparse as sp
 from anndata import AnnData
 from mudata import MuData
-from scipy.special import xlog1py
 
 from gpnsf import checks
 from gpnsf.bridge import read_counts
 from gpnsf.checks import Rule
+from gpnsf.core.deviant import feature_deviance, largest
 from gpnsf.tissue import Tissue, editable, gather, open_tissue
 
 __all__ = ["deviance_features"]
@@ -92,11 +91,11 @@ def deviance_features(
         counts = read_counts(tissue.mods[name], layer=layers.get(name), likelihood="poisson", modality=name)
         kind = likelihood or ("binomial" if counts.data.max() == 1 else "poisson")
         batch = batches[tissue.rows[name]]
-        deviances[name] = np.sum([_deviance(counts[batch == label], kind) for label in np.unique(batch)], axis=0)
+        deviances[name] = np.sum([feature_deviance(counts[batch == label], kind) for label in np.unique(batch)], axis=0)
     data = editable(data, copy=copy)
     for name, deviance in deviances.items():
         mod = data.mod[name] if isinstance(data, MuData) else data
-        mod.var[key_added], mod.var[FLAG] = deviance, _largest(deviance, n_top)
+        mod.var[key_added], mod.var[FLAG] = deviance, largest(deviance, n_top)
     return data if copy else None
 
 
@@ -106,28 +105,3 @@ def _batches(tissue: Tissue, key: str | None) -> np.ndarray:
         return np.full(tissue.data.n_obs, "", dtype=object)
     Rule(str, "sample").check("batch_key", key)
     return gather(tissue, "obs", key, lambda column, *_: checks.labels(column, name=key), argument="batch_key")
-
-
-def _deviance(counts: sp.csr_matrix, kind: str) -> np.ndarray:
-    """Deviance [P] from shares of the row totals that are constant over the rows.
-
-    With totals n_i and shares p_j the Poisson deviance is ``2 sum y log(y / (n p))``, since fitted and observed totals
-    agree. The binomial one adds ``2 sum (n - y) log((n - y) / (n (1 - p)))``, of which the zeros need column sums only.
-    """
-    y, feature, n_features = counts.data.astype(np.float64), counts.indices, counts.shape[1]
-    total = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
-    of_feature = np.bincount(feature, y, minlength=n_features)
-    share = of_feature / max(total.sum(), 1)
-    n = np.repeat(total, np.diff(counts.indptr))  # [nnz]
-    hits = np.bincount(feature, y * np.log(y / (n * share[feature])), minlength=n_features)
-    if kind == "poisson":
-        return 2 * hits
-    misses = np.bincount(feature, xlog1py(n - y, -y / n), minlength=n_features)
-    return 2 * (hits + misses - xlog1py(total.sum() - of_feature, -share))
-
-
-def _largest(values: np.ndarray, n_top: int) -> np.ndarray:
-    """Whether a value [P] is among the n largest and positive; ties go to the earlier one."""
-    flags = np.zeros(len(values), dtype=bool)
-    flags[np.argsort(-values, kind="stable")[:n_top]] = True
-    return flags & (values > 0)

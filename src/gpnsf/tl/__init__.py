@@ -14,6 +14,7 @@ __all__ = [
     "evaluate",
     "evaluate_links",
     "factor_adata",
+    "factvae",
     "fit",
     "forecast",
     "impute",
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from gpnsf.tl.evaluate import evaluate
     from gpnsf.tl.evaluate_links import evaluate_links
     from gpnsf.tl.factor_adata import factor_adata
+    from gpnsf.tl.factvae import factvae
     from gpnsf.tl.fit import fit
     from gpnsf.tl.forecast import forecast
     from gpnsf.tl.importance import spatial_importance
@@ -54,6 +56,7 @@ else:
             "evaluate": "evaluate",
             "evaluate_links": "evaluate_links",
             "factor_adata": "factor_adata",
+            "factvae": "factvae",
             "fit": "fit",
             "forecast": "forecast",
             "impute": "denoise",

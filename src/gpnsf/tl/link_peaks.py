@@ -11,15 +11,18 @@ import numpy as np
 import pandas as pd
 from scipy.stats import false_discovery_control
 
-from gpnsf import genome, results
+from gpnsf import genome
 from gpnsf.checks import Rule, choices, column, problem
-from gpnsf.core import links
-from gpnsf.tissue import owner
+from gpnsf.core import links, stored
+from gpnsf.keys import Keys
+from gpnsf.results import LARGEST_LOADING
+from gpnsf.tissue import open_tissue
 
 if TYPE_CHECKING:
+    from anndata import AnnData
     from mudata import MuData
 
-__all__ = ["DISTANCES", "bins_of", "gene_places", "link_peaks", "pair_table"]
+__all__ = ["DISTANCES", "bins_of", "gene_places", "link_peaks", "pair_table", "unique_names"]
 
 WINDOW = 150_000  # bases to either side of the start of a gene
 DISTANCES = (0, 25_000, 50_000, 75_000, 100_000, 125_000, 150_000)  # ends of the bins
@@ -43,8 +46,9 @@ def link_peaks(
 ) -> None:
     r"""Link genes to nearby peaks that load on the same factors.
 
-    The profile of a feature is its share of each factor, :math:`s_{jk} = w_{jk} / \sum_l |w_{jl}|`, minus the share of that
-    factor in all features of the modality; backgrounds do not count. The score of a pair is the cosine of its two profiles.
+    The profile of a feature is its share of each factor, :math:`s_{jk} = w_{jk} / \sum_l w_{jl}`, minus the share of that
+    factor in all features of the modality; backgrounds do not count. Loadings with a sign, such as the embeddings of
+    :func:`gpnsf.tl.factvae`, are profiles themselves. The score of a pair is the cosine of its two profiles.
 
     The p value of a pair says how often a score as high is reached where the pairs of its stratum exchange their peaks: pairs as
     far apart (bins of 25 kb) whose gene and peak are about as specific (length of the profile; unspecific features agree with
@@ -56,7 +60,7 @@ def link_peaks(
     Parameters
     ----------
     mdata
-        MuData that :func:`gpnsf.tl.fit` annotated, with the modalities ``rna`` and ``atac``.
+        MuData that :func:`gpnsf.tl.fit`, or another tool that writes loadings, annotated, with the modalities ``rna`` and ``atac``.
     genes
         Genes to link; None for all.
     annotation
@@ -75,12 +79,12 @@ def link_peaks(
     seed
         Seed of these draws.
     key
-        Prefix of the slots, ``key_added`` of the fit.
+        Prefix of the slots, ``key_added`` of the fit; "factvae" for the embeddings of :func:`gpnsf.tl.factvae`.
 
     Raises
     ------
     KeyError
-        If the object has no such fit, modality, gene or peak, or the annotation lacks a column.
+        If the object has no such loadings, modality, gene or peak, or the annotation lacks a column.
     ValueError
         If ``mdata`` is a view, the fit has one factor only, a peak has no readable place, or there is no pair.
 
@@ -106,17 +110,14 @@ def link_peaks(
     Rule(int, WINDOW, low=0).check("window", window)
     Rule(int, 500, low=20).check("n_permutations", n_permutations)
     Rule(int, 0, low=0).check("seed", seed)
-    owner(mdata)
-    fit = results.find(mdata, key)
-    if len(fit.names) < 2:
-        rule = "at least two factors, whose shares differ between features"
-        raise ValueError(problem(rule, f"{fit.names[0]!r} alone", "Fit more factors"))
-    names = [_names(fit, name) for name in (rna, atac)]
+    mods, loadings = _read(mdata, (rna, atac), key)
+    names = [unique_names(mods[name], name) for name in (rna, atac)]
     if genes is not None:
         genes = [genes] if isinstance(genes, str) else list(genes)
         choices(genes, names[0], what="genes", where=f"modality {rna!r}")
-    table = _near(fit, rna, atac, annotation, window) if pairs is None else _given(fit, rna, atac, annotation, pairs)
-    profiles, lengths = zip(*(links.profiles(fit.loadings[name]) for name in (rna, atac)), strict=True)
+    table = _near(mods, rna, atac, annotation, window) if pairs is None else _given(mods, rna, atac, annotation, pairs)
+    signed = any((W < 0).any() for W in loadings)
+    profiles, lengths = zip(*(links.profiles(W, signed=signed) for W in loadings), strict=True)
     i, j = (known.get_indexer(table[kind]) for known, kind in zip(names, PAIR, strict=True))
     told = (lengths[0][i] > 0) & (lengths[1][j] > 0)
     asked = told if genes is None else told & table["gene"].isin(genes).to_numpy()
@@ -131,7 +132,7 @@ def link_peaks(
     if genes is not None:
         table = table[asked[told]].copy()
     table["q"] = false_discovery_control(table["p"])
-    mdata.uns[fit.keys.links] = table.sort_values(["p", "score"], ascending=[True, False], ignore_index=True)
+    mdata.uns[Keys(key).links] = table.sort_values(["p", "score"], ascending=[True, False], ignore_index=True)
 
 
 def bins_of(distance: pd.Series, ends: Sequence[float] | None) -> np.ndarray:
@@ -142,10 +143,10 @@ def bins_of(distance: pd.Series, ends: Sequence[float] | None) -> np.ndarray:
     return np.where(np.isnan(values), -1, np.searchsorted(np.asarray(ends)[1:], values, side="left"))
 
 
-def gene_places(fit: results.Fit, rna: str, annotation: pd.DataFrame | str | os.PathLike[str] | None) -> pd.DataFrame:
-    """Places of the genes of the modality, by name; those that the annotation lacks are left out, and counted in the log."""
-    names = fit.modalities[rna].var_names
-    places = genome.genes_of(annotation, fit.modalities[rna].var, where=f"var of {rna!r}")
+def gene_places(mod: AnnData, rna: str, annotation: pd.DataFrame | str | os.PathLike[str] | None) -> pd.DataFrame:
+    """Places of the genes of a modality, by name; those that the annotation lacks are left out, and counted in the log."""
+    names = mod.var_names
+    places = genome.genes_of(annotation, mod.var, where=f"var of {rna!r}")
     known = places.loc[names[names.isin(places.index)]]
     if known.empty:
         found = f"none of {len(names)}, the first {names[0]!r}"
@@ -156,9 +157,9 @@ def gene_places(fit: results.Fit, rna: str, annotation: pd.DataFrame | str | os.
     return known
 
 
-def _names(fit: results.Fit, modality: str) -> pd.Index:
+def unique_names(mod: AnnData, modality: str) -> pd.Index:
     """Names of the features of a modality, which are to differ."""
-    names = fit.modalities[fit.modality_names(modality)[0]].var_names
+    names = mod.var_names
     if not names.is_unique:
         found = f"{names.duplicated().sum()} duplicate name(s)"
         raise ValueError(
@@ -167,22 +168,39 @@ def _names(fit: results.Fit, modality: str) -> pd.Index:
     return names
 
 
-def _near(fit: results.Fit, rna: str, atac: str, annotation: Any, window: int) -> pd.DataFrame:
+def _read(mdata: MuData, pair: tuple[str, str], key: str) -> tuple[dict[str, AnnData], list[np.ndarray]]:
+    """Both modalities, and the loadings [P, K] of each on the same factors."""
+    tissue, slot = open_tissue(mdata, modalities=pair), Keys(key).loadings
+    for name in pair:
+        remedy = f"Run `gpnsf.tl.fit(data, key_added={key!r})` or another tool that writes loadings first"
+        choices([slot], tissue.mods[name].varm, what="loadings", where=f"varm of {name!r}", remedy=remedy)
+    loadings: list[np.ndarray] = []
+    for name in pair:
+        shape = tissue.mods[name].n_vars, loadings[0].shape[1] if loadings else None
+        ends = {"low": -LARGEST_LOADING, "high": LARGEST_LOADING}
+        loadings.append(stored.array(tissue.mods[name].varm, slot, shape, **ends, where=f"varm of {name!r}"))
+    if loadings[0].shape[1] < 2:
+        rule = "at least two factors, whose shares differ between features"
+        raise ValueError(problem(rule, f"{loadings[0].shape[1]} alone", "Fit more factors"))
+    return tissue.mods, loadings
+
+
+def _near(mods: dict[str, AnnData], rna: str, atac: str, annotation: Any, window: int) -> pd.DataFrame:
     """All pairs within the window, with their distance."""
-    peaks = genome.peak_positions(fit.modalities[atac].var, where=f"modality {atac!r}")
-    places = gene_places(fit, rna, annotation)
+    peaks = genome.peak_positions(mods[atac].var, where=f"modality {atac!r}")
+    places = gene_places(mods[rna], rna, annotation)
     i, j = genome.pairs_within(places, peaks, window)
     distance = genome.signed_distance(places.iloc[i], peaks.iloc[j])
     return pd.DataFrame({"gene": places.index[i], "peak": peaks.index[j], "distance": distance})
 
 
-def _given(fit: results.Fit, rna: str, atac: str, annotation: Any, pairs: pd.DataFrame) -> pd.DataFrame:
+def _given(mods: dict[str, AnnData], rna: str, atac: str, annotation: Any, pairs: pd.DataFrame) -> pd.DataFrame:
     """The pairs asked for, with the distance that they bring, or that the annotation gives."""
     table = pair_table(pairs, argument="pairs")
     for kind, modality in zip(PAIR, (rna, atac), strict=True):
         choices(
             table[kind],
-            fit.modalities[modality].var_names,
+            mods[modality].var_names,
             what=f"{kind}s in `pairs`",
             where=f"modality {modality!r}",
         )
@@ -194,8 +212,8 @@ def _given(fit: results.Fit, rna: str, atac: str, annotation: Any, pairs: pd.Dat
         return table.assign(distance=distance.to_numpy(dtype=np.float64, na_value=np.nan))
     table["distance"] = np.nan
     if annotation is not None:
-        places = gene_places(fit, rna, annotation)
-        peaks = genome.peak_positions(fit.modalities[atac].var, where=f"modality {atac!r}")
+        places = gene_places(mods[rna], rna, annotation)
+        peaks = genome.peak_positions(mods[atac].var, where=f"modality {atac!r}")
         known = table["gene"].isin(places.index)
         near = places.loc[table.loc[known, "gene"]], peaks.loc[table.loc[known, "peak"]]
         table.loc[known, "distance"] = genome.signed_distance(*near)
