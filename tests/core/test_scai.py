@@ -116,25 +116,25 @@ def test_blocks_of_rows_change_nothing(monkeypatch):
     ends = []
     for size in (512, 7):
         monkeypatch.setattr(scai, "BLOCK", size)
-        found, _ = scai.fit(*noise(0), 3, n_restarts=1, max_steps=5)
+        found = scai.fit(*noise(0), 3, n_restarts=1, max_steps=5)
         ends.append(found)
-    np.testing.assert_allclose(ends[0].H, ends[1].H, rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(ends[0].factors, ends[1].factors, rtol=1e-3, atol=1e-6)
 
 
 def test_clusters_are_found_and_the_fit_ends():
     X1, X2, truth = clustered()
-    found, scores = scai.fit(X1, X2, 3)
+    found = scai.fit(X1, X2, 3)
     assert found.converged
     assert len(found.trace) < 300
-    assert scores.shape == (5,)
-    labels = found.H.argmax(axis=1)
+    assert found.redundancy.shape == (5,)
+    labels = found.factors.argmax(axis=1)
     assert len(set(zip(labels, truth, strict=True))) == 3
 
 
 def test_max_steps_and_tol_end_the_fit():
     X1, X2, _ = clustered()
-    assert len(scai.fit(X1, X2, 3, max_steps=4, n_restarts=1)[0].trace) == 4
-    steps = [len(scai.fit(X1, X2, 3, tol=tol, n_restarts=1)[0].trace) for tol in (1e-3, 1e-6)]
+    assert len(scai.fit(X1, X2, 3, max_steps=4, n_restarts=1).trace) == 4
+    steps = [len(scai.fit(X1, X2, 3, tol=tol, n_restarts=1).trace) for tol in (1e-3, 1e-6)]
     assert steps[0] < steps[1]
 
 
@@ -143,11 +143,13 @@ def test_the_start_with_the_least_redundant_loadings_goes_on(monkeypatch):
     wrong = np.where(truth == 2, 1, truth)
     wrong[truth == 0] = np.where(np.arange(30) % 2, 0, 2)  # one cluster split, two merged
     monkeypatch.setattr(scai, "_clusters", lambda *_: [wrong, truth, wrong])
-    found, scores = scai.fit(X1, X2, 3, n_restarts=3)
-    assert scores.argmin() == 1
-    assert len(set(zip(found.H.argmax(axis=1), truth, strict=True))) == 3
-    alone, _ = scai.fit(X1, X2, 3, n_restarts=1)
-    assert scai.redundancy(alone.W1, alone.W2) > scores[1]
+    chosen = scai.fit(X1, X2, 3, n_restarts=3, max_steps=5)
+    assert chosen.redundancy.argmin() == 1
+    monkeypatch.setattr(scai, "_clusters", lambda *_: [truth])
+    alone = scai.fit(X1, X2, 3, n_restarts=1, max_steps=5)
+    np.testing.assert_array_equal(chosen.factors, alone.factors)
+    monkeypatch.setattr(scai, "_clusters", lambda *_: [wrong])
+    assert not np.array_equal(scai.fit(X1, X2, 3, n_restarts=1, max_steps=5).factors, alone.factors)
 
 
 def test_redundancy_sums_the_correlations_of_pairs():
@@ -160,19 +162,20 @@ def test_redundancy_sums_the_correlations_of_pairs():
 
 def test_the_same_seed_gives_the_same_bits_and_another_one_another_mask():
     X1, X2, _ = clustered()
-    first, again, other = (scai.fit(X1, X2, 3, seed=seed, max_steps=8)[0] for seed in (0, 0, 1))
-    for name in ("H", "W1", "W2", "T"):
+    first, again, other = (scai.fit(X1, X2, 3, seed=seed, max_steps=8) for seed in (0, 0, 1))
+    for name in ("factors", "T", "trace", "redundancy"):
         np.testing.assert_array_equal(getattr(first, name), getattr(again, name))
-    assert first.trace == again.trace
+    for W, again_W in zip(first.loadings, again.loadings, strict=True):
+        np.testing.assert_array_equal(W, again_W)
     assert not np.array_equal(first.T > 0, other.T > 0)
 
 
 @pytest.mark.parametrize("n_factors", [1, 2, 8])
 def test_the_number_of_factors_may_be_small_or_that_of_the_cells(n_factors):
     X1, X2 = noise(0, n_obs=8)
-    found, _ = scai.fit(X1, X2, n_factors, max_steps=5)
-    assert found.H.shape == (8, n_factors)
-    assert np.isfinite(found.H).all()
+    found = scai.fit(X1, X2, n_factors, max_steps=5)
+    assert found.factors.shape == (8, n_factors)
+    assert np.isfinite(found.factors).all()
     assert np.isfinite(found.trace).all()
 
 
@@ -181,23 +184,43 @@ def test_empty_cells_and_silent_features_give_numbers():
     X1, X2 = (
         sp.csr_matrix(X.multiply(np.arange(90)[:, None] > 4).multiply(np.arange(X.shape[1]) > 2)) for X in (X1, X2)
     )
-    found, _ = scai.fit(X1, X2, 3, max_steps=30)
-    for values in (found.H, found.W1, found.W2, found.T, found.trace):
+    found = scai.fit(X1, X2, 3, max_steps=30)
+    for values in (found.factors, *found.loadings, found.T, found.trace):
         assert np.isfinite(values).all()
-    assert not found.W1[:3].any()
+    assert not found.loadings[0][:3].any()
 
 
-def test_scale_of_the_data_does_not_matter():
+def test_the_scale_of_the_data_is_that_of_the_loadings():
     X1, X2, _ = clustered()
-    first, second = (scai.fit(X1 * a, X2 * b, 3, max_steps=8)[0] for a, b in ((1, 1), (64, 0.25)))
-    np.testing.assert_allclose(first.H, second.H, rtol=1e-4, atol=1e-7)
+    first, second = (scai.fit(X1 * a, X2 * b, 3, max_steps=8) for a, b in ((1, 1), (64, 0.25)))
+    np.testing.assert_allclose(first.factors, second.factors, rtol=1e-4, atol=1e-7)
+    for W, other, scale in zip(first.loadings, second.loadings, (64, 0.25), strict=True):
+        np.testing.assert_allclose(other, W * scale, rtol=1e-4, atol=1e-6)
 
 
-def test_averages_are_weighted_means():
+def test_factors_have_mean_one_and_come_in_order_and_expect_the_data():
+    X1, X2, _ = clustered()
+    found = scai.fit(X1, X2, 3)
+    np.testing.assert_allclose(found.factors.mean(axis=0), 1, rtol=1e-5)
+    assert (np.diff(sum(W.sum(axis=0) for W in found.loadings)) <= 0).all()
+    for X, W in zip((X1, X2), found.loadings, strict=True):
+        assert (found.factors @ W.T).sum() == pytest.approx(X.sum(), rel=0.1)  # squares, not sums, are fitted
+
+
+def test_normalised_cells_have_one_total_before_the_logarithm():
+    counts = sp.csr_matrix([[1, 3, 0], [0, 0, 0], [20, 0, 20]], dtype=np.float32)
+    values = scai.normalised(counts)
+    np.testing.assert_allclose(np.expm1(values.toarray()).sum(axis=1), [1e4, 0, 1e4], rtol=1e-5)
+    assert values.nnz == counts.nnz
+
+
+def test_averaged_counts_are_weighted_sums_normalised():
     rng = np.random.default_rng(0)
-    T, rates = rng.random((6, 5), dtype=np.float32), sp.random(5, 9, 0.5, "csr", random_state=0)
-    wanted = np.array([np.average(rates.toarray(), axis=0, weights=row) for row in T])
-    np.testing.assert_allclose(scai.averaged(T, rates), wanted, rtol=1e-5, atol=1e-7)
+    T, counts = rng.random((6, 6), dtype=np.float32), sp.random(6, 9, 0.5, "csr", random_state=0)
+    T[2] = 0  # of a cell to which none is similar
+    summed = T @ counts.toarray()
+    wanted = np.log1p(1e4 * summed / np.maximum(summed.sum(axis=1, keepdims=True), 1e-30))
+    np.testing.assert_allclose(scai.averaged(T, counts), wanted, rtol=1e-4)
 
 
 @pytest.mark.slow

@@ -20,13 +20,27 @@ from scipy.sparse.linalg import LinearOperator, svds
 from sklearn.cluster import KMeans
 from tqdm.auto import tqdm
 
-__all__ = ["Averages", "Solution", "Weights", "averaged", "fit", "memory", "objective", "redundancy", "start", "step"]
+__all__ = [
+    "Averages",
+    "Outcome",
+    "Solution",
+    "Weights",
+    "averaged",
+    "fit",
+    "memory",
+    "normalised",
+    "objective",
+    "redundancy",
+    "start",
+    "step",
+]
 
 BLOCK = 512  # rows of an N x N array that are worked on at a time
 PILOT = 15  # steps that each start gets before one of them goes on
 WINDOW = 10  # steps over which a decrease is measured
 SOFT = 0.3  # what a start has of the factors of other clusters
 SMALLEST = 2.0**-10  # exponent of the update of H below which there is no way down
+TOTAL = 1e4  # of a cell before the logarithm
 TINY = 1e-30
 
 
@@ -47,6 +61,7 @@ class Averages:
 
     rna: sp.csr_matrix  # [N, P1], norm 1
     atac: sp.csr_matrix  # [N, P2], norm 1
+    norms: tuple[float, float]  # of both before
     gram: np.ndarray  # [N, N] float32, X2 X2'
     mask: np.ndarray  # [N, N] bool
     weights: Weights
@@ -54,13 +69,14 @@ class Averages:
     @classmethod
     def make(cls, rna: sp.csr_matrix, atac: sp.csr_matrix, weights: Weights, seed: int) -> Averages:
         """Scale both modalities, and draw the mask."""
-        X1, X2 = (sp.csr_matrix(X, dtype=np.float64) / sp.linalg.norm(X) for X in (rna, atac))
+        norms = float(np.linalg.norm(rna.data)), float(np.linalg.norm(atac.data))
+        X1, X2 = (sp.csr_matrix(X, dtype=np.float64) / norm for X, norm in zip((rna, atac), norms, strict=True))
         n_obs, rng = X1.shape[0], np.random.default_rng(seed)
         gram, mask = np.empty((n_obs, n_obs), dtype=np.float32), np.empty((n_obs, n_obs), dtype=bool)
         for rows in _blocks(n_obs):
             gram[rows] = (X2[rows] @ X2.T).toarray()
             mask[rows] = rng.random((rows.stop - rows.start, n_obs), dtype=np.float32) < weights.mask
-        return cls(X1, X2, gram, mask, weights)
+        return cls(X1, X2, norms, gram, mask, weights)
 
     def similar(self, H: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
         """Blocks of rows of ``R o HH'``."""
@@ -79,7 +95,26 @@ class Solution:
     T: np.ndarray  # [N, N] float32
     trace: list[float]
     exponents: list[float]  # of the update of H in each step; 0 where H stayed as it was
-    converged: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a fit ends with, in the unit of the values that it was given."""
+
+    factors: np.ndarray  # [N, K] float32 with mean 1 over the cells, those with the largest loadings first
+    loadings: tuple[np.ndarray, np.ndarray]  # [P1, K] and [P2, K] float32
+    T: np.ndarray  # [N, N] float32
+    trace: np.ndarray  # objective after each step
+    exponents: np.ndarray  # of the update of the factors
+    redundancy: np.ndarray  # [n_restarts] of the loadings of each start
+    converged: bool
+
+
+def normalised(counts: sp.csr_matrix) -> sp.csr_matrix:
+    """Logarithms of the counts [N, P] of cells scaled to a total of 10,000 (S2); empty cells stay empty."""
+    totals = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
+    scale = np.divide(TOTAL, totals, out=np.zeros_like(totals), where=totals > 0)
+    return sp.csr_matrix(sp.diags(scale) @ counts).log1p()
 
 
 def fit(
@@ -93,23 +128,39 @@ def fit(
     tol: float = 1e-5,
     seed: int = 0,
     progress: bool = False,
-) -> tuple[Solution, np.ndarray]:
-    """Fit from the start whose loadings are least alike after a few steps; with it, the redundancy [n_restarts] of all.
+) -> Outcome:
+    """Fit from the start whose loadings are least alike after a few steps.
 
     Converged is what has lost less than ``tol`` of the objective, on average over ten steps, in a step.
     """
     data = Averages.make(rna, atac, weights, seed)
     labels = _clusters(data, n_factors, n_restarts, seed)
-    total = max_steps + (PILOT * n_restarts if n_restarts > 1 else 0)
-    with tqdm(total=total, disable=not progress, desc="scai", unit="step") as bar:
-        scores = np.array([_pilot(data, label, n_factors, bar) for label in labels if n_restarts > 1])
-        found = start(data, labels[int(np.argmin(scores)) if n_restarts > 1 else 0], n_factors)
-        while len(found.trace) < max_steps and not found.converged:
+    converged = False
+    with tqdm(total=PILOT * n_restarts + max_steps, disable=not progress, desc="scai", unit="step") as bar:
+        scores = np.array([_pilot(data, label, n_factors, bar) for label in labels])
+        found = start(data, labels[int(scores.argmin())], n_factors)
+        while len(found.trace) < max_steps and not converged:
             step(data, found)
             bar.update()
             trace = found.trace
-            found.converged = len(trace) > WINDOW and trace[-1 - WINDOW] - trace[-1] < WINDOW * tol * trace[-1]
-    return found, scores if n_restarts > 1 else np.array([redundancy(found.W1, found.W2)])
+            converged = len(trace) > WINDOW and trace[-1 - WINDOW] - trace[-1] < WINDOW * tol * trace[-1]
+    return _outcome(data, found, scores, converged)
+
+
+def _outcome(data: Averages, found: Solution, scores: np.ndarray, converged: bool) -> Outcome:
+    """Scale and order the factors."""
+    mean = found.H.mean(axis=0)
+    loadings = [W * mean * norm for W, norm in zip((found.W1, found.W2), data.norms, strict=True)]
+    order = np.argsort(-sum(W.sum(axis=0) for W in loadings), kind="stable")
+    return Outcome(
+        factors=(found.H / mean)[:, order].astype(np.float32),
+        loadings=(loadings[0][:, order].astype(np.float32), loadings[1][:, order].astype(np.float32)),
+        T=found.T,
+        trace=np.array(found.trace),
+        exponents=np.array(found.exponents),
+        redundancy=scores,
+        converged=bool(converged),
+    )
 
 
 def _pilot(data: Averages, labels: np.ndarray, n_factors: int, bar: tqdm) -> float:
@@ -237,10 +288,13 @@ def _update_averages(data: Averages, found: Solution) -> float:
     return norm
 
 
-def averaged(T: np.ndarray, rates: sp.csr_matrix) -> np.ndarray:
-    """Means [N, P] float32 of the rates of the cells that stand for each cell, weighted by the rows of T."""
-    weights = T / np.maximum(T.sum(axis=1, keepdims=True), np.float32(TINY))
-    return np.ascontiguousarray((rates.T.astype(np.float32) @ weights.T).T)
+def averaged(T: np.ndarray, counts: sp.csr_matrix) -> np.ndarray:
+    """Counts [N, P] of similar cells added up by the rows of T, normalised as single cells are (S8); float32."""
+    values, columns = np.empty(counts.shape, dtype=np.float32), counts.T.astype(np.float32)
+    for rows in _blocks(len(T)):
+        values[rows] = (columns @ T[rows].T).T
+    values *= (TOTAL / np.maximum(values.sum(axis=1, keepdims=True), TINY)).astype(np.float32)
+    return np.log1p(values, out=values)
 
 
 def memory(n_obs: int) -> int:
