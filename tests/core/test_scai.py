@@ -85,6 +85,20 @@ def test_no_step_raises_the_objective(weights, seed):
     np.testing.assert_allclose(np.linalg.norm(found.H, axis=0), 1)
 
 
+def test_factors_far_from_their_similarities_get_smaller_exponents():
+    exponents = []
+    for seed in range(3):
+        data, found = begun(seed, Weights(lam=1e4, mask=1.0))
+        found.T = np.random.default_rng(seed).random(found.T.shape, dtype=np.float32)
+        ends = [scai.objective(data, found)]
+        for _ in range(8):
+            scai._update_factors(data, found)
+            ends.append(scai.objective(data, found))
+        assert np.diff(ends).max() <= 1e-6 * ends[0]
+        exponents += found.exponents
+    assert 0 < np.mean(np.array(exponents) < 1) < 1
+
+
 def test_where_the_ratio_goes_too_far_the_exponent_is_halved(monkeypatch):
     data, found = begun(0, Weights())
     calls = iter([1.0, 2.0, 1.5, 0.5])  # of the penalty: before, then at exponents 1, 1/2 and 1/4
