@@ -177,11 +177,11 @@ def test_redundancy_sums_the_correlations_of_pairs():
 def test_the_same_seed_gives_the_same_bits_and_another_one_another_mask():
     X1, X2, _ = clustered()
     first, again, other = (scai.fit(X1, X2, 3, seed=seed, max_steps=8) for seed in (0, 0, 1))
-    for name in ("factors", "T", "trace", "redundancy"):
+    for name in ("factors", "similarity", "trace", "redundancy"):
         np.testing.assert_array_equal(getattr(first, name), getattr(again, name))
     for W, again_W in zip(first.loadings, again.loadings, strict=True):
         np.testing.assert_array_equal(W, again_W)
-    assert not np.array_equal(first.T > 0, other.T > 0)
+    assert not np.array_equal(first.trace, other.trace)
 
 
 @pytest.mark.parametrize("n_factors", [1, 2, 8])
@@ -199,7 +199,7 @@ def test_empty_cells_and_silent_features_give_numbers():
         sp.csr_matrix(X.multiply(np.arange(90)[:, None] > 4).multiply(np.arange(X.shape[1]) > 2)) for X in (X1, X2)
     )
     found = scai.fit(X1, X2, 3, max_steps=30)
-    for values in (found.factors, *found.loadings, found.T, found.trace):
+    for values in (found.factors, *found.loadings, found.similarity, found.trace):
         assert np.isfinite(values).all()
     assert not found.loadings[0][:3].any()
 
@@ -219,6 +219,15 @@ def test_factors_have_mean_one_and_come_in_order_and_expect_the_data():
     assert (np.diff(sum(W.sum(axis=0) for W in found.loadings)) <= 0).all()
     for X, W in zip((X1, X2), found.loadings, strict=True):
         assert (found.factors @ W.T).sum() == pytest.approx(X.sum(), rel=0.1)  # squares, not sums, are fitted
+
+
+def test_similarities_outside_of_the_mask_are_those_of_the_factors():
+    X1, X2, _ = clustered()
+    found = scai.fit(X1, X2, 3, max_steps=30)
+    unit = found.factors / np.linalg.norm(found.factors, axis=0)
+    asked, mask = unit @ unit.T, Averages.make(X1, X2, Weights(), 0).mask
+    np.testing.assert_allclose(found.similarity[~mask], asked[~mask], rtol=1e-3, atol=1e-6)
+    assert np.abs(found.similarity[mask] - asked[mask]).max() > 1e-3
 
 
 def test_normalised_cells_have_one_total_before_the_logarithm():

@@ -103,7 +103,7 @@ class Outcome:
 
     factors: np.ndarray  # [N, K] float32 with mean 1 over the cells, those with the largest loadings first
     loadings: tuple[np.ndarray, np.ndarray]  # [P1, K] and [P2, K] float32
-    T: np.ndarray  # [N, N] float32
+    similarity: np.ndarray  # [N, N] float32: T within the mask, HH' outside of it
     trace: np.ndarray  # objective after each step
     exponents: np.ndarray  # of the update of the factors
     redundancy: np.ndarray  # [n_restarts] of the loadings of each start
@@ -155,12 +155,20 @@ def _outcome(data: Averages, found: Solution, scores: np.ndarray, converged: boo
     return Outcome(
         factors=(found.H / mean)[:, order].astype(np.float32),
         loadings=(loadings[0][:, order].astype(np.float32), loadings[1][:, order].astype(np.float32)),
-        T=found.T,
+        similarity=_similarity(data, found),
         trace=np.array(found.trace),
         exponents=np.array(found.exponents),
         redundancy=scores,
         converged=bool(converged),
     )
+
+
+def _similarity(data: Averages, found: Solution) -> np.ndarray:
+    """T, and outside of the mask what minimises the published objective there."""
+    H, Z = found.H.astype(np.float32), found.T
+    for rows in _blocks(len(H)):
+        np.copyto(Z[rows], H[rows] @ H.T, where=~data.mask[rows])
+    return Z
 
 
 def _pilot(data: Averages, labels: np.ndarray, n_factors: int, bar: tqdm) -> float:
@@ -288,11 +296,11 @@ def _update_averages(data: Averages, found: Solution) -> float:
     return norm
 
 
-def averaged(T: np.ndarray, counts: sp.csr_matrix) -> np.ndarray:
-    """Counts [N, P] of similar cells added up by the rows of T, normalised as single cells are (S8); float32."""
+def averaged(similarity: np.ndarray, counts: sp.csr_matrix) -> np.ndarray:
+    """Counts [N, P] of similar cells added up by their weights, normalised as single cells are (S8); float32."""
     values, columns = np.empty(counts.shape, dtype=np.float32), counts.T.astype(np.float32)
-    for rows in _blocks(len(T)):
-        values[rows] = (columns @ T[rows].T).T
+    for rows in _blocks(len(similarity)):
+        values[rows] = (columns @ similarity[rows].T).T
     values *= (TOTAL / np.maximum(values.sum(axis=1, keepdims=True), TINY)).astype(np.float32)
     return np.log1p(values, out=values)
 

@@ -179,7 +179,7 @@ def scai(
         **{name: params[name] for name in ("n_restarts", "max_steps", "tol", "seed")},
         progress=settings.progress if progress is None else progress,
     )
-    layer = None if layer_added is None else core.averaged(found.T, sides[1].counts)[sides[1].rows]
+    layer = None if layer_added is None else core.averaged(found.similarity, sides[1].counts)[sides[1].rows]
     record = _record(found, params, [side.name for side in sides], time.perf_counter() - began)
     _write(mdata, sides, found, Keys(key_added), record)
     if layer is not None:
