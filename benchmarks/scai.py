@@ -106,11 +106,11 @@ def agreement(variant: str, seed: int) -> dict[str, float]:
 def groups(n_seeds: int, n_jobs: int) -> None:
     """Agreement with the true groups, mean and lowest over seeds."""
     cases = [(variant, seed) for variant in VARIANTS for seed in range(n_seeds)]
-    found = pd.DataFrame(Parallel(n_jobs)(delayed(agreement)(*case) for case in cases))
+    found = pd.DataFrame(Parallel(n_jobs, backend="multiprocessing")(delayed(agreement)(*case) for case in cases))
     found.insert(0, "groups", [variant for variant, _ in cases])
     table = found.groupby("groups", sort=False).agg(_mean).reset_index()
     note = (
-        f"Adjusted Rand index with the true groups, mean (lowest) of {n_seeds} simulations of 500 cells, 2,000 genes, 5,000 peaks. "
+        f"Adjusted Rand index with the true groups, mean (lowest) of {n_seeds} simulation(s) of 500 cells, 2,000 genes, 5,000 peaks. "
         "PCs: k-means on twice as many principal components as groups. NMF and the last three: the largest factor of each cell. As published: the "
         "multiplicative updates and weights of the R package (s = .25, alpha = 1, lambda = 1e5, gamma = 1), our implementation, 300 "
         f"steps, best of 2 random starts by its own criterion. All by the true number of groups. {machine()}."
@@ -178,7 +178,7 @@ def averages(n_seeds: int, _: int) -> None:
         print(lines[-1], flush=True)
     note = (
         "Mean correlation over the cells, for peaks that mark groups, with the true rate of the cell's group at size 1; mean of "
-        f"{n_seeds} simulations. {machine()}."
+        f"{n_seeds} simulation(s). {machine()}."
     )
     write_table("scai_averages", pd.DataFrame(lines), note)
 

@@ -243,7 +243,7 @@ def find(data: AnnData | MuData, key: str = "gpnsf") -> Fit:
     names = stored.names(record, "factor_names", where=where)
     modalities, kinds = _modalities(data, record, keys), stored.record(record, "likelihoods", where=where)
     likelihoods = {name: stored.option(kinds, name, LIKELIHOODS, where="the likelihoods") for name in modalities}
-    shape, alone = (data.n_obs, len(names)), record.get("method") == SCAI
+    shape, alone = (data.n_obs, len(names)), str(record.get("method")) == SCAI
     mean = stored.array(data.obsm, keys.factors, shape, low=-LARGEST, high=LARGEST, where="obsm")
     return Fit(
         data=data,

@@ -371,13 +371,13 @@ def test_simulated_groups_of_the_published_kind_are_found_and_most_harder_ones()
 
 
 @pytest.mark.slow
-def test_without_its_direct_term_atac_tells_nothing():
+def test_without_its_direct_term_what_atac_tells_is_lost():
     agreement = []
     for beta in (0.0, 1.0):
-        mdata = gpnsf.datasets.groups("alike_in_rna")
-        scai(mdata, n_factors=5, beta=beta, max_steps=60, progress=False)
+        mdata = gpnsf.datasets.groups("shallow")  # RNA alone tells little
+        scai(mdata, n_factors=5, beta=beta, progress=False)
         agreement.append(groups_found(mdata))
-    assert agreement[0] < agreement[1] - 0.02
+    assert agreement[0] < agreement[1] - 0.2
 
 
 @pytest.mark.slow
