@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -20,6 +21,8 @@ __all__ = [
     "nb_deviance",
     "neighbours",
     "poisson_deviance",
+    "scai_objective",
+    "scai_step",
     "toy_dataset",
     "zinb_log_prob",
 ]
@@ -159,3 +162,56 @@ def _drawn(rate: np.ndarray, kind: str, rng: np.random.Generator) -> np.ndarray:
         return rng.poisson(rate * rng.gamma(5.0, 0.2, rate.shape))
     counts = rng.poisson(rate)
     return counts > 0 if kind.startswith("bernoulli") else counts
+
+
+def scai_objective(
+    X1: np.ndarray,
+    X2: np.ndarray,
+    R: np.ndarray,
+    H: np.ndarray,
+    W1: np.ndarray,
+    W2: np.ndarray,
+    T: np.ndarray,
+    w: Any,
+) -> float:
+    """Objective (S1), every difference written out."""
+    K = H.shape[1]
+    fit = w.alpha * ((X1 - H @ W1.T) ** 2).sum() + ((T @ X2 / w.mask - H @ W2.T) ** 2).sum()
+    fit += w.beta * ((X2 - H @ W2.T) ** 2).sum()
+    return fit + w.lam / K * ((T - R * (H @ H.T)) ** 2).sum() + w.gamma / K * (H.sum(axis=1) ** 2).sum()
+
+
+def scai_step(
+    X1: np.ndarray,
+    X2: np.ndarray,
+    R: np.ndarray,
+    H: np.ndarray,
+    W1: np.ndarray,
+    W2: np.ndarray,
+    T: np.ndarray,
+    w: Any,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """One iteration of scAI (S3 to S7) entry by entry, with exponent 1 for H."""
+    (N, K), s = H.shape, w.mask
+    for _ in range(2):
+        W1 = W1 * (X1.T @ H) / (W1 @ (H.T @ H))
+        W2 = W2 * ((T @ X2 / s).T @ H + w.beta * X2.T @ H) / ((1 + w.beta) * W2 @ (H.T @ H))
+    S = R * (H @ H.T)
+    new = np.empty_like(H)
+    pull, push = np.zeros((N, K)), np.zeros((N, K))
+    for i in range(N):
+        for k in range(K):
+            pull[i, k] = w.lam / K * sum((T[i, j] + T[j, i]) * H[j, k] for j in range(N))
+            push[i, k] = w.lam / K * sum((S[i, j] + S[j, i]) * H[j, k] for j in range(N)) + w.gamma / K * H[i].sum()
+    for k in range(K):
+        for i in range(N):
+            up = w.alpha * (X1 @ W1)[i, k] + (T @ X2 @ W2)[i, k] / s + w.beta * (X2 @ W2)[i, k]
+            down = w.alpha * (H @ W1.T @ W1)[i, k] + (1 + w.beta) * (H @ W2.T @ W2)[i, k]
+            up += pull[i, k] + H[i, k] * (H[:, k] @ push[:, k])
+            down += push[i, k] + H[i, k] * (H[:, k] @ pull[:, k])
+            new[i, k] = H[i, k] * up / down
+    length = np.sqrt((new**2).sum(axis=0))
+    H, W1, W2 = new / length, W1 * length, W2 * length
+    up = R * (H @ W2.T @ X2.T / s + w.lam / K * H @ H.T)
+    down = R * (T @ X2 @ X2.T / s**2 + w.lam / K * T)
+    return H, W1, W2, np.where(down > 0, T * up / np.where(down > 0, down, 1), 0)

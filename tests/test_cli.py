@@ -152,6 +152,7 @@ def test_report_writes_a_page_that_names_its_file(fitted, tmp_path, capsys):
     ("name", "values"),
     [
         ("ggblocks", ["n_side=12"]),
+        ("groups", ["n_obs=60", "variant='many'"]),
         ("quilt", ["n_side=18", "depth=0.5"]),
         ("tissue", ["n_obs=60", "lengthscales=(0.1, 0.2)"]),
     ],

@@ -21,6 +21,7 @@ NUMPY_CORE = {
     "core.similarity",
     "core.simplex",
     "core.metrics",
+    "core.scai",
     "core.association",
     "core.calibration",
     "core.clustering",

@@ -29,7 +29,7 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 BAD_INPUT = 2
 LARGE = 2**28  # bytes of a file from which a fit leaves the counts there
 INTERRUPTED = 130  # what a shell reports for a command that Ctrl-C has ended
-DATASETS = ("ggblocks", "quilt", "tissue")
+DATASETS = ("ggblocks", "groups", "quilt", "tissue")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -16,8 +16,9 @@ from gpnsf.core import stored
 from gpnsf.keys import NEAREST, SPATIAL, Keys
 from gpnsf.tissue import Tissue, gather, holders, read_coords, rows_of
 
-__all__ = ["RANKINGS", "Fit", "find", "ranked", "shared_out"]
+__all__ = ["RANKINGS", "SCAI", "Fit", "find", "ranked", "shared_out"]
 
+SCAI = "scai"  # method of a record of factors and loadings alone, without a field and a posterior
 RANKINGS = ("lift", "loading", "share", "specificity")
 LARGEST, LARGEST_LOADING = 1e15, 1e20  # what sums of squares and products leave finite in single precision
 
@@ -33,7 +34,7 @@ class Fit:
     lengthscale: np.ndarray  # [K] in the units of the coordinates, nan for nonspatial factors
     mean: np.ndarray  # [N, K]
     smooth: np.ndarray  # [N, K]
-    std: np.ndarray  # [N, K]
+    std: np.ndarray | None  # [N, K]; None where nothing is known about it
     modalities: dict[str, AnnData]
     rows: dict[str, np.ndarray]  # modality -> [n] row of the object for each cell of the modality, in its own order
     likelihoods: dict[str, str]
@@ -50,7 +51,9 @@ class Fit:
         return stored.record(self.uns, "params", where=self._where)
 
     def param(self, name: str) -> str | None:
-        """Argument of ``tl.fit`` that names a slot or column, if it was given."""
+        """Argument of ``tl.fit`` that names a slot or column, if it was given; ``tl.scai`` has no such arguments."""
+        if self.std is None and name not in self.params:
+            return None
         return stored.text(self.params, name, where="the arguments of the fit")
 
     @property
@@ -219,7 +222,7 @@ class Fit:
 
 
 def find(data: AnnData | MuData, key: str = "gpnsf") -> Fit:
-    """Resolve the fit that ``tl.fit(data, key_added=key)`` left in the object.
+    """Resolve the fit that ``tl.fit(data, key_added=key)`` left in the object, or what ``tl.scai`` did.
 
     Raises
     ------
@@ -240,16 +243,17 @@ def find(data: AnnData | MuData, key: str = "gpnsf") -> Fit:
     names = stored.names(record, "factor_names", where=where)
     modalities, kinds = _modalities(data, record, keys), stored.record(record, "likelihoods", where=where)
     likelihoods = {name: stored.option(kinds, name, LIKELIHOODS, where="the likelihoods") for name in modalities}
-    shape = data.n_obs, len(names)
+    shape, alone = (data.n_obs, len(names)), str(record.get("method")) == SCAI
+    mean = stored.array(data.obsm, keys.factors, shape, low=-LARGEST, high=LARGEST, where="obsm")
     return Fit(
         data=data,
         keys=keys,
         names=np.array(names, dtype=object),
-        mean=stored.array(data.obsm, keys.factors, shape, low=-LARGEST, high=LARGEST, where="obsm"),
-        smooth=stored.array(data.obsm, keys.smooth, shape, low=-LARGEST, high=LARGEST, where="obsm"),
-        std=stored.array(data.obsm, keys.std, shape, low=0, high=LARGEST, where="obsm"),
+        mean=mean,
+        smooth=mean if alone else stored.array(data.obsm, keys.smooth, shape, low=-LARGEST, high=LARGEST, where="obsm"),
+        std=None if alone else stored.array(data.obsm, keys.std, shape, low=0, high=LARGEST, where="obsm"),
         is_spatial=stored.array(record, "is_spatial", (len(names),), kinds="b", where=where),
-        lengthscale=_lengthscale(record, len(names), where),
+        lengthscale=np.full(len(names), np.nan) if alone else _lengthscale(record, len(names), where),
         modalities=modalities,
         rows={name: rows_of(data, name, mod) for name, mod in modalities.items()},
         likelihoods=likelihoods,
@@ -278,6 +282,7 @@ def ranked(fit: Fit, modality: str, factor: int, *, n_features: int, method: str
     expected = total * (weight.sum() / total.sum() if weight.any() else 1.0)
     lift = np.divide(weight, expected, out=np.zeros_like(total), where=total > 0)
     gain = weight * np.log(np.maximum(lift, 1.0)) - (weight - expected)
+    importance = fit.var(modality, fit.keys.importance) if fit.std is not None else np.zeros(total.size, np.float32)
     others = np.delete(weights, factor, axis=1).max(axis=1, initial=0.0)
     specificity = np.divide(weight - others, total, out=np.full_like(total, -1.0), where=total > 0)
     gained = np.where(lift >= 1, np.maximum(gain, 0.0), -1.0)
@@ -298,7 +303,7 @@ def ranked(fit: Fit, modality: str, factor: int, *, n_features: int, method: str
             "loading": fit.loadings[modality][best, factor],
             "share": share[best],
             "lift": lift[best],
-            "importance": fit.var(modality, fit.keys.importance)[best],
+            "importance": importance[best],
             **genes,
         },
         index=best,

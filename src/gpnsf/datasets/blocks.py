@@ -20,7 +20,7 @@ from mudata import MuData
 from gpnsf.checks import Rule, problem
 from gpnsf.keys import SPATIAL
 
-__all__ = ["assemble", "ggblocks", "modality", "quilt"]
+__all__ = ["assemble", "ggblocks", "modality", "no_pulling", "quilt"]
 
 # Four separate shapes, each in its own quadrant
 GGBLOCKS = """
@@ -300,7 +300,7 @@ def _spatial_share(signal: np.ndarray, n_spatial: int) -> np.ndarray:
 
 def assemble(mods: Mapping[str, AnnData], coords: np.ndarray, factors: np.ndarray, truth: Mapping[str, Any]) -> MuData:
     """The MuData of a simulation, with coordinates and true factors on the object and on each modality."""
-    with _no_pulling():
+    with no_pulling():
         mdata = MuData(dict(mods))
     for holder in (mdata, *mods.values()):
         holder.obsm[SPATIAL] = coords.astype(np.float32)
@@ -311,6 +311,6 @@ def assemble(mods: Mapping[str, AnnData], coords: np.ndarray, factors: np.ndarra
     return mdata
 
 
-def _no_pulling() -> AbstractContextManager[Any]:
+def no_pulling() -> AbstractContextManager[Any]:
     """Columns stay in their modality; mudata 0.3 copies them and warns unless told, later versions have no such option."""
     return mudata.set_options(pull_on_update=False) if hasattr(mudata, "set_options") else nullcontext()

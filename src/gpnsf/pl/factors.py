@@ -135,7 +135,7 @@ def spatial_factors(
 
 def _values(fit: Fit, moments: list[str]) -> np.ndarray:
     """Some of the three arrays of the factors, [N, K, moments]."""
-    known = {"mean": fit.mean, "smooth": fit.smooth, "std": fit.std}
+    known = {"mean": fit.mean, "smooth": fit.smooth} | ({} if fit.std is None else {"std": fit.std})
     if not moments or not set(moments) <= known.keys():
         raise ValueError(problem(f"`moment` to be of {list(known)}", repr(moments), "Pass one or several of these"))
     return np.stack([known[name] for name in moments], axis=2)

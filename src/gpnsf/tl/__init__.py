@@ -22,6 +22,7 @@ __all__ = [
     "nearest_genes",
     "predict",
     "rank_features",
+    "scai",
     "select_n_factors",
     "spatial_importance",
     "variance_explained",
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from gpnsf.tl.nearest_genes import nearest_genes
     from gpnsf.tl.predict import predict
     from gpnsf.tl.rank import rank_features
+    from gpnsf.tl.scai import scai
     from gpnsf.tl.select import select_n_factors
     from gpnsf.tl.variance import variance_explained
 else:
@@ -64,6 +66,7 @@ else:
             "nearest_genes": "nearest_genes",
             "predict": "predict",
             "rank_features": "rank",
+            "scai": "scai",
             "select_n_factors": "select",
             "spatial_importance": "importance",
             "variance_explained": "variance",

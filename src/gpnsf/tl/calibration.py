@@ -98,7 +98,7 @@ def check_calibration(
     checks.arguments({"seed": seed, "progress": progress})
     Rule(int, 1, low=1).check("n_simulations", n_simulations)
     fit = results.find(data, key)
-    if fit.signed or not fit.uns["field"]["nonnegative"]:
+    if not fit.field["nonnegative"] or fit.signed:
         found = f"model={fit.params['model']!r}, with factors of both signs"
         raise ValueError(
             problem("a nonnegative model, whose log factors have intervals", found, "Fit 'gpnsf' or 'nsfh'")

@@ -32,7 +32,7 @@ def factor_adata(data: AnnData | MuData, *, key: str = "gpnsf") -> AnnData:
     AnnData [N, K] with
 
     - ``X`` the posterior mean, ``layers["smooth"]`` the spatial field alone, ``layers["std"]`` the posterior standard
-      deviation,
+      deviation (no layers after :func:`gpnsf.tl.scai`),
     - ``var_names`` the factor names; ``var`` with ``is_spatial``, ``lengthscale`` (units of the coordinates, NaN for
       nonspatial factors) and ``importance`` (share of the expected signal),
     - ``obs`` of the object, then the columns that only a modality has, as ``"rna:column"``,
@@ -59,6 +59,7 @@ def factor_adata(data: AnnData | MuData, *, key: str = "gpnsf") -> AnnData:
     fit = results.find(data, key)
     obs = _obs(fit)
     obsm = {fit.keys.factors: fit.mean.copy()}
+    layers = {} if fit.std is None else {"smooth": fit.smooth.copy(), "std": fit.std.copy()}
     if fit.has_coords:
         obsm[SPATIAL] = fit.coords.copy()
     return AnnData(
@@ -69,7 +70,7 @@ def factor_adata(data: AnnData | MuData, *, key: str = "gpnsf") -> AnnData:
             index=fit.names.astype(str),
         ),
         obsm=obsm,
-        layers={"smooth": fit.smooth.copy(), "std": fit.std.copy()},
+        layers=layers,
         uns=_uns(fit, obs),
     )
 
