@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 
 from gpnsf.lazy import attach
 
-__all__ = ["ggblocks", "quilt", "tissue"]
+__all__ = ["ggblocks", "mixture", "quilt", "tissue"]
 
 if TYPE_CHECKING:
     from gpnsf.datasets.blocks import ggblocks, quilt
+    from gpnsf.datasets.mixture import mixture
     from gpnsf.datasets.tissue import tissue
 else:
-    attach(__name__, attributes={"ggblocks": "blocks", "quilt": "blocks", "tissue": "tissue"})
+    attach(__name__, attributes={"ggblocks": "blocks", "mixture": "mixture", "quilt": "blocks", "tissue": "tissue"})
