@@ -48,15 +48,14 @@ class Places:
 
 
 def sections(
-    places: Places, profiles: np.ndarray, number: int, *, reference_noise: float, seed: int
+    places: Places, profiles: np.ndarray, number: int, *, seed: int
 ) -> Iterator[tuple[Mixture, Ties, np.ndarray]]:
     """Simulated sections on patches of the data, each with its true proportions.
 
-    Where there are regions, every second section is regional. ``reference_noise`` is the standard deviation of the log ratio of
-    what a type expresses in the section and in the profiles [P, C].
+    Counts mix the profiles [P, C] and have totals of the data. Where there are regions, every second section is regional.
     """
     rng = np.random.default_rng(seed)
-    depths = places.totals[places.totals > 0]
+    depths, shares = places.totals[places.totals > 0], profiles / profiles.sum(axis=0)
     for step in range(number):
         rows = places.patch(rng)
         if places.labels is not None and step % 2:
@@ -64,8 +63,7 @@ def sections(
             truth = regional(places.labels[rows], profiles.shape[1], rng=rng, **spread)
         else:
             truth = _varied(places.coords[rows], profiles.shape[1], places.unit, rng)
-        expressed = profiles * rng.lognormal(0, reference_noise, profiles.shape)
-        counts = drawn(truth, expressed / expressed.sum(axis=0), rng.choice(depths, len(rows)), rng)
+        counts = drawn(truth, shares, rng.choice(depths, len(rows)), rng)
         yield summarised(counts, profiles), places.ties(rows), truth
 
 

@@ -50,7 +50,6 @@ RULES = {
     "shared": Rule(bool, False),
     "n_training": Rule(int, 200, low=1),
     "learning_rate": Rule(float, 0.1, low=0, above=True),
-    "reference_noise": Rule(float, 0.1, low=0),
     "obs_columns": Rule(bool, False),
     "device": Rule(str, "auto"),
     "seed": Rule(int, 0, low=0, high=2**32 - 1),
@@ -88,7 +87,6 @@ def deconvolve(
     shared: bool = False,
     n_training: int = 200,
     learning_rate: float = 0.1,
-    reference_noise: float = 0.1,
     obs_columns: bool = False,
     device: str = "auto",
     seed: int = 0,
@@ -165,8 +163,6 @@ def deconvolve(
         Simulated sections to learn from, one a step.
     learning_rate
         Size of a step.
-    reference_noise
-        Standard deviation of the log ratio of what a type expresses in the spots and in the reference, in simulated sections.
     obs_columns
         Whether to write each proportion into an ``obs`` column as well.
     device

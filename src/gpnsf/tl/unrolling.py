@@ -38,13 +38,7 @@ def unrolled(
     placed = {"unit": places.unit, "region_bandwidth": params["region_bandwidth"], "device": device}
     losses = np.zeros(0)
     if params["train"]:
-        drawn = sections(
-            places,
-            profiles,
-            params["n_training"],
-            reference_noise=params["reference_noise"],
-            seed=params["seed"],
-        )
+        drawn = sections(places, profiles, params["n_training"], seed=params["seed"])
         bar = tqdm(drawn, total=params["n_training"], disable=not shown, desc="learn", unit="section")
         examples = (
             (Section.of(mix, ties, **placed), torch.as_tensor(truth, device=device)) for mix, ties, truth in bar
