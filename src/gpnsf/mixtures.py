@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -13,9 +13,10 @@ from anndata import AnnData
 from gpnsf.checks import choices, problem
 from gpnsf.core import stored
 from gpnsf.keys import SPATIAL, ProportionKeys
+from gpnsf.results import Fit
 from gpnsf.tissue import open_tissue, read_coords, read_labels
 
-__all__ = ["Deconvolved", "find"]
+__all__ = ["Deconvolved", "Placed", "find"]
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,9 @@ class Deconvolved:
         if not wanted or len(set(wanted)) < len(wanted):
             raise ValueError(problem("`types` that name some types, each once", repr(wanted), "Correct the list"))
         return np.array([int(np.flatnonzero(self.names == name)[0]) for name in wanted])
+
+
+Placed: TypeAlias = Fit | Deconvolved  # what a figure of spots can be drawn of
 
 
 def find(data: AnnData, key: str = "proportions") -> Deconvolved:
