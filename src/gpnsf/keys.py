@@ -119,7 +119,7 @@ class ProportionKeys:
 
     @property
     def sums(self) -> str:
-        """``obs``: sum of the abundances before they were divided by it; far from 1 where the reference does not fit."""
+        """``obs``: sum of the abundances before they were divided by it, with the depth of the spot taken out."""
         return f"{self.key}_sum"
 
     @property

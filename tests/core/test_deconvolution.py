@@ -37,7 +37,7 @@ def named(weights) -> dict[str, float]:
 
 
 def written_out(counts, profiles, penalties, V) -> float:
-    """Equation 38 by loops, in the units of the mean squared length of a profile."""
+    """Equation D3 by loops, in the units of the mean squared length of a profile."""
     X, weight = counts.toarray(), deconvolution.gene_weights(profiles)
     B, n_obs = weight[:, None] * profiles, len(V)
     unit = np.trace(B.T @ B) / B.shape[1]

@@ -55,7 +55,7 @@ def test_every_parameter_is_learned():
 
 def test_layers_have_parameters_of_their_own_unless_shared():
     assert {name: value.shape for name, value in Network(7).arrays().items()} == {
-        "log_spatial": (7,), "log_total": (7,), "exponent": (7,), "log_bandwidth": (1,), "even": (1,),
+        "log_spatial": (7,), "log_total": (7,), "log_bandwidth": (1,), "even": (1,),
     }  # fmt: skip
     assert all(value.shape == (1,) for value in Network(7, shared=True).arrays().values())
 
@@ -88,18 +88,6 @@ def test_extreme_parameters_give_finite_abundances_and_gradients(value):
     assert float(V.detach().max()) <= unrolled.LARGEST
     unrolled.train(network, [(section, truth)])
     assert all(np.isfinite(array).all() for array in network.arrays().values())
-
-
-def test_exponents_stay_between_a_half_and_two():
-    """One layer with an extreme exponent is the ratio to the power of two, or its root."""
-    section = next(examples(1))[0]
-    steps = {}
-    for value in (-50.0, 0.0, 50.0):
-        network = Network(1)
-        network.restore({**network.arrays(), "exponent": np.array([value]), "even": np.array([50.0])})
-        steps[value] = np.log(unrolled.solve(network, section) * 4)
-    np.testing.assert_allclose(steps[-50.0], steps[0.0] / 2, atol=1e-9)
-    np.testing.assert_allclose(steps[50.0], steps[0.0] * 2, atol=1e-9)
 
 
 def test_spots_without_counts_pass_through_the_layers():

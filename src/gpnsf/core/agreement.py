@@ -23,10 +23,10 @@ def rmse(estimate: np.ndarray, truth: np.ndarray) -> float:
 
 
 def divergence(estimate: np.ndarray, truth: np.ndarray) -> float:
-    """Mean over spots of the Jensen-Shannon distance, the root of the divergence in bits; between 0 and 1."""
+    """Mean over spots of the Jensen-Shannon distance, the root of the divergence in nats."""
     middle = (estimate + truth) / 2
-    bits = (_relative_entropy(estimate, middle) + _relative_entropy(truth, middle)) / 2
-    return float(np.sqrt(np.maximum(bits, 0)).mean())
+    nats = (_relative_entropy(estimate, middle) + _relative_entropy(truth, middle)) / 2
+    return float(np.sqrt(np.maximum(nats, 0)).mean())
 
 
 def correlation(estimate: np.ndarray, truth: np.ndarray) -> float:
@@ -74,6 +74,6 @@ def _window(values: np.ndarray) -> np.ndarray:
 
 
 def _relative_entropy(p: np.ndarray, q: np.ndarray) -> np.ndarray:
-    """Bits [N] by which p differs from q."""
+    """Nats [N] by which p differs from q."""
     ratio = np.divide(p, q, out=np.ones_like(p), where=p > 0)
-    return (p * np.log2(ratio)).sum(axis=1)
+    return (p * np.log(ratio)).sum(axis=1)

@@ -1,4 +1,4 @@
-"""Proportions of cell types in spots: least squares with a graph, whose unknowns are N spots by C types (equations 36 to 43).
+"""Proportions of cell types in spots: least squares with a graph, whose unknowns are N spots by C types (equations D1 to D5).
 
 Counts enter through their products with the profiles of the types only, so that a step costs as much for ten thousand genes as
 for a hundred.
@@ -48,7 +48,7 @@ class Mixture:
 
 @dataclass(frozen=True)
 class Penalties:
-    """The regularisers of (38), in the same units; zero switches one off."""
+    """The regularisers of (D3), in the same units; zero switches one off."""
 
     graph: sp.csr_matrix  # [N, N] strengths of neighbours
     groups: np.ndarray  # [N, C] what a type costs in the region of a spot
@@ -72,13 +72,13 @@ class Solution:
 
 
 def gene_weights(profiles: np.ndarray) -> np.ndarray:
-    """Weights [P] of the genes: one over the standard deviation of a Poisson count at the mean profile (37)."""
+    """Weights [P] of the genes: one over the standard deviation of a Poisson count at the mean profile (D2)."""
     mean = profiles.mean(axis=1)
     return 1 / np.sqrt(mean / mean.mean() + FLOOR)
 
 
 def summarised(counts: sp.csr_matrix, profiles: np.ndarray) -> Mixture:
-    """Counts [N, P] brought to the depth of the profiles [P, C] (36), weighted (37), and multiplied with them."""
+    """Counts [N, P] brought to the depth of the profiles [P, C] (D1), weighted (D2), and multiplied with them."""
     totals = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
     scale = np.divide(profiles.sum(axis=0).mean(), totals, out=np.zeros_like(totals), where=totals > 0)
     weights = gene_weights(profiles)
@@ -91,7 +91,7 @@ def summarised(counts: sp.csr_matrix, profiles: np.ndarray) -> Mixture:
 
 
 def objective(mixture: Mixture, penalties: Penalties, V: np.ndarray) -> float:
-    """The function of (38) that is made small."""
+    """The function of (D3) that is made small."""
     fit = 0.5 * mixture.square - np.vdot(mixture.cross, V) + 0.5 * np.vdot(mixture.step(V), V)
     roughness = np.vdot(V, penalties.degree * V - penalties.graph @ V)
     excess = np.square(V.sum(axis=1) - 1).sum()
@@ -100,7 +100,7 @@ def objective(mixture: Mixture, penalties: Penalties, V: np.ndarray) -> float:
 
 
 def ratio(mixture: Mixture, penalties: Penalties, V: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Negative and positive part [N, C] of the gradient, whose ratio is the multiplicative update (40)."""
+    """Negative and positive part [N, C] of the gradient, whose ratio is the multiplicative update (D5)."""
     pull = mixture.cross + penalties.spatial * (penalties.graph @ V) + penalties.total
     groups = penalties.groups
     push = (
@@ -115,7 +115,7 @@ def ratio(mixture: Mixture, penalties: Penalties, V: np.ndarray) -> tuple[np.nda
 def multiplicative(
     mixture: Mixture, penalties: Penalties, *, max_steps: int = 2000, tol: float = 1e-6, V: np.ndarray | None = None
 ) -> Solution:
-    """Multiply abundances by the ratio of (40) until the objective falls by less than ``tol`` in ten steps; it never rises."""
+    """Multiply abundances by the ratio of (D5) until the objective falls by less than ``tol`` in ten steps; it never rises."""
     V = np.full_like(mixture.cross, 1 / len(mixture.gram)) if V is None else V
     trace = [objective(mixture, penalties, V)]
     while len(trace) <= max_steps and not _settled(trace, tol):

@@ -1,4 +1,4 @@
-"""Which spots are neighbours, and how strongly they are tied (equation 39)."""
+"""Which spots are neighbours, and how strongly they are tied (equation D4)."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from gpnsf.core.neighbours import Ties, ties
 
 __all__ = ["Places", "drawn", "regional", "sections", "smooth"]
 
-PATCH = 400  # spots of a section to learn from
+PATCH = 256  # spots of a section to learn from
 AMPLITUDES, NOISE, ABUNDANCE = (1.0, 3.0), (0.0, 0.5), 1.0  # of the logits
 CONCENTRATION, WITHIN = 0.5, 30.0  # of Dirichlet draws of regions and of their spots
 

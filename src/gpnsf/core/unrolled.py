@@ -1,4 +1,4 @@
-"""The multiplicative update as layers of a network, whose penalties are learned from simulated spots (equations 44 and 45)."""
+"""The multiplicative update as layers of a network, whose penalties are learned from simulated spots (equations D6 and D7)."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ from gpnsf.core.neighbours import Ties
 
 __all__ = ["PARAMETERS", "Network", "Section", "solve", "train"]
 
-PARAMETERS = ("log_spatial", "log_total", "exponent", "log_bandwidth", "even")
+PARAMETERS = ("log_spatial", "log_total", "log_bandwidth", "even")
 
 SMALLEST, LARGEST = 1e-8, 1e3  # abundances between two layers
 TINY = 1e-12
-FASTEST = math.log(2.0)  # exponents lie between 1/2 and 2
 CLIP = 1.0  # largest norm of a gradient
 
 
@@ -69,10 +68,9 @@ class Section:
 
 
 class Network(nn.Module):
-    """Layers of the update, with penalties and exponents of their own or in common.
+    """Layers of the update, with penalties of their own or in common.
 
-    Learned are ``log_spatial`` and ``log_total`` [T or 1], logarithms of the penalties; ``exponent`` [T or 1] of the ratio, a number
-    whose tanh goes from 1/2 to 2; ``log_bandwidth`` [1] of the kernel in units of the distance of neighbours; and ``even`` [1], the
+    Learned are ``log_spatial`` and ``log_total`` [T or 1], logarithms of the penalties; ``log_bandwidth`` [1] of the kernel in units of the distance of neighbours; and ``even`` [1], the
     log odds of equal proportions beside those of least squares where the layers begin. The penalty ``group`` is given.
     """
 
@@ -91,15 +89,13 @@ class Network(nn.Module):
         shape = 1 if shared else n_layers
         self.log_spatial = _parameter(shape, math.log(spatial))
         self.log_total = _parameter(shape, math.log(total))
-        self.exponent = _parameter(shape, 0.0)
         self.log_bandwidth = _parameter(1, math.log(bandwidth))
         self.even = _parameter(1, 0.0)
 
     def forward(self, section: Section) -> torch.Tensor:
-        """Abundances [N, C] after the last layer (44)."""
+        """Abundances [N, C] after the last layer (D6)."""
         strength, degree = self._graph(section)
         spatial, total = self._each(self.log_spatial).exp(), self._each(self.log_total).exp()  # [T]
-        power = torch.exp(FASTEST * torch.tanh(self._each(self.exponent)))  # [T]
         even, groups = torch.sigmoid(self.even), section.groups
         V = (1 - even) * section.start + even / len(section.gram)
         for layer in range(self.n_layers):
@@ -110,7 +106,7 @@ class Network(nn.Module):
                 + total[layer] * V.sum(dim=1, keepdim=True)
                 + self.group * groups * (groups * V).sum(dim=1, keepdim=True)
             )
-            change = power[layer] * (pull.clamp(min=TINY).log() - push.clamp(min=TINY).log())
+            change = pull.clamp(min=TINY).log() - push.clamp(min=TINY).log()
             V = (V * change.exp()).clamp(SMALLEST, LARGEST)
         return V
 
@@ -125,7 +121,7 @@ class Network(nn.Module):
                 getattr(self, name).copy_(torch.as_tensor(arrays[name]))
 
     def _graph(self, section: Section) -> tuple[torch.Tensor, torch.Tensor]:
-        """Strengths [E] of neighbours and their sums [N, 1], the largest of which is 1 (39)."""
+        """Strengths [E] of neighbours and their sums [N, 1], the largest of which is 1 (D4)."""
         strength = torch.exp(-section.squares * torch.exp(-2 * self.log_bandwidth) - section.contrast)
         degree = strength.new_zeros(len(section.cross)).index_add(0, section.row, strength)
         largest = degree.max().clamp(min=TINY)
@@ -146,17 +142,15 @@ def train(
     *,
     learning_rate: float = 0.1,
 ) -> np.ndarray:
-    """Fit the network to sections with known proportions, one a step; returns the loss (45) of each."""
-    free = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    optimiser = torch.optim.Adam(free, lr=learning_rate)
+    """Fit the network to sections with known proportions, one a step; returns the loss (D7) of each."""
+    optimiser = torch.optim.Adam(network.parameters(), lr=learning_rate)
     losses = []
     for section, truth in sections:
         optimiser.zero_grad()
         V = network(section)
-        share = V / V.sum(dim=1, keepdim=True)
-        loss = (share - truth).square().sum() / truth.square().sum()
+        loss = (V / V.sum(dim=1, keepdim=True) - truth).square().sum() / truth.square().sum()
         loss.backward()
-        nn.utils.clip_grad_norm_(free, CLIP)
+        nn.utils.clip_grad_norm_(network.parameters(), CLIP)
         optimiser.step()
         losses.append(loss.item())
     return np.array(losses)

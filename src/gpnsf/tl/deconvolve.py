@@ -48,7 +48,7 @@ RULES = {
     "train": Rule(bool, True),
     "n_layers": Rule(int, 40, low=1),
     "shared": Rule(bool, False),
-    "n_training": Rule(int, 200, low=1),
+    "n_training": Rule(int, 150, low=1),
     "learning_rate": Rule(float, 0.1, low=0, above=True),
     "obs_columns": Rule(bool, False),
     "device": Rule(str, "auto"),
@@ -85,7 +85,7 @@ def deconvolve(
     network: Mapping[str, Any] | None = None,
     n_layers: int = 40,
     shared: bool = False,
-    n_training: int = 200,
+    n_training: int = 150,
     learning_rate: float = 0.1,
     obs_columns: bool = False,
     device: str = "auto",
@@ -96,7 +96,7 @@ def deconvolve(
     r"""Estimate the share of each cell type in the RNA of each spot, given what the types express.
 
     Spots are brought to the depth of the reference, genes are weighted by their Poisson noise, and abundances
-    :math:`v_i \ge 0` of the types minimise (equation 38 of the model page)
+    :math:`v_i \ge 0` of the types minimise (equation D3 of the model page)
 
     .. math:: \tfrac12 \lVert X - V B^\top \rVert^2 + \tfrac{\lambda_1}2 \operatorname{tr} V^\top L V
         + \tfrac{\lambda_2}2 \sum_i (1^\top v_i - 1)^2 + \tfrac{\lambda_3}2 \sum_i (w_i^\top v_i)^2

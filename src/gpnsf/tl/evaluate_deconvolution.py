@@ -39,7 +39,7 @@ def evaluate_deconvolution(
     Returns
     -------
     Table with one line for each key: ``key``, ``method``; ``relative_error`` (Frobenius norm of the difference over that of
-    the truth), ``rmse``, ``jsd`` (root of the Jensen-Shannon divergence in bits, mean over spots), ``pcc`` (Pearson correlation over spots
+    the truth), ``rmse``, ``jsd`` (root of the Jensen-Shannon divergence in nats, mean over spots), ``pcc`` (Pearson correlation over spots
     and types), ``ssim`` (structural similarity in windows of 7 x 7, mean over types; NaN where spots do not lie on a square lattice or come from several slices), ``n_obs``.
 
     Raises
