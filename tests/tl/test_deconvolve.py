@@ -187,8 +187,9 @@ def test_costs_keep_types_out_of_regions(spots, cells):
 def test_columns_of_types_are_written_when_asked_for_and_do_not_outlive_a_new_run(spots, cells):
     run(spots, cells, obs_columns=True)
     np.testing.assert_allclose(spots.obs["proportions_type_3"], spots.obsm["X_proportions"][:, 2], rtol=1e-5)
+    cells.obs["cell_type"] = cells.obs["cell_type"].cat.rename_categories({"type_3": "other"})
     run(spots, cells)
-    assert "proportions_type_3" not in spots.obs
+    assert not [name for name in spots.obs if name.startswith("proportions_type")]
 
 
 def test_a_slash_in_the_name_of_a_type_can_be_written(spots, cells, tmp_path):
@@ -300,6 +301,11 @@ BAD: dict[str, tuple[Any, dict[str, Any], type[Exception], str]] = {
     "unknown solver": (None, {"solver": "adam"}, ValueError, "`solver`"),
     "negative weight": (None, {"spatial_weight": -1.0}, ValueError, "`spatial_weight`"),
     "key with a slash": (None, {"key_added": "a/b"}, ValueError, "key_added"),
+    "key of another tool": (swap("uns", {"proportions": {"a": 1}}), {}, ValueError, "no other tool"),
+    "columns of one name": (
+        lambda s, c: (s, TABLE.set_axis(["a/b", "a_b"], axis=1)), {"label_key": None, "obs_columns": True}, ValueError,
+        "a slash only",
+    ),
     "unknown region": (None, {"region_key": "zone"}, KeyError, "`region_key`"),
     "region of text arrays": (
         swap("obsm", {"image": np.full((144, 1), "x")}), {"region_key": "image"}, TypeError, "array of numbers",

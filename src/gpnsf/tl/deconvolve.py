@@ -129,7 +129,7 @@ def deconvolve(
     total_weight
         Weight :math:`\lambda_2` of the sums' distance from 1; with "unrolled", where learning begins.
     group_weight
-        Weight :math:`\lambda_3` of the costs of types in regions.
+        Weight :math:`\lambda_3` of the costs of types in regions; it is not learned.
     group_costs
         Costs, regions (the values of ``region_key``) by types: high where a type is not expected. Rows are divided by their sums.
     n_neighbors
@@ -185,8 +185,8 @@ def deconvolve(
     -----
     Reads counts and ``obsm["spatial"]``. Writes ``obsm["X_proportions"]`` [N, types] float32, whose columns are
     ``uns["proportions"]["types"]``; ``obs["proportions_sum"]``, the sums before the division; and in
-    ``uns["proportions"]`` also ``params``, ``objective`` (its course over the steps), ``converged``, ``n_genes`` (that were shared),
-    ``seed``, ``seconds`` and, for "unrolled", ``network`` (arrays that ``network=`` takes, with the ``loss`` of each step).
+    ``uns["proportions"]`` also ``params``, ``n_genes`` (that were shared) and ``seconds``; for "graph" ``objective`` (its course over the
+    steps) and ``converged``; for "unrolled" ``network`` (arrays that ``network=`` takes, with the ``loss`` of each step).
 
     A spot without counts gets what its neighbours have, or even proportions if it has none.
 
@@ -236,6 +236,9 @@ def _check(adata: AnnData, params: Mapping[str, Any], network: Any) -> None:
     for name, rule in RULES.items():
         rule.check(name, params[name])
     checks.key_added(params["key_added"], ())
+    if "types" not in adata.uns.get(params["key_added"], {"types": ()}):
+        rule, remedy = "`key_added` that no other tool has used", "Pass for example key_added='proportions'"
+        raise ValueError(problem(rule, f"{params['key_added']!r} in uns", remedy))
     if network is not None and not isinstance(network, Mapping):
         remedy = "Pass uns['proportions']['network'] of an object that was deconvolved by method='unrolled'"
         raise TypeError(problem("`network` to be a mapping of arrays", type(network).__name__, remedy))
@@ -272,12 +275,16 @@ def _write(adata: AnnData, keys: ProportionKeys, V: np.ndarray, record: dict[str
     share, sums = deconvolution.normalised(V)
     if not sums.all():
         _log.warning("%d spot(s) about which nothing is known: all types alike", int((sums == 0).sum()))
-    names = record["types"]
-    for column in [name for name in adata.obs if name in map(keys.of_type, names)]:
+    columns = [keys.of_type(name) for name in record["types"]]
+    if obs_columns and len(set(columns)) < len(columns):
+        found = "two that differ in a slash only"
+        raise ValueError(problem("types with names of their own for `obs_columns`", found, "Rename one of them"))
+    before = adata.uns.get(keys.uns, {}).get("types", ())
+    for column in adata.obs.columns.intersection([*columns, *map(keys.of_type, before)]):
         del adata.obs[column]
     adata.obsm[keys.proportions] = share.astype(np.float32)
     adata.obs[keys.sums] = sums
     adata.uns[keys.uns] = record
     if obs_columns:
-        for name, column in zip(names, share.T, strict=True):
-            adata.obs[keys.of_type(name)] = column
+        for column, values in zip(columns, share.T, strict=True):
+            adata.obs[column] = values
