@@ -13,7 +13,7 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-from gpnsf.keys import Keys
+from gpnsf.keys import Keys, ProportionKeys
 
 HERE = Path(__file__).parent
 
@@ -67,25 +67,29 @@ html_static_path = ["_static"]
 
 
 class Slots(SphinxDirective):
-    """Write the table of slots from the docstrings of ``gpnsf.keys.Keys``."""
+    """Write the table of slots from the docstrings of ``gpnsf.keys``."""
 
     def run(self) -> list[nodes.Node]:
         """Parse the table as part of the page."""
-        rows = ["| where | slot | content |", "|---|---|---|", *map(_slot_row, _slot_names())]
+        rows = [
+            "| where | slot | content |",
+            "|---|---|---|",
+            *(_slot_row(keys, name) for keys in (Keys(), ProportionKeys()) for name in _slot_names(keys)),
+        ]
         return self.parse_text_to_nodes("\n".join(rows))
 
 
-def _slot_names() -> list[str]:
+def _slot_names(keys: object) -> list[str]:
     """Properties of the registry that name one slot, in the order of its file."""
-    properties = [name for name, value in vars(Keys).items() if isinstance(value, property)]
-    return [name for name in properties if isinstance(getattr(Keys(), name), str)]
+    properties = [name for name, value in vars(type(keys)).items() if isinstance(value, property)]
+    return [name for name in properties if isinstance(getattr(keys, name), str)]
 
 
-def _slot_row(name: str) -> str:
+def _slot_row(keys: object, name: str) -> str:
     """Split "``where``: content." into the cells of a row."""
-    where, content = re.split(r":\s+", getdoc(getattr(Keys, name)), maxsplit=1)
+    where, content = re.split(r":\s+", getdoc(getattr(type(keys), name)), maxsplit=1)
     where, content = (re.sub(r"\s+", " ", text).replace("``", "`").rstrip(".") for text in (where, content))
-    return f"| {where} | `{getattr(Keys(), name)}` | {content} |"
+    return f"| {where} | `{getattr(keys, name)}` | {content} |"
 
 
 def _tutorials_to_notebooks(app: Sphinx) -> None:

@@ -16,6 +16,7 @@ import matplotlib as mpl
 mpl.use("Agg")
 
 import mudata
+import pandas as pd
 from matplotlib import pyplot as plt
 from PIL import Image
 
@@ -45,10 +46,17 @@ def fitted(path: Path | None) -> mudata.MuData:
     return mdata
 
 
-def draw(code: str, mdata: mudata.MuData) -> plt.Figure:
+def tumour() -> dict[str, object]:
+    """The section of the deconvolution, and the profiles that come with it."""
+    spots = load("pdac_a")
+    names = {"index": spots.uns["reference_mean_genes"], "columns": spots.uns["reference_mean_types"]}
+    return {"spots": spots, "profiles": pd.DataFrame(spots.uns["reference_mean"], **names)}
+
+
+def draw(code: str, mdata: mudata.MuData | None) -> plt.Figure:
     """Run a block, and return the last figure that it has drawn."""
     plt.close("all")
-    exec(code, {"gpnsf": gpnsf, "mdata": mdata})
+    exec(code, {"gpnsf": gpnsf, "mdata": mdata, **(tumour() if "spots" in code else {})})
     return plt.gcf()
 
 
@@ -59,14 +67,14 @@ def main() -> None:
     parser.add_argument("--fit", type=Path, help="where the fit is kept")
     arguments = parser.parse_args()
     FOLDER.mkdir(parents=True, exist_ok=True)
-    mdata = fitted(arguments.fit)
-    for name, code in entries().items():
-        if not arguments.names or name in arguments.names:
-            path = FOLDER / f"{name}.png"
-            draw(code, mdata).savefig(path, dpi=DPI, bbox_inches="tight")
-            if path.stat().st_size > LARGE:
-                Image.open(path).convert("RGB").quantize(256).save(path, optimize=True)
-            print(f"{path.relative_to(HERE)}: {path.stat().st_size // 1000} kB")
+    chosen = {name: code for name, code in entries().items() if not arguments.names or name in arguments.names}
+    mdata = fitted(arguments.fit) if any("mdata" in code for code in chosen.values()) else None
+    for name, code in chosen.items():
+        path = FOLDER / f"{name}.png"
+        draw(code, mdata).savefig(path, dpi=DPI, bbox_inches="tight")
+        if path.stat().st_size > LARGE:
+            Image.open(path).convert("RGB").quantize(256).save(path, optimize=True)
+        print(f"{path.relative_to(HERE)}: {path.stat().st_size // 1000} kB")
 
 
 if __name__ == "__main__":

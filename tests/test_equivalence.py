@@ -11,14 +11,16 @@ import torch
 from pyro.infer import TraceMeanField_ELBO
 from reference import toy_dataset
 
-from gpnsf.core import training
+from gpnsf.core import deconvolution, training
 from gpnsf.core.hilbert import HilbertField
 from gpnsf.core.inducing import InducingField
 from gpnsf.core.kernels import KERNELS
 from gpnsf.core.likelihoods import LIKELIHOODS
 from gpnsf.core.model import FIELDS, Factorization, build
+from gpnsf.core.neighbours import ties
 from gpnsf.core.training import Schedule
 from gpnsf.core.types import Dataset, View
+from gpnsf.core.unrolled import Network, Section, solve
 
 K = 3
 TWO = {"rna": "poisson", "atac": "bernoulli"}
@@ -329,3 +331,23 @@ def test_one_row_per_block_walks_like_all_rows_at_once():
         history = training.fit(model, dataset, init="spot", schedule=Schedule(max_steps=8), block_size=block_size)
         walks.append(history.elbo)
     np.testing.assert_allclose(*walks, rtol=1e-4)
+
+
+# ---- deconvolution --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_layers_that_have_learned_nothing_are_steps_of_the_solver(shared):
+    """The unrolled network with constant penalties and exponent 1, from even proportions, is so many multiplicative updates."""
+    rng, n_types, n_layers = np.random.default_rng(0), 4, 30
+    coords = rng.uniform(0, 5, (40, 2))
+    profiles = rng.lognormal(0, 1, (60, n_types))
+    counts = sp.csr_matrix(rng.poisson(5 * rng.dirichlet(np.ones(n_types), 40) @ profiles.T).astype(float))
+    mixture = deconvolution.summarised(counts, profiles)
+    tied, costs = ties(coords, np.zeros(40), n_neighbors=5), rng.dirichlet(np.ones(n_types), 40)
+    penalties = deconvolution.Penalties(tied.graph(0.8), costs, spatial=0.3, total=0.2, group=0.4)
+    network = Network(n_layers, shared=shared, spatial=0.3, total=0.2, group=0.4)
+    network.restore({**network.arrays(), "even": np.array([60.0])})
+    found = solve(network, Section.of(mixture, tied, unit=0.8, groups=costs))
+    expected = deconvolution.multiplicative(mixture, penalties, max_steps=n_layers, tol=1e-30).V
+    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-8)

@@ -93,7 +93,9 @@ def test_arguments_after_the_data_are_named(name):
     more = {
         "pl.links": ["gene"],
         "pl.report": ["path"],
+        "tl.deconvolve": ["reference"],
         "tl.enrich": ["gene_sets"],
+        "tl.evaluate_deconvolution": ["truth"],
         "tl.evaluate_links": ["truth"],
         "tl.fit": ["model"],
         "tl.forecast": ["model"],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["NEAREST", "NEAREST_DISTANCE", "SPATIAL", "Keys"]
+__all__ = ["NEAREST", "NEAREST_DISTANCE", "SPATIAL", "Keys", "ProportionKeys"]
 
 SPATIAL = "spatial"
 NEAREST, NEAREST_DISTANCE = "nearest_gene", "nearest_gene_distance"  # var of peaks
@@ -104,3 +104,34 @@ class Keys:
             ),
             "uns": (self.uns, self.links),
         }
+
+
+@dataclass(frozen=True)
+class ProportionKeys:
+    """Slot names of one deconvolution, all derived from ``key_added``."""
+
+    key: str = "proportions"
+
+    @property
+    def proportions(self) -> str:
+        """``obsm``: proportions of the cell types [N, types], rows sum to 1."""
+        return f"X_{self.key}"
+
+    @property
+    def sums(self) -> str:
+        """``obs``: sum of the abundances before they were divided by it, with the depth of the spot taken out."""
+        return f"{self.key}_sum"
+
+    @property
+    def uns(self) -> str:
+        """``uns``: names of the types, arguments, course of the objective, and what a network has learned."""
+        return self.key
+
+    def of_type(self, name: str) -> str:
+        """``obs`` column of one type; a slash could not be written to files."""
+        return f"{self.key}_{name.replace('/', '_')}"
+
+    @property
+    def slots(self) -> dict[str, tuple[str, ...]]:
+        """Every slot by the attribute that holds it."""
+        return {"obsm": (self.proportions,), "obs": (self.sums,), "uns": (self.uns,)}

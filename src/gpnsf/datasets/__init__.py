@@ -14,3 +14,11 @@ if TYPE_CHECKING:
     from gpnsf.datasets.tissue import tissue
 else:
     attach(__name__, attributes={"ggblocks": "blocks", "groups": "groups", "quilt": "blocks", "tissue": "tissue"})
+__all__ = ["ggblocks", "mixture", "quilt", "tissue"]
+
+if TYPE_CHECKING:
+    from gpnsf.datasets.blocks import ggblocks, quilt
+    from gpnsf.datasets.mixture import mixture
+    from gpnsf.datasets.tissue import tissue
+else:
+    attach(__name__, attributes={"ggblocks": "blocks", "mixture": "mixture", "quilt": "blocks", "tissue": "tissue"})

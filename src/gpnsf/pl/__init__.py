@@ -15,6 +15,7 @@ __all__ = [
     "links",
     "loadings",
     "observed_expected",
+    "proportions",
     "report",
     "selection",
     "spatial_factors",
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from gpnsf.pl.heatmaps import factor_correlation, loadings
     from gpnsf.pl.importance import importance
     from gpnsf.pl.links import links
+    from gpnsf.pl.proportions import proportions
     from gpnsf.pl.report import report
     from gpnsf.pl.selection import selection
     from gpnsf.pl.spatial_map import spatial_map
@@ -49,6 +51,7 @@ else:
             "links": "links",
             "loadings": "heatmaps",
             "observed_expected": "expected",
+            "proportions": "proportions",
             "report": "report",
             "selection": "selection",
             "spatial_factors": "factors",

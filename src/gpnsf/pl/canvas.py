@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.colors import Colormap, Normalize
     from matplotlib.figure import Figure
 
-    from gpnsf.results import Fit
+    from gpnsf.mixtures import Placed
 
 __all__ = [
     "BAR",
@@ -178,7 +178,7 @@ class Section:
 
 
 def section(
-    fit: Fit, *, library: str | Sequence[str] | None = None, size: float | None = None, margin: float = 0.0
+    fit: Placed, *, library: str | Sequence[str] | None = None, size: float | None = None, margin: float = 0.0
 ) -> Section:
     """Coordinates of the observations to draw; of three, the first two, the third deciding who lies on top.
 
@@ -358,7 +358,7 @@ def _plain_number(value: float) -> str:
     return f"{value:.0f}" if 100 <= abs(value) < 1e5 else f"{value:.2g}"
 
 
-def _has_image(fit: Fit) -> bool:
+def _has_image(fit: Placed) -> bool:
     """Whether the object or a modality carries an image of the tissue, whose y axis points downwards."""
     return any("spatial" in holder.uns for holder in [fit.data, *fit.modalities.values()])
 

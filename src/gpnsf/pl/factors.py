@@ -15,13 +15,13 @@ from gpnsf.pl import canvas, maps
 if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
-    from matplotlib.colors import Colormap, Normalize
+    from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
     from mudata import MuData
 
     from gpnsf.results import Fit
 
-__all__ = ["norms_of", "note", "spatial_factors"]
+__all__ = ["note", "spatial_factors"]
 
 LABELS = {"mean": "mean", "smooth": "field", "std": "sd"}
 
@@ -115,7 +115,7 @@ def spatial_factors(
     chosen, moments = fit.factor_indices(factors), [moment] if isinstance(moment, str) else list(moment)
     where = canvas.section(fit, library=library, size=size)
     values = _values(fit, moments)[np.ix_(where.rows, chosen)].reshape(where.rows.size, -1)  # [n, panels]
-    norms = norms_of(values, scale, shared_scale=shared_scale, ends=(vmin, vmax), quantiles=quantiles)
+    norms = maps.norms_of(values, scale, shared_scale=shared_scale, ends=(vmin, vmax), quantiles=quantiles)
     cmap = cmap or canvas.colormap(signed=values.min() < 0)
     bar = 0.1 if shared_scale else canvas.BAR
     ncols = _columns(chosen.size, len(moments), where, bar, ncols)
@@ -152,23 +152,6 @@ def _columns(n_factors: int, n_moments: int, where: canvas.Section, bar: float, 
         return width * n_moments, height
 
     return n_moments * canvas.columns(n_factors, group, most=8 // n_moments)
-
-
-def norms_of(
-    values: np.ndarray,
-    scale: str,
-    *,
-    shared_scale: bool,
-    ends: tuple[float | None, float | None],
-    quantiles: tuple[float, float],
-) -> list[Normalize]:
-    """One colour scale for each column of values [n, panels], the same one for all if shared."""
-    groups = [values] if shared_scale else list(values.T)
-    norms = []
-    for group in groups:
-        low, high = canvas.limits(group, ends=ends, quantiles=quantiles)
-        norms.append(canvas.norm(scale, low, high))
-    return norms * values.shape[1] if shared_scale else norms
 
 
 def note(fit: Fit, factor: int) -> str:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.colors import Colormap, Normalize
 
-__all__ = ["bars", "draw", "title", "with_grey"]
+__all__ = ["bars", "draw", "norms_of", "title", "with_grey"]
 
 MISSING = "0.88"  # grey of what has no value
 LETTER, SMALLEST = 0.64, 5.5  # width of a letter over its size, and the smallest size of a name in points
@@ -34,6 +34,23 @@ def with_grey(cmap: str | Colormap) -> Colormap:
     import matplotlib as mpl
 
     return (mpl.colormaps[cmap] if isinstance(cmap, str) else cmap).with_extremes(bad=MISSING)
+
+
+def norms_of(
+    values: np.ndarray,
+    scale: str,
+    *,
+    shared_scale: bool,
+    ends: tuple[float | None, float | None],
+    quantiles: tuple[float, float],
+) -> list[Normalize]:
+    """One colour scale for each column of values [n, panels], the same one for all if shared."""
+    groups = [values] if shared_scale else list(values.T)
+    norms = []
+    for group in groups:
+        low, high = canvas.limits(group, ends=ends, quantiles=quantiles)
+        norms.append(canvas.norm(scale, low, high))
+    return norms * values.shape[1] if shared_scale else norms
 
 
 def bars(axes: list[Axes], where: canvas.Section, *, shared: bool = False) -> None:

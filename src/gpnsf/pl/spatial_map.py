@@ -13,7 +13,7 @@ from gpnsf import results
 from gpnsf.checks import problem
 from gpnsf.keys import SPATIAL
 from gpnsf.pl import canvas, maps
-from gpnsf.pl.factors import norms_of, note
+from gpnsf.pl.factors import note
 from gpnsf.pp.grid import AXES, grid
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def spatial_map(
     where = canvas.section(fit, library=library, margin=margin)
     table, tiles = _lattice(fit, where, spacing, margin)
     values, notes = _values(fit, table, chosen, features, moment)
-    norms = norms_of(values.to_numpy(), scale, shared_scale=shared_scale, ends=(vmin, vmax), quantiles=quantiles)
+    norms = maps.norms_of(values.to_numpy(), scale, shared_scale=shared_scale, ends=(vmin, vmax), quantiles=quantiles)
     cmap = cmap or canvas.colormap(signed=values.to_numpy().min() < 0)
     bar = 0.1 if shared_scale else canvas.BAR
     ncols = canvas.columns(len(notes), lambda n: where.panel(n, bar=bar), ncols=ncols)

@@ -9,9 +9,11 @@ from gpnsf.lazy import attach
 __all__ = [
     "check_calibration",
     "denoise",
+    "deconvolve",
     "domains",
     "enrich",
     "evaluate",
+    "evaluate_deconvolution",
     "evaluate_links",
     "factor_adata",
     "factvae",
@@ -30,10 +32,12 @@ __all__ = [
 
 if TYPE_CHECKING:
     from gpnsf.tl.calibration import check_calibration
+    from gpnsf.tl.deconvolve import deconvolve
     from gpnsf.tl.denoise import denoise, impute
     from gpnsf.tl.domains import domains
     from gpnsf.tl.enrich import enrich
     from gpnsf.tl.evaluate import evaluate
+    from gpnsf.tl.evaluate_deconvolution import evaluate_deconvolution
     from gpnsf.tl.evaluate_links import evaluate_links
     from gpnsf.tl.factor_adata import factor_adata
     from gpnsf.tl.factvae import factvae
@@ -53,9 +57,11 @@ else:
         attributes={
             "check_calibration": "calibration",
             "denoise": "denoise",
+            "deconvolve": "deconvolve",
             "domains": "domains",
             "enrich": "enrich",
             "evaluate": "evaluate",
+            "evaluate_deconvolution": "evaluate_deconvolution",
             "evaluate_links": "evaluate_links",
             "factor_adata": "factor_adata",
             "factvae": "factvae",

@@ -1,0 +1,290 @@
+"""Cell types of spots that hold several cells each, from their profiles in a reference."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from gpnsf import checks
+from gpnsf.checks import Rule, problem
+from gpnsf.core import deconvolution
+from gpnsf.keys import SPATIAL, ProportionKeys
+from gpnsf.settings import settings
+from gpnsf.tissue import owner
+from gpnsf.tl.reference import counts_of, matched, profiles_of
+from gpnsf.tl.spots import costs_of, places_of
+
+if TYPE_CHECKING:
+    from gpnsf.core.deconvolution import Mixture
+    from gpnsf.core.pseudospots import Places
+
+__all__ = ["METHODS", "deconvolve"]
+
+METHODS = ("graph", "nnls", "unrolled")
+SOLVERS = {"multiplicative": deconvolution.multiplicative, "fista": deconvolution.accelerated}
+RULES = {
+    "method": Rule(str, "graph", options=METHODS),
+    "label_key": Rule(str, "cell_type", optional=True),
+    "layer": Rule(str, "counts", optional=True),
+    "reference_layer": Rule(str, "counts", optional=True),
+    "spatial_weight": Rule(float, 0.1, low=0),
+    "total_weight": Rule(float, 0.1, low=0),
+    "group_weight": Rule(float, 0.1, low=0),
+    "n_neighbors": Rule(int, 6, low=1),
+    "bandwidth": Rule(float, 100.0, low=0, above=True, optional=True),
+    "region_key": Rule(str, "region", optional=True),
+    "region_bandwidth": Rule(float, 1.0, low=0, above=True),
+    "spatial_key": Rule(str, SPATIAL),
+    "library_key": Rule(str, "sample", optional=True),
+    "solver": Rule(str, "multiplicative", options=tuple(SOLVERS)),
+    "max_steps": Rule(int, 5000, low=1),
+    "tol": Rule(float, 1e-7, low=0, above=True),
+    "train": Rule(bool, True),
+    "n_layers": Rule(int, 40, low=1),
+    "shared": Rule(bool, False),
+    "n_training": Rule(int, 150, low=1),
+    "learning_rate": Rule(float, 0.1, low=0, above=True),
+    "obs_columns": Rule(bool, False),
+    "device": Rule(str, "auto"),
+    "seed": Rule(int, 0, low=0, high=2**32 - 1),
+    "key_added": Rule(str, "proportions"),
+    "progress": Rule(bool, False, optional=True),
+}
+
+_log = logging.getLogger("gpnsf")
+
+
+def deconvolve(
+    adata: AnnData,
+    reference: AnnData | pd.DataFrame,
+    *,
+    method: str = "graph",
+    label_key: str | None = None,
+    layer: str | None = None,
+    reference_layer: str | None = None,
+    spatial_weight: float = 0.1,
+    total_weight: float = 0.1,
+    group_weight: float = 0.0,
+    group_costs: pd.DataFrame | None = None,
+    n_neighbors: int = 6,
+    bandwidth: float | None = None,
+    region_key: str | None = None,
+    region_bandwidth: float = 1.0,
+    spatial_key: str = SPATIAL,
+    library_key: str | None = None,
+    solver: str = "multiplicative",
+    max_steps: int = 5000,
+    tol: float = 1e-7,
+    train: bool = True,
+    network: Mapping[str, Any] | None = None,
+    n_layers: int = 40,
+    shared: bool = False,
+    n_training: int = 150,
+    learning_rate: float = 0.1,
+    obs_columns: bool = False,
+    device: str = "auto",
+    seed: int = 0,
+    key_added: str = "proportions",
+    progress: bool | None = None,
+) -> None:
+    r"""Estimate the share of each cell type in the RNA of each spot, given what the types express.
+
+    Spots are brought to the depth of the reference, genes are weighted by their Poisson noise, and abundances
+    :math:`v_i \ge 0` of the types minimise (equation D3 of the model page)
+
+    .. math:: \tfrac12 \lVert X - V B^\top \rVert^2 + \tfrac{\lambda_1}2 \operatorname{tr} V^\top L V
+        + \tfrac{\lambda_2}2 \sum_i (1^\top v_i - 1)^2 + \tfrac{\lambda_3}2 \sum_i (w_i^\top v_i)^2
+
+    with the Laplacian L of a graph of neighbouring spots. They are divided by their sum at the end. The weights
+    are in units of the mean squared length of a profile, so that they mean the same for any data.
+
+    Methods are
+
+    - ``"graph"``: the minimum of this, by multiplicative updates, which never go uphill, or by FISTA;
+    - ``"nnls"``: nonnegative least squares of each spot by itself, all weights zero;
+    - ``"unrolled"``: a fixed number of these updates as layers of a network, whose weights are learned from spots that
+      are simulated with the profiles, the places and the depths of the data. No labelled spots are needed.
+
+    Parameters
+    ----------
+    adata
+        Spots with counts; of a MuData, its RNA.
+    reference
+        Cells with counts and ``label_key``, or a table of genes by types. Cells are divided by their totals and averaged, so
+        that deep cells do not speak for their type; proportions are then those of RNA, in which large cells count for more. Genes are matched by name.
+    method
+        "graph", "nnls" or "unrolled".
+    label_key
+        ``obs`` column of the reference with the type of each cell.
+    layer, reference_layer
+        Layers with counts; None for ``X``.
+    spatial_weight
+        Weight :math:`\lambda_1` of the differences of neighbours; with "unrolled", where learning begins.
+    total_weight
+        Weight :math:`\lambda_2` of the sums' distance from 1; with "unrolled", where learning begins.
+    group_weight
+        Weight :math:`\lambda_3` of the costs of types in regions; it is not learned.
+    group_costs
+        Costs, regions (the values of ``region_key``) by types: high where a type is not expected. Rows are divided by their sums.
+    n_neighbors
+        Neighbours in the graph, which joins two spots if either is among the nearest of the other.
+    bandwidth
+        Distance, in the units of the coordinates, at which a tie has fallen to 1/e; None for that of neighbouring spots.
+    region_key
+        ``obs`` column of regions, or of an intensity, or ``obsm`` array of features such as those of an image. Ties weaken where it
+        differs, by ``exp(-(z / region_bandwidth)^2)`` with the sum z of absolute differences; z = 2 between two regions, other features count in their standard deviations.
+    region_bandwidth
+        Difference at which a tie has fallen to 1/e.
+    spatial_key
+        ``obsm`` array of coordinates. Not read by "nnls".
+    library_key
+        ``obs`` column of slices, between which there are no ties.
+    solver
+        "multiplicative" or "fista", for "graph": the same minimum, the latter in fewer steps.
+    max_steps
+        Most steps of the solver.
+    tol
+        The solver stops when ten steps lower the objective by less than this share of it.
+    train
+        With "unrolled", learn. Otherwise take ``network``, or what was stored under ``key_added`` before.
+    network
+        ``uns["proportions"]["network"]`` of other data. With ``train=True`` learning goes on from there.
+    n_layers
+        Layers of the network.
+    shared
+        Whether all layers share their parameters.
+    n_training
+        Simulated sections to learn from, one a step.
+    learning_rate
+        Size of a step.
+    obs_columns
+        Whether to write each proportion into an ``obs`` column as well.
+    device
+        "auto", "cpu" or "cuda", for "unrolled".
+    seed
+        Seed of the simulated sections.
+    key_added
+        Prefix of the slots.
+    progress
+        Whether to show a progress bar. Default: ``gpnsf.settings.progress``.
+
+    Raises
+    ------
+    KeyError
+        If a column, a layer, coordinates or a stored network are missing.
+    TypeError, ValueError
+        If ``adata`` is not an AnnData or a view, counts or profiles are negative, fewer than ten genes are shared, or an argument is out of its range.
+
+    Notes
+    -----
+    Reads counts and ``obsm["spatial"]``. Writes ``obsm["X_proportions"]`` [N, types] float32, whose columns are
+    ``uns["proportions"]["types"]``; ``obs["proportions_sum"]``, the sums before the division; and in
+    ``uns["proportions"]`` also ``params``, ``n_genes`` (that were shared) and ``seconds``; for "graph" ``objective`` (its course over the
+    steps) and ``converged``; for "unrolled" ``network`` (arrays that ``network=`` takes, with the ``loss`` of each step).
+
+    A spot without counts gets what its neighbours have, or even proportions if it has none.
+
+    Objective and updates follow the regularised factorisation that STL NMF :cite:p:`konkel2025` unrolls, with a descent proof, no thresholds and penalties that are comparable
+    between data.
+
+    Examples
+    --------
+    >>> import gpnsf
+    >>> spots, cells = gpnsf.datasets.mixture(n_obs=100, n_genes=80, seed=0)
+    >>> gpnsf.tl.deconvolve(spots, cells, label_key="cell_type")
+    >>> spots.obsm["X_proportions"].shape
+    (100, 6)
+    """
+    params = {name: value for name, value in locals().items() if name in RULES}
+    begin = time.perf_counter()
+    _check(adata, params, network)
+    profiles = matched(profiles_of(reference, label_key=label_key, layer=reference_layer), adata.var_names)
+    counts = counts_of(adata, layer, what="spots")[:, adata.var_names.get_indexer(profiles.index)]
+    checks.some(counts, modality="spots")
+    mixture = deconvolution.summarised(counts, profiles.to_numpy())
+    record: dict[str, Any] = {"types": list(profiles.columns), "n_genes": len(profiles), "params": params}
+    if method == "nnls":
+        V = deconvolution.exact(mixture)
+    else:
+        places = places_of(adata, np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel(), params)
+        costs = costs_of(adata, group_costs, record["types"], params)
+        if method == "graph":
+            V, course = _minimum(mixture, places, costs, params)
+            record |= course
+        else:
+            from gpnsf.tl.unrolling import unrolled
+
+            arrays = _stored(adata, key_added) if network is None and not train else network
+            shown = settings.progress if progress is None else progress
+            V, record["network"] = unrolled(mixture, places, profiles.to_numpy(), costs, params, arrays, shown=shown)
+    record["seconds"] = time.perf_counter() - begin
+    _write(adata, ProportionKeys(key_added), V, record, obs_columns=obs_columns)
+
+
+def _check(adata: AnnData, params: Mapping[str, Any], network: Any) -> None:
+    """Check the object and the arguments."""
+    if not isinstance(adata, AnnData):
+        remedy = "Pass the modality that the reference describes, for example mdata['rna']"
+        raise TypeError(problem("AnnData of spots", type(adata).__name__, remedy))
+    owner(adata)
+    for name, rule in RULES.items():
+        rule.check(name, params[name])
+    checks.key_added(params["key_added"], ())
+    if "types" not in adata.uns.get(params["key_added"], {"types": ()}):
+        rule, remedy = "`key_added` that no other tool has used", "Pass for example key_added='proportions'"
+        raise ValueError(problem(rule, f"{params['key_added']!r} in uns", remedy))
+    if network is not None and not isinstance(network, Mapping):
+        remedy = "Pass uns['proportions']['network'] of an object that was deconvolved by method='unrolled'"
+        raise TypeError(problem("`network` to be a mapping of arrays", type(network).__name__, remedy))
+
+
+def _minimum(
+    mixture: Mixture, places: Places, costs: np.ndarray, params: Mapping[str, Any]
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Abundances [N, C] at the minimum of the objective, and the way to it."""
+    graph = places.ties().graph(places.unit, params["region_bandwidth"])
+    weights = {name: params[f"{name}_weight"] for name in ("spatial", "total", "group")}
+    penalties = deconvolution.Penalties(graph, costs, **weights)
+    solve = SOLVERS[params["solver"]]
+    solution = solve(mixture, penalties, max_steps=params["max_steps"], tol=params["tol"])
+    steps = len(solution.trace) - 1
+    if solution.converged:
+        _log.info("deconvolved in %d steps", steps)
+    else:
+        _log.warning("not converged after %d steps: raise max_steps or tol, or pass solver='fista'", steps)
+    return solution.V, {"objective": solution.trace, "converged": solution.converged}
+
+
+def _stored(adata: AnnData, key: str) -> Mapping[str, Any]:
+    """The network of an earlier deconvolution."""
+    record = adata.uns.get(ProportionKeys(key).uns)
+    if isinstance(record, Mapping) and isinstance(record.get("network"), Mapping):
+        return record["network"]
+    remedy = "Pass `network=`, or learn one with train=True"
+    raise KeyError(problem(f"a network in uns[{key!r}] for train=False", "none", remedy))
+
+
+def _write(adata: AnnData, keys: ProportionKeys, V: np.ndarray, record: dict[str, Any], *, obs_columns: bool) -> None:
+    """Proportions, their sums before the division, and the record."""
+    share, sums = deconvolution.normalised(V)
+    if not sums.all():
+        _log.warning("%d spot(s) about which nothing is known: all types alike", int((sums == 0).sum()))
+    columns = [keys.of_type(name) for name in record["types"]]
+    if obs_columns and len(set(columns)) < len(columns):
+        found = "two that differ in a slash only"
+        raise ValueError(problem("types with names of their own for `obs_columns`", found, "Rename one of them"))
+    before = adata.uns.get(keys.uns, {}).get("types", ())
+    for column in adata.obs.columns.intersection([*columns, *map(keys.of_type, before)]):
+        del adata.obs[column]
+    adata.obsm[keys.proportions] = share.astype(np.float32)
+    adata.obs[keys.sums] = sums
+    adata.uns[keys.uns] = record
+    if obs_columns:
+        for column, values in zip(columns, share.T, strict=True):
+            adata.obs[column] = values
