@@ -26,6 +26,7 @@ NUMPY_CORE = {
     "core.clustering",
     "core.enrichment",
     "core.links",
+    "core.mefisto",
     "core.thinning",
     "core.stored",
 }

@@ -16,7 +16,7 @@ from gpnsf.core.simplex import feature_importance, observation_importance, top_f
 from gpnsf.core.types import Posterior
 from gpnsf.keys import Keys
 
-__all__ = ["factor_names", "write"]
+__all__ = ["erase", "factor_names", "write"]
 
 Slot = tuple[AnnData | MuData, str, str, Any]  # holder, attribute, key, value
 
@@ -41,7 +41,7 @@ def write(data: AnnData | MuData, posterior: Posterior, layout: Layout, *, keys:
         for holder in everything:
             if holder.is_view:
                 holder.obs = holder.obs.copy()
-            _erase(holder, keys)
+            erase(holder, keys)
         for holder, attribute, key, value in slots:
             getattr(holder, attribute)[key] = value
 
@@ -140,7 +140,7 @@ def _plain(value: Any) -> Any:
     )
 
 
-def _erase(holder: AnnData | MuData, keys: Keys) -> None:
+def erase(holder: AnnData | MuData, keys: Keys) -> None:
     """Remove the slots of an earlier fit, and the copies of its columns that MuData has pulled from modalities."""
     pulled = [f"{name}:" for name in holder.mod] if isinstance(holder, MuData) else []
     for attribute, names in keys.slots.items():
