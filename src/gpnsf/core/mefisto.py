@@ -20,6 +20,7 @@ __all__ = ["FIRST_FIELD", "Mefisto", "apart", "fit", "log_normalised", "memory",
 
 FIRST_FIELD = 20  # step at which mofapy2 begins to look for fields
 GAP = 3.0  # half-widths between slices: fields of one do not reach into the other
+NOISE = 1e-8  # of sums that should be zero
 LEAST_SCALE = 0.01  # of a factor that counts as spatial
 
 
@@ -45,18 +46,20 @@ class Mefisto:
 
 
 def log_normalised(view: View) -> np.ndarray:
-    """Centred log1p of counts per size factor [N, P], of which the median is 1; NaN where nothing is observed (57)."""
+    """Log1p of counts per size factor [N, P], features centred, the table scaled to variance 1; NaN where not observed (M1)."""
     rows = np.flatnonzero(view.observed)
     counts = view.counts[rows]
     size = view.size[rows] / np.median(view.size[rows])
     table = np.full(view.counts.shape, np.nan)
     table[rows] = np.log1p(counts.multiply(1 / size[:, None]).toarray())
-    return table - np.nanmean(table, axis=0)
+    table -= np.nanmean(table, axis=0)
+    spread = np.nanstd(table)
+    return table / spread if spread > NOISE else table
 
 
 def varying(table: np.ndarray) -> np.ndarray:
     """Which features [P] of a table differ between observations."""
-    return np.nanstd(table, axis=0) > 1e-8
+    return np.nanstd(table, axis=0) > NOISE
 
 
 def apart(coords: np.ndarray, library: np.ndarray) -> np.ndarray:
@@ -83,7 +86,7 @@ def fit(
     seed: int,
     progress: bool = False,
 ) -> Mefisto:
-    """Fit centred tables [N, P], NaN where nothing is observed, at places [N, D] (58, 59).
+    """Fit centred tables [N, P], NaN where nothing is observed, at places [N, D] (M2, M3).
 
     Up to ``n_inducing`` observations the Gaussian processes are exact. Everything else is what mofapy2 does by default.
     """
@@ -192,7 +195,7 @@ def _read(
 def _field(
     coords: np.ndarray, inducing: np.ndarray, values: np.ndarray, lengthscale: float, scale: float
 ) -> np.ndarray:
-    """Mean [N] of a field, given the values [M] of its factor at the inducing points (60)."""
+    """Mean [N] of a field, given the values [M] of its factor at the inducing points (M4)."""
     squared = cdist(coords, coords[inducing], "sqeuclidean")
     K = np.exp(-squared / (2 * lengthscale**2))  # [N, M]
     spectrum, basis = eigh(K[inducing])

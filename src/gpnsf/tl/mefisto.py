@@ -55,8 +55,9 @@ def mefisto(
     r"""Fit MEFISTO, the signed factor model with Gaussian processes of mofapy2, to compare with (``pip install 'gpnsf[mefisto]'``).
 
     The model is Gaussian: with inducing points mofapy2 knows no likelihood of counts. So counts are normalised first, peaks like
-    genes: divided by size factors with median 1, log1p, centred. Everything else is as in :func:`gpnsf.tl.fit`, so that one call beside the other compares
-    them. Factors and loadings have both signs, and no factor is a part of the tissue.
+    genes: divided by size factors with median 1, log1p, centred by feature, and each modality scaled to variance 1, without
+    which sparse peaks lose all their factors. Everything else is as in :func:`gpnsf.tl.fit`, so that one call beside the other
+    compares them. Factors and loadings have both signs: a factor is a direction of variation, not a part of the tissue.
 
     Parameters
     ----------
@@ -64,7 +65,7 @@ def mefisto(
         Object with raw counts and coordinates in ``obsm[spatial_key]``. Cells that lack a modality contribute what they have. The
         normalised tables are dense: select features by ``use_var``.
     n_factors
-        Number of factors K.
+        Number of factors K, at most the number of observations and of features. MEFISTO shrinks those that it has no use for.
     modalities
         Names of the modalities to use. Default: "rna" and "atac" where they exist, else all.
     layers
@@ -114,7 +115,8 @@ def mefisto(
 
     * ``obsm["X_mefisto"]``, ``["X_mefisto_smooth"]``, ``["X_mefisto_std"]`` [N, K], signed: posterior means, means of the
       field alone, and posterior standard deviations; on the object and on its modalities
-    * ``varm["mefisto_loadings"]`` [P, K] of each modality, signed; zeros for features that were left out or do not vary
+    * ``varm["mefisto_loadings"]`` [P, K] of each modality, signed, in the unit of the normalised values; zeros for features that
+      were left out or do not vary
     * ``obs`` and ``var`` ``["mefisto_spatial_importance"]``: share of the magnitude that is in spatial factors, as for the
       signed models of :func:`gpnsf.tl.fit`
     * ``uns["mefisto"]``: ``params``, ``factor_names``, ``kernel`` (``lengthscale`` in the unit of the coordinates, NaN without a
@@ -127,7 +129,7 @@ def mefisto(
 
     References
     ----------
-    Model: :doc:`/model`, equations 57 to 60, after :cite:t:`velten2022`.
+    Model: :doc:`/model`, equations M1 to M4, after :cite:t:`velten2022`.
 
     Examples
     --------
