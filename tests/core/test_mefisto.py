@@ -86,6 +86,7 @@ def test_a_factor_without_order_in_space_has_no_field():
     order, r = match_factors(np.column_stack([patterns[:, 0], patterns[shuffled, 1]]), found.mean)
     assert r.min() > 0.9
     assert found.is_spatial[order].tolist() == [True, False]
+    assert np.isnan(found.lengthscale[order]).tolist() == [False, True]
     np.testing.assert_array_equal(found.smooth[:, order[1]], found.mean[:, order[1]])
 
 

@@ -165,7 +165,8 @@ def _read(
     order = np.argsort(-explained.sum(axis=0), kind="stable")
     Z, weights = nodes["Z"].getExpectations(), nodes["W"].getExpectation()  # [N, K], each [P, K]
     sign = np.where(np.sum([(W**3).sum(axis=0) for W in weights], axis=0) < 0, -1.0, 1.0)[order]
-    scale, lengthscale = stats["scales"][order], np.where(stats["scales"] > 0, stats["length_scales"], np.nan)[order]
+    scale = stats["scales"][order]
+    lengthscale = np.where(scale > LEAST_SCALE, stats["length_scales"][order], np.nan)
     inducing, values = np.arange(len(coords)), Z["E"]
     if "U" in nodes:
         inducing, values = entry.smooth_opts["idx_inducing"], nodes["U"].getExpectation()
