@@ -21,7 +21,7 @@ __all__ = ["FIRST_FIELD", "Mefisto", "apart", "fit", "log_normalised", "memory",
 FIRST_FIELD = 20  # step at which mofapy2 begins to look for fields
 GAP = 3.0  # half-widths between slices: fields of one do not reach into the other
 NOISE = 1e-8  # of sums that should be zero
-LEAST_SCALE = 0.01  # of a factor that counts as spatial
+LEAST_SCALE = 0.05  # of a factor that counts as spatial
 
 
 @dataclass(frozen=True)

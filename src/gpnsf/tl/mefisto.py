@@ -120,7 +120,7 @@ def mefisto(
     * ``obs`` and ``var`` ``["mefisto_spatial_importance"]``: share of the magnitude that is in spatial factors, as for the
       signed models of :func:`gpnsf.tl.fit`
     * ``uns["mefisto"]``: ``params``, ``factor_names``, ``kernel`` (``lengthscale`` in the unit of the coordinates, NaN without a
-      field; ``scale`` in [0, 1], how spatial a factor is), ``is_spatial`` (scale above .01), ``variance_explained`` (modality x
+      field; ``scale`` in [0, 1], how spatial a factor is), ``is_spatial`` (scale above .05), ``variance_explained`` (modality x
       factor), ``history`` (``elbo`` and its ``step``), ``converged``, ``modalities``, ``likelihoods``, ``versions``, ``seed``, ``seconds``
 
     :func:`gpnsf.tl.rank_features`, :func:`gpnsf.tl.factor_adata`, :func:`gpnsf.tl.domains` and :func:`gpnsf.pl.spatial_factors` read
