@@ -56,8 +56,8 @@ def mefisto(
 
     The model is Gaussian: with inducing points mofapy2 knows no likelihood of counts. So counts are normalised first, peaks like
     genes: divided by size factors with median 1, log1p, centred by feature, and each modality scaled to variance 1, without
-    which sparse peaks lose all their factors. Everything else is as in :func:`gpnsf.tl.fit`, so that one call beside the other
-    compares them. Factors and loadings have both signs: a factor is a direction of variation, not a part of the tissue.
+    which simulated sparse peaks lost all their fields. Everything else is as in :func:`gpnsf.tl.fit`, so that one call beside the
+    other compares them. Factors and loadings have both signs: a factor is a direction of variation, not a part of the tissue.
 
     Parameters
     ----------
