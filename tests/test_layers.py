@@ -29,6 +29,7 @@ NUMPY_CORE = {
     "core.enrichment",
     "core.links",
     "core.scores",
+    "core.mefisto",
     "core.thinning",
     "core.stored",
     "core.agreement",

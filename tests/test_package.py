@@ -62,7 +62,7 @@ def test_a_saved_fit_is_read_without_torch():
 def test_what_is_imported_is_declared_and_the_other_way_round():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    requirements = [*project["dependencies"], *extras["enrich"], *extras["leiden"]]
+    requirements = [*project["dependencies"], *extras["enrich"], *extras["leiden"], *extras["mefisto"]]
     declared = {re.match(r"[\w-]+", requirement)[0] for requirement in requirements}
     modules = {{"pyro-ppl": "pyro", "scikit-learn": "sklearn"}.get(name, name) for name in declared}
     trees = (ast.walk(ast.parse(path.read_text(encoding="utf-8"))) for path in (ROOT / "src").rglob("*.py"))

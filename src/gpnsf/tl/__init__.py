@@ -21,6 +21,7 @@ __all__ = [
     "forecast",
     "impute",
     "link_peaks",
+    "mefisto",
     "nearest_genes",
     "predict",
     "rank_features",
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from gpnsf.tl.forecast import forecast
     from gpnsf.tl.importance import spatial_importance
     from gpnsf.tl.link_peaks import link_peaks
+    from gpnsf.tl.mefisto import mefisto
     from gpnsf.tl.nearest_genes import nearest_genes
     from gpnsf.tl.predict import predict
     from gpnsf.tl.rank import rank_features
@@ -69,6 +71,7 @@ else:
             "forecast": "forecast",
             "impute": "denoise",
             "link_peaks": "link_peaks",
+            "mefisto": "mefisto",
             "nearest_genes": "nearest_genes",
             "predict": "predict",
             "rank_features": "rank",

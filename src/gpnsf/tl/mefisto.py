@@ -1,0 +1,244 @@
+"""MEFISTO beside the models of gpnsf: the same data in, the same slots out."""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+from anndata import AnnData, ImplicitModificationWarning
+from mudata import MuData
+
+from gpnsf import bridge, checks
+from gpnsf.checks import Rule, problem
+from gpnsf.core import mefisto as core
+from gpnsf.core.simplex import feature_importance, observation_importance
+from gpnsf.keys import SPATIAL, Keys
+from gpnsf.reader import available_memory
+from gpnsf.settings import settings
+from gpnsf.tissue import editable
+from gpnsf.writeback import erase
+
+__all__ = ["mefisto"]
+
+FEWEST = 100  # inducing points: mofapy2 takes no fewer
+MARGIN = 1.5  # of the memory that is expected over what there is
+
+_UNRECORDED = ("data", "copy", "progress")
+_VERSIONS = ("gpnsf", "mofapy2", "numpy", "scipy")
+
+_log = logging.getLogger("gpnsf")
+
+
+def mefisto(
+    data: AnnData | MuData,
+    *,
+    n_factors: int = 10,
+    modalities: Sequence[str] | None = None,
+    layers: Mapping[str, str] | str | None = None,
+    use_var: Mapping[str, str] | str | None = None,
+    spatial_key: str = SPATIAL,
+    library_key: str | None = None,
+    size_factors: str | None = "total",
+    n_inducing: int = 200,
+    max_steps: int = 1000,
+    seed: int = 0,
+    progress: bool | None = None,
+    key_added: str = "mefisto",
+    copy: bool = False,
+) -> AnnData | MuData | None:
+    r"""Fit MEFISTO, the signed factor model with Gaussian processes of mofapy2, to compare with (``pip install 'gpnsf[mefisto]'``).
+
+    The model is Gaussian: with inducing points mofapy2 knows no likelihood of counts. So counts are normalised first, peaks like
+    genes: divided by size factors with median 1, log1p, centred by feature, and each modality scaled to variance 1, without
+    which simulated sparse peaks lost all their fields. Everything else is as in :func:`gpnsf.tl.fit`, so that one call beside the
+    other compares them. Factors and loadings have both signs: a factor is a direction of variation, not a part of the tissue.
+
+    Parameters
+    ----------
+    data
+        Object with raw counts and coordinates in ``obsm[spatial_key]``. Cells that lack a modality contribute what they have. The
+        normalised tables are dense: select features by ``use_var``.
+    n_factors
+        Number of factors K, at most the number of observations and of features. MEFISTO shrinks those that it has no use for.
+    modalities
+        Names of the modalities to use. Default: "rna" and "atac" where they exist, else all.
+    layers
+        Layer that holds the counts, by modality or for all. Default: ``X``.
+    use_var
+        Boolean ``var`` column that selects features, by modality or for all. Default: every feature is used.
+    spatial_key
+        Name of the coordinates [N, 1 to 3] in ``obsm``, in any unit.
+    library_key
+        ``obs`` column of slices. They are placed three half-widths apart, so that they share loadings and length scales, and a field
+        of one does not reach into the other. MEFISTO's own groups need places that correspond between slices.
+    size_factors
+        "total" (row totals), None (all 1: where totals carry signal), or an ``obs`` column.
+    n_inducing
+        Number of inducing points, at least 100, which mofapy2 chooses among the observations. With no more observations than this
+        the Gaussian processes are exact. Time grows with its square, memory with the square of the number of observations.
+    max_steps
+        Cap on the iterations. Fields come in at the 20th; with fewer there are none.
+    seed
+        Seed of everything random; the same seed gives the same bits on the same machine.
+    progress
+        Whether to show a progress bar. Default: ``gpnsf.settings.progress``. What mofapy2 prints is never shown.
+    key_added
+        Prefix of all slots written.
+    copy
+        Whether to return an annotated copy and leave ``data`` as it is.
+
+    Returns
+    -------
+    None, or the annotated copy.
+
+    Raises
+    ------
+    ImportError
+        mofapy2 is not installed.
+    KeyError
+        A named slot, column, layer or modality does not exist.
+    TypeError, ValueError
+        An argument or array is of the wrong type or out of its range, ``data`` is a view, a modality has fewer than two features that
+        vary, or the fit ended in numbers that are not finite.
+    MemoryError
+        The fit would take far more memory than this process may have. ``data`` is untouched after any error, and after Ctrl-C.
+
+    Notes
+    -----
+    Writes, with K factors ``factor_1``, .. in order of the variance they explain, and removes what an earlier call left:
+
+    * ``obsm["X_mefisto"]``, ``["X_mefisto_smooth"]``, ``["X_mefisto_std"]`` [N, K], signed: posterior means, means of the
+      field alone, and posterior standard deviations; on the object and on its modalities
+    * ``varm["mefisto_loadings"]`` [P, K] of each modality, signed, in the unit of the normalised values; zeros for features that
+      were left out or do not vary
+    * ``obs`` and ``var`` ``["mefisto_spatial_importance"]``: share of the magnitude that is in spatial factors, as for the
+      signed models of :func:`gpnsf.tl.fit`
+    * ``uns["mefisto"]``: ``params``, ``factor_names``, ``kernel`` (``lengthscale`` in the unit of the coordinates, NaN without a
+      field; ``scale`` in [0, 1], how spatial a factor is), ``is_spatial`` (scale above .05), ``variance_explained`` (modality x
+      factor), ``history`` (``elbo`` and its ``step``), ``converged``, ``modalities``, ``likelihoods``, ``versions``, ``seed``, ``seconds``
+
+    :func:`gpnsf.tl.rank_features`, :func:`gpnsf.tl.factor_adata`, :func:`gpnsf.tl.domains` and :func:`gpnsf.pl.spatial_factors` read
+    these with ``key="mefisto"``. There is no background: expected counts do not follow from the factors of normalised values, so tools
+    that need them (``evaluate``, ``denoise``, ``predict``) refuse.
+
+    References
+    ----------
+    Model: :doc:`/model`, equations M1 to M4, after :cite:t:`velten2022`.
+
+    Examples
+    --------
+    >>> import gpnsf
+    >>> mdata = gpnsf.datasets.tissue(n_obs=100, n_genes=40, n_peaks=60, seed=0)
+    >>> gpnsf.tl.mefisto(mdata, n_factors=3, max_steps=21, progress=False)
+    >>> mdata.obsm["X_mefisto"].shape, mdata["atac"].varm["mefisto_loadings"].shape
+    ((100, 3), (60, 3))
+    """
+    params = {name: value for name, value in locals().items() if name not in _UNRECORDED}
+    began = time.perf_counter()
+    checks.arguments({**params, "progress": progress, "copy": copy})
+    Rule(int, 200, low=FEWEST).check("n_inducing", n_inducing)
+    checks.key_added(key_added, data.mod if isinstance(data, MuData) else ())
+    if find_spec("mofapy2") is None:
+        remedy = "Install it by `pip install 'gpnsf[mefisto]'`"
+        raise ImportError(problem("mofapy2 for tl.mefisto", "no such package", remedy))
+    options = {name: params[name] for name in ("modalities", "layers", "use_var", "spatial_key", "library_key")}
+    dataset, layout = bridge.read(data, size_factors=size_factors, **options)
+    _guard(dataset.n_obs, sum(view.counts.shape[1] for view in dataset.views), n_factors, n_inducing)
+    tables = {view.name: core.log_normalised(view) for view in dataset.views}
+    _check_features(tables, n_factors)
+    if max_steps < core.FIRST_FIELD:
+        _log.warning("max_steps=%d: MEFISTO looks for fields from step %d on.", max_steps, core.FIRST_FIELD)
+    found = core.fit(
+        tables,
+        core.apart(dataset.coords, dataset.library),
+        **{name: params[name] for name in ("n_factors", "n_inducing", "max_steps", "seed")},
+        progress=settings.progress if progress is None else progress,
+    )
+    _check_finite(found)
+    params = {**params, "model": "mefisto", "modalities": list(layout.modalities)}
+    info = {"params": params, "seed": seed, "seconds": time.perf_counter() - began}
+    data = editable(data, copy=copy)
+    _write(data, found, layout, Keys(key_added), info)
+    _log.info("MEFISTO: %d factors, %d steps, %.1f s", n_factors, found.step[-1], info["seconds"])
+    return data if copy else None
+
+
+def _guard(*sizes: int) -> None:
+    """Refuse a fit that needs clearly more memory than there is."""
+    needed, free = core.memory(*sizes), available_memory()
+    if needed > MARGIN * free:
+        found = f"one that needs about {needed / 1e9:.3g} GB where {max(free, 0.0) / 1e9:.3g} GB are left"
+        remedy = "Pass fewer features by `use_var`, fewer n_factors, or fewer observations: there is an N x N matrix a factor"
+        raise MemoryError(problem("a fit that fits into memory", found, remedy))
+
+
+def _check_features(tables: Mapping[str, np.ndarray], n_factors: int) -> None:
+    """Check that the features that vary are at least two in each modality, and as many as factors."""
+    counts = {name: int(core.varying(table).sum()) for name, table in tables.items()}
+    for name, number in counts.items():
+        if number < 2:
+            rule, remedy = f"at least 2 features of {name!r} that vary", "Leave the modality out with `modalities`"
+            raise ValueError(problem(rule, str(number), remedy))
+    checks.sizes(n_factors, n_obs=len(next(iter(tables.values()))), n_features=sum(counts.values()))
+
+
+def _check_finite(found: core.Mefisto) -> None:
+    """Check that the fit has not diverged."""
+    arrays = (found.mean, found.std, *found.loadings.values(), found.elbo[-1:])
+    if not all(np.isfinite(values).all() for values in arrays):
+        remedy = "Pass fewer n_factors, or leave rare features out by `use_var`"
+        raise ValueError(problem("a fit of finite numbers", "NaN or infinite ones from mofapy2", remedy))
+
+
+def _write(
+    data: AnnData | MuData, found: core.Mefisto, layout: bridge.Layout, keys: Keys, info: Mapping[str, Any]
+) -> None:
+    """All slots, after those of an earlier result."""
+    mods = {name: data.mod[name] if isinstance(data, MuData) else data for name in layout.modalities}
+    record, loadings = _record(found, layout, info), {}
+    for name, use in layout.features.items():
+        loadings[name] = np.zeros((len(use), len(found.scale)), np.float32)
+        loadings[name][use] = found.loadings[name]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ImplicitModificationWarning)  # a modality that is a view becomes actual
+        for holder in (data, *(data.mod.values() if isinstance(data, MuData) else ())):
+            erase(holder, keys)
+        _write_rows(data, layout.position, loadings, found, keys)
+        for name, mod in mods.items():
+            if mod is not data:
+                _write_rows(mod, layout.rows[name], {name: loadings[name]}, found, keys)
+            mod.varm[keys.loadings] = loadings[name]
+            mod.var[keys.importance] = feature_importance(loadings[name], found.is_spatial).astype(np.float32)
+        data.uns[keys.uns] = record
+
+
+def _write_rows(
+    holder: AnnData | MuData, rows: np.ndarray, loadings: Mapping[str, np.ndarray], found: core.Mefisto, keys: Keys
+) -> None:
+    """Factors and importance of the rows [n] that a holder has."""
+    for key, values in ((keys.factors, found.mean), (keys.smooth, found.smooth), (keys.std, found.std)):
+        holder.obsm[key] = values[rows]
+    importance = observation_importance(found.mean[rows], loadings, found.is_spatial)
+    holder.obs[keys.importance] = importance.astype(np.float32)
+
+
+def _record(found: core.Mefisto, layout: bridge.Layout, info: Mapping[str, Any]) -> dict[str, Any]:
+    """The ``uns`` entry."""
+    return {
+        **info,
+        "factor_names": [f"factor_{k + 1}" for k in range(len(found.scale))],
+        "is_spatial": found.is_spatial,
+        "kernel": {"name": "rbf", "lengthscale": found.lengthscale * layout.scale, "scale": found.scale},
+        "variance_explained": found.variance_explained,
+        "history": {"step": found.step, "elbo": found.elbo},
+        "converged": found.converged,
+        "modalities": list(layout.modalities),
+        "likelihoods": dict.fromkeys(layout.modalities, "gaussian"),
+        "versions": {name: version(name) for name in _VERSIONS},
+    }
