@@ -8,8 +8,8 @@ from gpnsf.lazy import attach
 
 __all__ = [
     "check_calibration",
-    "denoise",
     "deconvolve",
+    "denoise",
     "domains",
     "enrich",
     "evaluate",
@@ -58,8 +58,8 @@ else:
         __name__,
         attributes={
             "check_calibration": "calibration",
-            "denoise": "denoise",
             "deconvolve": "deconvolve",
+            "denoise": "denoise",
             "domains": "domains",
             "enrich": "enrich",
             "evaluate": "evaluate",
