@@ -263,7 +263,7 @@ def flat(mdata):
 
 GENES = pd.DataFrame({"chrom": ["1"], "start": [1], "end": [2]}, ["TP53"])
 CASES = {
-    "an AnnData": (sections.section, {}, ValueError, "one modality for AnnData"),
+    "an AnnData": (sections.section, {}, TypeError, "MuData with RNA and ATAC of the same cells; got AnnData"),
     "a DataFrame": (lambda: sections.section().to_df(), {}, TypeError, "got DataFrame"),
     "a view": (changed(lambda d: d[:20]), {}, ValueError, "data.copy()"),
     "unknown modality": (sections.pair, {"atac": "peaks"}, KeyError, "'peaks'"),

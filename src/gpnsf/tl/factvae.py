@@ -6,29 +6,24 @@ import logging
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
-from anndata import AnnData
 from mudata import MuData
 
 from gpnsf import checks, genome
-from gpnsf.bridge import read_counts
 from gpnsf.checks import Rule, problem
 from gpnsf.core import factvae_training as training
 from gpnsf.core import scores
 from gpnsf.core.deviant import feature_deviance, largest
 from gpnsf.core.expected import expected_shares
 from gpnsf.keys import Keys
-from gpnsf.reader import memory_budget
 from gpnsf.settings import settings
-from gpnsf.tissue import open_tissue
 from gpnsf.tl.device import resolved
 from gpnsf.tl.link_peaks import gene_places, unique_names
+from gpnsf.tl.paired import Side, check_layer, read_pair
 from gpnsf.writeback import erase
 
 __all__ = ["factvae"]
@@ -183,7 +178,7 @@ def factvae(
     measured = _read(mdata, rna, atac, layers)
     checks.key_added(key_added, mdata.mod)
     if layer_added is not None:
-        _check_layer(layer_added, measured[1], layers, atac)
+        check_layer(layer_added, measured[1], what="augmented ATAC")
     chosen = [_chosen(side, n) for side, n in zip(measured, (n_genes, n_peaks), strict=True)]
     overlaps, pairs = _overlaps(measured, chosen, annotation, params)
     plan = training.Plan(
@@ -213,53 +208,18 @@ def factvae(
     _log.info("FactVAE: %d cells, %d epochs, %.1f s", mdata.n_obs, len(outcome.history["joint"]), seconds)
 
 
-@dataclass(frozen=True)
-class _Side:
-    """One modality, its cells in the order of the MuData."""
-
-    name: str
-    mod: AnnData
-    rows: np.ndarray  # [N] row of the MuData of each cell of the modality
-    counts: sp.csr_matrix  # [N, P] in the order of the MuData
-
-
-def _read(mdata: MuData, rna: str, atac: str, layers: Any) -> list[_Side]:
-    """Both modalities, which are to have every cell."""
-    tissue = open_tissue(mdata, modalities=[rna, atac])
-    layer = checks.per_modality(layers, "layers", names=tissue.names, known=tissue.mods)
-    sides = []
-    for name in tissue.names:
-        mod, rows = tissue.mods[name], tissue.rows[name]
-        if mod.n_obs < mdata.n_obs:
-            found = f"{mdata.n_obs - mod.n_obs} of {mdata.n_obs} observation(s) without {name!r}"
-            remedy = "Take those that have both, for example by muon.pp.intersect_obs(mdata), which changes it in place"
-            raise ValueError(problem(f"every observation in both {rna!r} and {atac!r}", found, remedy))
-        unique_names(mod, name)
-        counts = read_counts(mod, layer=layer.get(name), likelihood="poisson", modality=name)
-        sides.append(_Side(name, mod, rows, sp.csr_matrix(counts[np.argsort(rows)])))
+def _read(mdata: MuData, rna: str, atac: str, layers: Any) -> list[Side]:
+    """Both modalities, with names and cells enough."""
+    sides = read_pair(mdata, (rna, atac), ("poisson", "poisson"), layers)
+    for side in sides:
+        unique_names(side.mod, side.name)
     if mdata.n_obs < FEWEST:
         remedy = "Take more cells: encoders learn nothing from so few"
         raise ValueError(problem(f"at least {FEWEST} observations", str(mdata.n_obs), remedy))
     return sides
 
 
-def _check_layer(name: str, side: _Side, layers: Any, atac: str) -> None:
-    """Check that the layer can be written, and is not that of the counts."""
-    if not name or "/" in name:
-        rule = "`layer_added` not empty and without '/'"
-        raise ValueError(problem(rule, repr(name), "Pass for example layer_added='factvae_augmented'"))
-    read = layers.get(atac) if isinstance(layers, Mapping) else layers
-    if name == read:
-        rule, remedy = "`layer_added` other than the layer of the counts", "Pass for example 'factvae_augmented'"
-        raise ValueError(problem(rule, repr(name), remedy))
-    n_bytes, budget = 4 * side.counts.shape[0] * side.counts.shape[1], memory_budget()
-    if n_bytes > budget:
-        rule = f"augmented ATAC that fits into gpnsf.settings.memory_budget, {budget / 1e9:.3g} GB"
-        found = f"{side.counts.shape[0]} x {side.counts.shape[1]}, {n_bytes / 1e9:.3g} GB"
-        raise ValueError(problem(rule, found, "Take fewer peaks, or raise the setting"))
-
-
-def _chosen(side: _Side, n_top: int) -> np.ndarray:
+def _chosen(side: Side, n_top: int) -> np.ndarray:
     """Positions [p] of the features that deviate most from a constant share."""
     chosen = np.flatnonzero(largest(feature_deviance(side.counts, "poisson"), n_top))
     if len(chosen) < 2:
@@ -269,7 +229,7 @@ def _chosen(side: _Side, n_top: int) -> np.ndarray:
 
 
 def _overlaps(
-    measured: list[_Side], chosen: list[np.ndarray], annotation: Any, params: Mapping[str, Any]
+    measured: list[Side], chosen: list[np.ndarray], annotation: Any, params: Mapping[str, Any]
 ) -> tuple[pd.DataFrame, np.ndarray]:
     """Table of the genes and peaks that overlap, and the pairs [2, n] among the chosen features that are trained."""
     (genes, peaks), empty = measured, pd.DataFrame({"gene": [], "peak": [], "trained": []}).astype({"trained": bool})
@@ -294,7 +254,7 @@ def _overlaps(
     return table, np.stack([names.get_indexer(places.index[i]), j])[:, ~held]
 
 
-def _inputs(measured: list[_Side], chosen: list[np.ndarray], seed: int) -> tuple[training.Measured, training.Measured]:
+def _inputs(measured: list[Side], chosen: list[np.ndarray], seed: int) -> tuple[training.Measured, training.Measured]:
     """What the core reads of genes and of peaks."""
     genes, peaks = (side.counts[:, own] for side, own in zip(measured, chosen, strict=True))
     components = scores.principal_components(genes, N_SCORES, seed=seed)
@@ -304,7 +264,7 @@ def _inputs(measured: list[_Side], chosen: list[np.ndarray], seed: int) -> tuple
 
 def _write(
     mdata: MuData,
-    measured: list[_Side],
+    measured: list[Side],
     chosen: list[np.ndarray],
     codes: list[np.ndarray],
     loadings: list[np.ndarray],
@@ -322,7 +282,7 @@ def _write(
     mdata.uns[keys.uns] = info
 
 
-def _augmented(side: _Side, chosen: np.ndarray, outcome: training.Outcome) -> np.ndarray:
+def _augmented(side: Side, chosen: np.ndarray, outcome: training.Outcome) -> np.ndarray:
     """Expected counts [n, P] of the cells of a modality at their own depth (45)."""
     depth = np.asarray(side.counts[:, chosen].sum(axis=1)).ravel()[side.rows]
     codes, embeddings, base = outcome.codes[1][side.rows], outcome.embeddings[1], outcome.base[1]

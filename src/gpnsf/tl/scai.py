@@ -5,28 +5,24 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import scipy.sparse as sp
-from mudata import MuData
 
 from gpnsf import checks
-from gpnsf.bridge import read_counts
 from gpnsf.checks import Rule, problem
 from gpnsf.core import scai as core
 from gpnsf.keys import Keys
 from gpnsf.reader import memory_budget
 from gpnsf.results import SCAI
 from gpnsf.settings import settings
-from gpnsf.tissue import open_tissue
 from gpnsf.tl.memory import peak_memory
+from gpnsf.tl.paired import Side, check_layer, read_pair
 from gpnsf.writeback import erase
 
 if TYPE_CHECKING:
-    from anndata import AnnData
+    from mudata import MuData
 
 __all__ = ["scai"]
 
@@ -166,12 +162,12 @@ def scai(
     params = {name: value for name, value in locals().items() if name in RULES or name == "layers"}
     for name, rule in RULES.items():
         rule.check(name, params[name])
-    sides = _read(mdata, rna, atac, layers)
+    sides = read_pair(mdata, (rna, atac), ("poisson", "bernoulli"), layers)
     checks.key_added(key_added, mdata.mod)
     checks.sizes(n_factors, n_obs=mdata.n_obs, n_features=min(side.counts.shape[1] for side in sides))
     _check_memory(mdata.n_obs)
     if layer_added is not None:
-        _check_layer(layer_added, sides[1], layers)
+        check_layer(layer_added, sides[1], what="averaged ATAC")
     found = core.fit(
         *(core.normalised(side.counts) for side in sides),
         n_factors,
@@ -189,35 +185,6 @@ def scai(
         _log.warning("scAI has not converged after %d steps: raise max_steps", max_steps)
 
 
-@dataclass(frozen=True)
-class _Side:
-    """One modality."""
-
-    name: str
-    mod: AnnData
-    rows: np.ndarray  # [N] row of the MuData of each cell of the modality
-    counts: sp.csr_matrix  # [N, P] in the order of the MuData
-
-
-def _read(mdata: MuData, rna: str, atac: str, layers: Any) -> list[_Side]:
-    """Both modalities, which are to have every cell."""
-    if not isinstance(mdata, MuData):
-        remedy = "Build it by MuData({'rna': ..., 'atac': ...})"
-        raise TypeError(problem("MuData with RNA and ATAC of the same cells", type(mdata).__name__, remedy))
-    tissue = open_tissue(mdata, modalities=[rna, atac])
-    layer = checks.per_modality(layers, "layers", names=tissue.names, known=tissue.mods)
-    sides = []
-    for name, likelihood in ((rna, "poisson"), (atac, "bernoulli")):
-        mod, rows = tissue.mods[name], tissue.rows[name]
-        if mod.n_obs < mdata.n_obs:
-            found = f"{mdata.n_obs - mod.n_obs} of {mdata.n_obs} observation(s) without {name!r}"
-            remedy = "Take those that have both, for example by muon.pp.intersect_obs(mdata), which changes it in place"
-            raise ValueError(problem(f"every observation in both {rna!r} and {atac!r}", found, remedy))
-        counts = read_counts(mod, layer=layer.get(name), likelihood=likelihood, modality=name)
-        sides.append(_Side(name, mod, rows, sp.csr_matrix(counts[np.argsort(rows)])))
-    return sides
-
-
 def _check_memory(n_obs: int) -> None:
     """Refuse more cells than whose similarities fit."""
     needed, budget = core.memory(n_obs), memory_budget()
@@ -225,20 +192,6 @@ def _check_memory(n_obs: int) -> None:
         rule = f"cells whose similarities fit into gpnsf.settings.memory_budget, {budget / 1e9:.3g} GB"
         remedy = "Take a sample of the cells, raise the setting, or use gpnsf.tl.fit(mdata, model='pnmf')"
         raise MemoryError(problem(rule, f"{n_obs} cells, which need {needed / 1e9:.3g} GB", remedy))
-
-
-def _check_layer(name: str, side: _Side, layers: Any) -> None:
-    """Check that the layer can be written, and is not that of the counts."""
-    checks.key_added(name, ())
-    if name == (layers.get(side.name) if isinstance(layers, Mapping) else layers):
-        rule, remedy = "`layer_added` other than the layer of the counts", "Pass for example 'scai_averaged'"
-        raise ValueError(problem(rule, repr(name), remedy))
-    (n_obs, n_peaks), budget = side.counts.shape, memory_budget()
-    needed = 4 * n_obs * n_peaks
-    if needed > budget:
-        rule = f"averaged ATAC that fits into gpnsf.settings.memory_budget, {budget / 1e9:.3g} GB"
-        found = f"{n_obs} x {n_peaks}, {needed / 1e9:.3g} GB"
-        raise ValueError(problem(rule, found, "Take fewer peaks, or raise the setting"))
 
 
 def _record(found: core.Outcome, params: dict[str, Any], names: list[str], seconds: float) -> dict[str, Any]:
@@ -261,7 +214,7 @@ def _record(found: core.Outcome, params: dict[str, Any], names: list[str], secon
     }
 
 
-def _write(mdata: MuData, sides: list[_Side], found: core.Outcome, keys: Keys, record: dict[str, Any]) -> None:
+def _write(mdata: MuData, sides: list[Side], found: core.Outcome, keys: Keys, record: dict[str, Any]) -> None:
     """All slots, after those of an earlier result."""
     for holder in (mdata, *mdata.mod.values()):
         erase(holder, keys)
