@@ -16,26 +16,26 @@ TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in FIL
 
 DATA = {"keys", "settings", "checks", "results"}  # what every layer that knows AnnData may use
 NUMPY_CORE = {
-    "core.expected",
-    "core.shrinkage",
-    "core.similarity",
-    "core.simplex",
-    "core.metrics",
-    "core.scai",
+    "core.agreement",
     "core.association",
     "core.calibration",
     "core.clustering",
+    "core.deconvolution",
     "core.deviant",
     "core.enrichment",
+    "core.expected",
     "core.links",
-    "core.scores",
     "core.mefisto",
-    "core.thinning",
-    "core.stored",
-    "core.agreement",
-    "core.deconvolution",
+    "core.metrics",
     "core.neighbours",
     "core.pseudospots",
+    "core.scai",
+    "core.scores",
+    "core.shrinkage",
+    "core.similarity",
+    "core.simplex",
+    "core.stored",
+    "core.thinning",
 }
 BASE = {"core.types", *NUMPY_CORE}
 TERMS = {*BASE, "core.distributed", "core.backends", "core.sparse", "core.kernels"}
