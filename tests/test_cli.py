@@ -130,7 +130,14 @@ def test_predict_gives_factors_at_the_coordinates_of_a_table(fitted, tmp_path):
     np.testing.assert_allclose(predicted.X, expected.X, rtol=1e-5)
 
 
-OTHERS = {"report", "links", "domains", "selection", "spatial_map"}  # a page, and figures that not every fit has
+OTHERS = {
+    "report",
+    "links",
+    "proportions",
+    "domains",
+    "selection",
+    "spatial_map",
+}  # a page, and figures that not every fit has
 
 
 def test_plot_draws_every_figure(fitted, tmp_path, capsys):

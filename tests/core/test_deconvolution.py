@@ -79,7 +79,7 @@ def test_the_ratio_holds_the_two_parts_of_the_gradient(weights):
 positive = st.one_of(st.just(0.0), st.floats(1e-4, 1e3))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(
     seed=st.integers(0, 10**6),
     n_obs=st.integers(1, 9),

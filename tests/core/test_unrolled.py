@@ -35,9 +35,9 @@ def error(network: Network, seed: int = 99) -> float:
     return float(np.mean([np.linalg.norm(share - truth) / np.linalg.norm(truth) for share, truth in pairs]))
 
 
-@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("shared", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_learning_lowers_the_error_on_new_sections(shared):
-    network = Network(10, shared=shared)
+    network = Network(8, shared=shared)
     before = error(network)
     losses = unrolled.train(network, examples(40))
     assert losses.shape == (40,)
