@@ -1,6 +1,6 @@
 """FactVAE: two variational autoencoders, of genes and of peaks, whose decoders multiply codes with feature embeddings.
 
-After :cite:t:`wang2025factvae`. Equations 36 to 45 of docs/model.md. Letters: n cells of a batch, P features of a modality, d
+After Wang et al. (2025); equations 36 to 44 of docs/model.md. Letters: n cells of a batch, P features of a modality, d
 numbers of a code.
 """
 

@@ -110,8 +110,8 @@ def factvae(
     alignment
         Let the encoder of peaks learn from that of genes.
     regulatory_weight
-        Weight of the pairs of genes and peaks that overlap the body of the gene or 2 kb before its start; 0 for none. What
-        :func:`gpnsf.tl.link_peaks` says of pairs that were trained is no evidence for them.
+        Weight of the pairs of genes and peaks that overlap the body of the gene or 2 kb before its start; 0 for none. Above all with
+        ``variant="paper"``, what :func:`gpnsf.tl.link_peaks` says of pairs that were trained is no evidence for them.
     held_out_pairs
         Share of these pairs, drawn at random, that training does not see, so that they can be looked for afterwards.
     max_epochs
@@ -159,7 +159,7 @@ def factvae(
 
     References
     ----------
-    :doc:`/model`, equations 36 to 45, after :cite:t:`wang2025factvae`.
+    :doc:`/model`, equations 36 to 46, after :cite:t:`wang2025factvae`.
 
     Examples
     --------
@@ -167,7 +167,7 @@ def factvae(
     >>> mdata = gpnsf.datasets.tissue(n_obs=100, n_genes=40, n_peaks=60, seed=0)
     >>> gpnsf.tl.factvae(mdata, n_latent=8, max_epochs=2, progress=False)
     >>> mdata.obsm["X_factvae"].shape, mdata["atac"].varm["factvae_loadings"].shape
-    ((100, 16), (60, 8))
+    ((100, 16), (60, 16))
     """
     began = time.perf_counter()
     params = {name: value for name, value in locals().items() if name in RULES or name == "layers"}
