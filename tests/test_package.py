@@ -137,8 +137,11 @@ def test_the_examples_of_the_readme_run(tmp_path, monkeypatch):
     names: dict[str, object] = {}
     exec(readme_example(0), names)
     assert (tmp_path / "tissue.h5mu").is_file()
-    exec(readme_example(2), names)
+    for number in (2, 3, 4):
+        exec(readme_example(number), names)
     assert "moranI" in names["factors"].uns
+    assert (tmp_path / "tissue.html").is_file()
+    assert {"X_factvae", "X_scai", "X_mefisto"} <= set(names["mdata"].obsm)
 
 
 def test_the_readme_names_every_slot():
