@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import os
+
+# read when NumPy and torch are loaded: threads of one test take the processors from those beside it
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,8 +17,6 @@ import pytest
 from gpnsf.datasets.files import data_dir
 
 mpl.use("Agg")
-# read when torch is loaded: threads that spin while they wait take the processors from the tests beside them
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 @pytest.fixture(autouse=True)

@@ -53,16 +53,14 @@ def fit(
 
     ``options`` go to :func:`gpnsf.core.training.fit`. The checkpoint keeps the first optimisation; what follows is repeated.
     """
-    run = _Fit(
-        dataset, build, block_size, local_stage, {"seed": seed, "schedule": schedule or training.Schedule(), **options}
-    )
+    schedule = schedule or training.Schedule()
+    run = _Fit(dataset, build, block_size, local_stage, {"seed": seed, "schedule": schedule, **options})
     model, blocks, history, log_factors = run(n_spatial, init, checkpoint=checkpoint)
     z = p = np.full(n_factors, np.nan)
     if tested and n_spatial:
         start = max(history.starts, key=lambda name: history.starts[name])
-        test = distributed.from_first(
-            lambda: spatial_test(dataset, build, n_factors=n_factors, n_spatial=n_spatial, start=start, seed=seed)
-        )
+        asked = {"n_factors": n_factors, "n_spatial": n_spatial, "max_steps": schedule.max_steps}
+        test = distributed.from_first(lambda: spatial_test(dataset, build, start=start, seed=seed, **asked))
         z, p = test.matched(log_factors.m.cpu().numpy())
         spatial = passed(z[:n_spatial])
         if not spatial.all():

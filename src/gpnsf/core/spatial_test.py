@@ -79,13 +79,16 @@ def spatial_test(
     n_factors: int,
     n_spatial: int,
     start: str,
+    max_steps: int = SCHEDULE.max_steps,
     seed: int = 0,
 ) -> SpatialTest:
     """Test all factors of a model that ``build(dataset, n_spatial)`` makes.
 
-    The fits begin at the named start, or at the widest smoothing, which half of shallow counts may need.
+    The fits begin at the named start, or at the widest smoothing, which half of shallow counts may need. They are short, and
+    take no more than ``max_steps``.
     """
     rng = np.random.default_rng(seed)
+    schedule = replace(SCHEDULE, max_steps=min(SCHEDULE.max_steps, max_steps))
     rows = _sample(dataset, rng)
     kinds = {start, f"smooth_{initial.BANDWIDTHS[-1]:g}"}
     parts = halves(_subset(dataset, rows), rng)
@@ -93,7 +96,7 @@ def spatial_test(
     for fitted, kept in (parts, parts[::-1]):
         model = build(fitted, n_spatial)
         candidates = initial.starts(fitted, n_factors, n_spatial, nonnegative=model.nonnegative, kinds=kinds, seed=seed)
-        training.fit(model, fitted, init=candidates, schedule=SCHEDULE, seed=seed)
+        training.fit(model, fitted, init=candidates, schedule=schedule, seed=seed)
         m = refine.mean_field(model, model.blocks(fitted)).m
         one, other = (_project(model, m.mean(0), build(part, 0), part) for part in (fitted, kept))
         factors.append(m.cpu().numpy())

@@ -139,7 +139,7 @@ def fit(
     holdout_key
         Boolean ``obs`` column; rows where it is true train nothing and get the field's prediction.
     max_steps
-        Cap on the optimisation steps; a large fit begins with a smaller one, which has as many.
+        Cap on the optimisation steps, also of the short fits of the test; a large fit begins with a smaller one, which has as many.
     learning_rate
         Rate of Adam.
     tol
