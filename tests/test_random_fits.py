@@ -203,7 +203,7 @@ def failures(seed: int) -> list[str]:
     wrong += [f"{name} is not finite" for name, array in found.items() if not np.isfinite(array).all()]
     factors = result.obsm["X_gpnsf"].astype(float)
     size = np.sqrt((factors**2).mean(0)) if signed else factors.mean(0)
-    size = size[(size > 0) | (not signed)]  # the data may hold fewer components than were asked for
+    size = size[(size > 1e-9) | (not signed)]  # the data may hold fewer components than were asked for
     wrong += [f"factors of size {size}"] * (not np.allclose(size, 1, atol=1e-3))
     for name, array in found.items():
         if "importance" in name:

@@ -150,7 +150,7 @@ def three_slices(effect: float, seed: int) -> AnnData:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [1])
 def test_multipliers_give_back_what_batch_effects_take(seed):
     recovery = {}
     for effect in (0.0, 0.3, 0.6):

@@ -25,6 +25,7 @@ N_NULL, SETTLED, FULL = 25, 1e-3, 10.0  # steps towards the constant rates of pe
 LARGEST_SHIFT = 12.0  # of log loadings, to match the observed totals
 FEATURES = 10_000  # whose covariances [P, K, K] are made at a time
 PLACES = 20_000  # where a field is predicted at a time: inducing points need arrays [n, T, M]
+EMPTY = 1e-12  # size of a factor of which nothing is left: signed models may be asked for more than the data hold
 NEGLIGIBLE = 1e-6  # loadings below this share of their feature's total are set to zero
 
 
@@ -77,8 +78,9 @@ def _moments(nonnegative: bool, m: Tensor, v: Tensor, mixing: Tensor | float = M
 
 
 def _scales(nonnegative: bool, factors: Tensor) -> Tensor:
-    """What each factor is divided by: its mean, or its root mean square if it has a sign."""
-    return (factors.mean(0) if nonnegative else (factors**2).mean(0).sqrt()).clamp_min(1e-12)
+    """What each factor is divided by: its mean, or its root mean square if it has a sign; 1 for what is zero but for rounding."""
+    size = factors.mean(0) if nonnegative else (factors**2).mean(0).sqrt()
+    return torch.where(size < EMPTY, 1.0, size)
 
 
 class _Margins(NamedTuple):
