@@ -58,7 +58,7 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, call: int, error: type[BaseExceptio
             loss = super().differentiable_loss(*args, **options)
             return loss * math.nan if number == broken else loss
 
-    monkeypatch.setattr(training, "TraceMeanField_ELBO", Stopping)
+    monkeypatch.setattr(training, "MeanFieldELBO", Stopping)
 
 
 def interrupt(

@@ -481,7 +481,7 @@ def test_the_scale_with_the_highest_evidence_is_that_of_the_dense_marginal_likel
     A, u = torch.randn(60, 8, generator=generator), torch.randn(8, generator=generator)
     noise_var = 0.3
     y = 2.5 * A @ torch.randn(8, generator=generator) + noise_var**0.5 * torch.randn(60, generator=generator)
-    found = evidence_scale([(A, torch.full((60,), 1 / noise_var), (y - A @ u) / noise_var, u)])
+    found = evidence_scale([(A.T @ A / noise_var, A.T @ (y - A @ u) / noise_var, u)])
     log_s = torch.linspace(-MAX_LOG_SCALE, MAX_LOG_SCALE, 61)
     dense = []
     for scale in log_s.double().exp():

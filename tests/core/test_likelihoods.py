@@ -11,7 +11,15 @@ import torch
 from torch import Tensor
 
 from gpnsf.core import likelihoods, rowblocks
-from gpnsf.core.likelihoods import LIKELIHOODS, AbstractLikelihood, Moments, NegativeBinomial, Poisson
+from gpnsf.core.likelihoods import (
+    LIKELIHOODS,
+    MEAN_CAP,
+    MEAN_RANGE,
+    AbstractLikelihood,
+    Moments,
+    NegativeBinomial,
+    Poisson,
+)
 from gpnsf.core.sparse import SparseCounts
 
 N, P, K = 20, 6, 2
@@ -46,9 +54,7 @@ class Case:
     def moments(self, m: Tensor, v: Tensor, size: Tensor | None = None) -> Moments:
         """Moments with the constant column, as the model makes them."""
         size = self.size if size is None else size
-        kind = Moments.normal if self.likelihood.signed else Moments.lognormal
-        columns = (size, size, torch.zeros_like(size))
-        return Moments(*(torch.cat(pair, 1) for pair in zip(kind(m, v, size), columns, strict=True)))
+        return (Moments.normal if self.likelihood.signed else Moments.lognormal)(m, v, size)
 
     def at(self, m: Tensor) -> Moments:
         """Moments without variance."""
@@ -317,10 +323,7 @@ def test_theta_is_recovered(theta, n_blocks):
     likelihood = NegativeBinomial(len(W))
     likelihood.prepare([])
     parts = np.array_split(np.arange(len(A)), n_blocks)
-    blocks = [
-        (SparseCounts(sp.csr_matrix(counts[rows])), Moments(A[rows], A[rows], torch.zeros_like(A[rows])), W)
-        for rows in parts
-    ]
+    blocks = [(SparseCounts(sp.csr_matrix(counts[rows])), Moments.certain(A[rows]), W) for rows in parts]
     likelihood.estimate_theta(blocks)
     assert likelihood.dispersion().mean().item() == pytest.approx(theta, rel=0.15)
     assert not likelihood.poisson_phase
@@ -330,7 +333,7 @@ def test_theta_of_poisson_counts_is_at_its_cap():
     A, W, _ = simulated_counts(1.0)
     counts = SparseCounts(sp.csr_matrix(torch.poisson(0.2 * A @ W.T).numpy()))
     likelihood = NegativeBinomial(len(W))
-    likelihood.estimate_theta([(counts, Moments(A, A, torch.zeros_like(A)), 0.2 * W)])
+    likelihood.estimate_theta([(counts, Moments.certain(A), 0.2 * W)])
     assert likelihood.dispersion().median() > 20
     assert likelihood.dispersion().max() <= 100.001
 
@@ -340,7 +343,7 @@ def test_theta_survives_features_without_counts():
     counts[:, 0] = 0
     likelihood = NegativeBinomial(len(W))
     W[0] = 0
-    likelihood.estimate_theta([(SparseCounts(sp.csr_matrix(counts)), Moments(A, A, torch.zeros_like(A)), W)])
+    likelihood.estimate_theta([(SparseCounts(sp.csr_matrix(counts)), Moments.certain(A), W)])
     assert torch.isfinite(likelihood.log_theta).all()
 
 
@@ -363,21 +366,45 @@ def test_only_likelihoods_with_a_parameter_of_their_own_report_a_dispersion(name
 # ---- moments --------------------------------------------------------------------------------------------------------
 
 
+def parts(moments: Moments) -> tuple[Tensor, Tensor, Tensor]:
+    return moments.geometric, moments.mean, moments.variance()
+
+
 def test_lognormal_moments():
     m, v, size = torch.tensor([[0.3]]), torch.tensor([[0.4]]), torch.tensor([[2.0]])
     draws = 2 * torch.exp(0.3 + 0.4**0.5 * torch.randn(400_000, generator=torch.Generator().manual_seed(0)))
-    moments = Moments.lognormal(m, v, size)
-    assert moments.mean.item() == pytest.approx(draws.mean().item(), rel=0.01)
-    assert moments.geometric.item() == pytest.approx(draws.log().mean().exp().item(), rel=0.01)
-    assert moments.variance.item() == pytest.approx(draws.var().item(), rel=0.05)
+    geometric, mean, variance = parts(Moments.lognormal(m, v, size))
+    assert mean[0].tolist() == pytest.approx([draws.mean().item(), 2.0], rel=0.01)
+    assert geometric[0].tolist() == pytest.approx([draws.log().mean().exp().item(), 2.0], rel=0.01)
+    assert variance[0].tolist() == pytest.approx([draws.var().item(), 0.0], rel=0.05)
+
+
+def test_the_gradient_of_lognormal_moments_is_that_of_their_formula():
+    generator = torch.Generator().manual_seed(0)
+    m, v = 6 * torch.randn(40, 3, generator=generator), 3 * torch.rand(40, 3, generator=generator)  # some are clamped
+    size, (a, b) = torch.rand(40, 1, generator=generator) + 0.5, torch.randn(2, 40, 4, generator=generator)
+
+    def gradients(means):
+        at = m.clone().requires_grad_(), v.clone().requires_grad_()
+        geometric, mean = means(*at)
+        return torch.autograd.grad((a * geometric + b * mean).sum(), at)
+
+    def plain(m, v):
+        ones = torch.ones(40, 1)
+        exponents = m.clamp(*MEAN_RANGE), (m + 0.5 * v).clamp(MEAN_RANGE[0], MEAN_CAP)
+        return [size * torch.cat([exponent.exp(), ones], 1) for exponent in exponents]
+
+    found = gradients(lambda m, v: parts(Moments.lognormal(m, v, size))[:2])
+    torch.testing.assert_close(found, gradients(plain))
 
 
 def test_normal_moments_keep_their_sign():
-    moments = Moments.normal(torch.tensor([[-0.3]]), torch.tensor([[0.4]]), torch.tensor([[2.0]]))
-    assert [part.item() for part in moments] == pytest.approx([-0.6, -0.6, 1.6])
+    moments = parts(Moments.normal(torch.tensor([[-0.3]]), torch.tensor([[0.4]]), torch.tensor([[2.0]])))
+    assert [part[0].tolist() for part in moments] == [pytest.approx(row) for row in ([-0.6, 2], [-0.6, 2], [1.6, 0])]
 
 
 def test_extreme_log_factors_have_finite_moments():
     m = torch.tensor([[-1e4, -100.0, 0.0, 100.0, 1e4]])
     for v in (0.0, 1.0, 1e4):
-        assert all(torch.isfinite(part).all() for part in Moments.lognormal(m, torch.full_like(m, v), torch.ones(1, 1)))
+        moments = parts(Moments.lognormal(m, torch.full_like(m, v), torch.ones(1, 1)))
+        assert all(torch.isfinite(part).all() for part in moments)

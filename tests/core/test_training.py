@@ -205,7 +205,7 @@ def break_steps(monkeypatch: pytest.MonkeyPatch, broken: set[int]) -> None:
             loss = super().differentiable_loss(*args, **options)
             return loss * math.nan if next(calls) in broken else loss
 
-    monkeypatch.setattr(training, "TraceMeanField_ELBO", Broken)
+    monkeypatch.setattr(training, "MeanFieldELBO", Broken)
 
 
 @pyro_may_warn

@@ -38,7 +38,7 @@ def ctrl_c(monkeypatch):
                 raise KeyboardInterrupt
             return super().differentiable_loss(*args, **options)
 
-    monkeypatch.setattr(training, "TraceMeanField_ELBO", Stopping)
+    monkeypatch.setattr(training, "MeanFieldELBO", Stopping)
 
 
 def held(data: MuData) -> dict[Any, Any]:

@@ -28,7 +28,9 @@ __all__ = ["LINKS", "Pattern", "Simd", "Torch", "backend", "csr_tensor", "satura
 
 logger = logging.getLogger("gpnsf")
 
-STRIPE_BYTES = 2_000_000  # of loadings and their gradient, which one stripe of columns gathers from
+STRIPE_BYTES = (
+    1_000_000  # that one stripe of columns gathers from: of loadings, and of their gradient where it is wanted
+)
 STRIPE_NONZEROS = 32  # of a row in a stripe, below which stripes do not pay
 THREAD_NONZEROS = 200_000  # of a thread, below which threads do not pay
 
@@ -151,7 +153,7 @@ class Simd:
     def rates(self, G: Tensor, W: Tensor) -> Tensor:
         """``sum_k G_ik W_jk`` at the nonzeros [nnz]."""
         A, B, rates = _array(G), self._padded(W), np.empty(len(self._indices), np.float32)
-        starts, eights = self._starts(B), self._eights(B)
+        starts, eights = self._starts(B.nbytes), self._eights(B)
 
         def part(rows: tuple[int, int]) -> None:
             r = np.empty(self._code.EIGHT, np.float32)
@@ -163,7 +165,7 @@ class Simd:
     def terms(self, G: Tensor, W: Tensor, link: str, wanted: str) -> tuple[Any, Any, Any]:
         """Value ``sum_nz f(y, r)``, and its gradients dG [n, K] and dW [P, K]: what is wanted, the value with both or alone."""
         A, B, parts = _array(G), self._padded(W), self._parts()
-        starts, eights = self._starts(B), self._eights(B)
+        starts, eights = self._starts(B.nbytes * (1 + ("W" in wanted))), self._eights(B)
         values = self._values if link == "log" else None
         dA = np.zeros_like(A) if "G" in wanted else None
         dBs: list[Any] = [np.zeros_like(B) if "W" in wanted else None for _ in parts]  # one for each thread
@@ -182,7 +184,7 @@ class Simd:
     def information(self, weights: Tensor, B: Tensor, result: Tensor) -> None:
         """Add ``sum_j c_ij b_j b_j^T`` to ``result`` [n, K, K], for weights c [nnz] on the nonzeros."""
         padded = self._padded(B)
-        arrays = self._starts(padded), self._indices, _array(weights), padded, result.numpy()
+        arrays = self._starts(padded.nbytes), self._indices, _array(weights), padded, result.numpy()
         _together(lambda rows: self._code.information(*rows, *arrays), self._parts())
 
     def _padded(self, W: Tensor) -> np.ndarray:
@@ -193,11 +195,11 @@ class Simd:
         """A tuple as long as a row has vectors of eight."""
         return (0,) * (padded.shape[1] // self._code.EIGHT)
 
-    def _starts(self, padded: np.ndarray) -> np.ndarray:
-        """Position [n_stripes + 1, n] at which each stripe of columns begins in each row."""
+    def _starts(self, gathered: int) -> np.ndarray:
+        """Position [n_stripes + 1, n] at which each stripe of columns begins in each row, where so many bytes are gathered from."""
         n_rows = len(self._pointers) - 1
         most = len(self._indices) // max(1, STRIPE_NONZEROS * n_rows)
-        n_stripes = max(1, min(most, round(2 * padded.nbytes / STRIPE_BYTES)))
+        n_stripes = max(1, min(most, round(gathered / STRIPE_BYTES)))
         if n_stripes not in self._stripes:
             starts = np.empty((n_stripes + 1, n_rows), np.int64)
             starts[0], starts[-1] = self._pointers[:-1], self._pointers[1:]

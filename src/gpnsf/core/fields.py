@@ -166,12 +166,12 @@ def stored_sizes(state: Mapping[str, Any]) -> tuple[int, int, int]:
     return sizes
 
 
-def evidence_scale(slices: Iterable[tuple[Tensor, Tensor, Tensor, Tensor]]) -> Tensor:
+def evidence_scale(slices: Iterable[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
     """Logarithm of the factor s on the amplitude of ``f = s A u``, ``u ~ N(0, I)``, that has the highest evidence.
 
-    Slices ``(A, information, gradient, u)`` share the amplitude and nothing else. With information Lambda and gradient g of the
-    log-likelihood at the present ``f = A u``, ``B = A^T Lambda A`` and ``r = A^T g + B u``, Laplace's approximation is the sum
-    over slices of, by one eigendecomposition of B for all s,
+    Slices ``(B, A^T g, u)`` share the amplitude and nothing else. With information Lambda and gradient g of the log-likelihood at
+    the present ``f = A u``, ``B = A^T Lambda A`` and ``r = A^T g + B u``, Laplace's approximation is the sum over slices of, by
+    one eigendecomposition of B for all s,
 
         log Z(s) = s^2/2 r^T (I + s^2 B)^-1 r - 1/2 log |I + s^2 B|.
     """
@@ -181,11 +181,10 @@ def evidence_scale(slices: Iterable[tuple[Tensor, Tensor, Tensor, Tensor]]) -> T
     return log_s[(y**2 * s_sq / (1 + s_sq * D) - torch.log1p(s_sq * D)).sum(1).argmax()]
 
 
-def _spectrum(A: Tensor, weights: Tensor, gradient: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+def _spectrum(B: Tensor, slope: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues of B, and r in their directions [M]."""
-    B = (A * weights[:, None]).T @ A
     D, Q = torch.linalg.eigh(B)
-    return D.clamp_min(0.0), Q.T @ (A.T @ gradient + B @ u)
+    return D.clamp_min(0.0), Q.T @ (slope + B @ u)
 
 
 def to_tensors(coords: np.ndarray, library: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -133,45 +133,72 @@ class HilbertField(AbstractField):
         The information of the rows is first moved to the nodes by the transposed interpolation. Basis functions that the
         data cannot inform (``S_j sum information < 0.01``) keep their prior variance.
         """
-        at_nodes = self._at_nodes(located, information)  # [slices, nodes, T]
-        basis = self._node_basis()  # [nodes, M]
+        at_nodes = self._at_nodes(located, information).clamp_min(0.0)  # [slices, nodes, T]
         variances = torch.empty_like(at_nodes)
-        for factor, spectral_sd in enumerate(self._spectral_sd()):
+        for factor, spectral_sd in enumerate(self._spectral_sd().double()):
             for library in range(self.n_libraries):
-                weights = at_nodes[library, :, factor].clamp_min(0.0)
+                weights = at_nodes[library, :, factor]
                 informed = spectral_sd**2 * weights.sum() > 0.01
-                A = basis[:, informed] * spectral_sd[informed]  # [nodes, M']
-                precision = (A * weights[:, None]).T @ A
+                precision = self._gram(weights, spectral_sd)[informed][:, informed]
                 precision.diagonal().add_(1.0)
-                half = torch.linalg.solve_triangular(torch.linalg.cholesky(precision), A.T, upper=False)
-                rest = (basis[:, ~informed] ** 2) @ spectral_sd[~informed] ** 2
-                variances[library, :, factor] = (half**2).sum(0) + rest
+                covariance = torch.eye(len(informed), dtype=precision.dtype, device=precision.device)
+                inside = informed.nonzero()
+                covariance[inside, inside.T] = torch.cholesky_inverse(torch.linalg.cholesky(precision))
+                variances[library, :, factor] = self._node_variances(covariance, spectral_sd)
         self.node_variance = variances.reshape(-1, self.n_factors)
 
     @torch.no_grad()
     def rescale(self, located: Sequence[Located], information: Sequence[Tensor], gradient: Sequence[Tensor]) -> None:
         """The basis functions that the data inform decide, those of all slices together."""
         weights, slopes = self._at_nodes(located, information).clamp_min(0.0), self._at_nodes(located, gradient)
-        basis = self._node_basis()
+        slopes = slopes * (weights > 0)
         for factor, spectral_sd in enumerate(self._spectral_sd()):
             informed = spectral_sd**2 * weights[:, :, factor].sum() > 0.01
             if informed.any():
-                A = basis[:, informed] * spectral_sd[informed]  # [nodes, M']
-                slices = (weights[:, :, factor], slopes[:, :, factor], self.u_loc[:, factor, informed])
-                self._rescale(factor, evidence_scale(_seen(A, *parts) for parts in zip(*slices, strict=True)))
+                slices = (
+                    (self._gram(weight, spectral_sd), spectral_sd * self._moment(slope), u)
+                    for weight, slope, u in zip(
+                        weights[:, :, factor], slopes[:, :, factor], self.u_loc[:, factor], strict=True
+                    )
+                )
+                scale = evidence_scale((B[informed][:, informed], y[informed], u[informed]) for B, y, u in slices)
+                self._rescale(factor, scale)
+
+    def _gram(self, weights: Tensor, spectral_sd: Tensor) -> Tensor:
+        """``A^T diag(weights) A`` [M, M], A being the scaled basis functions at the nodes, axis by axis."""
+        sums = weights.to(spectral_sd.dtype).reshape(self.shape)
+        for axis in range(self.n_dims):
+            sums = torch.tensordot(sums, self._pairs(axis).to(sums.dtype), dims=([0], [0]))
+        sizes = [m for m in self.sizes for _ in range(2)]
+        order = [*range(0, 2 * self.n_dims, 2), *range(1, 2 * self.n_dims, 2)]
+        gram = sums.reshape(sizes).permute(order).reshape(len(spectral_sd), -1)
+        return spectral_sd[:, None] * gram * spectral_sd
+
+    def _moment(self, values: Tensor) -> Tensor:
+        """``basis^T values`` [M] of values at the nodes."""
+        sums = values.reshape(self.shape)
+        for axis in range(self.n_dims):
+            sums = torch.tensordot(sums, getattr(self, f"basis_{axis}"), dims=([0], [0]))
+        return sums.reshape(-1)
+
+    def _node_variances(self, covariance: Tensor, spectral_sd: Tensor) -> Tensor:
+        """``diag(A C A^T)`` [nodes] for a covariance C [M, M] of the weights."""
+        order = [axis + half * self.n_dims for axis in range(self.n_dims) for half in range(2)]
+        scaled = (spectral_sd[:, None] * covariance * spectral_sd).reshape(*self.sizes, *self.sizes)
+        sums = scaled.permute(order).reshape([m**2 for m in self.sizes])
+        for axis in range(self.n_dims):
+            sums = torch.tensordot(sums, self._pairs(axis).to(sums.dtype), dims=([0], [1]))
+        return sums.reshape(-1).clamp_min(0.0)
+
+    def _pairs(self, axis: int) -> Tensor:
+        """Products of any two basis functions of an axis at its nodes [nodes, m^2]."""
+        basis = getattr(self, f"basis_{axis}")
+        return (basis[:, :, None] * basis[:, None, :]).flatten(1)
 
     def _at_nodes(self, located: Sequence[Located], values: Sequence[Tensor]) -> Tensor:
         """Values of rows moved to the nodes by the transposed interpolation [slices, nodes, T]."""
         moved = [place.cache["transposed"] @ part.contiguous() for place, part in zip(located, values, strict=True)]
         return torch.stack(moved).sum(0).reshape(self.n_libraries, -1, self.n_factors)
-
-    def _node_basis(self) -> Tensor:
-        """All basis functions at the nodes of one slice [nodes, M]."""
-        basis = self.basis_0
-        for axis in range(1, self.n_dims):
-            basis = torch.einsum("ga,hb->ghab", basis, getattr(self, f"basis_{axis}"))
-            basis = basis.reshape(math.prod(self.shape[: axis + 1]), -1)
-        return basis
 
     def own_state(self) -> dict[str, Any]:
         """Extent, basis and the variance at the nodes."""
@@ -191,12 +218,6 @@ class HilbertField(AbstractField):
         field = cls(str(state["kernel"]), n_factors, n_libraries, extent.tolist(), n_basis=int(state["n_basis"]))
         field.node_variance = torch.as_tensor(variance, dtype=torch.float32)
         return field
-
-
-def _seen(A: Tensor, weight: Tensor, slope: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """One slice at the nodes [n] that its rows inform."""
-    seen = weight > 0
-    return A[seen], weight[seen], slope[seen], u
 
 
 class _Grid(NamedTuple):

@@ -126,8 +126,9 @@ class InducingField(AbstractField):
         weights, slopes = torch.cat(list(information)).clamp_min(0.0), torch.cat(list(gradient))  # [N, T]
         A = torch.cat([self._weights(place) for place in located], dim=2)  # [T, M, N]
         for factor, amplitude in enumerate(self.log_amplitude.exp()):
-            rows, u = amplitude * A[factor].T, self.u_loc[factor]
-            self._rescale(factor, evidence_scale([(rows, weights[:, factor], slopes[:, factor], u)]))
+            rows = amplitude * A[factor]  # [M, N]
+            gram, slope = (rows * weights[:, factor]) @ rows.T, rows @ slopes[:, factor]
+            self._rescale(factor, evidence_scale([(gram, slope, self.u_loc[factor])]))
 
     def own_state(self) -> dict[str, Any]:
         """Inducing points and the covariance of q(u)."""

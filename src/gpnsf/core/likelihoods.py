@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -38,23 +39,62 @@ MEAN_CAP = 9.0
 MAX_ENTRIES = 50_000_000  # of a dense pass over all rows
 
 
-class Moments(NamedTuple):
-    """First two moments of the factors under q, size factors included."""
+@dataclass(frozen=True)
+class Moments:
+    """First two moments of the factors under q [n, K+1], size factors included; the last column carries the background."""
 
-    geometric: Tensor  # [n, K+1] size * exp(m); for signed factors size * m
-    mean: Tensor  # [n, K+1] size * E H
-    variance: Tensor  # [n, K+1] size^2 * Var H
+    geometric: Tensor  # size * exp(m); for signed factors size * m
+    mean: Tensor  # size * E H
+    variance: Callable[[], Tensor]  # size^2 * Var H, which few ask for
 
     @classmethod
     def lognormal(cls, m: Tensor, v: Tensor, size: Tensor) -> Moments:
-        """Moments of ``size * exp(h)``, ``h ~ N(m, v)``, with ``size`` [n, 1]."""
-        mean = size * torch.exp((m + 0.5 * v).clamp(MEAN_RANGE[0], MEAN_CAP))
-        return cls(size * torch.exp(m.clamp(*MEAN_RANGE)), mean, mean**2 * torch.expm1(v.clamp_max(MEAN_CAP)))
+        """Moments of ``size * exp(h)``, ``h ~ N(m, v)`` [n, K], with ``size`` [n, 1]."""
+        geometric, mean = _LogNormal.apply(m, v, size)
+        return cls(geometric, mean, lambda: mean**2 * _beside(torch.expm1(v.clamp_max(MEAN_CAP)), 0.0))
 
     @classmethod
     def normal(cls, m: Tensor, v: Tensor, size: Tensor) -> Moments:
         """Moments of ``size * h``, ``h ~ N(m, v)``."""
-        return cls(size * m, size * m, size**2 * v)
+        mean = size * _beside(m, 1.0)
+        return cls(mean, mean, lambda: size**2 * _beside(v, 0.0))
+
+    @classmethod
+    def certain(cls, A: Tensor) -> Moments:
+        """Factors [n, K+1] that are known."""
+        return cls(A, A, lambda: torch.zeros_like(A))
+
+
+def _beside(values: Tensor, background: float) -> Tensor:
+    """Values [n, K] with a constant column."""
+    return torch.cat([values, values.new_full((len(values), 1), background)], 1)
+
+
+class _LogNormal(torch.autograd.Function):
+    """Geometric and arithmetic mean, in as few passes as possible: where spots are many these outlast the counts."""
+
+    @staticmethod
+    def forward(ctx: Any, m: Tensor, v: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
+        """``size exp(m)`` and ``size exp(m + v / 2)`` beside the size factors."""
+        exponents = m, torch.add(m, v, alpha=0.5)
+        means = []
+        for exponent, ceiling in zip(exponents, (MEAN_RANGE[1], MEAN_CAP), strict=True):
+            mean = m.new_zeros(len(m), m.shape[1] + 1)
+            torch.clamp(exponent, MEAN_RANGE[0], ceiling, out=mean[:, :-1])
+            means.append(mean.exp_().mul_(size))
+        ctx.save_for_backward(*exponents, *means)
+        return means[0], means[1]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        """Both means are their own derivatives, but for where they are clamped."""
+        m, exponent, geometric, mean = ctx.saved_tensors
+        by_m, by_exponent = (
+            gradient[:, :-1] * value[:, :-1] for gradient, value in zip(gradients, (geometric, mean), strict=True)
+        )
+        by_m = torch.ops.aten.hardtanh_backward(by_m, m, *MEAN_RANGE)
+        by_exponent = torch.ops.aten.hardtanh_backward(by_exponent, exponent, MEAN_RANGE[0], MEAN_CAP)
+        return by_m.add_(by_exponent), 0.5 * by_exponent, None
 
 
 class AbstractLikelihood(nn.Module, ABC):
@@ -322,7 +362,7 @@ class Gaussian(AbstractLikelihood):
         n_rows = (moments.mean[:, -1] > 0).sum()
         squares = (counts.column_squares * precision).sum()
         cross = (counts.product(weighted) * moments.mean).sum()
-        second = moments.mean.T @ moments.mean + torch.diag(moments.variance.sum(0))  # [K+1, K+1]
+        second = moments.mean.T @ moments.mean + torch.diag(moments.variance().sum(0))  # [K+1, K+1]
         quadratic = (second * (W.T @ weighted)).sum()
         normaliser = n_rows * (self.log_sd.sum() + 0.5 * self.n_features * math.log(2 * math.pi))
         return -0.5 * (squares - 2 * cross + quadratic) - normaliser

@@ -218,13 +218,8 @@ class Factorization(nn.Module):
         return self._moments(*self.marginals(block), block.size[name])
 
     def _moments(self, m: Tensor, v: Tensor, size: Tensor) -> Moments:
-        """Factors from log factors, with the constant column that carries the background."""
-        moments = (Moments.lognormal if self.nonnegative else Moments.normal)(m, v, size)
-        return Moments(
-            torch.cat([moments.geometric, size], 1),
-            torch.cat([moments.mean, size], 1),
-            torch.cat([moments.variance, torch.zeros_like(size)], 1),
-        )
+        """Factors from log factors."""
+        return (Moments.lognormal if self.nonnegative else Moments.normal)(m, v, size)
 
     def load(self, start: Start, blocks: list[Block]) -> None:
         """Begin at a start: log factors into the blocks, loadings into the modalities."""

@@ -199,7 +199,7 @@ class _Result:
             A = self.augmented(block, name)
             if flat is not None:
                 A[:, flat] = size * self.mean[:, flat].mean()
-            result.append(float(likelihood.bound(counts, Moments(A, A, torch.zeros_like(A)), W)))
+            result.append(float(likelihood.bound(counts, Moments.certain(A), W)))
         return np.asarray(result)
 
     def importance_std(self, model: Factorization, blocks: list[Block]) -> dict[str, np.ndarray]:
@@ -252,7 +252,7 @@ def flat_deviance(likelihood: AbstractLikelihood, view: View, blocks: list[Block
         if bool(((rate - before).abs() <= SETTLED * before).all()):
             break
     flat = ((block.counts[name], block.size[name]) for block in blocks)
-    return -2 * sum(float(likelihood.bound(counts, Moments(A, A, torch.zeros_like(A)), rate)) for counts, A in flat)
+    return -2 * sum(float(likelihood.bound(counts, Moments.certain(A), rate)) for counts, A in flat)
 
 
 def _scorer(likelihood: AbstractLikelihood) -> AbstractLikelihood:

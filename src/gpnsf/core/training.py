@@ -11,9 +11,11 @@ import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import pyro
+import pyro.poutine as poutine
 import torch
 from pyro.infer import TraceMeanField_ELBO
 from tqdm.auto import tqdm
@@ -27,7 +29,7 @@ from gpnsf.core.model import Block, Factorization
 from gpnsf.core.stepping import Stepper
 from gpnsf.core.types import Dataset, History
 
-__all__ = ["Schedule", "elbo", "few_threads", "fit"]
+__all__ = ["MeanFieldELBO", "Schedule", "elbo", "few_threads", "fit"]
 
 logger = logging.getLogger("gpnsf")
 
@@ -55,6 +57,20 @@ class Schedule:
     def ending(self, wanted: int) -> int:
         """Length of a closing phase: as wanted, unless the cap leaves little room."""
         return min(wanted, self.max_steps // 4)
+
+
+class MeanFieldELBO(TraceMeanField_ELBO):
+    """Pyro's, without the log densities of latent variables: their divergences have a closed form that needs none.
+
+    Pyro's validation, which wants them, has to be off.
+    """
+
+    def _get_trace(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> tuple[poutine.Trace, poutine.Trace]:
+        """Traces of the guide, and of the model that follows it."""
+        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+        model_trace.compute_log_prob(lambda name, site: site["is_observed"])
+        return model_trace, guide_trace
 
 
 def fit(
@@ -91,7 +107,7 @@ def fit(
         tqdm(total=schedule.max_steps, disable=not progress or distributed.rank() > 0, desc="fit", unit="step") as bar,
     ):
         blocks = model.blocks(dataset, block_size) if blocks is None else blocks
-        stepper = Stepper(model, blocks, TraceMeanField_ELBO(), bar, dataset.nnz, checkpoint)
+        stepper = Stepper(model, blocks, MeanFieldELBO(), bar, dataset.nnz, checkpoint)
         run = _Run(stepper, schedule)
         if checkpoint is not None:
             arguments = {
@@ -121,10 +137,11 @@ def fit(
 @torch.no_grad()
 def elbo(model: Factorization, blocks: list[Block]) -> float:
     """Evidence lower bound of the whole data, without gradients; nan where it cannot be computed."""
-    objective, loss = TraceMeanField_ELBO(), 0.0
+    objective, loss = MeanFieldELBO(), 0.0
     try:
-        for block in distributed.mine(blocks):
-            loss += objective.differentiable_loss(model.model, model.guide, block).item()
+        with pyro.validation_enabled(False):
+            for block in distributed.mine(blocks):
+                loss += objective.differentiable_loss(model.model, model.guide, block).item()
     except ArithmeticError:  # a covariance that cannot be factorised
         loss = math.nan
     return -distributed.total(loss)
