@@ -46,7 +46,7 @@ def score(model: Factorization, dataset: Dataset, h: torch.Tensor) -> torch.Tens
 @pytest.fixture
 def patient(monkeypatch):
     """Enough rounds for the spread of the deviations to settle."""
-    monkeypatch.setattr(refine, "N_ROUNDS", 60)
+    monkeypatch.setattr(refine, "NEWTON_STEPS", (3,) * 60)
 
 
 @pytest.mark.usefixtures("patient")
@@ -77,8 +77,7 @@ def test_deviations_are_where_the_posterior_is_flat(preset, likelihoods):
     base = torch.cat([result.field_m, torch.zeros(60, 2 - model.n_spatial)], 1)
     slope = score(model, dataset, result.m) - (result.m - base) / result.gamma
     missed = (slope.abs() * torch.minimum(result.v, result.gamma).sqrt()).amax(1)  # step left, in standard deviations
-    assert missed.median() < 0.05
-    assert missed.quantile(0.75) < 0.3  # where a factor is all but absent its steps alternate, to no effect
+    assert missed.max() < 0.05
 
 
 @pytest.mark.parametrize("depth", [0.5, 2.0])
@@ -92,7 +91,7 @@ def test_spots_that_the_model_describes_all_arrive(depth):
 def test_the_usual_rounds_are_enough(monkeypatch):
     dataset, model, _ = drawn("pnmf", depth=1.0)
     few = local(model, model.blocks(dataset))
-    monkeypatch.setattr(refine, "N_ROUNDS", 60)
+    monkeypatch.setattr(refine, "NEWTON_STEPS", (3,) * 60)
     many = local(model, model.blocks(dataset))
     assert ((few.m - many.m).abs() / many.v.sqrt()).mean() < 0.1
     torch.testing.assert_close(few.v.sqrt().mean(0), many.v.sqrt().mean(0), rtol=0.05, atol=0)
@@ -234,4 +233,4 @@ def test_the_stage_stops_after_its_rounds(monkeypatch):
     original = refine._LocalStage.update_gamma
     monkeypatch.setattr(refine._LocalStage, "update_gamma", lambda stage: (rounds.append(1), original(stage))[1])
     local(model, model.blocks(dataset, 30))
-    assert len(rounds) == refine.N_ROUNDS
+    assert len(rounds) == len(refine.NEWTON_STEPS)

@@ -5,8 +5,8 @@ After the optimisation W and the field are frozen and every spot gets its own de
     h_ik = f_k(s_i) + e_ik,  e_ik ~ N(0, gamma_k)        spatial factors (the nugget gamma_1 of eq. 3)
     h_ik = e_ik,             e_ik ~ N(0, gamma_k)        nonspatial factors
 
-found by damped Newton steps, all K factors of a spot jointly, with a Laplace covariance ``C_i = (H_i + diag(1/gamma))^-1``.
-gamma follows by EM. Training with the nugget from the start would let it steal the signal of the field.
+found by Newton steps, all K factors of a spot jointly, with a Laplace covariance ``C_i = (H_i + diag(1/gamma))^-1``, H being
+Fisher's information. gamma follows by EM. Training with the nugget from the start would let it steal the signal of the field.
 """
 
 from __future__ import annotations
@@ -23,9 +23,8 @@ from gpnsf.core.model import Block, Factorization
 
 __all__ = ["LogFactors", "covariances", "local", "mean_field"]
 
-N_ROUNDS = 5  # refreshes of the information, each followed by an update of gamma
-N_NEWTON = 3
-DAMPING = 0.8
+NEWTON_STEPS = (3, 2, 1, 1, 1)  # of each round: the information is refreshed before them, gamma after them
+LARGEST_STEP = 1.0
 FIRST_GAMMA = 0.05
 GAMMA_FLOOR = 1e-4
 
@@ -68,9 +67,9 @@ def mean_field(model: Factorization, blocks: list[Block]) -> LogFactors:
 def local(model: Factorization, blocks: list[Block]) -> LogFactors:
     """Run the local stage, then give the field its exact variance under the information that the spots carry."""
     stage = _LocalStage(model, blocks)
-    for remaining in reversed(range(N_ROUNDS)):
+    for number, n_steps in enumerate(NEWTON_STEPS, start=1):
         for block in distributed.mine(blocks):
-            stage.sweep(block, last=remaining == 0)
+            stage.sweep(block, n_steps, last=number == len(NEWTON_STEPS))
         stage.update_gamma()
     return stage.result()
 
@@ -91,18 +90,25 @@ class _LocalStage:
         sizes = [torch.cat(list(block.size.values()), dim=1) for block in blocks]  # [n, modalities]
         self.observed = torch.cat([(size > 0).any(1) for size in sizes])
 
-    def sweep(self, block: Block, *, last: bool) -> None:
-        """A few Newton steps for the spots of one block, with their information held fixed."""
+    def sweep(self, block: Block, n_steps: int, *, last: bool) -> None:
+        """Newton steps for the spots of one block, with their information held fixed.
+
+        Where exp(h) says that more of a factor is there than the counts show, the curvature in h exceeds Fisher's information
+        by minus the gradient. Without that, the steps of a factor that is all but absent go to and fro for ever.
+        """
         rows = block.rows
         gradient, information = self._curvature(block)
         precision = information + torch.diag_embed((1 / self.gamma).expand(len(information), -1))
         covariance = covariances(precision)
-        for step in range(N_NEWTON):
+        variance = covariance.diagonal(dim1=1, dim2=2).clamp_min(0.0)
+        for step in range(n_steps):
             if step:
                 gradient = self._gradient(block)
             change = torch.einsum("nkl,nl->nk", covariance, gradient - self.e[rows] / self.gamma)
-            self.e[rows] += DAMPING * change.clamp(-1.0, 1.0)
-        self.variance[rows] = covariance.diagonal(dim1=1, dim2=2).clamp_min(0.0)
+            if self.model.nonnegative:
+                change /= 1 - variance * gradient.clamp_max(0.0)
+            self.e[rows] += change.clamp(-LARGEST_STEP, LARGEST_STEP)
+        self.variance[rows] = variance
         if last:
             self.information[rows] = self._field_information(information)
 
