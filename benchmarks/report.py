@@ -48,7 +48,7 @@ def measured():
 
 def in_fresh_process(*arguments: str, threads: int) -> str:
     """Last line that Python prints when it is run with the arguments in a process of its own."""
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive"}
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     command = [sys.executable, "-W", "ignore", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:

@@ -39,7 +39,7 @@ NUMPY_CORE = {
 }
 BASE = {"core.types", *NUMPY_CORE}
 TERMS = {*BASE, "core.distributed", "core.backends", "core.sparse", "core.kernels"}
-PARTS = {*TERMS, "core.fields", "core.likelihoods"}
+PARTS = {*TERMS, "core.fields", "core.moments", "core.likelihoods"}
 BACKENDS = {"core.hilbert", "core.inducing"}
 BLOCKS = {*PARTS, "core.factors"}
 CORE = {name for name in MODULES if name.startswith("core.")}
@@ -66,7 +66,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "core.fields": TERMS,
     **dict.fromkeys(BACKENDS, {*TERMS, "core.fields"}),
     "core.rowblocks": TERMS,
-    "core.likelihoods": {*TERMS, "core.rowblocks"},
+    "core.moments": set(),
+    "core.likelihoods": {*TERMS, "core.moments", "core.rowblocks"},
     "core.factors": PARTS,
     "core.streams": TERMS,
     "core.model": {*BLOCKS, *BACKENDS, "core.initial", "core.streams"},

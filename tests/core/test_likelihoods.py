@@ -11,15 +11,8 @@ import torch
 from torch import Tensor
 
 from gpnsf.core import likelihoods, rowblocks
-from gpnsf.core.likelihoods import (
-    LIKELIHOODS,
-    MEAN_CAP,
-    MEAN_RANGE,
-    AbstractLikelihood,
-    Moments,
-    NegativeBinomial,
-    Poisson,
-)
+from gpnsf.core.likelihoods import LIKELIHOODS, AbstractLikelihood, NegativeBinomial, Poisson
+from gpnsf.core.moments import MEAN_CAP, MEAN_RANGE, Moments
 from gpnsf.core.sparse import SparseCounts
 
 N, P, K = 20, 6, 2
@@ -106,6 +99,51 @@ def test_bound_without_variance_is_the_log_likelihood(name):
     torch.testing.assert_close(
         case.likelihood.bound(case.counts, case.at(case.m), case.W), case.log_prob(A, case.W), rtol=1e-5, atol=1e-3
     )
+
+
+@each_likelihood
+def test_the_expected_information_is_the_mean_of_the_curvature_over_counts(name):
+    case = make(name)
+    A = case.at(case.m).mean
+    found = case.likelihood.expected_information(case.counts, A, case.W).detach()
+    total = torch.zeros_like(found)
+    for _ in range(400):
+        draws = case.likelihood.distribution(A @ case.W.T).sample()
+        draws[list(UNOBSERVED)] = 0
+        total += case.likelihood.curvature(as_counts(draws), A, case.W, True)[1].detach()
+    assert (found[list(UNOBSERVED)] == 0).all()
+    scale = found.diagonal(dim1=1, dim2=2).sqrt()
+    error = (total / 400 - found) / (scale[:, :, None] * scale[:, None, :]).clamp_min(1e-9)
+    assert error.abs().max() < 0.15
+    assert error.mean().abs() < 0.01
+
+
+def test_of_many_features_those_with_many_counts_are_taken_for_certain(monkeypatch):
+    monkeypatch.setattr(rowblocks, "MOST_FEATURES", 400)
+    generator = torch.Generator().manual_seed(0)
+    W = torch.exp(2 * torch.randn(5_000, 4, generator=generator))
+    features, number = rowblocks._sampled(W.sum(1))
+    assert 395 <= len(features) <= 400
+    assert (number[W.sum(1)[features] > W.sum(1).quantile(0.997)] == 1).all()
+    torch.testing.assert_close((number[:, None] * W[features]).sum(0), W.sum(0), rtol=0.1, atol=0)
+    A = torch.exp(torch.randn(30, 4, generator=generator))
+    found = rowblocks.outer_products(A, W, lambda rate, feature: 1 / rate)
+    exact = torch.einsum("ij,jk,jl->ikl", 1 / (A @ W.T), W[:, :-1], W[:, :-1])
+    assert ((found - exact).norm(dim=(1, 2)) / exact.norm(dim=(1, 2))).max() < 0.1
+
+
+@each_likelihood
+def test_what_is_lost_without_a_factor_is_the_difference_of_log_likelihoods(name):
+    case = make(name)
+    A = case.at(case.m).mean
+    changes = case.size * A.mean(0) - A
+    expected = []
+    for k in range(A.shape[1]):
+        changed = A.clone()
+        changed[:, k] += changes[:, k]
+        expected.append(case.log_prob(A, case.W) - case.log_prob(changed, case.W))
+    found = case.likelihood.lost(case.counts, A, case.W, changes)
+    torch.testing.assert_close(found, torch.stack(expected).detach().double(), rtol=1e-3, atol=5e-3)
 
 
 @each_likelihood

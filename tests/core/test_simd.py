@@ -8,7 +8,7 @@ import scipy.sparse as sp
 import torch
 
 from gpnsf.core import backends, simd
-from gpnsf.core.backends import LINKS, Pattern, Simd
+from gpnsf.core.backends import LINKS, Pattern, Simd, Torch
 from gpnsf.core.sparse import SparseCounts
 from gpnsf.core.types import TINY
 
@@ -73,6 +73,28 @@ def test_rates_and_information_are_those_of_dense_algebra(K):
     C[y > 0] = weights.double()
     close(result, 1 + torch.einsum("ij,jk,jl->ikl", C, B, B))
     assert torch.equal(result, result.mT)
+
+
+@each_width
+@each_link
+@pytest.mark.parametrize("stripe", [backends.STRIPE_BYTES, 1_000])
+def test_values_with_one_column_changed_are_those_of_each_change_alone(K, link, stripe, monkeypatch):
+    monkeypatch.setattr(backends, "STRIPE_BYTES", stripe)
+    monkeypatch.setattr(backends, "STRIPE_NONZEROS", 3)
+    monkeypatch.setattr(backends, "THREAD_NONZEROS", 50)
+    matrix = ladder()
+    (G, W), pattern = draw(matrix, K), Pattern.read(matrix, "cpu")
+    changes = torch.rand(G.shape, generator=torch.Generator().manual_seed(1)) - G  # rates come down to almost nothing
+    expected = []
+    for k in range(K):
+        changed = G.clone()
+        changed[:, k] += changes[:, k]
+        expected.append(reference(matrix, changed, W, link)[0])
+    expected = torch.stack(expected)
+    torch.testing.assert_close(Simd(pattern).without(G, changes, W, link), expected, rtol=1e-5, atol=1e-3)
+    torch.testing.assert_close(
+        Torch(pattern, pattern.transposed).without(G, changes, W, link), expected, rtol=1e-5, atol=1e-3
+    )
 
 
 @each_link

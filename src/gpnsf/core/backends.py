@@ -133,6 +133,15 @@ class Torch:
             dW = columns.with_values(slope) @ G
         return value, dG, dW
 
+    def without(self, G: Tensor, changes: Tensor, W: Tensor, link: str) -> Tensor:
+        """Values [K] with ``changes`` [n, K] added to one column of G after the other."""
+        values = []
+        for k in range(G.shape[1]):
+            changed = G.clone()
+            changed[:, k] += changes[:, k]
+            values.append(self.terms(changed, W, link, "")[0])
+        return torch.stack(values).double()
+
     def information(self, weights: Tensor, B: Tensor, result: Tensor) -> None:
         """Add ``sum_j c_ij b_j b_j^T`` to ``result`` [n, K, K] by K products."""
         matrix, B = self._rows.with_values(weights), B.contiguous()
@@ -180,6 +189,15 @@ class Simd:
             return value, dG, None
         # not by torch, whose threads would be woken for it, which takes longer on a busy machine than all the rest
         return value, dG, torch.from_numpy(np.ascontiguousarray(reduce(np.add, dBs)[:, : W.shape[1]]))
+
+    def without(self, G: Tensor, changes: Tensor, W: Tensor, link: str) -> Tensor:
+        """Values [K] with ``changes`` [n, K] added to one column of G after the other, in one pass."""
+        B, parts = self._padded(W), self._parts()
+        values = self._values if link == "log" else None
+        arrays = self._starts(B.nbytes), self._indices, values, _array(G), _array(changes), B
+        sums = [np.zeros(B.shape[1]) for _ in parts]  # one for each thread
+        _together(lambda rows, own: self._code.without(*rows, *arrays, own, self._eights(B)), parts, sums)
+        return torch.from_numpy(np.sum(sums, axis=0)[: W.shape[1]])
 
     def information(self, weights: Tensor, B: Tensor, result: Tensor) -> None:
         """Add ``sum_j c_ij b_j b_j^T`` to ``result`` [n, K, K], for weights c [nnz] on the nonzeros."""

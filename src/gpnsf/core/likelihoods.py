@@ -10,16 +10,15 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
 from gpnsf.core import distributed
-from gpnsf.core.rowblocks import NegativeBinomialCounts, NegativeBinomialZeros, row_blocks, unsaturated
+from gpnsf.core.moments import Moments
+from gpnsf.core.rowblocks import NegativeBinomialCounts, NegativeBinomialZeros, outer_products, row_blocks, unsaturated
 from gpnsf.core.sparse import SparseCounts, SparseTerm
 from gpnsf.core.types import TINY
 
@@ -29,72 +28,11 @@ __all__ = [
     "Bernoulli",
     "ClippedBernoulli",
     "Gaussian",
-    "Moments",
     "NegativeBinomial",
     "Poisson",
 ]
 
-MEAN_RANGE = (-12.0, 8.0)  # clamp of m, and of m + v/2 from above, before exponentials
-MEAN_CAP = 9.0
 MAX_ENTRIES = 50_000_000  # of a dense pass over all rows
-
-
-@dataclass(frozen=True)
-class Moments:
-    """First two moments of the factors under q [n, K+1], size factors included; the last column carries the background."""
-
-    geometric: Tensor  # size * exp(m); for signed factors size * m
-    mean: Tensor  # size * E H
-    variance: Callable[[], Tensor]  # size^2 * Var H, which few ask for
-
-    @classmethod
-    def lognormal(cls, m: Tensor, v: Tensor, size: Tensor) -> Moments:
-        """Moments of ``size * exp(h)``, ``h ~ N(m, v)`` [n, K], with ``size`` [n, 1]."""
-        geometric, mean = _LogNormal.apply(m, v, size)
-        return cls(geometric, mean, lambda: mean**2 * _beside(torch.expm1(v.clamp_max(MEAN_CAP)), 0.0))
-
-    @classmethod
-    def normal(cls, m: Tensor, v: Tensor, size: Tensor) -> Moments:
-        """Moments of ``size * h``, ``h ~ N(m, v)``."""
-        mean = size * _beside(m, 1.0)
-        return cls(mean, mean, lambda: size**2 * _beside(v, 0.0))
-
-    @classmethod
-    def certain(cls, A: Tensor) -> Moments:
-        """Factors [n, K+1] that are known."""
-        return cls(A, A, lambda: torch.zeros_like(A))
-
-
-def _beside(values: Tensor, background: float) -> Tensor:
-    """Values [n, K] with a constant column."""
-    return torch.cat([values, values.new_full((len(values), 1), background)], 1)
-
-
-class _LogNormal(torch.autograd.Function):
-    """Geometric and arithmetic mean, in as few passes as possible: where spots are many these outlast the counts."""
-
-    @staticmethod
-    def forward(ctx: Any, m: Tensor, v: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
-        """``size exp(m)`` and ``size exp(m + v / 2)`` beside the size factors."""
-        exponents = m, torch.add(m, v, alpha=0.5)
-        means = []
-        for exponent, ceiling in zip(exponents, (MEAN_RANGE[1], MEAN_CAP), strict=True):
-            mean = m.new_zeros(len(m), m.shape[1] + 1)
-            torch.clamp(exponent, MEAN_RANGE[0], ceiling, out=mean[:, :-1])
-            means.append(mean.exp_().mul_(size))
-        ctx.save_for_backward(*exponents, *means)
-        return means[0], means[1]
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
-        """Both means are their own derivatives, but for where they are clamped."""
-        m, exponent, geometric, mean = ctx.saved_tensors
-        by_m, by_exponent = (
-            gradient[:, :-1] * value[:, :-1] for gradient, value in zip(gradients, (geometric, mean), strict=True)
-        )
-        by_m = torch.ops.aten.hardtanh_backward(by_m, m, *MEAN_RANGE)
-        by_exponent = torch.ops.aten.hardtanh_backward(by_exponent, exponent, MEAN_RANGE[0], MEAN_CAP)
-        return by_m.add_(by_exponent), 0.5 * by_exponent, None
 
 
 class AbstractLikelihood(nn.Module, ABC):
@@ -123,9 +61,22 @@ class AbstractLikelihood(nn.Module, ABC):
         ``A`` and ``W`` hold the background as their last column, which gets neither.
         """
 
+    def expected_information(self, counts: SparseCounts, A: Tensor, W: Tensor) -> Tensor:
+        """Fisher's information [n, K, K] on the factors: what :meth:`curvature` has the counts estimate, which few counts do badly."""
+        return self.curvature(counts, A, W, information=True)[1]  # type: ignore[return-value]
+
     def nonzero_information(self, values: Tensor, rate: Tensor, feature: Tensor) -> Tensor:
         """Weights on the nonzeros whose sum over ``w w^T`` is unbiased for Fisher's information."""
         return values / rate**2
+
+    def lost(self, counts: SparseCounts, A: Tensor, W: Tensor, changes: Tensor) -> Tensor:
+        """What the log-likelihood loses [K+1] when ``changes`` [n, K+1] are added to one column of A after the other."""
+        values = []
+        for k in range(A.shape[1]):
+            changed = A.clone()
+            changed[:, k] += changes[:, k]
+            values.append(self.bound(counts, Moments.certain(changed), W))
+        return self.bound(counts, Moments.certain(A), W).double() - torch.stack(values).double()
 
     def loading_information(self, counts: SparseCounts, A: Tensor, W: Tensor) -> Tensor:
         """Information [P, K, K] on the loadings: the local curvature with rows and columns exchanged."""
@@ -164,6 +115,15 @@ class Poisson(AbstractLikelihood):
         gradient = counts.half(A, W, self.link)[:, :-1] - W.sum(0)[:-1]
         return gradient, counts.information(A, W, self.nonzero_information) if information else None
 
+    def expected_information(self, counts: SparseCounts, A: Tensor, W: Tensor) -> Tensor:
+        """``sum_j w w^T / r``."""
+        return outer_products(A, W, lambda rate, feature: rate.reciprocal_())
+
+    def lost(self, counts: SparseCounts, A: Tensor, W: Tensor, changes: Tensor) -> Tensor:
+        """One pass over the nonzeros for all columns."""
+        nonzero = counts.value(A, W, self.link) - counts.without(A, changes, W, self.link)
+        return nonzero + changes.sum(0).double() * W.sum(0).double()
+
     def totals(self, A: Tensor, W: Tensor) -> tuple[Tensor, Tensor]:
         """``sum r``, which is its own derivative."""
         total = A.sum(0).double() @ W.sum(0).double()
@@ -178,6 +138,10 @@ class Bernoulli(Poisson):
     def distribution(self, rate: Tensor) -> dist.Distribution:
         """Bernoulli of at least one event."""
         return dist.Bernoulli(probs=-torch.expm1(-rate))
+
+    def expected_information(self, counts: SparseCounts, A: Tensor, W: Tensor) -> Tensor:
+        """``sum_j (1 - p) / p w w^T``."""
+        return outer_products(A, W, lambda rate, feature: rate.expm1_().reciprocal_())
 
     def nonzero_information(self, values: Tensor, rate: Tensor, feature: Tensor) -> Tensor:
         """``(1 - p) / p^2``."""
@@ -236,6 +200,11 @@ class NegativeBinomial(AbstractLikelihood):
         gradient = counts.half(A, W, "log") - counts.half(*augmented, "log")[:, :-1]
         gradient -= unsaturated(A, W, theta)
         return gradient[:, :-1], counts.information(A, W, self.nonzero_information) if information else None
+
+    def expected_information(self, counts: SparseCounts, A: Tensor, W: Tensor) -> Tensor:
+        """``sum_j theta / (r (theta + r)) w w^T``."""
+        inverse = torch.exp(-self.log_theta)
+        return outer_products(A, W, lambda rate, feature: torch.addcmul(rate, rate**2, inverse[feature]).reciprocal_())
 
     def nonzero_information(self, values: Tensor, rate: Tensor, feature: Tensor) -> Tensor:
         """``y theta / (r^2 (theta + r))``."""

@@ -29,7 +29,8 @@ from gpnsf.core.fields import AbstractField, Located, to_tensors
 from gpnsf.core.hilbert import HilbertField
 from gpnsf.core.inducing import InducingField
 from gpnsf.core.initial import Start
-from gpnsf.core.likelihoods import LIKELIHOODS, AbstractLikelihood, Moments
+from gpnsf.core.likelihoods import LIKELIHOODS, AbstractLikelihood
+from gpnsf.core.moments import Moments
 from gpnsf.core.sparse import SparseCounts
 from gpnsf.core.streams import BlockCounts, Shelf
 from gpnsf.core.types import Dataset

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from gpnsf.core import metrics, simplex
-from gpnsf.core.likelihoods import AbstractLikelihood, Bernoulli, Moments, NegativeBinomial, Poisson
+from gpnsf.core.likelihoods import AbstractLikelihood, Bernoulli, NegativeBinomial, Poisson
 from gpnsf.core.model import Block, Factorization, ViewModel, restore_field
+from gpnsf.core.moments import Moments
 from gpnsf.core.refine import LogFactors, covariances
 from gpnsf.core.types import Dataset, Posterior, View
 
@@ -186,21 +187,17 @@ class _Result:
         explained = {}
         for view in dataset.views:
             likelihood = _scorer(dict(model.items())[view.name].likelihood)
+            lost = reduce(torch.add, (self._lost(likelihood, view.name, block) for block in blocks))
             null = flat_deviance(likelihood, view, blocks)
-            whole, *without = np.sum([self._log_likelihoods(likelihood, view.name, block) for block in blocks], axis=0)
-            explained[view.name] = (2 * (whole - np.asarray(without)) / max(null, 1e-12)).astype(np.float32)
+            explained[view.name] = _array(2 * lost / max(null, 1e-12))
         return explained
 
-    def _log_likelihoods(self, likelihood: AbstractLikelihood, name: str, block: Block) -> np.ndarray:
-        """Log-likelihoods [K+1] of a block at the posterior means, and with each factor replaced by its mean over spots."""
-        counts, W, size = block.counts[name], self.loadings_of(name, block), block.size[name][:, 0]
-        result = []
-        for flat in [None, *range(self.mean.shape[1])]:
-            A = self.augmented(block, name)
-            if flat is not None:
-                A[:, flat] = size * self.mean[:, flat].mean()
-            result.append(float(likelihood.bound(counts, Moments.certain(A), W)))
-        return np.asarray(result)
+    def _lost(self, likelihood: AbstractLikelihood, name: str, block: Block) -> Tensor:
+        """What the log-likelihood of a block loses [K] with one factor replaced by its mean over spots."""
+        A = self.augmented(block, name)
+        level = torch.cat([self.mean.mean(0), torch.ones(1, device=A.device)])
+        changes = block.size[name] * level - A
+        return likelihood.lost(block.counts[name], A, self.loadings_of(name, block), changes)[:-1]
 
     def importance_std(self, model: Factorization, blocks: list[Block]) -> dict[str, np.ndarray]:
         """Standard deviation of each feature's importance, from the Laplace covariance of its loadings."""

@@ -6,7 +6,7 @@ After the optimisation W and the field are frozen and every spot gets its own de
     h_ik = e_ik,             e_ik ~ N(0, gamma_k)        nonspatial factors
 
 found by Newton steps, all K factors of a spot jointly, with a Laplace covariance ``C_i = (H_i + diag(1/gamma))^-1``, H being
-Fisher's information. gamma follows by EM. Training with the nugget from the start would let it steal the signal of the field.
+Fisher's information, which the nonzero counts estimate until the last round. gamma follows by EM. Training with the nugget from the start would let it steal the signal of the field.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from gpnsf.core import distributed
-from gpnsf.core.likelihoods import MEAN_RANGE
 from gpnsf.core.model import Block, Factorization
+from gpnsf.core.moments import MEAN_RANGE
 
 __all__ = ["LogFactors", "covariances", "local", "mean_field"]
 
@@ -97,7 +97,7 @@ class _LocalStage:
         by minus the gradient. Without that, the steps of a factor that is all but absent go to and fro for ever.
         """
         rows = block.rows
-        gradient, information = self._curvature(block)
+        gradient, information = self._curvature(block, last=last)
         precision = information + torch.diag_embed((1 / self.gamma).expand(len(information), -1))
         covariance = covariances(precision)
         variance = covariance.diagonal(dim1=1, dim2=2).clamp_min(0.0)
@@ -126,26 +126,28 @@ class _LocalStage:
 
     def _gradient(self, block: Block) -> Tensor:
         """Gradient [n, K] of the log-likelihood in h, summed over modalities."""
-        return sum(score for score, _, _ in self._scores(block, information=False))  # type: ignore[return-value]
+        return sum(score for score, _, _ in self._scores(block))  # type: ignore[return-value]
 
-    def _curvature(self, block: Block) -> tuple[Tensor, Tensor]:
+    def _curvature(self, block: Block, *, last: bool) -> tuple[Tensor, Tensor]:
         """The gradient, and the information [n, K, K]."""
         gradient, information = torch.zeros(()), torch.zeros(())
-        for score, slope, fisher in self._scores(block, information=True):
+        for score, slope, fisher in self._scores(block, "expected" if last else "nonzeros"):
             gradient = gradient + score
             if fisher is not None:
                 information = information + slope[:, :, None] * slope[:, None, :] * fisher
         return gradient, information
 
-    def _scores(self, block: Block, *, information: bool) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+    def _scores(self, block: Block, information: str = "") -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
         """For each modality its gradient in h, the slope ``size dH / dh`` [n, K], and the weighted information on the factors."""
         h = self.base[block.rows] + self.e[block.rows]
         factors = h.clamp(*MEAN_RANGE).exp() if self.model.nonnegative else h
         for name, view in self.model.items():
-            size, W = block.size[name], view.loadings_of(block.batch)
+            counts, size, W = block.counts[name], block.size[name], view.loadings_of(block.batch)
             slope = size * factors if self.model.nonnegative else size.expand_as(h)
             A = torch.cat([size * factors, size], 1)
-            score, fisher = view.likelihood.curvature(block.counts[name], A, W, information)
+            score, fisher = view.likelihood.curvature(counts, A, W, information == "nonzeros")
+            if information == "expected":
+                fisher = view.likelihood.expected_information(counts, A, W)
             yield view.weight * slope * score, slope, None if fisher is None else view.weight * fisher
 
     def _field_information(self, information: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,16 +10,49 @@ from torch import Tensor
 
 from gpnsf.core.backends import saturation
 from gpnsf.core.sparse import SparseCounts
+from gpnsf.core.types import TINY
 
-__all__ = ["NegativeBinomialCounts", "NegativeBinomialZeros", "row_blocks", "unsaturated"]
+__all__ = ["NegativeBinomialCounts", "NegativeBinomialZeros", "outer_products", "row_blocks", "unsaturated"]
 
 ROW_BLOCK_ENTRIES = 250_000  # entries of a dense row block: 1 MB of float32
+MOST_FEATURES, CERTAIN_ROUNDS = 4_000, 10  # looked at for the information; rounds in which the certain ones are found
 
 
 def row_blocks(n_rows: int, n_columns: int) -> list[slice]:
     """Row slices whose dense blocks stay small."""
     step = max(1, ROW_BLOCK_ENTRIES // max(n_columns, 1))
     return [slice(start, min(start + step, n_rows)) for start in range(0, n_rows, step)]
+
+
+def outer_products(A: Tensor, W: Tensor, weight: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """``sum_j c_ij w_j w_j^T`` [n, K, K] over all entries, c being ``weight`` of rate and feature; the last column of W is left out.
+
+    Of more than some thousand features, every so many counts one is taken, and stands for those that were expected between.
+    """
+    features, number = _sampled(W.sum(1))
+    W = W[features]
+    p, q = torch.triu_indices(W.shape[1] - 1, W.shape[1] - 1, device=W.device)
+    pairs, turned = number[:, None] * W[:, p] * W[:, q], W.T.contiguous()
+    result = A.new_zeros(len(A), W.shape[1] - 1, W.shape[1] - 1)
+    for rows in row_blocks(len(A), len(W)):
+        sums = weight(torch.add(A[rows] @ turned, TINY), features) @ pairs
+        result[rows, p, q] = sums
+        result[rows, q, p] = sums
+    return result * (A[:, -1] > 0)[:, None, None]  # a size factor of zero: not observed
+
+
+def _sampled(mass: Tensor) -> tuple[Tensor, Tensor]:
+    """Features in proportion to their mass, those with much of it for certain, and how many each stands for."""
+    if len(mass) <= MOST_FEATURES:
+        return torch.arange(len(mass), device=mass.device), torch.ones_like(mass)
+    chance = mass.double() / mass.sum()
+    for _ in range(CERTAIN_ROUNDS):
+        certain = chance >= 1
+        left = chance * ~certain
+        chance = torch.where(certain, 1.0, left * ((MOST_FEATURES - certain.sum()) / left.sum())).clamp_max(1.0)
+    reached = (chance.cumsum(0) + 0.5).long()
+    taken = (reached.diff(prepend=reached.new_zeros(1)) > 0).nonzero()[:, 0]
+    return taken, (1 / chance[taken]).to(mass.dtype)
 
 
 def unsaturated(A: Tensor, W: Tensor, theta: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ from numba.extending import intrinsic
 
 from gpnsf.core.types import TINY
 
-__all__ = ["EIGHT", "cut", "information", "nonzeros", "saturation"]
+__all__ = ["EIGHT", "cut", "information", "nonzeros", "saturation", "without"]
 
 EIGHT = 8
 LOG2 = math.log(2)
@@ -189,9 +189,7 @@ def _eight(typing, indices, values, begin, end, a, W, d, dW, rates, chunks):  # 
     With ``rates`` [8] not None these are all that is wanted.
     """
     width = EIGHT * len(chunks)
-    pieces = [
-        (start, min(16, width - start)) for start in range(0, width, 16)
-    ]  # sixteens, and an eight where that remains
+    pieces = _pieces(width)
 
     def build(context, builder, signature, args):
         code = _Code(context, builder, signature, args, "indices values begin end a W d dW rates chunks")
@@ -248,6 +246,41 @@ def _folded(x):
 
 
 @intrinsic
+def _without(typing, indices, values, begin, end, a, c, W, sums, chunks):
+    """Add the values of eight nonzeros of one row to ``sums``, one for each factor k whose part in the rate changes by ``c_k W_jk``."""
+    width = EIGHT * len(chunks)
+    pieces = _pieces(width)
+
+    def build(context, builder, signature, args):
+        code = _Code(context, builder, signature, args, "indices values begin end a c W sums chunks")
+        columns = [builder.mul(column, INT64(width)) for column in code.columns()]
+
+        def vectors(array, offset=INT64(0)):
+            return [code.load(array, builder.add(offset, INT64(start)), n) for start, n in pieces]
+
+        row, changes, totals = vectors("a"), vectors("c"), vectors("sums")
+        r = _total([_dot(row, vectors("W", column)) for column in columns])
+        one = ir.Constant(r.value.type, [1.0] * EIGHT)
+        y = _Lanes(builder, one).where(code.inside(), 0.0) if code.args["values"] is None else code.inner("values")
+        for lane, column in enumerate(columns):
+            for piece, w in enumerate(vectors("W", column)):
+                x = r.pick([lane] * w.n) + changes[piece] * w
+                x = x.where(builder.fcmp_unordered(">", x.value, x.constant(TINY)), TINY)
+                value = _log(x) if code.args["values"] is not None else x + _log(_one_minus_exp(x))
+                totals[piece] = totals[piece] + y.pick([lane] * w.n) * (value + x * 0.0)
+        for (start, _), total in zip(pieces, totals, strict=True):
+            code.store(total, "sums", INT64(start))
+        return context.get_dummy_value()
+
+    return types.void(indices, values, begin, end, a, c, W, sums, chunks), build
+
+
+def _pieces(width):
+    """Where vectors begin and how long they are: sixteens, and an eight where that remains."""
+    return [(start, min(16, width - start)) for start in range(0, width, 16)]
+
+
+@intrinsic
 def _panel(typing, indices, weights, begin, end, W, width, p, q, block):
     """Add ``sum c w_p w_q^T`` of eight nonzeros to a panel of 8 x 8 of a block: rows from p, columns from q."""
 
@@ -290,6 +323,24 @@ def nonzeros(first, last, starts, indices, values, G, W, dG, d, dW, rates, r, ch
                     dG[i, k] += d[k]
                     d[k] = 0
     return total
+
+
+@_compiled
+def without(first, last, starts, indices, values, G, changes, W, sums, chunks):
+    """Add to ``sums`` [width], for each factor, the value over a range of rows with ``changes`` [n, K] added to that column of G."""
+    n_factors, width = G.shape[1], W.shape[1]
+    a, c, row = np.zeros(width, np.float32), np.zeros(width, np.float32), np.zeros(width, np.float32)
+    for stripe in range(starts.shape[0] - 1):
+        for i in range(first, last):
+            begin, end = starts[stripe, i], starts[stripe + 1, i]
+            for k in range(n_factors):
+                a[k] = G[i, k]
+                c[k] = changes[i, k]
+            for k in range(begin, end, EIGHT):
+                _without(indices, values, k, end, a, c, W, row, chunks)
+            for k in range(width):
+                sums[k] += row[k]
+                row[k] = 0
 
 
 @_compiled

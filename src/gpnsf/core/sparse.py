@@ -118,6 +118,10 @@ class SparseCounts:
         """``sum_nz f(y, r)`` alone."""
         return self._kernel.terms(G, W, link, "")[0]
 
+    def without(self, G: Tensor, changes: Tensor, W: Tensor, link: str) -> Tensor:
+        """``sum_nz f(y, r)`` [K] with ``changes`` [n, K] added to one column of G after the other."""
+        return self._kernel.without(G, changes, W, link)
+
     def half(self, G: Tensor, W: Tensor, link: str) -> Tensor:
         """Gradient in G [n, K] alone."""
         return self._kernel.terms(G, W, link, "G")[1]

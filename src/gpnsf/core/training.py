@@ -24,8 +24,9 @@ from gpnsf.core import distributed, initial
 from gpnsf.core.checkpoint import Checkpoint, State, Walk, fingerprint
 from gpnsf.core.fields import AMPLITUDE_RANGE, LENGTHSCALE_RANGE
 from gpnsf.core.initial import Start
-from gpnsf.core.likelihoods import MEAN_CAP, MEAN_RANGE, NegativeBinomial
+from gpnsf.core.likelihoods import NegativeBinomial
 from gpnsf.core.model import Block, Factorization
+from gpnsf.core.moments import MEAN_CAP, MEAN_RANGE
 from gpnsf.core.stepping import Stepper
 from gpnsf.core.types import Dataset, History
 
