@@ -12,7 +12,7 @@ import torch
 from reference import bernoulli_deviance, poisson_deviance, toy_dataset
 
 from gpnsf.core import posterior
-from gpnsf.core.likelihoods import Bernoulli
+from gpnsf.core.likelihoods import Bernoulli, Poisson
 from gpnsf.core.metrics import null_deviance
 from gpnsf.core.model import PRESETS, Factorization, build
 from gpnsf.core.refine import LogFactors, local, mean_field
@@ -332,3 +332,16 @@ def test_the_null_deviance_of_peaks_is_the_exact_one_even_if_some_are_always_ope
     found = posterior.flat_deviance(Bernoulli(60), view, model.blocks(dataset, 150))
     exact, _ = null_deviance("bernoulli", counts, view.size, None, rows=observed, train=observed)
     assert found == pytest.approx(exact, rel=5e-3)
+
+
+def test_the_null_deviance_of_counts_is_the_exact_one():
+    rng = np.random.default_rng(8)
+    size = rng.lognormal(0, 0.5, 300).astype(np.float32)
+    size[:20] = 0  # not observed
+    counts = sp.csr_matrix(rng.poisson(size[:, None] * rng.gamma(0.5, 2.0, 40)).astype(np.float32))
+    view = View("rna", "poisson", counts, size, size > 0)
+    dataset = Dataset(np.zeros((300, 2), np.float32), np.zeros(300, np.int64), (view,))
+    model = build("pnmf", dataset, n_factors=2, n_spatial=0)
+    found = posterior.flat_deviance(Poisson(40), view, model.blocks(dataset, 90))
+    exact, _ = null_deviance("poisson", counts, view.size, None, rows=view.observed, train=view.observed)
+    assert found == pytest.approx(exact, rel=1e-5)

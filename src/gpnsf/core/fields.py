@@ -121,7 +121,9 @@ class AbstractField(nn.Module, ABC):
         def gradient(u: np.ndarray, targets: Sequence[Tensor | float]) -> np.ndarray:
             self.u_loc.data.copy_(torch.as_tensor(u).reshape(self.u_loc.shape))
             pairs = zip(located, targets, strict=True)
-            misfit = torch.stack([((self.marginals(place)[0] - target) ** 2).sum() for place, target in pairs]).sum()
+            misfit = torch.stack(
+                [((self.conditional(self.u_loc, place)[0] - target) ** 2).sum() for place, target in pairs]
+            ).sum()
             slope = torch.autograd.grad(0.5 * misfit, self.u_loc)[0]
             return slope.reshape(-1).double().cpu().numpy() + noise_sd**2 * u
 

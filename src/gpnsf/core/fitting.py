@@ -96,4 +96,5 @@ class _Fit:
                 begin = Pilot(self.dataset, rows, ahead, self.build, n_spatial, init, own)
                 options["schedule"] = begin.left
         history = training.fit(model, self.dataset, init=begin, **options)
+        training.give_back()
         return model, blocks, history, self.stage(model, blocks)

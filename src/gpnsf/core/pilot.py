@@ -22,7 +22,7 @@ from gpnsf.core.types import Dataset
 
 __all__ = ["MANY", "Pilot", "continued", "lone", "sample", "sample_size"]
 
-ROWS = 50_000  # of a sample
+ROWS = 40_000  # of a sample
 NONZEROS = 20_000_000  # of a sample that has more than the fewest rows
 FEWEST = 5_000
 MANY = 10_000_000  # nonzeros from which the modality that tells most goes ahead, if the others are larger

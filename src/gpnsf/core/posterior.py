@@ -34,26 +34,20 @@ NEGLIGIBLE = 1e-6  # loadings below this share of their feature's total are set 
 def summarise(model: Factorization, dataset: Dataset, blocks: list[Block], log_factors: LogFactors) -> Posterior:
     """Posterior moments of the factors, each scaled to mean one over spots, in order of their expected signal."""
     T = model.n_spatial
-    mixing = torch.ones(model.n_factors, device=log_factors.m.device)
-    mixing[:T] = MIXING
-    mean, std = _moments(model.nonnegative, log_factors.m, log_factors.v, mixing)
-    spread = log_factors.field_v + log_factors.gamma[:T]
-    smooth = mean.clone()
-    smooth[:, :T], _ = _moments(model.nonnegative, log_factors.field_m, spread)
-    scale, smooth_scale = _scales(model.nonnegative, mean), _scales(model.nonnegative, smooth)
-    mean, std, smooth = mean / scale, std / scale, smooth / smooth_scale
+    mean, std, smooth, scale, smooth_scale = _scaled(model, log_factors)
     margins = {name: _margins(blocks, name) for name in model.names}
     loadings = {name: _scaled_loadings(view, margins[name], scale) for name, view in model.items()}
     result = _Result(mean, loadings, _centred_multipliers(model, blocks, loadings))
     result.match_totals(model, blocks, margins)
-    order = _order(result.loadings, T)
-    loadings = {name: _reorder(W, order) for name, W in result.loadings.items()}
-    result = _Result(mean[:, order], loadings, result.multipliers)
+    order = result.sort(T)
+    mean = result.mean  # each under its old name: where spots are many, copies [N, K] are what fills the memory
+    std = std[:, order]
+    smooth = smooth[:, order]
     spatial_order = order[:T]
     return Posterior(
-        mean=_array(result.mean),
-        smooth=_array(smooth[:, order]),
-        std=_array(std[:, order]),
+        mean=_array(mean),
+        smooth=_array(smooth),
+        std=_array(std),
         loadings={name: _array(W[:, :-1]) for name, W in result.loadings.items()},
         background={name: _array(W[:, -1]) for name, W in result.loadings.items()},
         dispersion={
@@ -70,12 +64,25 @@ def summarise(model: Factorization, dataset: Dataset, blocks: list[Block], log_f
     )
 
 
+def _scaled(model: Factorization, log_factors: LogFactors) -> tuple[Tensor, ...]:
+    """Means, standard deviations, and means by the field alone [N, K], each divided by a scale; the scales of the two means [K]."""
+    T = model.n_spatial
+    mixing = torch.ones(model.n_factors, device=log_factors.m.device)
+    mixing[:T] = MIXING
+    mean, std = _moments(model.nonnegative, log_factors.m, log_factors.v, mixing)
+    smooth = mean.clone()
+    spread = log_factors.field_v + log_factors.gamma[:T]
+    smooth[:, :T] = _moments(model.nonnegative, log_factors.field_m, spread)[0]
+    scale, smooth_scale = _scales(model.nonnegative, mean), _scales(model.nonnegative, smooth)
+    return mean / scale, std.div_(scale), smooth.div_(smooth_scale), scale, smooth_scale
+
+
 def _moments(nonnegative: bool, m: Tensor, v: Tensor, mixing: Tensor | float = MIXING) -> tuple[Tensor, Tensor]:
     """Mean of exp(h), ``h ~ N(m, v)``, and standard deviation with v times ``mixing`` (signed models: both of h alone)."""
     if not nonnegative:
         return m, v.sqrt()
-    mean = torch.exp(m.clamp(-12.0, 8.0) + 0.5 * v.clamp_max(VARIANCE_CAP))
-    return mean, mean * torch.expm1((mixing * v).clamp_max(SD_CAP)).sqrt()
+    mean = v.clamp_max(VARIANCE_CAP).mul_(0.5).add_(m.clamp(-12.0, 8.0)).exp_()
+    return mean, (mixing * v).clamp_max_(SD_CAP).expm1_().sqrt_().mul_(mean)
 
 
 def _scales(nonnegative: bool, factors: Tensor) -> Tensor:
@@ -128,20 +135,8 @@ def _centred_multipliers(model: Factorization, blocks: list[Block], loadings: di
     return centred
 
 
-def _order(loadings: dict[str, Tensor], T: int) -> Tensor:
-    """Spatial factors first, each group by expected signal (factors have mean one)."""
-    mass = torch.stack([W[:, :-1].abs().sum(0) for W in loadings.values()]).sum(0)
-    spatial = torch.argsort(mass[:T], descending=True, stable=True)
-    return torch.cat([spatial, T + torch.argsort(mass[T:], descending=True, stable=True)])
-
-
-def _reorder(W: Tensor, order: Tensor) -> Tensor:
-    """Columns in a new order, the background last."""
-    return torch.cat([W[:, order], W[:, -1:]], 1)
-
-
 class _Result:
-    """Factors and loadings in their final order, on their way to numpy."""
+    """Factors and loadings on their way to numpy."""
 
     def __init__(self, mean: Tensor, loadings: dict[str, Tensor], multipliers: dict[str, Tensor]) -> None:
         self.mean, self.loadings, self.multipliers = mean, loadings, multipliers
@@ -161,6 +156,15 @@ class _Result:
         for name, view in model.items():
             if view.nonnegative and margins[name].smallest >= 0:  # values around zero have no total to be matched
                 self._match_total(view.likelihood, name, blocks, margins[name].total)
+
+    def sort(self, T: int) -> Tensor:
+        """Spatial factors first, each group by expected signal (factors have mean one); the new order [K]."""
+        mass = torch.stack([W[:, :-1].abs().sum(0) for W in self.loadings.values()]).sum(0)
+        spatial = torch.argsort(mass[:T], descending=True, stable=True)
+        order = torch.cat([spatial, T + torch.argsort(mass[T:], descending=True, stable=True)])
+        self.mean = self.mean[:, order]
+        self.loadings = {name: torch.cat([W[:, order], W[:, -1:]], 1) for name, W in self.loadings.items()}
+        return order
 
     def _match_total(
         self, likelihood: AbstractLikelihood, name: str, blocks: list[Block], observed: float, n_iterations: int = 30
@@ -226,14 +230,27 @@ class _Result:
 
 
 def flat_deviance(likelihood: AbstractLikelihood, view: View, blocks: list[Block]) -> float:
-    """Deviance of a modality at one constant rate per feature; where a peak is open or not, from a few sums over blocks."""
-    if not isinstance(likelihood, Bernoulli):
-        noise = likelihood.dispersion()
-        kind = {"nb": "poisson", "bernoulli_clipped": "bernoulli"}.get(view.likelihood, view.likelihood)
-        dispersion = None if noise is None else _array(noise)
-        seen = view.observed
-        return metrics.null_deviance(kind, view.counts, view.size, dispersion, rows=seen, train=seen)[0]
-    name, link = view.name, likelihood.link
+    """Deviance of a modality at one constant rate per feature, of counts and open peaks from a few sums over blocks."""
+    if isinstance(likelihood, Bernoulli):
+        return _flat_deviance_of_peaks(likelihood, view.name, blocks)
+    if isinstance(likelihood, Poisson):
+        return _flat_deviance_of_counts(view.name, blocks)
+    noise = likelihood.dispersion()
+    kind, dispersion = view.likelihood.removesuffix("_clipped"), None if noise is None else _array(noise)
+    return metrics.null_deviance(kind, view.counts, view.size, dispersion, rows=view.observed, train=view.observed)[0]
+
+
+def _flat_deviance_of_counts(name: str, blocks: list[Block]) -> float:
+    """``2 sum_nz y log(y / r)``, since expected and observed totals are equal."""
+    mass = sum(float(block.size[name].sum()) for block in blocks)
+    rate = reduce(torch.add, (block.counts[name].column_sums for block in blocks))[:, None] / max(mass, 1e-12)
+    counts = ((block.counts[name], block.size[name]) for block in blocks)
+    return 2 * sum(own.entropy - float(own.value(size, rate, "log")) for own, size in counts)
+
+
+def _flat_deviance_of_peaks(likelihood: Bernoulli, name: str, blocks: list[Block]) -> float:
+    """At the rates whose expected numbers of open peaks are the observed ones."""
+    link = likelihood.link
     mass = sum(float(block.size[name].sum()) for block in blocks)
     n_rows = sum(int((block.size[name] > 0).sum()) for block in blocks)
     n_open = reduce(torch.add, (block.counts[name].per_column for block in blocks))[:, None]

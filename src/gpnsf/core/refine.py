@@ -25,6 +25,7 @@ __all__ = ["LogFactors", "covariances", "local", "mean_field"]
 
 NEWTON_STEPS = (3, 2, 1, 1, 1)  # of each round: the information is refreshed before them, gamma after them
 LARGEST_STEP = 1.0
+MATRICES = 10_000  # [K, K] that are inverted at a time, in double precision
 FIRST_GAMMA = 0.05
 GAMMA_FLOOR = 1e-4
 
@@ -34,10 +35,14 @@ def covariances(precision: Tensor) -> Tensor:
 
     The diagonal is lifted by 1e-7 of its mean, the rounding error of what it is the sum of.
     """
-    lifted = precision.double()
-    diagonal = lifted.diagonal(dim1=1, dim2=2)
-    diagonal += 1e-7 * diagonal.mean(1, keepdim=True)
-    return torch.linalg.inv(lifted).to(precision.dtype)
+
+    def inverse(part: Tensor) -> Tensor:
+        lifted = part.double()
+        diagonal = lifted.diagonal(dim1=1, dim2=2)
+        diagonal += 1e-7 * diagonal.mean(1, keepdim=True)
+        return torch.linalg.inv(lifted).to(part.dtype)
+
+    return torch.cat([inverse(part) for part in precision.split(MATRICES)])
 
 
 @dataclass(frozen=True)
@@ -97,8 +102,11 @@ class _LocalStage:
         by minus the gradient. Without that, the steps of a factor that is all but absent go to and fro for ever.
         """
         rows = block.rows
-        gradient, information = self._curvature(block, last=last)
-        precision = information + torch.diag_embed((1 / self.gamma).expand(len(information), -1))
+        gradient, precision = self._curvature(block, last=last)
+        if last:
+            self.information[rows] = self._field_information(precision)
+        diagonal = precision.diagonal(dim1=1, dim2=2)
+        diagonal += 1 / self.gamma
         covariance = covariances(precision)
         variance = covariance.diagonal(dim1=1, dim2=2).clamp_min(0.0)
         for step in range(n_steps):
@@ -109,8 +117,6 @@ class _LocalStage:
                 change /= 1 - variance * gradient.clamp_max(0.0)
             self.e[rows] += change.clamp(-LARGEST_STEP, LARGEST_STEP)
         self.variance[rows] = variance
-        if last:
-            self.information[rows] = self._field_information(information)
 
     def update_gamma(self) -> None:
         """EM: the mean posterior second moment of the deviations of observed spots."""
@@ -130,11 +136,12 @@ class _LocalStage:
 
     def _curvature(self, block: Block, *, last: bool) -> tuple[Tensor, Tensor]:
         """The gradient, and the information [n, K, K]."""
-        gradient, information = torch.zeros(()), torch.zeros(())
+        gradient = torch.zeros_like(self.e[block.rows])
+        information = gradient.new_zeros(*gradient.shape, gradient.shape[1])
         for score, slope, fisher in self._scores(block, "expected" if last else "nonzeros"):
-            gradient = gradient + score
+            gradient += score
             if fisher is not None:
-                information = information + slope[:, :, None] * slope[:, None, :] * fisher
+                information += fisher.mul(slope[:, :, None]).mul_(slope[:, None, :])
         return gradient, information
 
     def _scores(self, block: Block, information: str = "") -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
@@ -155,12 +162,16 @@ class _LocalStage:
 
         The nonspatial factors of the spot keep their prior precision ``1 / gamma``; the other fields are taken as unknown.
         """
+        spread = torch.cat([self._spread(part) for part in information.split(MATRICES)])
+        return 1 / (self.gamma[: self.T] + spread.to(information.dtype))
+
+    def _spread(self, information: Tensor) -> Tensor:
+        """``[H_i^-1]_kk`` [n, T] for some spots."""
         precision = information.double()  # single precision finds a spot with fewer counts than factors singular
         diagonal = precision.diagonal(dim1=1, dim2=2)
         diagonal += 1e-6
         diagonal[:, self.T :] += 1 / self.gamma[self.T :]
-        spread = torch.linalg.inv(precision).diagonal(dim1=1, dim2=2)[:, : self.T].clamp_min(1e-8)
-        return 1 / (self.gamma[: self.T] + spread.to(information.dtype))
+        return torch.linalg.inv(precision).diagonal(dim1=1, dim2=2)[:, : self.T].clamp_min(1e-8)
 
     def result(self) -> LogFactors:
         """Deviation variance plus the share of the field's variance that the data leave in h."""

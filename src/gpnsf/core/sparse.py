@@ -20,7 +20,7 @@ from gpnsf.core.types import TINY
 
 __all__ = ["SparseCounts", "SparseTerm", "TransposedProduct"]
 
-CHUNK = 4_000_000  # nonzeros for which a temporary array is made at a time
+CHUNK = 2_000_000  # nonzeros for which a temporary array is made at a time
 Weight = Callable[[Tensor, Tensor, Tensor], Tensor]  # of count, rate and feature, on the nonzeros
 
 
@@ -75,6 +75,11 @@ class SparseCounts:
     def log_factorials(self) -> Tensor:
         """``sum log y!``."""
         return torch.stack([torch.lgamma(part + 1).sum() for part in self.values.split(CHUNK)]).sum()
+
+    @property
+    def entropy(self) -> float:
+        """``sum y log y``."""
+        return sum(float(torch.special.xlogy(part, part).sum(dtype=torch.float64)) for part in self.values.split(CHUNK))
 
     @property
     def column_sums(self) -> Tensor:

@@ -31,14 +31,15 @@ import scipy.sparse as sp
 __all__ = ["TINY", "Dataset", "History", "Posterior", "RowReader", "View", "parts", "rows_at_a_time"]
 
 TINY = 1e-20  # added to rates, so that a factor that vanished leaves a finite logarithm
-BLOCK_ROWS = 50_000  # rows of a block: they bound arrays [n, K, K]
+BLOCK_ROWS = 40_000  # rows of a block: they bound arrays [n, K, K]
 BLOCK_NONZEROS = 4_000_000  # of a block: they bound arrays [nnz], and make up for what a block costs beside its counts
-NONZEROS_PER_FEATURE = 200  # of a block: it makes arrays [P, K] of its own
+NONZEROS_PER_FEATURE = 200  # of a block that is read: it makes arrays [P, K] of its own
+HELD_PER_FEATURE = 500  # of a block whose counts are in memory
 
 
-def rows_at_a_time(n_rows: int, n_features: int, nnz: int) -> int:
+def rows_at_a_time(n_rows: int, n_features: int, nnz: int, per_feature: int = NONZEROS_PER_FEATURE) -> int:
     """Rows whose counts are worth a block and no more than that; all rows where they are few."""
-    wanted = max(BLOCK_NONZEROS, NONZEROS_PER_FEATURE * n_features)
+    wanted = max(BLOCK_NONZEROS, per_feature * n_features)
     return max(1, min(n_rows, BLOCK_ROWS, n_rows * wanted // max(nnz, 1)))
 
 
@@ -115,7 +116,13 @@ class Dataset:
     @property
     def block_size(self) -> int:
         """Rows of a block where nobody asks for another number."""
-        return rows_at_a_time(self.n_obs, sum(view.counts.shape[1] for view in self.views), self.nnz)
+        n_features = sum(view.counts.shape[1] for view in self.views)
+        return rows_at_a_time(self.n_obs, n_features, self.nnz, HELD_PER_FEATURE if self.held else NONZEROS_PER_FEATURE)
+
+    @property
+    def held(self) -> bool:
+        """Whether all counts are in memory."""
+        return all(sp.issparse(view.counts) for view in self.views)
 
     def subset(self, rows: np.ndarray) -> Dataset:
         """Some rows, in rising order, their counts in memory; codes of slices and batches stay what they are."""
@@ -128,7 +135,7 @@ class Dataset:
 
     def loaded(self) -> Dataset:
         """The same with all counts in memory."""
-        if all(sp.issparse(view.counts) for view in self.views):
+        if self.held:
             return self
         return self.subset(np.arange(self.n_obs))
 
