@@ -28,9 +28,7 @@ __all__ = ["LINKS", "Pattern", "Simd", "Torch", "backend", "csr_tensor", "satura
 
 logger = logging.getLogger("gpnsf")
 
-STRIPE_BYTES = (
-    1_000_000  # that one stripe of columns gathers from: of loadings, and of their gradient where it is wanted
-)
+STRIPE_BYTES = 1_000_000  # that one stripe of columns gathers from: loadings, and their gradient if wanted
 STRIPE_NONZEROS = 32  # of a row in a stripe, below which stripes do not pay
 THREAD_NONZEROS = 200_000  # of a thread, below which threads do not pay
 

@@ -18,6 +18,8 @@ from gpnsf.core import initial, pilot, spatial_test
 from gpnsf.core.fields import RIDGE_STEPS
 from gpnsf.core.model import BASIS_RANGE, DEFAULT_INDUCING, PRESETS
 from gpnsf.core.posterior import FEATURES
+from gpnsf.core.refine import NEWTON_STEPS
+from gpnsf.core.rowblocks import MOST_FEATURES
 from gpnsf.core.sparse import CHUNK
 from gpnsf.core.streams import BYTES
 from gpnsf.core.training import FEWEST_POLISH, POLISH_ENTRIES, Schedule
@@ -59,13 +61,14 @@ NONZERO_PAIR = 0.1e-9  # of the information at the nonzeros
 ROW_PAIR = 6e-8  # of an inverse
 SEARCH = 0.1e-9  # of an entry of the binned counts, a factor, and an update
 READ = 6e-10  # of a byte that is not kept
-PRODUCT = 1e-10  # of a node and a pair of basis functions, all of them in large products
+PRODUCT = 1e-10  # of a multiplication, many in large products
+CUBE = 1.5e-10  # of basis functions cubed: eigenvalues, and a covariance
 ROW_POINTS = 1.8e-10  # a row, a factor, and a pair of inducing points, while length scales are learnt
 KEPT_POINTS = 0.3  # of that, once they are frozen
 DEVIANCE = 1e-7  # of a nonzero
 HALF = 0.6  # of a step at the nonzeros, where one of two gradients is wanted
 CLIMB = 75  # steps at the constant rate, after those that choose among starts
-ROUNDS, NEWTON = 5, 3  # of the local stage
+VALUES = 4  # passes over the nonzeros that all factors and the null take to be judged
 
 
 @dataclass(frozen=True, repr=False)
@@ -194,9 +197,9 @@ class _Space(NamedTuple):
 def _hilbert(dataset: Dataset, n_spatial: int, lengthscale: float | None) -> _Space:
     """Basis functions on a grid that is three times as fine."""
     n_axis = np.clip(4 / (lengthscale or 0.2), *BASIS_RANGE) * (np.abs(dataset.coords).max(0) + 0.25) / 1.25
-    weights, nodes, slices = np.prod(n_axis), np.prod(2.5 * n_axis), dataset.n_libraries
-    exact = NUMBER * nodes * weights * 5
-    seconds = PRODUCT * n_spatial * nodes * weights**2 * slices
+    weights, slices = np.prod(n_axis), dataset.n_libraries
+    exact = 2 * NUMBER * weights**2 * 6
+    seconds = CUBE * n_spatial * weights**3 * slices
     return _Space(
         int(2 * slices * n_spatial * weights), ROW_NODE, 0.0, float(exact) * (n_spatial > 0), float(seconds), 0.0
     )
@@ -311,7 +314,8 @@ class _Size:
 
     def bytes_of_deviance(self) -> float:
         """Of the range of rows that is looked at at a time."""
-        others = [view for view in self.views if view.likelihood != "bernoulli"]  # whose null model takes compiled sums
+        compiled = ("poisson", "nb", "bernoulli")  # sums over the nonzeros
+        others = [view for view in self.views if view.likelihood not in compiled]
         shares = [(view.nnz, rows_at_a_time(self.n_obs, view.n_features, int(view.nnz))) for view in others]
         return NONZERO_DEVIANCE * max((nnz * rows / self.n_obs for nnz, rows in shares), default=0.0)
 
@@ -365,9 +369,10 @@ class _Size:
         """Seconds of the local stage."""
         K = self.n_factors
         entries = self.n_obs * sum(view.n_features for view in self.dispersed)
-        nonzero = NEWTON * HALF * self.nonzeros(self.nnz) + NONZERO_PAIR * self.nnz * K**2
-        dense = entries * NEWTON * (ENTRY + ENTRY_FACTOR * K)
-        return ROUNDS * (nonzero + dense + ROW_PAIR * self.n_obs * K**2 + NEWTON * reading)
+        each = HALF * self.nonzeros(self.nnz) + entries * (ENTRY + ENTRY_FACTOR * K) + reading
+        information = NONZERO_PAIR * self.nnz + ROW_PAIR * self.n_obs
+        looked_at = self.n_obs * sum(min(view.n_features, MOST_FEATURES) for view in self.views)
+        return sum(NEWTON_STEPS) * each + (len(NEWTON_STEPS) * information + PRODUCT * looked_at / 2) * K**2
 
     def test(self) -> float:
         """Seconds of the fits of two halves of some counts."""
@@ -378,7 +383,5 @@ class _Size:
         return 2 * (size.start() + 75 * size.step() + 2 * size.local(0.0))
 
     def summary(self, reading: float) -> float:
-        """Seconds until all is numbers: a likelihood for each factor, the information on the loadings."""
-        K = self.n_factors
-        each = self.nonzeros(self.nnz) + reading
-        return (K + 1) * each + (NONZERO_PAIR * K**2 + DEVIANCE) * self.nnz + 6 * reading
+        """Seconds until all is numbers: what each factor explains, the information on the loadings."""
+        return VALUES * self.nonzeros(self.nnz) + (NONZERO_PAIR * self.n_factors**2 + DEVIANCE) * self.nnz + 8 * reading

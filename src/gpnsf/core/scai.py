@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import scipy.sparse as sp
-from scipy.sparse.linalg import LinearOperator, svds
 from sklearn.cluster import KMeans
+from sklearn.decomposition import PCA
 from tqdm.auto import tqdm
 
 __all__ = [
@@ -314,22 +314,9 @@ def _clusters(data: Averages, n_factors: int, number: int, seed: int) -> list[np
     """Labels [N] of several k-means of the principal components of both modalities side by side."""
     both = sp.hstack([data.rna, data.atac], format="csr")
     n_components = min(2 * n_factors, min(both.shape) - 1)
-    points = _components(both, n_components, seed) if n_components > 0 else np.zeros((both.shape[0], 1))
+    pca = PCA(n_components, svd_solver="arpack", random_state=seed)
+    points = pca.fit_transform(both) if n_components > 0 else np.zeros((both.shape[0], 1))
     return [KMeans(n_factors, n_init=1, random_state=seed + i).fit_predict(points) for i in range(number)]
-
-
-def _components(X: sp.csr_matrix, number: int, seed: int) -> np.ndarray:
-    """Scores [N, number] of the first principal components; the mean is subtracted without a dense matrix."""
-    mean, ones = np.asarray(X.mean(axis=0)).ravel(), np.ones(X.shape[0])
-    centred = LinearOperator(
-        X.shape,
-        dtype=np.float64,
-        matvec=lambda v: X @ v.ravel() - mean @ v.ravel() * ones,
-        rmatvec=lambda v: X.T @ v.ravel() - v.sum() * mean,
-    )
-    begin = np.random.default_rng(seed).standard_normal(min(X.shape))
-    U, scale, _ = svds(centred, k=number, v0=begin)
-    return U * scale
 
 
 def _blocks(n_obs: int) -> Iterator[slice]:
