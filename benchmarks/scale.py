@@ -147,6 +147,8 @@ def draw(seen: pd.DataFrame, intercept: float, slope: float) -> None:
         panels[0, 0].plot(rows["n_obs"], intercept + slope * rows["nnz"], color=ORANGE, lw=1.2, zorder=1)
         for ax, label in zip(panels[:, 0], measured.values(), strict=True):
             ax.set_ylabel(label)
+        for ax in panels[-1]:
+            ax.yaxis.set_major_locator(LogLocator(subs=range(1, 10)))
         for ax in panels.flat:
             ax.autoscale_view()
             ax.autoscale(enable=False)
