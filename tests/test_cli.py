@@ -140,6 +140,7 @@ OTHERS = {
 }  # a page, and figures that not every fit has
 
 
+@pytest.mark.slow
 def test_plot_draws_every_figure(fitted, tmp_path, capsys):
     assert cli.main(["plot", fitted, str(tmp_path / "figures")]) == 0
     written = {path.stem for path in (tmp_path / "figures").glob("*.png")}
@@ -232,7 +233,7 @@ def test_demo_finds_the_truth_and_writes_a_file_and_figures(tmp_path, capsys):
 
 
 @pytest.mark.filterwarnings("ignore:Writing zarr v2", "ignore:zarr v3 autosharding", "ignore:Consolidated metadata")
-@pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
+@pytest.mark.parametrize("suffix", [".h5ad", pytest.param(".zarr", marks=pytest.mark.slow)])
 def test_a_large_file_is_copied_and_its_counts_stay_there(adata, tmp_path, monkeypatch, suffix):
     source, target, small = (tmp_path / f"{name}{suffix}" for name in ("in", "out", "small"))
     cli._write(adata, source)

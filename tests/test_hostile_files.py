@@ -346,6 +346,7 @@ def renamed(data: ad.AnnData) -> None:
     data.obsm["../../x"] = data.obsm["spatial"].copy()
 
 
+@pytest.mark.slow
 def test_names_are_labels_and_nothing_else(tmp_path, monkeypatch):
     inside = tmp_path / "a" / "b" / "c"
     inside.mkdir(parents=True)

@@ -144,6 +144,7 @@ def test_starts_see_open_peaks_as_at_most_one():
     assert corrected(replace(dataset, batch=None)).views[0] is dataset.views[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("likelihoods", [TWO, {"rna": "poisson", "protein": "gaussian"}])
 def test_a_fit_finds_the_gene_that_one_batch_lacks(likelihoods):
     dataset = batched(likelihoods)

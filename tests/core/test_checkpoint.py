@@ -117,6 +117,7 @@ def test_an_interrupted_fit_ends_like_an_uninterrupted_one(call, error, path, un
     same(uninterrupted, fitted(path))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("patience", [0, 50, 1e9])
 def test_a_fit_may_be_interrupted_again_and_again(patience, path, uninterrupted, monkeypatch):
     monkeypatch.setattr(files, "PATIENCE", patience)
@@ -157,6 +158,7 @@ def test_repairs_and_halved_rates_are_remembered(path, monkeypatch):
     same(expected, fitted(path))
 
 
+@pytest.mark.slow
 def test_convergence_is_remembered(path):
     schedule = Schedule(max_steps=200, pick_steps=4, kernel_steps=6, min_steps=20, tol=1.0)
     expected = fitted(schedule=schedule)

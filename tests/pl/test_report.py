@@ -115,6 +115,7 @@ def test_sections_depend_on_what_there_is(tmp_path):
     assert "mine" in page.text
 
 
+@pytest.mark.slow
 def test_what_cannot_be_made_says_why(tmp_path, caplog):
     data = fitted.mudata(n_obs=64)
     data["rna"].X = None
@@ -124,6 +125,7 @@ def test_what_cannot_be_made_says_why(tmp_path, caplog):
     assert "section 'Data' of the report is not complete" in caplog.text
 
 
+@pytest.mark.slow
 def test_slices_are_counted(tmp_path):
     assert (
         "2 slices by section: slice A = 60, slice B = 60."
@@ -131,6 +133,7 @@ def test_slices_are_counted(tmp_path):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Glyph")
 def test_hostile_names_stay_text(tmp_path):
     data = fitted.mudata(n_obs=64)
@@ -147,6 +150,7 @@ def test_hostile_names_stay_text(tmp_path):
     assert f"</ul>{EVIL}" in page.text
 
 
+@pytest.mark.slow
 def test_surrogates_can_be_written(tmp_path):
     data = fitted.anndata(n_obs=64)
     data.uns["gpnsf"]["warnings"] = ["\udcff"]
@@ -188,6 +192,7 @@ def test_twenty_factors_make_a_page_of_a_few_megabytes(tmp_path):
     assert (tmp_path / "fit.html").stat().st_size < 10e6
 
 
+@pytest.mark.slow
 def test_a_browser_shows_the_page(fit, tmp_path):
     browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if browser is None:
@@ -205,6 +210,7 @@ def test_a_browser_shows_the_page(fit, tmp_path):
     assert np.ptp(mpimg.imread(shot)[..., :3]) > 0.9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("places", ["none", "nobody", "other names"])
 def test_links_without_places_have_a_table_alone(places, tmp_path):
     data = fitted.mudata(n_obs=64)

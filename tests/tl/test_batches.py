@@ -50,6 +50,7 @@ def test_multipliers_are_written_with_the_names_of_their_batches(sliced, tmp_pat
     assert list(sliced.uns["gpnsf"]["batches"]) == []
 
 
+@pytest.mark.slow
 def test_the_order_of_rows_does_not_matter(sliced):
     order = np.argsort(sliced.obs["library"].to_numpy(), kind="stable")
     rna = sliced["rna"].copy()
@@ -87,6 +88,7 @@ def test_expected_totals_of_each_batch_are_the_observed_ones(sliced):
         assert np.corrcoef(np.log(observed + 1), np.log(expected[code == batch].sum(0) + 1))[0, 1] > 0.98
 
 
+@pytest.mark.slow
 def test_multipliers_serve_to_judge_rows_that_were_held_out(sliced):
     sliced.obs["held"] = np.arange(sliced.n_obs) % 5 == 0
     explained = []

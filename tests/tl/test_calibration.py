@@ -37,6 +37,7 @@ def test_a_line_for_each_factor_and_for_the_features_of_each_modality(adata, tab
     assert table.coverage.between(0, 1).all()
 
 
+@pytest.mark.slow
 def test_data_are_not_changed_and_the_seed_decides(adata, table):
     before = adata.copy()
     again = check_calibration(adata, seed=1, progress=False)
@@ -47,6 +48,7 @@ def test_data_are_not_changed_and_the_seed_decides(adata, table):
     assert adata.uns["gpnsf"]["seconds"] == before.uns["gpnsf"]["seconds"]
 
 
+@pytest.mark.slow
 def test_the_new_fit_gets_counts_of_the_old_one_where_it_reads_them(monkeypatch):
     data = gpnsf.datasets.ggblocks(n_side=12, n_genes=60, n_peaks=50, seed=0)
     data["rna"].layers["raw"], data["rna"].X = data["rna"].X, data["rna"].X / 2
@@ -78,6 +80,7 @@ def test_the_new_fit_gets_counts_of_the_old_one_where_it_reads_them(monkeypatch)
     assert (table[table.kind == "factor"].n == 134).all()
 
 
+@pytest.mark.slow
 def test_cells_that_lack_a_modality():
     data = gpnsf.datasets.ggblocks(n_side=12, n_genes=60, n_peaks=50, seed=0)
     data = MuData({"rna": data["rna"][20:].copy(), "atac": data["atac"][::-1].copy()})

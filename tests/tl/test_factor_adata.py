@@ -78,6 +78,7 @@ def test_it_can_be_written(toy, tmp_path):
     np.testing.assert_array_equal(again.X, factors.X)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")  # of matplotlib, about scanpy's own calls
 def test_scanpy_draws_and_clusters_factors(toy):
     sc = pytest.importorskip("scanpy")

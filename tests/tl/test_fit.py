@@ -712,6 +712,7 @@ def patterned() -> AnnData:
     return gpnsf.datasets.ggblocks(n_side=18, n_genes=60, n_peaks=10, seed=2)["rna"]
 
 
+@pytest.mark.slow
 def test_a_fit_whose_factors_all_pass_is_the_fit_that_was_assumed(patterned):
     tested = gpnsf.tl.fit(patterned, **SPLIT, copy=True)
     assumed = gpnsf.tl.fit(patterned, **SPLIT, split="assumed", copy=True)
@@ -735,6 +736,7 @@ def test_without_spatial_order_nothing_is_called_spatial(patterned):
     np.testing.assert_allclose(shuffled.obsm["X_gpnsf"].mean(0), 1, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_what_fails_goes_behind_what_passes(patterned):
     mixed = gpnsf.tl.fit(patterned, **{**SPLIT, "n_factors": 7, "n_spatial": 7}, copy=True)
     record = mixed.uns["gpnsf"]

@@ -141,6 +141,7 @@ def test_permutation_without_a_spatial_factor_gives_one():
     assert (data.var[[f"{KEY}_p", f"{KEY}_q"]] == 1).all(axis=None)
 
 
+@pytest.mark.slow
 def test_permutation_reads_every_modality_by_the_arguments_of_the_fit():
     data = gpnsf.datasets.ggblocks(n_side=12, n_genes=40, n_peaks=60, seed=0)
     data["rna"].layers["raw"], data["rna"].X = data["rna"].X, data["rna"].X / 2

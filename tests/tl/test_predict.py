@@ -302,7 +302,13 @@ def same(found: AnnData, expected: AnnData) -> None:
 
 @zarr_says
 @pytest.mark.parametrize(
-    ("kind", "case"), [*(("h5mu", case) for case in CASES), ("write", "hybrid"), ("zarr", "hybrid"), ("zarr", "slices")]
+    ("kind", "case"),
+    [
+        *(("h5mu", case) for case in CASES),
+        ("write", "hybrid"),
+        pytest.param("zarr", "hybrid", marks=pytest.mark.slow),
+        pytest.param("zarr", "slices", marks=pytest.mark.slow),
+    ],
 )
 def test_predictions_survive_mudata_files(fits, case, kind, tmp_path):
     data = fits(case)
@@ -373,6 +379,7 @@ others_warn = pytest.mark.filterwarnings(
 )
 
 
+@pytest.mark.slow
 @others_warn
 def test_scanpy_takes_neighbours_from_the_factors(fitted, tmp_path):
     scanpy = pytest.importorskip("scanpy")

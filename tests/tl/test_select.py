@@ -87,6 +87,7 @@ def test_table_record_and_reason(adata, caplog):
     assert "gpnsf" not in adata.uns
 
 
+@pytest.mark.slow
 def test_the_record_can_be_written(mdata, tmp_path):
     table = select_n_factors(mdata, n_factors=[2], **FAST)
     mdata.write_h5mu(tmp_path / "data.h5mu")
@@ -95,6 +96,7 @@ def test_the_record_can_be_written(mdata, tmp_path):
     np.testing.assert_allclose(record["table"]["deviance"], table["deviance"])
 
 
+@pytest.mark.slow
 def test_a_grid_of_both_numbers(adata):
     table = select_n_factors(adata, n_factors=[2, 3], n_spatial=[1, 3], **FAST)
     assert table[["n_factors", "n_spatial"]].to_numpy().tolist() == [[2, 1], [3, 1], [3, 3]]
@@ -111,6 +113,7 @@ def test_processes_do_not_change_the_result(adata):
     assert one.stability.notna().all()
 
 
+@pytest.mark.slow
 def test_layers_features_and_columns_are_those_of_a_fit(mdata):
     mdata["rna"].layers["counts"] = mdata["rna"].X.copy()
     mdata["rna"].X = mdata["rna"].X * 0.5

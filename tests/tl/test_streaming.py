@@ -81,7 +81,7 @@ def same(found: AnnData | MuData, expected: AnnData | MuData, atol: float = 0.0)
 # ---- the same fit ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
+@pytest.mark.parametrize("suffix", [".h5ad", pytest.param(".zarr", marks=pytest.mark.slow)])
 def test_the_path_of_anndata_gets_the_slots_of_a_fit_in_memory(adata, tmp_path, suffix):
     path = written(adata, tmp_path, suffix)
     assert fit(str(path)) is None
@@ -93,7 +93,7 @@ def test_the_path_of_anndata_gets_the_slots_of_a_fit_in_memory(adata, tmp_path, 
     assert os.listdir(tmp_path) == [path.name]
 
 
-@pytest.mark.parametrize("suffix", [".h5mu", ".zarr"])
+@pytest.mark.parametrize("suffix", [".h5mu", pytest.param(".zarr", marks=pytest.mark.slow)])
 def test_the_path_of_mudata_gets_the_slots_of_a_fit_in_memory(mdata, tmp_path, suffix):
     path = written(mdata, tmp_path, suffix)
     fit(path)
@@ -189,7 +189,7 @@ def test_blocks_do_not_change_the_fit(adata, n_blocks):
 # ---- what is in the file --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("suffix", [".h5mu", ".zarr"])
+@pytest.mark.parametrize("suffix", [".h5mu", pytest.param(".zarr", marks=pytest.mark.slow)])
 def test_a_second_fit_replaces_the_first_and_nothing_else(mdata, tmp_path, suffix):
     mdata.obsm["other"], mdata.uns["more"] = np.ones((150, 2)), {"a": 1}
     mdata["rna"].layers["counts"], mdata["rna"].obs["type"] = mdata["rna"].X.copy(), pd.Categorical(["x", "y"] * 75)
@@ -218,7 +218,7 @@ def test_a_fit_that_was_written_by_memory_is_replaced_too(mdata, tmp_path):
     same(reread(path), mdata)
 
 
-@pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
+@pytest.mark.parametrize("suffix", [".h5ad", pytest.param(".zarr", marks=pytest.mark.slow)])
 def test_a_crash_while_writing_leaves_a_file_without_half_a_fit(adata, tmp_path, monkeypatch, suffix):
     fit(adata, seed=3)
     path = written(adata, tmp_path, suffix)
