@@ -40,7 +40,7 @@ NONZERO_POLISH = 36.0  # distinct counts of a block
 NONZERO_START = 8.0  # of a modality of which a start takes some features
 ROW_FACTOR_START = 60.0
 ROW_FACTOR_LOCAL = 20.0
-ROW_PAIR_LOCAL = 34.0  # a row of a block and a pair of factors: information, precision, covariance
+ROW_PAIR_LOCAL = 15.0  # a row of a block and a pair of factors: information, covariance
 NONZERO_LOCAL = 12.0  # of a chunk
 FEATURE_PAIR = (
     4.0  # a feature and a pair of factors: information on the loadings, twice where there are blocks to be added
