@@ -56,7 +56,7 @@ def test_what_does_not_fit_into_the_budget_is_read_again_at_every_step():
         ("gradient", {"n_obs": 40_000, "nnz": 4_000_000}, {}, 1.9),
         ("gradient", {}, {"block_size": 10_000}, 0.52),
         ("gradient", {}, {"n_samples": 3}, 2.9),
-        ("local stage", {}, {"n_factors": 20}, 2.5),
+        ("local stage", {}, {"n_factors": 20}, 2.6),
         ("covariance", {"n_features": 80_000}, {}, 1.5),
         ("field", {}, {"lengthscale": 0.0625}, 27),
         ("starts", {"n_features": 20_000}, {}, 1.2),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, cached_property, reduce
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from gpnsf.core.types import TINY
 
-__all__ = ["LINKS", "Pattern", "Simd", "Torch", "backend", "csr_tensor", "saturation"]
+__all__ = ["LINKS", "Pattern", "Simd", "Torch", "backend", "csr_tensor", "one_changed", "saturation"]
 
 logger = logging.getLogger("gpnsf")
 
@@ -45,6 +45,14 @@ def _cloglog_link(y: Tensor, rate: Tensor) -> tuple[Tensor, Tensor]:
 
 
 LINKS: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {"log": _log_link, "cloglog": _cloglog_link}
+
+
+def one_changed(G: Tensor, changes: Tensor) -> Iterator[Tensor]:
+    """Copies of G [n, K] with ``changes`` [n, K] added to one column after the other."""
+    for k in range(G.shape[1]):
+        changed = G.clone()
+        changed[:, k] += changes[:, k]
+        yield changed
 
 
 def csr_tensor(pointers: Tensor, indices: Tensor, values: Tensor, size: tuple[int, int]) -> Tensor:
@@ -133,12 +141,7 @@ class Torch:
 
     def without(self, G: Tensor, changes: Tensor, W: Tensor, link: str) -> Tensor:
         """Values [K] with ``changes`` [n, K] added to one column of G after the other."""
-        values = []
-        for k in range(G.shape[1]):
-            changed = G.clone()
-            changed[:, k] += changes[:, k]
-            values.append(self.terms(changed, W, link, "")[0])
-        return torch.stack(values).double()
+        return torch.stack([self.terms(G, W, link, "")[0] for G in one_changed(G, changes)]).double()
 
     def information(self, weights: Tensor, B: Tensor, result: Tensor) -> None:
         """Add ``sum_j c_ij b_j b_j^T`` to ``result`` [n, K, K] by K products."""

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from gpnsf.core import distributed
+from gpnsf.core.backends import one_changed
 from gpnsf.core.moments import Moments
 from gpnsf.core.rowblocks import NegativeBinomialCounts, NegativeBinomialZeros, outer_products, row_blocks, unsaturated
 from gpnsf.core.sparse import SparseCounts, SparseTerm
@@ -71,11 +72,7 @@ class AbstractLikelihood(nn.Module, ABC):
 
     def lost(self, counts: SparseCounts, A: Tensor, W: Tensor, changes: Tensor) -> Tensor:
         """What the log-likelihood loses [K+1] when ``changes`` [n, K+1] are added to one column of A after the other."""
-        values = []
-        for k in range(A.shape[1]):
-            changed = A.clone()
-            changed[:, k] += changes[:, k]
-            values.append(self.bound(counts, Moments.certain(changed), W))
+        values = [self.bound(counts, Moments.certain(changed), W) for changed in one_changed(A, changes)]
         return self.bound(counts, Moments.certain(A), W).double() - torch.stack(values).double()
 
     def loading_information(self, counts: SparseCounts, A: Tensor, W: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ value, where the optimiser looks for it.
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -152,6 +153,10 @@ class _Code:
         """A vector of an array."""
         return _Lanes(self.builder, self.builder.load(self.pointer(array, offset, lanes), align=4))
 
+    def vectors(self, pieces, array, offset=INT64(0)):
+        """A row of an array in as many vectors as there are pieces."""
+        return [self.load(array, self.builder.add(offset, INT64(start)), n) for start, n in pieces]
+
     def store(self, lanes, array, offset):
         """Put a vector into an array."""
         self.builder.store(lanes.value, self.pointer(array, offset, lanes.n), align=4)
@@ -194,10 +199,7 @@ def _eight(typing, indices, values, begin, end, a, W, d, dW, rates, chunks):  # 
     def build(context, builder, signature, args):
         code = _Code(context, builder, signature, args, "indices values begin end a W d dW rates chunks")
         columns = [builder.mul(column, INT64(width)) for column in code.columns()]
-
-        def vectors(array, offset=INT64(0)):
-            return [code.load(array, builder.add(offset, INT64(start)), n) for start, n in pieces]
-
+        vectors = partial(code.vectors, pieces)
         row = vectors("a")
         r = _total([_dot(row, vectors("W", column)) for column in columns])
         if code.args["rates"] is not None:
@@ -254,10 +256,7 @@ def _without(typing, indices, values, begin, end, a, c, W, sums, chunks):
     def build(context, builder, signature, args):
         code = _Code(context, builder, signature, args, "indices values begin end a c W sums chunks")
         columns = [builder.mul(column, INT64(width)) for column in code.columns()]
-
-        def vectors(array, offset=INT64(0)):
-            return [code.load(array, builder.add(offset, INT64(start)), n) for start, n in pieces]
-
+        vectors = partial(code.vectors, pieces)
         row, changes, totals = vectors("a"), vectors("c"), vectors("sums")
         r = _total([_dot(row, vectors("W", column)) for column in columns])
         one = ir.Constant(r.value.type, [1.0] * EIGHT)
