@@ -30,7 +30,7 @@ __all__ = ["Checkpoint", "State", "Walk", "fingerprint"]
 
 logger = logging.getLogger("gpnsf")
 
-FORMAT = 1
+FORMAT = 2
 VERSIONS = ("gpnsf", "torch", "pyro-ppl")  # other versions may give other bits
 PATIENCE = 50  # time between two writes over the time that a write takes
 UNREADABLE = (
@@ -76,7 +76,10 @@ class State:
     kept: Walk | None = None  # the best start so far, until one is picked
     starts: dict[str, float] = field(default_factory=dict)
     repairs: list[str] = field(default_factory=list)
-    picked: bool = False
+    phase: int = -1  # of those that follow the choice of a start; -1 until then
+    step: int = 0  # steps in this phase
+    tried: list[str] = field(default_factory=list)  # moves
+    moved: bool = False  # whether the last round of moves has kept one
     converged: bool = False
     moments: Tensor = NOTHING  # [2, n] Adam's, zero where there are none yet
     counts: Tensor = NOTHING  # [parameter tensors] Adam's steps
@@ -85,12 +88,20 @@ class State:
 
     def copy(self) -> State:
         """The same state, which later steps do not change."""
-        return replace(self, walk=self.walk.copy(), starts=dict(self.starts), repairs=list(self.repairs))
+        return replace(self, walk=self.walk.copy(), starts=dict(self.starts), repairs=list(self.repairs), tried=list(self.tried))
 
 
 _WALK = {"elbo": [0.0], "seconds": [0.0], "phase": [""], "halvings": 0, "stuck": False, "best_elbo": 0.0}
 _PLACES = ("best", "here")
-_STATE = {"starts": {"": 0.0}, "repairs": [""], "picked": False, "converged": False}
+_STATE: dict[str, Any] = {
+    "starts": {"": 0.0},
+    "repairs": [""],
+    "phase": 0,
+    "step": 0,
+    "tried": [""],
+    "moved": False,
+    "converged": False,
+}
 _TENSORS = ("moments", "counts", "random", "random_cuda")
 
 
@@ -279,8 +290,10 @@ def _unpack(archive: zipfile.ZipFile, facts: dict[str, Any], like: State) -> Sta
         n_steps = len(walk.elbo)
         if not n_steps == len(walk.seconds) == len(walk.phase) > 0 or walk.halvings < 0:
             raise ValueError("records of different lengths")
-    if facts["picked"] and not facts["starts"]:
+    if facts["phase"] >= 0 and not facts["starts"]:
         raise ValueError("no start")
+    if facts["phase"] < -1 or facts["step"] < 0:
+        raise ValueError("no such phase")
     torch.Generator().set_state(tensors["random"])  # refuses what is no state of a generator
     return State(**_checked({key: facts[key] for key in _STATE}, _STATE), **walks, **tensors)
 

@@ -29,6 +29,7 @@ AMPLITUDE_RANGE = (0.05, 5.0)
 LARGEST, LARGEST_LOG = 1e6, 30.0  # of parameters read from a file: beyond, single precision overflows
 RIDGE_RESIDUAL, RIDGE_STEPS = 1e-5, 100  # of the conjugate gradients that put a start into the field
 MAX_LOG_SCALE = 1.5  # largest correction of a log amplitude
+USUAL_LENGTHSCALE = 0.2  # half-width units, of a field that begins
 TISSUE = 1.05  # half-width of the tissue with a margin
 SHARED = ("u_loc", "log_lengthscale", "log_amplitude", "slope")
 
@@ -46,7 +47,10 @@ class AbstractField(nn.Module, ABC):
     """T independent Gaussian processes with a variational posterior over whitened weights u."""
 
     kind: str
+    has_residual: bool  # whether f varies once u is known
     u_loc: nn.Parameter
+    u_log_scale: nn.Parameter
+    has_given_lengthscale = False
 
     def __init__(self, kernel: str, n_factors: int, n_libraries: int, n_dims: int, lengthscale: float) -> None:
         super().__init__()
@@ -115,8 +119,12 @@ class AbstractField(nn.Module, ABC):
 
     def load(self, log_factors: Tensor, located: Sequence[Located], noise_sd: float = 0.5) -> None:
         """Start q(u) at the ridge fit of centred ``log_factors`` [N, T]; the amplitude at their standard deviation."""
-        targets = torch.split(log_factors, [len(place.coords) for place in located])
         self.log_amplitude.data.copy_(log_factors.std(0).clamp(0.3, 3.0).log())
+        self._ridge(log_factors, located, noise_sd)
+
+    def _ridge(self, log_factors: Tensor, located: Sequence[Located], noise_sd: float) -> None:
+        """Means of q(u) that fit ``log_factors`` [N, T] best, the amplitudes as they are."""
+        targets = torch.split(log_factors, [len(place.coords) for place in located])
 
         def gradient(u: np.ndarray, targets: Sequence[Tensor | float]) -> np.ndarray:
             self.u_loc.data.copy_(torch.as_tensor(u).reshape(self.u_loc.shape))
@@ -131,6 +139,49 @@ class AbstractField(nn.Module, ABC):
         system = LinearOperator((n, n), matvec=lambda u: gradient(u, [0.0] * len(located)), dtype=np.float64)
         solution, _ = cg(system, -gradient(np.zeros(n), targets), rtol=RIDGE_RESIDUAL, maxiter=RIDGE_STEPS)
         self.u_loc.data.copy_(torch.as_tensor(solution).reshape(self.u_loc.shape))
+
+    @torch.no_grad()
+    def put(
+        self,
+        factor: int,
+        log_factor: Tensor,
+        located: Sequence[Located],
+        *,
+        like: int | None = None,
+        noise_sd: float = 0.2,
+        amplitude: float | None = None,
+    ) -> None:
+        """Make one factor the ridge fit of a centred log factor [N], and leave the others as they are.
+
+        It takes the length scale of the factor ``like``, or a common one; ``amplitude`` in the place of its standard deviation.
+        """
+        names = ("u_loc", "log_amplitude", "slope")
+        before = {name: getattr(self, name).detach().clone() for name in names}
+        if like is None and not self.has_given_lengthscale:
+            self.log_lengthscale[factor] = math.log(USUAL_LENGTHSCALE)
+        elif like is not None:
+            self.log_lengthscale[factor] = self.log_lengthscale[like].clone()
+        self.slope.zero_()
+        targets = torch.zeros(len(log_factor), self.n_factors, device=log_factor.device)
+        targets[:, factor] = log_factor
+        with torch.enable_grad():
+            self.load(targets, located, noise_sd)
+            if amplitude is not None:
+                self.log_amplitude.data[factor] = math.log(max(amplitude, AMPLITUDE_RANGE[0]))
+                self._ridge(targets, located, noise_sd)
+        for name, values in before.items():
+            axis = 0 if name == "log_amplitude" else -2
+            values.index_copy_(axis, *_one(getattr(self, name), factor, axis))
+            getattr(self, name).copy_(values)
+        others = [k for k in range(self.n_factors) if k != factor]
+        if like is None and others:
+            self.u_log_scale[..., factor, :] = self.u_log_scale[..., others, :].amin(-2)
+
+    @torch.no_grad()
+    def forget(self, factor: int) -> None:
+        """Put one factor back to its prior."""
+        for values in (self.u_loc, self.u_log_scale, self.slope):
+            values[..., factor, :] = 0.0
 
     def hyperparameters(self) -> list[nn.Parameter]:
         """Kernel parameters, which are learnt early and then frozen."""
@@ -156,6 +207,12 @@ class AbstractField(nn.Module, ABC):
         if self.n_libraries == 1:
             return coords @ self.slope[0].T
         return (coords[:, None, :] * self.slope[located.library]).sum(-1)
+
+
+def _one(values: Tensor, factor: int, axis: int) -> tuple[Tensor, Tensor]:
+    """Position of one factor along an axis, and what stands there."""
+    index = torch.tensor([factor], device=values.device)
+    return index, values.detach().index_select(axis, index)
 
 
 def stored_sizes(state: Mapping[str, Any]) -> tuple[int, int, int]:

@@ -32,6 +32,7 @@ class HilbertField(AbstractField):
     """
 
     kind = "hilbert"
+    has_residual = False
     basis_0: Tensor
     frequency_sq: Tensor
     node_variance: Tensor | None

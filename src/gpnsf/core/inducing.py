@@ -27,6 +27,7 @@ class InducingField(AbstractField):
     """
 
     kind = "inducing"
+    has_residual = True
     centres: Tensor
     centre_library: Tensor
 
@@ -70,6 +71,12 @@ class InducingField(AbstractField):
         if self.covariance == "diagonal":
             return torch.diag_embed(self.u_log_scale.exp())
         return torch.tril(self.u_tril, -1) + torch.diag_embed(self.u_log_scale.exp())
+
+    @torch.no_grad()
+    def forget(self, factor: int) -> None:
+        """Without what ties the weights."""
+        super().forget(factor)
+        self.u_tril[factor] = 0.0
 
     def locate(self, coords: np.ndarray, library: np.ndarray) -> Located:
         """Distances to the inducing points are made when they are needed."""

@@ -39,6 +39,9 @@ MAX_ENTRIES = 50_000_000  # of a dense pass over all rows
 class AbstractLikelihood(nn.Module, ABC):
     """Conditional distribution of one modality given its rates."""
 
+    uncertain_loadings = False
+    surrogate: str | None = None
+    in_surrogate = False
     signed = False  # whether rates may be negative
     link = "log"  # of updates on the nonzeros; "cloglog" where an open peak hides how many events there were
     has_bound = True  # whether `bound` is a lower bound for v > 0
@@ -52,7 +55,7 @@ class AbstractLikelihood(nn.Module, ABC):
         """Dense distribution of the counts [n, P] at the given rates."""
 
     @abstractmethod
-    def bound(self, counts: SparseCounts, moments: Moments, W: Tensor) -> Tensor:
+    def bound(self, counts: SparseCounts, moments: Moments, W: Tensor, geometric: Tensor | None = None) -> Tensor:
         """Lower bound on the expected log-likelihood of a row block."""
 
     @abstractmethod
@@ -86,6 +89,9 @@ class AbstractLikelihood(nn.Module, ABC):
     def prepare(self, counts: Iterable[SparseCounts]) -> None:
         """Set the likelihood's own parameters from the data before a start is tried."""
 
+    def leave_surrogate(self, blocks) -> None:
+        """Nothing."""
+
     def log_prior(self) -> Tensor | float:
         """Log prior of the likelihood's own parameters."""
         return 0.0
@@ -98,13 +104,15 @@ class AbstractLikelihood(nn.Module, ABC):
 class Poisson(AbstractLikelihood):
     """``y ~ Poisson(r)``: ``sum_nz y log rG - sum_k (sum_i E_ik)(sum_j W_jk) - sum log y!``; the second term is exact."""
 
+    uncertain_loadings = True
+
     def distribution(self, rate: Tensor) -> dist.Distribution:
         """Poisson counts."""
         return dist.Poisson(rate)
 
-    def bound(self, counts: SparseCounts, moments: Moments, W: Tensor) -> Tensor:
+    def bound(self, counts: SparseCounts, moments: Moments, W: Tensor, geometric: Tensor | None = None) -> Tensor:
         """Nonzeros and column sums only."""
-        nonzero = SparseTerm.apply(moments.geometric, W, counts, self.link)
+        nonzero = SparseTerm.apply(moments.geometric, W if geometric is None else geometric, counts, self.link)
         return nonzero - (moments.mean.sum(0) * W.sum(0)).sum() - counts.log_factorials
 
     def curvature(self, counts: SparseCounts, A: Tensor, W: Tensor, information: bool) -> tuple[Tensor, Tensor | None]:
@@ -131,6 +139,7 @@ class Bernoulli(Poisson):
     """``P(y = 1) = 1 - exp(-r)`` (cloglog): ``sum_nz log(expm1 rG) - sum rE``, a bound by a latent Poisson count."""
 
     link = "cloglog"
+    uncertain_loadings = True
 
     def distribution(self, rate: Tensor) -> dist.Distribution:
         """Bernoulli of at least one event."""
@@ -164,13 +173,16 @@ class NegativeBinomial(AbstractLikelihood):
     """``y ~ NB(mean r, size theta_j)``, variance ``r + r^2 / theta`` (eq. 5).
 
     ``sum_nz [y log rG - y log(theta + rE) + lgamma(y + theta) - lgamma(theta) - log y!] - sum_ij theta log1p(rE / theta)``.
-    While ``poisson_phase`` holds, the bound is the Poisson one: theta is only estimated once the rates are good.
+    While ``in_surrogate`` holds, the bound is the Poisson one: theta is only estimated once the rates are good.
     """
+
+    uncertain_loadings = True
+    surrogate = "poisson"
 
     def __init__(self, n_features: int) -> None:
         super().__init__(n_features)
         self.log_theta = nn.Parameter(torch.full((n_features,), math.log(10.0)))
-        self.poisson_phase = False
+        self.in_surrogate = False
         self._poisson = Poisson(n_features)
 
     def distribution(self, rate: Tensor) -> dist.Distribution:
@@ -178,15 +190,15 @@ class NegativeBinomial(AbstractLikelihood):
         theta = self.log_theta.exp()
         return dist.GammaPoisson(theta, theta / rate.clamp_min(TINY))
 
-    def bound(self, counts: SparseCounts, moments: Moments, W: Tensor) -> Tensor:
+    def bound(self, counts: SparseCounts, moments: Moments, W: Tensor, geometric: Tensor | None = None) -> Tensor:
         """Exact in the zeros by dense row blocks; lgamma terms on the distinct (feature, count) pairs."""
-        if self.poisson_phase:
-            return self._poisson.bound(counts, moments, W)
+        if self.in_surrogate:
+            return self._poisson.bound(counts, moments, W, geometric)
         theta = self.log_theta.exp()
         feature, count, number = counts.histogram
         size = theta[feature]
         gammas = (number * (torch.lgamma(count + size) - torch.lgamma(size))).sum()
-        nonzero = SparseTerm.apply(moments.geometric, W, counts, "log")
+        nonzero = SparseTerm.apply(moments.geometric, W if geometric is None else geometric, counts, "log")
         nonzero = nonzero - NegativeBinomialCounts.apply(moments.mean, W, theta, counts)
         return nonzero + gammas - counts.log_factorials - NegativeBinomialZeros.apply(moments.mean, W, theta)
 
@@ -214,14 +226,14 @@ class NegativeBinomial(AbstractLikelihood):
 
     def prepare(self, counts: Iterable[SparseCounts]) -> None:
         """Begin in the Poisson phase."""
-        self.poisson_phase = True
+        self.in_surrogate = True
 
     def log_prior(self) -> Tensor | float:
         """``log theta ~ N(1, 2^2)``: features with a handful of counts say nothing about theta."""
-        return 0.0 if self.poisson_phase else -0.5 * (((self.log_theta - 1.0) / 2.0) ** 2).sum()
+        return 0.0 if self.in_surrogate else -0.5 * (((self.log_theta - 1.0) / 2.0) ** 2).sum()
 
     @torch.no_grad()
-    def estimate_theta(self, blocks: Iterable[tuple[SparseCounts, Moments, Tensor]]) -> None:
+    def leave_surrogate(self, blocks: Iterable[tuple[SparseCounts, Moments, Tensor]]) -> None:
         """Moment estimate ``theta_j = sum r^2 / (sum (y - r)^2 - sum r)`` in O(nnz K + (N + P) K^2), then leave the Poisson phase.
 
         Each block brings its counts, its factors, and the loadings [P, K+1] that its batch sees.
@@ -236,7 +248,7 @@ class NegativeBinomial(AbstractLikelihood):
         distributed.add_up(rate_sq, excess)
         theta = torch.where(excess > 0, rate_sq / excess.clamp_min(1e-6), torch.full_like(excess, 100.0))
         self.log_theta.copy_(theta.clamp(0.05, 100.0).log())
-        self.poisson_phase = False
+        self.in_surrogate = False
 
     def dispersion(self) -> Tensor:
         """Theta."""
@@ -261,7 +273,7 @@ class ClippedBernoulli(AbstractLikelihood):
         """Bernoulli with the clipped rate as its probability."""
         return dist.Bernoulli(probs=self._probability(rate))
 
-    def bound(self, counts: SparseCounts, moments: Moments, W: Tensor) -> Tensor:
+    def bound(self, counts: SparseCounts, moments: Moments, W: Tensor, geometric: Tensor | None = None) -> Tensor:
         """Dense log-likelihood at the means (exact at v = 0), by row blocks."""
         total: Tensor | float = 0.0
         for rows in row_blocks(counts.shape[0], counts.shape[1]):
@@ -321,7 +333,7 @@ class Gaussian(AbstractLikelihood):
         n_rows = distributed.total(sum(n for _, n in sums))
         self.log_sd.copy_(0.5 * torch.log(squares / n_rows + 1e-6))
 
-    def bound(self, counts: SparseCounts, moments: Moments, W: Tensor) -> Tensor:
+    def bound(self, counts: SparseCounts, moments: Moments, W: Tensor, geometric: Tensor | None = None) -> Tensor:
         """Rows that were not observed have size factor 0 and drop out."""
         precision = torch.exp(-2 * self.log_sd)  # [P]
         weighted = W * precision[:, None]

@@ -5,15 +5,18 @@
     r_ij = size_i (sum_k W_jk exp(h_ik) + b_j)                         (eq. 4)
     y_ij ~ NB(r_ij, theta_j), Bernoulli(1 - exp(-r_ij)), ..            (eq. 5 and 6)
 
-Loadings W >= 0, backgrounds b >= 0 and all hyperparameters are point estimates; h has a Gaussian guide. The signed models
-``fa`` and ``rsf`` put h itself in the place of exp(h) and leave W and b free.
+h has a Gaussian guide, loadings W >= 0 and backgrounds b >= 0 have a gamma prior and a gamma guide; all hyperparameters are
+point estimates. The signed models ``fa`` and ``rsf`` put h itself in the place of exp(h); their W and b are free, and point
+estimates.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+import uuid
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import reduce
 from itertools import pairwise
 from typing import Any
 
@@ -30,6 +33,7 @@ from gpnsf.core.hilbert import HilbertField
 from gpnsf.core.inducing import InducingField
 from gpnsf.core.initial import Start
 from gpnsf.core.likelihoods import LIKELIHOODS, AbstractLikelihood
+from gpnsf.core.loadings import AbstractLoadings, GammaLoadings, PointLoadings, PosteriorLoadings
 from gpnsf.core.moments import Moments
 from gpnsf.core.sparse import SparseCounts
 from gpnsf.core.streams import BlockCounts, Shelf
@@ -39,6 +43,7 @@ __all__ = ["FIELDS", "PRESETS", "Block", "Factorization", "Preset", "ViewModel",
 
 FIELDS: dict[str, type[AbstractField]] = {"hilbert": HilbertField, "inducing": InducingField}
 DEFAULT_INDUCING = 300
+LEAST_WEIGHT = 1e-6  # of the divergences
 BATCH_SD = 0.5  # of the log multipliers of a batch, a priori
 BASIS_RANGE = (28, 64)  # basis functions per axis; four per length scale and half-width are enough
 
@@ -74,52 +79,47 @@ class Block:
     share: float = 1.0  # part of the whole-data terms that this block carries
     batch: int = 0  # all rows are of one batch
 
+    @property
+    def every_row(self) -> slice:
+        """All rows, as the block counts them."""
+        return slice(0, self.rows.stop - self.rows.start)
+
 
 class ViewModel(nn.Module):
-    """Loadings, background and likelihood of one modality."""
+    """Loadings, batch multipliers and likelihood of one modality."""
 
     def __init__(
-        self, likelihood: AbstractLikelihood, n_factors: int, preset: Preset, weight: float, n_batches: int = 1
+        self, likelihood: AbstractLikelihood, loadings: AbstractLoadings, weight: float, n_batches: int = 1
     ) -> None:
         super().__init__()
-        self.likelihood, self.weight = likelihood, weight
-        self.nonnegative, self.has_background = preset.nonnegative, preset.background
-        shape = (likelihood.n_features, n_factors + 1)
-        own = torch.Generator().manual_seed(0)  # a model is built without touching the global random state
-        flat = torch.full(shape, -math.log(n_factors + 1))
-        self.raw = nn.Parameter(flat if preset.nonnegative else torch.randn(shape, generator=own))
+        self.likelihood, self.loadings, self.weight = likelihood, loadings, weight
         none = torch.zeros(n_batches, likelihood.n_features)
         self.log_multipliers = nn.Parameter(none) if n_batches > 1 else None  # [S, P]
 
     @property
-    def loadings(self) -> Tensor:
-        """Loadings with the background as the last column [P, K+1]."""
-        W = self.raw.exp() if self.nonnegative else self.raw
-        if self.has_background:
-            return W
-        return torch.cat([W[:, :-1], torch.zeros_like(W[:, -1:])], dim=1)
+    def multipliers(self) -> Tensor | None:
+        """Multipliers [S, P] of the batches, which q(W) takes as known."""
+        return None if self.log_multipliers is None else self.log_multipliers.detach().exp()
+
+    def as_seen(self, loadings: Tensor, batch: int) -> Tensor:
+        """Loadings [P, K+1] times the multipliers of a batch."""
+        return loadings if self.log_multipliers is None else self.log_multipliers[batch].exp()[:, None] * loadings
 
     def loadings_of(self, batch: int) -> Tensor:
-        """Loadings and background [P, K+1] as one batch sees them."""
-        if self.log_multipliers is None:
-            return self.loadings
-        return self.log_multipliers[batch].exp()[:, None] * self.loadings
+        """``E W`` [P, K+1] as one batch sees them."""
+        return self.as_seen(self.loadings.mean, batch)
 
     def log_prior(self) -> Tensor | float:
         """Log prior of the point estimates that have one."""
         own = self.likelihood.log_prior()
         return own if self.log_multipliers is None else own - 0.5 * (self.log_multipliers / BATCH_SD).square().sum()
 
-    @torch.no_grad()
-    def load(self, loadings: Tensor) -> None:
-        """Start at loadings [P, K+1]; logarithms are taken of values floored at a thousandth of the mean."""
-        if self.nonnegative:
-            loadings = loadings.clamp_min(max(float(loadings.mean()) * 1e-3, 1e-12)).log()
-        self.raw.copy_(loadings)
-
 
 class Factorization(nn.Module):
-    """The joint model: factor blocks, modalities, and the objective that trains them."""
+    """The joint model: factor blocks and modalities, as a Pyro program with its guide.
+
+    ``pyro.infer.SVI(model, model.guide, optimizer, ClosedFormELBO())`` trains it, and so does any other objective of Pyro.
+    """
 
     def __init__(
         self,
@@ -137,7 +137,8 @@ class Factorization(nn.Module):
         self.names = tuple(views)
         self.views = nn.ModuleList(views.values())
         self.n_obs, self.nonnegative = n_obs, nonnegative
-        self.kl_weight, self.n_samples = kl_weight, n_samples
+        self.kl_weight, self.n_samples = max(kl_weight, LEAST_WEIGHT), n_samples
+        self._store_name = f"gpnsf_{uuid.uuid4().hex}"
 
     @property
     def parts(self) -> list[AbstractFactors]:
@@ -162,55 +163,67 @@ class Factorization(nn.Module):
         """Modalities by name."""
         return zip(self.names, self.views, strict=True)  # type: ignore[arg-type]
 
+    def forward(self, block: Block) -> dict[str, Tensor]:
+        """The generative program, its parameters in Pyro's store, where ``pyro.infer.SVI`` looks for them."""
+        self.register()
+        return self.model(block)
+
+    def register(self) -> None:
+        """Make the parameters that are learnt known to Pyro, under a name that no other model has."""
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                pyro.param(f"{self._store_name}.{name}", parameter)
+
     def model(self, block: Block) -> dict[str, Tensor]:
-        """Generative process of a row block; counts that the block holds enter through the objective (eq. 22 to 27)."""
-        draw = not block.counts
-        log_factors = []
-        for part in self.parts:
-            with poutine.scale(scale=self._kl_scale(part, block)):
-                log_factors.append(part.model(block.rows, block.located, draw))
-        if draw:
-            return self._draw_counts(torch.cat([h for h in log_factors if h is not None], dim=1), block)
-        m, v = self.marginals(block)
+        """Latent variables, then the counts of every modality: drawn, or scored where the block holds them (eq. 1 to 6)."""
+        h = torch.cat([self._scaled(part.model, part.is_local, block) for part in self.parts], 1)
+        factors = h.exp() if self.nonnegative else h
+        draws = {}
         for name, view in self.items():
-            W = view.loadings_of(block.batch)
-            bound = self._expected_log_likelihood(view.likelihood, block.counts[name], m, v, block.size[name], W)
-            pyro.factor(name, view.weight * bound)
+            W = view.as_seen(self._scaled(view.loadings.model, False, block, f"{name}_loadings"), block.batch)
+            size = block.size[name]
+            rate = torch.cat([size * factors, size], 1) @ W.T
+            law = view.likelihood.distribution(rate).mask(size > 0).to_event(2)
+            observed = block.counts[name].dense_rows(block.every_row) if block.counts else None
+            with poutine.scale(scale=view.weight):
+                draws[name] = pyro.sample(name, law, obs=observed)
             pyro.factor(f"{name}_prior", block.share * torch.as_tensor(view.log_prior()))
-        return {}
+        return draws
 
     def guide(self, block: Block) -> None:
         """Mean-field approximation of the latent variables of the block."""
+        if block.share == 1.0:
+            self.look([block])
         for part in self.parts:
-            with poutine.scale(scale=self._kl_scale(part, block)):
-                part.guide(block.rows)
-
-    def _kl_scale(self, part: AbstractFactors, block: Block) -> float:
-        """eta, shared out over the blocks where the latent variables are common to all of them."""
-        return max(self.kl_weight, 1e-30) * (1.0 if part.is_local else block.share)
-
-    def _draw_counts(self, log_factors: Tensor, block: Block) -> dict[str, Tensor]:
-        """Prior-predictive counts of every modality."""
-        draws = {}
+            self._scaled(part.guide, part.is_local, block)
         for name, view in self.items():
-            moments = self._moments(log_factors, torch.zeros_like(log_factors), block.size[name])
-            rate = moments.mean @ view.loadings_of(block.batch).T
-            draws[name] = pyro.sample(name, view.likelihood.distribution(rate).to_event(2))
-        return draws
+            arguments = f"{name}_loadings", view.multipliers, view.weight / self.kl_weight
+            self._scaled(view.loadings.guide, False, block, *arguments)
 
-    def _expected_log_likelihood(
-        self, likelihood: AbstractLikelihood, counts: SparseCounts, m: Tensor, v: Tensor, size: Tensor, W: Tensor
+    def _scaled(self, sample: Callable[..., Any], is_local: bool, block: Block, *arguments: Any) -> Any:
+        """Sites under eta, shared out over the blocks where the latent variables are common to all of them."""
+        arguments = arguments or (block.rows, block.located)
+        with poutine.scale(scale=self.kl_weight * (1.0 if is_local else block.share)):
+            return sample(*arguments)
+
+    def expected_log_likelihood(
+        self, view: ViewModel, block: Block, name: str, h: tuple[Tensor, Tensor], W: PosteriorLoadings
     ) -> Tensor:
-        """Closed-form bound on ``E_q log p(y | h)``, or its Monte Carlo mean over draws of the rows of h (eq. 29 to 35)."""
+        """Closed-form bound on ``E_q log p(y | h, W)``, or its Monte Carlo mean over draws of the rows of h (eq. 29 to 35)."""
+        counts, size = block.counts[name], block.size[name]
+        mean, geometric = (None if part is None else view.as_seen(part, block.batch) for part in W[:2])
         if self.n_samples is None:
-            return likelihood.bound(counts, self._moments(m, v, size), W)
-        scale = v.clamp_min(1e-12).sqrt()  # the slope of the root is infinite at 0
-        draws = [m + scale * torch.randn_like(m) for _ in range(self.n_samples)]
-        zero = torch.zeros_like(v)
-        return torch.stack([likelihood.bound(counts, self._moments(h, zero, size), W) for h in draws]).mean()
+            moments = self._moments(*h, size)
+            view.loadings.see(block.batch, moments.mean)
+            return view.likelihood.bound(counts, moments, mean, geometric)
+        m, v = h
+        view.loadings.see(block.batch, self._moments(m, v, size).mean)
+        scale, certain = v.clamp_min(1e-12).sqrt(), torch.zeros_like(v)  # the slope of the root is infinite at 0
+        draws = [self._moments(m + scale * torch.randn_like(m), certain, size) for _ in range(self.n_samples)]
+        return torch.stack([view.likelihood.bound(counts, draw, mean, geometric) for draw in draws]).mean()
 
     def marginals(self, block: Block) -> tuple[Tensor, Tensor]:
-        """Mean and variance [n, K] of h under the guide."""
+        """Mean and variance [n, K] of h under the guide (eq. 32 to 34)."""
         moments = [part.marginals(block.rows, block.located) for part in self.parts]
         return torch.cat([m for m, _ in moments], dim=1), torch.cat([v for _, v in moments], dim=1)
 
@@ -221,6 +234,20 @@ class Factorization(nn.Module):
     def _moments(self, m: Tensor, v: Tensor, size: Tensor) -> Moments:
         """Factors from log factors."""
         return (Moments.lognormal if self.nonnegative else Moments.normal)(m, v, size)
+
+    @torch.no_grad()
+    def look(self, blocks: list[Block]) -> None:
+        """Work out, for the posteriors of the loadings, what they are exposed to now."""
+        for block in distributed.mine(blocks):
+            h = self.marginals(block)
+            for name, view in self.items():
+                view.loadings.see(block.batch, self._moments(*h, block.size[name]).mean)
+        self.end_pass()
+
+    def end_pass(self) -> None:
+        """All blocks were seen: the next pass takes the posteriors of the loadings from what this one has summed up."""
+        for view in self.views:
+            view.loadings.end_pass()
 
     def load(self, start: Start, blocks: list[Block]) -> None:
         """Begin at a start: log factors into the blocks, loadings into the modalities."""
@@ -235,15 +262,25 @@ class Factorization(nn.Module):
             loadings = torch.as_tensor(start.loadings[name], device=factors.device).clone()
             if self.nonnegative:
                 loadings[:, : self.n_spatial] *= shift.exp()
-            view.load(loadings)
+            view.loadings.load(loadings)
             if view.log_multipliers is not None and not view.likelihood.signed:
                 view.log_multipliers.data.copy_(self._first_multipliers(name, view, factors, blocks))
-            view.likelihood.prepare(block.counts[name] for block in distributed.mine(blocks))
+        self.prepare(blocks)
+        self.look(blocks)
+
+    def prepare(self, blocks: list[Block]) -> None:
+        """Take from the counts what priors and likelihoods have to know before a start is tried."""
+        for name, view in self.items():
+            counts = [block.counts[name] for block in distributed.mine(blocks)]
+            sums = torch.stack([part.column_sums for part in counts]).double().sum(0)
+            distributed.add_up(sums)
+            view.loadings.prepare(sums.float())
+            view.likelihood.prepare(counts)
 
     @torch.no_grad()
     def _first_multipliers(self, name: str, view: ViewModel, factors: Tensor, blocks: list[Block]) -> Tensor:
         """Log ratio of what each batch holds of a feature to what a start expects, shrunken as under a gamma prior."""
-        W = view.loadings
+        W = view.loadings.mean
         observed = torch.zeros(blocks[-1].batch + 1, len(W), device=W.device)
         expected = torch.zeros_like(observed)
         for block in distributed.mine(blocks):
@@ -304,25 +341,27 @@ def build(
     lengthscale: float | None = None,
     kl_weight: float = 1.0,
     n_samples: int | None = None,
+    loadings: str = "gamma",
     seed: int = 0,
 ) -> Factorization:
     """Assemble a model; the only place that looks at the name of a preset.
 
     ``lengthscale`` (half-width units) is held fixed when it is given. ``n_samples`` switches to the Monte Carlo objective.
+    ``loadings`` is "gamma" (posteriors) or "point" (estimates without a prior).
     """
     chosen = PRESETS[preset]
     spatial = nonspatial = None
     if n_spatial:
         spatial = FieldFactors(_build_field(field, dataset, kernel, n_spatial, lengthscale or 0.2, n_inducing, seed))
         spatial.field.log_lengthscale.requires_grad_(lengthscale is None)
+        spatial.field.has_given_lengthscale = lengthscale is not None
     if n_factors > n_spatial:
         nonspatial = NormalFactors(dataset.n_obs, n_factors - n_spatial)
-    views = {
-        view.name: ViewModel(
-            LIKELIHOODS[view.likelihood](view.counts.shape[1]), n_factors, chosen, view.weight, dataset.n_batches
-        )
-        for view in dataset.views
-    }
+    views = {}
+    for view in dataset.views:
+        likelihood = LIKELIHOODS[view.likelihood](view.counts.shape[1])
+        own = _build_loadings(likelihood, n_factors, chosen, dataset.n_batches, point=loadings == "point")
+        views[view.name] = ViewModel(likelihood, own, view.weight, dataset.n_batches)
     return Factorization(
         spatial,
         nonspatial,
@@ -332,6 +371,16 @@ def build(
         kl_weight=kl_weight,
         n_samples=n_samples,
     )
+
+
+def _build_loadings(
+    likelihood: AbstractLikelihood, n_factors: int, preset: Preset, n_batches: int, *, point: bool
+) -> AbstractLoadings:
+    """Gamma posteriors, or point estimates where they are asked for or the bound knows no others."""
+    sizes = likelihood.n_features, n_factors
+    if point or not preset.nonnegative or not likelihood.uncertain_loadings:
+        return PointLoadings(*sizes, background=preset.background, nonnegative=preset.nonnegative)
+    return GammaLoadings(*sizes, background=preset.background, n_batches=n_batches)
 
 
 def _build_field(

@@ -91,7 +91,7 @@ class Pilot:
     def left(self) -> training.Schedule:
         """What is left to do after it: mostly loadings, which need no long approach."""
         schedule = self.options["schedule"]
-        return replace(schedule, pick_steps=5, min_steps=30, tail_steps=schedule.tail_steps // 2, tol=5 * schedule.tol)
+        return replace(schedule, pick_steps=5, min_steps=30, tail_steps=schedule.tail_steps // 2, tol=5 * schedule.tol, moves=0)
 
     def __iter__(self) -> Iterator[Start]:
         """Fit the part, and go on from there."""
@@ -131,7 +131,7 @@ def continued(model: Factorization, log_factors: Tensor, order: np.ndarray, name
     scale = factors.mean(0)
     columns = torch.as_tensor(np.append(order, len(order)), device=scale.device)
     widths = torch.cat([scale, torch.ones(1, device=scale.device)])
-    loadings = {name: (view.loadings * widths)[:, columns].cpu().numpy() for name, view in model.items()}
+    loadings = {name: (view.loadings.mean * widths)[:, columns].cpu().numpy() for name, view in model.items()}
     return Start(name, (factors / scale)[:, columns[:-1]].cpu().numpy(), loadings)
 
 

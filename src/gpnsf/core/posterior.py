@@ -112,8 +112,8 @@ def _margins(blocks: list[Block], name: str) -> _Margins:
 
 def _scaled_loadings(view: ViewModel, margins: _Margins, scale: Tensor) -> Tensor:
     """Loadings [P, K+1] that go with the scaled factors; traces are zero, and so are features without a count."""
-    W = view.loadings * torch.cat([scale, torch.ones(1, device=scale.device)])
-    if not view.nonnegative:
+    W = view.loadings.mean * torch.cat([scale, torch.ones(1, device=scale.device)])
+    if not view.loadings.nonnegative:
         return W
     kept = W >= NEGLIGIBLE * W.sum(1, keepdim=True)
     kept[:, -1] = True
@@ -154,7 +154,7 @@ class _Result:
     def match_totals(self, model: Factorization, blocks: list[Block], margins: dict[str, _Margins]) -> None:
         """Scale each modality's loadings so that its expected total is the observed one."""
         for name, view in model.items():
-            if view.nonnegative and margins[name].smallest >= 0:  # values around zero have no total to be matched
+            if view.loadings.nonnegative and margins[name].smallest >= 0:  # values around zero have no total to be matched
                 self._match_total(view.likelihood, name, blocks, margins[name].total)
 
     def sort(self, T: int) -> Tensor:

@@ -30,7 +30,7 @@ SCATTER = 4.0  # of z over factors with the same order: three standard deviation
 CHANCE = 2.0  # standard deviations of the order that real differences between spots have by chance, taken off z
 MAX_SPOTS = 5_000
 MAX_NONZEROS = 2_000_000
-SCHEDULE = training.Schedule(max_steps=60, pick_steps=15)
+SCHEDULE = training.Schedule(max_steps=60, pick_steps=15, moves=0)
 N_NEIGHBORS = (6, 60)
 FIT_AS = {"nb": "poisson", "bernoulli_clipped": "bernoulli"}  # any likelihood makes a valid score; these are fast
 
@@ -155,7 +155,7 @@ def _project(model: Factorization, centre: Tensor, without_field: Factorization,
     for (_, source), (_, target) in zip(model.items(), without_field.items(), strict=True):
         target.load_state_dict(source.state_dict())
         if model.nonnegative:
-            target.raw[:, :-1] += centre
+            target.loadings.raw[:, :-1] += centre
     return refine.local(without_field, without_field.blocks(part)).m.cpu().numpy()
 
 

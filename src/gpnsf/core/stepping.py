@@ -7,7 +7,6 @@ import math
 import time
 
 import torch
-from pyro.infer import TraceMeanField_ELBO
 from torch import Tensor
 from torch.nn import Parameter
 from tqdm.auto import tqdm
@@ -15,8 +14,8 @@ from tqdm.auto import tqdm
 from gpnsf.core import distributed
 from gpnsf.core.checkpoint import Checkpoint, State, Walk
 from gpnsf.core.initial import Start
-from gpnsf.core.likelihoods import NegativeBinomial
 from gpnsf.core.model import Block, Factorization
+from gpnsf.core.objective import ClosedFormELBO
 
 __all__ = ["Adam", "Stepper"]
 
@@ -35,7 +34,7 @@ class Stepper:
         self,
         model: Factorization,
         blocks: list[Block],
-        objective: TraceMeanField_ELBO,
+        objective: ClosedFormELBO,
         bar: tqdm,
         nnz: int,
         checkpoint: Checkpoint | None = None,
@@ -44,6 +43,7 @@ class Stepper:
         self.nnz = max(1, nnz)
         self.devices = [device for device in [next(model.parameters()).device] if device.type == "cuda"]
         self.state = State()
+        self.on_trial = False  # whether steps may be undone: they are not written down
         self._objective = objective
         self._began = time.perf_counter()
         self._parameters = list(model.parameters())
@@ -80,20 +80,22 @@ class Stepper:
         self._adam.counts.zero_()
 
     def resume(self, state: State) -> None:
-        """Go on from a state; what it does not hold follows from it."""
-        self.state, walk = state.copy(), state.walk
-        for name, view in self.model.items():
-            view.likelihood.prepare(block.counts[name] for block in self.blocks)
-            if isinstance(view.likelihood, NegativeBinomial):
-                view.likelihood.poisson_phase = "polish" not in walk.phase
-        self.go_to(walk.here)
+        """Go on from a state of an interrupted fit; what it does not hold follows from the counts."""
+        self.model.prepare(self.blocks)
+        self.restore(state)
+        self._began -= state.walk.seconds[-1]
+
+    def restore(self, state: State) -> None:
+        """Be where a state was captured."""
+        self.state = state.copy()
+        self.go_to(state.walk.here)
         self._adam.moments.copy_(state.moments)
         self._adam.counts.copy_(state.counts)
         torch.set_rng_state(state.random)
         for device in self.devices:
             torch.cuda.set_rng_state(state.random_cuda, device)
-        self._began -= walk.seconds[-1]
-        self.bar.update(len(walk.elbo))
+        self.bar.n = len(state.walk.elbo)
+        self.bar.refresh()
 
     def captured(self) -> State:
         """A copy of the state, complete with what the model, Adam and the random generators hold of it."""
@@ -148,7 +150,7 @@ class Stepper:
         parts, sums, trouble = [], dict[int, Tensor](), "objective not finite"
         try:
             for block in distributed.mine(self.blocks):
-                part = self._objective.differentiable_loss(self.model.model, self.model.guide, block)
+                part = self._objective.differentiable_loss(self.model, self.model.guide, block)
                 (part / self.nnz).backward()
                 parts.append(part.detach().double())
                 if len(self.blocks) > 1:
@@ -156,6 +158,7 @@ class Stepper:
             loss = float(sum(parts))  # where a GPU works ahead, it is waited for once a step
         except ArithmeticError as error:  # a covariance that cannot be factorised
             loss, trouble = math.nan, str(error).rstrip(".")
+        self.model.end_pass()
         loss = distributed.total(loss)
         if not math.isfinite(loss):
             return loss, trouble
@@ -176,6 +179,8 @@ class Stepper:
     def _move(self, rate: float) -> None:
         """One step of Adam."""
         self._adam.step(rate)
+        for view in self.model.views:
+            view.loadings.clamp_()
         if self.model.spatial is not None:
             self.model.spatial.field.clamp_()
 
@@ -201,7 +206,8 @@ class Stepper:
         walk.phase.append(phase)
         self.bar.update()
         self.bar.set_postfix(ELBO=f"{value:.6g}", refresh=False)
-        if self.checkpoint is not None:
+        self.state.step += 1
+        if self.checkpoint is not None and not self.on_trial:
             self.checkpoint.keep(self.captured())
 
     def _repair(self, phase: str, trouble: str) -> None:

@@ -9,35 +9,37 @@ from __future__ import annotations
 import ctypes
 import logging
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 import pyro
-import pyro.poutine as poutine
+import scipy.sparse as sp
 import torch
-from pyro.infer import TraceMeanField_ELBO
 from tqdm.auto import tqdm
 
-from gpnsf.core import distributed, initial
+from gpnsf.core import distributed, initial, moves
 from gpnsf.core.checkpoint import Checkpoint, State, Walk, fingerprint
 from gpnsf.core.fields import AMPLITUDE_RANGE, LENGTHSCALE_RANGE
 from gpnsf.core.initial import Start
-from gpnsf.core.likelihoods import NegativeBinomial
+from gpnsf.core.loadings import GammaLoadings
 from gpnsf.core.model import Block, Factorization
 from gpnsf.core.moments import MEAN_CAP, MEAN_RANGE
+from gpnsf.core.objective import ClosedFormELBO
 from gpnsf.core.stepping import Stepper
 from gpnsf.core.types import Dataset, History
 
-__all__ = ["MeanFieldELBO", "Schedule", "elbo", "few_threads", "fit", "give_back"]
+__all__ = ["Phase", "Schedule", "elbo", "few_threads", "fit", "give_back"]
 
 logger = logging.getLogger("gpnsf")
 
 WINDOW = 10  # steps over which convergence is judged
 ROUNDING = 1e-6  # relative error of the bound in single precision
 POLISH_ENTRIES, FEWEST_POLISH = 1_000_000_000, 5  # of the dense passes of all polish steps, and the steps at least
+MOVE, MOVE_RATE = "move", 0.5  # name of the phase, and its rate over that of the main phase
+TRIALS, TRIAL_STEPS = 3, 10  # parts of the trial of a move, and steps of each
+HOPE = 2.0  # a trial ends where what is missing is more than this many times the gain of its last part
 SMALL = 1_000_000  # nonzeros below which threads wait for each other longer than they work
 
 
@@ -47,11 +49,12 @@ class Schedule:
 
     max_steps: int = 600  # cap on the steps of the kept start, all phases together
     learning_rate: float = 0.2
-    tol: float = 2e-4  # gain of the ELBO per nonzero count over ten steps below which the fit has converged
+    tol: float = 2e-4  # gain of the objective per nonzero count over ten steps below which the fit has converged
     pick_steps: int = 25
     warmup_steps: int = 5
     kernel_steps: int = 40  # steps after which the kernel parameters are frozen
     min_steps: int = 60
+    moves: int = 6  # tries of each of the two rounds together; 0: no moves
     tail_steps: int = 40
     polish_steps: int = 20
     polish_rate: float = 0.05
@@ -61,18 +64,19 @@ class Schedule:
         return min(wanted, self.max_steps // 4)
 
 
-class MeanFieldELBO(TraceMeanField_ELBO):
-    """Pyro's, without the log densities of latent variables: their divergences have a closed form that needs none.
+@dataclass(frozen=True)
+class Phase:
+    """Steps at rates that are known beforehand, or until the objective stops rising."""
 
-    Pyro's validation, which wants them, has to be off.
-    """
-
-    def _get_trace(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> tuple[poutine.Trace, poutine.Trace]:
-        """Traces of the guide, and of the model that follows it."""
-        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
-        model_trace.compute_log_prob(lambda name, site: site["is_observed"])
-        return model_trace, guide_trace
+    name: str
+    length: int  # steps at most
+    rate: Callable[[int], float]  # of each step, counted from the beginning of the phase
+    least: int = 0  # steps before it may have converged
+    converges: bool = False  # whether the phase ends where the objective has stopped rising
+    anew: bool = False  # whether Adam forgets what came before
+    learns_kernel: bool = False
+    exact: bool = False  # whether likelihoods leave their surrogates
+    after_move: bool = False  # whether it is only there where a move was kept
 
 
 def fit(
@@ -88,7 +92,7 @@ def fit(
     progress: bool = False,
     checkpoint: Checkpoint | None = None,
 ) -> History:
-    """Try the starts, keep the one with the best bound, run it to convergence, then fit what the Poisson phase left out.
+    """Try the starts, keep the one with the best objective, and go through the phases that follow.
 
     ``blocks`` are those of the dataset at this ``block_size``, where the caller goes on with them and what they have kept. Of the
     interruption of a ``nested`` fit the outer one tells.
@@ -109,7 +113,7 @@ def fit(
         tqdm(total=schedule.max_steps, disable=not progress or distributed.rank() > 0, desc="fit", unit="step") as bar,
     ):
         blocks = model.blocks(dataset, block_size) if blocks is None else blocks
-        stepper = Stepper(model, blocks, MeanFieldELBO(), bar, dataset.nnz, checkpoint)
+        stepper = Stepper(model, blocks, ClosedFormELBO(), bar, dataset.nnz, checkpoint)
         run = _Run(stepper, schedule)
         if checkpoint is not None:
             arguments = {
@@ -124,8 +128,7 @@ def fit(
                 stepper.resume(state)
         try:
             run.pick(candidates)
-            run.optimise()
-            run.polish()
+            run.go()
         except KeyboardInterrupt:
             if not nested:
                 _report_interruption(stepper.state, checkpoint)
@@ -138,14 +141,16 @@ def fit(
 
 @torch.no_grad()
 def elbo(model: Factorization, blocks: list[Block]) -> float:
-    """Evidence lower bound of the whole data, without gradients; nan where it cannot be computed."""
-    objective, loss = MeanFieldELBO(), 0.0
+    """The objective on the whole data, without gradients; nan where it cannot be computed."""
+    objective, loss = ClosedFormELBO(), 0.0
+    model.look(blocks)
     try:
         with pyro.validation_enabled(False):
             for block in distributed.mine(blocks):
-                loss += objective.differentiable_loss(model.model, model.guide, block).item()
+                loss += objective.differentiable_loss(model, model.guide, block).item()
     except ArithmeticError:  # a covariance that cannot be factorised
         loss = math.nan
+    model.end_pass()
     return -distributed.total(loss)
 
 
@@ -192,19 +197,47 @@ def _report_interruption(state: State, checkpoint: Checkpoint | None) -> None:
 
 
 class _Run:
-    """The phases of one optimisation, each of which can be entered in its middle."""
+    """One optimisation, which can be entered at any step."""
 
     def __init__(self, stepper: Stepper, schedule: Schedule) -> None:
         self.stepper, self.schedule = stepper, schedule
         self.model, self.blocks, self.bar = stepper.model, stepper.blocks, stepper.bar
-        self.given_lengthscale = (
-            self.model.spatial is not None and not self.model.spatial.field.log_lengthscale.requires_grad
-        )
+        self.phases = self._plan()
+
+    def _plan(self) -> list[Phase]:
+        """What follows the choice of a start; two rounds of moves, each with what it takes to converge anew."""
+        schedule, rate = self.schedule, self.schedule.learning_rate
+        tail, polish = schedule.ending(schedule.tail_steps), self._polish_length()
+        room = max(0, schedule.max_steps - tail - polish)
+        picked = min(schedule.pick_steps, room)
+        learning = max(0, min(schedule.kernel_steps, room) - picked)
+        undecided = schedule.min_steps - picked - learning
+
+        def constant(step: int) -> float:
+            return rate * self._warm(step)
+
+        def cosine(step: int) -> float:
+            return rate * (0.05 + 0.475 * (1 + math.cos(math.pi * step / tail)))
+
+        # few steps have no time to make good for first ones that are too large
+        short = polish / max(polish, schedule.polish_steps)
+        falling = np.linspace(short, 0.1 * short, max(polish, 1)).tolist()
+        settling = Phase("main", room, constant, least=2 * WINDOW, converges=True, after_move=True)
+        return [
+            Phase("main", learning, constant, anew=True, learns_kernel=True),
+            Phase("main", room, lambda step: constant(step + learning), least=undecided, converges=True),
+            Phase(MOVE, room, lambda step: MOVE_RATE * constant(step)),
+            settling,
+            Phase(MOVE, room, lambda step: MOVE_RATE * constant(step), after_move=True),
+            settling,
+            Phase("tail", tail, cosine),
+            Phase("polish", polish, lambda step: schedule.polish_rate * falling[step], anew=True, exact=True),
+        ]
 
     def pick(self, candidates: Iterable[Start]) -> None:
-        """A few steps from every start; go on from the one with the best bound."""
+        """A few steps from every start; go on from the one with the best objective."""
         state, schedule = self.stepper.state, self.schedule
-        if state.picked:
+        if state.phase >= 0:
             return
         room = schedule.max_steps - schedule.ending(schedule.tail_steps) - self._polish_length()
         n_steps = min(schedule.pick_steps, room)
@@ -214,62 +247,134 @@ class _Run:
             self.bar.set_description(f"start {start.name}")
             if not state.walk.elbo:
                 self.stepper.begin(start)
-            self._steps("pick", [self._warm(i) for i in range(n_steps)])
+            for step in range(len(state.walk.elbo), n_steps):
+                self.stepper.step("pick", schedule.learning_rate * self._warm(step))
             self._judge(start.name)
         if state.kept is None:
             raise FloatingPointError(
                 f"Expected a finite objective where the fit begins; got none from {len(state.starts)} start(s), the "
                 f"last of them at {state.repairs[-1]}. Check the counts for extreme values."
             )
-        state.walk, state.kept, state.picked = state.kept.copy(), None, True
+        state.walk, state.kept = state.kept.copy(), None
         self.stepper.go_to(state.walk.here)
         self.bar.reset()
         self.bar.update(len(state.walk.elbo))
+        self._enter(0)
 
-    def optimise(self) -> None:
-        """Constant rate until the bound stops rising, the kernel parameters frozen on the way; then a cosine tail."""
-        walk, schedule = self.stepper.state.walk, self.schedule
-        tail = schedule.ending(schedule.tail_steps)
-        limit = schedule.max_steps - tail - self._polish_length()
+    def go(self) -> None:
+        """Go through the phases, from wherever an interrupted fit has come to."""
         self.bar.set_description("fit")
-        if walk.phase[-1] == "pick":
-            self.stepper.forget()
-        while self._goes_on(limit):
-            if len(walk.elbo) >= schedule.kernel_steps:
-                self._freeze_kernel()
-            warm = self._warm(len(walk.elbo) - schedule.pick_steps)
-            self.stepper.step("main", schedule.learning_rate * warm)
-        self._freeze_kernel()
-        self._steps("tail", [0.05 + 0.475 * (1 + math.cos(math.pi * i / tail)) for i in range(tail)])
-        if "polish" not in walk.phase:
-            self._settle(since=0)
+        for number, phase in enumerate(self.phases):
+            state = self.stepper.state
+            if number < state.phase or (number > state.phase and phase.after_move and not state.moved):
+                continue
+            if number > state.phase:
+                self._enter(number)
+            self._configure(phase)
+            if phase.name == MOVE:
+                self._move(phase)
+            else:
+                self._run(phase)
 
-    def polish(self) -> None:
-        """Estimate theta by moments, then take a few exact negative binomial steps."""
-        walk, n_steps = self.stepper.state.walk, self._polish_length()
-        if not self._negative_binomials():
+    def _enter(self, number: int) -> None:
+        """Begin a phase; the objective of the one before ends here, if another takes over."""
+        state, phase = self.stepper.state, self.phases[number]
+        if phase.exact:
+            self._settle(since=0)
+            self._leave_surrogates()
+        if phase.anew:
+            self.stepper.set_out() if phase.exact else self.stepper.forget()
+        state.phase, state.step, state.moved = number, 0, state.moved and phase.name != MOVE
+
+    def _configure(self, phase: Phase) -> None:
+        """Let a phase learn what it is to learn: beyond the first steps, kernels drift with what the model cannot say."""
+        for view in self.model.views:
+            view.likelihood.in_surrogate = view.likelihood.surrogate is not None and not phase.exact
+        if self.model.spatial is not None and not phase.learns_kernel:
+            for parameter in self.model.spatial.field.hyperparameters():
+                parameter.requires_grad_(False)
+                parameter.grad = None
+
+    def _run(self, phase: Phase) -> None:
+        """The steps of a phase that have not been taken yet."""
+        state, first = self.stepper.state, len(self.stepper.state.walk.elbo) - self.stepper.state.step
+        while state.step < phase.length and not state.walk.stuck:
+            if phase.converges and self._has_ended(phase):
+                break
+            self.stepper.step(phase.name, phase.rate(state.step))
+        if phase.exact and phase.length:
+            self._settle(since=first)
+
+    def _has_ended(self, phase: Phase) -> bool:
+        """Whether the objective has stopped rising, or there is no room for another step."""
+        state = self.stepper.state
+        state.converged = state.step >= max(phase.least, 1) and self._has_converged()
+        return state.converged or len(state.walk.elbo) >= self._room()
+
+    def _room(self) -> int:
+        """Steps that the closing phases leave."""
+        return self.schedule.max_steps - sum(phase.length for phase in self.phases[-2:])
+
+    def _move(self, phase: Phase) -> None:
+        """Try moves and keep those that raise the objective, the most promising ones first; look again after each."""
+        able = [isinstance(view.loadings, GammaLoadings) for view in self.model.views]
+        if not all(able) or self.model.n_samples is not None or not self.schedule.moves:
             return
-        if "polish" not in walk.phase:
-            with torch.no_grad():
-                for name, view in self.model.items():
-                    if isinstance(view.likelihood, NegativeBinomial):
-                        view.likelihood.estimate_theta(
-                            (block.counts[name], self.model.moments(name, block), view.loadings_of(block.batch))
-                            for block in distributed.mine(self.blocks)
-                        )
-            if not n_steps:
-                return
+        graph = moves.neighbours(self.blocks)
+        while (move := self._next_move(graph)) is not None:
+            state = self.stepper.state
+            state.moved |= self._try(move, phase)
+        if self.stepper.state.moved:
             self.stepper.set_out()
-        # few steps have no time to make good for first ones that are too large
-        short = n_steps / max(n_steps, self.schedule.polish_steps)
-        self._steps("polish", np.linspace(short, 0.1 * short, n_steps).tolist())
-        if "polish" in walk.phase:
-            self._settle(since=walk.phase.index("polish"))
+
+    def _next_move(self, graph: sp.csr_matrix) -> moves.Move | None:
+        """The first one that was not tried, if there is room for it."""
+        state = self.stepper.state
+        n_left = self.schedule.moves - len(state.tried)
+        if n_left <= 0 or state.walk.stuck or len(state.walk.elbo) + TRIAL_STEPS > self._room():
+            return None
+        found = (move for move in moves.proposals(self.model, self.blocks, graph) if move.name not in state.tried)
+        return next(found, None)
+
+    def _try(self, move: moves.Move, phase: Phase) -> bool:
+        """Make a move, give it a few steps if it needs them, and undo it if the objective stays below."""
+        stepper, room = self.stepper, self._room()
+        before, snapshot = elbo(self.model, self.blocks), stepper.captured()
+        move.make()
+        stepper.set_out()
+        last = after = elbo(self.model, self.blocks)
+        least = self.schedule.tol * stepper.nnz
+        kept, stepper.on_trial = after > before + least, True
+        for part in range(0 if kept else TRIALS):
+            if len(stepper.state.walk.elbo) + TRIAL_STEPS > room or stepper.state.walk.stuck:
+                break
+            for step in range(TRIAL_STEPS):
+                stepper.step(MOVE, phase.rate(step + part * TRIAL_STEPS))
+            after = elbo(self.model, self.blocks)
+            kept = after > before + least * (2 + part)
+            if kept or before - after > HOPE * (after - last):
+                break
+            last = after
+        stepper.on_trial = False
+        logger.debug("%s: objective %+.0f, %s", move.name, after - before, "kept" if kept else "undone")
+        if not kept:
+            stepper.restore(snapshot)
+        stepper.state.tried.append(move.name)
+        return kept
+
+    def _leave_surrogates(self) -> None:
+        """Estimate what the likelihoods have not looked at so far."""
+        with torch.no_grad():
+            for name, view in self.model.items():
+                view.likelihood.leave_surrogate(
+                    (block.counts[name], self.model.moments(name, block), view.loadings_of(block.batch))
+                    for block in distributed.mine(self.blocks)
+                )
 
     def history(self) -> History:
         """The record of the kept start."""
         state, walk = self.stepper.state, self.stepper.state.walk
-        notices = _binding(self.model, self.blocks, self.given_lengthscale)
+        notices = _binding(self.model, self.blocks)
         for notice in notices:
             logger.info(notice)
         arrays = np.asarray(walk.elbo), np.asarray(walk.seconds), np.asarray(walk.phase, dtype=str)
@@ -287,20 +392,10 @@ class _Run:
             state.kept = walk
         state.walk = Walk()
 
-    def _goes_on(self, limit: int) -> bool:
-        """Whether another step at the constant rate is due."""
-        state, walk = self.stepper.state, self.stepper.state.walk
-        if walk.phase[-1] == "main" and not walk.stuck:
-            state.converged = len(walk.elbo) >= self.schedule.min_steps and self._has_converged()
-        return not state.converged and not walk.stuck and len(walk.elbo) < limit
-
-    def _negative_binomials(self) -> list[NegativeBinomial]:
-        """Likelihoods that take their counts as Poisson until the polish."""
-        return [view.likelihood for _, view in self.model.items() if isinstance(view.likelihood, NegativeBinomial)]
-
     def _polish_length(self) -> int:
-        """Steps kept back for the polish."""
-        entries = self.model.n_obs * sum(likelihood.n_features for likelihood in self._negative_binomials())
+        """Steps kept back for the exact likelihoods, each a dense pass."""
+        late = [view.likelihood for view in self.model.views if view.likelihood.surrogate is not None]
+        entries = self.model.n_obs * sum(likelihood.n_features for likelihood in late)
         if not entries:
             return 0
         return self.schedule.ending(min(self.schedule.polish_steps, max(FEWEST_POLISH, POLISH_ENTRIES // entries)))
@@ -308,12 +403,6 @@ class _Run:
     def _warm(self, step: int) -> float:
         """Linear warm-up of the rate."""
         return min(1.0, (step + 1) / self.schedule.warmup_steps)
-
-    def _steps(self, phase: str, factors: list[float]) -> None:
-        """One step for each factor of the rate that has not had its step yet."""
-        rate = self.schedule.polish_rate if phase == "polish" else self.schedule.learning_rate
-        for factor in factors[self.stepper.state.walk.phase.count(phase) :]:
-            self.stepper.step(phase, rate * factor)
 
     def _settle(self, since: int) -> None:
         """Go back to the best parameters where the objective that began at step ``since`` has ended below its start."""
@@ -341,16 +430,9 @@ class _Run:
             tol = max(tol, 2 * math.sqrt((before.var() + after.var()) / WINDOW))
         return bool(after.mean() - before.mean() < tol)
 
-    def _freeze_kernel(self) -> None:
-        """Stop learning the kernel parameters: beyond the first steps they drift with what the model cannot say."""
-        if self.model.spatial is not None:
-            for parameter in self.model.spatial.field.hyperparameters():
-                parameter.requires_grad_(False)
-                parameter.grad = None
-
 
 @torch.no_grad()
-def _binding(model: Factorization, blocks: list[Block], given_lengthscale: bool) -> list[str]:
+def _binding(model: Factorization, blocks: list[Block]) -> list[str]:
     """Bounds that the parameters lie on or beyond, in words."""
     notices = []
     if model.nonnegative:
@@ -365,7 +447,7 @@ def _binding(model: Factorization, blocks: list[Block], given_lengthscale: bool)
         return notices
     field = model.spatial.field
     bounded = {"amplitude": (field.log_amplitude, AMPLITUDE_RANGE)}
-    if not given_lengthscale:
+    if not field.has_given_lengthscale:
         bounded["length scale (half-widths)"] = field.log_lengthscale, LENGTHSCALE_RANGE
     for name, (values, ends) in bounded.items():
         for word, end in zip(("floor", "ceiling"), ends, strict=True):
