@@ -109,6 +109,7 @@ RULES: dict[str, Rule] = {
     "field": Rule(str, "hilbert", options=("hilbert", "inducing")),
     "n_inducing": Rule(int, 200, low=1, optional=True),
     "lengthscale": Rule(float, 0.2, low=0, above=True, optional=True),
+    "loadings": Rule(str, "gamma", options=("gamma", "point")),
     "kl_weight": Rule(float, 1.0, low=0),
     "objective": Rule(str, "closed_form", options=("closed_form", "monte_carlo")),
     "n_samples": Rule(int, 3, low=1),

@@ -177,6 +177,10 @@ class AbstractField(nn.Module, ABC):
         if like is None and others:
             self.u_log_scale[..., factor, :] = self.u_log_scale[..., others, :].amin(-2)
 
+    def factor_axis(self, name: str) -> int:
+        """Axis of a parameter along which the factors stand."""
+        return {"u_loc": -2, "u_log_scale": -2, "slope": -2, "u_tril": 0}.get(name, 0)
+
     @torch.no_grad()
     def forget(self, factor: int) -> None:
         """Put one factor back to its prior."""

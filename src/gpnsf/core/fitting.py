@@ -8,21 +8,25 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 
-from gpnsf.core import distributed, posterior, refine, training
+from gpnsf.core import distributed, moves, posterior, refine, training
 from gpnsf.core.checkpoint import Checkpoint
 from gpnsf.core.initial import Start
+from gpnsf.core.loadings import GammaLoadings
+from gpnsf.core.metrics import morans_i
 from gpnsf.core.model import Block, Factorization
-from gpnsf.core.pilot import Pilot, continued, lone, sample
-from gpnsf.core.refine import LogFactors
-from gpnsf.core.spatial_test import passed, spatial_test
+from gpnsf.core.pilot import Pilot, lone, sample
+from gpnsf.core.regroup import regrouped
+from gpnsf.core.spatial_test import CLEAR_Z, SpatialTest, passed, spatial_test
 from gpnsf.core.types import Dataset, History, Posterior
 
 __all__ = ["Outcome", "fit"]
 
 logger = logging.getLogger("gpnsf")
 
-Build = Callable[[Dataset, int], Factorization]  # a model of a dataset with T spatial factors
+Build = Callable[..., Factorization]  # a model of a dataset with T spatial factors, of K or another number of factors
+TRAINED = 0.5  # Moran's I above which a factor that turns out to be spatial is trained as a field
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,7 @@ def fit(
     *,
     n_factors: int,
     n_spatial: int,
+    most_spatial: int | None = None,
     tested: bool = False,
     local_stage: bool = True,
     init: str = "auto",
@@ -49,52 +54,118 @@ def fit(
     checkpoint: Checkpoint | None = None,
     **options: Any,
 ) -> Outcome:
-    """Fit; with ``tested``, factors that show no spatial order in counts held back become nonspatial, and the fit goes on.
+    """Fit with T = ``n_spatial`` spatial factors.
 
+    With ``tested``, counts that were held out decide: factors without spatial order become nonspatial, others with clear order
+    spatial, as long as no more than ``most_spatial`` are (default: ``n_spatial``).
     ``options`` go to :func:`gpnsf.core.training.fit`. The checkpoint keeps the first optimisation; what follows is repeated.
     """
     schedule = schedule or training.Schedule()
-    run = _Fit(dataset, build, block_size, local_stage, {"seed": seed, "schedule": schedule, **options})
-    model, blocks, history, log_factors = run(n_spatial, init, checkpoint=checkpoint)
+    run = _Fit(dataset, build, block_size, {"seed": seed, "schedule": schedule, **options})
+    history = run.begin(n_spatial, init, checkpoint)
     z = p = np.full(n_factors, np.nan)
     if tested and n_spatial:
         start = max(history.starts, key=lambda name: history.starts[name])
         asked = {"n_factors": n_factors, "n_spatial": n_spatial, "max_steps": schedule.max_steps}
         test = distributed.from_first(lambda: spatial_test(dataset, build, start=start, seed=seed, **asked))
-        z, p = test.matched(log_factors.m.cpu().numpy())
-        spatial = passed(z[:n_spatial])
-        if not spatial.all():
-            logger.info("%d of %d spatial factors failed the test and became nonspatial", (~spatial).sum(), n_spatial)
-            order = np.concatenate([np.flatnonzero(spatial), np.flatnonzero(~spatial), np.arange(n_spatial, n_factors)])
-            starts, z, p = history.starts, z[order], p[order]
-            model, blocks, history, log_factors = run(int(spatial.sum()), [continued(model, log_factors.m, order)])
-            history = replace(history, starts=starts)
+        history = run.judge(test, n_spatial if most_spatial is None else most_spatial, history)
+        z, p = test.matched(run.log_factors())
+    log_factors = run.end(z, n_spatial if most_spatial is None else most_spatial, local=local_stage)
+    model, blocks = run.model, run.blocks
     result = distributed.from_first(lambda: posterior.summarise(model, dataset, blocks, log_factors))
+    z, p = z[run.order], p[run.order]
     test_record = {"z": z[result.order], "p": p[result.order]} if tested and n_spatial else {}
     return Outcome(result, history, test_record)
 
 
 class _Fit:
-    """One optimisation with its local stage."""
+    """A model on its way, which may be replaced by one with another number of spatial factors."""
 
-    def __init__(self, dataset: Dataset, build: Build, block_size: int | None, local: bool, options: dict) -> None:
+    model: Factorization
+    blocks: list[Block]
+
+    def __init__(self, dataset: Dataset, build: Build, block_size: int | None, options: dict[str, Any]) -> None:
         self.dataset, self.build, self.block_size, self.options = dataset, build, block_size, options
-        self.stage = refine.local if local else refine.mean_field
+        self.order = np.array([], dtype=int)  # of the factors of the last test in the model
 
-    def __call__(
-        self, n_spatial: int, init: str | list[Start], checkpoint: Checkpoint | None = None
-    ) -> tuple[Factorization, list[Block], History, LogFactors]:
-        """Fit with T spatial factors from a kind of start, or from given ones."""
-        model = self.build(self.dataset, n_spatial)
-        begin: str | Iterable[Start] = init
-        blocks = model.blocks(self.dataset, self.block_size)
-        options = {**self.options, "block_size": self.block_size, "blocks": blocks, "checkpoint": checkpoint}
-        if isinstance(init, str):
-            rows, ahead = sample(self.dataset, self.options["seed"]), lone(self.dataset)
-            if rows is not None or ahead:
-                own = {**self.options, "block_size": self.block_size}
-                begin = Pilot(self.dataset, rows, ahead, self.build, n_spatial, init, own)
-                options["schedule"] = begin.left
-        history = training.fit(model, self.dataset, init=begin, **options)
+    def log_factors(self) -> np.ndarray:
+        """Means [N, K] of the log factors."""
+        return moves.log_factors(self.model, self.blocks).cpu().numpy()
+
+    def begin(self, n_spatial: int, init: str, checkpoint: Checkpoint | None) -> History:
+        """The first optimisation, from a kind of start; large data begin at a smaller fit."""
+        self._place(self.build(self.dataset, n_spatial))
+        options = {**self.options, "block_size": self.block_size, "blocks": self.blocks, "checkpoint": checkpoint}
+        start: str | Iterable[Start] = init
+        rows, ahead = sample(self.dataset, self.options["seed"]), lone(self.dataset)
+        if rows is not None or ahead:
+            own = {**self.options, "block_size": self.block_size}
+            start = Pilot(self.dataset, rows, ahead, self.build, n_spatial, init, own)
+            options["schedule"] = start.left
+        history = training.fit(self.model, self.dataset, init=start, **options)
         training.give_back()
-        return model, blocks, history, self.stage(model, blocks)
+        self.order = np.arange(self.model.n_factors)
+        return history
+
+    def judge(self, test: SpatialTest, most_spatial: int, history: History) -> History:
+        """Put each factor on the side where the test has it, and go on where one has changed sides."""
+        m = self.log_factors()
+        z, _ = test.matched(m)
+        T = self.model.n_spatial
+        spatial = np.flatnonzero(passed(z[:T]))
+        room = most_spatial - len(spatial)
+        rising = self._ordered(z, m)[: max(room, 0)]
+        rising = [k for k in rising if self._order_of(m[:, k]) > TRAINED]
+        if len(spatial) == T and not rising:
+            return history
+        n_lost = T - len(spatial)
+        logger.info("%d spatial factors have no order in held-out counts, %d nonspatial ones do", n_lost, len(rising))
+        chosen = [*spatial.tolist(), *rising]
+        self._regroup([*chosen, *(k for k in range(len(z)) if k not in chosen)], len(chosen), m)
+        schedule = replace(self.options["schedule"], kernel_steps=15, min_steps=30)
+        options = {**self.options, "schedule": schedule, "block_size": self.block_size, "blocks": self.blocks}
+        more = training.fit(self.model, self.dataset, init=None, **options)
+        self.order = np.arange(self.model.n_factors)
+        return replace(more, starts=history.starts, repairs=history.repairs + more.repairs)
+
+    def end(self, z: np.ndarray, most_spatial: int, *, local: bool) -> refine.LogFactors:
+        """Join what is one, leave out what is not in use, give what is spatial a field, and run the local stage."""
+        adopted: dict[int, moves.Adopted] = {}
+        if all(isinstance(view.loadings, GammaLoadings) for view in self.model.views):
+            graph = moves.neighbours(self.blocks)
+            joined = moves.join(self.model, self.blocks, graph) if local else {}
+            m, T = self.log_factors(), self.model.n_spatial
+            used = self._used(m)
+            spatial = [k for k in range(T) if used[k]]
+            ordered = [k for k in self._ordered(z, m) if used[k]] if local and T else []
+            rising = ordered[: max(most_spatial - len(spatial), 0)]
+            if rising or not all(used):
+                others = [k for k in range(T, self.model.n_factors) if used[k] and k not in rising]
+                self._regroup([*spatial, *rising, *others], len(spatial) + len(rising), m)
+            adopted = {spatial.index(k): own for k, own in joined.items()}
+            adopted |= moves.adopt(self.model, self.blocks, graph, m[:, rising])
+        return (refine.local if local else refine.mean_field)(self.model, self.blocks, adopted)
+
+    def _place(self, model: Factorization) -> None:
+        self.model, self.blocks = model, model.blocks(self.dataset, self.block_size)
+
+    def _regroup(self, order: list[int], n_spatial: int, m: np.ndarray) -> None:
+        """The factors named, the first ones spatial."""
+        old, self.order = self.model, self.order[order]
+        self._place(self.build(self.dataset, n_spatial, len(order)))
+        regrouped(old, self.model, self.blocks, torch.as_tensor(m, device=next(old.parameters()).device), order)
+
+    def _used(self, m: np.ndarray) -> np.ndarray:
+        """Factors [K] that the counts of some modality ask for; the largest one where they ask for none."""
+        device = next(self.model.parameters()).device
+        share = moves.shares(self.model, torch.as_tensor(m, device=device)).amax(0).cpu().numpy()
+        return (share > moves.ALIVE) | (share == share.max())
+
+    def _ordered(self, z: np.ndarray, m: np.ndarray) -> list[int]:
+        """Nonspatial factors in use with clear spatial order, the clearest first."""
+        used = self._used(m)
+        return [int(k) for k in np.argsort(-z) if k >= self.model.n_spatial and z[k] > CLEAR_Z and used[k]]
+
+    def _order_of(self, log_factor: np.ndarray) -> float:
+        """Moran's I of a log factor [N]."""
+        return float(morans_i(log_factor[:, None].astype(np.float64), moves.neighbours(self.blocks))[0])

@@ -166,11 +166,11 @@ def _sum(standing: _Standing, members: list[int]) -> tuple[Tensor, list[Tensor]]
     return joint, [W[:, members].sum(1) for W in views]
 
 
-def _promote(standing: _Standing, k: int, slot: int, share: float | None = None) -> None:
+def _promote(standing: _Standing, k: int, slot: int) -> None:
     """The nonspatial factor k becomes the spatial factor in a slot."""
     loadings = [view.loadings.mean[:, k].clone() for _, view in standing.model.items()]
     _switch_off(standing.model, k)
-    _put(standing, slot, standing.m[:, k], loadings, share=share)
+    _put(standing, slot, standing.m[:, k], loadings)
 
 
 def _put(
@@ -230,15 +230,15 @@ def _equal(standing: _Standing) -> dict[int, list[int]]:
 
 
 @torch.no_grad()
-def adopt(
-    model: Factorization, blocks: list[Block], graph: sp.csr_matrix, spatial: list[int]
-) -> dict[int, tuple[int, Adopted]]:
-    """Give nonspatial factors a field in free spatial slots, without training; for each its slot and what it begins with."""
-    standing, adopted = _Standing(model, blocks, graph, patterns=False), {}
-    for k, slot in zip(spatial, standing.off, strict=False):
-        share, own = _field_share(standing.m[:, k], graph), standing.m[:, k]
-        _promote(standing, k, slot, share)
-        adopted[k] = slot, Adopted(own - own.mean(), (1 - share) * float(own.var()))
+def adopt(model: Factorization, blocks: list[Block], graph: sp.csr_matrix, log_factor: Tensor) -> dict[int, Adopted]:
+    """Give the last spatial factors of a model the fields and deviations that log factors [N, n] ask for, without training."""
+    located, adopted = [block.located for block in blocks], {}
+    for i, own in enumerate(torch.as_tensor(log_factor, device=blocks[0].located.coords.device).T):
+        share, std = _field_share(own, graph), float(own.std())
+        slot, centred = model.n_spatial - log_factor.shape[1] + i, own - own.mean()
+        ridge = {"noise_sd": max(std * (1 - share) ** 0.5, 0.05), "amplitude": std * share**0.5}
+        model.spatial.field.put(slot, centred, located, **ridge)  # type: ignore[union-attr]
+        adopted[slot] = Adopted(centred, (1 - share) * std**2)
     return adopted
 
 

@@ -11,7 +11,7 @@ Fisher's information, which the nonzero counts estimate until the last round. ga
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor
 from gpnsf.core import distributed
 from gpnsf.core.model import Block, Factorization
 from gpnsf.core.moments import MEAN_RANGE
+from gpnsf.core.moves import Adopted
 
 __all__ = ["LogFactors", "covariances", "local", "mean_field"]
 
@@ -57,8 +58,10 @@ class LogFactors:
 
 
 @torch.no_grad()
-def mean_field(model: Factorization, blocks: list[Block]) -> LogFactors:
-    """The posterior as the guide has it, without a local stage."""
+def mean_field(
+    model: Factorization, blocks: list[Block], adopted: Mapping[int, Adopted] | None = None
+) -> LogFactors:
+    """The posterior as the guide has it, without a local stage, of which factors could be ``adopted``."""
     moments = [model.marginals(block) for block in blocks]
     m, v = torch.cat([m for m, _ in moments]), torch.cat([v for _, v in moments])
     T = model.n_spatial
@@ -69,9 +72,16 @@ def mean_field(model: Factorization, blocks: list[Block]) -> LogFactors:
 
 
 @torch.no_grad()
-def local(model: Factorization, blocks: list[Block]) -> LogFactors:
-    """Run the local stage, then give the field its exact variance under the information that the spots carry."""
+def local(
+    model: Factorization, blocks: list[Block], adopted: Mapping[int, Adopted] | None = None
+) -> LogFactors:
+    """Run the local stage, then give the field its exact variance under the information that the spots carry.
+
+    ``adopted`` tells of spatial factors, by number, that do not begin at their field.
+    """
     stage = _LocalStage(model, blocks)
+    for k, own in (adopted or {}).items():
+        stage.e[:, k], stage.gamma[k] = own.log_factor - stage.base[:, k], max(own.nugget, GAMMA_FLOOR)
     for number, n_steps in enumerate(NEWTON_STEPS, start=1):
         for block in distributed.mine(blocks):
             stage.sweep(block, n_steps, last=number == len(NEWTON_STEPS))
@@ -155,7 +165,8 @@ class _LocalStage:
             score, fisher = view.likelihood.curvature(counts, A, W, information == "nonzeros")
             if information == "expected":
                 fisher = view.likelihood.expected_information(counts, A, W)
-            yield view.weight * slope * score, slope, None if fisher is None else view.weight * fisher
+            weight = view.weight / self.model.kl_weight
+            yield weight * slope * score, slope, None if fisher is None else weight * fisher
 
     def _field_information(self, information: Tensor) -> Tensor:
         """``1 / (gamma_k + [H_i^-1]_kk)``: what a spot says about its field once all else is integrated out [n, T].

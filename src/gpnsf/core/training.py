@@ -83,7 +83,7 @@ def fit(
     model: Factorization,
     dataset: Dataset,
     *,
-    init: str | Iterable[Start] = "auto",
+    init: str | Iterable[Start] | None = "auto",
     schedule: Schedule | None = None,
     block_size: int | None = None,
     blocks: list[Block] | None = None,
@@ -94,13 +94,14 @@ def fit(
 ) -> History:
     """Try the starts, keep the one with the best objective, and go through the phases that follow.
 
+    ``init`` is a kind of start, starts, or None: the model as it stands.
     ``blocks`` are those of the dataset at this ``block_size``, where the caller goes on with them and what they have kept. Of the
     interruption of a ``nested`` fit the outer one tells.
     With a ``checkpoint`` that holds a state of this fit, go on from there. The file is left for the caller to remove.
     """
     schedule = schedule or Schedule()
     n_spatial, n_factors = model.n_spatial, model.n_factors
-    candidates: Iterable[Start] = (
+    candidates: Iterable[Start] | None = (
         distributed.each_from_first(
             initial.starts(dataset, n_factors, n_spatial, nonnegative=model.nonnegative, kinds=(init,), seed=seed)
         )
@@ -127,7 +128,8 @@ def fit(
             if state is not None:
                 stepper.resume(state)
         try:
-            run.pick(candidates)
+            if candidates is not None:
+                run.pick(candidates)
             run.go()
         except KeyboardInterrupt:
             if not nested:

@@ -53,6 +53,7 @@ def fit(
     field: str = "hilbert",
     n_inducing: int | None = None,
     lengthscale: float | None = None,
+    loadings: str = "gamma",
     kl_weight: float = 1.0,
     objective: str = "closed_form",
     n_samples: int = 3,
@@ -122,8 +123,11 @@ def fit(
         than 300 get a diagonal covariance. Without effect for ``field="hilbert"``.
     lengthscale
         Length scale in the unit of the coordinates, held fixed. Default: learnt for each spatial factor.
+    loadings
+        "gamma" (posteriors under a prior that switches off factors which the counts do not ask for) or "point" (estimates without
+        a prior, as in the papers; all factors stay).
     kl_weight
-        Weight eta of the Kullback-Leibler terms.
+        Weight eta of the Kullback-Leibler divergences, of factors and loadings alike.
     objective
         "closed_form" or "monte_carlo" (mean over ``n_samples`` draws of each row of h).
     n_samples
@@ -248,6 +252,7 @@ def _fit(
     began = time.perf_counter()
     key, model = params["key_added"], params["model"]
     checks.key_added(key, data.mod if isinstance(data, MuData) else ())
+    found = params["n_spatial"] is None and 0 < models.PRESETS[model].spatial < 1
     params["n_spatial"] = spatial_factors(model, params["n_factors"], params["n_spatial"])
     dataset, layout = read(data, params)
     _check_processes(dataset, params, store)
@@ -262,6 +267,7 @@ def _fit(
             dataset,
             _builder(params, layout.scale),
             **{name: params[name] for name in ("n_factors", "n_spatial", "init", "block_size", "seed")},
+            most_spatial=params["n_factors"] if found else params["n_spatial"],
             tested=params["split"] == "tested" and 0 < models.PRESETS[model].spatial < 1,
             local_stage=params["refine"],
             schedule=schedule,
@@ -278,14 +284,19 @@ def _fit(
     return lambda holder: writeback.write(holder, outcome.posterior, layout, keys=Keys(key), info=info)
 
 
-def _builder(params: Mapping[str, Any], scale: float) -> Callable[[Dataset, int], models.Factorization]:
+def _builder(params: Mapping[str, Any], scale: float) -> fitting.Build:
     """Makes the models that the arguments describe; ``scale`` is the half-width in the unit of the coordinates."""
-    names = ("n_factors", "kernel", "field", "n_inducing", "kl_weight", "seed")
+    names = ("kernel", "field", "n_inducing", "kl_weight", "seed", "loadings")
     options: dict[str, Any] = {name: params[name] for name in names}
     options["lengthscale"] = _lengthscale(params, scale)
     options["n_samples"] = params["n_samples"] if params["objective"] == "monte_carlo" else None
     device = resolved(params["device"])
-    return lambda dataset, n_spatial: models.build(params["model"], dataset, n_spatial=n_spatial, **options).to(device)
+
+    def built(dataset: Dataset, n_spatial: int, n_factors: int | None = None) -> models.Factorization:
+        n_factors = params["n_factors"] if n_factors is None else n_factors
+        return models.build(params["model"], dataset, n_factors=n_factors, n_spatial=n_spatial, **options).to(device)
+
+    return built
 
 
 def _lengthscale(params: Mapping[str, Any], scale: float) -> float | None:
