@@ -54,6 +54,7 @@ def posterior(dataset: Dataset, n_factors: int = K, n_spatial: int = 2) -> Poste
         smooth=smooth,
         std=std,
         loadings=loadings,
+        loadings_std={name: rng.random((size, n_factors)) for name, size in sizes.items()},
         background={name: rng.random(size) for name, size in sizes.items()},
         dispersion={name: rng.random(size) for name, size in sizes.items() if name == "rna"},
         variance_explained={name: np.full(n_factors, 0.1) for name in sizes},

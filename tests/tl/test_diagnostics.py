@@ -44,6 +44,7 @@ def posterior(data: Dataset, **changes) -> Posterior:
         smooth=mean,
         std=mean,
         loadings={name: rng.gamma(0.3, 1, (n, K)).astype(np.float32) for name, n in n_features.items()},
+        loadings_std={},
         background={name: np.zeros(n, np.float32) for name, n in n_features.items()},
         dispersion={},
         variance_explained={},
