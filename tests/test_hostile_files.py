@@ -191,6 +191,8 @@ DAMAGES = [
     entry(record, "modalities", ["../../x"], ALL),
     entry(record, "field", "hilbert", PREDICT),
     entry(record, "params", "none", {"predict", "evaluate", "factor_adata"}),
+    entry(params, "n_factors", 9, set()),  # asked for; the slots say how many there are
+    entry(params, "n_spatial", None, set()),
     entry(params, "holdout_key", 3, {"evaluate"}),
     entry(params, "holdout_key", "../../x", {"evaluate"}),
     entry(params, "size_factors", 3.0, {"evaluate"}),

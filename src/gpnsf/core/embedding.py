@@ -102,7 +102,8 @@ def _merged(W: np.ndarray) -> np.ndarray:
         return W if len(W) else np.zeros((1, W.shape[1]))
     mass = W.sum(axis=1)  # [P]
     roots = np.sqrt(W / mass[:, None])
-    groups, whole = [], (np.arange(len(W)), *_scatter(roots, mass))
+    groups: list[np.ndarray] = []
+    whole = (np.arange(len(W)), *_scatter(roots, mass))
     waiting = [(-np.trace(whole[2]), 0, whole)]  # a heap; the number in the middle settles ties
     while waiting and len(groups) + len(waiting) < GROUPS:
         _, _, (members, mean, scatter) = heappop(waiting)
