@@ -157,6 +157,16 @@ def test_length_scales_at_an_end_of_their_range(lengthscale, words):
     assert not texts(dataset(), result, lengthscale=4.0)
 
 
+def test_identical_factors_are_named_in_groups_by_one_warning():
+    data = dataset()
+    result = posterior(data)
+    mean, W = result.mean[:, [0, 1, 0, 1]], result.loadings["rna"][:, [0, 1, 0, 1]]
+    found = texts(data, replace(result, mean=mean, loadings={"rna": W}))
+    only(found, "spatial_1 = nonspatial_1, spatial_2 = nonspatial_2")
+    found = texts(data, replace(result, mean=mean[:, [0, 0, 0, 0]], loadings={"rna": W[:, [0, 0, 0, 0]]}))
+    only(found, "spatial_1 = spatial_2 = nonspatial_1 = nonspatial_2")
+
+
 def test_factors_that_say_the_same():
     data = dataset()
     result = posterior(data)
