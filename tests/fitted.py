@@ -9,6 +9,7 @@ from anndata import AnnData
 from mudata import MuData
 from sklearn.decomposition import NMF
 
+from gpnsf.core import embedding
 from gpnsf.keys import Keys
 
 __all__ = ["anndata", "coordinates", "fill", "history", "mudata"]
@@ -138,6 +139,9 @@ def fill(
     for name, mod in mods.items():
         mod.varm[keys.loadings], W = np.split(W, [mod.n_vars])
         background = 0.05 * np.asarray(mod.X.mean(axis=0)).ravel() / max(size[name].mean(), 1)
+        mod.varm[keys.loadings_std] = (
+            0.1 * mod.varm[keys.loadings] + np.float32(0.01) * mod.varm[keys.loadings].any(axis=1)[:, None]
+        )
         mod.var[keys.background] = background.astype(np.float32)
         if likelihoods[name] == "nb":
             mod.var[keys.dispersion] = np.float32(20.0)
@@ -145,6 +149,10 @@ def fill(
     for holder in {id(item): item for item in [data, *mods.values()]}.values():
         holder.obsm[keys.factors], holder.obsm[keys.smooth], holder.obsm[keys.std] = H, (0.9 * H + 0.1), std
     loadings = {name: mod.varm[keys.loadings] for name, mod in mods.items()}
+    used = embedding.factors_used(np.arange(factors.shape[1]) < n_spatial)
+    points = embedding.coordinates((0.9 * H + 0.1)[:, used], {name: W[:, used] for name, W in loadings.items()})
+    for holder in (data, *mods.values()):
+        holder.obsm[keys.embedding] = points
     data.obs[keys.importance] = _obs_importance(H, loadings, n_spatial)
     data.uns[keys.uns] = _record(loadings, likelihoods, coords, factors.shape[1], n_spatial, library_key)
 
@@ -206,6 +214,7 @@ def _record(
             "holdout_key": None,
             "seed": 0,
         },
+        "n_factors_asked": n_factors,
         "factor_names": _names(n_factors, n_spatial),
         "is_spatial": is_spatial,
         "kernel": {

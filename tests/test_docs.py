@@ -85,7 +85,7 @@ def test_a_recipe_runs(name, fitted_section, tmp_path, monkeypatch):
     check = {
         "scanpy": lambda: names["factors"].obsm["X_umap"].shape[0] == 400 and len(names["genes"]) >= 10,
         "squidpy": lambda: names["moran"]["spatial_1"] > 0.3 and names["enrichment"].shape[0] > 1,
-        "muon": lambda: "X_umap" in names["mdata"].obsm and "X_gpnsf" in names["mdata"]["rna"].obsm,
+        "muon": lambda: "X_umap" in names["mdata"].obsm and "X_gpnsf_embedding" in names["mdata"]["rna"].obsm,
         "spatialdata": lambda: (tmp_path / "factors.zarr").is_dir() and names["sdata"].tables["factors"].n_vars == 4,
     }[name]
     assert check()

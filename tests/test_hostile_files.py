@@ -152,8 +152,12 @@ DAMAGES = [
     *(entry(lambda d: d.varm, "gpnsf_loadings", change, ALL) for change in (narrow, words, with_inf)),
     *(missing(lambda d: d.obsm, key, ALL) for key in ("X_gpnsf", "X_gpnsf_smooth", "X_gpnsf_std")),
     missing(lambda d: d.varm, "gpnsf_loadings", ALL),
+    *(entry(lambda d: d.varm, "gpnsf_loadings_std", change, ALL) for change in (narrow, words, with_nan, negative)),
     *(entry(lambda d: d.varm, "gpnsf_loadings", change, ALL) for change in (negative, huge)),
-    *(entry(lambda d: d.var, "gpnsf_background", change, {"evaluate"}) for change in (words, with_nan, negative)),
+    *(
+        entry(lambda d: d.var, "gpnsf_background", change, {"evaluate", "rank"})
+        for change in (words, with_nan, negative)
+    ),
     *(entry(lambda d: d.var, "gpnsf_dispersion", change, {"evaluate"}) for change in (words, with_inf, negative)),
     entry(lambda d: d.var, "gpnsf_spatial_importance", words, {"rank"}),
     missing(lambda d: d.var, "gpnsf_spatial_importance", {"rank"}),
@@ -187,6 +191,8 @@ DAMAGES = [
     entry(record, "modalities", ["../../x"], ALL),
     entry(record, "field", "hilbert", PREDICT),
     entry(record, "params", "none", {"predict", "evaluate", "factor_adata"}),
+    entry(params, "n_factors", 9, set()),  # asked for; the slots say how many there are
+    entry(params, "n_spatial", None, set()),
     entry(params, "holdout_key", 3, {"evaluate"}),
     entry(params, "holdout_key", "../../x", {"evaluate"}),
     entry(params, "size_factors", 3.0, {"evaluate"}),

@@ -28,6 +28,19 @@ def test_a_fit_is_resolved(toy):
     assert not fit.signed
 
 
+def test_precision_and_embedding_are_read_or_done_without(toy):
+    """A record of another method, or of an earlier version, has neither."""
+    fit = results.find(toy)
+    np.testing.assert_array_equal(fit.loadings_std["atac"], toy["atac"].varm["gpnsf_loadings_std"])
+    slot = toy.obsm.pop("X_gpnsf_embedding")
+    np.testing.assert_allclose(results.find(toy).embedding, slot, atol=1e-6)
+    toy.obsm["X_gpnsf_embedding"] = slot[:, :1]
+    assert results.find(toy).embedding.shape == (49, 1)
+    for mod in toy.mod.values():
+        del mod.varm["gpnsf_loadings_std"]
+    assert results.find(toy).loadings_std is None
+
+
 def test_shares_are_those_of_the_expected_counts(toy):
     expected = [
         sum(np.outer(toy.obsm["X_gpnsf"][:, k], mod.varm["gpnsf_loadings"][:, k]).sum() for mod in toy.mod.values())
@@ -100,6 +113,7 @@ def _drop(data, *path):
         (lambda d: d.uns.pop("gpnsf"), KeyError, r"with fits \[\].*This looks like one modality"),
         (lambda d: _drop(d, "obsm", "X_gpnsf_smooth"), KeyError, "X_gpnsf_smooth.*fit` again"),
         (lambda d: _drop(d["rna"], "varm", "gpnsf_loadings"), KeyError, "gpnsf_loadings.*varm of 'rna'"),
+        (lambda d: _drop(d["rna"], "varm", "gpnsf_loadings_std"), KeyError, "gpnsf_loadings_std.*varm of 'rna'"),
         (lambda d: d.mod.pop("atac"), KeyError, r"without \['atac'\]"),
         (lambda d: d.uns["gpnsf"].update(factor_names=["a"]), ValueError, r"shape \(49, 1\).*got \(49, 4\)"),
         (lambda d: d.uns["gpnsf"].update(is_spatial=[True]), ValueError, r"is_spatial.*shape \(4,\).*got \(1,\)"),

@@ -14,6 +14,7 @@ from mudata import MuData
 from sections import anndata, mudata
 
 from gpnsf.bridge import Layout, read
+from gpnsf.core.embedding import composition
 from gpnsf.core.simplex import feature_importance, observation_importance
 from gpnsf.core.types import Dataset, Posterior
 from gpnsf.keys import Keys
@@ -54,6 +55,7 @@ def posterior(dataset: Dataset, n_factors: int = K, n_spatial: int = 2) -> Poste
         smooth=smooth,
         std=std,
         loadings=loadings,
+        loadings_std={name: rng.random((size, n_factors)) for name, size in sizes.items()},
         background={name: rng.random(size) for name, size in sizes.items()},
         dispersion={name: rng.random(size) for name, size in sizes.items() if name == "rna"},
         variance_explained={name: np.full(n_factors, 0.1) for name in sizes},
@@ -101,6 +103,16 @@ def test_factors_reach_the_object_and_the_cells_of_each_modality(partial):
             assert not np.shares_memory(mod.obsm[slot], stored)
 
 
+def test_the_embedding_is_that_of_the_spatial_factors(partial):
+    result, layout = fitted(partial)
+    expected = composition(result.smooth[:, :2], {name: W[:, :2] for name, W in result.loadings.items()})
+    slot = partial.obsm["X_gpnsf_embedding"]
+    assert slot.dtype == np.float32
+    np.testing.assert_allclose(slot, expected, atol=1e-6)
+    for name, mod in partial.mod.items():
+        np.testing.assert_array_equal(mod.obsm["X_gpnsf_embedding"], slot[layout.rows[name]])
+
+
 def test_loadings_are_spread_over_all_features(partial):
     chosen = np.array([False, True, True, False, True, True])
     partial["rna"].var["chosen"] = chosen
@@ -110,6 +122,8 @@ def test_loadings_are_spread_over_all_features(partial):
     np.testing.assert_array_equal(rna.varm["gpnsf_loadings"][chosen], result.loadings["rna"])
     assert (rna.varm["gpnsf_loadings"][~chosen] == 0).all()
     np.testing.assert_array_equal(atac.varm["gpnsf_loadings"], result.loadings["atac"])
+    np.testing.assert_allclose(rna.varm["gpnsf_loadings_std"][chosen], result.loadings_std["rna"], rtol=1e-6)
+    assert (rna.varm["gpnsf_loadings_std"][~chosen] == 0).all()
     numbers = ["gpnsf_background", "gpnsf_spatial_importance", "gpnsf_spatial_importance_std", "gpnsf_dispersion"]
     assert (rna.var.loc[~chosen, numbers] == 0).all(axis=None)
     assert (rna.var.dtypes[numbers] == np.float32).all()

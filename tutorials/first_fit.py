@@ -77,8 +77,8 @@ pd.DataFrame(correlation, index=[f"true {k + 1}" for k in range(truth.shape[1])]
 # %% [markdown]
 # ## Genes and peaks
 #
-# Loadings say how much of each feature belongs to a factor. The top features are ranked by a score that prefers features
-# which are specific to the factor over those that are merely abundant.
+# Loadings say how much of each feature belongs to a factor. The top features are those that are specific to it for
+# sure: a score of 2 says that the factor has at least four times as much of the feature as the section on the whole.
 
 # %%
 gpnsf.tl.rank_features(mdata, modality="rna", n_features=3)
@@ -104,11 +104,11 @@ print(
 # %% [markdown]
 # ## On with scanpy
 #
-# The factors are an ordinary representation: neighbours, UMAP and clusters follow as usual.
+# Neighbours, UMAP and clusters are sought in the embedding of the fit, whose distances are those of what spots express.
 
 # %%
 factors = gpnsf.tl.factor_adata(mdata)
-sc.pp.neighbors(factors, use_rep="X")
+sc.pp.neighbors(factors, use_rep="X_gpnsf_embedding")
 sc.tl.umap(factors, random_state=0)
 sc.pl.umap(factors, color=names[:2])
 

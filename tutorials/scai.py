@@ -56,17 +56,17 @@ print("redundancy of the loadings, by start:", np.round(record["redundancy"], 2)
 # %% [markdown]
 # ## Factors and groups
 #
-# The largest factor of each cell is already a label. `tl.domains` clusters cells by the shares of all their factors, which
-# also serves where there are more or fewer factors than groups.
+# The largest factor of each cell is already a label. `tl.domains` clusters cells by what all their factors let them
+# express, which also serves where there are more or fewer factors than groups.
 
 # %%
-gpnsf.tl.domains(mdata, n_domains=5, factors="all", key="scai", key_added="cluster")
+gpnsf.tl.domains(mdata, n_domains=5, key="scai", key_added="cluster")
 truth = mdata.obs["true_group"]
 print(f"agreement with the true groups (adjusted Rand index): {adjusted_rand_score(truth, mdata.obs['cluster']):.2f}")
 pd.crosstab(truth, np.array(record["factor_names"])[mdata.obsm["X_scai"].argmax(axis=1)], colnames=["largest factor"])
 
 # %% [markdown]
-# `tl.factor_adata` hands the factors to scanpy, where `sc.pp.neighbors(factors, use_rep="X")`, UMAP and Leiden follow as usual.
+# `tl.factor_adata` hands the factors to scanpy, where `sc.pp.neighbors(factors, use_rep="X_scai_embedding")`, UMAP and Leiden follow as usual.
 
 # %%
 factors = gpnsf.tl.factor_adata(mdata, key="scai")

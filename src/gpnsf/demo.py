@@ -95,7 +95,7 @@ def _factor_lines(mdata: MuData) -> list[str]:
     """Correlation of each true factor with the estimate that it is matched with."""
     names = results.find(mdata).names
     lines = [
-        f"  {truth:<14} {names[column]:<14} {r:.2f}"
+        f"  {truth:<14} {names[column] if column >= 0 else 'none':<14} {r:.2f}"
         for truth, column, r in zip(_true_names(mdata), *_matched(mdata), strict=True)
     ]
     return [
@@ -133,8 +133,9 @@ def _against_truth(mdata: MuData) -> Figure:
         figure, axes = canvas.grid(2 * n_spatial, width=width, height=height, ncols=n_spatial)
         for k in range(n_spatial):
             _panel(axes[k], where, truth[:, k], f"simulated {k + 1}")
-            title = f"{fit.names[columns[k]]}, r = {correlations[k]:.2f}"
-            _panel(axes[n_spatial + k], where, fit.mean[:, columns[k]], title)
+            name = fit.names[columns[k]] if columns[k] >= 0 else "none"  # fewer found than simulated
+            found = fit.mean[:, columns[k]] * (columns[k] >= 0)
+            _panel(axes[n_spatial + k], where, found, f"{name}, r = {correlations[k]:.2f}")
     return figure
 
 

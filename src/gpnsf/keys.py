@@ -32,9 +32,19 @@ class Keys:
         return f"X_{self.key}_std"
 
     @property
+    def embedding(self) -> str:
+        """``obsm``: principal coordinates of what is expressed [N, at most 15]: for domains, neighbours and UMAP."""
+        return f"X_{self.key}_embedding"
+
+    @property
     def loadings(self) -> str:
         """``varm`` of each modality: nonnegative loadings [P, K]."""
         return f"{self.key}_loadings"
+
+    @property
+    def loadings_std(self) -> str:
+        """``varm`` of each modality: posterior standard deviation of the loadings [P, K]."""
+        return f"{self.key}_loadings_std"
 
     @property
     def batch(self) -> str:
@@ -90,8 +100,8 @@ class Keys:
     def slots(self) -> dict[str, tuple[str, ...]]:
         """Every slot by the attribute that holds it."""
         return {
-            "obsm": (self.factors, self.smooth, self.std),
-            "varm": (self.loadings, self.batch),
+            "obsm": (self.factors, self.smooth, self.std, self.embedding),
+            "varm": (self.loadings, self.loadings_std, self.batch),
             "obs": (self.importance,),
             "var": (
                 self.background,

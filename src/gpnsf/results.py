@@ -12,14 +12,13 @@ from anndata import AnnData
 from mudata import MuData
 
 from gpnsf.checks import LIKELIHOODS, choices, problem
-from gpnsf.core import stored
+from gpnsf.core import embedding, ranking, stored
 from gpnsf.keys import NEAREST, SPATIAL, Keys
 from gpnsf.tissue import Tissue, gather, holders, read_coords, rows_of
 
-__all__ = ["RANKINGS", "SCAI", "Fit", "find", "ranked", "shared_out"]
+__all__ = ["SCAI", "Fit", "find", "ranked", "shared_out"]
 
 SCAI = "scai"  # method of a record of factors and loadings alone, without a field and a posterior
-RANKINGS = ("lift", "loading", "share", "specificity")
 LARGEST, LARGEST_LOADING = 1e15, 1e20  # what sums of squares and products leave finite in single precision
 
 
@@ -39,6 +38,7 @@ class Fit:
     rows: dict[str, np.ndarray]  # modality -> [n] row of the object for each cell of the modality, in its own order
     likelihoods: dict[str, str]
     loadings: dict[str, np.ndarray]  # modality -> [P, K]
+    loadings_std: dict[str, np.ndarray] | None  # modality -> [P, K]; None where nothing is known about it
 
     @property
     def uns(self) -> Mapping[str, Any]:
@@ -127,6 +127,18 @@ class Fit:
         return mass / max(mass.sum(), np.finfo(float).tiny)
 
     @property
+    def embedding(self) -> np.ndarray:
+        """Principal coordinates [N, d] of what is expressed; worked out where the record has none, as that of ``tl.scai``."""
+        if self.keys.embedding not in self.data.obsm:
+            return self.embedded(embedding.factors_used(self.is_spatial))
+        shape = (self.data.n_obs, None)
+        return stored.array(self.data.obsm, self.keys.embedding, shape, low=-LARGEST, high=LARGEST, where="obsm")
+
+    def embedded(self, chosen: np.ndarray) -> np.ndarray:
+        """The same of some factors alone."""
+        return embedding.coordinates(self.smooth[:, chosen], {name: W[:, chosen] for name, W in self.loadings.items()})
+
+    @property
     def has_coords(self) -> bool:
         """Whether there are coordinates; models without a field do without."""
         return bool(holders(self._tissue(), "obsm", self.param("spatial_key") or SPATIAL))
@@ -181,6 +193,12 @@ class Fit:
         mod = self.modalities[modality]
         low = _lowest(self.likelihoods[modality])
         return stored.array(mod.var, column, (mod.n_vars,), low=low, high=LARGEST_LOADING, where=f"var of {modality!r}")
+
+    def constant(self, modality: str) -> np.ndarray:
+        """Constant part of the rate [P] of one modality; 0 where values have a sign, for there it is no part of a whole."""
+        if self.std is None or self.likelihoods[modality] == "gaussian":
+            return np.zeros(self.modalities[modality].n_vars)
+        return self.var(modality, self.keys.background).astype(np.float64)
 
     def factor_indices(self, factors: str | Sequence[str] | None) -> np.ndarray:
         """Positions of the named factors, in the order asked for; all of them for None."""
@@ -258,6 +276,7 @@ def find(data: AnnData | MuData, key: str = "gpnsf") -> Fit:
         rows={name: rows_of(data, name, mod) for name, mod in modalities.items()},
         likelihoods=likelihoods,
         loadings={name: _loadings(mod, name, likelihoods[name], len(names), keys) for name, mod in modalities.items()},
+        loadings_std=_loadings_std(modalities, len(names), keys),
     )
 
 
@@ -270,44 +289,42 @@ def shared_out(n_features: int, modalities: Sequence[str]) -> dict[str, int]:
     return {name: len(part) for name, part in zip(modalities, parts, strict=True)}
 
 
-def ranked(fit: Fit, modality: str, factor: int, *, n_features: int, method: str) -> pd.DataFrame:
+def ranked(
+    fit: Fit,
+    modality: str,
+    factor: int,
+    *,
+    n_features: int,
+    method: str = ranking.METHODS[0],
+    min_counts: float = ranking.MIN_COUNTS,
+) -> pd.DataFrame:
     """Best features of one factor in one modality, as :func:`gpnsf.tl.rank_features` explains it; the index is their position."""
-    if method not in RANKINGS:
-        raise ValueError(problem(f"`method` to be one of {RANKINGS}", repr(method), "Pass one of these"))
+    if method not in ranking.METHODS:
+        raise ValueError(problem(f"`method` to be one of {ranking.METHODS}", repr(method), "Pass one of these"))
     if n_features < 1:
         raise ValueError(problem("`n_features` of at least 1", str(n_features), "Pass a positive integer"))
-    weights = np.abs(fit.loadings[modality]).astype(np.float64)  # [P, K]
-    weight, total = weights[:, factor], weights.sum(axis=1)
-    share = np.divide(weight, total, out=np.zeros_like(total), where=total > 0)
-    expected = total * (weight.sum() / total.sum() if weight.any() else 1.0)
-    lift = np.divide(weight, expected, out=np.zeros_like(total), where=total > 0)
-    gain = weight * np.log(np.maximum(lift, 1.0)) - (weight - expected)
-    importance = fit.var(modality, fit.keys.importance) if fit.std is not None else np.zeros(total.size, np.float32)
-    others = np.delete(weights, factor, axis=1).max(axis=1, initial=0.0)
-    specificity = np.divide(weight - others, total, out=np.full_like(total, -1.0), where=total > 0)
-    gained = np.where(lift >= 1, np.maximum(gain, 0.0), -1.0)
-    score = {"lift": gained, "loading": weight, "share": share, "specificity": specificity}[method]
-    allowed = np.flatnonzero((weight > 0) & (score >= 0))
-    best = allowed[np.lexsort((-weight[allowed], -score[allowed]))][:n_features]
-    var = fit.modalities[modality].var
-    genes = {}
-    if any(NEAREST in mod.var for mod in fit.modalities.values()):
-        genes[NEAREST] = var[NEAREST].to_numpy()[best] if NEAREST in var else ""
-    return pd.DataFrame(
-        {
-            "factor": fit.names[factor],
-            "modality": modality,
-            "feature": var.index.to_numpy()[best],
-            "rank": np.arange(1, best.size + 1),
-            "score": score[best],
-            "loading": fit.loadings[modality][best, factor],
-            "share": share[best],
-            "lift": lift[best],
-            "importance": importance[best],
-            **genes,
-        },
-        index=best,
-    )
+    weights = ranking.Weights(np.abs(fit.loadings[modality]).astype(np.float64), factor)
+    std = None if fit.loadings_std is None else fit.loadings_std[modality][:, factor].astype(np.float64)
+    if method == "posterior" and std is not None:
+        rows = len(fit.rows[modality])
+        score = ranking.posterior(weights, std, fit.constant(modality), n_obs=rows, min_counts=min_counts)
+    else:
+        score = ranking.score(weights, "lift" if method == "posterior" else method)
+    best = ranking.best(weights, score, n_features)
+    mod, blank = fit.modalities[modality], np.zeros(len(score), np.float32)
+    columns = {
+        "score": score,
+        "loading": fit.loadings[modality][:, factor],
+        "loading_std": blank + np.nan if std is None else std,
+        "share": weights.share,
+        "lift": weights.lift,
+        "importance": blank if fit.std is None else fit.var(modality, fit.keys.importance),
+    }
+    if any(NEAREST in other.var for other in fit.modalities.values()):
+        columns[NEAREST] = mod.var[NEAREST].to_numpy() if NEAREST in mod.var else np.full(len(score), "")
+    about = {"factor": fit.names[factor], "modality": modality, "feature": mod.var.index.to_numpy()[best]}
+    ranks = {"rank": np.arange(1, best.size + 1)}
+    return pd.DataFrame({**about, **ranks, **{name: values[best] for name, values in columns.items()}}, index=best)
 
 
 def _record(data: AnnData | MuData, keys: Keys) -> Mapping[str, Any]:
@@ -345,6 +362,19 @@ def _loadings(mod: AnnData, name: str, likelihood: str, n_factors: int, keys: Ke
     """Loadings [P, K] of one modality."""
     shape, low = (mod.n_vars, n_factors), _lowest(likelihood)
     return stored.array(mod.varm, keys.loadings, shape, low=low, high=LARGEST_LOADING, where=f"varm of {name!r}")
+
+
+def _loadings_std(modalities: Mapping[str, AnnData], n_factors: int, keys: Keys) -> dict[str, np.ndarray] | None:
+    """Standard deviations [P, K] of the loadings; None for records without, of other methods or of earlier versions."""
+    slot = keys.loadings_std
+    if not any(slot in mod.varm for mod in modalities.values()):
+        return None
+    return {
+        name: stored.array(
+            mod.varm, slot, (mod.n_vars, n_factors), low=0, high=LARGEST_LOADING, where=f"varm of {name!r}"
+        )
+        for name, mod in modalities.items()
+    }
 
 
 def _lengthscale(record: Mapping[str, Any], n_factors: int, where: str) -> np.ndarray:

@@ -12,6 +12,7 @@ from mudata import MuData
 
 from gpnsf import checks
 from gpnsf.bridge import Layout
+from gpnsf.core import embedding
 from gpnsf.core.simplex import feature_importance, observation_importance, top_factor
 from gpnsf.core.types import Posterior
 from gpnsf.keys import Keys
@@ -30,10 +31,11 @@ def write(data: AnnData | MuData, posterior: Posterior, layout: Layout, *, keys:
     mods = {name: data.mod[name] if isinstance(data, MuData) else data for name in layout.modalities}
     everything = [data, *data.mod.values()] if isinstance(data, MuData) else [data]
     slots: list[Slot] = [(data, "uns", keys.uns, _record(posterior, layout, info))]
-    slots += _rows(data, layout.position, posterior.loadings, posterior, keys)
+    arrays = _arrays(posterior, keys)
+    slots += _rows(data, layout.position, posterior.loadings, arrays, posterior, keys)
     for name, mod in mods.items():
         if mod is not data:
-            slots += _rows(mod, layout.rows[name], {name: posterior.loadings[name]}, posterior, keys)
+            slots += _rows(mod, layout.rows[name], {name: posterior.loadings[name]}, arrays, posterior, keys)
         slots += _features(mod, name, layout.features[name], posterior, keys)
     with warnings.catch_warnings():
         # a modality that is a view becomes actual here; the MuData holds it, so nothing is lost
@@ -52,11 +54,27 @@ def factor_names(is_spatial: np.ndarray) -> list[str]:
     return [f"{kind}_{np.sum(kinds[: k + 1] == kind)}" for k, kind in enumerate(kinds)]
 
 
+def _arrays(posterior: Posterior, keys: Keys) -> dict[str, np.ndarray]:
+    """What there is of each row of the dataset: factors [N, K] and the embedding [N, d]."""
+    used = embedding.factors_used(posterior.is_spatial)
+    loadings = {name: W[:, used] for name, W in posterior.loadings.items()}
+    return {
+        keys.factors: posterior.mean,
+        keys.smooth: posterior.smooth,
+        keys.std: posterior.std,
+        keys.embedding: embedding.coordinates(posterior.smooth[:, used], loadings),
+    }
+
+
 def _rows(
-    holder: AnnData | MuData, rows: np.ndarray, loadings: dict[str, np.ndarray], posterior: Posterior, keys: Keys
+    holder: AnnData | MuData,
+    rows: np.ndarray,
+    loadings: dict[str, np.ndarray],
+    arrays: dict[str, np.ndarray],
+    posterior: Posterior,
+    keys: Keys,
 ) -> list[Slot]:
     """Factors and importance of the rows [n] that a holder has."""
-    arrays = {keys.factors: posterior.mean, keys.smooth: posterior.smooth, keys.std: posterior.std}
     importance = observation_importance(posterior.mean[rows], loadings, posterior.is_spatial)
     return [
         *((holder, "obsm", key, array[rows].astype(np.float32)) for key, array in arrays.items()),
@@ -76,7 +94,10 @@ def _features(mod: AnnData, name: str, used: np.ndarray, posterior: Posterior, k
     }
     if name in posterior.dispersion:
         columns[keys.dispersion] = posterior.dispersion[name]
-    slots: list[Slot] = [(mod, "varm", keys.loadings, _full(loadings, used))]
+    slots: list[Slot] = [
+        (mod, "varm", keys.loadings, _full(loadings, used)),
+        (mod, "varm", keys.loadings_std, _full(posterior.loadings_std[name], used)),
+    ]
     if name in posterior.multipliers:
         slots.append((mod, "varm", keys.batch, _full(posterior.multipliers[name], used, fill=1.0)))
     return [

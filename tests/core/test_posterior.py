@@ -63,6 +63,11 @@ def test_everything_is_finite_and_in_shape(preset, stage):
         assert result.loadings[view.name].shape == (10, 3)
         assert result.background[view.name].shape == (10,)
         assert np.isfinite(result.loadings[view.name]).all()
+        std = result.loadings_std[view.name]
+        assert std.shape == (10, 3)
+        assert std.dtype == np.float32
+        assert (np.isfinite(std) & (std >= 0)).all()
+        assert (std[result.loadings[view.name].any(axis=1)] > 0).all()
         assert result.variance_explained[view.name].shape == (3,)
         assert ((result.importance_std[view.name] >= 0) & (result.importance_std[view.name] <= 0.5)).all()
     assert result.is_spatial.tolist() == [True] * T + [False] * (3 - T)
@@ -292,7 +297,10 @@ def test_variance_explained_is_the_deviance_that_a_constant_factor_loses(likelih
 
 def test_more_counts_make_importance_more_certain():
     few, many = (problem("nsfh", {"rna": "poisson"}, n_obs=n) for n in (40, 400))
-    spread = [np.median(summarised(model, dataset).importance_std["rna"]) for dataset, model in (few, many)]
+    found = [summarised(model, dataset) for dataset, model in (few, many)]
+    spread = [np.median(result.importance_std["rna"]) for result in found]
+    relative = [np.median(result.loadings_std["rna"] / result.loadings["rna"]) for result in found]
+    assert relative[1] < 0.6 * relative[0]
     assert spread[1] < 0.6 * spread[0]
 
 

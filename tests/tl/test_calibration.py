@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import sys
+
 import fitted
 import numpy as np
 import pandas as pd
@@ -35,6 +37,18 @@ def test_a_line_for_each_factor_and_for_the_features_of_each_modality(adata, tab
     assert table.is_spatial.isna().tolist() == (table.kind == "importance").tolist()
     assert table[["recovery", "error", "coverage"]].notna().all(axis=None)
     assert table.coverage.between(0, 1).all()
+
+
+def test_a_fit_that_finds_fewer_factors_has_lost_some(adata, monkeypatch):
+    module = sys.modules[check_calibration.__module__]
+    monkeypatch.setattr(
+        module, "refit", lambda data, **given: gpnsf.tl.fit(data, **{**given, "n_factors": 3, "n_spatial": 2})
+    )
+    found = check_calibration(adata, progress=False)
+    lost = found[(found.kind == "factor") & (found.recovery == 0)]
+    assert len(lost) == 2
+    assert not lost.kept_spatial.any()
+    assert lost[["error", "coverage"]].isna().all(axis=None)
 
 
 @pytest.mark.slow

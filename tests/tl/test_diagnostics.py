@@ -44,6 +44,7 @@ def posterior(data: Dataset, **changes) -> Posterior:
         smooth=mean,
         std=mean,
         loadings={name: rng.gamma(0.3, 1, (n, K)).astype(np.float32) for name, n in n_features.items()},
+        loadings_std={},
         background={name: np.zeros(n, np.float32) for name, n in n_features.items()},
         dispersion={},
         variance_explained={},
@@ -89,7 +90,7 @@ def test_what_the_test_says_about_the_split():
     assert texts(data, z=[9.0, 5.0, 2.0, 4.0]) == []
     only(texts(data, z=[9.0, 5.0, 12.0, 0.0]), "nonspatial_1 (z = 12.0)", "n_spatial")
     none = posterior(data, is_spatial=np.zeros(K, bool), lengthscale=np.full(K, np.nan))
-    only(texts(data, none, z=[0.0] * K, n_spatial=2), "None of 2 spatial factors", "coordinates")
+    only(texts(data, none, z=[0.0] * K, n_spatial=2), "No factor showed spatial order", "coordinates")
 
 
 def test_every_warning_is_logged_once_and_returned(caplog):
@@ -156,6 +157,16 @@ def test_length_scales_at_an_end_of_their_range(lengthscale, words):
     assert not texts(dataset(), result, lengthscale=4.0)
 
 
+def test_identical_factors_are_named_in_groups_by_one_warning():
+    data = dataset()
+    result = posterior(data)
+    mean, W = result.mean[:, [0, 1, 0, 1]], result.loadings["rna"][:, [0, 1, 0, 1]]
+    found = texts(data, replace(result, mean=mean, loadings={"rna": W}))
+    only(found, "spatial_1 = nonspatial_1, spatial_2 = nonspatial_2")
+    found = texts(data, replace(result, mean=mean[:, [0, 0, 0, 0]], loadings={"rna": W[:, [0, 0, 0, 0]]}))
+    only(found, "spatial_1 = spatial_2 = nonspatial_1 = nonspatial_2")
+
+
 def test_factors_that_say_the_same():
     data = dataset()
     result = posterior(data)
@@ -163,9 +174,7 @@ def test_factors_that_say_the_same():
     same[:, 2] = same[:, 0] ** 1.1 * np.random.default_rng(0).lognormal(0, 0.1, len(same))
     W = result.loadings["rna"].copy()
     W[:, 2] = 2 * W[:, 0]
-    only(
-        texts(data, replace(result, mean=same, loadings={"rna": W})), "spatial_1 and nonspatial_1", "smaller n_factors"
-    )
+    only(texts(data, replace(result, mean=same, loadings={"rna": W})), "spatial_1 = nonspatial_1", "smaller n_factors")
     assert not texts(data, replace(result, mean=same))
     assert not texts(data, replace(result, loadings={"rna": W}))
 

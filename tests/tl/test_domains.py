@@ -21,7 +21,7 @@ def toy():
 
 
 def with_domains(n_obs=120, seed=0, keys=("gpnsf",)):
-    """A fitted AnnData whose factors follow four domains, and the domains."""
+    """A fitted AnnData whose factors follow four domains and have loadings of their own, and the domains."""
     data = fitted.anndata(n_obs=n_obs, n_factors=4, n_spatial=4, seed=seed)
     truth = np.arange(n_obs) * 4 // n_obs
     rng = np.random.default_rng(seed)
@@ -29,6 +29,8 @@ def with_domains(n_obs=120, seed=0, keys=("gpnsf",)):
         H = 0.05 + np.eye(4)[truth] + rng.uniform(0, 0.1, (n_obs, 4))
         fitted.fill(data, H, n_spatial=4, key=key)
         data.obsm[f"X_{key}_smooth"] = H.astype(np.float32)
+        data.varm[f"{key}_loadings"] = (0.2 + np.eye(4)[np.arange(data.n_vars) % 4]).astype(np.float32)
+        del data.obsm[f"X_{key}_embedding"]  # it would no longer be theirs
     return data, truth
 
 
@@ -74,12 +76,37 @@ def test_files_keep_them(toy, tmp_path):
     assert anndata.read_h5ad(tmp_path / "fit.h5ad").obs[NAME].cat.categories.equals(adata.obs[NAME].cat.categories)
 
 
+def test_the_embedding_of_the_fit_is_what_is_clustered(toy):
+    """The slot, and the same worked out where there is none."""
+    domains(toy, n_domains=3)
+    before = toy.obs[NAME].tolist()
+    slot = toy.obsm.pop("X_gpnsf_embedding")
+    domains(toy, n_domains=3)
+    assert toy.obs[NAME].tolist() == before
+    toy.obsm["X_gpnsf_embedding"] = np.repeat([[0.0], [1.0], [5.0], [9.0]], [70, 10, 10, 10], axis=0)
+    domains(toy, n_domains=4)
+    assert toy.obs[NAME].tolist() == ["1"] * 70 + ["2"] * 10 + ["3"] * 10 + ["4"] * 10
+    toy.obsm["X_gpnsf_embedding"] = slot[:, :1] + np.nan
+    with pytest.raises(ValueError, match="finite values"):
+        domains(toy, n_domains=3)
+
+
+def test_patches_with_equal_loadings_are_one_domain():
+    """One homogeneous layer that three factors divide into patches, beside another: the layers are the domains."""
+    rng = np.random.default_rng(0)
+    data, patch = with_domains()
+    layers = rng.gamma(0.5, 1, (data.n_vars, 2))
+    data.varm["gpnsf_loadings"] = layers[:, [0, 0, 0, 1]].astype(np.float32)
+    domains(data, n_domains=2)
+    assert adjusted_rand_score(patch == 3, data.obs[NAME]) == 1
+
+
 def test_factors_that_are_left_out_do_not_matter(toy):
     domains(toy, n_domains=3, key_added="before")
     other = toy.obsm["X_gpnsf_smooth"].copy()
     other[:, 3] = np.random.default_rng(0).uniform(0, 5, len(other))  # the nonspatial one
     toy.obsm["X_gpnsf_smooth"] = other
-    domains(toy, n_domains=3)
+    domains(toy, n_domains=3, factors="spatial")
     domains(toy, n_domains=3, factors=["spatial_1", "spatial_2", "spatial_3"], key_added="named")
     domains(toy, n_domains=3, factors="all", key_added="all")
     assert toy.obs[NAME].tolist() == toy.obs["before"].tolist() == toy.obs["named"].tolist()
@@ -128,8 +155,10 @@ def test_leiden_without_igraph_says_what_to_install(toy, monkeypatch):
 def test_a_fit_without_spatial_factors_asks_for_others():
     data = fitted.anndata(n_obs=36, n_factors=2, n_spatial=0)
     with pytest.raises(ValueError, match="factors='all'"):
-        domains(data, n_domains=2)
+        domains(data, n_domains=2, factors="spatial")
     domains(data, n_domains=2, factors="all")
+    domains(data, n_domains=2, key_added="by_default")
+    assert data.obs[NAME].tolist() == data.obs["by_default"].tolist()
 
 
 @pytest.mark.parametrize(
@@ -159,11 +188,15 @@ def test_wrong_arguments_leave_the_object_as_it_is(toy, arguments, error, messag
     assert list(toy.obs) == before
 
 
-def test_one_factor_has_no_shares_to_compare():
+def test_one_factor_has_no_composition_to_compare():
     data = fitted.mudata(n_obs=60, n_factors=3, n_spatial=1)
     with pytest.raises(ValueError, match=r"at least two factors.*'spatial_1' alone.*factors='all'"):
-        domains(data, n_domains=2)
+        domains(data, n_domains=2, factors="spatial")
     assert "gpnsf_domain" not in data.obs
+    domains(data, n_domains=2)  # of all factors
+    single = fitted.anndata(n_obs=36, n_factors=1, n_spatial=1)
+    with pytest.raises(ValueError, match=r"at least two factors.*'spatial_1' alone"):
+        domains(single, n_domains=2)
 
 
 def test_a_view_is_refused(toy):

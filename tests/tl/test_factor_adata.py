@@ -68,7 +68,7 @@ def test_palettes_and_images_come_along():
 def test_models_without_coordinates_do_without():
     toy = fitted.anndata(n_obs=36)
     del toy.obsm["spatial"]
-    assert set(factor_adata(toy).obsm) == {"X_gpnsf"}
+    assert set(factor_adata(toy).obsm) == {"X_gpnsf", "X_gpnsf_embedding"}
 
 
 def test_it_can_be_written(toy, tmp_path):

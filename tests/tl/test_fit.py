@@ -58,6 +58,10 @@ def check_slots(data: MuData | AnnData, *, n_spatial: int, key: str = "gpnsf", s
             assert holder.obsm[slot].dtype == np.float32
             assert holder.obsm[slot].shape == (holder.n_obs, K)
             assert np.isfinite(holder.obsm[slot]).all()
+        points = holder.obsm[keys.embedding]
+        assert points.dtype == np.float32
+        assert points.shape == (holder.n_obs, n_spatial if n_spatial > 1 else K)
+        assert np.isfinite(points).all()
         importance = holder.obs[keys.importance]
         assert importance.between(0, 1 + 1e-6).all()
         assert (importance == 0).all() or n_spatial > 0
@@ -72,6 +76,11 @@ def check_slots(data: MuData | AnnData, *, n_spatial: int, key: str = "gpnsf", s
         assert loadings.shape == (mod.n_vars, K)
         assert np.isfinite(loadings).all()
         assert (loadings >= 0).all() or signed
+        std = mod.varm[keys.loadings_std]
+        assert std.dtype == np.float32
+        assert std.shape == (mod.n_vars, K)
+        assert np.isfinite(std).all()
+        assert (std[loadings.any(axis=1)] > 0).all()
         assert var[keys.background].dtype == np.float32
         assert (var[keys.background] >= 0).all() or signed
         assert var[keys.importance].between(0, 1 + 1e-6).all()
@@ -107,6 +116,7 @@ def check_record(info: dict[str, Any], mods: list[str], names: list[str], n_spat
     given = inspect.signature(gpnsf.tl.fit).parameters.keys() - {"data", "copy", "progress", "checkpoint"}
     assert info["params"].keys() == given
     assert info["params"]["n_spatial"] == n_spatial
+    assert info["n_factors_asked"] == info["params"]["n_factors"] == K
 
 
 def expected(data: MuData | AnnData, name: str, key: str = "gpnsf") -> np.ndarray:

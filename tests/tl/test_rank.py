@@ -3,12 +3,13 @@ from __future__ import annotations
 import fitted
 import numpy as np
 import pytest
+from scipy import stats
 
 from gpnsf import results
 from gpnsf.keys import Keys
 from gpnsf.tl.rank import rank_features
 
-COLUMNS = ["factor", "modality", "feature", "rank", "score", "loading", "share", "lift", "importance"]
+COLUMNS = ["factor", "modality", "feature", "rank", "score", "loading", "loading_std", "share", "lift", "importance"]
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,7 @@ def test_table_is_tidy_and_ordered(toy):
 
 def test_numbers_are_those_of_the_definition(toy):
     W = toy["rna"].varm["gpnsf_loadings"].astype(float)
-    table = rank_features(toy, modality="rna", factors="nonspatial_1", n_features=3)
+    table = rank_features(toy, modality="rna", factors="nonspatial_1", n_features=3, method="lift")
     for row in table.itertuples():
         w = W[toy["rna"].var_names.get_loc(row.feature)]
         expected = w.sum() * W[:, 2].sum() / W.sum()
@@ -47,6 +48,90 @@ def test_numbers_are_those_of_the_definition(toy):
         assert row.share == pytest.approx(w[2] / w.sum(), rel=1e-5)
         assert row.lift == pytest.approx(w[2] / expected, rel=1e-5)
         assert row.score == pytest.approx(w[2] * np.log(w[2] / expected) - w[2] + expected, rel=1e-4)
+
+
+def test_the_posterior_score_is_the_lower_end_of_the_interval_over_the_part_in_the_section(toy):
+    rna = toy["rna"]
+    W, std = (rna.varm[f"gpnsf_loadings{name}"].astype(float) for name in ("", "_std"))
+    part = W.sum(axis=1) + rna.var["gpnsf_background"].to_numpy(float)
+    part /= part.sum()
+    table = rank_features(toy, modality="rna", factors="spatial_2", n_features=5)
+    for row in table.itertuples():
+        j = rna.var_names.get_loc(row.feature)
+        shape = (W[j, 1] / std[j, 1]) ** 2
+        lower = stats.gamma.ppf(0.05, shape, scale=W[j, 1] / shape)
+        assert row.loading_std == pytest.approx(std[j, 1], rel=1e-6)
+        assert row.score == pytest.approx(np.log2(lower / W[:, 1].sum() / part[j]), rel=1e-4)
+
+
+def with_std(W, std, n_obs=400):
+    """The same with standard deviations of the loadings and no background."""
+    data = fitted.anndata(n_obs=n_obs, n_factors=W.shape[1], n_spatial=1, n_genes=W.shape[0])
+    data.var_names = [f"g{j}" for j in range(W.shape[0])]
+    data.varm[Keys().loadings], data.varm[Keys().loadings_std] = W.astype(np.float32), std.astype(np.float32)
+    data.var[Keys().background] = np.float32(0)
+    return data
+
+
+def test_what_is_sure_and_specific_comes_before_what_is_abundant_or_unsure():
+    housekeeping, marker, unsure, other = [105.0, 100], [9.0, 1], [10.0, 0.5], [1.0, 60]
+    W = np.array([housekeeping, marker, unsure, other])
+    std = 0.05 * W
+    std[2] = W[2] / 1.5
+    table = rank_features(with_std(W, std), factors="spatial_1")
+    assert table["feature"].tolist() == ["g1", "g0", "g2"]
+    assert table["score"].iloc[0] > 0.3
+    assert table["score"].iloc[-1] < 0
+    assert rank_features(with_std(W, std), factors="spatial_1", method="lift")["feature"].iloc[0] == "g2"
+
+
+def test_the_surer_of_two_equal_loadings_is_first():
+    W = np.array([[5.0, 1], [5.0, 1], [1.0, 9]])
+    table = rank_features(with_std(W, np.array([[1.0, 1], [0.5, 1], [1, 1]])), factors="spatial_1")
+    assert table["feature"].tolist() == ["g1", "g0"]
+
+
+def test_rare_features_are_left_out_unless_all_are_rare():
+    """A hundred abundant features, and a rare one that is the most specific."""
+    rng = np.random.default_rng(0)
+    W = np.vstack([rng.gamma(5, 1, (100, 2)), [0.1, 0]])
+    data = with_std(W, 0.01 * W)
+    assert "g100" not in set(rank_features(data, factors="spatial_1", n_features=200)["feature"])  # .1 x 400 = 40
+    table = rank_features(data, factors="spatial_1", n_features=200, min_counts=39)
+    assert table["feature"].iloc[0] == "g100"
+    shallow = with_std(W / 1e3, 1e-5 * W)
+    table = rank_features(shallow, factors="spatial_1", n_features=200)
+    assert 10 < len(table) < 50
+    assert "g100" not in set(table["feature"])
+
+
+def test_a_fit_that_knows_no_precision_ranks_by_lift():
+    data = fitted.anndata(n_obs=36)
+    del data.varm["gpnsf_loadings_std"]
+    table, lift = rank_features(data), rank_features(data, method="lift")
+    assert table["feature"].tolist() == lift["feature"].tolist()
+    assert table["loading_std"].isna().all()
+
+
+def test_no_ribosomal_genes_for_markers(lymph_node):
+    """A factor in ten holds two thirds of a marker; every factor holds much of the ribosomal genes, and some more than others."""
+    table = rank_features(lymph_node, n_features=5)
+    marker = table["feature"].str.startswith("marker")
+    assert marker.all()
+    lift = rank_features(lymph_node, n_features=5, method="lift")["feature"]
+    assert lift.str.startswith("RPL").mean() > 0.5
+
+
+@pytest.fixture(scope="module")
+def lymph_node():
+    """Simulated loadings: 30 ribosomal genes of large loadings, and 12 markers of each of 4 factors."""
+    rng = np.random.default_rng(1)
+    ribosomal = 200 * rng.lognormal(0, 0.3, (30, 4))
+    markers = rng.gamma(2, 0.1, (48, 4)) + 2.0 * np.eye(4)[np.arange(48) // 12]
+    W = np.vstack([ribosomal, markers])
+    data = with_std(W, np.sqrt(W / 400) + 0.02 * W)
+    data.var_names = [f"RPL{j}" for j in range(30)] + [f"marker{j}" for j in range(48)]
+    return data
 
 
 def test_lift_prefers_specific_and_abundant_features():
@@ -73,12 +158,12 @@ def test_specificity_is_the_share_above_the_next():
 
 def test_features_without_signal_or_below_the_expected_share_are_left_out():
     data = with_loadings(np.array([[5, 1], [1, 5], [0, 0], [3, 0]]))
-    assert set(rank_features(data, factors="spatial_1")["feature"]) == {"g0", "g3"}
+    assert set(rank_features(data, factors="spatial_1", method="lift")["feature"]) == {"g0", "g3"}
     assert set(rank_features(data, factors="nonspatial_1", method="loading")["feature"]) == {"g0", "g1"}
 
 
 def test_a_single_factor_ranks_by_loading():
-    table = rank_features(with_loadings(np.array([[1.0], [3.0], [2.0], [0.0]])))
+    table = rank_features(with_loadings(np.array([[1.0], [3.0], [2.0], [0.0]])), method="lift")
     assert table["feature"].tolist() == ["g1", "g2", "g0"]
 
 
@@ -98,7 +183,8 @@ def test_signed_loadings_are_ranked_by_magnitude():
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"method": "z"}, ValueError, "'lift', 'loading', 'share', 'specificity'"),
+        ({"method": "z"}, ValueError, "'posterior', 'lift', 'loading', 'share', 'specificity'"),
+        ({"min_counts": -1}, ValueError, "`min_counts` to be .*of at least 0"),
         ({"n_features": 0}, ValueError, "`n_features` of at least 1"),
         ({"factors": "spatial_9"}, KeyError, "spatial_9"),
         ({"factors": []}, ValueError, "at least one"),

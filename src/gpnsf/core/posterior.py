@@ -44,17 +44,19 @@ def summarise(model: Factorization, dataset: Dataset, blocks: list[Block], log_f
     std = std[:, order]
     smooth = smooth[:, order]
     spatial_order = order[:T]
+    importance_std, loadings_std = result.deviations(model, blocks)
     return Posterior(
         mean=_array(mean),
         smooth=_array(smooth),
         std=_array(std),
         loadings={name: _array(W[:, :-1]) for name, W in result.loadings.items()},
+        loadings_std=loadings_std,
         background={name: _array(W[:, -1]) for name, W in result.loadings.items()},
         dispersion={
             name: _array(theta) for name, view in model.items() if (theta := view.likelihood.dispersion()) is not None
         },
         variance_explained=result.variance_explained(model, dataset, blocks),
-        importance_std=result.importance_std(model, blocks),
+        importance_std=importance_std,
         is_spatial=np.arange(model.n_factors) < T,
         order=_array(order).astype(np.int64),
         lengthscale=_padded(model, "log_lengthscale", spatial_order),
@@ -203,22 +205,21 @@ class _Result:
         changes = block.size[name] * level - A
         return likelihood.lost(block.counts[name], A, self.loadings_of(name, block), changes)[:-1]
 
-    def importance_std(self, model: Factorization, blocks: list[Block]) -> dict[str, np.ndarray]:
-        """Standard deviation of each feature's importance, from the Laplace covariance of its loadings."""
+    def deviations(self, model: Factorization, blocks: list[Block]) -> tuple[dict[str, np.ndarray], ...]:
+        """Standard deviations of each feature's importance [P] and loadings [P, K], from the Laplace covariance of these."""
         is_spatial = np.arange(model.n_factors) < model.n_spatial
-        result = {}
+        importance, loadings = {}, {}
         for name, view in model.items():
             W = self.loadings[name]
             information = reduce(torch.add, (self._loading_information(view.likelihood, name, b) for b in blocks))
             total = W[:, :-1].abs().sum(1).clamp_min(1e-12)
             information.diagonal(dim1=1, dim2=2).add_((1 / total**2)[:, None])
-            result[name] = np.concatenate(
-                [
-                    simplex.importance_std(_array(part[:, :-1]), _array(covariances(own)), is_spatial)
-                    for part, own in zip(W.split(FEATURES), information.split(FEATURES), strict=True)
-                ]
-            ).astype(np.float32)
-        return result
+            found = [
+                _deviations(_array(part[:, :-1]), _array(covariances(own)), is_spatial)
+                for part, own in zip(W.split(FEATURES), information.split(FEATURES), strict=True)
+            ]
+            importance[name], loadings[name] = map(np.concatenate, zip(*found, strict=True))
+        return importance, loadings
 
     def _loading_information(self, likelihood: AbstractLikelihood, name: str, block: Block) -> Tensor:
         """Information [P, K, K] of a block on the loadings, through the multipliers of its batch."""
@@ -227,6 +228,13 @@ class _Result:
         return (
             information * self.multipliers[name][block.batch][:, None, None] ** 2 if self.multipliers else information
         )
+
+
+def _deviations(W: np.ndarray, covariance: np.ndarray, is_spatial: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Standard deviations [P] of the importance and [P, K] of loadings with covariances [P, K, K]; 0 without signal."""
+    importance = simplex.importance_std(W, covariance, is_spatial)
+    loadings = np.sqrt(np.maximum(np.diagonal(covariance, axis1=1, axis2=2), 0.0)) * W.any(axis=1, keepdims=True)
+    return importance.astype(np.float32), loadings.astype(np.float32)
 
 
 def flat_deviance(likelihood: AbstractLikelihood, view: View, blocks: list[Block]) -> float:

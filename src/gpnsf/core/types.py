@@ -161,6 +161,7 @@ class Posterior:
     smooth: np.ndarray  # [N, K] float32 mean of the field alone (nonspatial columns as in mean)
     std: np.ndarray  # [N, K] float32 posterior standard deviation of H
     loadings: dict[str, np.ndarray]  # modality -> [P, K] float32
+    loadings_std: dict[str, np.ndarray]  # modality -> [P, K] float32 posterior standard deviation
     background: dict[str, np.ndarray]  # modality -> [P] float32
     dispersion: dict[str, np.ndarray]  # modality -> [P]: theta (NB) or noise sd (Gaussian); absent otherwise
     variance_explained: dict[

@@ -172,7 +172,7 @@ def _places(fit: Fit, features: str | Sequence[str] | None, modalities: list[str
     """Modality and position of the features: those named, or the best one of each factor that has any."""
     if features is None:
         name = modalities[0]
-        tables = [results.ranked(fit, name, k, n_features=1, method="lift") for k in range(len(fit.names))]
+        tables = [results.ranked(fit, name, k, n_features=1) for k in range(len(fit.names))]
         places = [(name, int(j)) for j in dict.fromkeys(j for table in tables for j in table.index)]
     else:
         places = find_features(fit, [features] if isinstance(features, str) else list(map(str, features)), modalities)

@@ -35,7 +35,7 @@ def feature_maps(
     factors: str | Sequence[str] | None = None,
     n_features: int = 4,
     modality: str | Sequence[str] | None = None,
-    method: str = "lift",
+    method: str = "posterior",
     scale: str = "linear",
     quantiles: tuple[float, float] = (0.005, 0.99),
     library: str | Sequence[str] | None = None,
@@ -101,7 +101,7 @@ def feature_maps(
 
     Notes
     -----
-    Reads the counts that the fit has read, ``obsm["X_gpnsf"]``, ``varm["gpnsf_loadings"]`` and the coordinates.
+    Reads the counts that the fit has read, ``obsm["X_gpnsf"]``, what :func:`gpnsf.tl.rank_features` reads, and the coordinates.
 
     Examples
     --------

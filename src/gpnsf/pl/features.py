@@ -33,7 +33,7 @@ def top_features(
     n_features: int = 10,
     factors: str | Sequence[str] | None = None,
     modality: str | Sequence[str] | None = None,
-    method: str = "lift",
+    method: str = "posterior",
     italic: str | Sequence[str] = "rna",
     ncols: int | None = None,
     key: str = "gpnsf",
@@ -44,7 +44,7 @@ def top_features(
     """Draw the best features of each factor, one panel a factor, best on top.
 
     Lines are as long as the scores of :func:`gpnsf.tl.rank_features`, relative to the best feature of the factor and
-    modality; those of ``method="share"`` are the shares themselves. Factors without features are left out.
+    modality, and none where the score is below 0; those of ``method="share"`` are the shares themselves. Factors without features are left out.
 
     Parameters
     ----------
@@ -57,7 +57,7 @@ def top_features(
     modality
         Names of the modalities; None for all, in colours of their own.
     method
-        "lift", "loading", "share" or "specificity", as in :func:`gpnsf.tl.rank_features`.
+        "posterior", "lift", "loading", "share" or "specificity", as in :func:`gpnsf.tl.rank_features`.
     italic
         Modalities whose features are written in italics, as genes are.
     ncols
@@ -84,7 +84,7 @@ def top_features(
 
     Notes
     -----
-    Reads ``varm["gpnsf_loadings"]`` and ``var["gpnsf_spatial_importance"]`` of each modality.
+    Reads what :func:`gpnsf.tl.rank_features` reads.
 
     Examples
     --------
@@ -149,7 +149,8 @@ def _panel(ax: Axes, table: pd.DataFrame, colors: dict[str, str], method: str, i
     """A line with a head and a name for each feature."""
     value = table["score"]
     if method != "share":
-        value = value / table.groupby("modality")["score"].transform("max").replace(0, 1)
+        best = table.groupby("modality")["score"].transform("max")
+        value = value.clip(lower=0) / best.where(best > 0, 1)
     color = table["modality"].map(colors)
     lines = _lines(table)
     ax.hlines(lines, 0, value, colors=color, linewidth=1.2)

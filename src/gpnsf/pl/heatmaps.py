@@ -41,7 +41,7 @@ def loadings(
     n_features: int = 5,
     factors: str | Sequence[str] | None = None,
     modality: str | Sequence[str] | None = None,
-    method: str = "lift",
+    method: str = "posterior",
     italic: str | Sequence[str] = "rna",
     ncols: int | None = None,
     cmap: str | Colormap | None = None,
@@ -96,7 +96,7 @@ def loadings(
 
     Notes
     -----
-    Reads ``varm["gpnsf_loadings"]`` and ``var["gpnsf_spatial_importance"]`` of each modality.
+    Reads what :func:`gpnsf.tl.rank_features` reads.
 
     Examples
     --------

@@ -192,10 +192,10 @@ def _features(fit: Fit) -> Iterator[str]:
     """What the factors stand for."""
     lines: list[list[str]] = []
     for k, factor in enumerate(fit.names):
-        tables = [results.ranked(fit, name, k, n_features=NAMED, method="lift") for name in fit.modalities]
+        tables = [results.ranked(fit, name, k, n_features=NAMED) for name in fit.modalities]
         lines.append([factor, *(", ".join(table["feature"]) for table in tables)])
     frame = pd.DataFrame(lines, columns=["factor", *fit.modalities])
-    yield html.table(frame, f"The {NAMED} best features of each factor by lift, best first.")
+    yield html.table(frame, f"The {NAMED} best features of each factor, best first.")
     yield _picture(
         fit, "top_features", "Best features of each factor with their scores", "Best features of each factor."
     )

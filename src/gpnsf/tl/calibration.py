@@ -151,15 +151,17 @@ def _factors(fit: results.Fit, found: results.Fit, rows: np.ndarray) -> list[dic
     columns, recovery = metrics.match_factors(truth[rows], found.mean[rows])
     centre, sd = log_moments(found.mean[:, columns], found.std[:, columns], VARIANCE_CAP)
     error = log_errors(truth, centre)[rows]
+    lost = columns < 0  # of a fit with fewer factors
+    error[:, lost] = np.nan
     return [
         {
             "kind": "factor",
             "name": name,
             "is_spatial": bool(fit.is_spatial[k]),
-            "kept_spatial": bool(found.is_spatial[columns[k]]),
+            "kept_spatial": bool(found.is_spatial[columns[k]]) and not lost[k],
             "recovery": recovery[k],
             "error": float(np.sqrt(np.mean(error[:, k] ** 2))),
-            "coverage": metrics.coverage(0.0, error[:, k], sd[rows, k], LEVEL),
+            "coverage": np.nan if lost[k] else metrics.coverage(0.0, error[:, k], sd[rows, k], LEVEL),
             "n": int(rows.sum()),
         }
         for k, name in enumerate(fit.names)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from scipy.sparse.csgraph import connected_components
 
 from gpnsf.core.fields import LENGTHSCALE_RANGE
 from gpnsf.core.fitting import Outcome
@@ -100,6 +101,7 @@ def _size_factors(fitted: _Fitted) -> Iterator[str]:
     coords, library = fitted.dataset.coords.astype(np.float64), fitted.dataset.library
     if fitted.params["size_factors"] != "total" or not np.ptp(coords):
         return
+    found = []
     for view in fitted.counted:
         seen = view.observed
         total = _totals(view)[seen]
@@ -107,11 +109,12 @@ def _size_factors(fitted: _Fitted) -> Iterator[str]:
         logs = logs - (np.bincount(library[seen], logs) / np.maximum(np.bincount(library[seen]), 1))[library[seen]]
         smooth = morans_i(logs[:, None], knn_weights((coords + 1e3 * library[:, None])[seen]))[0]
         if np.median(total) < LOW_TOTAL and smooth > SMOOTH_TOTALS:
-            yield (
-                f"Totals of modality {view.name!r} are small (median {np.median(total):g}) and vary smoothly over the tissue "
-                f"(Moran's I {smooth:.2f}): they seem to carry signal, which size factors from totals take away. Compare with "
-                "size_factors=None."
-            )
+            found.append(f"{view.name!r} (median {np.median(total):g}, Moran's I {smooth:.2f})")
+    if found:
+        yield (
+            f"Totals are small and vary smoothly over the tissue in modality {', '.join(found)}: they seem to carry signal, "
+            "which size factors from totals take away. Compare with size_factors=None."
+        )
 
 
 def _all_spatial(fitted: _Fitted) -> Iterator[str]:
@@ -119,7 +122,7 @@ def _all_spatial(fitted: _Fitted) -> Iterator[str]:
     if fitted.counted and fitted.posterior.is_spatial.all():
         yield (
             f"All {len(fitted.posterior.is_spatial)} factors are spatial: variation between neighbouring spots will be forced "
-            "into them. Pass a smaller n_spatial (half of n_factors is the default) unless this is what you want."
+            "into them. Pass a smaller n_spatial unless this is what you want."
         )
 
 
@@ -130,8 +133,7 @@ def _split(fitted: _Fitted) -> Iterator[str]:
         return
     if not is_spatial.any():
         yield (
-            f"None of {fitted.params['n_spatial']} spatial factors showed spatial order in counts that were held back: all are "
-            "nonspatial now and every importance is 0. If that is a surprise, check that the coordinates belong to these "
+            "No factor showed spatial order in counts that were held back: all are nonspatial and every importance is 0. If that is a surprise, check that the coordinates belong to these "
             "observations."
         )
     # relative to totals, whatever is left beside spatial factors has some order: only more than theirs is worth a word
@@ -166,17 +168,20 @@ def _lengthscales(fitted: _Fitted) -> Iterator[str]:
 
 
 def _duplicates(fitted: _Fitted) -> Iterator[str]:
-    """Two factors that say the same."""
+    """Factors that say the same, in groups."""
     names, every = factor_names(fitted.posterior.is_spatial), max(1, fitted.dataset.n_obs // COMPARED)
     mean = fitted.posterior.mean[::every].astype(np.float64)
     logs = np.log(mean + 1e-6) if mean.min() >= 0 else mean
     logs = logs - logs.mean(0)
     W = np.concatenate([loadings / max(loadings.sum(), 1e-12) for loadings in fitted.posterior.loadings.values()])
     alike = np.minimum(_cosines(logs), _cosines(W)) > DUPLICATE
-    for first, second in np.argwhere(np.triu(alike, 1)):
+    _, group = connected_components(alike, directed=False)
+    groups = [np.flatnonzero(group == code) for code in np.unique(group)]
+    found = [" = ".join(names[k] for k in members) for members in groups if len(members) > 1]
+    if found:
         yield (
-            f"{names[first]} and {names[second]} have the same pattern and the same loadings: one factor was split in two. "
-            "Pass a smaller n_factors."
+            f"Factors with the same pattern and the same loadings, each group one factor that was split: {', '.join(found)}. "
+            "Add them up, or pass a smaller n_factors."
         )
 
 
@@ -185,13 +190,17 @@ def _batches(fitted: _Fitted) -> Iterator[str]:
     key, n_factors = fitted.params["library_key"], len(fitted.posterior.is_spatial)
     if fitted.dataset.n_libraries == 1 or fitted.params["batch_key"] is not None or not fitted.counted:
         return
-    for name, excess in between_slices(fitted.dataset, n_factors).items():
-        if excess > BATCH_SD:
-            yield (
-                f"Features of modality {name!r} differ between the slices of {key!r}, most by a factor of {np.exp(excess):.2f} or "
-                f"more (sd {excess:.2f} of the log ratio beyond sampling), whatever mixture of factors a slice may have: these "
-                f"look like batch effects, which factors would have to describe. Compare with batch_key={key!r}."
-            )
+    found = [
+        f"{name!r} (most by a factor of {np.exp(excess):.2f} or more, sd {excess:.2f} of the log ratio beyond sampling)"
+        for name, excess in between_slices(fitted.dataset, n_factors).items()
+        if excess > BATCH_SD
+    ]
+    if found:
+        yield (
+            f"Features differ between the slices of {key!r} in modality {', '.join(found)}, whatever mixture of factors a slice "
+            "may have: these look like batch effects, which factors would have to describe. Compare with "
+            f"batch_key={key!r}."
+        )
 
 
 def between_slices(dataset: Dataset, n_factors: int) -> dict[str, float]:

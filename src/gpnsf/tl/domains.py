@@ -1,4 +1,4 @@
-"""Spatial domains: observations whose factors have a composition in common."""
+"""Spatial domains: observations that express the same composition."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ import pandas as pd
 
 from gpnsf import results
 from gpnsf.checks import Rule, key_added, problem
-from gpnsf.core import clustering
-from gpnsf.core.simplex import observation_shares
+from gpnsf.core import clustering, embedding
 from gpnsf.palette import category_colors
 from gpnsf.tissue import owner
 
@@ -25,6 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = ["domains"]
 
+SAME = 1e-5  # Hellinger distance that is rounding error
+
 _log = logging.getLogger("gpnsf")
 
 
@@ -33,7 +34,7 @@ def domains(
     *,
     n_domains: int | str,
     method: str = "kmeans",
-    factors: str | Sequence[str] = "spatial",
+    factors: str | Sequence[str] | None = None,
     consensus: Sequence[str] | None = None,
     max_domains: int = 15,
     n_init: int = 20,
@@ -42,11 +43,13 @@ def domains(
     key_added: str = "gpnsf_domain",
     seed: int = 0,
 ) -> None:
-    r"""Divide the section into domains by the shares of the factors in the signal of each observation.
+    r"""Divide the section into domains by what the factors let each observation express.
 
-    The share of factor k in observation i is :math:`s_{ik} = H_{ik} \sum_j w_{jk}` over its sum of all factors chosen, with H from
-    the field alone and the loadings of all modalities. Clusters are sought among :math:`\sqrt{s_i}`, whose distances are
-    those of Hellinger. Several slices are clustered together, so a domain means the same in each.
+    In each modality, feature j has the part :math:`p_{ij} = \sum_k H_{ik} w_{jk} / \sum_{jk} H_{ik} w_{jk}` of the expected counts of
+    observation i, with H from the field alone and k over the factors chosen. The distance of i and l is that of Hellinger,
+    :math:`d_{il}^2 = \frac12 \sum_j (\sqrt{p_{ij}} - \sqrt{p_{lj}})^2` added over modalities, so factors with like loadings are
+    near to each other. Clusters are sought among the first principal coordinates, at most 15, of these distances. Several
+    slices are clustered together, so a domain means the same in each.
 
     Parameters
     ----------
@@ -59,7 +62,8 @@ def domains(
         "kmeans", "gmm" (Gaussians of one common shape), or "leiden" (communities of the graph of nearest neighbours, at a
         resolution that gives ``n_domains`` or comes closest; needs igraph, and ``n_domains`` as a number).
     factors
-        "spatial", "all", or names of factors.
+        "spatial", "all", or names of factors, at least two. Default: the embedding that the fit has left, of its spatial factors, or of all
+        where fewer than two are spatial.
     consensus
         Keys of several fits in the object, for example of several seeds. Observations are then compared by their mean squared
         distance over the fits, so that factors need not be matched. Takes the place of ``key``.
@@ -87,11 +91,12 @@ def domains(
 
     Notes
     -----
-    Reads ``obsm["X_gpnsf_smooth"]`` and ``varm["gpnsf_loadings"]``. Writes ``obs["gpnsf_domain"]``, categories "1", "2", .. from
+    Reads ``obsm["X_gpnsf_embedding"]``, or, with ``factors`` or where there is none (as after :func:`gpnsf.tl.scai`),
+    ``obsm["X_gpnsf_smooth"]`` and ``varm["gpnsf_loadings"]``. Writes ``obs["gpnsf_domain"]``, categories "1", "2", .. from
     the largest domain to the smallest, and ``uns["gpnsf_domain_colors"]``, on the object and its modalities. With "auto", also
     ``uns["gpnsf_domain_stability"]``: ``n_domains`` and the mean adjusted Rand index of each.
 
-    Factors of signed models have no shares: there, distances are those of the factors in units of their signal.
+    Signed models expect no composition: there, distances are those of the factors in units of their signal.
 
     Examples
     --------
@@ -108,7 +113,7 @@ def domains(
         fits[0], n_domains, method=method, max_domains=max_domains, n_init=n_init, n_neighbors=n_neighbors, seed=seed
     )
     _check_name(fits, key_added)
-    points = np.hstack([_composition(fit, factors) for fit in fits]) / np.sqrt(len(fits))  # [N, sum of T]
+    points = np.hstack([_points(fit, factors) for fit in fits]) / np.sqrt(len(fits))  # [N, sum of d]
     record = None
     if n_domains == "auto":
         numbers = np.arange(2, max_domains + 1)
@@ -165,16 +170,19 @@ def _check_name(fits: Sequence[Fit], name: str) -> None:
         raise ValueError(problem("`key_added` other than the slots of the fits", repr(name), remedy))
 
 
-def _composition(fit: Fit, factors: str | Sequence[str]) -> np.ndarray:
-    """Square roots [N, T] of the shares of the chosen factors; for signed models, factors in units of their signal."""
-    chosen = _chosen(fit, factors)
-    H, loadings = fit.smooth[:, chosen].astype(np.float64), {name: W[:, chosen] for name, W in fit.loadings.items()}
-    if fit.signed:
-        return H * np.sqrt(np.sum([np.square(W, dtype=np.float64).sum(axis=0) for W in loadings.values()], axis=0))
-    if len(chosen) < 2:
-        rule = "at least two factors, whose shares differ between observations"
-        raise ValueError(problem(rule, f"{fit.names[chosen[0]]!r} alone", "Pass factors='all', or fit more factors"))
-    return np.sqrt(observation_shares(H, loadings))
+def _points(fit: Fit, factors: str | Sequence[str] | None) -> np.ndarray:
+    """The embedding [N, d] that the fit has left, or that of the chosen factors."""
+    points = fit.embedding if factors is None else fit.embedded(_chosen(fit, factors))
+    if not fit.signed and np.ptp(points, axis=0).max() < SAME:
+        rule = "at least two factors with loadings of their own, so that observations differ in what they express"
+        raise ValueError(problem(rule, f"{_named(fit, factors)} alone", "Pass factors='all', or fit more factors"))
+    return points.astype(np.float64)
+
+
+def _named(fit: Fit, factors: str | Sequence[str] | None) -> str:
+    """The factors that were used, for an error."""
+    used = embedding.factors_used(fit.is_spatial) if factors is None else _chosen(fit, factors)
+    return ", ".join(map(repr, fit.names[used]))
 
 
 def _chosen(fit: Fit, factors: str | Sequence[str]) -> np.ndarray:

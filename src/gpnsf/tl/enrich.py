@@ -40,8 +40,8 @@ def enrich(
 ) -> pd.DataFrame:
     r"""Test sets of features against the loadings of each factor.
 
-    - ``"ora"``, over-representation: are there more members of the set among the ``n_features`` best of the factor, by the
-      lift of :func:`gpnsf.tl.rank_features`, than among all features with signal? ``score`` is the log odds ratio, p is
+    - ``"ora"``, over-representation: are there more members of the set among the ``n_features`` best of the factor, as
+      :func:`gpnsf.tl.rank_features` ranks them, than among all features with signal? ``score`` is the log odds ratio, p is
       one-sided and hypergeometric.
     - ``"ulm"``, univariate linear model, by decoupler (``pip install 'gpnsf[enrich]'``): do members of the set, or features
       with larger weights in it, have larger loadings than other features? The statistic of a feature is the signed root of
@@ -62,7 +62,7 @@ def enrich(
     factors
         Names of the factors; None for all.
     n_features
-        Best features of a factor that "ora" takes; fewer where fewer have more than the expected loading.
+        Best features of a factor that "ora" takes; fewer where fewer are abundant and have more than the expected loading.
     min_size
         Least number of features with signal that a set must hold to be tested.
     key
@@ -84,7 +84,7 @@ def enrich(
 
     Notes
     -----
-    Reads ``varm["gpnsf_loadings"]`` of the modality. The tests take features as independent, which genes are not: small p
+    Reads ``varm["gpnsf_loadings"]``, ``varm["gpnsf_loadings_std"]`` and ``var["gpnsf_background"]`` of the modality. The tests take features as independent, which genes are not: small p
     values order sets, they do not prove them.
 
     Examples
@@ -144,7 +144,7 @@ def _over_representation(
     n_features: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Log odds ratios and p values [K, sets]."""
-    best = [results.ranked(fit, modality, int(k), n_features=n_features, method="lift")["feature"] for k in chosen]
+    best = [results.ranked(fit, modality, int(k), n_features=n_features)["feature"] for k in chosen]
     top = np.column_stack([names.isin(features) for features in best])  # [P, K]
     member = np.zeros((len(names), len(sets)), dtype=bool)
     member[names.get_indexer(network["target"]), sets.get_indexer(network["source"])] = True

@@ -36,7 +36,7 @@ def factor_adata(data: AnnData | MuData, *, key: str = "gpnsf") -> AnnData:
     - ``var_names`` the factor names; ``var`` with ``is_spatial``, ``lengthscale`` (units of the coordinates, NaN for
       nonspatial factors) and ``importance`` (share of the expected signal),
     - ``obs`` of the object, then the columns that only a modality has, as ``"rna:column"``,
-    - ``obsm["spatial"]`` (if there are coordinates) and ``obsm["X_gpnsf"]``; images and palettes in ``uns``.
+    - ``obsm["spatial"]`` (if there are coordinates), ``obsm["X_gpnsf"]`` and ``obsm["X_gpnsf_embedding"]``; images and palettes in ``uns``.
 
     Raises
     ------
@@ -45,7 +45,8 @@ def factor_adata(data: AnnData | MuData, *, key: str = "gpnsf") -> AnnData:
 
     Notes
     -----
-    Reads ``obsm["X_gpnsf"]``, ``_smooth``, ``_std``, ``varm["gpnsf_loadings"]``, ``uns["gpnsf"]`` and the coordinates.
+    Reads ``obsm["X_gpnsf"]``, ``_smooth``, ``_std``, ``_embedding``, ``varm["gpnsf_loadings"]``, ``uns["gpnsf"]`` and the
+    coordinates.
     Everything is copied, except the images.
 
     Examples
@@ -58,7 +59,7 @@ def factor_adata(data: AnnData | MuData, *, key: str = "gpnsf") -> AnnData:
     """
     fit = results.find(data, key)
     obs = _obs(fit)
-    obsm = {fit.keys.factors: fit.mean.copy()}
+    obsm = {fit.keys.factors: fit.mean.copy(), fit.keys.embedding: fit.embedding.copy()}
     layers = {} if fit.std is None else {"smooth": fit.smooth.copy(), "std": fit.std.copy()}
     if fit.has_coords:
         obsm[SPATIAL] = fit.coords.copy()

@@ -90,7 +90,8 @@ def fit(
         "gpnsf" (hybrid, with background), "nsfh" (hybrid), "nsf" (all factors spatial), "pnmf" (none), or the signed
         Gaussian models "rsf" (spatial) and "fa" (not) for normalised data.
     n_factors
-        Number of factors K, at most the number of observations and of features.
+        Upper bound of the number of factors K, at most the number of observations and of features. Factors that the data do
+        not support are dropped from all slots: K is the number of columns of ``obsm["X_gpnsf"]``.
     n_spatial
         Number of spatial factors T. Default: half of them for "gpnsf" and "nsfh"; the other models allow no choice.
     modalities
@@ -191,11 +192,15 @@ def fit(
 
     * ``obsm["X_gpnsf"]``, ``["X_gpnsf_smooth"]``, ``["X_gpnsf_std"]`` [N, K]: posterior means (each factor with mean 1), means
       of the field alone, and posterior standard deviations; on the object and on its modalities
-    * ``varm["gpnsf_loadings"]`` [P, K] and ``var["gpnsf_background"]`` [P] of each modality
+    * ``obsm["X_gpnsf_embedding"]`` [N, at most 15], there too: coordinates whose Euclidean distances are those of Hellinger between
+      what the spatial factors (all, where fewer than two are spatial) let observations express; factors with equal loadings do
+      not count as different. For neighbours, UMAP and :func:`gpnsf.tl.domains`
+    * ``varm["gpnsf_loadings"]``, ``varm["gpnsf_loadings_std"]`` [P, K]: posterior means and standard deviations; and
+      ``var["gpnsf_background"]`` [P] of each modality
     * with ``batch_key``, ``varm["gpnsf_batch"]`` [P, S] of each modality: multipliers of the batches ``uns["gpnsf"]["batches"]``
     * ``obs["gpnsf_spatial_importance"]`` and each modality's ``var["gpnsf_spatial_importance"]`` (and ``_std``), in [0, 1]
     * ``var["gpnsf_top_factor"]``, ``var["gpnsf_dispersion"]`` (NB size, or Gaussian sd)
-    * ``uns["gpnsf"]``: parameters, names, kernel, history, ``warnings`` (also in the log), and what :func:`gpnsf.tl.predict`
+    * ``uns["gpnsf"]``: parameters, ``n_factors_asked``, names, kernel, history, ``warnings`` (also in the log), and what :func:`gpnsf.tl.predict`
       needs
 
     References
@@ -386,6 +391,7 @@ def _info(params: dict[str, Any], outcome: fitting.Outcome, seconds: float) -> d
     best = max(history.starts, key=lambda name: history.starts[name])
     return {
         "params": params,
+        "n_factors_asked": params["n_factors"],
         "history": {"elbo": history.elbo, "seconds": history.seconds, "phase": history.phase.tolist()},
         "converged": history.converged,
         "repairs": history.repairs + history.notices,

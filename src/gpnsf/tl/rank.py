@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from gpnsf import results
+from gpnsf.checks import Rule
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -22,7 +23,8 @@ def rank_features(
     modality: str | Sequence[str] | None = None,
     factors: str | Sequence[str] | None = None,
     n_features: int = 20,
-    method: str = "lift",
+    method: str = "posterior",
+    min_counts: float = 50,
     key: str = "gpnsf",
 ) -> pd.DataFrame:
     r"""Rank the features of each factor.
@@ -31,9 +33,13 @@ def rank_features(
     like any other has the share of the factor in the modality, and so the loading
     :math:`e_{jk} = (\sum_l w_{jl}) (\sum_i w_{ik}) / \sum_{il} w_{il}`. The score is
 
+    - ``"posterior"``: :math:`\log_2` of the lower end of the 90 % interval of :math:`w_{jk}` over :math:`e_{jk}`, here with the
+      background :math:`b_j` counted among the :math:`w_{jl}`. A score of 2: the feature's part in what the factor expresses is,
+      95 to 5, at least four times its part in the whole section. Housekeeping genes have about 0. Features with less than
+      expected are left out, and rare ones (``min_counts``). Below 0, the counts do not tell.
     - ``"lift"``: :math:`w_{jk} \log(w_{jk} / e_{jk}) - (w_{jk} - e_{jk})`, the Poisson log likelihood ratio of the loading
-      to the expected one. It wants a feature both specific and abundant: noise with a handful of counts has a small
-      loading, a housekeeping gene has the expected one. Features with less than that are left out.
+      to the expected one: abundance counts as much as being specific, so that ribosomal genes come first in many tissues.
+      Features with less than the expected loading are left out.
     - ``"loading"``: :math:`w_{jk}`, the most abundant features.
     - ``"share"``: :math:`s_{jk}`, the features that belong to the factor most completely, however rare.
     - ``"specificity"``: :math:`s_{jk} - \max_{l \neq k} s_{jl}`, the share above that of the runner-up, however rare.
@@ -50,27 +56,33 @@ def rank_features(
     n_features
         Features for each factor and modality; fewer where fewer have signal in the factor.
     method
-        "lift", "loading", "share" or "specificity".
+        "posterior", "lift", "loading", "share" or "specificity". Where nothing is known about the precision of the loadings, after
+        :func:`gpnsf.tl.scai` and :func:`gpnsf.tl.mefisto` and in fits of earlier versions, "posterior" ranks by lift.
+    min_counts
+        Expected counts of a feature that come from the factor, all observations together, below which "posterior" leaves it
+        out. The 50 largest loadings of a factor always stay.
     key
         Prefix of the slots, ``key_added`` of the fit.
 
     Returns
     -------
     Tidy table, best features first: ``factor``, ``modality``, ``feature``, ``rank`` (from 1), ``score``, ``loading``,
-    ``share``, ``lift`` (loading over expected loading), ``importance`` (the feature's spatial importance) and, after
-    :func:`gpnsf.tl.nearest_genes`, ``nearest_gene`` ("" in modalities without).
+    ``loading_std`` (NaN where it is not known), ``share``, ``lift`` (loading over expected loading), ``importance`` (the
+    feature's spatial importance) and, after :func:`gpnsf.tl.nearest_genes`, ``nearest_gene`` ("" in modalities without).
 
     Raises
     ------
     KeyError
         If the object has no such fit, factor or modality.
     ValueError
-        If ``method`` is unknown or ``n_features`` is below 1.
+        If ``method`` is unknown, ``n_features`` is below 1 or ``min_counts`` below 0.
 
     Notes
     -----
-    Reads ``varm["gpnsf_loadings"]`` and ``var["gpnsf_spatial_importance"]`` of each modality. Signed loadings (models
-    ``fa`` and ``rsf``) are ranked by magnitude, and keep their sign in the column ``loading``.
+    Reads ``varm["gpnsf_loadings"]``, ``varm["gpnsf_loadings_std"]``, ``var["gpnsf_background"]`` and
+    ``var["gpnsf_spatial_importance"]`` of each modality. The interval is that of a gamma distribution. Expected counts are
+    those of size factors and factors of mean 1. Signed loadings (models ``fa`` and ``rsf``) are ranked by magnitude, and keep
+    their sign in the column ``loading``.
 
     Examples
     --------
@@ -81,11 +93,12 @@ def rank_features(
     >>> table.groupby("factor", sort=False).size().tolist()
     [3, 3, 3, 3]
     """
+    Rule(float, 50.0, low=0).check("min_counts", min_counts)
     fit = results.find(data, key)
     names, chosen = fit.modality_names(modality), fit.factor_indices(factors)
     return pd.concat(
         [
-            results.ranked(fit, name, int(factor), n_features=n_features, method=method)
+            results.ranked(fit, name, int(factor), n_features=n_features, method=method, min_counts=min_counts)
             for factor in chosen
             for name in names
         ],

@@ -141,7 +141,7 @@ def scai(
     * with ``layer_added``, that layer of ``atac``, dense float32 [n, P]: open peaks of similar cells added up, normalised as above
 
     With ``key="scai"``, :func:`gpnsf.tl.rank_features`, :func:`gpnsf.tl.link_peaks`, :func:`gpnsf.tl.enrich`,
-    :func:`gpnsf.tl.factor_adata`, :func:`gpnsf.tl.domains` (``factors="all"``: clusters of cells) and the figures of factors and
+    :func:`gpnsf.tl.factor_adata`, :func:`gpnsf.tl.domains` (clusters of cells) and the figures of factors and
     loadings read these slots. There is no model of counts: what needs one, such as :func:`gpnsf.tl.predict`, refuses.
 
     The time of a step grows with the cube of the number of cells; :doc:`/benchmarks` has numbers.
