@@ -186,7 +186,7 @@ def _basis(fitted: _Fitted) -> Iterator[str]:
 
 def _raw_counts(fitted: _Fitted) -> Iterator[str]:
     """Raw counts under a Gaussian likelihood."""
-    model = fitted.params.get("model")
+    model = fitted.params.get("model", "")
     remedy = {"rsf": "model='nsf'", "fa": "model='pnmf'"}.get(model, "likelihoods='nb'")
     for view in fitted.dataset.views:
         if view.likelihood == "gaussian" and _are_counts(view):
