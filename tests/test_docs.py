@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import gpnsf
+from gpnsf.core import fields, initial, pilot, posterior, spatial_test
 
 DOCS = Path(__file__).parents[1] / "docs"
 GALLERY = (DOCS / "gallery.md").read_text(encoding="utf-8")
@@ -27,6 +28,25 @@ def calls(code: str) -> list[tuple[str, set[str]]]:
     nodes = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)]
     named = [(ast.unparse(node.func), {keyword.arg for keyword in node.keywords}) for node in nodes]
     return [(name.removeprefix("gpnsf.pl."), arguments) for name, arguments in named if name.startswith("gpnsf.pl.")]
+
+
+@pytest.mark.parametrize(
+    ("sentence", "number"),
+    [
+        ("$\\kappa = {:g}$ for spatial factors", posterior.MIXING),
+        ("$e^{{m + \\min(v, {:g})/2}}$", posterior.VARIANCE_CAP),
+        ("Factors with $z \\le {:g}$ become", spatial_test.MIN_Z),
+        ("\\lvert a\\rvert \\le {:g},$", fields.MAX_LOG_SCALE),
+        ("Above {:,} spots or five million nonzero counts there are two starts", initial.LARGE),
+        ("$\\min({:,}, \\max(", pilot.ROWS),
+        ("\\max({:,}, n))$", pilot.FEWEST),
+        ("from {:g} half-widths on", fields.TISSUE),
+    ],
+)
+def test_the_model_page_has_the_numbers_of_the_code(sentence, number):
+    page = (DOCS / "model.md").read_text(encoding="utf-8").replace("{,}", ",")
+    written = sentence.format(number).replace("0.", ".") if number < 1 else sentence.format(number)
+    assert written in page
 
 
 @pytest.mark.parametrize("name", gpnsf.pl.__all__)

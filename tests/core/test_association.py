@@ -22,9 +22,11 @@ def problem():
     return sp.csr_matrix(rng.poisson(rate).astype(np.float32)), spatial, null, follows
 
 
-def values(counts, spatial, null, *, library=None, binary=False, n_permutations=50, seed=0):
+def values(counts, spatial, null, *, library=None, batches=None, binary=False, n_permutations=50, seed=0):
     library = np.zeros(N, dtype=int) if library is None else library
-    return permutation_p_values(counts, spatial, null, library, binary=binary, n_permutations=n_permutations, seed=seed)
+    batches = (np.zeros(N, dtype=int), np.ones((1, counts.shape[1]))) if batches is None else batches
+    options = {"binary": binary, "n_permutations": n_permutations, "seed": seed}
+    return permutation_p_values(counts, spatial, null, library, batches, **options)
 
 
 @pytest.mark.parametrize("binary", [False, True])
@@ -74,6 +76,20 @@ def test_a_level_that_differs_between_slices_is_no_pattern(problem):
     spatial = np.column_stack([library + 0.1 * rng.random(N), 1 + rng.random(N)])
     assert (values(counts, spatial, null) < 0.05).mean() > 0.9
     assert (values(counts, spatial, null, library=library) < 0.05).mean() < 0.15
+
+
+@pytest.mark.parametrize("binary", [False, True])
+def test_what_batches_multiply_is_no_pattern(binary):
+    rng = np.random.default_rng(1)
+    codes, multipliers = (np.arange(N) >= 200).astype(int), rng.lognormal(0, 1, (2, P))
+    nonspatial = rng.lognormal(0, 1, N)
+    counts = rng.poisson(multipliers[codes] * (0.3 * nonspatial[:, None] + 0.2))
+    counts = sp.csr_matrix((np.minimum(counts, 1) if binary else counts).astype(np.float32))
+    spatial, null = codes[:, None] + 0.1 * rng.random((N, 1)), np.column_stack([nonspatial, np.ones(N)])
+    assert (values(counts, spatial, null, binary=binary) < 0.05).mean() > 0.3
+    p = values(counts, spatial, null, batches=(codes, multipliers), binary=binary)
+    assert (p < 0.05).mean() < 0.12
+    assert 0.4 < p.mean() < 0.6
 
 
 def test_the_seed_decides(problem):

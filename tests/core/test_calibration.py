@@ -17,19 +17,31 @@ MOMENTS = {
     "bernoulli_clipped": (np.minimum(RATE, 1), np.minimum(RATE, 1) * (1 - np.minimum(RATE, 1))),
     "gaussian": (RATE, np.broadcast_to(DISPERSION**2, RATE.shape)),
 }
+ONE_BATCH = np.zeros(N, dtype=int), np.ones((1, P))
 
 
 @pytest.mark.parametrize("likelihood", MOMENTS)
 @pytest.mark.parametrize("block", [calibration.BLOCK, 50 * P])
 def test_draws_have_the_mean_and_the_variance_of_their_likelihood(likelihood, block, monkeypatch):
     monkeypatch.setattr(calibration, "BLOCK", block)
-    counts = simulate_counts(A, W, likelihood, DISPERSION, np.random.default_rng(2))
+    counts = simulate_counts(A, W, likelihood, DISPERSION, np.random.default_rng(2), ONE_BATCH)
     mean, variance = MOMENTS[likelihood]
     assert counts.shape == (N, P)
     assert counts.dtype == np.float32
     standard = (counts.toarray() - mean).mean(axis=0) / np.sqrt(variance.mean(axis=0) / N)
     assert np.abs(standard).max() < 4
     np.testing.assert_allclose(((counts.toarray() - mean) ** 2).mean(axis=0), variance.mean(axis=0), rtol=0.35)
+
+
+@pytest.mark.parametrize("block", [calibration.BLOCK, 50 * P])
+def test_rates_have_the_multipliers_of_their_batch(block, monkeypatch):
+    monkeypatch.setattr(calibration, "BLOCK", block)
+    codes, multipliers = np.arange(N) % 3, np.random.default_rng(3).lognormal(size=(3, P))
+    counts = simulate_counts(A, W, "poisson", np.nan, np.random.default_rng(2), (codes, multipliers)).toarray()
+    for code in range(3):
+        mean = multipliers[code] * RATE[codes == code]
+        standard = (counts[codes == code] - mean).sum(axis=0) / np.sqrt(mean.sum(axis=0))
+        assert np.abs(standard).max() < 4
 
 
 def test_log_moments_undo_those_of_a_log_normal():

@@ -21,7 +21,7 @@ from gpnsf.core.fields import (
     Located,
     evidence_scale,
 )
-from gpnsf.core.hilbert import HilbertField
+from gpnsf.core.hilbert import HilbertField, retained_variance
 from gpnsf.core.inducing import InducingField
 from gpnsf.core.kernels import KERNELS
 from gpnsf.core.model import FIELDS, restore_field
@@ -344,6 +344,26 @@ def test_prior_variance_is_the_squared_amplitude_inside_the_tissue(kernel, toler
     ratio = variance / (2 * field.log_amplitude).exp()
     assert mean.abs().max() == 0
     assert (ratio - 1).abs().max() < tolerance
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("extent", [(1.0,), (1.0, 0.6)])
+def test_what_the_basis_keeps_of_the_prior_variance_in_the_middle(kernel, extent):
+    middle = np.zeros((1, len(extent)), np.float32)
+    fields = [at_prior(HilbertField(kernel, 1, 1, extent, lengthscale=0.15, n_basis=n)) for n in (20, 200)]
+    few, many = (field.marginals(field.locate(middle, zeros(1)))[1].item() for field in fields)
+    kept, almost_one = (retained_variance(kernel, np.array([0.15]), extent, n) for n in (20, 200))
+    np.testing.assert_allclose(kept, few / many, rtol=0.06 if kernel == "matern12" else 0.02)
+    np.testing.assert_allclose(almost_one, 1.0, atol=0.03)
+
+
+def test_rough_kernels_and_short_length_scales_need_more_basis_functions():
+    kept = {kernel: retained_variance(kernel, np.array([0.05, 0.2, np.nan]), (1.0, 1.0), 28) for kernel in KERNELS}
+    assert all(values[0] < values[1] and np.isnan(values[2]) for values in kept.values())
+    order = [kept[kernel][1] for kernel in ("matern12", "matern32", "matern52", "rbf")]
+    assert order == sorted(order)
+    assert order[0] == pytest.approx(0.88, abs=0.01)
+    assert order[1] > 0.98
 
 
 def test_a_strip_gets_a_basis_by_its_aspect():

@@ -94,6 +94,29 @@ def test_the_new_fit_gets_counts_of_the_old_one_where_it_reads_them(monkeypatch)
     assert (table[table.kind == "factor"].n == 134).all()
 
 
+def test_batches_are_simulated_with_their_multipliers_and_fitted_again(monkeypatch):
+    mdata = gpnsf.datasets.tissue(
+        n_obs=200, n_genes=60, n_peaks=10, n_spatial=2, rna_depth=2000.0, n_libraries=2, batch_effect=0.7
+    )
+    adata = mdata["rna"][np.random.default_rng(0).permutation(200)].copy()
+    adata.var["used"] = np.arange(60) >= 10
+    gpnsf.tl.fit(adata, n_factors=3, n_spatial=2, batch_key="library", use_var="used", init="random", **QUICK)
+    seen = []
+
+    def watched(simulated, **arguments):
+        seen.append((simulated.X.toarray(), arguments["batch_key"]))
+        gpnsf.tl.fit(simulated, **arguments)
+
+    monkeypatch.setattr("gpnsf.tl.calibration.refit", watched)
+    check_calibration(adata, progress=False)
+    counts, batch_key = seen[0]
+    assert batch_key == "library"
+    first = (adata.obs["library"] == "section_1").to_numpy()
+    drawn = np.log(counts[first].sum(0) + 1) - np.log(counts[~first].sum(0) + 1)
+    fitted_to = np.log(adata.varm["gpnsf_batch"])[:, 0] - np.log(adata.varm["gpnsf_batch"])[:, 1]
+    assert np.corrcoef(drawn[10:], fitted_to[10:])[0, 1] > 0.9
+
+
 @pytest.mark.slow
 def test_cells_that_lack_a_modality():
     data = gpnsf.datasets.ggblocks(n_side=12, n_genes=60, n_peaks=50, seed=0)

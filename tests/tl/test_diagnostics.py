@@ -12,6 +12,8 @@ from reference import toy_dataset
 import gpnsf
 from gpnsf.bridge import read
 from gpnsf.core.fitting import Outcome
+from gpnsf.core.hilbert import HilbertField
+from gpnsf.core.inducing import InducingField
 from gpnsf.core.types import Dataset, History, Posterior
 from gpnsf.datasets import tissue
 from gpnsf.tl.diagnostics import LOW_DEPTH, between_slices, warn
@@ -165,6 +167,64 @@ def test_identical_factors_are_named_in_groups_by_one_warning():
     only(found, "spatial_1 = nonspatial_1, spatial_2 = nonspatial_2")
     found = texts(data, replace(result, mean=mean[:, [0, 0, 0, 0]], loadings={"rna": W[:, [0, 0, 0, 0]]}))
     only(found, "spatial_1 = spatial_2 = nonspatial_1 = nonspatial_2")
+
+
+def hilbert(kernel: str, lengthscale: float) -> Posterior:
+    state = HilbertField(kernel, 2, 1, (1.0, 0.8)).state()
+    return posterior(dataset(), lengthscale=np.array([lengthscale, 0.5, np.nan, np.nan]), field={"process": state})
+
+
+@pytest.mark.parametrize(
+    ("kernel", "lengthscale", "fires"),
+    [("matern12", 0.1, True), ("matern32", 0.06, True), ("matern32", 0.1, False), ("rbf", 0.1, False)],
+)
+def test_kernels_too_rough_for_the_basis_of_the_field(kernel, lengthscale, fires):
+    found = texts(dataset(), hilbert(kernel, lengthscale))
+    if fires:
+        only(found, "% of the prior variance of spatial_1", f"kernel '{kernel}'", "28 basis", "field='inducing'")
+    else:
+        assert not found
+
+
+def test_long_length_scales_are_not_too_rough_and_inducing_points_leave_nothing_out():
+    assert not texts(dataset(), hilbert("matern32", 2.5))
+    field = InducingField("matern12", 2, 1, np.zeros((5, 2)), np.zeros(5, np.int64), lengthscale=0.1)
+    lengthscale = np.array([0.1, 0.1, np.nan, np.nan])
+    assert not texts(dataset(), posterior(dataset(), lengthscale=lengthscale, field={"process": field.state()}))
+
+
+def values(transform) -> Dataset:
+    """Genes whose means differ, as values that are no longer counts."""
+    data = dataset(kind="gaussian")
+    mean = np.random.default_rng(0).lognormal(0, 1, P)
+    counts = np.random.default_rng(1).poisson(mean, (200, P)).astype(np.float32)
+    return replace(data, views=(replace(data.views[0], counts=sp.csr_matrix(transform(counts))),))
+
+
+@pytest.mark.parametrize(("model", "remedy"), [("rsf", "'nsf'"), ("fa", "'pnmf'"), ("gpnsf", "likelihoods='nb'")])
+def test_raw_counts_under_a_gaussian_likelihood(model, remedy):
+    only(texts(values(lambda counts: counts), model=model), "'rna' holds raw counts", "logarithms", remedy)
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        np.log1p,
+        lambda counts: counts - counts.mean(0).round(),
+        lambda counts: counts / 2,
+        lambda counts: np.log1p(counts).round(),
+        lambda counts: counts > 0,
+        lambda counts: 50 - counts.clip(0, 50),
+    ],
+    ids=["logarithms", "centred", "halves", "rounded", "binary", "skewed to the left"],
+)
+def test_values_that_are_no_raw_counts(transform):
+    assert not texts(values(lambda counts: transform(counts).astype(np.float32)), model="rsf")
+
+
+def test_a_fit_of_raw_counts_by_a_gaussian_model_says_so_once(adata):
+    gpnsf.tl.fit(adata, "fa", n_factors=3, max_steps=4, progress=False)
+    assert sum("raw counts" in text for text in adata.uns["gpnsf"]["warnings"]) == 1
 
 
 def test_factors_that_say_the_same():

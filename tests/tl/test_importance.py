@@ -134,6 +134,24 @@ def test_permutation_finds_the_spatial_genes_and_leaves_the_others(tested):
     np.testing.assert_array_less(p - 1e-12, q)
 
 
+def test_permutation_takes_what_batches_multiply_for_no_pattern():
+    data = gpnsf.datasets.ggblocks(n_side=18, n_genes=150, n_peaks=36, seed=3)["rna"]
+    rng = np.random.default_rng(0)
+    null = np.arange(150) % 3 == 0
+    loadings = data.varm["true_loadings"].copy()
+    loadings[null, :4] = 0
+    half = (data.obsm["spatial"][:, 0] > np.median(data.obsm["spatial"][:, 0])).astype(int)
+    multipliers = rng.lognormal(0, 0.7, (2, 150))
+    mean = data.obsm["true_factors"] @ loadings.T + data.var["true_background"].to_numpy()
+    data.X = sp.csr_matrix(rng.poisson(0.5 * multipliers[half] * mean).astype(np.float32))
+    data.obs["run"] = np.array(["b", "a"])[half]
+    options = {"n_factors": 7, "n_spatial": 4, "size_factors": None, "max_steps": 60, "progress": False}
+    gpnsf.tl.fit(data, batch_key="run", split="assumed", **options)
+    spatial_importance(data, null="permutation", n_permutations=50)
+    assert (data.var[f"{KEY}_p"][null] < 0.05).mean() < 0.16
+    assert (data.var[f"{KEY}_p"][~null] < 0.05).mean() > 0.9
+
+
 def test_permutation_without_a_spatial_factor_gives_one():
     data = fitted.anndata(n_obs=36)
     subset_factors(data, [2, 3])

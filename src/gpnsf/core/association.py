@@ -27,6 +27,7 @@ def permutation_p_values(
     spatial: np.ndarray,
     null: np.ndarray,
     library: np.ndarray,
+    batches: tuple[np.ndarray, np.ndarray],
     *,
     binary: bool,
     n_permutations: int,
@@ -44,13 +45,13 @@ def permutation_p_values(
     slices = [np.flatnonzero(library == code) for code in np.unique(library)]
     patterns = centred_within(np.asarray(spatial, dtype=np.float32), slices)
     shuffled = np.hstack([patterns, *_permuted(patterns, slices, n_permutations, np.random.default_rng(seed))])
-    scores, skewness = [], []
+    (codes, multipliers), scores, skewness = batches, [], []
     by_feature = counts.tocsc()
     step = max(1, BLOCK // counts.shape[0])
     for start in range(0, counts.shape[1], step):
         part = slice(start, start + step)
         Y = by_feature[:, part].toarray().astype(np.float32)
-        residuals = centred_within(_residuals(Y, null, binary), slices)
+        residuals = centred_within(_residuals(Y, null, multipliers[:, part].astype(np.float32)[codes], binary), slices)
         scale = np.sqrt(permutation_variance(patterns, residuals, slices)) + TINY  # [T, p]
         z = (shuffled.T @ residuals).reshape(-1, *scale.shape) / scale  # [1 + B, T, p]
         scores.append(z.max(axis=1))
@@ -69,19 +70,19 @@ def _permuted(
         yield patterns[order]
 
 
-def _residuals(Y: np.ndarray, A: np.ndarray, binary: bool) -> np.ndarray:
-    """What the null model leaves of the counts [n, p], its loadings close to the maximum of the likelihood.
+def _residuals(Y: np.ndarray, A: np.ndarray, multipliers: np.ndarray, binary: bool) -> np.ndarray:
+    """What the null model ``multipliers * A W^T`` leaves of the counts [n, p], W close to the maximum of the likelihood.
 
     Plain differences: divided by their standard deviation they would weigh most where the nonspatial factors are small, and
     there these are known worst, with errors that lean on the spatial factors.
     """
     A = A.astype(np.float32)
-    mass = A.sum(axis=0)
-    W = Y.sum(axis=0)[:, None] / (mass * len(mass))  # [p, K0]
+    mass = multipliers.T @ A  # [p, K0]
+    W = Y.sum(axis=0)[:, None] / (mass * A.shape[1])
     for _ in range(N_UPDATES):
-        rate = A @ W.T + np.float32(TINY)
-        W *= ((Y / -np.expm1(-rate) if binary else Y / rate).T @ A) / mass
-    rate = A @ W.T
+        rate = multipliers * (A @ W.T) + np.float32(TINY)
+        W *= ((multipliers * Y / (-np.expm1(-rate) if binary else rate)).T @ A) / mass
+    rate = multipliers * (A @ W.T)
     return Y + np.expm1(-rate) if binary else Y - rate
 
 

@@ -11,14 +11,23 @@ BLOCK = 2**21  # entries of a dense block of rates
 
 
 def simulate_counts(
-    A: np.ndarray, W: np.ndarray, likelihood: str, dispersion: np.ndarray | float, rng: np.random.Generator
+    A: np.ndarray,
+    W: np.ndarray,
+    likelihood: str,
+    dispersion: np.ndarray | float,
+    rng: np.random.Generator,
+    batches: tuple[np.ndarray, np.ndarray],
 ) -> sp.csr_matrix:
-    """Draws [n, P] from a likelihood with rates ``A W^T``, by dense blocks of rows; some likelihoods have no dispersion."""
+    """Draws [n, P] from a likelihood with rates ``A W^T`` (eq. 4), by dense blocks of rows.
+
+    ``batches`` are the batch [n] of each row and the multipliers [S, P] of the rates (eq. 4a). Some likelihoods have no
+    dispersion.
+    """
+    codes, multipliers = batches
     step = max(1, BLOCK // len(W))
-    blocks = [
-        sp.csr_matrix(_draw(A[start : start + step] @ W.T, likelihood, dispersion, rng), dtype=np.float32)
-        for start in range(0, len(A), step)
-    ]
+    parts = [slice(start, start + step) for start in range(0, len(A), step)]
+    rates = (A[part] @ W.T * multipliers[codes[part]] for part in parts)
+    blocks = [sp.csr_matrix(_draw(rate, likelihood, dispersion, rng), dtype=np.float32) for rate in rates]
     return sp.vstack(blocks, format="csr")
 
 

@@ -15,12 +15,14 @@ from torch import Tensor, nn
 from gpnsf.core import stored
 from gpnsf.core.backends import csr_tensor
 from gpnsf.core.fields import LARGEST, AbstractField, Located, evidence_scale, stored_sizes, to_tensors
+from gpnsf.core.kernels import KERNELS
 from gpnsf.core.sparse import TransposedProduct
 
-__all__ = ["HilbertField"]
+__all__ = ["HilbertField", "retained_variance"]
 
 MAX_BASIS = 256  # per axis and half-width, of a field read from a file
 MARGIN = 0.25  # distance from the nodes to the edge of the Hilbert box, in half-width units
+IMAGES = 8  # of the box to each side, in the variance of infinitely many basis functions
 
 
 class HilbertField(AbstractField):
@@ -237,6 +239,23 @@ def _grid(extent: Sequence[float], n_basis: int) -> _Grid:
     sizes = tuple(max(6, math.ceil(n_basis * box / (1 + MARGIN))) for box in boxes)
     shape = tuple(math.ceil(3 * m * half / box) + 2 for m, half, box in zip(sizes, reach, boxes, strict=True))
     return _Grid(reach, boxes, sizes, shape)
+
+
+def retained_variance(kernel: str, lengthscale: np.ndarray, extent: Sequence[float], n_basis: int) -> np.ndarray:
+    """Share [T] of the prior variance in the middle of the box that the basis functions carry, of what all sines would.
+
+    With half-widths L of the box, all sines have ``sum_n (-1)^n k(2 L n)`` there, and m of them the sum over odd j of
+    ``S(pi j / (2 L)) / L`` (a product over axes). Beyond the width of the box the length scale makes no difference.
+    """
+    grid = _grid(extent, n_basis)
+    boxes, n_dims = torch.tensor(grid.boxes, dtype=torch.float64), len(grid.boxes)
+    ell = torch.as_tensor(lengthscale, dtype=torch.float64)[:, None].clamp(max=2 * min(grid.boxes))
+    odd = [torch.arange(1, m + 1, 2) * math.pi / (2 * box) for m, box in zip(grid.sizes, boxes, strict=True)]
+    squared = torch.cartesian_prod(*[omega**2 for omega in odd]).reshape(-1, n_dims).sum(1)
+    kept = KERNELS[kernel].log_spectral_density(squared, ell, n_dims).exp().sum(1) / boxes.prod()
+    images = torch.cartesian_prod(*[torch.arange(-IMAGES, IMAGES + 1)] * n_dims).reshape(-1, n_dims)
+    covariance = KERNELS[kernel].covariance((2 * boxes * images).norm(dim=1), ell)
+    return (kept / ((-1.0) ** images.sum(1) * covariance).sum(1)).numpy()
 
 
 def _interpolation(

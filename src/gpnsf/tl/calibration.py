@@ -78,8 +78,9 @@ def check_calibration(
     Notes
     -----
     Reads the counts (for their size factors and their place, not their values), ``obsm["X_gpnsf"]``,
-    ``varm["gpnsf_loadings"]``, ``var["gpnsf_background"]``, ``var["gpnsf_dispersion"]`` and the parameters in
-    ``uns["gpnsf"]``. Counts have the rates, dispersions and size factors of the fit, so its depth too.
+    ``varm["gpnsf_loadings"]``, ``varm["gpnsf_batch"]`` after a fit with ``batch_key``, ``var["gpnsf_background"]``,
+    ``var["gpnsf_dispersion"]`` and the parameters in ``uns["gpnsf"]``. Counts have the rates, dispersions, size factors
+    and batch multipliers of the fit, so its depth too.
 
     It tells what depth, density, number of observations and overlap of the factors allow, if the model is right: a factor
     that is not recovered here is not to be relied upon in the data. It cannot see that the model is wrong, since the truth is
@@ -140,7 +141,9 @@ def _counts(fit: results.Fit, view: View, layout: Layout, rng: np.random.Generat
     factors = np.column_stack([fit.mean[layout.rows[name]], np.ones(len(size))])
     loadings = np.column_stack([fit.loadings[name], fit.var(name, fit.keys.background)])[used]
     dispersion = fit.var(name, fit.keys.dispersion)[used] if view.likelihood in ("nb", "gaussian") else np.nan
-    counts = simulate_counts(size[:, None] * factors, loadings, view.likelihood, dispersion, rng)
+    codes, multipliers = fit.batches(name)
+    batches = codes, multipliers[:, used]
+    counts = simulate_counts(size[:, None] * factors, loadings, view.likelihood, dispersion, rng, batches)
     columns = np.flatnonzero(used)[counts.indices]
     return sp.csr_matrix((counts.data, columns, counts.indptr), shape=(len(size), len(used)))
 

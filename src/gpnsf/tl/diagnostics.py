@@ -12,6 +12,7 @@ from scipy.sparse.csgraph import connected_components
 
 from gpnsf.core.fields import LENGTHSCALE_RANGE
 from gpnsf.core.fitting import Outcome
+from gpnsf.core.hilbert import HilbertField, retained_variance
 from gpnsf.core.initial import starts
 from gpnsf.core.metrics import knn_weights, morans_i
 from gpnsf.core.pilot import sample
@@ -26,6 +27,8 @@ LOW_TOTAL = 50.0  # median total of a modality below which totals can hardly be 
 SMOOTH_TOTALS = 0.2  # Moran's I of log totals
 DUPLICATE = 0.9  # correlation of log factors, and cosine of loadings
 AT_BOUND = 1.02  # ratio of a length scale to the end of its range
+KEPT = 0.9  # of the prior variance of a field, by its basis functions
+SKEWED = 1.0  # skewness of values: logarithms of counts have less
 BATCH_SD = 0.2  # log ratio between slices, feature by feature, beyond sampling
 COMPARED = 50_000  # rows that are enough to tell whether two factors are alike
 MIN_COUNTS = 20  # counts of a feature in every slice that is compared
@@ -167,6 +170,49 @@ def _lengthscales(fitted: _Fitted) -> Iterator[str]:
         )
 
 
+def _basis(fitted: _Fitted) -> Iterator[str]:
+    """Kernels that are too rough for the basis functions of the field."""
+    process = fitted.posterior.field.get("process")
+    if process is None or process["kind"] != HilbertField.kind:
+        return
+    kernel, n_basis, names = process["kernel"], process["n_basis"], factor_names(fitted.posterior.is_spatial)
+    kept = retained_variance(kernel, fitted.posterior.lengthscale, process["extent"], n_basis)
+    rough = kept < KEPT
+    if rough.any():
+        yield (
+            f"The field keeps {kept[rough].min():.0%} of the prior variance of {_listed(names, rough)}: "
+            f"kernel {kernel!r} at this length scale is too rough for {n_basis} basis functions per axis, and what they "
+            "leave out is taken for noise of single spots. Compare with field='inducing', or a smoother kernel."
+        )
+
+
+def _raw_counts(fitted: _Fitted) -> Iterator[str]:
+    """Raw counts under a Gaussian likelihood."""
+    model = fitted.params.get("model", "")
+    remedy = {"rsf": "model='nsf'", "fa": "model='pnmf'"}.get(model, "likelihoods='nb'")
+    for view in fitted.dataset.views:
+        if view.likelihood == "gaussian" and _are_counts(view):
+            yield (
+                f"Modality {view.name!r} holds raw counts: whole numbers, none below zero, most of them small. A Gaussian "
+                "likelihood gives all of them the same noise, so that few features and deep spots decide. Normalise and take "
+                f"logarithms (scanpy.pp.normalize_total, scanpy.pp.log1p), or fit the counts with {remedy}."
+            )
+
+
+def _are_counts(view: View) -> bool:
+    """Whether values [N, P] are whole numbers from 0 to more than 1 and skewed to the right, zeros included."""
+    sums, largest, n = np.zeros(3), 0.0, int(view.observed.sum()) * view.counts.shape[1]
+    for _, block in parts(view.counts):
+        values = block.data.astype(np.float64)
+        if (values < 0).any() or (values % 1).any():
+            return False
+        sums += [values.sum(), (values**2).sum(), (values**3).sum()]
+        largest = max(largest, values.max(initial=0.0))
+    mean, second, third = sums / n
+    variance = second - mean**2
+    return largest > 1 and third - 3 * mean * variance - mean**3 > SKEWED * variance**1.5
+
+
 def _duplicates(fitted: _Fitted) -> Iterator[str]:
     """Factors that say the same, in groups."""
     names, every = factor_names(fitted.posterior.is_spatial), max(1, fitted.dataset.n_obs // COMPARED)
@@ -258,4 +304,15 @@ def _listed(names: list[str], chosen: np.ndarray) -> str:
     return ", ".join(np.array(names)[chosen])
 
 
-CHECKS = (_convergence, _all_spatial, _split, _depth, _size_factors, _lengthscales, _duplicates, _batches)
+CHECKS = (
+    _convergence,
+    _raw_counts,
+    _all_spatial,
+    _split,
+    _depth,
+    _size_factors,
+    _lengthscales,
+    _basis,
+    _duplicates,
+    _batches,
+)

@@ -85,7 +85,7 @@ def spatial_importance(
     With ``null="permutation"`` also ``var["gpnsf_spatial_importance_p"]`` and, after Benjamini-Hochberg over the features of
     the modality that have counts, ``var["gpnsf_spatial_importance_q"]``; both are 1 where no factor is spatial and for
     features without a count. It reads the counts again as the fit did. The null model of a feature is its background and
-    the nonspatial factors; the score is the largest covariance of its residuals with the smooth spatial factors, each in
+    the nonspatial factors, times its batch multipliers after a fit with ``batch_key``; the score is the largest covariance of its residuals with the smooth spatial factors, each in
     units of its standard deviation over permutations (within slices, where there are several). A score is compared with
     the permuted scores of at least 50 features with similar skewness, so p values reach below one over the number of
     permutations. Only covariances above zero count, since loadings are nonnegative.
@@ -167,12 +167,21 @@ def _tests(fit: results.Fit, n_permutations: int, seed: int) -> dict[str, tuple[
             fit.smooth[rows][:, fit.is_spatial],
             view.size[rows, None] * nonspatial,
             dataset.library[rows],
+            _batches(fit, view.name, rows, tested),
             binary=view.likelihood.startswith("bernoulli"),
             n_permutations=n_permutations,
             seed=seed,
         )
         tests[view.name] = tested, p_values
     return tests
+
+
+def _batches(fit: results.Fit, name: str, rows: np.ndarray, tested: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Batch of each observed row, and multipliers [S, p] of the features that are tested."""
+    own, multipliers = fit.batches(name)
+    codes = np.zeros(len(rows), dtype=np.int64)
+    codes[fit.rows[name]] = own
+    return codes[rows], multipliers[:, tested]
 
 
 def _write_p_values(fit: results.Fit, name: str, tested: np.ndarray, p_values: np.ndarray) -> None:
