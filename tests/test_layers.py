@@ -48,7 +48,7 @@ PARTS = {*TERMS, "core.fields", "core.moments", "core.likelihoods"}
 LIKELIHOODS = {f"core.likelihoods.{name}" for name in ("base", "bernoulli", "gaussian", "negative_binomial", "poisson")}
 BACKENDS = {"core.hilbert", "core.inducing"}
 BLOCKS = {*PARTS, "core.factors"}
-CORE = {name for name in MODULES if name.startswith("core.")}
+CORE = {*(name for name in MODULES if name.startswith("core.")), "core.families", "core.likelihoods"}
 
 # What each file may import of gpnsf; a package's name stands for its files. Files of one package may share helpers.
 MAY_IMPORT: dict[str, set[str]] = {

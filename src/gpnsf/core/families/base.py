@@ -1,8 +1,8 @@
 """What one may ask of a likelihood without a gradient: legal counts, mean, draws, parts, deviance.
 
 Here a likelihood is the distribution of counts ``y`` given rates ``r_ij = sum_k A_ik W_jk``. ``A``
-holds the factors with the constant column, multiplied by the size factors, ``W`` the loadings with the
-background. Its bound and its derivatives are in :mod:`gpnsf.core.likelihoods`, which needs torch.
+holds the factors with the constant column, multiplied by the size factors, ``W`` the loadings with
+the background. Bounds and derivatives are in :mod:`gpnsf.core.likelihoods`, which needs torch.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ NEGATIVE = Illegal(lambda values: values < 0, "nonnegative counts", "negative")
 class Family(ABC):
     """One likelihood, as numbers see it; it has no parameters of its own.
 
-    A new one states what it is by the attributes below and writes `draw`; where open peaks or real
-    values make a difference, also `mean`, `split`, `null_rates`. Those with ``has_deviance`` write `deviance`.
+    A new one states what it is by the attributes below, writes `draw` and `deviance`, and whatever
+    else differs from what is written here.
     """
 
     signed = False  # whether values and rates may be negative: real values, not counts
     binary = False  # whether all that counts is that a value is above zero
-    events = False  # whether counts are events of a Poisson process, seen one by one or as open and closed
-    link = "log"  # of multiplicative updates; "cloglog" where an open peak hides how many events there were
+    events = False  # whether counts are events that add up, seen one by one or as open and closed
+    link = "log"  # of multiplicative updates; "cloglog" where an open peak hides how many events
     has_bound = True  # whether the expected log-likelihood has a bound in closed form
     has_deviance = True
     has_dispersion = False  # whether features have a parameter of their own
@@ -100,8 +100,8 @@ class Family(ABC):
     ) -> tuple[float, int]:
         """Twice the log-likelihood that the saturated model has more, and the number of entries.
 
-        ``rows`` [N] bool selects observations. The result is infinite where a positive count meets a
-        rate of exactly zero.
+        ``rows`` [N] bool selects observations. The result is infinite where a positive count meets
+        a rate of exactly zero.
         """
         raise NotImplementedError
 

@@ -76,9 +76,10 @@ class Bernoulli(_Binary):
         rows: np.ndarray | None = None,
         pseudocount: float = 0.0,
     ) -> np.ndarray:
-        """Maximum likelihood rates [P]: Newton steps in ``log r``, clipped to a factor of e.
+        """Solve ``sum_open s / expm1(s r) = sum_closed s`` per feature by Newton steps on ``log r``.
 
-        A feature that is open everywhere grows to a large value and not to infinity.
+        The likelihood is concave in the log rate. Steps are at most one unit, so that the rate of a
+        feature that is open everywhere grows to a large value and not to infinity.
         """
         n_features = counts.shape[1]
         n_open, closed = np.full(n_features, pseudocount), np.zeros(n_features)
@@ -125,7 +126,7 @@ class ClippedBernoulli(_Binary):
 
 
 def events_behind(counts: sp.csr_matrix, n_rows: int, rng: np.random.Generator) -> np.ndarray:
-    """Numbers of events [nnz] behind open peaks: draws above zero at the mean rate of their feature."""
+    """Numbers of events [nnz] behind open peaks, drawn above zero at the rate of their feature."""
     closed = 1 - np.bincount(counts.indices, minlength=counts.shape[1]) / max(n_rows, 1)
     rate = -np.log(np.clip(closed, 1e-3, 1 - 1e-9))[counts.indices]
     # the first event happens at a time that is exponential, cut off at 1; the others come later

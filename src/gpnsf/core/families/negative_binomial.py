@@ -45,7 +45,8 @@ class NegativeBinomial(Family):
         itself drawn from ``Beta(f theta, (1 - f) theta)``.
         """
         theta = np.asarray(dispersion)
-        theta = np.where(theta > 0, theta, LARGEST_SPLIT_THETA)  # 0: a feature that the fit has not seen
+        # 0: a feature that the fit has not seen
+        theta = np.where(theta > 0, theta, LARGEST_SPLIT_THETA)
         theta = np.minimum(theta, LARGEST_SPLIT_THETA)[counts.indices]
         probability = rng.beta(share * theta, (1 - share) * theta)
         values = counts.data.astype(np.int64)

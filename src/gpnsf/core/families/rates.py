@@ -1,7 +1,7 @@
 """Rates at the nonzeros and over row blocks: a dense N x P array is never made.
 
-Sums over zeros come from column sums where the likelihood allows it, from row blocks of bounded size
-elsewhere.
+Sums over zeros come from column sums where the likelihood allows it, elsewhere from row blocks of
+bounded size.
 """
 
 from __future__ import annotations

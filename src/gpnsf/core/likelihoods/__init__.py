@@ -1,4 +1,7 @@
-"""Likelihoods of counts given rates: bound, curvature, information. What needs no gradient is in `families`."""
+"""Likelihoods of counts given rates, in torch: bound, curvature, information.
+
+What needs no gradient is in :mod:`gpnsf.core.families`, which each of them has as its ``family``.
+"""
 
 from __future__ import annotations
 

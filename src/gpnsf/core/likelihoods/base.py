@@ -1,13 +1,13 @@
 """What a likelihood has to offer: dense density, closed-form bound, local curvature.
 
-With factors ``A`` [n, K+1] (size factors and the constant background column multiplied in) and loadings
-``W`` [P, K+1] the rate is ``r = A W^T``. Under q the factors have geometric mean ``G = exp(m)`` and
-arithmetic mean ``E = exp(m + v/2)``; write ``rG = G W^T`` and ``rE = E W^T``. Two facts give every bound:
-``E log r >= log rG`` (log-sum-exp is convex) and ``E r = rE``. At v = 0 each bound is the log-likelihood
-itself, which is what the Monte Carlo objective uses.
+With factors ``A`` [n, K+1] (size factors and the constant background column multiplied in) and
+loadings ``W`` [P, K+1] the rate is ``r = A W^T``. Under q the factors have geometric mean
+``G = exp(m)`` and arithmetic mean ``E = exp(m + v/2)``; write ``rG = G W^T`` and ``rE = E W^T``.
+Two facts give every bound: ``E log r >= log rG`` (log-sum-exp is convex) and ``E r = rE``. At v = 0
+each bound is the log-likelihood itself, which is what the Monte Carlo objective uses.
 
-Loadings that are uncertain too have a geometric mean ``exp E log W`` beside their mean W. Then ``rG`` is
-made of both geometric means, ``rE`` of both means.
+Uncertain loadings have a geometric mean ``exp E log W`` beside their mean W. Then ``rG`` is made of
+both geometric means, ``rE`` of both means.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class RowBlock(Protocol):
 
 
 class AbstractLikelihood(nn.Module, ABC):
-    """Conditional distribution of one modality given its rates, with a parameter per feature or none."""
+    """Conditional distribution of one modality given its rates; it may have a parameter per feature."""
 
     family: ClassVar[Family]
     uncertain_loadings: ClassVar[bool] = False  # whether `bound` makes use of ``geometric``
@@ -82,12 +82,13 @@ class AbstractLikelihood(nn.Module, ABC):
         W
             Means [P, K+1] of the loadings.
         geometric
-            Geometric means ``exp E log W`` [P, K+1] of uncertain loadings, which take the place of W in
-            the logarithms. Ignored unless ``uncertain_loadings``: there, loadings are point estimates.
+            Geometric means ``exp E log W`` [P, K+1] of uncertain loadings: they take the place of W
+            in the logarithms. Ignored where ``uncertain_loadings`` is false: there, loadings are point
+            estimates.
         """
 
     def prepare(self, counts: Iterable[SparseCounts]) -> None:
-        """Set what is the likelihood's own before a start is tried; begin with the surrogate, if any."""
+        """Set own parameters before a start is tried; begin with the surrogate, if there is one."""
         self.in_surrogate = self.surrogate is not None
 
     def leave_surrogate(self, blocks: Iterable[tuple[SparseCounts, Moments, Tensor]]) -> None:
@@ -105,10 +106,9 @@ class AbstractLikelihood(nn.Module, ABC):
 
     @abstractmethod
     def curvature(self, counts: SparseCounts, A: Tensor, W: Tensor, information: bool) -> tuple[Tensor, Tensor | None]:
-        """Gradient [n, K] of the log-likelihood in the factors and, if asked for, their information.
+        """Gradient [n, K] of the log-likelihood in the factors; if asked for, information [n, K, K].
 
-        ``A`` and ``W`` hold the background as their last column, which gets neither; the information is
-        [n, K, K].
+        ``A`` and ``W`` hold the background as their last column, which gets neither.
         """
 
     def expected_information(self, counts: SparseCounts, A: Tensor, W: Tensor) -> Tensor:
@@ -137,9 +137,13 @@ class AbstractLikelihood(nn.Module, ABC):
         return self
 
     def lost(self, counts: SparseCounts, A: Tensor, W: Tensor, changes: Tensor) -> Tensor:
-        """What the log-likelihood loses [K+1] when ``changes`` [n, K+1] are made, one column at a time."""
-        values = [self.bound(counts, Moments.certain(changed), W) for changed in one_changed(A, changes)]
-        return self.bound(counts, Moments.certain(A), W).double() - torch.stack(values).double()
+        """Loss [K+1] of log-likelihood when ``changes`` [n, K+1] are made, one column at a time."""
+
+        def value(A: Tensor) -> Tensor:
+            return self.bound(counts, Moments.certain(A), W).double()
+
+        values = [value(changed) for changed in one_changed(A, changes)]
+        return value(A) - torch.stack(values)
 
     def flat_deviance(self, view: View, blocks: Sequence[RowBlock]) -> float:
         """Deviance of a modality at one constant rate per feature."""

@@ -25,7 +25,10 @@ FULL = 10.0  # the largest constant rate
 
 
 class Bernoulli(Poisson):
-    """``P(y = 1) = 1 - exp(-r)`` (cloglog): ``sum_nz log(expm1 rG) - sum rE``, a bound by a latent Poisson count."""
+    """``P(y = 1) = 1 - exp(-r)`` (cloglog): ``sum_nz log(expm1 rG) - sum rE``.
+
+    It is a bound by a latent Poisson count.
+    """
 
     family = FAMILIES["bernoulli"]
 
@@ -42,7 +45,10 @@ class Bernoulli(Poisson):
         return torch.exp(-rate) / torch.expm1(-rate) ** 2
 
     def totals(self, A: Tensor, W: Tensor) -> tuple[Tensor, Tensor]:
-        """``sum p`` and ``sum r exp(-r)``, over dense row blocks; of large ones their ratio to ``sum r``, in some of the rows."""
+        """``sum p`` and ``sum r exp(-r)``, over dense row blocks.
+
+        Where there are many entries, the ratios of both to ``sum r`` come from some of the rows.
+        """
         A = A[A[:, -1] > 0]  # observed
         some = A[:: 1 + len(A) * len(W) // MAX_ENTRIES]
         total = slope = torch.zeros((), dtype=torch.float64, device=A.device)
@@ -74,7 +80,7 @@ class Bernoulli(Poisson):
     def _towards_flat(
         self, name: str, blocks: Sequence[RowBlock], rate: Tensor, n_open: Tensor, mass: float, mean: float
     ) -> Tensor:
-        """Newton step of the constant rates [P, 1] in their logarithm, its slope that of equal sizes.
+        """Newton step of constant rates [P, 1] in their logarithm, with the slope of equal sizes.
 
         At the maximum ``sum_open s / (1 - exp(-s rate)) = sum s``.
         """
@@ -114,7 +120,10 @@ class ClippedBernoulli(AbstractLikelihood):
         return torch.as_tensor(total)
 
     def curvature(self, counts: SparseCounts, A: Tensor, W: Tensor, information: bool) -> tuple[Tensor, Tensor | None]:
-        """``sum_j (y/p - (1 - y)/(1 - p)) w`` and ``sum_j w w^T / (p (1 - p))`` over the rates that are not clipped."""
+        """``sum_j (y/p - (1 - y)/(1 - p)) w`` and ``sum_j w w^T / (p (1 - p))``.
+
+        Rates that are clipped count in neither.
+        """
         K = W.shape[1] - 1
         pairs = (W[:, :-1, None] * W[:, None, :-1]).reshape(len(W), -1)
         gradients, infos = [], []

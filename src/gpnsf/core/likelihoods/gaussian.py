@@ -19,9 +19,9 @@ __all__ = ["Gaussian"]
 
 
 class Gaussian(AbstractLikelihood):
-    """``y ~ N(r, sd_j^2)``: ``E (y - r)^2 = y^2 - 2 y rE + rE^2 + sum_k W^2 Var H`` by K x K products.
+    """``y ~ N(r, sd_j^2)``: ``E (y - r)^2 = y^2 - 2 y rE + rE^2 + sum_k W^2 Var H``.
 
-    The expectation is exact. Loadings are point estimates.
+    The expectation is exact, and comes from K x K products. Loadings are point estimates.
     """
 
     family = FAMILIES["gaussian"]

@@ -44,7 +44,7 @@ class NegativeBinomial(AbstractLikelihood):
         return dist.GammaPoisson(theta, theta / rate.clamp_min(TINY))
 
     def bound(self, counts: SparseCounts, moments: Moments, W: Tensor, geometric: Tensor | None = None) -> Tensor:
-        """Exact in the zeros by dense row blocks; lgamma terms on the distinct (feature, count) pairs."""
+        """Zeros by dense row blocks; lgamma terms on the distinct (feature, count) pairs."""
         if self.in_surrogate:
             return self._poisson.bound(counts, moments, W, geometric)
         inner = W if geometric is None else geometric
@@ -87,9 +87,10 @@ class NegativeBinomial(AbstractLikelihood):
 
     @torch.no_grad()
     def leave_surrogate(self, blocks: Iterable[tuple[SparseCounts, Moments, Tensor]]) -> None:
-        """Moment estimate ``theta_j = sum r^2 / (sum (y - r)^2 - sum r)``, in O(nnz K + (N + P) K^2).
+        """Moment estimate ``theta_j = sum r^2 / (sum (y - r)^2 - sum r)``.
 
-        Each block brings its counts, its factors, and the loadings [P, K+1] that its batch sees.
+        Each block brings its counts, its factors, and the loadings [P, K+1] that its batch sees. It
+        takes O(nnz K + (N + P) K^2).
         """
         rate_sq, excess = (torch.zeros_like(self.log_theta, dtype=torch.float64) for _ in range(2))
         for counts, moments, W in blocks:
@@ -118,6 +119,7 @@ class NegativeBinomial(AbstractLikelihood):
 
     @poisson_phase.setter
     def poisson_phase(self, value: bool) -> None:
+        """Another name of ``in_surrogate``."""
         self.in_surrogate = value
 
     def estimate_theta(self, blocks: Iterable[tuple[SparseCounts, Moments, Tensor]]) -> None:
