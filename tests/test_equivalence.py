@@ -205,7 +205,7 @@ def narrow(model: Factorization, log_scale: float) -> None:
             parameter.data.zero_()
 
 
-@pytest.mark.parametrize("likelihood", [name for name, kind in LIKELIHOODS.items() if kind.has_bound])
+@pytest.mark.parametrize("likelihood", [name for name, kind in LIKELIHOODS.items() if kind.family.has_bound])
 @each_field
 def test_the_closed_form_tends_to_monte_carlo_as_the_guide_narrows(likelihood, field):
     """Value and gradients agree in the limit; the divergence is the same on both sides."""
@@ -230,7 +230,7 @@ def test_the_closed_form_tends_to_monte_carlo_as_the_guide_narrows(likelihood, f
         assert slopes[1][name].norm() / slopes[0][name].norm() == pytest.approx(1, abs=0.02), name
 
 
-@pytest.mark.parametrize("likelihood", [name for name, kind in LIKELIHOODS.items() if kind.has_bound])
+@pytest.mark.parametrize("likelihood", [name for name, kind in LIKELIHOODS.items() if kind.family.has_bound])
 def test_the_closed_form_is_a_bound(likelihood):
     dataset = toy_dataset({"rna": likelihood}, n_obs=40)
     preset = "rsf" if likelihood == "gaussian" else "nsfh"

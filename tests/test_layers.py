@@ -25,6 +25,12 @@ NUMPY_CORE = {
     "core.embedding",
     "core.enrichment",
     "core.expected",
+    "core.families.base",
+    "core.families.bernoulli",
+    "core.families.gaussian",
+    "core.families.negative_binomial",
+    "core.families.poisson",
+    "core.families.rates",
     "core.links",
     "core.mefisto",
     "core.metrics",
@@ -37,14 +43,14 @@ NUMPY_CORE = {
     "core.similarity",
     "core.simplex",
     "core.stored",
-    "core.thinning",
 }
-BASE = {"core.types", *NUMPY_CORE}
+BASE = {"core.types", "core.families", *NUMPY_CORE}
 TERMS = {*BASE, "core.distributed", "core.backends", "core.sparse", "core.kernels"}
 PARTS = {*TERMS, "core.fields", "core.moments", "core.likelihoods"}
+LIKELIHOODS = {f"core.likelihoods.{name}" for name in ("base", "bernoulli", "gaussian", "negative_binomial", "poisson")}
 BACKENDS = {"core.hilbert", "core.inducing"}
 BLOCKS = {*PARTS, "core.factors"}
-CORE = {name for name in MODULES if name.startswith("core.")}
+CORE = {*(name for name in MODULES if name.startswith("core.")), "core.families", "core.likelihoods"}
 
 # What each file may import of gpnsf; a package's name stands for its files. Files of one package may share helpers.
 MAY_IMPORT: dict[str, set[str]] = {
@@ -52,11 +58,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "settings": set(),
     "keys": set(),
     "palette": set(),
-    "checks": {"keys"},
-    "results": {"keys", "checks", "tissue", "core.embedding", "core.ranking", "core.stored"},
+    "checks": {"keys", "core.families"},
+    "results": {"keys", "checks", "tissue", "core.embedding", "core.families", "core.ranking", "core.stored"},
     "tissue": DATA,
-    "reader": {*DATA, "core.types"},
-    "bridge": {*DATA, "tissue", "reader", "core.types"},
+    "reader": {*DATA, "core.families", "core.types"},
+    "bridge": {*DATA, "tissue", "reader", "core.families", "core.types"},
     "writeback": {*DATA, "tissue", "bridge", *BASE},
     "core.types": set(),
     **dict.fromkeys(NUMPY_CORE, BASE),
@@ -69,7 +75,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     **dict.fromkeys(BACKENDS, {*TERMS, "core.fields"}),
     "core.rowblocks": TERMS,
     "core.moments": set(),
-    "core.likelihoods": {*TERMS, "core.moments", "core.rowblocks"},
+    **dict.fromkeys(LIKELIHOODS, {*TERMS, *LIKELIHOODS, "core.moments", "core.rowblocks"}),
     "core.factors": PARTS,
     "core.streams": TERMS,
     "core.model": {*BLOCKS, *BACKENDS, "core.initial", "core.streams"},
@@ -105,11 +111,11 @@ MAY_IMPORT: dict[str, set[str]] = {
         "tl",
         *CORE,
     },
-    "pl": {*DATA, "genome", "observed", "palette", "mixtures", "pl"},
+    "pl": {*DATA, "core.families", "genome", "observed", "palette", "mixtures", "pl"},
     "pl.canvas": {*DATA, "tissue", "mixtures"},
     "pl.spatial_map": {*DATA, "pl", "pp", "tl"},
     "pl.variance": {*DATA, "pl", "tl.variance"},
-    "observed": {*DATA, "bridge"},
+    "observed": {*DATA, "bridge", "core.families"},
     "datasets": {*DATA, "datasets"},
     "datasets.mixture": {*DATA, "core.pseudospots"},
     "demo": {"", *DATA, "core.metrics", "pp", "tl", "pl", "datasets"},

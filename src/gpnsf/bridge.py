@@ -15,6 +15,7 @@ from anndata import AnnData
 from mudata import MuData
 
 from gpnsf import checks
+from gpnsf.core.families import FAMILIES
 from gpnsf.core.types import Dataset, View
 from gpnsf.keys import SPATIAL
 from gpnsf.reader import NOT_BINARY, StoredCounts, canonical, is_stored, loaded, memory_budget, sound
@@ -192,7 +193,7 @@ def _opened(
     matrix = canonical(stored if use.all() else stored[:, use], modality=modality)
     checks.counts(matrix, likelihood, modality=modality, features=adata.var_names[use])
     checks.some(matrix, modality=modality)
-    if not likelihood.startswith("bernoulli") or (matrix.data == 1).all():
+    if not FAMILIES[likelihood].binary or (matrix.data == 1).all():
         return matrix
     _logger.info(NOT_BINARY, modality, likelihood)
     return sp.csr_matrix((np.ones_like(matrix.data), matrix.indices, matrix.indptr), shape=matrix.shape)
@@ -216,7 +217,7 @@ def _view(
         rule = f"nonzero counts in the training rows of modality {name!r}"
         raise ValueError(checks.problem(rule, f"none in {int(observed.sum())} row(s)", remedy))
     size = observed.astype(np.float32)
-    if size_factors is not None and likelihood != "gaussian":
+    if size_factors is not None and not FAMILIES[likelihood].signed:
         size[observed] = _size_factors(tissue, name, _totals(counts), observed, size_factors)
     return View(name, likelihood, counts, size, observed)
 

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from gpnsf.core.families import FAMILIES
 from gpnsf.keys import Keys
 
 __all__ = [
@@ -39,11 +40,10 @@ __all__ = [
 ]
 
 MODELS = ("fa", "rsf", "pnmf", "nsf", "nsfh", "gpnsf")
-LIKELIHOODS = ("poisson", "nb", "bernoulli", "bernoulli_clipped", "gaussian")
+LIKELIHOODS = tuple(FAMILIES)
 
 LARGEST_VALUE = 1e12  # of counts
 _SIGNED_MODELS = ("fa", "rsf")
-_WHOLE_LIKELIHOODS = ("poisson", "nb")
 _TYPES: dict[type, tuple[Any, str]] = {
     int: (Integral, "an integer"),
     float: (Real, "a finite number"),
@@ -156,13 +156,14 @@ def combination(
             "Centre the features within each batch and leave batch_key out, or use a nonnegative model such as 'gpnsf'"
         )
         raise ValueError(problem(rule, f"batch_key={batch_key!r}", remedy))
-    counted = [f"{name}: {kind}" for name, kind in likelihoods.items() if kind != "gaussian"]
+    counted = [f"{name}: {kind}" for name, kind in likelihoods.items() if not FAMILIES[kind].signed]
     if model in _SIGNED_MODELS and counted:
         rule = f"gaussian likelihoods for model={model!r}, whose factors may be negative"
         remedy = "Pass likelihoods='gaussian' with normalised data in `layers`, or a nonnegative model such as 'gpnsf'"
         raise ValueError(problem(rule, "; ".join(counted), remedy))
-    if objective == "closed_form" and "bernoulli_clipped" in likelihoods.values():
-        rule = "objective='monte_carlo' for the likelihood 'bernoulli_clipped', which has no closed-form bound"
+    unbounded = [kind for kind in likelihoods.values() if not FAMILIES[kind].has_bound]
+    if objective == "closed_form" and unbounded:
+        rule = f"objective='monte_carlo' for the likelihood {unbounded[0]!r}, which has no closed-form bound"
         raise ValueError(problem(rule, f"objective={objective!r}", "Pass objective='monte_carlo' or use 'bernoulli'"))
     if n_dims == 3 and field == "hilbert" and n_spatial:
         rule = "1 or 2 coordinates for field='hilbert'"
@@ -230,13 +231,10 @@ def counts(matrix: sp.csr_matrix, likelihood: str, *, modality: str, features: S
     rule = f"values of at most {LARGEST_VALUE:g} (their squares are summed in single precision)"
     rescale = "Convert them to another unit, or leave these features out with `use_var`"
     _refuse(matrix, lambda x: np.abs(x) > LARGEST_VALUE, rule, "larger", rescale, modality, features)
-    if likelihood != "gaussian":
-        raw = f"Pass {layer} if a layer holds raw counts, or likelihoods={{{modality!r}: 'gaussian'}} for other data"
-        rule = f"nonnegative counts for likelihood {likelihood!r}"
-        _refuse(matrix, lambda x: x < 0, rule, "negative", raw, modality, features)
-    if likelihood in _WHOLE_LIKELIHOODS:
-        rule = f"whole counts for likelihood {likelihood!r}"
-        _refuse(matrix, lambda x: x != np.floor(x), rule, "fractional", raw, modality, features)
+    raw = f"Pass {layer} if a layer holds raw counts, or likelihoods={{{modality!r}: 'gaussian'}} for other data"
+    for illegal in FAMILIES[likelihood].illegal:
+        rule = f"{illegal.wanted} for likelihood {likelihood!r}"
+        _refuse(matrix, illegal.found, rule, illegal.word, raw, modality, features)
 
 
 def extent(n_obs: int, n_features: int, *, modality: str) -> None:

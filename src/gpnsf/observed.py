@@ -12,6 +12,7 @@ from mudata import MuData
 
 from gpnsf import checks
 from gpnsf.bridge import SIZE_FLOOR, read_counts
+from gpnsf.core.families import FAMILIES
 from gpnsf.results import Fit
 
 __all__ = ["Compared", "compare", "counts_of", "find_features", "held_out", "size_factors", "used"]
@@ -31,7 +32,7 @@ class Compared:
     @property
     def binary(self) -> bool:
         """Whether observed values are 0 and 1 and expected ones probabilities."""
-        return self.likelihood.startswith("bernoulli")
+        return FAMILIES[self.likelihood].binary
 
 
 def compare(fit: Fit, modality: str, positions: Sequence[int] | np.ndarray) -> Compared:
@@ -47,11 +48,9 @@ def compare(fit: Fit, modality: str, positions: Sequence[int] | np.ndarray) -> C
     rate = fit.mean[rows] @ fit.loadings[modality][positions].T + fit.var(modality, fit.keys.background)[positions]
     batch, multipliers = fit.batches(modality)
     rate = rate * multipliers[batch][:, positions]
-    if likelihood == "bernoulli":
-        rate = -np.expm1(-size[:, None] * rate)
-    elif likelihood == "bernoulli_clipped":
-        rate = np.clip(size[:, None] * rate, 0, 1)
-    if likelihood.startswith("bernoulli"):
+    family = FAMILIES[likelihood]
+    if family.binary:
+        rate = family.mean(size[:, None] * rate)
         size = np.where(np.isfinite(size), 1.0, np.nan)
     parts = (values / size[:, None], rate, size)
     return Compared(likelihood, *(_on_rows(part, rows, fit.data.n_obs) for part in parts))
@@ -101,7 +100,7 @@ def size_factors(fit: Fit, modality: str, counts: sp.csr_matrix, train: np.ndarr
 
     Cells that were held out and have none in the column that was fitted get NaN.
     """
-    source = None if fit.likelihoods[modality] == "gaussian" else fit.param("size_factors")
+    source = None if FAMILIES[fit.likelihoods[modality]].signed else fit.param("size_factors")
     if source is None:
         return np.ones(counts.shape[0])
     if source == "total":

@@ -18,6 +18,7 @@ import scipy.sparse as sp
 from anndata.abc import CSCDataset, CSRDataset
 
 from gpnsf import checks
+from gpnsf.core.families import FAMILIES
 from gpnsf.core.types import rows_at_a_time
 from gpnsf.settings import settings
 
@@ -155,7 +156,7 @@ class StoredCounts:
         source = _Source.open(stored, modality)
         n_rows = source.shape[0]
         totals, lengths = np.zeros(n_rows), np.zeros(n_rows, dtype=np.int32)
-        binary = likelihood.startswith("bernoulli")
+        binary = FAMILIES[likelihood].binary
         tidy, ones = True, True
         for start, stop in source.ranges():
             raw = source.read(start, stop)

@@ -13,6 +13,7 @@ from mudata import MuData
 
 from gpnsf.checks import LIKELIHOODS, choices, problem
 from gpnsf.core import embedding, ranking, stored
+from gpnsf.core.families import FAMILIES
 from gpnsf.keys import NEAREST, SPATIAL, Keys
 from gpnsf.tissue import Tissue, gather, holders, read_coords, rows_of
 
@@ -355,7 +356,7 @@ def _modalities(data: AnnData | MuData, record: Mapping[str, Any], keys: Keys) -
 
 def _lowest(likelihood: str) -> float:
     """Lower end of rates, and so of loadings."""
-    return -LARGEST_LOADING if likelihood == "gaussian" else 0.0
+    return -LARGEST_LOADING if FAMILIES[likelihood].signed else 0.0
 
 
 def _loadings(mod: AnnData, name: str, likelihood: str, n_factors: int, keys: Keys) -> np.ndarray:

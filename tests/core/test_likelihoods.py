@@ -10,8 +10,8 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
-from gpnsf.core import likelihoods, rowblocks
-from gpnsf.core.likelihoods import LIKELIHOODS, AbstractLikelihood, NegativeBinomial, Poisson
+from gpnsf.core import rowblocks
+from gpnsf.core.likelihoods import LIKELIHOODS, AbstractLikelihood, NegativeBinomial, Poisson, bernoulli
 from gpnsf.core.moments import MEAN_CAP, MEAN_RANGE, Moments
 from gpnsf.core.sparse import SparseCounts
 
@@ -20,7 +20,7 @@ UNOBSERVED = (3, 19)  # rows without counts, size factor 0
 
 # Scale of the loadings: probabilities of the clipped Bernoulli stay inside (0, 1), so that it is smooth
 LOADINGS = {"poisson": 1.0, "nb": 1.0, "bernoulli": 0.4, "bernoulli_clipped": 0.08, "gaussian": 1.0}
-BOUNDED = [name for name, kind in LIKELIHOODS.items() if kind.has_bound]
+BOUNDED = [name for name, kind in LIKELIHOODS.items() if kind.family.has_bound]
 OBSERVED_INFORMATION = ["poisson", "bernoulli", "gaussian"]  # the others give Fisher's
 each_likelihood = pytest.mark.parametrize("name", LIKELIHOODS)
 
@@ -199,6 +199,27 @@ def test_gradient_of_the_bound_tends_to_that_of_the_log_likelihood(name):
 
 
 @each_likelihood
+def test_uncertain_loadings_take_their_geometric_mean_in_the_logarithms_alone(name):
+    """With one log-normal factor of mean one on all loadings the bound stays below the expectation."""
+    case = make(name)
+    W, spread = case.W.requires_grad_(), 0.3
+    certain = case.likelihood.bound(case.counts, case.at(case.m), W)
+    same = case.likelihood.bound(case.counts, case.at(case.m), W, W)
+    torch.testing.assert_close(certain, same, rtol=0, atol=0)
+    lower = case.likelihood.bound(case.counts, case.at(case.m), W, W * np.exp(-spread))
+    if not case.likelihood.uncertain_loadings:
+        assert lower == certain
+        return
+    draws = []
+    for _ in range(1500):
+        factor = torch.exp(np.sqrt(2 * spread) * torch.randn(()) - spread)
+        draws.append(case.log_prob(case.at(case.m).mean, W * factor).detach())
+    draws = torch.stack(draws)
+    assert lower < certain
+    assert lower <= draws.mean() + 4 * draws.std() / len(draws) ** 0.5
+
+
+@each_likelihood
 def test_rows_with_size_zero_add_nothing(name):
     case = make(name)
     keep = torch.nonzero(case.observed)[:, 0]
@@ -236,7 +257,7 @@ def test_the_total_of_many_entries_is_estimated_from_some_rows(monkeypatch):
     A[::2] = 0  # rows that were not observed
     likelihood = LIKELIHOODS["bernoulli"](50)
     exact = likelihood.totals(A, W)
-    monkeypatch.setattr(likelihoods, "MAX_ENTRIES", 10_000)  # one row in 16
+    monkeypatch.setattr(bernoulli, "MAX_ENTRIES", 10_000)  # one row in 16
     for one, other in zip(likelihood.totals(A, W), exact, strict=True):
         assert one != other
         torch.testing.assert_close(one, other, rtol=0.01, atol=0)
@@ -329,6 +350,20 @@ def test_negative_binomial_tends_to_poisson():
     assert gaps[-1] < 1e-3 * abs(poisson)
 
 
+@each_likelihood
+def test_the_surrogate_is_left_once(name):
+    case = make(name)
+    likelihood, moments = case.likelihood, case.at(case.m)
+    assert not likelihood.in_surrogate
+    likelihood.prepare([case.counts])
+    assert likelihood.in_surrogate == (likelihood.surrogate is not None)
+    if likelihood.surrogate:
+        stand_in = LIKELIHOODS[likelihood.surrogate](P).bound(case.counts, moments, case.W)
+        torch.testing.assert_close(likelihood.bound(case.counts, moments, case.W), stand_in)
+    likelihood.leave_surrogate([(case.counts, moments, case.W)])
+    assert not likelihood.in_surrogate
+
+
 def test_negative_binomial_begins_as_poisson():
     case = make("nb")
     case.likelihood.prepare([case.counts])
@@ -362,16 +397,16 @@ def test_theta_is_recovered(theta, n_blocks):
     likelihood.prepare([])
     parts = np.array_split(np.arange(len(A)), n_blocks)
     blocks = [(SparseCounts(sp.csr_matrix(counts[rows])), Moments.certain(A[rows]), W) for rows in parts]
-    likelihood.estimate_theta(blocks)
+    likelihood.leave_surrogate(blocks)
     assert likelihood.dispersion().mean().item() == pytest.approx(theta, rel=0.15)
-    assert not likelihood.poisson_phase
+    assert not likelihood.in_surrogate
 
 
 def test_theta_of_poisson_counts_is_at_its_cap():
     A, W, _ = simulated_counts(1.0)
     counts = SparseCounts(sp.csr_matrix(torch.poisson(0.2 * A @ W.T).numpy()))
     likelihood = NegativeBinomial(len(W))
-    likelihood.estimate_theta([(counts, Moments.certain(A), 0.2 * W)])
+    likelihood.leave_surrogate([(counts, Moments.certain(A), 0.2 * W)])
     assert likelihood.dispersion().median() > 20
     assert likelihood.dispersion().max() <= 100.001
 
@@ -381,7 +416,7 @@ def test_theta_survives_features_without_counts():
     counts[:, 0] = 0
     likelihood = NegativeBinomial(len(W))
     W[0] = 0
-    likelihood.estimate_theta([(SparseCounts(sp.csr_matrix(counts)), Moments.certain(A), W)])
+    likelihood.leave_surrogate([(SparseCounts(sp.csr_matrix(counts)), Moments.certain(A), W)])
     assert torch.isfinite(likelihood.log_theta).all()
 
 

@@ -337,7 +337,7 @@ def test_the_null_deviance_of_peaks_is_the_exact_one_even_if_some_are_always_ope
     view = View("atac", "bernoulli", counts, size / size.mean(), observed)
     dataset = Dataset(np.zeros((400, 2), np.float32), np.zeros(400, np.int64), (view,))
     model = build("pnmf", dataset, n_factors=2, n_spatial=0)
-    found = posterior.flat_deviance(Bernoulli(60), view, model.blocks(dataset, 150))
+    found = Bernoulli(60).flat_deviance(view, model.blocks(dataset, 150))
     exact, _ = null_deviance("bernoulli", counts, view.size, None, rows=observed, train=observed)
     assert found == pytest.approx(exact, rel=5e-3)
 
@@ -350,6 +350,6 @@ def test_the_null_deviance_of_counts_is_the_exact_one():
     view = View("rna", "poisson", counts, size, size > 0)
     dataset = Dataset(np.zeros((300, 2), np.float32), np.zeros(300, np.int64), (view,))
     model = build("pnmf", dataset, n_factors=2, n_spatial=0)
-    found = posterior.flat_deviance(Poisson(40), view, model.blocks(dataset, 90))
+    found = Poisson(40).flat_deviance(view, model.blocks(dataset, 90))
     exact, _ = null_deviance("poisson", counts, view.size, None, rows=view.observed, train=view.observed)
     assert found == pytest.approx(exact, rel=1e-5)

@@ -138,7 +138,7 @@ def test_theta_is_estimated_at_the_end():
     model, history = fitted(schedule=Schedule(max_steps=60))
     likelihood = dict(model.items())["rna"].likelihood
     assert "polish" in history.phase
-    assert not likelihood.poisson_phase
+    assert not likelihood.in_surrogate
     assert likelihood.log_theta.std() > 0
     _, without = fitted({"rna": "poisson"}, schedule=Schedule(max_steps=60))
     assert "polish" not in without.phase
@@ -269,7 +269,7 @@ def test_a_fit_that_breaks_for_good_ends_at_its_best(first, likelihood, monkeypa
     assert np.isfinite(history.elbo).all()
     assert history.elbo[step] == pytest.approx(max(history.elbo[: step + 1 : 10]), rel=0.01)
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
-    assert all(view.likelihood.poisson_phase is False for view in model.views if likelihood == "nb")
+    assert all(view.likelihood.in_surrogate is False for view in model.views if likelihood == "nb")
 
 
 @pyro_may_warn

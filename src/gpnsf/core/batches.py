@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import scipy.sparse as sp
 
+from gpnsf.core.families import FAMILIES
 from gpnsf.core.types import Dataset, View
 
 __all__ = ["corrected"]
@@ -22,7 +23,7 @@ def corrected(dataset: Dataset) -> Dataset:
     if dataset.batch is None:
         return dataset
     batch = dataset.batch
-    views = tuple(view if view.likelihood == "gaussian" else _corrected(view, batch) for view in dataset.views)
+    views = tuple(view if FAMILIES[view.likelihood].signed else _corrected(view, batch) for view in dataset.views)
     return replace(dataset, views=views, batch=None)
 
 
@@ -33,7 +34,7 @@ def _corrected(view: View, batch: np.ndarray) -> View:
     size = member @ view.size.astype(np.float64)
     expected = size[:, None] * (observed.sum(0) / size.sum())
     ratio = (observed + PRIOR_COUNTS) / (expected + PRIOR_COUNTS)
-    if view.likelihood.startswith("bernoulli"):
+    if FAMILIES[view.likelihood].binary:
         ratio = ratio / ratio.min(0)
     counts = view.counts.copy()
     counts.data /= ratio[np.repeat(batch, np.diff(counts.indptr)), counts.indices].astype(np.float32)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import scipy.sparse as sp
 
+from gpnsf.core.families import FAMILIES
+
 __all__ = ["log_errors", "log_moments", "simulate_counts"]
 
 BLOCK = 2**21  # entries of a dense block of rates
@@ -24,23 +26,11 @@ def simulate_counts(
     dispersion.
     """
     codes, multipliers = batches
-    step = max(1, BLOCK // len(W))
+    step, draw = max(1, BLOCK // len(W)), FAMILIES[likelihood].draw
     parts = [slice(start, start + step) for start in range(0, len(A), step)]
     rates = (A[part] @ W.T * multipliers[codes[part]] for part in parts)
-    blocks = [sp.csr_matrix(_draw(rate, likelihood, dispersion, rng), dtype=np.float32) for rate in rates]
+    blocks = [sp.csr_matrix(draw(rate, dispersion, rng), dtype=np.float32) for rate in rates]
     return sp.vstack(blocks, format="csr")
-
-
-def _draw(rate: np.ndarray, likelihood: str, dispersion: np.ndarray | float, rng: np.random.Generator) -> np.ndarray:
-    """One block."""
-    if likelihood == "gaussian":
-        return rng.normal(rate, dispersion)
-    if likelihood.startswith("bernoulli"):
-        probability = -np.expm1(-rate) if likelihood == "bernoulli" else rate
-        return rng.random(rate.shape) < probability
-    if likelihood == "nb":
-        rate = rate * rng.standard_gamma(dispersion, rate.shape) / dispersion
-    return rng.poisson(rate)
 
 
 def log_moments(mean: np.ndarray, std: np.ndarray, cap: float) -> tuple[np.ndarray, np.ndarray]:

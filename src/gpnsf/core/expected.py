@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from scipy.special import softmax
 
+from gpnsf.core.families import FAMILIES
+
 __all__ = ["expected", "expected_shares"]
 
 
@@ -16,11 +18,7 @@ def expected(
     rate += background.astype(np.float32)
     if size is not None:
         rate *= size[:, None].astype(np.float32)
-    if likelihood == "bernoulli":
-        return np.negative(np.expm1(np.negative(rate, out=rate), out=rate), out=rate)
-    if likelihood == "bernoulli_clipped":
-        return np.minimum(rate, 1.0, out=rate)
-    return rate
+    return FAMILIES[likelihood].mean(rate, out=rate)
 
 
 def expected_shares(codes: np.ndarray, embeddings: np.ndarray, base: np.ndarray) -> np.ndarray:

@@ -15,7 +15,9 @@ import numpy as np
 import scipy.sparse as sp
 
 from gpnsf.core import initial, pilot, spatial_test
+from gpnsf.core.families import FAMILIES
 from gpnsf.core.fields import RIDGE_STEPS
+from gpnsf.core.likelihoods import LIKELIHOODS
 from gpnsf.core.model import BASIS_RANGE, DEFAULT_INDUCING, PRESETS
 from gpnsf.core.posterior import FEATURES
 from gpnsf.core.refine import NEWTON_STEPS
@@ -168,7 +170,7 @@ def _first(dataset: Dataset, whole: _Size) -> _Size:
     """The smaller fit that a large one begins with, or the fit itself."""
     n_obs = pilot.sample_size(dataset)
     size = whole if n_obs is None else whole.of(n_obs)
-    real = any(view.likelihood == "gaussian" for view in whole.views)
+    real = any(FAMILIES[view.likelihood].signed for view in whole.views)
     if dataset.nnz < pilot.MANY or real or dataset.nnz <= 2 * whole.lead.nnz:
         return size
     return replace(size, views=(size.lead,))
@@ -278,8 +280,8 @@ class _Size:
 
     @property
     def dispersed(self) -> list[_ViewSize]:
-        """Modalities with a negative binomial."""
-        return [view for view in self.views if view.likelihood == "nb"]
+        """Modalities whose own bound comes last: negative binomials."""
+        return [view for view in self.views if LIKELIHOODS[view.likelihood].surrogate]
 
     def bytes_of_start(self, *, signed: bool) -> float:
         """The modality that tells most, of which a start takes some features; of signed models all, densely."""
@@ -292,7 +294,7 @@ class _Size:
     def bytes_of_step(self) -> float:
         """Moments of the factors of a block, and the loadings, with their gradients."""
         rows = self.block * (ROW_FACTOR_STEP * self.n_factors * len(self.views) * self.n_samples + self.space.block_row)
-        clipped = sum(view.n_features for view in self.views if view.likelihood == "bernoulli_clipped")
+        clipped = sum(view.n_features for view in self.views if not FAMILIES[view.likelihood].has_bound)
         return rows + FEATURE_FACTOR_STEP * self.loadings + DENSE_CLIPPED * self.block * clipped * self.n_samples
 
     def bytes_of_polish(self) -> float:
@@ -314,8 +316,7 @@ class _Size:
 
     def bytes_of_deviance(self) -> float:
         """Of the range of rows that is looked at at a time."""
-        compiled = ("poisson", "nb", "bernoulli")  # sums over the nonzeros
-        others = [view for view in self.views if view.likelihood not in compiled]
+        others = [view for view in self.views if not FAMILIES[view.likelihood].events]  # not compiled
         shares = [(view.nnz, rows_at_a_time(self.n_obs, view.n_features, int(view.nnz))) for view in others]
         return NONZERO_DEVIANCE * max((nnz * rows / self.n_obs for nnz, rows in shares), default=0.0)
 
@@ -378,7 +379,8 @@ class _Size:
         """Seconds of the fits of two halves of some counts."""
         n_obs = min(self.n_obs, spatial_test.MAX_SPOTS, int(self.n_obs * spatial_test.MAX_NONZEROS / max(self.nnz, 1)))
         size = self.of(max(1, n_obs))
-        views = tuple(view._replace(likelihood=spatial_test.FIT_AS.get(view.likelihood, "")) for view in size.views)
+        fast = [FAMILIES[view.likelihood].fast or view.likelihood for view in size.views]
+        views = tuple(v._replace(likelihood=kind) for v, kind in zip(size.views, fast, strict=True))
         size = replace(size, views=views)
         return 2 * (size.start() + 75 * size.step() + 2 * size.local(0.0))
 

@@ -16,6 +16,7 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 
 from gpnsf.core.batches import corrected
+from gpnsf.core.families import FAMILIES
 from gpnsf.core.metrics import knn_weights, morans_i
 from gpnsf.core.sparse import SparseCounts
 from gpnsf.core.types import Dataset, View
@@ -88,11 +89,12 @@ class _Problem:
         self.observed, self.size = main.observed, main.size * main.observed
         self.features = _overdispersed(main.counts, MAX_FEATURES)
         self.counts = main.counts[:, self.features] if len(self.features) < main.counts.shape[1] else main.counts
-        if main.likelihood == "gaussian":
+        signed = FAMILIES[main.likelihood].signed
+        if signed:
             self.signed, self.counts = self.counts, self.counts.maximum(0).tocsr()
         # slices are kept apart by moving them far away from each other
         self.coords = dataset.coords.astype(np.float64) + 1e3 * dataset.library[:, None]
-        whole = len(self.features) == main.counts.shape[1] and main.likelihood != "gaussian"
+        whole = len(self.features) == main.counts.shape[1] and not signed
         self.sparse = self.views[main.name] if whole else SparseCounts(self.counts)
         self.sparse_size = torch.as_tensor(self.size)[:, None]
 
@@ -353,22 +355,22 @@ def _poisson_fit(counts: SparseCounts, size: Tensor, H: Tensor, W: Tensor) -> fl
 
 def _strength(view: View) -> float:
     """What a modality can tell a start: weighted counts, the more the fewer features share them; real values come last."""
-    return (
-        -1.0 if view.likelihood == "gaussian" else view.weight * float(view.counts.sum()) / view.counts.shape[1] ** 0.5
-    )
+    if FAMILIES[view.likelihood].signed:
+        return -1.0
+    return view.weight * float(view.counts.sum()) / view.counts.shape[1] ** 0.5
 
 
 def loadings_at(view: View, counts: SparseCounts, factors: Tensor, n_updates: int = 10) -> np.ndarray:
     """Loadings [P, K+1] of a modality at fixed factors, by multiplicative updates with the constant column beside them."""
-    if view.likelihood == "gaussian":
+    family = FAMILIES[view.likelihood]
+    if family.signed:
         return np.maximum(_least_squares(view, factors), 0.0)
     A = torch.cat([factors, torch.ones(len(factors), 1)], 1) * torch.as_tensor(view.size)[:, None]
     K = factors.shape[1]
     share = torch.tensor([(1 - BACKGROUND_SHARE) / K] * K + [BACKGROUND_SHARE])
     W = torch.as_tensor(_mean_counts(view.counts, view.size))[:, None] * share + 1e-9
-    link = "cloglog" if view.likelihood.startswith("bernoulli") else "log"
     for _ in range(n_updates):
-        W = W * counts.half_loadings(A, W, link) / A.sum(0) + 1e-12
+        W = W * counts.half_loadings(A, W, family.link) / A.sum(0) + 1e-12
     return W.numpy()
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from gpnsf.core import distributed, training
+from gpnsf.core.families import FAMILIES
 from gpnsf.core.initial import Start, lead, loadings_at
 from gpnsf.core.model import Block, Factorization
 from gpnsf.core.sparse import SparseCounts
@@ -58,7 +59,7 @@ def sample_size(dataset: Dataset) -> int | None:
 
 def _has_real_values(dataset: Dataset) -> bool:
     """Whether a modality is not counted."""
-    return any(view.likelihood == "gaussian" for view in dataset.views)
+    return any(FAMILIES[view.likelihood].signed for view in dataset.views)
 
 
 def lone(dataset: Dataset) -> str | None:

@@ -10,19 +10,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gpnsf.core import metrics, simplex
-from gpnsf.core.likelihoods import AbstractLikelihood, Bernoulli, NegativeBinomial, Poisson
+from gpnsf.core import simplex
+from gpnsf.core.likelihoods import AbstractLikelihood
 from gpnsf.core.model import Block, Factorization, ViewModel, restore_field
-from gpnsf.core.moments import Moments
 from gpnsf.core.refine import LogFactors, covariances
-from gpnsf.core.types import Dataset, Posterior, View
+from gpnsf.core.types import Dataset, Posterior
 
-__all__ = ["flat_deviance", "predict", "summarise"]
+__all__ = ["predict", "summarise"]
 
 VARIANCE_CAP = 0.25  # of a log factor, in the mean: beyond it exp(m + v/2) speaks of the prior's tail, not of the data
 SD_CAP = 9.0
 MIXING = 1.44  # ratio of the variance of spatial log factors to what the counts leave open: see docs/decisions.md
-N_NULL, SETTLED, FULL = 25, 1e-3, 10.0  # steps towards the constant rates of peaks, the last one, and the largest rate
 LARGEST_SHIFT = 12.0  # of log loadings, to match the observed totals
 FEATURES = 10_000  # whose covariances [P, K, K] are made at a time
 PLACES = 20_000  # where a field is predicted at a time: inducing points need arrays [n, T, M]
@@ -189,12 +187,12 @@ class _Result:
         return sum(float(total) for total, _ in parts), sum(float(slope) for _, slope in parts)
 
     def variance_explained(self, model: Factorization, dataset: Dataset, blocks: list[Block]) -> dict[str, np.ndarray]:
-        """Share [K] of each modality's null deviance (Poisson for NB) that is lost when one factor is held at its mean."""
+        """Share [K] of each modality's null deviance that is lost when one factor is held at its mean."""
         explained = {}
         for view in dataset.views:
-            likelihood = _scorer(dict(model.items())[view.name].likelihood)
+            likelihood = dict(model.items())[view.name].likelihood.scorer()
             lost = reduce(torch.add, (self._lost(likelihood, view.name, block) for block in blocks))
-            null = flat_deviance(likelihood, view, blocks)
+            null = likelihood.flat_deviance(view, blocks)
             explained[view.name] = _array(2 * lost / max(null, 1e-12))
         return explained
 
@@ -235,51 +233,6 @@ def _deviations(W: np.ndarray, covariance: np.ndarray, is_spatial: np.ndarray) -
     importance = simplex.importance_std(W, covariance, is_spatial)
     loadings = np.sqrt(np.maximum(np.diagonal(covariance, axis1=1, axis2=2), 0.0)) * W.any(axis=1, keepdims=True)
     return importance.astype(np.float32), loadings.astype(np.float32)
-
-
-def flat_deviance(likelihood: AbstractLikelihood, view: View, blocks: list[Block]) -> float:
-    """Deviance of a modality at one constant rate per feature, of counts and open peaks from a few sums over blocks."""
-    if isinstance(likelihood, Bernoulli):
-        return _flat_deviance_of_peaks(likelihood, view.name, blocks)
-    if isinstance(likelihood, Poisson):
-        return _flat_deviance_of_counts(view.name, blocks)
-    noise = likelihood.dispersion()
-    kind, dispersion = view.likelihood.removesuffix("_clipped"), None if noise is None else _array(noise)
-    return metrics.null_deviance(kind, view.counts, view.size, dispersion, rows=view.observed, train=view.observed)[0]
-
-
-def _flat_deviance_of_counts(name: str, blocks: list[Block]) -> float:
-    """``2 sum_nz y log(y / r)``, since expected and observed totals are equal."""
-    mass = sum(float(block.size[name].sum()) for block in blocks)
-    rate = reduce(torch.add, (block.counts[name].column_sums for block in blocks))[:, None] / max(mass, 1e-12)
-    counts = ((block.counts[name], block.size[name]) for block in blocks)
-    return 2 * sum(own.entropy - float(own.value(size, rate, "log")) for own, size in counts)
-
-
-def _flat_deviance_of_peaks(likelihood: Bernoulli, name: str, blocks: list[Block]) -> float:
-    """At the rates whose expected numbers of open peaks are the observed ones."""
-    link = likelihood.link
-    mass = sum(float(block.size[name].sum()) for block in blocks)
-    n_rows = sum(int((block.size[name] > 0).sum()) for block in blocks)
-    n_open = reduce(torch.add, (block.counts[name].per_column for block in blocks))[:, None]
-    mean = mass / max(n_rows, 1)
-    rate = -torch.log1p(-n_open / (n_rows + 0.5)) / mean
-    for _ in range(N_NULL):
-        # at the maximum sum_open s / (1 - exp(-s rate)) = sum s; Newton in the logarithm, its slope that of equal sizes
-        expected = reduce(
-            torch.add, (block.counts[name].half_loadings(block.size[name], rate, link) for block in blocks)
-        )
-        step = (torch.log(expected / mass) * torch.expm1(rate * mean) / (rate * mean)).clamp(-1.0, 1.0)
-        before, rate = rate, torch.where(n_open > 0, (rate * step.exp()).clamp_max(FULL / mean), 0.0)
-        if bool(((rate - before).abs() <= SETTLED * before).all()):
-            break
-    flat = ((block.counts[name], block.size[name]) for block in blocks)
-    return -2 * sum(float(likelihood.bound(counts, Moments.certain(A), rate)) for counts, A in flat)
-
-
-def _scorer(likelihood: AbstractLikelihood) -> AbstractLikelihood:
-    """The likelihood that judges factors: Poisson in the place of NB, whose zeros would need K dense passes."""
-    return Poisson(likelihood.n_features) if isinstance(likelihood, NegativeBinomial) else likelihood
 
 
 def _padded(model: Factorization, name: str, order: Tensor) -> np.ndarray:

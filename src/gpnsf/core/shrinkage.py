@@ -10,21 +10,21 @@ from __future__ import annotations
 import numpy as np
 import scipy.sparse as sp
 
-from gpnsf.core import metrics
+from gpnsf.core.families import FAMILIES, Family
 
-__all__ = ["LIKELIHOODS", "best_strength", "known", "shrunk"]
+__all__ = ["best_strength", "known", "shrunk"]
 
-LIKELIHOODS = {
-    "nb": "poisson",
-    "poisson": "poisson",
-    "bernoulli": "bernoulli",
-}  # that there is a pull for, and who judges it
 STRENGTHS = 10.0 ** np.arange(-0.5, 4.0, 0.5)
 N_FOLDS = 5
 N_STEPS = 15  # of the loadings on the rows of a fold's complement
 FEATURES, NONZEROS = 2000, 1_000_000  # of the sample that one number is estimated from
 FLOOR = 1e-4  # share of a loading below which multiplicative steps would not bring it back
 HALF = 0.5  # count added to each feature of a fold: none has rate zero
+
+
+def _judge(likelihood: str) -> Family:
+    """The likelihood whose deviance decides."""
+    return FAMILIES[FAMILIES[likelihood].scorer or likelihood]
 
 
 def shrunk(loadings: np.ndarray, mean: np.ndarray, n_counts: np.ndarray, strength: float) -> np.ndarray:
@@ -48,10 +48,10 @@ def known(
 
     Rates of a batch are mean rates times its multipliers [S, P]; for open chromatin that holds to first order.
     """
-    kind = LIKELIHOODS[likelihood]
-    mean = metrics.null_rates(kind, counts, size, pseudocount=extra)
+    family = _judge(likelihood)
+    mean = family.null_rates(counts, size, pseudocount=extra)
     mean = mean * size.sum() / (np.bincount(batch, size, minlength=len(multipliers)) @ multipliers)
-    n_counts = np.bincount(counts.indices, None if kind == "bernoulli" else counts.data, minlength=counts.shape[1])
+    n_counts = np.bincount(counts.indices, None if family.binary else counts.data, minlength=counts.shape[1])
     return mean, n_counts + extra
 
 
@@ -68,7 +68,7 @@ def best_strength(
 
     Given are factors [n, K+1], the batch [n] of each row and the multipliers [S, P]. Features without loadings say nothing.
     """
-    kind, rng = LIKELIHOODS[likelihood], np.random.default_rng(0)
+    family, rng = _judge(likelihood), np.random.default_rng(0)
     wanted = min(FEATURES, int(counts.shape[1] * NONZEROS / max(counts.nnz, 1)) + 1)
     seen = np.flatnonzero((counts.getnnz(axis=0) > 0) & loadings.any(axis=1))
     sample = np.sort(rng.permutation(seen)[:wanted])
@@ -78,28 +78,25 @@ def best_strength(
     for number in range(N_FOLDS):
         train = fold != number
         mean, n_counts = known(likelihood, counts[train], size[train], batch[train], multipliers, extra=HALF)
-        W = _updated(kind, counts[train], A[train], loadings[sample], batch[train], multipliers)
+        W = _updated(family, counts[train], A[train], loadings[sample], batch[train], multipliers)
         for i, strength in enumerate(STRENGTHS):
             pulled = shrunk(W, mean, n_counts, strength)
             for code, own in enumerate(multipliers):
                 judged = ~train & (batch == code)
-                total[i] += metrics.deviance(kind, counts, A, pulled * own[:, None], rows=judged)[0]
+                total[i] += family.deviance(counts, A, pulled * own[:, None], rows=judged)[0]
     return float(STRENGTHS[np.argmin(total)])
 
 
 def _updated(
-    kind: str, counts: sp.csr_matrix, A: np.ndarray, W: np.ndarray, batch: np.ndarray, multipliers: np.ndarray
+    family: Family, counts: sp.csr_matrix, A: np.ndarray, W: np.ndarray, batch: np.ndarray, multipliers: np.ndarray
 ) -> np.ndarray:
-    """Expectation-maximisation steps of the loadings [P, K+1] on other rows, given the factors.
-
-    An open peak stands for ``r / (1 - exp(-r))`` events.
-    """
+    """Expectation-maximisation steps of the loadings [P, K+1] on other rows, given the factors."""
     W = np.maximum(W, FLOOR * W.sum(axis=1, keepdims=True)).astype(np.float64)
     row = np.repeat(np.arange(counts.shape[0]), np.diff(counts.indptr))
     own = multipliers[batch[row], counts.indices]
     exposure = sum(np.outer(m, A[batch == code].sum(axis=0)) for code, m in enumerate(multipliers))
     for _ in range(N_STEPS):
         rate = np.einsum("nk,nk->n", A[row], W[counts.indices])
-        ratio = own / -np.expm1(-own * rate) if kind == "bernoulli" else counts.data / rate
+        ratio = family.events_per_rate(counts.data, rate, own)
         W = W * (sp.csr_matrix((ratio, counts.indices, counts.indptr), shape=counts.shape).T @ A) / exposure
     return W

@@ -10,6 +10,7 @@ import numpy as np
 
 from gpnsf import results
 from gpnsf.checks import choices, problem
+from gpnsf.core.families import FAMILIES
 from gpnsf.observed import compare, find_features
 from gpnsf.pl import canvas, maps
 
@@ -148,7 +149,7 @@ class _Feature:
     @property
     def binary(self) -> bool:
         """Whether what was observed is 0 or 1."""
-        return self.likelihood.startswith("bernoulli")
+        return FAMILIES[self.likelihood].binary
 
     def norm(self, panel: str, scale: str, quantiles: tuple[float, float]) -> tuple[Normalize, bool]:
         """Colours of a map, and whether they have two signs: those of both maps are the same unless values are 0 and 1."""
@@ -165,7 +166,7 @@ class _Feature:
             return "means, ± 2 s.e."
         if self.binary:
             return "open or not" if panel == "observed" else "probability"
-        return "value" if self.likelihood == "gaussian" else "per size factor"
+        return "value" if FAMILIES[self.likelihood].signed else "per size factor"
 
 
 def _places(fit: Fit, features: str | Sequence[str] | None, modalities: list[str]) -> list[tuple[str, int]]:

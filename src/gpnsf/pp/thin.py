@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import scipy.sparse as sp
 from anndata import AnnData
 from mudata import MuData
 
 from gpnsf import checks
 from gpnsf.bridge import read_counts
 from gpnsf.checks import Rule
+from gpnsf.core.families import FAMILIES
 from gpnsf.pp.split import proportion
 from gpnsf.tissue import editable, open_tissue
 
@@ -85,19 +85,9 @@ def thin(
     halves = {}
     for name in tissue.names:
         counts = read_counts(tissue.mods[name], layer=layer.get(name), likelihood="poisson", modality=name)
-        halves[name] = _halves(counts, fraction, streams[name])
+        halves[name] = FAMILIES["poisson"].split(counts, None, fraction, streams[name])
     data = editable(data, copy=copy)
     for name, (train, test) in halves.items():
         mod = data.mod[name] if isinstance(data, MuData) else data
         mod.layers[f"{key_added}_train"], mod.layers[f"{key_added}_test"] = train, test
     return data if copy else None
-
-
-def _halves(counts: sp.csr_matrix, fraction: float, rng: np.random.Generator) -> tuple[sp.csr_matrix, sp.csr_matrix]:
-    """Binomial draw of each count, and the rest of it; the arrays of ``counts`` are not used again."""
-    train, test = counts.copy(), counts.copy()
-    train.data = rng.binomial(counts.data.astype(np.int64), fraction).astype(np.float32)
-    test.data = counts.data - train.data
-    train.eliminate_zeros()
-    test.eliminate_zeros()
-    return train, test

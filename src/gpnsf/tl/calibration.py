@@ -13,6 +13,7 @@ from gpnsf import checks, results
 from gpnsf.checks import Rule, problem
 from gpnsf.core import metrics
 from gpnsf.core.calibration import log_errors, log_moments, simulate_counts
+from gpnsf.core.families import FAMILIES
 from gpnsf.core.posterior import VARIANCE_CAP
 from gpnsf.tissue import editable
 from gpnsf.tl.fit import fit as refit
@@ -140,7 +141,8 @@ def _counts(fit: results.Fit, view: View, layout: Layout, rng: np.random.Generat
     size = view.size[layout.rows[name]]
     factors = np.column_stack([fit.mean[layout.rows[name]], np.ones(len(size))])
     loadings = np.column_stack([fit.loadings[name], fit.var(name, fit.keys.background)])[used]
-    dispersion = fit.var(name, fit.keys.dispersion)[used] if view.likelihood in ("nb", "gaussian") else np.nan
+    own = FAMILIES[view.likelihood].has_dispersion
+    dispersion = fit.var(name, fit.keys.dispersion)[used] if own else np.nan
     codes, multipliers = fit.batches(name)
     batches = codes, multipliers[:, used]
     counts = simulate_counts(size[:, None] * factors, loadings, view.likelihood, dispersion, rng, batches)

@@ -15,7 +15,8 @@ from anndata import AnnData
 from gpnsf import results
 from gpnsf.checks import Rule, problem
 from gpnsf.core.expected import expected
-from gpnsf.core.shrinkage import LIKELIHOODS, best_strength, known, shrunk
+from gpnsf.core.families import FAMILIES
+from gpnsf.core.shrinkage import best_strength, known, shrunk
 from gpnsf.core.similarity import mean_rates, similar
 from gpnsf.core.simplex import observation_shares
 from gpnsf.keys import SPATIAL
@@ -235,7 +236,7 @@ def _values(fit: Fit, name: str, rows: np.ndarray, chosen: np.ndarray, options: 
         return _by_similarity(fit, name, rows, chosen, options)
     _check_memory(4 * len(rows) * len(chosen), (len(rows), len(chosen)), name)
     W = np.column_stack([fit.loadings[name], fit.var(name, fit.keys.background)])
-    pull = options.shrinkage != 0 and fit.likelihoods[name] in LIKELIHOODS and not fit.signed
+    pull = options.shrinkage != 0 and FAMILIES[fit.likelihoods[name]].events and not fit.signed
     measured = _read(fit, name) if pull or options.depth == "own" else None
     if measured is not None and pull:
         W[measured.used] = _pulled(fit, name, W[measured.used], measured, options.shrinkage)
@@ -288,7 +289,7 @@ def _by_similarity(fit: Fit, name: str, rows: np.ndarray, chosen: np.ndarray, op
     rates = mean_rates(similar(shares, seen, n_neighbors=options.n_neighbors)[rows], counts, measured.view.size[seen])
     if options.depth == "own":
         rates = sp.csr_matrix(sp.diags(measured.size[rows].astype(np.float32)) @ rates)
-    if fit.likelihoods[name].startswith("bernoulli"):
+    if FAMILIES[fit.likelihoods[name]].binary:
         rates.data = np.minimum(rates.data, 1.0)
     return rates
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from scipy.sparse.csgraph import connected_components
 
+from gpnsf.core.families import FAMILIES
 from gpnsf.core.fields import LENGTHSCALE_RANGE
 from gpnsf.core.fitting import Outcome
 from gpnsf.core.hilbert import HilbertField, retained_variance
@@ -59,7 +60,7 @@ class _Fitted:
     @property
     def counted(self) -> list[View]:
         """Modalities that hold counts."""
-        return [view for view in self.dataset.views if view.likelihood != "gaussian"]
+        return [view for view in self.dataset.views if not FAMILIES[view.likelihood].signed]
 
 
 def warn(dataset: Dataset, outcome: Outcome, *, params: Mapping[str, Any], scale: float) -> list[str]:
@@ -265,7 +266,7 @@ def between_slices(dataset: Dataset, n_factors: int) -> dict[str, float]:
     return {
         view.name: _excess(view, member, factors, start.loadings[view.name].astype(np.float64))
         for view in dataset.views
-        if view.likelihood != "gaussian"
+        if not FAMILIES[view.likelihood].signed
     }
 
 

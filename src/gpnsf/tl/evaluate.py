@@ -13,6 +13,7 @@ import scipy.sparse as sp
 from gpnsf import checks, observed, results
 from gpnsf.bridge import SIZE_FLOOR
 from gpnsf.core import metrics
+from gpnsf.core.families import FAMILIES
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -179,7 +180,7 @@ def _open(fit: Fit, name: str) -> _Judged:
         likelihood=likelihood,
         counts=counts,
         size=observed.size_factors(fit, name, counts, ~held_out),
-        by_total=likelihood != "gaussian" and fit.param("size_factors") == "total",
+        by_total=not FAMILIES[likelihood].signed and fit.param("size_factors") == "total",
         seen=seen,
         factors=np.column_stack([fit.mean[rows], np.ones(mod.n_obs)]),
         loadings=loadings[seen],
@@ -192,7 +193,7 @@ def _open(fit: Fit, name: str) -> _Judged:
 
 def _dispersion(fit: Fit, name: str, seen: np.ndarray) -> np.ndarray | None:
     """Dispersion of the features that the fit has seen, where its likelihood has one."""
-    if fit.likelihoods[name] not in ("nb", "gaussian"):
+    if not FAMILIES[fit.likelihoods[name]].has_dispersion:
         return None
     key = fit.keys.dispersion
     return checks.positive(fit.var(name, key)[seen], what=f"var[{key!r}] of {name!r}")
@@ -202,7 +203,7 @@ def _other_size(judged: _Judged, counts: sp.csr_matrix) -> np.ndarray:
     """Size factors [n] of other counts of the same cells, in units of the training counts."""
     train = judged.select("train")
     mean, other_mean = _totals(judged.counts)[train].mean(), _totals(counts)[train].mean()
-    ratio = 1.0 if judged.likelihood == "gaussian" else other_mean / mean
+    ratio = 1.0 if FAMILIES[judged.likelihood].signed else other_mean / mean
     if judged.by_total:
         return ratio * np.maximum(_totals(counts) / other_mean, SIZE_FLOOR)
     return ratio * judged.size

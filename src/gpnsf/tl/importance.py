@@ -12,6 +12,7 @@ from gpnsf import results
 from gpnsf.checks import Rule, problem
 from gpnsf.core import simplex
 from gpnsf.core.association import permutation_p_values
+from gpnsf.core.families import FAMILIES
 from gpnsf.tissue import editable
 from gpnsf.tl.reread import reread
 
@@ -148,9 +149,9 @@ def _check(null: str | None, n_permutations: int, seed: int) -> None:
 
 def _tests(fit: results.Fit, n_permutations: int, seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """By modality, the features that were tested [P] bool and their p values; none is where no factor is spatial."""
-    real = [name for name, kind in fit.likelihoods.items() if kind == "gaussian"]
+    real = [name for name, kind in fit.likelihoods.items() if FAMILIES[kind].signed]
     if real:
-        found = f"likelihood 'gaussian' of modality {real[0]!r}"
+        found = f"likelihood {fit.likelihoods[real[0]]!r} of modality {real[0]!r}"
         raise ValueError(problem("counts for null='permutation'", found, "Leave null out, or fit the raw counts"))
     if not fit.is_spatial.any():
         return {name: (np.zeros(mod.n_vars, dtype=bool), np.empty(0)) for name, mod in fit.modalities.items()}
@@ -168,7 +169,7 @@ def _tests(fit: results.Fit, n_permutations: int, seed: int) -> dict[str, tuple[
             view.size[rows, None] * nonspatial,
             dataset.library[rows],
             _batches(fit, view.name, rows, tested),
-            binary=view.likelihood.startswith("bernoulli"),
+            binary=FAMILIES[view.likelihood].binary,
             n_permutations=n_permutations,
             seed=seed,
         )

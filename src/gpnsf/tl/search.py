@@ -15,7 +15,8 @@ from mudata import MuData
 from tqdm.auto import tqdm
 
 from gpnsf import results
-from gpnsf.core import spatial_test, thinning
+from gpnsf.core import spatial_test
+from gpnsf.core.families import FAMILIES
 from gpnsf.core.metrics import match_factors
 from gpnsf.keys import SPATIAL
 from gpnsf.observed import counts_of
@@ -28,7 +29,6 @@ __all__ = ["Run", "Search", "Tasks", "n_ordered", "prepare"]
 
 PILOT_STEPS = 40
 FITTED = 0.8  # share of the counts that is fitted; the rest judges
-WITH_DISPERSION = ("nb", "gaussian")
 ENOUGH_COUNTS = 30.0  # median counts of an observation below which parts of them decide nothing
 MIN_SHARE = 0.005  # of what all factors explain: one that adds less is not worth having
 LEAKAGE = 0.5  # of the highest z: nonspatial factors inherit up to .4 of it from spatial ones with the same features
@@ -172,33 +172,30 @@ def prepare(
     short = {**arguments, "max_steps": min(PILOT_STEPS, arguments["max_steps"]), "seed": seeds[0]}
     pilot = results.find(_quiet_fit(data, n_factors=n_factors, split="assumed", refine=False, **short))
     arguments.pop("layers", None)  # parts of the counts lie in X
+    families = {name: FAMILIES[kind] for name, kind in pilot.likelihoods.items()}
     dispersion, counts, total = {}, {}, np.zeros(data.n_obs)
     for name in pilot.modalities:
         counts[name] = counts_of(pilot, name)
         total[pilot.rows[name]] += counts[name] @ pilot.loadings[name].any(axis=1)
-        if pilot.likelihoods[name] in WITH_DISPERSION:
+        if families[name].has_dispersion:
             dispersion[name] = pilot.var(name, pilot.keys.dispersion).astype(np.float64)
     spatial = arguments.get("spatial_key", SPATIAL)
     thinned = []
     for seed in seeds:
         rng = np.random.default_rng([seed, 1])
         pairs = {
-            name: thinning.divided(matrix, pilot.likelihoods[name], dispersion.get(name), FITTED, rng)
-            for name, matrix in counts.items()
+            name: families[name].split(matrix, dispersion.get(name), FITTED, rng) for name, matrix in counts.items()
         }
         fitted, kept = (
             {name: pair[0] for name, pair in pairs.items()},
             {name: {KEPT: pair[1]} for name, pair in pairs.items()},
         )
         thinned.append(pack(data, fitted, layers=kept, obsm=spatial))
-    counted = "gaussian" not in pilot.likelihoods.values()
+    counted = not any(family.signed for family in families.values())
     return Search(
         whole=pack(data, counts, obsm=spatial),
         thinned=thinned,
-        dispersion={
-            name: thinning.part_dispersion(pilot.likelihoods[name], values, 1 - FITTED)
-            for name, values in dispersion.items()
-        },
+        dispersion={name: families[name].part_dispersion(values, 1 - FITTED) for name, values in dispersion.items()},
         depth=float(np.median(total)) if counted else np.inf,
         arguments=arguments,
         seeds=seeds,
