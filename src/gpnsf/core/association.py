@@ -51,7 +51,8 @@ def permutation_p_values(
     for start in range(0, counts.shape[1], step):
         part = slice(start, start + step)
         Y = by_feature[:, part].toarray().astype(np.float32)
-        residuals = centred_within(_residuals(Y, null, multipliers[:, part].astype(np.float32)[codes], binary), slices)
+        own = multipliers[:, part].astype(np.float32)[codes]  # [n, p]
+        residuals = centred_within(_residuals(Y, null, own, binary), slices)
         scale = np.sqrt(permutation_variance(patterns, residuals, slices)) + TINY  # [T, p]
         z = (shuffled.T @ residuals).reshape(-1, *scale.shape) / scale  # [1 + B, T, p]
         scores.append(z.max(axis=1))
@@ -71,7 +72,7 @@ def _permuted(
 
 
 def _residuals(Y: np.ndarray, A: np.ndarray, multipliers: np.ndarray, binary: bool) -> np.ndarray:
-    """What the null model ``multipliers * A W^T`` leaves of the counts [n, p], W close to the maximum of the likelihood.
+    """What ``multipliers * A W^T`` leaves of the counts [n, p], with W close to the maximum of the likelihood.
 
     Plain differences: divided by their standard deviation they would weigh most where the nonspatial factors are small, and
     there these are known worst, with errors that lean on the spatial factors.

@@ -22,8 +22,8 @@ def simulate_counts(
 ) -> sp.csr_matrix:
     """Draws [n, P] from a likelihood with rates ``A W^T`` (eq. 4), by dense blocks of rows.
 
-    ``batches`` are the batch [n] of each row and the multipliers [S, P] of the rates (eq. 4a). Some likelihoods have no
-    dispersion.
+    ``batches`` are the batch [n] of each row and the multipliers [S, P] of the rates (eq. 4a). Some
+    likelihoods have no dispersion.
     """
     codes, multipliers = batches
     step, draw = max(1, BLOCK // len(W)), FAMILIES[likelihood].draw

@@ -242,10 +242,11 @@ def _grid(extent: Sequence[float], n_basis: int) -> _Grid:
 
 
 def retained_variance(kernel: str, lengthscale: np.ndarray, extent: Sequence[float], n_basis: int) -> np.ndarray:
-    """Share [T] of the prior variance in the middle of the box that the basis functions carry, of what all sines would.
+    """Share [T] of the prior variance in the middle of the box that the basis functions keep.
 
-    With half-widths L of the box, all sines have ``sum_n (-1)^n k(2 L n)`` there, and m of them the sum over odd j of
-    ``S(pi j / (2 L)) / L`` (a product over axes). Beyond the width of the box the length scale makes no difference.
+    With half-widths L of the box, all sines have ``sum_n (-1)^n k(2 L n)`` there, and m of them the sum
+    over odd j of ``S(pi j / (2 L)) / L``, in two dimensions over both axes. Length scales beyond the width
+    of the box count as its width.
     """
     grid = _grid(extent, n_basis)
     boxes, n_dims = torch.tensor(grid.boxes, dtype=torch.float64), len(grid.boxes)

@@ -182,8 +182,9 @@ def _basis(fitted: _Fitted) -> Iterator[str]:
     if rough.any():
         yield (
             f"The field keeps {kept[rough].min():.0%} of the prior variance of {_listed(names, rough)}: "
-            f"kernel {kernel!r} at this length scale is too rough for {n_basis} basis functions per axis, and what they "
-            "leave out is taken for noise of single spots. Compare with field='inducing', or a smoother kernel."
+            f"kernel {kernel!r} at this length scale is too rough for {n_basis} basis functions per axis, "
+            "and what they leave out is taken for noise of single spots. Compare with field='inducing', or a "
+            "smoother kernel."
         )
 
 
@@ -194,14 +195,15 @@ def _raw_counts(fitted: _Fitted) -> Iterator[str]:
     for view in fitted.dataset.views:
         if view.likelihood == "gaussian" and _are_counts(view):
             yield (
-                f"Modality {view.name!r} holds raw counts: whole numbers, none below zero, most of them small. A Gaussian "
-                "likelihood gives all of them the same noise, so that few features and deep spots decide. Normalise and take "
-                f"logarithms (scanpy.pp.normalize_total, scanpy.pp.log1p), or fit the counts with {remedy}."
+                f"Modality {view.name!r} holds raw counts: whole numbers, none below zero, most of them small. "
+                "A Gaussian likelihood treats differences of large and small counts alike, so that a few features "
+                "and deep spots decide. Normalise and take logarithms (scanpy.pp.normalize_total, "
+                f"scanpy.pp.log1p), or fit the counts with {remedy}."
             )
 
 
 def _are_counts(view: View) -> bool:
-    """Whether values [N, P] are whole numbers from 0 to more than 1 and skewed to the right, zeros included."""
+    """Whether values [N, P] are whole numbers from 0 to more than 1, skewed to the right."""
     sums, largest, n = np.zeros(3), 0.0, int(view.observed.sum()) * view.counts.shape[1]
     for _, block in parts(view.counts):
         values = block.data.astype(np.float64)
