@@ -19,7 +19,8 @@ def subset_factors(data, kept):
         for name in ("X_gpnsf", "X_gpnsf_smooth", "X_gpnsf_std"):
             holder.obsm[name] = holder.obsm[name][:, kept]
     for mod in getattr(data, "mod", {"rna": data}).values():
-        mod.varm["gpnsf_loadings"] = mod.varm["gpnsf_loadings"][:, kept]
+        for name in ("gpnsf_loadings", "gpnsf_loadings_std"):
+            mod.varm[name] = mod.varm[name][:, kept]
     record = data.uns["gpnsf"]
     record["factor_names"] = [record["factor_names"][k] for k in kept]
     record["is_spatial"] = record["is_spatial"][kept]

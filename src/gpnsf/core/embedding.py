@@ -13,7 +13,7 @@ __all__ = ["composition", "coordinates", "factors_used", "signal"]
 N_DIMS = 15
 GROUPS = 256  # of features with like loadings, in each modality
 SAMPLE = 2_000  # observations that the principal axes are first sought in
-SPARE = 25  # axes that are kept beyond those wanted, until all observations have been seen
+SPARE = 10  # axes that are kept beyond those wanted, until all observations have been seen
 BLOCK_BYTES = 50_000_000  # of an array [rows, groups]
 
 
@@ -56,7 +56,7 @@ def composition(
 def signal(factors: np.ndarray, loadings: Mapping[str, np.ndarray]) -> np.ndarray:
     """Principal components [N, d] of signed factors in units of their signal, ``h_ik sqrt(sum_j W_jk^2)``."""
     power = np.sum([np.square(W, dtype=np.float64).sum(axis=0) for W in loadings.values()], axis=0)  # [K]
-    return _principal(factors * np.sqrt(power), min(N_DIMS, factors.shape[1]))
+    return _principal(factors.astype(np.float64) * np.sqrt(power), min(N_DIMS, factors.shape[1]))
 
 
 def _roots(factors: np.ndarray, profiles: list[np.ndarray]) -> np.ndarray:
@@ -70,8 +70,8 @@ def _roots(factors: np.ndarray, profiles: list[np.ndarray]) -> np.ndarray:
 
 
 def _principal(points: np.ndarray, n_dims: int) -> np.ndarray:
-    """Centred points [N, D] on their first principal axes [N, n_dims]; axes that are not there are zero."""
-    points = points - points.mean(axis=0)
+    """Points [N, D], centred in place, on their first principal axes [N, n_dims]; axes that are not there are zero."""
+    points -= points.mean(axis=0)
     axes = _axes(points.T @ points, n_dims)
     found = np.zeros((len(points), n_dims), dtype=np.float32)
     found[:, : axes.shape[1]] = points @ axes

@@ -50,7 +50,8 @@ def spatial_importance(
     Parameters
     ----------
     data
-        Object that :func:`gpnsf.tl.fit` annotated; subset factors in all slots alike.
+        Object that :func:`gpnsf.tl.fit` annotated. To leave factors out, subset them in all slots alike and delete
+        ``obsm["X_gpnsf_embedding"]``, which is then worked out where it is needed.
     null
         "permutation" adds a p and a q value to each feature: how often spatial factors whose rows were permuted fit what
         the nonspatial factors leave of the feature as well as the true rows do.
