@@ -62,20 +62,28 @@ def fit(
     """
     schedule = schedule or training.Schedule()
     run = _Fit(dataset, build, block_size, {"seed": seed, "schedule": schedule, **options})
-    history = run.begin(n_spatial, init, checkpoint)
+    asked = {"n_factors": n_factors, "max_steps": schedule.max_steps, "seed": seed}
+    most = n_spatial if most_spatial is None else most_spatial
     z = p = np.full(n_factors, np.nan)
-    if tested and n_spatial:
-        start = max(history.starts, key=lambda name: history.starts[name])
-        asked = {"n_factors": n_factors, "n_spatial": n_spatial, "max_steps": schedule.max_steps}
-        test = distributed.from_first(lambda: spatial_test(dataset, build, start=start, seed=seed, **asked))
-        history = run.judge(test, n_spatial if most_spatial is None else most_spatial, history)
-        z, p = test.matched(run.log_factors())
-    log_factors = run.end(z, n_spatial if most_spatial is None else most_spatial, local=local_stage)
+
+    def test(n_spatial: int, start: str | None) -> SpatialTest:
+        return distributed.from_first(lambda: spatial_test(dataset, build, n_spatial=n_spatial, start=start, **asked))
+
+    tested, found = tested and n_spatial > 0, None
+    if tested and most > n_spatial:
+        found = test(n_spatial, None)
+        n_spatial = min(found.slots, most)
+    history = run.begin(n_spatial, init, checkpoint)
+    if tested:
+        best = max(history.starts, key=lambda name: history.starts[name])
+        found = found or test(n_spatial, best)
+        history = run.judge(found, most, history)
+        z, p = found.matched(run.log_factors())
+    log_factors = run.end(z, most, local=local_stage)
     model, blocks = run.model, run.blocks
     result = distributed.from_first(lambda: posterior.summarise(model, dataset, blocks, log_factors))
     z, p = z[run.order], p[run.order]
-    test_record = {"z": z[result.order], "p": p[result.order]} if tested and n_spatial else {}
-    return Outcome(result, history, test_record)
+    return Outcome(result, history, {"z": z[result.order], "p": p[result.order]} if tested else {})
 
 
 class _Fit:

@@ -26,6 +26,7 @@ ALIVE = 1e-3  # share of the expected counts of some modality below which a fact
 WORTH = 1e-2  # share below which a factor is not worth a move
 ORDER = 0.5  # Moran's I of a nonspatial factor that may have a field
 SURE, ALIKE, SAME = 0.8, 0.6, 0.9  # likeness of spatial pairs merged together or singly, and of nonspatial pairs
+LEAST_SIGNAL = 0.5  # of the square of a column of loadings, whatever its noise
 EQUAL = 0.95  # cosine of the loadings of factors that are one
 N_NEIGHBORS = 8
 SPLIT = (0.05, 0.95)  # bounds of the share of a log factor's variance that is given to its field
@@ -67,20 +68,23 @@ def neighbours(blocks: list[Block]) -> sp.csr_matrix:
     return knn_weights(coords.double().cpu().numpy(), n_neighbors=min(N_NEIGHBORS, len(coords) - 1))
 
 
-def alike(model: Factorization, m: Tensor, share: Tensor, *, patterns: bool) -> Tensor:
-    """Cosines [K, K] of loadings in units of Poisson's noise, averaged over modalities by what both factors have of them.
+def alike(model: Factorization, m: Tensor, *, patterns: bool) -> Tensor:
+    """Cosines [K, K] of the loadings of all modalities, in units of Poisson's noise and with that noise taken out.
 
-    With ``patterns``, the correlation of the factors themselves where that is higher.
+    In counts a spot a feature has ``W_jk e_k`` of a factor, with standard error ``sqrt(W_jk e_k / N)``; divided by the root of all
+    its counts, each modality weighs by what it tells. With ``patterns``, the correlation of the factors where that is higher.
     """
-    total, weight = torch.zeros(2, model.n_factors, model.n_factors, device=m.device)
     level = torch.cat([m.clamp(-12.0, 8.0).exp().mean(0), torch.ones(1, device=m.device)])
-    for (_, view), own in zip(model.items(), share, strict=True):
-        W = view.loadings.mean
-        columns = W[:, :-1] / (W @ level + 1e-12).sqrt()[:, None]
-        unit = columns / columns.norm(dim=0).clamp_min(1e-30)
-        both = torch.sqrt(own[:, None] * own)
-        total, weight = total + both * (unit.T @ unit), weight + both
-    likeness = total / weight.clamp_min(1e-12)
+    products, noise = torch.zeros(2, model.n_factors, model.n_factors, device=m.device)
+    for _, view in model.items():
+        counts = view.loadings.mean * level
+        total = counts.sum(1, keepdim=True) + 1e-12
+        columns = counts[:, :-1] / total.sqrt()
+        products = products + columns.T @ columns
+        noise = noise + torch.diag((counts[:, :-1] / total).sum(0) / model.n_obs)
+    squares = products.diagonal()
+    length = torch.maximum(squares - noise.diagonal(), LEAST_SIGNAL * squares).clamp_min(1e-30).sqrt()
+    likeness = (products / (length[:, None] * length)).clamp_max(1.0)
     if patterns:
         likeness = torch.maximum(likeness, torch.corrcoef(m.clamp(-6.0, 6.0).exp().T).nan_to_num(0.0))
     return likeness.fill_diagonal_(0.0)
@@ -94,7 +98,7 @@ class _Standing:
         self.m = log_factors(model, blocks)
         share = shares(model, self.m)
         self.size, self.largest = share.sum(0), share.amax(0)
-        self.likeness = alike(model, self.m, share, patterns=patterns)
+        self.likeness = alike(model, self.m, patterns=patterns)
         self.order = np.zeros(model.n_factors)
         if 0 < self.T < model.n_factors:
             self.order[self.T :] = morans_i(self.m[:, self.T :].double().cpu().numpy(), graph)

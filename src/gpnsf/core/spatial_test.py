@@ -19,6 +19,8 @@ from gpnsf.core import initial, refine, training
 from gpnsf.core.families import FAMILIES
 from gpnsf.core.metrics import centred_within, knn_weights, permutation_variance
 from gpnsf.core.model import Factorization
+from gpnsf.core.moments import MEAN_RANGE
+from gpnsf.core.moves import ALIVE, shares
 from gpnsf.core.types import Dataset, View
 
 __all__ = ["MIN_Z", "SpatialTest", "halves", "passed", "spatial_test"]
@@ -40,6 +42,21 @@ class SpatialTest:
     rows: np.ndarray  # [n] rows of the dataset that took part
     factors: list[np.ndarray]  # [n, K] log factors of each half's fit
     z: list[np.ndarray]  # [K]
+    used: list[np.ndarray]  # [K] whether the counts of the half ask for the factor
+    n_spatial: int  # factors that had a field, the first ones
+
+    @property
+    def slots(self) -> int:
+        """How many spatial factors a fit should begin with: all that are not in use without spatial order.
+
+        As many as the test itself began with where no factor has order.
+        """
+        plain, found = [], 0
+        for z, used in zip(self.z, self.used, strict=True):
+            has_order = z > np.where(np.arange(len(z)) < self.n_spatial, MIN_Z, CLEAR_Z)
+            plain.append((used & ~has_order).sum())
+            found += (used & has_order).sum()
+        return len(self.z[0]) - round(np.mean(plain)) if found else self.n_spatial
 
     def matched(self, log_factors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Z and one-sided p [K] of the factors of another fit with log factors [N, K], by the factors most like each."""
@@ -76,30 +93,31 @@ def spatial_test(
     *,
     n_factors: int,
     n_spatial: int,
-    start: str,
+    start: str | None,
     max_steps: int = SCHEDULE.max_steps,
     seed: int = 0,
 ) -> SpatialTest:
     """Test all factors of a model that ``build(dataset, n_spatial)`` makes.
 
-    The fits begin at the named start, or at the widest smoothing, which half of shallow counts may need. They are short, and
-    take no more than ``max_steps``.
+    The fits begin at the named start, or at the widest smoothing, which half of shallow counts may need; without a name at the
+    best of three. They are short, and take no more than ``max_steps``.
     """
     rng = np.random.default_rng(seed)
     schedule = replace(SCHEDULE, max_steps=min(SCHEDULE.max_steps, max_steps))
     rows = _sample(dataset, rng)
-    kinds = {start, f"smooth_{initial.BANDWIDTHS[-1]:g}"}
+    kinds = {f"smooth_{initial.BANDWIDTHS[-1]:g}", *([start] if start else ["smooth_0", "spot"])}
     parts = halves(_subset(dataset, rows), rng)
-    factors, z = [], []
+    factors, z, used = [], [], []
     for fitted, kept in (parts, parts[::-1]):
         model = build(fitted, n_spatial)
         candidates = initial.starts(fitted, n_factors, n_spatial, nonnegative=model.nonnegative, kinds=kinds, seed=seed)
         training.fit(model, fitted, init=candidates, schedule=schedule, seed=seed)
         m = refine.mean_field(model, model.blocks(fitted)).m
+        used.append((shares(model, m) > ALIVE).any(0).cpu().numpy())
         one, other = (_project(model, m.mean(0), build(part, 0), part) for part in (fitted, kept))
         factors.append(m.cpu().numpy())
-        z.append(_crossed_order(one, other, fitted))
-    return SpatialTest(rows, factors, z)
+        z.append(_crossed_order(one, other, fitted, n_spatial, _log_rest(model, m)))
+    return SpatialTest(rows, factors, z, used, n_spatial)
 
 
 def halves(dataset: Dataset, rng: np.random.Generator) -> tuple[Dataset, Dataset]:
@@ -146,21 +164,39 @@ def _project(model: Factorization, centre: Tensor, without_field: Factorization,
     return refine.local(without_field, without_field.blocks(part)).m.cpu().numpy()
 
 
-def _crossed_order(fitted: np.ndarray, kept: np.ndarray, dataset: Dataset) -> np.ndarray:
+def _log_rest(model: Factorization, m: Tensor) -> np.ndarray:
+    """Logarithm [n] of what the expected signal of each spot has beside the spatial factors, background included."""
+    H = torch.cat([m.clamp(*MEAN_RANGE).exp(), torch.ones_like(m[:, :1])], 1)
+    mass = torch.stack([view.loadings.mean.abs().sum(0) for _, view in model.items()]).sum(0)
+    signal = H * mass
+    T = model.n_spatial
+    return torch.log(signal[:, T:].sum(1) / signal.sum(1).clamp_min(1e-30) + 1e-6).cpu().numpy()
+
+
+def _crossed_order(
+    fitted: np.ndarray, kept: np.ndarray, dataset: Dataset, n_spatial: int, log_rest: np.ndarray
+) -> np.ndarray:
     """Z [K] of the bivariate Moran's I between scores [n, K] of the kept half and the neighbours' scores in the fitted one.
 
     Mean and variance are those over all permutations of the kept scores within slices. Near and wide neighbourhoods weigh
     alike: in shallow data only wide ones average enough noise away. Scores of the same spot correlate by rho where spots
     really differ. Differences without order have some by chance, and the fit may have picked them for it: as much as
     ``CHANCE`` rho is taken off.
+
+    Relative to totals, what is beside the spatial factors is less where they are more, in all nonspatial factors alike: that
+    part of their order, which the neighbours' ``log_rest`` [n] tells, is taken out.
     """
     slices = [np.flatnonzero(dataset.library == code) for code in np.unique(dataset.library)]
     fitted, kept = (_standard(centred_within(scores, slices)) for scores in (fitted, kept))
     near = np.zeros((len(N_NEIGHBORS), *fitted.shape))
+    rest = np.zeros((len(dataset.coords), len(N_NEIGHBORS)))
     for rows in (rows for rows in slices if len(rows) > 1):
-        for total, wanted in zip(near, N_NEIGHBORS, strict=True):
+        for i, wanted in enumerate(N_NEIGHBORS):
             number = min(wanted, max(1, len(rows) // 8))
-            total[rows] = number * (knn_weights(dataset.coords[rows], n_neighbors=number) @ fitted[rows])
+            graph = knn_weights(dataset.coords[rows], n_neighbors=number)
+            near[i, rows], rest[rows, i] = number * (graph @ fitted[rows]), graph @ log_rest[rows]
+    rest = centred_within(rest, slices)
+    kept[:, n_spatial:] -= rest @ np.linalg.lstsq(rest, kept[:, n_spatial:], rcond=None)[0]
     expected = np.sum([_standard(centred_within(total, slices)) for total in near], axis=0)
     spread = np.sqrt(np.diag(permutation_variance(expected, kept, slices)))
     z = np.divide((expected * kept).sum(0), spread, out=np.zeros_like(spread), where=spread > 1e-12)
