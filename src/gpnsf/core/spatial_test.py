@@ -164,6 +164,7 @@ def _project(model: Factorization, centre: Tensor, without_field: Factorization,
     return refine.local(without_field, without_field.blocks(part)).m.cpu().numpy()
 
 
+@torch.no_grad()
 def _log_rest(model: Factorization, m: Tensor) -> np.ndarray:
     """Logarithm [n] of what the expected signal of each spot has beside the spatial factors, background included."""
     H = torch.cat([m.clamp(*MEAN_RANGE).exp(), torch.ones_like(m[:, :1])], 1)
