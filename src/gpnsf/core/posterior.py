@@ -185,7 +185,10 @@ class _Result:
         return sum(float(total) for total, _ in parts), sum(float(slope) for _, slope in parts)
 
     def variance_explained(self, model: Factorization, dataset: Dataset, blocks: list[Block]) -> dict[str, np.ndarray]:
-        """Share [K] of each modality's null deviance that is lost when one factor is held at its mean."""
+        """Share [K] of each modality's null deviance that is lost when one factor is held at its mean.
+
+        The likelihood that judges is the scorer of its own.
+        """
         explained = {}
         for view in dataset.views:
             likelihood = dict(model.items())[view.name].likelihood.scorer()
