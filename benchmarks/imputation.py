@@ -16,6 +16,7 @@ from report import machine, parser, write_table
 
 import gpnsf
 from gpnsf.core import metrics
+from gpnsf.core.families import FAMILIES
 from gpnsf.datasets.files import load
 
 LACKING = 0.3
@@ -67,7 +68,7 @@ def missing(make, seed: int) -> dict[str, float]:
         values = values.toarray() if hasattr(values, "toarray") else values
         return -np.log1p(-np.minimum(values.astype(float), 1 - 1e-6))
 
-    null = np.broadcast_to(metrics.null_rates("bernoulli", counts, size, rows=~lacking), counts.shape)
+    null = np.broadcast_to(FAMILIES["bernoulli"].null_rates(counts, size, rows=~lacking), counts.shape)
     fitted, raw, alike = rates(part), rates(part, shrinkage=0.0), rates(part, method="similarity")
     return {
         "per-peak mean": deviance(null, lacking),

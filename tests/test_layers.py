@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import gpnsf
+from gpnsf.core.families import FAMILIES
 
 ROOT = Path(gpnsf.__file__).parent
 FILES = {path.relative_to(ROOT).with_suffix("").as_posix().replace("/", "."): path for path in ROOT.rglob("*.py")}
@@ -135,6 +136,7 @@ NEVER = {
     "pl": TORCH,
     "datasets": {*TORCH, "matplotlib"},
 }
+ASKS_FOR_THE_CLASS = {"core.stepping", "core.training"}
 PYRO_SITES = {"core.factors", "core.model", "core.factvae"}
 
 
@@ -193,6 +195,18 @@ def _is_attribute_of_name(node: ast.AST) -> bool:
     return isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
 
 
+def comparisons(tree: ast.AST) -> set[str]:
+    """Names of likelihoods in comparisons, their classes in ``isinstance``."""
+    classes, found = {type(family).__name__ for family in FAMILIES.values()}, set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Compare):
+            found |= {leaf.value for leaf in ast.walk(node) if isinstance(leaf, ast.Constant)} & set(FAMILIES)
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("startswith", "endswith", "isinstance")):
+            leaves = {getattr(leaf, "id", getattr(leaf, "value", None)) for leaf in ast.walk(node)}
+            found |= {leaf for leaf in leaves if isinstance(leaf, str)} & {*classes, *FAMILIES}
+    return found
+
+
 def prints(tree: ast.AST) -> list[int]:
     """Lines that print."""
     calls = (node for node in ast.walk(tree) if isinstance(node, ast.Call))
@@ -243,6 +257,13 @@ def test_no_private_name_crosses_a_file(name):
     assert not private_uses(TREES[name])
 
 
+def test_nobody_compares_the_name_or_the_class_of_a_likelihood():
+    own = ("core.families", "core.likelihoods")
+    others = {name: tree for name, tree in TREES.items() if not name.startswith(own)}
+    found = {name: comparisons(tree) for name, tree in others.items()}
+    assert {name for name, names in found.items() if names} <= ASKS_FOR_THE_CLASS
+
+
 @pytest.mark.parametrize("name", sorted(MODULES.keys() - PYRO_SITES))
 def test_the_probabilistic_model_is_written_in_one_place(name):
     assert not pyro_sites(TREES[name])
@@ -289,6 +310,8 @@ def test_only_the_command_line_prints(name):
         (pyro_sites, "import pyro\npyro.sample('x', d)", {"pyro.sample"}),
         (pyro_sites, "from pyro import plate", {"pyro.plate"}),
         (prints, "def f():\n    print(1)", [2]),
+        (comparisons, "a = 'nb'\nif b in ('gaussian', 'c') or d == 'poisson': pass", {"gaussian", "poisson"}),
+        (comparisons, "isinstance(a, Poisson) or b.startswith('bernoulli')", {"Poisson", "bernoulli"}),
         (undocumented, "class A:\n    'a'\n    def b(self): pass\ndef c(): pass", ["c", "b"]),
     ],
 )

@@ -127,8 +127,8 @@ def normalise_coords(coords: np.ndarray, library: np.ndarray, centre: np.ndarray
 def _likelihoods(tissue: Tissue, likelihoods: Any, defaults: Mapping[str, str]) -> dict[str, str]:
     chosen = checks.per_modality(likelihoods, "likelihoods", names=tissue.names, known=tissue.mods)
     for name, kind in chosen.items():
-        if kind not in checks.LIKELIHOODS:
-            rule = "`likelihoods` to be among " + ", ".join(map(repr, checks.LIKELIHOODS))
+        if kind not in FAMILIES:
+            rule = "`likelihoods` to be among " + ", ".join(map(repr, FAMILIES))
             remedy = f"Pass for example likelihoods={{{name!r}: 'nb'}}"
             raise ValueError(checks.problem(rule, f"{kind!r} for modality {name!r}", remedy))
     return {name: chosen.get(name, defaults.get(name, defaults[""])) for name in tissue.names}

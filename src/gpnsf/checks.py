@@ -18,7 +18,6 @@ from gpnsf.core.families import FAMILIES
 from gpnsf.keys import Keys
 
 __all__ = [
-    "LIKELIHOODS",
     "MODELS",
     "RULES",
     "Rule",
@@ -40,7 +39,6 @@ __all__ = [
 ]
 
 MODELS = ("fa", "rsf", "pnmf", "nsf", "nsfh", "gpnsf")
-LIKELIHOODS = tuple(FAMILIES)
 
 LARGEST_VALUE = 1e12  # of counts
 _SIGNED_MODELS = ("fa", "rsf")

@@ -11,7 +11,7 @@ import pandas as pd
 from anndata import AnnData
 from mudata import MuData
 
-from gpnsf.checks import LIKELIHOODS, choices, problem
+from gpnsf.checks import choices, problem
 from gpnsf.core import embedding, ranking, stored
 from gpnsf.core.families import FAMILIES
 from gpnsf.keys import NEAREST, SPATIAL, Keys
@@ -261,7 +261,7 @@ def find(data: AnnData | MuData, key: str = "gpnsf") -> Fit:
     where = f"uns[{keys.uns!r}]"
     names = stored.names(record, "factor_names", where=where)
     modalities, kinds = _modalities(data, record, keys), stored.record(record, "likelihoods", where=where)
-    likelihoods = {name: stored.option(kinds, name, LIKELIHOODS, where="the likelihoods") for name in modalities}
+    likelihoods = {name: stored.option(kinds, name, tuple(FAMILIES), where="the likelihoods") for name in modalities}
     shape, alone = (data.n_obs, len(names)), str(record.get("method")) == SCAI
     mean = stored.array(data.obsm, keys.factors, shape, low=-LARGEST, high=LARGEST, where="obsm")
     return Fit(

@@ -8,7 +8,7 @@ from scipy import stats
 from sklearn.metrics import mean_poisson_deviance
 
 from gpnsf.core import metrics
-from gpnsf.core.families import rates
+from gpnsf.core.families import FAMILIES, rates
 
 N, P, K = 23, 17, 4
 CASES = ("poisson", "nb", "bernoulli", "gaussian")
@@ -120,7 +120,7 @@ def test_the_true_rates_beat_the_constant_ones_in_proportion_to_the_noise(rng, l
     noise = rng.gamma(theta, 1 / theta, rate.shape) if likelihood == "nb" else 1.0
     counts = sp.csr_matrix(rng.poisson(rate * noise))
     truth, _ = metrics.deviance(likelihood, counts, A, W, theta)
-    null, _ = metrics.null_deviance(likelihood, counts, np.ones(300), theta)
+    null, _ = FAMILIES[likelihood].null_deviance(counts, np.ones(300), theta)
     assert truth < 0.9 * null
 
 
@@ -130,12 +130,12 @@ def test_null_rates_maximise_the_likelihood(problem, rng, likelihood):
     counts, _, _, dispersion = problem
     size = np.ones(N) if likelihood == "nb" else rng.gamma(4, 0.25, N)
     counts = sp.csr_matrix(counts)
-    rate = metrics.null_rates(likelihood, counts, size)
+    rate = FAMILIES[likelihood].null_rates(counts, size)
 
     def value(rate):
         return metrics.deviance(likelihood, counts, size[:, None], rate[:, None], dispersion)[0]
 
-    assert metrics.null_deviance(likelihood, counts, size, dispersion)[0] == pytest.approx(value(rate))
+    assert FAMILIES[likelihood].null_deviance(counts, size, dispersion)[0] == pytest.approx(value(rate))
     for j in range(P):
         change = np.where(np.arange(P) == j, 0.01, 0.0)
         assert value(rate) <= min(value(rate * (1 + change)), value(rate * (1 - change))) + 1e-9
@@ -143,19 +143,21 @@ def test_null_rates_maximise_the_likelihood(problem, rng, likelihood):
 
 def test_null_rates_of_features_that_are_always_or_never_open():
     counts = np.array([[1, 0, 1], [1, 0, 0], [1, 0, 1]])
-    always, never, often = metrics.null_rates("bernoulli", sp.csr_matrix(counts), np.ones(3))
+    always, never, often = FAMILIES["bernoulli"].null_rates(sp.csr_matrix(counts), np.ones(3))
     assert always > 20
     assert never == 0
     assert often == pytest.approx(np.log(3))  # probability 2/3 to be open
-    assert metrics.null_deviance("bernoulli", sp.csr_matrix(counts[:, :2]), np.ones(3))[0] == pytest.approx(0, abs=1e-6)
+    assert FAMILIES["bernoulli"].null_deviance(sp.csr_matrix(counts[:, :2]), np.ones(3))[0] == pytest.approx(
+        0, abs=1e-6
+    )
 
 
 @pytest.mark.parametrize("likelihood", ["poisson", "bernoulli"])
 def test_null_rates_come_from_the_training_rows(likelihood):
     counts, train = sp.csr_matrix([[1, 0], [0, 0], [1, 1], [0, 1]]), np.array([True, True, False, False])
     size = np.ones(4)
-    assert metrics.null_deviance(likelihood, counts, size, rows=~train, train=train)[0] == np.inf
-    total, n_entries = metrics.null_deviance(likelihood, counts, size, rows=~train, train=train, pseudocount=0.5)
+    assert FAMILIES[likelihood].null_deviance(counts, size, rows=~train, train=train)[0] == np.inf
+    total, n_entries = FAMILIES[likelihood].null_deviance(counts, size, rows=~train, train=train, pseudocount=0.5)
     assert np.isfinite(total)
     assert n_entries == 4
 

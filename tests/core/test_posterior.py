@@ -12,8 +12,8 @@ import torch
 from reference import bernoulli_deviance, poisson_deviance, toy_dataset
 
 from gpnsf.core import posterior
+from gpnsf.core.families import FAMILIES
 from gpnsf.core.likelihoods import Bernoulli, Poisson
-from gpnsf.core.metrics import null_deviance
 from gpnsf.core.model import PRESETS, Factorization, build
 from gpnsf.core.refine import LogFactors, local, mean_field
 from gpnsf.core.types import Dataset, Posterior, View
@@ -282,7 +282,7 @@ def test_variance_explained_is_the_deviance_that_a_constant_factor_loses(likelih
     dataset, model = problem("gpnsf", {"rna": likelihood})
     result, view = summarised(model, dataset), dataset.views[0]
     W = np.column_stack([result.loadings["rna"], result.background["rna"]])
-    null = null_deviance("poisson" if likelihood == "nb" else likelihood, view.counts, view.size)[0]
+    null = FAMILIES["poisson" if likelihood == "nb" else likelihood].null_deviance(view.counts, view.size)[0]
 
     def total(factors: np.ndarray) -> float:
         A = np.column_stack([factors, np.ones(60)]) * view.size[:, None]
@@ -338,7 +338,7 @@ def test_the_null_deviance_of_peaks_is_the_exact_one_even_if_some_are_always_ope
     dataset = Dataset(np.zeros((400, 2), np.float32), np.zeros(400, np.int64), (view,))
     model = build("pnmf", dataset, n_factors=2, n_spatial=0)
     found = Bernoulli(60).flat_deviance(view, model.blocks(dataset, 150))
-    exact, _ = null_deviance("bernoulli", counts, view.size, None, rows=observed, train=observed)
+    exact, _ = FAMILIES["bernoulli"].null_deviance(counts, view.size, None, rows=observed, train=observed)
     assert found == pytest.approx(exact, rel=5e-3)
 
 
@@ -351,5 +351,5 @@ def test_the_null_deviance_of_counts_is_the_exact_one():
     dataset = Dataset(np.zeros((300, 2), np.float32), np.zeros(300, np.int64), (view,))
     model = build("pnmf", dataset, n_factors=2, n_spatial=0)
     found = Poisson(40).flat_deviance(view, model.blocks(dataset, 90))
-    exact, _ = null_deviance("poisson", counts, view.size, None, rows=view.observed, train=view.observed)
+    exact, _ = FAMILIES["poisson"].null_deviance(counts, view.size, None, rows=view.observed, train=view.observed)
     assert found == pytest.approx(exact, rel=1e-5)

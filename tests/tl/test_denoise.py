@@ -10,7 +10,7 @@ from mudata import MuData
 from sections import digest
 
 import gpnsf
-from gpnsf.core.metrics import null_rates
+from gpnsf.core.families import FAMILIES
 
 SHORT = {"n_factors": 4, "max_steps": 20, "init": "spot", "split": "assumed", "progress": False}
 LAYER = "gpnsf_denoised"
@@ -67,7 +67,7 @@ def test_rare_features_are_pulled_towards_their_mean(data):
     counts = mod.X.tocsr()[:, np.arange(60) != 7]
     total = np.asarray(counts.sum(axis=1)).ravel()
     size = np.maximum(total / total[trained].mean(), 0.05)
-    mean = 1 - np.exp(-null_rates("bernoulli", counts, size, rows=trained))
+    mean = 1 - np.exp(-FAMILIES["bernoulli"].null_rates(counts, size, rows=trained))
     values = np.delete(mod.layers[LAYER], 7, axis=1)
     np.testing.assert_allclose(values, np.broadcast_to(mean, values.shape), rtol=1e-3, atol=1e-6)
     gpnsf.tl.denoise(data, modality="atac")

@@ -88,7 +88,9 @@ class State:
 
     def copy(self) -> State:
         """The same state, which later steps do not change."""
-        return replace(self, walk=self.walk.copy(), starts=dict(self.starts), repairs=list(self.repairs), tried=list(self.tried))
+        return replace(
+            self, walk=self.walk.copy(), starts=dict(self.starts), repairs=list(self.repairs), tried=list(self.tried)
+        )
 
 
 _WALK = {"elbo": [0.0], "seconds": [0.0], "phase": [""], "halvings": 0, "stuck": False, "best_elbo": 0.0}

@@ -21,7 +21,7 @@ def feature_deviance(counts: sp.csr_matrix, kind: str) -> np.ndarray:
     share = of_feature / max(total.sum(), 1)
     n = np.repeat(total, np.diff(counts.indptr))  # [nnz]
     hits = np.bincount(feature, y * np.log(y / (n * share[feature])), minlength=n_features)
-    if kind == "poisson":
+    if kind != "binomial":
         return 2 * hits
     misses = np.bincount(feature, xlog1py(n - y, -y / n), minlength=n_features)
     return 2 * (hits + misses - xlog1py(total.sum() - of_feature, -share))

@@ -87,7 +87,7 @@ class FieldFactors(AbstractFactors):
         return kl_divergence(self.field.posterior(), self.field.prior())
 
     def _residual(self, mean: Tensor, variance: Tensor) -> dist.Distribution:
-        """f given u; at an inducing point nothing is left to vary."""
+        """The process given u; at an inducing point nothing is left to vary."""
         return dist.Normal(mean, (variance + 1e-10).sqrt()).to_event(2)
 
 

@@ -14,7 +14,6 @@ from scipy.spatial import cKDTree
 from scipy.special import ndtri
 
 from gpnsf.core.families import FAMILIES
-from gpnsf.core.types import RowReader
 
 __all__ = [
     "centred_within",
@@ -24,8 +23,6 @@ __all__ = [
     "knn_weights",
     "match_factors",
     "morans_i",
-    "null_deviance",
-    "null_rates",
     "sparsity",
 ]
 
@@ -54,32 +51,6 @@ def deviance(
             f"{counts.shape[1]} features. Pass dispersion=."
         )
     return family.deviance(counts, A, W, dispersion, rows=rows)
-
-
-def null_deviance(
-    likelihood: str,
-    counts: sp.csr_matrix | RowReader,
-    size: np.ndarray,
-    dispersion: np.ndarray | None = None,
-    *,
-    rows: np.ndarray | None = None,
-    train: np.ndarray | None = None,
-    pseudocount: float = 0.0,
-) -> tuple[float, int]:
-    """Deviance on ``rows`` of one constant rate per feature: :meth:`Family.null_deviance`."""
-    return FAMILIES[likelihood].null_deviance(counts, size, dispersion, rows=rows, train=train, pseudocount=pseudocount)
-
-
-def null_rates(
-    likelihood: str,
-    counts: sp.csr_matrix | RowReader,
-    size: np.ndarray,
-    *,
-    rows: np.ndarray | None = None,
-    pseudocount: float = 0.0,
-) -> np.ndarray:
-    """Constant rate [P] of each feature per unit of ``size``: :meth:`Family.null_rates`."""
-    return FAMILIES[likelihood].null_rates(counts, size, rows=rows, pseudocount=pseudocount)
 
 
 def morans_i(values: np.ndarray, weights: sp.csr_matrix) -> np.ndarray:

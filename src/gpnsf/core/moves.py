@@ -178,7 +178,13 @@ def _promote(standing: _Standing, k: int, slot: int) -> None:
 
 
 def _put(
-    standing: _Standing, k: int, log_factor: Tensor, loadings: list[Tensor], *, like: int | None = None, share: float | None = None
+    standing: _Standing,
+    k: int,
+    log_factor: Tensor,
+    loadings: list[Tensor],
+    *,
+    like: int | None = None,
+    share: float | None = None,
 ) -> None:
     """Set factor k; with ``share``, its field gets that share of the variance, as a ridge with the rest as noise leaves it."""
     model, shift = standing.model, torch.zeros((), device=log_factor.device)
@@ -225,8 +231,12 @@ def _equal(standing: _Standing) -> dict[int, list[int]]:
     factors = standing.worth(spatial=True) + standing.worth(spatial=False)
     for l in sorted(factors, key=lambda k: float(standing.size[k])):
         larger = [
-            k for k in standing.worth(spatial=True) if k != l and k not in owner
-            and (l >= standing.T or standing.size[k] >= standing.size[l]) and standing.likeness[k, l] > EQUAL
+            k
+            for k in standing.worth(spatial=True)
+            if k != l
+            and k not in owner
+            and (l >= standing.T or standing.size[k] >= standing.size[l])
+            and standing.likeness[k, l] > EQUAL
         ]
         if larger:
             owner[l] = max(larger, key=lambda k: float(standing.likeness[k, l]))

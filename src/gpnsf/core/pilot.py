@@ -92,7 +92,9 @@ class Pilot:
     def left(self) -> training.Schedule:
         """What is left to do after it: mostly loadings, which need no long approach."""
         schedule = self.options["schedule"]
-        return replace(schedule, pick_steps=5, min_steps=30, tail_steps=schedule.tail_steps // 2, tol=5 * schedule.tol, moves=0)
+        return replace(
+            schedule, pick_steps=5, min_steps=30, tail_steps=schedule.tail_steps // 2, tol=5 * schedule.tol, moves=0
+        )
 
     def __iter__(self) -> Iterator[Start]:
         """Fit the part, and go on from there."""

@@ -154,7 +154,9 @@ class _Result:
     def match_totals(self, model: Factorization, blocks: list[Block], margins: dict[str, _Margins]) -> None:
         """Scale each modality's loadings so that its expected total is the observed one."""
         for name, view in model.items():
-            if view.loadings.nonnegative and margins[name].smallest >= 0:  # values around zero have no total to be matched
+            if (
+                view.loadings.nonnegative and margins[name].smallest >= 0
+            ):  # values around zero have no total to be matched
                 self._match_total(view.likelihood, name, blocks, margins[name].total)
 
     def sort(self, T: int) -> Tensor:
@@ -187,7 +189,10 @@ class _Result:
         return sum(float(total) for total, _ in parts), sum(float(slope) for _, slope in parts)
 
     def variance_explained(self, model: Factorization, dataset: Dataset, blocks: list[Block]) -> dict[str, np.ndarray]:
-        """Share [K] of each modality's null deviance that is lost when one factor is held at its mean."""
+        """Share [K] of each modality's null deviance that is lost when one factor is held at its mean.
+
+        The likelihood that judges is the scorer of its own.
+        """
         explained = {}
         for view in dataset.views:
             likelihood = dict(model.items())[view.name].likelihood.scorer()

@@ -58,9 +58,7 @@ class LogFactors:
 
 
 @torch.no_grad()
-def mean_field(
-    model: Factorization, blocks: list[Block], adopted: Mapping[int, Adopted] | None = None
-) -> LogFactors:
+def mean_field(model: Factorization, blocks: list[Block], adopted: Mapping[int, Adopted] | None = None) -> LogFactors:
     """The posterior as the guide has it, without a local stage, of which factors could be ``adopted``."""
     moments = [model.marginals(block) for block in blocks]
     m, v = torch.cat([m for m, _ in moments]), torch.cat([v for _, v in moments])
@@ -72,9 +70,7 @@ def mean_field(
 
 
 @torch.no_grad()
-def local(
-    model: Factorization, blocks: list[Block], adopted: Mapping[int, Adopted] | None = None
-) -> LogFactors:
+def local(model: Factorization, blocks: list[Block], adopted: Mapping[int, Adopted] | None = None) -> LogFactors:
     """Run the local stage, then give the field its exact variance under the information that the spots carry.
 
     ``adopted`` tells of spatial factors, by number, that do not begin at their field.

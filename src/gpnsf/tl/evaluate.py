@@ -129,7 +129,7 @@ def _line(judged: _Judged, counts: sp.csr_matrix, size: np.ndarray, rows: str) -
 
 def _models(judged: _Judged, size: np.ndarray) -> dict[str, tuple[np.ndarray, list[np.ndarray]]]:
     """Both sides of the rates of the fit and of the null model, the second one for each batch."""
-    null_rates = metrics.null_rates(judged.likelihood, judged.counts, judged.size, rows=judged.select("train"))
+    null_rates = FAMILIES[judged.likelihood].null_rates(judged.counts, judged.size, rows=judged.select("train"))
     return {
         "deviance": (size[:, None] * judged.factors, [judged.loadings * m[:, None] for m in judged.multipliers]),
         "null_deviance": (size[:, None], [null_rates[:, None]] * len(judged.multipliers)),
