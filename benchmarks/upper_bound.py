@@ -1,9 +1,10 @@
 """Whether the number of factors is an upper bound: fits that are asked for too many beside fits that are not.
 
-gpnsf benchmark upper_bound [--only GROUP ...] [--seeds 3] [--first 0] [--cases TEXT] [--stamp TEXT]
+gpnsf benchmark upper_bound [--only GROUP ...] [--seeds 3] [--first 0] [--cases TEXT] [--about TEXT]
 
-GPNSF_DATA_DIR must name the data folder, except for --only waves. --cases runs only the rows whose
-name contains the text; such a run, and one with --no-table, leaves no table.
+Groups: patterns, waves, layers, worse, cortex, real, holdout, and figure (the layered sections).
+GPNSF_DATA_DIR must name the data folder, except for waves. --cases runs only the rows whose name
+contains the text; such a run, and one with --no-table, leaves no table.
 """
 
 from __future__ import annotations
@@ -14,18 +15,32 @@ from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 from fits import loaded
 from layers import LAYOUTS, layers, waves
-from report import machine, measured, parser, write_table
+from matplotlib import pyplot as plt
+from mudata import MuData
+from report import FIGURES, machine, measured, parser, write_table
 from sklearn.decomposition import PCA
 from sklearn.metrics import adjusted_rand_score
 
 import gpnsf
 from gpnsf.core.clustering import cluster
 from gpnsf.core.metrics import knn_weights, match_factors
+from gpnsf.datasets.files import load
+from gpnsf.palette import category_colors
 
 BOTH = ["rna", "atac"]
 N_COMPONENTS = 15  # of the references
+N_GENES = 2000  # of real sections, the most deviant ones
+CLEAR_Z = 6.0
+SECTIONS = {
+    "visium_crc": {},
+    "mob_rep11": {},
+    "pdac_a": {},
+    "bc_4sections": {"library_key": "section"},
+    "visium_lymphnode_1k": {},
+}
 
 
 class Cases:
@@ -74,6 +89,31 @@ def recovered(data, truth: np.ndarray) -> np.ndarray:
 def is_spatial(data) -> np.ndarray:
     """Which factors [K] of a fit are spatial."""
     return np.asarray(data.uns["gpnsf"]["is_spatial"])
+
+
+def pattern_rows(seeds: range, cases: Cases) -> Iterator[dict]:
+    """Simulated data, RNA only, `size_factors=None`: four spatial patterns, three nonspatial ones in
+    ggblocks and quilt, none in nsf_sim_S1 (one draw, simulated by the authors of NSF; `model="nsfh"`).
+    r: correlation of true patterns with the factors of their kind that match them."""
+
+    def score(data) -> dict:
+        truth, spatial = data.obsm["true_factors"], is_spatial(data)
+        r, other = recovered(data, truth[:, :4]), data.obsm["X_gpnsf"][:, ~spatial]
+        nonspatial = match_factors(truth[:, 4:], other)[1].mean() if truth.shape[1] > 4 else ""
+        return {"r, mean": r.mean(), "r, worst": r.min(), "nonspatial r": nonspatial}
+
+    def simulated(name: str, seed: int):
+        return getattr(gpnsf.datasets, name)(n_peaks=36, seed=seed)["rna"].copy()
+
+    options = {"likelihoods": {"rna": "nb"}, "size_factors": None}
+    for name in ("ggblocks", "quilt"):
+        for asked in ((7, 4), (14, 8)):
+            for seed in seeds:
+                yield from cases.fit(name, simulated(name, seed), asked, seed, score, **options)
+    for asked in ((7, 4), (14, 8)) if cases.wanted("nsf_sim_S1") else ():
+        for seed in seeds:
+            data = load("nsf_sim_S1.h5ad")
+            yield from cases.fit("nsf_sim_S1", data, asked, seed, score, model="nsfh", **options)
 
 
 def wave_rows(seeds: range, cases: Cases) -> Iterator[dict]:
@@ -133,7 +173,134 @@ def layer_rows(seeds: range, cases: Cases) -> Iterator[dict]:
                 yield from smoothed_pca(f"layers {name}", data, truth, n_neighbors, seed, cases)
 
 
-GROUPS = {"waves": wave_rows, "layers": layer_rows}
+def with_atac(data: MuData, how: str, seed: int) -> MuData:
+    """The same RNA beside ATAC that knows nothing: "empty" but for twenty entries, or "permuted"."""
+    rng, atac = np.random.default_rng(seed), data["atac"].copy()
+    if how == "permuted":
+        atac.X = atac.X[rng.permutation(data.n_obs)]
+    else:
+        entries = rng.integers(data.n_obs, size=20), rng.integers(atac.n_vars, size=20)
+        shape = atac.shape
+        atac.X = sp.csr_matrix((np.ones(20, np.float32), entries), shape=shape).minimum(1.0)
+    result = MuData({"rna": data["rna"].copy(), "atac": atac})
+    result.obs["layer"], result.obsm["spatial"] = data.obs["layer"], data.obsm["spatial"]
+    return result
+
+
+def worse_rows(seeds: range, cases: Cases) -> Iterator[dict]:
+    """Semi-synthetic layers as above, K = 12, default T: each modality alone, both, and RNA with ATAC
+    that should change nothing: empty but for 20 entries, or of other spots ("permuted"). "mixed":
+    shallow RNA (160 counts a spot) with deep ATAC (140). ARI of `tl.domains` at the true number."""
+    for seed in seeds:
+        sections = {name: layers(name, seed) for name in LAYOUTS}
+        sections["mixed"] = layers("shallow", seed, atac_depth=LAYOUTS["deep"].atac_depth)
+        for name, data in sections.items():
+            runs = {"RNA": (data, ["rna"]), "ATAC": (data, ["atac"]), "RNA + ATAC": (data, BOTH)}
+            if name != "mixed":
+                for how in ("empty", "permuted"):
+                    runs[f"RNA + {how} ATAC"] = with_atac(data, how, seed), BOTH
+            truth = data.obs["layer"].to_numpy()
+            for label, (given, modalities) in runs.items():
+                score = lambda fitted, truth=truth: {"ARI": domain_score(fitted, truth)}
+                case = f"{name}, {label}"
+                yield from cases.fit(case, given, (12, None), seed, score, modalities=modalities)
+
+
+def cortex_rows(seeds: range, cases: Cases) -> Iterator[dict]:
+    """Semi-synthetic data: real SNARE-seq cells at osmFISH cortex positions, 602 spots, 8 regions; the
+    seeds are those of the fit. ARI of `tl.domains` at the true number."""
+    data = load("semi_cortex_spots.h5mu")
+    regions = data["rna"].obs["region"].astype(str).to_numpy()
+    score = lambda fitted: {"ARI": domain_score(fitted, regions)}
+    for asked in ((12, None), (20, None)):
+        for label, modalities in {"RNA": ["rna"], "RNA + ATAC": BOTH}.items():
+            for seed in seeds:
+                case = f"cortex, {label}"
+                yield from cases.fit(case, data, asked, seed, score, modalities=modalities)
+
+
+def real_section(name: str):
+    """A real section with its most deviant genes."""
+    data = load(f"{name}.h5ad")
+    gpnsf.pp.deviance_features(data, n_top=N_GENES)
+    return data[:, data.var["highly_deviant"].to_numpy()].copy()
+
+
+def real_rows(seeds: range, cases: Cases) -> Iterator[dict]:
+    """Real sections, the 2,000 most deviant genes (of fewer, all). No truth is known; a factor that is
+    called nonspatial should not have z > 6 in counts that were held back, and the median importance of
+    genes should not follow T. The seeds are those of the fit."""
+
+    def score(data) -> dict:
+        info, spatial = data.uns["gpnsf"], is_spatial(data)
+        z = np.asarray(info["spatial_test"].get("z", np.full(len(spatial), np.nan)))
+        for text in info["warnings"]:
+            print("   ", text)
+        return {
+            "nonspatial, z > 6": int((z[~spatial] > CLEAR_Z).sum()),
+            "median importance": data.var["gpnsf_spatial_importance"].median(),
+            "warnings": len(info["warnings"]),
+        }
+
+    for name, options in SECTIONS.items():
+        data = real_section(name) if cases.wanted(name) else None
+        for n_spatial in (None, 2, 6, 10, 12):
+            for seed in seeds:
+                yield from cases.fit(name, data, (12, n_spatial), seed, score, **options)
+
+
+def holdout_rows(seeds: range, cases: Cases) -> Iterator[dict]:
+    """Real sections, the 2,000 most deviant genes (of fewer, all), a random fifth of the spots held out.
+    Explained: share of the deviance of the unseen spots from a constant rate that `tl.evaluate` finds
+    explained; their depth is given to all. The seeds are those of the choice and of the fit."""
+
+    def score(data) -> dict:
+        lines = gpnsf.tl.evaluate(data).set_index("rows")["explained"]
+        return {"explained, unseen": float(lines["holdout"]), "explained, seen": float(lines["train"])}
+
+    for name in ("visium_crc", "pdac_a", "mob_rep11"):
+        for model in ("gpnsf", "nsf"):
+            for seed in seeds:
+                case = f"{name}, {model}"
+                data = real_section(name) if cases.wanted(case) else None
+                if data is not None:
+                    gpnsf.pp.split(data, fraction=0.2, seed=seed)
+                options = {"model": model, "holdout_key": "holdout"}
+                yield from cases.fit(case, data, (12, None), seed, score, **options)
+
+
+def figure_rows(seeds: range, cases: Cases) -> Iterator[dict]:
+    """Draw the layers and the depth of both layered sections; no rows."""
+    figure, axes = plt.subplots(2, 3, figsize=(9, 6), layout="constrained")
+    for line, name in zip(axes, LAYOUTS, strict=True):
+        data = layers(name, seeds[0])
+        codes = data.obs["layer"].cat.codes.to_numpy()
+        colors = np.array(category_colors(codes.max() + 1))[codes]
+        totals = {modality: np.asarray(data[modality].X.sum(1)).ravel() for modality in BOTH}
+        panels = {f"{name}: true layers": {"c": colors}}
+        for modality, total in totals.items():
+            panels[f"{modality.upper()} counts a spot"] = {"c": total, "vmax": np.quantile(total, 0.99)}
+        for ax, (title, shown) in zip(line, panels.items(), strict=True):
+            points = ax.scatter(*data.obsm["spatial"].T, s=4, marker="s", linewidths=0, **shown)
+            ax.set(title=title, aspect="equal", xticks=[], yticks=[])
+            if "vmax" in shown:
+                figure.colorbar(points, ax=ax, shrink=0.8)
+    figure.suptitle("Semi-synthetic sections: sums of real cells, thinned to a measured depth")
+    figure.savefig(FIGURES / "upper_bound_layers.png", dpi=100)
+    plt.close(figure)
+    yield from ()
+
+
+GROUPS = {
+    "patterns": pattern_rows,
+    "waves": wave_rows,
+    "layers": layer_rows,
+    "worse": worse_rows,
+    "cortex": cortex_rows,
+    "real": real_rows,
+    "holdout": holdout_rows,
+    "figure": figure_rows,
+}
 
 
 def joined(values: pd.Series) -> str:
@@ -158,7 +325,7 @@ def main() -> None:
     arguments.add_argument("--seeds", type=int, default=3, help="how many (%(default)s)")
     arguments.add_argument("--first", type=int, default=0, help="the first seed (%(default)s)")
     arguments.add_argument("--cases", default="", help="only rows whose name contains this text")
-    arguments.add_argument("--stamp", default="", help="a sentence about the code, for the table")
+    arguments.add_argument("--about", default="", help="a sentence about the code, above the table")
     arguments.add_argument("--no-table", action="store_true", help="print rows and write nothing")
     options = arguments.parse_args()
     warnings.simplefilter("ignore")
@@ -175,9 +342,9 @@ def main() -> None:
         about = " ".join(GROUPS[name].__doc__.split())
         note = (
             f"{about} Seeds {seeds[0]} to {seeds[-1]} of data and fit, in this order. K and T: as asked; "
-            f"kept: spatial + nonspatial factors of the result. {options.stamp} {machine()}."
+            f"kept: spatial + nonspatial factors of the result. {machine()}."
         )
-        write_table(f"upper_bound_{name}", table(rows), " ".join(note.split()))
+        write_table(f"upper_bound_{name}", table(rows), note, above=options.about)
 
 
 if __name__ == "__main__":
