@@ -6,7 +6,7 @@ on a section of MISAR-seq, in misar_E15_5-S1_depth.csv.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
@@ -117,6 +117,7 @@ LAYOUTS = {
         35.0,
     ),
 }
+LAYOUTS["faint"] = replace(LAYOUTS["deep"], share=0.6)
 
 
 def layers(name: str, seed: int = 0, *, rna_depth: float | None = None, atac_depth: float | None = None) -> MuData:
@@ -129,8 +130,8 @@ def layers(name: str, seed: int = 0, *, rna_depth: float | None = None, atac_dep
     Parameters
     ----------
     name
-        "deep" (3,000 spots, four wavy layers, one of which is half of the section) or "shallow"
-        (2,000 spots, five curved bands).
+        "deep" (3,000 spots, four wavy layers, one of which is half of the section), "shallow" (2,000
+        spots, five curved bands), or "faint" (as deep, with mixtures that differ less).
     seed
         Seed of layout, cells and counts.
     rna_depth, atac_depth

@@ -1,4 +1,4 @@
-"""Whether the number of factors is an upper bound: fits that are asked for too many beside fits that are not.
+"""Whether the number of factors is an upper bound: fits asked for too many beside others.
 
 gpnsf benchmark upper_bound [--only GROUP ...] [--seeds 3] [--first 0] [--cases TEXT] [--about TEXT]
 
@@ -19,6 +19,7 @@ import scipy.sparse as sp
 from fits import loaded
 from layers import LAYOUTS, layers, waves
 from matplotlib import pyplot as plt
+from matplotlib.colors import ListedColormap
 from mudata import MuData
 from report import FIGURES, machine, measured, parser, write_table
 from sklearn.decomposition import PCA
@@ -31,6 +32,7 @@ from gpnsf.datasets.files import load
 from gpnsf.palette import category_colors
 
 BOTH = ["rna", "atac"]
+DEPTHS = ("deep", "shallow")
 N_COMPONENTS = 15  # of the references
 N_GENES = 2000  # of real sections, the most deviant ones
 CLEAR_Z = 6.0
@@ -54,20 +56,13 @@ class Cases:
         return self.text in name
 
     def fit(self, name: str, data, asked: tuple[int, int | None], seed: int, score, **arguments):
-        """The row of one fit of a copy, as a list of none or one; ``score`` maps the copy to columns."""
+        """The row of the fit of a copy, if it is wanted; ``score`` maps the copy to columns."""
         if not self.wanted(name):
             return []
         (n_factors, n_spatial), data = asked, data.copy()
         with measured() as run:
-            gpnsf.tl.fit(
-                data,
-                n_factors=n_factors,
-                n_spatial=n_spatial,
-                seed=seed,
-                progress=False,
-                **arguments,
-            )
-        is_spatial = np.asarray(data.uns["gpnsf"]["is_spatial"])
+            gpnsf.tl.fit(data, n_factors=n_factors, n_spatial=n_spatial, seed=seed, progress=False, **arguments)
+        spatial = is_spatial(data)
         return [
             {
                 "case": name,
@@ -76,13 +71,13 @@ class Cases:
                 "seed": seed,
                 **score(data),
                 "CPU s": run.cpu,
-                "kept": f"{is_spatial.sum()}+{(~is_spatial).sum()}",
+                "kept": f"{spatial.sum()}+{(~spatial).sum()}",
             }
         ]
 
 
 def recovered(data, truth: np.ndarray) -> np.ndarray:
-    """Correlation of each true pattern with the spatial factor that matches it, 0 where there is none."""
+    """Correlation of each true pattern with the spatial factor matched to it, 0 where none is."""
     return match_factors(truth, data.obsm["X_gpnsf"][:, is_spatial(data)])[1]
 
 
@@ -157,7 +152,8 @@ def smoothed_pca(name: str, data, truth, n_neighbors: int, seed: int, cases: Cas
 def layer_rows(seeds: range, cases: Cases) -> Iterator[dict]:
     """Semi-synthetic data: real SNARE-seq cells summed into the spots of simulated layers and thinned
     to a measured depth; "deep": 3,000 spots, four layers, 500 RNA and 140 ATAC counts a spot;
-    "shallow": 2,000 spots, five bands, 160 and 35. ARI of `tl.domains` at the true number."""
+    "shallow": 2,000 spots, five bands, 160 and 35; "faint": as deep, with mixtures that differ less.
+    ARI of `tl.domains` at the true number."""
     for name in LAYOUTS:
         drawn = {seed: layers(name, seed) for seed in seeds}
         for asked in ((6, None), (12, None), (12, 8), (20, None)):
@@ -192,7 +188,7 @@ def worse_rows(seeds: range, cases: Cases) -> Iterator[dict]:
     that should change nothing: empty but for 20 entries, or of other spots ("permuted"). "mixed":
     shallow RNA (160 counts a spot) with deep ATAC (140). ARI of `tl.domains` at the true number."""
     for seed in seeds:
-        sections = {name: layers(name, seed) for name in LAYOUTS}
+        sections = {name: layers(name, seed) for name in DEPTHS}
         sections["mixed"] = layers("shallow", seed, atac_depth=LAYOUTS["deep"].atac_depth)
         for name, data in sections.items():
             runs = {"RNA": (data, ["rna"]), "ATAC": (data, ["atac"]), "RNA + ATAC": (data, BOTH)}
@@ -270,21 +266,21 @@ def holdout_rows(seeds: range, cases: Cases) -> Iterator[dict]:
 
 
 def figure_rows(seeds: range, cases: Cases) -> Iterator[dict]:
-    """Draw the layers and the depth of both layered sections; no rows."""
-    figure, axes = plt.subplots(2, 3, figsize=(9, 6), layout="constrained")
-    for line, name in zip(axes, LAYOUTS, strict=True):
-        data = layers(name, seeds[0])
+    """Draw the layers and the depth of the deep and the shallow section; no rows."""
+    figure, axes = plt.subplots(2, 3, figsize=(9.5, 5.2), layout="constrained")
+    for line, name in zip(axes, DEPTHS, strict=True):
+        data, shape = layers(name, seeds[0]), LAYOUTS[name].shape
         codes = data.obs["layer"].cat.codes.to_numpy()
-        colors = np.array(category_colors(codes.max() + 1))[codes]
-        totals = {modality: np.asarray(data[modality].X.sum(1)).ravel() for modality in BOTH}
-        panels = {f"{name}: true layers": {"c": colors}}
-        for modality, total in totals.items():
-            panels[f"{modality.upper()} counts a spot"] = {"c": total, "vmax": np.quantile(total, 0.99)}
-        for ax, (title, shown) in zip(line, panels.items(), strict=True):
-            points = ax.scatter(*data.obsm["spatial"].T, s=4, marker="s", linewidths=0, **shown)
-            ax.set(title=title, aspect="equal", xticks=[], yticks=[])
+        colors = ListedColormap(category_colors(codes.max() + 1))
+        panels = {f"{name}: true layers": (codes, {"cmap": colors})}
+        for modality in BOTH:
+            total = np.asarray(data[modality].X.sum(1)).ravel()
+            panels[f"{modality.upper()} counts a spot"] = total, {"vmax": np.quantile(total, 0.95)}
+        for ax, (title, (values, shown)) in zip(line, panels.items(), strict=True):
+            image = ax.imshow(values.reshape(shape).T, origin="lower", **shown)
+            ax.set(title=title, xticks=[], yticks=[])
             if "vmax" in shown:
-                figure.colorbar(points, ax=ax, shrink=0.8)
+                figure.colorbar(image, ax=ax, shrink=0.7, extend="max")
     figure.suptitle("Semi-synthetic sections: sums of real cells, thinned to a measured depth")
     figure.savefig(FIGURES / "upper_bound_layers.png", dpi=100)
     plt.close(figure)
@@ -318,6 +314,16 @@ def table(rows: list[dict]) -> pd.DataFrame:
     return result.reset_index()
 
 
+def write(name: str, rows: list[dict], *, above: str) -> None:
+    """The table of a group, with what it shows below it and what is said of the code above it."""
+    seeds = sorted({row["seed"] for row in rows})
+    note = (
+        f"{GROUPS[name].__doc__} Seeds in this order: {', '.join(map(str, seeds))}. K and T: as asked; "
+        f"kept: spatial + nonspatial factors of the result. {machine()}."
+    )
+    write_table(f"upper_bound_{name}", table(rows), " ".join(note.split()), above=above)
+
+
 def main() -> None:
     """The groups asked for, each with a table of its own."""
     arguments = parser(__doc__)
@@ -337,14 +343,8 @@ def main() -> None:
         for row in GROUPS[name](seeds, Cases(options.cases)):
             rows.append(row)
             print({k: round(float(v), 3) if isinstance(v, float) else v for k, v in row.items()}, flush=True)
-        if options.cases or options.no_table or not rows:
-            continue
-        about = " ".join(GROUPS[name].__doc__.split())
-        note = (
-            f"{about} Seeds {seeds[0]} to {seeds[-1]} of data and fit, in this order. K and T: as asked; "
-            f"kept: spatial + nonspatial factors of the result. {machine()}."
-        )
-        write_table(f"upper_bound_{name}", table(rows), note, above=options.about)
+        if rows and not (options.cases or options.no_table):
+            write(name, rows, above=options.about)
 
 
 if __name__ == "__main__":
