@@ -1,7 +1,7 @@
 """Sections made for one benchmark: simulated waves, and semi-synthetic layers of real cells.
 
-``layers`` needs ``GPNSF_DATA_DIR``: cells of semi_cortex_cells.h5mu, and the depth that was measured
-on a section of MISAR-seq, in misar_E15_5-S1_depth.csv.
+``layers`` needs ``GPNSF_DATA_DIR``: cells of semi_cortex_cells.h5mu, and the depth that was
+measured on a section of MISAR-seq, in misar_E15_5-S1_depth.csv.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def _rates(H: np.ndarray, size: np.ndarray, n: int, rng: np.random.Generator) ->
 
 @dataclass(frozen=True)
 class Layout:
-    """How a layered section is made; ``bands`` maps coordinates [N, 2] to a depth below the edge."""
+    """How a layered section is made."""
 
     shape: tuple[int, int]  # spots along x and y
     sizes: tuple[float, ...]  # share of the section that each layer takes
@@ -106,7 +106,15 @@ class Layout:
 
 
 LAYOUTS = {
-    "deep": Layout((60, 50), (0.15, 0.15, 0.5, 0.2), ("L2/3", "L4", "L6", "Oligo"), 0.85, True, 500.0, 140.0),
+    "deep": Layout(
+        (60, 50),
+        (0.15, 0.15, 0.5, 0.2),
+        ("L2/3", "L4", "L6", "Oligo"),
+        0.85,
+        True,
+        500.0,
+        140.0,
+    ),
     "shallow": Layout(
         (50, 40),
         (0.14, 0.2, 0.22, 0.2, 0.24),
@@ -120,7 +128,13 @@ LAYOUTS = {
 LAYOUTS["faint"] = replace(LAYOUTS["deep"], share=0.6)
 
 
-def layers(name: str, seed: int = 0, *, rna_depth: float | None = None, atac_depth: float | None = None) -> MuData:
+def layers(
+    name: str,
+    seed: int = 0,
+    *,
+    rna_depth: float | None = None,
+    atac_depth: float | None = None,
+) -> MuData:
     """Make a semi-synthetic layered section: sums of real cells, thinned to a measured depth.
 
     Each layer has a mixture of cell types of its own. A spot sums 8 to 16 cells drawn from its
@@ -130,8 +144,8 @@ def layers(name: str, seed: int = 0, *, rna_depth: float | None = None, atac_dep
     Parameters
     ----------
     name
-        "deep" (3,000 spots, four wavy layers, one of which is half of the section), "shallow" (2,000
-        spots, five curved bands), or "faint" (as deep, with mixtures that differ less).
+        "deep" (3,000 spots, four wavy layers, one of which is half of the section), "shallow"
+        (2,000 spots, five curved bands), or "faint" (as deep, with mixtures that differ less).
     seed
         Seed of layout, cells and counts.
     rna_depth, atac_depth

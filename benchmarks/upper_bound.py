@@ -61,7 +61,14 @@ class Cases:
             return []
         (n_factors, n_spatial), data = asked, data.copy()
         with measured() as run:
-            gpnsf.tl.fit(data, n_factors=n_factors, n_spatial=n_spatial, seed=seed, progress=False, **arguments)
+            gpnsf.tl.fit(
+                data,
+                n_factors=n_factors,
+                n_spatial=n_spatial,
+                seed=seed,
+                progress=False,
+                **arguments,
+            )
         spatial = is_spatial(data)
         return [
             {
@@ -87,9 +94,10 @@ def is_spatial(data) -> np.ndarray:
 
 
 def pattern_rows(seeds: range, cases: Cases) -> Iterator[dict]:
-    """Simulated data, RNA only, `size_factors=None`: four spatial patterns, three nonspatial ones in
-    ggblocks and quilt, none in nsf_sim_S1 (one draw, simulated by the authors of NSF; `model="nsfh"`).
-    r: correlation of true patterns with the factors of their kind that match them."""
+    """Simulated data, RNA only, `size_factors=None`: four spatial patterns, three nonspatial
+    ones in ggblocks and quilt, none in nsf_sim_S1 (one draw, simulated by the authors of NSF;
+    `model="nsfh"`). r: correlation of true patterns with the factors of their kind that match
+    them."""
 
     def score(data) -> dict:
         truth, spatial = data.obsm["true_factors"], is_spatial(data)
@@ -112,8 +120,8 @@ def pattern_rows(seeds: range, cases: Cases) -> Iterator[dict]:
 
 
 def wave_rows(seeds: range, cases: Cases) -> Iterator[dict]:
-    """Ten simulated smooth factors, 3,000 spots, 600 genes and 800 peaks, no nonspatial factor in truth.
-    r: correlation of true factors with spatial factors matched to them."""
+    """Ten simulated smooth factors, 3,000 spots, 600 genes and 800 peaks, no nonspatial
+    factor in truth. r: correlation of true factors with spatial factors matched to them."""
 
     def score(data) -> dict:
         r = recovered(data, data.obsm["true_factors"])
@@ -133,7 +141,8 @@ def domain_score(data, truth) -> float:
 
 
 def smoothed_pca(name: str, data, truth, n_neighbors: int, seed: int, cases: Cases) -> list[dict]:
-    """The row of k-means of principal components of log-normalised RNA, averaged over neighbours."""
+    """The row of k-means of principal components of log-normalised RNA, averaged over
+    neighbours."""
     name = f"{name}, RNA: PCA of {n_neighbors}-neighbour means"
     if not cases.wanted(name):
         return []
@@ -150,10 +159,10 @@ def smoothed_pca(name: str, data, truth, n_neighbors: int, seed: int, cases: Cas
 
 
 def layer_rows(seeds: range, cases: Cases) -> Iterator[dict]:
-    """Semi-synthetic data: real SNARE-seq cells summed into the spots of simulated layers and thinned
-    to a measured depth; "deep": 3,000 spots, four layers, 500 RNA and 140 ATAC counts a spot;
-    "shallow": 2,000 spots, five bands, 160 and 35; "faint": as deep, with mixtures that differ less.
-    ARI of `tl.domains` at the true number."""
+    """Semi-synthetic data: real SNARE-seq cells summed into the spots of simulated layers and
+    thinned to a measured depth; "deep": 3,000 spots, four layers, 500 RNA and 140 ATAC counts
+    a spot; "shallow": 2,000 spots, five bands, 160 and 35; "faint": as deep, with mixtures
+    that differ less. ARI of `tl.domains` at the true number."""
     for name in LAYOUTS:
         drawn = {seed: layers(name, seed) for seed in seeds}
         for asked in ((6, None), (12, None), (12, 8), (20, None)):
@@ -170,7 +179,8 @@ def layer_rows(seeds: range, cases: Cases) -> Iterator[dict]:
 
 
 def with_atac(data: MuData, how: str, seed: int) -> MuData:
-    """The same RNA beside ATAC that knows nothing: "empty" but for twenty entries, or "permuted"."""
+    """The same RNA beside ATAC that knows nothing: "empty" but for twenty entries, or
+    "permuted"."""
     rng, atac = np.random.default_rng(seed), data["atac"].copy()
     if how == "permuted":
         atac.X = atac.X[rng.permutation(data.n_obs)]
@@ -184,9 +194,10 @@ def with_atac(data: MuData, how: str, seed: int) -> MuData:
 
 
 def worse_rows(seeds: range, cases: Cases) -> Iterator[dict]:
-    """Semi-synthetic layers as above, K = 12, default T: each modality alone, both, and RNA with ATAC
-    that should change nothing: empty but for 20 entries, or of other spots ("permuted"). "mixed":
-    shallow RNA (160 counts a spot) with deep ATAC (140). ARI of `tl.domains` at the true number."""
+    """Semi-synthetic layers as above, K = 12, default T: each modality alone, both, and RNA
+    with ATAC that should change nothing: empty but for 20 entries, or of other spots
+    ("permuted"). "mixed": shallow RNA (160 counts a spot) with deep ATAC (140). ARI of
+    `tl.domains` at the true number."""
     for seed in seeds:
         sections = {name: layers(name, seed) for name in DEPTHS}
         sections["mixed"] = layers("shallow", seed, atac_depth=LAYOUTS["deep"].atac_depth)
@@ -203,8 +214,8 @@ def worse_rows(seeds: range, cases: Cases) -> Iterator[dict]:
 
 
 def cortex_rows(seeds: range, cases: Cases) -> Iterator[dict]:
-    """Semi-synthetic data: real SNARE-seq cells at osmFISH cortex positions, 602 spots, 8 regions; the
-    seeds are those of the fit. ARI of `tl.domains` at the true number."""
+    """Semi-synthetic data: real SNARE-seq cells at osmFISH cortex positions, 602 spots, 8
+    regions; the seeds are those of the fit. ARI of `tl.domains` at the true number."""
     data = load("semi_cortex_spots.h5mu")
     regions = data["rna"].obs["region"].astype(str).to_numpy()
     score = lambda fitted: {"ARI": domain_score(fitted, regions)}
@@ -223,9 +234,9 @@ def real_section(name: str):
 
 
 def real_rows(seeds: range, cases: Cases) -> Iterator[dict]:
-    """Real sections, the 2,000 most deviant genes (of fewer, all). No truth is known; a factor that is
-    called nonspatial should not have z > 6 in counts that were held back, and the median importance of
-    genes should not follow T. The seeds are those of the fit."""
+    """Real sections, the 2,000 most deviant genes (of fewer, all). No truth is known; a
+    factor that is called nonspatial should not have z > 6 in counts that were held back, and
+    the median importance of genes should not follow T. The seeds are those of the fit."""
 
     def score(data) -> dict:
         info, spatial = data.uns["gpnsf"], is_spatial(data)
@@ -246,13 +257,17 @@ def real_rows(seeds: range, cases: Cases) -> Iterator[dict]:
 
 
 def holdout_rows(seeds: range, cases: Cases) -> Iterator[dict]:
-    """Real sections, the 2,000 most deviant genes (of fewer, all), a random fifth of the spots held out.
-    Explained: share of the deviance of the unseen spots from a constant rate that `tl.evaluate` finds
-    explained; their depth is given to all. The seeds are those of the choice and of the fit."""
+    """Real sections, the 2,000 most deviant genes (of fewer, all), a random fifth of the
+    spots held out. Explained: share of the deviance of the unseen spots from a constant rate
+    that `tl.evaluate` finds explained; their depth is given to all. The seeds are those of
+    the choice and of the fit."""
 
     def score(data) -> dict:
         lines = gpnsf.tl.evaluate(data).set_index("rows")["explained"]
-        return {"explained, unseen": float(lines["holdout"]), "explained, seen": float(lines["train"])}
+        return {
+            "explained, unseen": float(lines["holdout"]),
+            "explained, seen": float(lines["train"]),
+        }
 
     for name in ("visium_crc", "pdac_a", "mob_rep11"):
         for model in ("gpnsf", "nsf"):
@@ -314,12 +329,17 @@ def table(rows: list[dict]) -> pd.DataFrame:
     return result.reset_index()
 
 
+def rounded(row: dict) -> dict:
+    """A row to be printed."""
+    return {k: round(float(v), 3) if isinstance(v, float) else v for k, v in row.items()}
+
+
 def write(name: str, rows: list[dict], *, above: str) -> None:
     """The table of a group, with what it shows below it and what is said of the code above it."""
     seeds = sorted({row["seed"] for row in rows})
     note = (
-        f"{GROUPS[name].__doc__} Seeds in this order: {', '.join(map(str, seeds))}. K and T: as asked; "
-        f"kept: spatial + nonspatial factors of the result. {machine()}."
+        f"{GROUPS[name].__doc__} Seeds in this order: {', '.join(map(str, seeds))}. "
+        f"K and T: as asked; kept: spatial + nonspatial factors of the result. {machine()}."
     )
     write_table(f"upper_bound_{name}", table(rows), " ".join(note.split()), above=above)
 
@@ -327,7 +347,8 @@ def write(name: str, rows: list[dict], *, above: str) -> None:
 def main() -> None:
     """The groups asked for, each with a table of its own."""
     arguments = parser(__doc__)
-    arguments.add_argument("--only", nargs="+", choices=GROUPS, default=list(GROUPS), metavar="GROUP")
+    every = {"choices": GROUPS, "default": list(GROUPS)}
+    arguments.add_argument("--only", nargs="+", metavar="GROUP", **every)
     arguments.add_argument("--seeds", type=int, default=3, help="how many (%(default)s)")
     arguments.add_argument("--first", type=int, default=0, help="the first seed (%(default)s)")
     arguments.add_argument("--cases", default="", help="only rows whose name contains this text")
@@ -342,7 +363,7 @@ def main() -> None:
         rows = []
         for row in GROUPS[name](seeds, Cases(options.cases)):
             rows.append(row)
-            print({k: round(float(v), 3) if isinstance(v, float) else v for k, v in row.items()}, flush=True)
+            print(rounded(row), flush=True)
         if rows and not (options.cases or options.no_table):
             write(name, rows, above=options.about)
 
