@@ -19,11 +19,11 @@ TABLES = DOCS / "benchmark_tables"
 FIGURES = DOCS / "_static"
 
 
-def write_table(name: str, frame: pd.DataFrame, note: str) -> None:
-    """Print a table and leave it where docs/benchmarks.md includes it."""
+def write_table(name: str, frame: pd.DataFrame, note: str, *, above: str = "") -> None:
+    """Print a table and leave it where docs/benchmarks.md includes it, with a sentence above it if there is one."""
     header = "| " + " | ".join(frame.columns) + " |\n|" + "---|" * frame.shape[1]
     rows = ["| " + " | ".join(map(str, row)) + " |" for row in frame.itertuples(index=False)]
-    text = "\n".join([header, *rows, "", note, ""])
+    text = "\n".join([above, ""] * bool(above) + [header, *rows, "", note, ""])
     TABLES.mkdir(exist_ok=True)
     (TABLES / f"{name}.md").write_text(text)
     print(text)
