@@ -23,7 +23,7 @@ from gpnsf.core.moments import MEAN_RANGE
 from gpnsf.core.moves import ALIVE, shares
 from gpnsf.core.types import Dataset, View
 
-__all__ = ["MIN_Z", "SpatialTest", "halves", "passed", "spatial_test"]
+__all__ = ["CLEAR_Z", "MIN_Z", "SpatialTest", "halves", "passed", "spatial_test"]
 
 MIN_Z = 3.0  # above which a factor counts as spatial
 CLEAR_Z = 6.0  # above which a factor shows that the data are not too shallow to judge each alone
@@ -51,9 +51,9 @@ class SpatialTest:
 
         As many as the test itself began with where no factor has order.
         """
-        plain, found = [], 0
+        plain, found, T = [], 0, self.n_spatial
         for z, used in zip(self.z, self.used, strict=True):
-            has_order = z > np.where(np.arange(len(z)) < self.n_spatial, MIN_Z, CLEAR_Z)
+            has_order = np.concatenate([passed(z[:T]), z[T:] > CLEAR_Z])
             plain.append((used & ~has_order).sum())
             found += (used & has_order).sum()
         return len(self.z[0]) - round(np.mean(plain)) if found else self.n_spatial
