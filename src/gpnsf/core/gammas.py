@@ -2,8 +2,8 @@
 
 With the prior ``W_jk ~ Gamma(alpha_k, beta_jk)`` and ``q(W_jk) = Gamma(a_jk, b_jk)``, b given and ``a = b E W``:
 
-    W^G = exp(E log W) = exp(psi(a)) / b                                            (eq. 37)
-    KL  = (a - alpha) psi(a) - lnGamma(a) + lnGamma(alpha) + alpha ln(b / beta) + beta E W - a    (eq. 38)
+    W^G = exp(E log W) = exp(psi(a)) / b                                            (eq. L3)
+    KL  = (a - alpha) psi(a) - lnGamma(a) + lnGamma(alpha) + alpha ln(b / beta) + beta E W - a    (eq. L4)
 
 ``beta = alpha / (mu_k m_j)``: mu_k is what a feature has of the factor on average, m_j the level of the feature.
 """

@@ -2,8 +2,8 @@
 
 The last of the K+1 columns is the background. Nonnegative loadings have gamma posteriors,
 
-    W_jk ~ Gamma(alpha_k, alpha_k / (mu_k m_j))         prior: few features of a factor are large    (eq. 36)
-    q(W_jk) = Gamma(a_jk, b_jk),  b_jk = alpha_k / (mu_k m_j) + (w / kappa) sum_i nu_i E H_ik         (eq. 37)
+    W_jk ~ Gamma(alpha_k, alpha_k / (mu_k m_j))         prior: few features of a factor are large    (eq. L1)
+    q(W_jk) = Gamma(a_jk, b_jk),  b_jk = alpha_k / (mu_k m_j) + (w / kappa) sum_i nu_i E H_ik         (eq. L2)
 
 with the level m_j of the feature, and alpha_k and mu_k estimated for each factor: a factor that the counts do not ask for
 loses its loadings altogether (automatic relevance determination). b is the rate that is optimal for Poisson counts; only
@@ -155,14 +155,14 @@ class GammaLoadings(AbstractLoadings):
         return PosteriorLoadings(self.mean, geometric, self.charge * divergence)
 
     def model(self, name: str) -> Tensor:
-        """``W ~ Gamma(alpha, alpha / (mu m))`` (eq. 36)."""
+        """``W ~ Gamma(alpha, alpha / (mu m))`` (eq. L1)."""
         alpha, mu = self._prior()
         with pyro.poutine.scale(scale=float(self.charge)):
             prior = dist.Gamma(alpha.expand(self.shape), alpha / (mu * self.level[:, None]))
             return self._visible(pyro.sample(name, prior.to_event(2)))
 
     def guide(self, name: str, multipliers: Tensor | None, weight: float) -> None:
-        """``W ~ Gamma(a, b)`` (eq. 37)."""
+        """``W ~ Gamma(a, b)`` (eq. L2)."""
         alpha, mu = self._prior()
         b = alpha / (mu * self.level[:, None]) + weight / self.charge * self._exposure(multipliers)
         with pyro.poutine.scale(scale=float(self.charge)):

@@ -30,7 +30,7 @@ class ClosedFormELBO(ELBO):
         for part in model.parts:
             divergence = divergence + (1 if part.is_local else block.share) * part.divergence(block.rows)  # eq. 28
         for name, view in model.items():
-            W = view.loadings.posterior(view.multipliers, view.weight / model.kl_weight)  # q(W): eq. 36 to 38
+            W = view.loadings.posterior(view.multipliers, view.weight / model.kl_weight)  # q(W): eq. L2 to L4
             fit = fit + view.weight * model.expected_log_likelihood(name, block, h, W)  # eq. 29 to 31
             divergence = divergence + block.share * W.divergence
             prior = prior + block.share * view.log_prior()  # of point estimates
