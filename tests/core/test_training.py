@@ -396,7 +396,7 @@ def test_the_same_seed_gives_the_same_bits(options):
 
 def test_other_seeds_differ():
     (first, _), (second, _) = (fitted(seed=seed) for seed in (0, 1))
-    assert not torch.equal(first.views[0].raw, second.views[0].raw)
+    assert not torch.equal(first.views[0].loadings.raw, second.views[0].loadings.raw)
 
 
 @pytest.mark.parametrize("n_samples", [None, 2])
