@@ -651,12 +651,12 @@ def test_a_fit_that_converged_says_so(mdata, log):
 def test_a_repair_is_logged_and_written_down(mdata, log, monkeypatch):
     calls = iter(range(1000))
 
-    class Broken(training.MeanFieldELBO):
+    class Broken(ClosedFormELBO):
         def differentiable_loss(self, *args: Any, **options: Any) -> Any:
             loss = super().differentiable_loss(*args, **options)
             return loss * np.nan if next(calls) == 4 else loss
 
-    monkeypatch.setattr(training, "MeanFieldELBO", Broken)
+    monkeypatch.setattr(training, "ClosedFormELBO", Broken)
     fit(mdata, max_steps=12)
     (repair,) = mdata.uns["gpnsf"]["repairs"]
     assert repair.startswith("step 4: objective not finite, rolled back")
