@@ -117,8 +117,8 @@ def _or_none(text: str) -> str | None:
 
 FIT_OPTIONS: dict[str, dict[str, Any]] = {
     "model": {"help": "gpnsf, nsfh, nsf, pnmf, rsf or fa"},
-    "n_factors": {"type": int, "help": "number of factors"},
-    "n_spatial": {"type": int, "help": "how many of them are spatial"},
+    "n_factors": {"type": int, "help": "most factors that are fitted"},
+    "n_spatial": {"type": int, "help": "most factors that are spatial; default: as many as are found"},
     "modalities": {"type": _names, "metavar": "A,B", "help": "modalities to fit"},
     "likelihoods": {"type": _per_modality, "metavar": "A=NAME,B=NAME", "help": "nb, poisson, bernoulli, gaussian"},
     "layers": {"type": _per_modality, "metavar": "A=NAME,B=NAME", "help": "layers that hold the counts"},
@@ -132,7 +132,8 @@ FIT_OPTIONS: dict[str, dict[str, Any]] = {
     "field": {"help": "hilbert or inducing"},
     "n_inducing": {"type": int, "help": "number of inducing points"},
     "lengthscale": {"type": float, "help": "length scale, in the units of the coordinates"},
-    "kl_weight": {"type": float, "help": "weight of the prior"},
+    "loadings": {"help": "gamma (default): posteriors; point: estimates without a prior"},
+    "kl_weight": {"type": float, "help": "weight of the priors"},
     "objective": {"help": "closed_form or monte_carlo"},
     "n_samples": {"type": int, "help": "draws a step of the Monte Carlo objective"},
     "init": {"help": "auto, smooth, spot or random"},

@@ -139,7 +139,7 @@ class _Fit:
     def end(self, z: np.ndarray, most_spatial: int, *, local: bool) -> refine.LogFactors:
         """Join what is one, leave out what is not in use, give what is spatial a field, and run the local stage."""
         adopted: dict[int, moves.Adopted] = {}
-        if all(isinstance(view.loadings, GammaLoadings) for view in self.model.views):
+        if all(isinstance(view.loadings, GammaLoadings) for _, view in self.model.items()):
             graph = moves.neighbours(self.blocks)
             joined = moves.join(self.model, self.blocks, graph) if local else {}
             m, T = self.log_factors(), self.model.n_spatial
@@ -151,7 +151,7 @@ class _Fit:
                 others = [k for k in range(T, self.model.n_factors) if used[k] and k not in rising]
                 self._regroup([*spatial, *rising, *others], len(spatial) + len(rising), m)
             adopted = {spatial.index(k): own for k, own in joined.items()}
-            adopted |= moves.adopt(self.model, self.blocks, graph, m[:, rising])
+            adopted |= moves.adopt(self.model, self.blocks, graph, self._tensor(m[:, rising]))
         return (refine.local if local else refine.mean_field)(self.model, self.blocks, adopted)
 
     def _place(self, model: Factorization) -> None:
@@ -161,12 +161,15 @@ class _Fit:
         """The factors named, the first ones spatial."""
         old, self.order = self.model, self.order[order]
         self._place(self.build(self.dataset, n_spatial, len(order)))
-        regrouped(old, self.model, self.blocks, torch.as_tensor(m, device=next(old.parameters()).device), order)
+        regrouped(old, self.model, self.blocks, self._tensor(m), order)
+
+    def _tensor(self, values: np.ndarray) -> torch.Tensor:
+        """An array on the device of the model."""
+        return torch.as_tensor(values, device=next(self.model.parameters()).device)
 
     def _used(self, m: np.ndarray) -> np.ndarray:
         """Factors [K] that the counts of some modality ask for; the largest one where they ask for none."""
-        device = next(self.model.parameters()).device
-        share = moves.shares(self.model, torch.as_tensor(m, device=device)).amax(0).cpu().numpy()
+        share = moves.shares(self.model, self._tensor(m)).amax(0).cpu().numpy()
         return (share > moves.ALIVE) | (share == share.max())
 
     def _ordered(self, z: np.ndarray, m: np.ndarray) -> list[int]:

@@ -2,8 +2,8 @@
 
 With the prior ``W_jk ~ Gamma(alpha_k, beta_jk)`` and ``q(W_jk) = Gamma(a_jk, b_jk)``, b given and ``a = b E W``:
 
-    W^G = exp(E log W) = exp(psi(a)) / b                                            (eq. 37)
-    KL  = (a - alpha) psi(a) - lnGamma(a) + lnGamma(alpha) + alpha ln(b / beta) + beta E W - a    (eq. 38)
+    W^G = exp(E log W) = exp(psi(a)) / b                                            (eq. L3)
+    KL  = (a - alpha) psi(a) - lnGamma(a) + lnGamma(alpha) + alpha ln(b / beta) + beta E W - a    (eq. L4)
 
 ``beta = alpha / (mu_k m_j)``: mu_k is what a feature has of the factor on average, m_j the level of the feature.
 """
@@ -72,7 +72,8 @@ class _Compiled(torch.autograd.Function):
         geometric, by_geometric, by_divergence = (np.empty(log_mean.shape, np.float32) for _ in range(3))
         divergence, by_alpha = np.zeros(len(alpha)), np.zeros(len(alpha))
         inputs = (x.detach().contiguous().numpy() for x in (log_mean, alpha, (alpha / mu).log(), level, exposure))
-        _pass(*inputs, geometric, by_geometric, by_divergence, divergence, by_alpha)
+        arrays = (*inputs, geometric, by_geometric, by_divergence, divergence, by_alpha)
+        _pass(*arrays)
         n_features, wide = len(log_mean), alpha.double()
         slopes = torch.from_numpy(by_alpha) + n_features * torch.digamma(wide)
         ctx.save_for_backward(torch.from_numpy(by_geometric), torch.from_numpy(by_divergence), slopes)
@@ -89,7 +90,18 @@ class _Compiled(torch.autograd.Function):
 
 
 @njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "reassoc", "arcp"})
-def _pass(log_mean, alpha, log_rate, level, exposure, geometric, by_geometric, by_divergence, divergence, by_alpha):  # noqa: ANN001, ANN202
+def _pass(  # type: ignore[no-untyped-def]
+    log_mean,
+    alpha,
+    log_rate,
+    level,
+    exposure,
+    geometric,
+    by_geometric,
+    by_divergence,
+    divergence,
+    by_alpha,
+):
     """Fill the outputs; psi, psi' and lnGamma by their series at ``a + 2``, taken back by the recurrence.
 
     ``log_rate`` [K] is ``log(alpha / mu)``. ``divergence`` [K] lacks lnGamma(alpha), ``by_alpha`` psi(alpha).

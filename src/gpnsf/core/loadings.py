@@ -2,8 +2,8 @@
 
 The last of the K+1 columns is the background. Nonnegative loadings have gamma posteriors,
 
-    W_jk ~ Gamma(alpha_k, alpha_k / (mu_k m_j))         prior: few features of a factor are large    (eq. 36)
-    q(W_jk) = Gamma(a_jk, b_jk),  b_jk = alpha_k / (mu_k m_j) + (w / kappa) sum_i nu_i E H_ik         (eq. 37)
+    W_jk ~ Gamma(alpha_k, alpha_k / (mu_k m_j))         prior: few features of a factor are large    (eq. L1)
+    q(W_jk) = Gamma(a_jk, b_jk),  b_jk = alpha_k / (mu_k m_j) + (w / kappa) sum_i nu_i E H_ik         (eq. L2)
 
 with the level m_j of the feature, and alpha_k and mu_k estimated for each factor: a factor that the counts do not ask for
 loses its loadings altogether (automatic relevance determination). b is the rate that is optimal for Poisson counts; only
@@ -159,14 +159,14 @@ class GammaLoadings(AbstractLoadings):
         return PosteriorLoadings(self.mean, geometric, self.charge * divergence)
 
     def model(self, name: str) -> Tensor:
-        """``W ~ Gamma(alpha, alpha / (mu m))`` (eq. 36)."""
+        """``W ~ Gamma(alpha, alpha / (mu m))`` (eq. L1)."""
         alpha, beta = self._prior_rates()
         with pyro.poutine.scale(scale=float(self.charge)):
             W = pyro.sample(name, dist.Gamma(alpha.expand_as(beta), beta).to_event(2))
         return W if self.background else torch.cat([W, torch.zeros_like(W[:, :1])], 1)
 
     def guide(self, name: str, multipliers: Tensor | None, weight: float) -> None:
-        """``W ~ Gamma(a, b)`` (eq. 37)."""
+        """``W ~ Gamma(a, b)`` (eq. L2)."""
         _, beta = self._prior_rates()
         n = self.n_columns
         b = beta.detach() + weight / self.charge * self._exposure(multipliers)[:, :n]

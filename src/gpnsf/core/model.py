@@ -206,17 +206,17 @@ class Factorization(nn.Module):
             return sample(*arguments)
 
     def expected_log_likelihood(
-        self, view: ViewModel, block: Block, name: str, h: tuple[Tensor, Tensor], W: PosteriorLoadings
+        self, name: str, block: Block, h: tuple[Tensor, Tensor], W: PosteriorLoadings
     ) -> Tensor:
-        """Closed-form bound on ``E_q log p(y | h, W)``, or its Monte Carlo mean over draws of the rows of h (eq. 29 to 35)."""
-        counts, size = block.counts[name], block.size[name]
-        mean, geometric = (None if part is None else view.as_seen(part, block.batch) for part in W[:2])
+        """Closed-form bound on ``E_q log p(y | h, W)`` of a modality, or its mean over draws of the rows of h (eq. 29 to 31)."""
+        view, counts, size = dict(self.items())[name], block.counts[name], block.size[name]
+        mean = view.as_seen(W.mean, block.batch)
+        geometric = None if W.geometric is None else view.as_seen(W.geometric, block.batch)
+        moments = self._moments(*h, size)
+        view.loadings.see(block.batch, moments.mean)
         if self.n_samples is None:
-            moments = self._moments(*h, size)
-            view.loadings.see(block.batch, moments.mean)
             return view.likelihood.bound(counts, moments, mean, geometric)
         m, v = h
-        view.loadings.see(block.batch, self._moments(m, v, size).mean)
         scale, certain = v.clamp_min(1e-12).sqrt(), torch.zeros_like(v)  # the slope of the root is infinite at 0
         draws = [self._moments(m + scale * torch.randn_like(m), certain, size) for _ in range(self.n_samples)]
         return torch.stack([view.likelihood.bound(counts, draw, mean, geometric) for draw in draws]).mean()
@@ -245,7 +245,7 @@ class Factorization(nn.Module):
 
     def end_pass(self) -> None:
         """All blocks were seen: the next pass takes the posteriors of the loadings from what this one has summed up."""
-        for view in self.views:
+        for _, view in self.items():
             view.loadings.end_pass()
 
     def load(self, start: Start, blocks: list[Block]) -> None:

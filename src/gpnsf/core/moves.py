@@ -7,7 +7,7 @@ room from, so the numbers of factors stay as they were asked for.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -20,7 +20,7 @@ from gpnsf.core import distributed
 from gpnsf.core.metrics import knn_weights, morans_i
 from gpnsf.core.model import Block, Factorization
 
-__all__ = ["ALIVE", "Adopted", "Move", "adopt", "join", "log_factors", "neighbours", "proposals", "shares"]
+__all__ = ["ALIVE", "Adopted", "Move", "adopt", "join", "log_factors", "make", "neighbours", "proposals", "shares"]
 
 ALIVE = 1e-3  # share of the expected counts of some modality below which a factor is switched off
 WORTH = 1e-2  # share below which a factor is not worth a move
@@ -29,15 +29,24 @@ SURE, ALIKE, SAME = 0.8, 0.6, 0.9  # likeness of spatial pairs merged together o
 LEAST_SIGNAL = 0.5  # of the square of a column of loadings, whatever its noise
 EQUAL = 0.95  # cosine of the loadings of factors that are one
 N_NEIGHBORS = 8
+USUAL_NOISE, LEAST_NOISE = 0.2, 0.05  # of the ridge that makes a field of a log factor
 SPLIT = (0.05, 0.95)  # bounds of the share of a log factor's variance that is given to its field
 
 
 @dataclass(frozen=True)
 class Move:
-    """A change of the parameters."""
+    """Factors to merge, and a nonspatial factor to put into a spatial slot after that."""
 
-    name: str
-    make: Callable[[], None]
+    merges: tuple[tuple[int, int], ...] = ()  # (k, l): k takes over what l has
+    promotion: tuple[int, int] | None = None  # a nonspatial factor, and its slot
+
+    @property
+    def name(self) -> str:
+        """The move in words."""
+        parts = [f"merge {l} into {k}" for k, l in self.merges]
+        if self.promotion:
+            parts.append("nonspatial {} to spatial {}".format(*self.promotion))
+        return ", ".join(parts)
 
 
 @dataclass(frozen=True)
@@ -130,10 +139,10 @@ def proposals(model: Factorization, blocks: list[Block], graph: sp.csr_matrix) -
         if not set(pair) & {k for other in disjoint for k in other}:
             disjoint.append(pair)
     if len(disjoint) > 1:
-        yield Move(f"merge {_listed(disjoint)}", lambda: [_merge(standing, *pair) for pair in disjoint])
+        yield Move(tuple(disjoint))
     for spatial, above in ((True, ALIKE), (False, SAME)):
         for pair in standing.pairs(spatial=spatial, above=above):
-            yield Move(f"merge {_listed([pair])}", lambda pair=pair: _merge(standing, *pair))
+            yield Move((pair,))
 
 
 def _promotions(standing: _Standing) -> Iterator[Move]:
@@ -142,43 +151,37 @@ def _promotions(standing: _Standing) -> Iterator[Move]:
         if standing.order[k] < ORDER:
             return
         if standing.off:
-            slot = standing.off[0]
-            yield Move(f"nonspatial {k} to spatial {slot}", lambda k=k, slot=slot: _promote(standing, k, slot))
+            yield Move(promotion=(k, standing.off[0]))
         elif pairs := standing.pairs(spatial=True, above=-1.0):
-            pair = pairs[0]
-            name = f"merge {_listed([pair])}, nonspatial {k} to spatial {pair[1]}"
-            yield Move(name, lambda k=k, pair=pair: (_merge(standing, *pair), _promote(standing, k, pair[1])))
+            yield Move((pairs[0],), promotion=(k, pairs[0][1]))
 
 
-def _listed(pairs: list[tuple[int, int]]) -> str:
-    """Pairs in a name."""
-    return " and ".join(f"{l} into {k}" for k, l in pairs)
+@torch.no_grad()
+def make(move: Move, model: Factorization, blocks: list[Block]) -> None:
+    """Change the parameters as a move says."""
+    m = log_factors(model, blocks)
+    for k, l in move.merges:
+        joint, loadings = _sum(model, m, [k, l])
+        _switch_off(model, l)
+        _put(model, blocks, k, joint, loadings, like=k)
+    if move.promotion:
+        k, slot = move.promotion
+        loadings = [view.loadings.mean[:, k].clone() for _, view in model.items()]
+        _switch_off(model, k)
+        _put(model, blocks, slot, m[:, k], loadings)
 
 
-def _merge(standing: _Standing, k: int, l: int) -> None:
-    """Factor k takes over what l has."""
-    joint, loadings = _sum(standing, [k, l])
-    _switch_off(standing.model, l)
-    _put(standing, k, joint, loadings, like=k)
-
-
-def _sum(standing: _Standing, members: list[int]) -> tuple[Tensor, list[Tensor]]:
+def _sum(model: Factorization, m: Tensor, members: list[int]) -> tuple[Tensor, list[Tensor]]:
     """Log factor [N] and loadings of the sum of factors, each weighted by its loadings."""
-    views = [view.loadings.mean for _, view in standing.model.items()]
-    mass = torch.stack([sum(W[:, k].sum() for W in views) for k in members]).clamp_min(1e-30).log()  # type: ignore[misc]
-    joint = torch.logsumexp(standing.m[:, members] + mass, 1) - torch.logsumexp(mass, 0)
+    views = [view.loadings.mean for _, view in model.items()]
+    mass = torch.stack([W[:, members].sum(0) for W in views]).sum(0).clamp_min(1e-30).log()
+    joint = torch.logsumexp(m[:, members] + mass, 1) - torch.logsumexp(mass, 0)
     return joint, [W[:, members].sum(1) for W in views]
 
 
-def _promote(standing: _Standing, k: int, slot: int) -> None:
-    """The nonspatial factor k becomes the spatial factor in a slot."""
-    loadings = [view.loadings.mean[:, k].clone() for _, view in standing.model.items()]
-    _switch_off(standing.model, k)
-    _put(standing, slot, standing.m[:, k], loadings)
-
-
 def _put(
-    standing: _Standing,
+    model: Factorization,
+    blocks: list[Block],
     k: int,
     log_factor: Tensor,
     loadings: list[Tensor],
@@ -187,28 +190,35 @@ def _put(
     share: float | None = None,
 ) -> None:
     """Set factor k; with ``share``, its field gets that share of the variance, as a ridge with the rest as noise leaves it."""
-    model, shift = standing.model, torch.zeros((), device=log_factor.device)
-    if k >= standing.T:
-        model.nonspatial.loc.data[:, k - standing.T] = log_factor  # type: ignore[union-attr]
-    else:
-        shift, std = log_factor.mean(), float(log_factor.std())
-        noise = {"noise_sd": max(std * (1 - share) ** 0.5, 0.05), "amplitude": std * share**0.5} if share else {}
-        located = [block.located for block in standing.blocks]
-        model.spatial.field.put(k, log_factor - shift, located, like=like, **noise)  # type: ignore[union-attr]
+    shift = torch.zeros((), device=log_factor.device)
+    if model.spatial is not None and k < model.n_spatial:
+        shift = log_factor.mean()
+        located, (noise_sd, amplitude) = [block.located for block in blocks], _ridge(log_factor, share)
+        model.spatial.field.put(k, log_factor - shift, located, like=like, noise_sd=noise_sd, amplitude=amplitude)
+    elif model.nonspatial is not None:
+        model.nonspatial.loc[:, k - model.n_spatial] = log_factor
     for (_, view), W in zip(model.items(), loadings, strict=True):
         view.loadings.put(k, W * shift.exp(), like)
+
+
+def _ridge(log_factor: Tensor, share: float | None) -> tuple[float, float | None]:
+    """Noise and amplitude with which a field takes up a share of the variance."""
+    if share is None:
+        return USUAL_NOISE, None
+    std = float(log_factor.std())
+    return max(std * (1 - share) ** 0.5, LEAST_NOISE), std * share**0.5
 
 
 def _switch_off(model: Factorization, k: int) -> None:
     """Factor k at its prior, with next to no loadings."""
     for _, view in model.items():
         view.loadings.switch_off(k)
-    if k < model.n_spatial:
-        model.spatial.field.forget(k)  # type: ignore[union-attr]
-        return
-    factors, i = model.nonspatial, k - model.n_spatial
-    factors.loc.data[:, i] = 0.0  # type: ignore[union-attr]
-    factors.log_scale.data[:, i] = factors.log_sigma.data[i]  # type: ignore[union-attr]
+    if model.spatial is not None and k < model.n_spatial:
+        model.spatial.field.forget(k)
+    elif model.nonspatial is not None:
+        i = k - model.n_spatial
+        model.nonspatial.loc[:, i] = 0.0
+        model.nonspatial.log_scale[:, i] = model.nonspatial.log_sigma[i]
 
 
 @torch.no_grad()
@@ -216,11 +226,11 @@ def join(model: Factorization, blocks: list[Block], graph: sp.csr_matrix) -> dic
     """Factors with the loadings of a spatial one become part of it, by slot: with deviations around its field nothing is lost."""
     standing, joined = _Standing(model, blocks, graph, patterns=False), {}
     for k, others in _equal(standing).items():
-        joint, loadings = _sum(standing, [k, *others])
+        joint, loadings = _sum(model, standing.m, [k, *others])
         for l in others:
             _switch_off(model, l)
         share = _field_share(joint, graph)
-        _put(standing, k, joint, loadings, like=k, share=share)
+        _put(model, blocks, k, joint, loadings, like=k, share=share)
         joined[k] = Adopted(joint - joint.mean(), (1 - share) * float(joint.var()))
     return joined
 
@@ -246,13 +256,13 @@ def _equal(standing: _Standing) -> dict[int, list[int]]:
 @torch.no_grad()
 def adopt(model: Factorization, blocks: list[Block], graph: sp.csr_matrix, log_factor: Tensor) -> dict[int, Adopted]:
     """Give the last spatial factors of a model the fields and deviations that log factors [N, n] ask for, without training."""
-    located, adopted = [block.located for block in blocks], {}
-    for i, own in enumerate(torch.as_tensor(log_factor, device=blocks[0].located.coords.device).T):
-        share, std = _field_share(own, graph), float(own.std())
-        slot, centred = model.n_spatial - log_factor.shape[1] + i, own - own.mean()
-        ridge = {"noise_sd": max(std * (1 - share) ** 0.5, 0.05), "amplitude": std * share**0.5}
-        model.spatial.field.put(slot, centred, located, **ridge)  # type: ignore[union-attr]
-        adopted[slot] = Adopted(centred, (1 - share) * std**2)
+    located, adopted, field = [block.located for block in blocks], {}, model.spatial.field  # type: ignore[union-attr]
+    first = model.n_spatial - log_factor.shape[1]
+    for slot, own in enumerate(log_factor.T, start=first):
+        share, centred = _field_share(own, graph), own - own.mean()
+        noise_sd, amplitude = _ridge(own, share)
+        field.put(slot, centred, located, noise_sd=noise_sd, amplitude=amplitude)
+        adopted[slot] = Adopted(centred, (1 - share) * float(own.var()))
     return adopted
 
 

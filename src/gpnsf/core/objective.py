@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from pyro.infer.elbo import ELBO
 from torch import Tensor
 
@@ -24,16 +25,16 @@ class ClosedFormELBO(ELBO):
 
     def differentiable_loss(self, model: Factorization, guide: Any, block: Block) -> Tensor:
         """The share of a row block in the negative bound; those of all blocks add up to it."""
-        h = model.marginals(block)  # q(h): mean and variance [n, K], eq. 32 to 34
-        fit, penalty, divergence = 0.0, 0.0, 0.0
-        for part in model.parts:  # eq. 28
-            divergence += (1.0 if part.is_local else block.share) * part.divergence(block.rows)
+        h = model.marginals(block)  # q(h): mean and variance [n, K]                      eq. 32 to 34
+        fit = divergence = prior = torch.zeros((), device=h[0].device)
+        for part in model.parts:
+            divergence = divergence + (1 if part.is_local else block.share) * part.divergence(block.rows)  # eq. 28
         for name, view in model.items():
-            W = view.loadings.posterior(view.multipliers, view.weight / model.kl_weight)  # q(W), eq. 36 to 38
-            fit += view.weight * model.expected_log_likelihood(view, block, name, h, W)  # eq. 29 to 31
-            divergence += block.share * W.divergence
-            penalty -= block.share * view.log_prior()
-        return model.kl_weight * divergence + penalty - fit
+            W = view.loadings.posterior(view.multipliers, view.weight / model.kl_weight)  # q(W): eq. L2 to L4
+            fit = fit + view.weight * model.expected_log_likelihood(name, block, h, W)  # eq. 29 to 31
+            divergence = divergence + block.share * W.divergence
+            prior = prior + block.share * view.log_prior()  # of point estimates
+        return model.kl_weight * divergence - prior - fit
 
     def loss_and_grads(self, model: Factorization, guide: Any, block: Block) -> float:
         """Value and gradients of a block that holds all rows, as ``pyro.infer.SVI.step`` wants them."""

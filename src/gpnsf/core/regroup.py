@@ -38,7 +38,7 @@ def regrouped(
         elif k < new.n_spatial:
             shift = m[:, source].mean()
             new.spatial.field.put(k, m[:, source] - shift, [block.located for block in blocks])  # type: ignore[union-attr]
-            for view in new.views:
+            for _, view in new.items():
                 view.loadings.raw[:, k] += shift
         else:
             _nonspatial(old, new, m, source, k)
@@ -78,5 +78,5 @@ def _nonspatial(old: Factorization, new: Factorization, m: Tensor, source: int, 
     factors.loc[:, i] = m[:, source] - shift
     factors.log_scale[:, i] = FIRST_LOG_SCALE
     factors.log_sigma[i] = m[:, source].std().clamp(0.1, 3.0).log()
-    for view in new.views:
+    for _, view in new.items():
         view.loadings.raw[:, k] += shift

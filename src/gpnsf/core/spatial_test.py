@@ -23,7 +23,7 @@ from gpnsf.core.moments import MEAN_RANGE
 from gpnsf.core.moves import ALIVE, shares
 from gpnsf.core.types import Dataset, View
 
-__all__ = ["MIN_Z", "SpatialTest", "halves", "passed", "spatial_test"]
+__all__ = ["CLEAR_Z", "MIN_Z", "SpatialTest", "halves", "passed", "spatial_test"]
 
 MIN_Z = 3.0  # above which a factor counts as spatial
 CLEAR_Z = 6.0  # above which a factor shows that the data are not too shallow to judge each alone
@@ -51,9 +51,9 @@ class SpatialTest:
 
         As many as the test itself began with where no factor has order.
         """
-        plain, found = [], 0
+        plain, found, T = [], 0, self.n_spatial
         for z, used in zip(self.z, self.used, strict=True):
-            has_order = z > np.where(np.arange(len(z)) < self.n_spatial, MIN_Z, CLEAR_Z)
+            has_order = np.concatenate([passed(z[:T]), z[T:] > CLEAR_Z])
             plain.append((used & ~has_order).sum())
             found += (used & has_order).sum()
         return len(self.z[0]) - round(np.mean(plain)) if found else self.n_spatial
@@ -184,20 +184,23 @@ def _crossed_order(
     really differ. Differences without order have some by chance, and the fit may have picked them for it: as much as
     ``CHANCE`` rho is taken off.
 
-    Relative to totals, what is beside the spatial factors is less where they are more, in all nonspatial factors alike: that
-    part of their order, which the neighbours' ``log_rest`` [n] tells, is taken out.
+    Relative to totals, all nonspatial factors are less where the spatial ones are more: their logarithms follow that of what is
+    left, ``log_rest`` [n], which the neighbours tell. That much of their order, with a slope of 1 at most, is taken out.
     """
     slices = [np.flatnonzero(dataset.library == code) for code in np.unique(dataset.library)]
-    fitted, kept = (_standard(centred_within(scores, slices)) for scores in (fitted, kept))
+    fitted = _standard(centred_within(fitted, slices))
     near = np.zeros((len(N_NEIGHBORS), *fitted.shape))
-    rest = np.zeros((len(dataset.coords), len(N_NEIGHBORS)))
+    rest = np.zeros(len(fitted))
     for rows in (rows for rows in slices if len(rows) > 1):
-        for i, wanted in enumerate(N_NEIGHBORS):
+        for total, wanted in zip(near, N_NEIGHBORS, strict=True):
             number = min(wanted, max(1, len(rows) // 8))
             graph = knn_weights(dataset.coords[rows], n_neighbors=number)
-            near[i, rows], rest[rows, i] = number * (graph @ fitted[rows]), graph @ log_rest[rows]
-    rest = centred_within(rest, slices)
-    kept[:, n_spatial:] -= rest @ np.linalg.lstsq(rest, kept[:, n_spatial:], rcond=None)[0]
+            total[rows] = number * (graph @ fitted[rows])
+            rest[rows] += graph @ log_rest[rows] / len(N_NEIGHBORS)
+    rest, kept = centred_within(rest[:, None], slices), centred_within(kept, slices)
+    slope = np.clip(rest.T @ kept[:, n_spatial:] / max(float((rest**2).sum()), 1e-12), 0.0, 1.0)
+    kept[:, n_spatial:] -= rest * slope
+    kept = _standard(kept)
     expected = np.sum([_standard(centred_within(total, slices)) for total in near], axis=0)
     spread = np.sqrt(np.diag(permutation_variance(expected, kept, slices)))
     z = np.divide((expected * kept).sum(0), spread, out=np.zeros_like(spread), where=spread > 1e-12)

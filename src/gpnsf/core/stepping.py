@@ -179,7 +179,7 @@ class Stepper:
     def _move(self, rate: float) -> None:
         """One step of Adam."""
         self._adam.step(rate)
-        for view in self.model.views:
+        for _, view in self.model.items():
             view.loadings.clamp_()
         if self.model.spatial is not None:
             self.model.spatial.field.clamp_()

@@ -290,7 +290,7 @@ class _Run:
 
     def _configure(self, phase: Phase) -> None:
         """Let a phase learn what it is to learn: beyond the first steps, kernels drift with what the model cannot say."""
-        for view in self.model.views:
+        for _, view in self.model.items():
             view.likelihood.in_surrogate = view.likelihood.surrogate is not None and not phase.exact
         if self.model.spatial is not None and not phase.learns_kernel:
             for parameter in self.model.spatial.field.hyperparameters():
@@ -319,7 +319,7 @@ class _Run:
 
     def _move(self, phase: Phase) -> None:
         """Try moves and keep those that raise the objective, the most promising ones first; look again after each."""
-        able = [isinstance(view.loadings, GammaLoadings) for view in self.model.views]
+        able = [isinstance(view.loadings, GammaLoadings) for _, view in self.model.items()]
         if not all(able) or self.model.n_samples is not None or not self.schedule.moves:
             return
         graph = moves.neighbours(self.blocks)
@@ -342,7 +342,7 @@ class _Run:
         """Make a move, give it a few steps if it needs them, and undo it if the objective stays below."""
         stepper, room = self.stepper, self._room()
         before, snapshot = elbo(self.model, self.blocks), stepper.captured()
-        move.make()
+        moves.make(move, self.model, self.blocks)
         stepper.set_out()
         last = after = elbo(self.model, self.blocks)
         least = self.schedule.tol * stepper.nnz
@@ -396,7 +396,7 @@ class _Run:
 
     def _polish_length(self) -> int:
         """Steps kept back for the exact likelihoods, each a dense pass."""
-        late = [view.likelihood for view in self.model.views if view.likelihood.surrogate is not None]
+        late = [view.likelihood for _, view in self.model.items() if view.likelihood.surrogate is not None]
         entries = self.model.n_obs * sum(likelihood.n_features for likelihood in late)
         if not entries:
             return 0

@@ -16,8 +16,9 @@ from gpnsf.core.fitting import Outcome
 from gpnsf.core.hilbert import HilbertField, retained_variance
 from gpnsf.core.initial import starts
 from gpnsf.core.metrics import knn_weights, morans_i
+from gpnsf.core.model import PRESETS
 from gpnsf.core.pilot import sample
-from gpnsf.core.spatial_test import MIN_Z
+from gpnsf.core.spatial_test import CLEAR_Z
 from gpnsf.core.types import Dataset, History, Posterior, View, parts
 from gpnsf.writeback import factor_names
 
@@ -122,32 +123,31 @@ def _size_factors(fitted: _Fitted) -> Iterator[str]:
 
 
 def _all_spatial(fitted: _Fitted) -> Iterator[str]:
-    """No nonspatial factor."""
-    if fitted.counted and fitted.posterior.is_spatial.all():
+    """No nonspatial factor, and no test that says so."""
+    untested = not fitted.outcome.spatial_test and 0 < PRESETS[fitted.params["model"]].spatial < 1
+    if untested and fitted.counted and fitted.posterior.is_spatial.all():
         yield (
-            f"All {len(fitted.posterior.is_spatial)} factors are spatial: variation between neighbouring spots will be forced "
-            "into them. Pass a smaller n_spatial unless this is what you want."
+            f"All {len(fitted.posterior.is_spatial)} factors are spatial because they were asked to be: variation between "
+            "neighbouring spots will be forced into them. Pass a smaller n_spatial, or split='tested'."
         )
 
 
 def _split(fitted: _Fitted) -> Iterator[str]:
-    """What the test of counts that were held back says about the number of spatial factors."""
+    """What held-out counts say about the number of spatial factors."""
     z, is_spatial = fitted.outcome.spatial_test.get("z"), fitted.posterior.is_spatial
     if z is None:
         return
     if not is_spatial.any():
         yield (
-            "No factor showed spatial order in counts that were held back: all are nonspatial and every importance is 0. If that is a surprise, check that the coordinates belong to these "
-            "observations."
+            "No factor shows spatial order in held-out counts: all are nonspatial and every importance is 0. If that is a "
+            "surprise, check that the coordinates belong to these observations."
         )
-    # relative to totals, whatever is left beside spatial factors has some order: only more than theirs is worth a word
-    bar = max(2 * MIN_Z, z[is_spatial].min()) if is_spatial.any() else 2 * MIN_Z
     scores = zip(factor_names(is_spatial), z, is_spatial, strict=True)
-    left = [f"{name} (z = {value:.1f})" for name, value, spatial in scores if not spatial and value > bar]
-    if left:
+    left = [f"{name} (z = {value:.1f})" for name, value, spatial in scores if not spatial and value > CLEAR_Z]
+    if left and fitted.params["n_spatial"] is not None:
         yield (
-            f"Nonspatial factors with clear spatial order in counts that were held back: {', '.join(left)}. Pass a larger "
-            "n_spatial if they should be read as spatial."
+            f"n_spatial = {fitted.params['n_spatial']} leaves no room for {len(left)} more factor(s) with clear spatial order in "
+            f"held-out counts, which are nonspatial in name only: {', '.join(left)}. Leave n_spatial out to have them as spatial."
         )
 
 

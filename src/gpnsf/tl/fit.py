@@ -93,7 +93,8 @@ def fit(
         Upper bound of the number of factors K, at most the number of observations and of features. Factors that the data do
         not support are dropped from all slots: K is the number of columns of ``obsm["X_gpnsf"]``.
     n_spatial
-        Number of spatial factors T. Default: half of them for "gpnsf" and "nsfh"; the other models allow no choice.
+        Upper bound of the number of spatial factors T of "gpnsf" and "nsfh"; the other models allow no choice. Default: all
+        factors with spatial order in held-out counts are spatial. With ``split="assumed"`` their number, half of K by default.
     modalities
         Names of the modalities to use. Default: "rna" and "atac" where they exist, else all.
     likelihoods
@@ -137,8 +138,9 @@ def fit(
         "auto" (several starts, the best bound after 25 steps is kept), "smooth", "spot" or "random". The signed models
         always start at the singular value decomposition.
     split
-        "tested" (hybrid models only): spatial factors without spatial order in counts that were held back become nonspatial,
-        and the fit goes on from there. "assumed": T factors are spatial because they were asked to be.
+        "tested" (hybrid models only): held-out counts decide. Factors without spatial order there are nonspatial, factors with
+        clear order (z above 6) spatial, as far as ``n_spatial`` allows. "assumed": T factors are spatial because they were asked
+        to be.
     refine
         Whether to run the local stage. Without it factors are as smooth as their field.
     holdout_key
@@ -257,8 +259,9 @@ def _fit(
     began = time.perf_counter()
     key, model = params["key_added"], params["model"]
     checks.key_added(key, data.mod if isinstance(data, MuData) else ())
-    found = params["n_spatial"] is None and 0 < models.PRESETS[model].spatial < 1
-    params["n_spatial"] = spatial_factors(model, params["n_factors"], params["n_spatial"])
+    hybrid, recorded = 0 < models.PRESETS[model].spatial < 1, params
+    params = {**params, "n_spatial": spatial_factors(model, params["n_factors"], params["n_spatial"])}
+    found = hybrid and params["split"] == "tested" and recorded["n_spatial"] is None
     dataset, layout = read(data, params)
     _check_processes(dataset, params, store)
     guard(dataset, params, layout.scale, resolved(params["device"]).type)
@@ -273,16 +276,16 @@ def _fit(
             _builder(params, layout.scale),
             **{name: params[name] for name in ("n_factors", "n_spatial", "init", "block_size", "seed")},
             most_spatial=params["n_factors"] if found else params["n_spatial"],
-            tested=params["split"] == "tested" and 0 < models.PRESETS[model].spatial < 1,
+            tested=hybrid and params["split"] == "tested",
             local_stage=params["refine"],
             schedule=schedule,
             progress=shown,
             checkpoint=store,
         )
         threads = torch.get_num_threads()
-        warnings = distributed.from_first(lambda: diagnostics.warn(dataset, outcome, params=params, scale=layout.scale))
+        warnings = distributed.from_first(lambda: diagnostics.warn(dataset, outcome, params=recorded, scale=layout.scale))
     seconds = time.perf_counter() - began
-    info = {**_info(params, outcome, seconds), "threads": threads, "processes": distributed.number()}
+    info = {**_info(recorded, outcome, seconds), "threads": threads, "processes": distributed.number()}
     info["warnings"] = warnings
     info["backend"] = backend(resolved(params["device"]).type)
     _report(dataset, outcome.history, seconds)
