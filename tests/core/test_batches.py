@@ -71,8 +71,8 @@ def test_a_multiplier_scales_the_rates_of_its_batch_and_costs_its_prior():
     expected = loss(plain, plain.blocks(dataset)).item() + (0.5 * (view.log_multipliers / BATCH_SD) ** 2).sum().item()
     for block in plain.blocks(dataset):
         moments = plain.moments(name, block)
-        W = other.loadings.mean
-        for W, sign in ((W, 1), (view.log_multipliers[block.batch].exp()[:, None] * W, -1)):
+        own, multipliers = other.loadings.mean, view.log_multipliers[block.batch].exp()[:, None]
+        for W, sign in ((own, 1), (multipliers * own, -1)):
             expected += sign * view.likelihood.bound(block.counts[name], moments, W).item()
     assert loss(model, model.blocks(dataset)).item() == pytest.approx(expected, rel=1e-5)
 

@@ -94,7 +94,10 @@ def test_marginals_are_those_of_the_guide(build):
             draws = torch.stack([block.field.conditional(one, located)[0] for one in u])
         else:
             draws = torch.stack(
-                [poutine.trace(block.guide).get_trace(every_row, None).nodes["h_nonspatial"]["value"] for _ in range(3000)]
+                [
+                    poutine.trace(block.guide).get_trace(every_row, None).nodes["h_nonspatial"]["value"]
+                    for _ in range(3000)
+                ]
             )
         mean, variance = block.marginals(every_row, located)
     torch.testing.assert_close((draws.mean(0) - mean) / variance.sqrt(), torch.zeros(N, T), atol=0.12, rtol=0)

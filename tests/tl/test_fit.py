@@ -21,6 +21,7 @@ from gpnsf.core.kernels import KERNELS
 from gpnsf.core.likelihoods import LIKELIHOODS
 from gpnsf.core.metrics import match_factors
 from gpnsf.core.model import FIELDS, PRESETS
+from gpnsf.core.objective import ClosedFormELBO
 from gpnsf.keys import Keys
 
 K = 4
