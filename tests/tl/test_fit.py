@@ -54,7 +54,7 @@ def check_slots(data: MuData | AnnData, *, n_spatial: int, key: str = "gpnsf", s
     keys, info = Keys(key), data.uns[key]
     n_factors, found = data.obsm[keys.factors].shape[1], int(info["is_spatial"].sum())
     assert n_factors == K if signed else 1 <= n_factors <= K  # factors that are not in use are dropped
-    assert (found == n_spatial or n_factors < K) and found <= n_spatial
+    assert found == n_spatial or (found < n_spatial and n_factors < K)
     n_spatial = found
     mods = dict(data.mod) if isinstance(data, MuData) else {info["modalities"][0]: data}
     for holder in {id(item): item for item in (data, *mods.values())}.values():
