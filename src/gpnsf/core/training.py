@@ -341,7 +341,8 @@ class _Run:
     def _try(self, move: moves.Move, phase: Phase) -> bool:
         """Make a move, give it a few steps if it needs them, and undo it if the objective stays below."""
         stepper, room = self.stepper, self._room()
-        before, snapshot = elbo(self.model, self.blocks), stepper.captured()
+        snapshot = stepper.captured()
+        before = elbo(self.model, self.blocks)
         moves.make(move, self.model, self.blocks)
         stepper.set_out()
         last = after = elbo(self.model, self.blocks)
