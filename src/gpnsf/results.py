@@ -197,7 +197,7 @@ class Fit:
 
     def constant(self, modality: str) -> np.ndarray:
         """Constant part of the rate [P] of one modality; 0 where values have a sign, for there it is no part of a whole."""
-        if self.std is None or self.likelihoods[modality] == "gaussian":
+        if self.std is None or FAMILIES[self.likelihoods[modality]].signed:
             return np.zeros(self.modalities[modality].n_vars)
         return self.var(modality, self.keys.background).astype(np.float64)
 

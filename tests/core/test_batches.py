@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pyro.poutine as poutine
 import pytest
 import torch
-from pyro.infer import TraceMeanField_ELBO
+from bounds import loss
 from reference import toy_dataset
 
 from gpnsf.core.batches import corrected
@@ -25,29 +26,24 @@ def batched(likelihoods: dict[str, str] | None = None) -> Dataset:
     return replace(toy_dataset(likelihoods or TWO), batch=BATCH)
 
 
-def model_of(dataset: Dataset, *, sd: float = 0.0):
+def model_of(dataset: Dataset, *, sd: float = 0.0, **options: str):
     """A model away from its start; the multipliers have the given spread."""
-    model = build("gpnsf", dataset, n_factors=3, n_spatial=2)
+    model = build("gpnsf", dataset, n_factors=3, n_spatial=2, **options)
     generator = torch.Generator().manual_seed(0)
     for name, parameter in sorted(model.named_parameters()):
         if "log_multipliers" in name:
             own = torch.Generator().manual_seed(1)
             parameter.data = sd * torch.randn(parameter.shape, generator=own)
-        else:
+        elif parameter.requires_grad:
             parameter.data += 0.2 * torch.randn(parameter.shape, generator=generator)
     return model
-
-
-def loss(model, blocks) -> float:
-    objective = TraceMeanField_ELBO()
-    return sum(objective.differentiable_loss(model.model, model.guide, block).item() for block in blocks)
 
 
 def test_without_batches_there_is_nothing_to_estimate():
     model = build("gpnsf", toy_dataset(TWO), n_factors=3, n_spatial=2)
     assert not [name for name, _ in model.named_parameters() if "multipliers" in name]
     view = next(iter(model.views))
-    torch.testing.assert_close(view.loadings_of(0), view.loadings, rtol=0, atol=0)
+    torch.testing.assert_close(view.loadings_of(0), view.loadings.mean, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("block_size", [None, 7, 100])
@@ -64,32 +60,47 @@ def test_multipliers_of_one_are_no_multipliers():
     dataset = batched()
     plain = replace(dataset, batch=None)
     model, other = model_of(dataset), model_of(plain)
-    assert loss(model, model.blocks(dataset)) == pytest.approx(loss(other, other.blocks(plain)), rel=1e-5)
+    expected = loss(other, other.blocks(plain)).item()
+    assert loss(model, model.blocks(dataset)).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_multiplier_scales_the_rates_of_its_batch_and_costs_its_prior():
     dataset = batched({"rna": "poisson"})
-    model, plain = model_of(dataset, sd=0.4), model_of(dataset)
+    model, plain = (model_of(dataset, sd=sd, loadings="point") for sd in (0.4, 0.0))
     (name, view), (_, other) = next(model.items()), next(plain.items())
-    expected = loss(plain, plain.blocks(dataset)) + (0.5 * (view.log_multipliers / BATCH_SD) ** 2).sum().item()
+    expected = loss(plain, plain.blocks(dataset)).item() + (0.5 * (view.log_multipliers / BATCH_SD) ** 2).sum().item()
     for block in plain.blocks(dataset):
         moments = plain.moments(name, block)
-        for W, sign in ((other.loadings, 1), (view.log_multipliers[block.batch].exp()[:, None] * other.loadings, -1)):
+        own, multipliers = other.loadings.mean, view.log_multipliers[block.batch].exp()[:, None]
+        for W, sign in ((own, 1), (multipliers * own, -1)):
             expected += sign * view.likelihood.bound(block.counts[name], moments, W).item()
-    assert loss(model, model.blocks(dataset)) == pytest.approx(expected, rel=1e-5)
+    assert loss(model, model.blocks(dataset)).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_loadings_are_exposed_to_the_multipliers_of_their_feature():
+    dataset = batched({"rna": "poisson"})
+    model = model_of(dataset, sd=0.4)
+    blocks, (name, view) = model.blocks(dataset), next(model.items())
+    model.look(blocks)
+    own = torch.stack([model.moments(name, block).mean.sum(0) for block in blocks])  # a block is a batch here
+    site = poutine.trace(view.loadings.guide).get_trace("W", view.multipliers, 1.0).nodes["W"]
+    without = poutine.trace(view.loadings.guide).get_trace("W", 0 * view.multipliers, 1.0).nodes["W"]
+    rates = site["fn"].base_dist.rate - without["fn"].base_dist.rate
+    torch.testing.assert_close(rates, view.multipliers.T @ own / view.loadings.charge, rtol=1e-4, atol=1e-2)
 
 
 def test_blocks_of_any_size_add_up_to_the_same_objective():
     dataset = batched()
     model = model_of(dataset, sd=0.4)
-    assert loss(model, model.blocks(dataset, 4)) == pytest.approx(loss(model, model.blocks(dataset)), rel=1e-5)
+    expected = loss(model, model.blocks(dataset)).item()
+    assert loss(model, model.blocks(dataset, 4)).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_counts_drawn_from_the_prior_carry_the_multipliers():
     dataset = batched({"rna": "poisson"})
-    model = build("gpnsf", dataset, n_factors=3, n_spatial=2)
+    model = build("gpnsf", dataset, n_factors=3, n_spatial=2, loadings="point")
     view = next(iter(model.views))
-    view.raw.data += 5
+    view.loadings.raw.data += 5
     view.log_multipliers.data[1, 0], view.log_multipliers.data[2, 1] = -30.0, -30.0
     counts = model.prior_predictive(dataset)["rna"]
     assert counts.shape == dataset.views[0].counts.shape

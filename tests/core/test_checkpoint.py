@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pyro.infer import TraceMeanField_ELBO
 from reference import toy_dataset
 
 from gpnsf.core import checkpoint as files
 from gpnsf.core import training
 from gpnsf.core.checkpoint import Checkpoint, State, fingerprint
 from gpnsf.core.model import Factorization, build
+from gpnsf.core.objective import ClosedFormELBO
 from gpnsf.core.training import Schedule
 from gpnsf.core.types import Dataset, History
 
@@ -50,7 +50,7 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, call: int, error: type[BaseExceptio
     """Raise at one call of the objective; at another, which counts from the first fit, it is not a number."""
     calls = iter(range(10**6))
 
-    class Stopping(TraceMeanField_ELBO):
+    class Stopping(ClosedFormELBO):
         def differentiable_loss(self, *args: Any, **options: Any) -> torch.Tensor:
             number = next(calls)
             if number == call:
@@ -58,7 +58,7 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, call: int, error: type[BaseExceptio
             loss = super().differentiable_loss(*args, **options)
             return loss * math.nan if number == broken else loss
 
-    monkeypatch.setattr(training, "MeanFieldELBO", Stopping)
+    monkeypatch.setattr(training, "ClosedFormELBO", Stopping)
 
 
 def interrupt(
@@ -495,8 +495,13 @@ def test_numbers_that_are_not_finite_are_refused(name, path, content):
         lambda facts: facts.update(fingerprint=[1]),
         lambda facts: facts.update(walk=None),
         lambda facts: facts.update(kept=7),
-        lambda facts: facts.update(picked=1),
-        lambda facts: facts.update(picked=True, starts={}),
+        lambda facts: facts.update(phase=0, starts={}),
+        lambda facts: facts.update(phase=-2),
+        lambda facts: facts.update(phase=True),
+        lambda facts: facts.update(step=-1),
+        lambda facts: facts.update(moved=1),
+        lambda facts: facts.update(tried=[1]),
+        lambda facts: facts.pop("tried"),
         lambda facts: facts.update(starts={"spot": "high"}),
         lambda facts: facts.update(repairs="none"),
         lambda facts: facts["walk"].update(elbo=[]),
@@ -507,7 +512,7 @@ def test_numbers_that_are_not_finite_are_refused(name, path, content):
         lambda facts: facts["walk"].update(halvings=0.5),
         lambda facts: facts["walk"].update(more=1),
     ],
-    ids=range(16),
+    ids=range(21),
 )
 def test_facts_of_the_wrong_kind_are_refused(change, path, content):
     with np.load(io.BytesIO(content)) as archive:

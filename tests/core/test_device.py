@@ -14,7 +14,8 @@ import gpnsf
 FACTORIES = {getattr(torch, name) for name in ("arange", "empty", "eye", "full", "linspace", "ones", "rand", "randn")}
 FACTORIES |= {torch.as_tensor, torch.from_numpy, torch.tensor, torch.zeros}
 ON_THE_CPU = {"initial.py", "checkpoint.py"}  # starts are searched for there
-COPIED = {("fields.py", "load"), ("fields.py", "gradient"), ("fields.py", "load_shared")}  # into parameters at once
+# into parameters at once, or from one array to another
+COPIED = {("fields.py", name) for name in ("_ridge", "gradient", "load_shared")} | {("hilbert.py", "retained_variance")}
 OPTIONS = {
     "default": {},
     "slices": {"library_key": "slice", "batch_key": "slice"},

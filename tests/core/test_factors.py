@@ -6,9 +6,11 @@ import numpy as np
 import pyro.poutine as poutine
 import pytest
 import torch
+from torch.distributions import kl_divergence
 
 from gpnsf.core.factors import AbstractFactors, FieldFactors, NormalFactors
 from gpnsf.core.hilbert import HilbertField
+from gpnsf.core.inducing import InducingField
 
 N, T = 30, 2
 COORDS = np.random.default_rng(0).uniform(-1, 1, (N, 2)).astype(np.float32)
@@ -56,16 +58,16 @@ def test_no_missing_block():
 @each_block
 def test_model_and_guide_have_the_same_sites(build):
     block, located = build()
-    model = poutine.trace(block.model).get_trace(every_row, located, False)
-    guide = poutine.trace(block.guide).get_trace(every_row)
+    model = poutine.trace(block.model).get_trace(every_row, located)
+    guide = poutine.trace(block.guide).get_trace(every_row, located)
     assert latent(model) == latent(guide)
     assert latent(model)
 
 
 @each_block
-def test_log_factors_are_drawn_on_request(build):
+def test_the_model_draws_log_factors(build):
     block, located = build()
-    drawn = block.model(every_row, located, True)
+    drawn = block.model(every_row, located)
     assert drawn.shape == (N, T)
     assert torch.isfinite(drawn).all()
 
@@ -76,7 +78,7 @@ def test_the_prior_has_the_moments_it_claims(build):
     if isinstance(block, FieldFactors):
         block.field.log_amplitude.data.copy_(torch.tensor([-0.5, 0.5]))
     with torch.no_grad():
-        draws = torch.stack([block.model(every_row, located, True) for _ in range(800)])
+        draws = torch.stack([block.model(every_row, located) for _ in range(800)])
     inside = torch.as_tensor(np.abs(COORDS).max(1) < 0.8)
     expected = torch.tensor([-0.5, 0.5]).exp()
     torch.testing.assert_close(draws.mean(0)[inside] / expected, torch.zeros(int(inside.sum()), T), atol=0.2, rtol=0)
@@ -92,7 +94,10 @@ def test_marginals_are_those_of_the_guide(build):
             draws = torch.stack([block.field.conditional(one, located)[0] for one in u])
         else:
             draws = torch.stack(
-                [poutine.trace(block.guide).get_trace(every_row).nodes["h_nonspatial"]["value"] for _ in range(3000)]
+                [
+                    poutine.trace(block.guide).get_trace(every_row, None).nodes["h_nonspatial"]["value"]
+                    for _ in range(3000)
+                ]
             )
         mean, variance = block.marginals(every_row, located)
     torch.testing.assert_close((draws.mean(0) - mean) / variance.sqrt(), torch.zeros(N, T), atol=0.12, rtol=0)
@@ -104,7 +109,7 @@ def test_local_blocks_have_variables_for_their_rows_alone():
     block, _ = nonspatial()
     assert block.is_local
     rows = slice(5, 12)
-    trace = poutine.trace(block.guide).get_trace(rows)
+    trace = poutine.trace(block.guide).get_trace(rows, None)
     assert trace.nodes["h_nonspatial"]["value"].shape == (7, T)
     mean, variance = block.marginals(rows, None)
     torch.testing.assert_close(mean, block.loc[5:12])
@@ -115,5 +120,45 @@ def test_a_field_has_the_same_variables_whatever_the_rows():
     block, _ = spatial()
     assert not block.is_local
     few = block.field.locate(COORDS[:3], np.zeros(3, np.int64))
-    trace = poutine.trace(block.model).get_trace(slice(0, 3), few, False)
+    trace = poutine.trace(block.model).get_trace(slice(0, 3), few)
     assert trace.nodes["u"]["value"].shape == block.field.u_loc.shape
+
+
+@each_block
+def test_the_divergence_is_that_of_the_sites(build):
+    block, located = build()
+    prior = poutine.trace(block.model).get_trace(every_row, located).nodes
+    sites = poutine.trace(block.guide).get_trace(every_row, located).nodes
+    expected = sum(kl_divergence(site["fn"], prior[name]["fn"]) for name, site in sites.items() if "fn" in site)
+    torch.testing.assert_close(block.divergence(every_row), expected)
+    halves = [block.divergence(rows) for rows in (slice(0, 12), slice(12, N))]
+    torch.testing.assert_close(sum(halves) if block.is_local else halves[0], expected)
+
+
+def test_a_process_that_still_varies_has_a_site_of_its_own():
+    """Between inducing points f is not known where u is: prior and guide draw it from the same law."""
+    field = InducingField("matern32", T, 1, COORDS[::3], np.zeros(10, np.int64))
+    block, located = FieldFactors(field), field.locate(COORDS, np.zeros(N, np.int64))
+    guide = poutine.trace(block.guide).get_trace(every_row, located)
+    model = poutine.trace(poutine.replay(block.model, guide)).get_trace(every_row, located)
+    assert latent(model).keys() == latent(guide).keys() == {"u", "f"}
+    torch.testing.assert_close(model.nodes["f"]["fn"].mean, guide.nodes["f"]["fn"].mean)
+    assert kl_divergence(guide.nodes["f"]["fn"], model.nodes["f"]["fn"]).abs() < 1e-3
+
+
+def test_with_a_nugget_spots_deviate_from_their_field():
+    """Eq. 3: h = f + e, in the model and in the guide that the local stage leaves."""
+    block, located = spatial()
+    plain = block.marginals(every_row, located)
+    block.nugget.copy_(torch.tensor([0.3, 0.1]))
+    block.deviations = torch.full((N, T), 0.5), torch.full((N, T), 0.04)
+    with torch.no_grad():
+        model, guide = (poutine.trace(part).get_trace(every_row, located) for part in (block.model, block.guide))
+        assert latent(model) == latent(guide)
+        assert latent(model).keys() == {"u", "e"}
+        field = block.field.conditional(model.nodes["u"]["value"], located)[0]
+    torch.testing.assert_close(model.nodes["_RETURN"]["value"], field + model.nodes["e"]["value"])
+    torch.testing.assert_close(model.nodes["e"]["fn"].base_dist.scale[0], torch.tensor([0.3, 0.1]).sqrt())
+    mean, variance = block.marginals(every_row, located)
+    torch.testing.assert_close(mean, plain[0] + 0.5)
+    torch.testing.assert_close(variance, plain[1] + 0.04)

@@ -27,8 +27,8 @@ def _small_samples(monkeypatch):
 
 
 def fitted(dataset: Dataset, preset: str = "gpnsf", **options) -> fitting.Outcome:
-    def make(dataset: Dataset, n_spatial: int):
-        return build(preset, dataset, n_factors=3, n_spatial=n_spatial, n_inducing=20)
+    def make(dataset: Dataset, n_spatial: int, n_factors: int = 3):
+        return build(preset, dataset, n_factors=n_factors, n_spatial=n_spatial, n_inducing=20)
 
     n_spatial = {"pnmf": 0, "nsf": 3}.get(preset, 2)
     return fitting.fit(dataset, make, n_factors=3, n_spatial=n_spatial, schedule=SHORT, **options)
@@ -66,7 +66,8 @@ def test_every_model_of_counts_begins_at_its_sample(preset, block_size):
     dataset = toy_dataset(TWO, n_obs=90, missing=6)
     found = fitted(dataset, preset, block_size=block_size)
     assert len(found.history.starts) == 1
-    assert found.posterior.mean.shape == (90, 3)
+    assert found.posterior.mean.shape[0] == 90
+    assert 1 <= found.posterior.mean.shape[1] <= 3
     assert np.isfinite(found.posterior.mean).all()
     assert np.isfinite(found.history.elbo).all()
 

@@ -24,6 +24,12 @@ def dataset(counts: np.ndarray, likelihood: str, n_libraries: int = 1) -> Datase
     return Dataset(rng.uniform(-1, 1, (n, 2)).astype(np.float32), library, (view,))
 
 
+def crossed(fitted: np.ndarray, kept: np.ndarray, data: Dataset, n_spatial: int | None = None, rest: float = 0.0):
+    """Z of scores, all of them of spatial factors unless said otherwise."""
+    n_spatial = fitted.shape[1] if n_spatial is None else n_spatial
+    return module._crossed_order(fitted, kept, data, n_spatial, np.broadcast_to(rest, len(fitted)))
+
+
 @pytest.mark.parametrize(
     ("likelihood", "rate"), [("poisson", 3.0), ("bernoulli", 0.05), ("bernoulli", 0.7), ("gaussian", 0)]
 )
@@ -58,7 +64,7 @@ def test_scores_without_order_have_standard_z(n_libraries):
     rng = np.random.default_rng(2)
     levels = 5.0 * data.library[:, None]  # slices may differ in level: scores are compared within them
     one, other = rng.normal(size=(2, 300, 500)) + levels
-    z = module._crossed_order(one, other, data)
+    z = crossed(one, other, data)
     assert (
         abs(z.mean() + module.CHANCE / np.sqrt(2 * np.pi * 300)) < 0.15
     )  # what is taken off: twice the mean positive part
@@ -73,7 +79,7 @@ def test_real_differences_without_order_do_not_pass_even_if_picked_for_their_smo
     smoothest = np.argsort(-(candidates * (near @ candidates)).sum(0))[:20]  # one in twenty
     real = candidates[:, smoothest]
     noise = 0.3 * rng.normal(size=(2, *real.shape))
-    z = module._crossed_order(real + noise[0], real + noise[1], data)
+    z = crossed(real + noise[0], real + noise[1], data)
     assert z.max() < MIN_Z
 
 
@@ -82,7 +88,7 @@ def test_z_is_that_of_permuted_scores(monkeypatch):
     data = dataset(np.ones((400, 1)), "poisson")
     rng = np.random.default_rng(4)
     one, other = data.coords[:, :1] + rng.normal(scale=3, size=(2, 400, 1))
-    z = module._crossed_order(one, other, data)[0]
+    z = crossed(one, other, data)[0]
     coords = data.coords.astype(float)
     standard = (one - one.mean()) / one.std()
     expected = 0
@@ -97,9 +103,9 @@ def test_wide_neighbourhoods_find_what_noise_hides_from_near_ones(monkeypatch):
     data = dataset(np.ones((900, 1)), "poisson")
     rng = np.random.default_rng(5)
     one, other = data.coords[:, :1] + rng.normal(scale=5, size=(2, 900, 60))
-    both = module._crossed_order(one, other, data)
+    both = crossed(one, other, data)
     monkeypatch.setattr(module, "N_NEIGHBORS", (6,))
-    near = module._crossed_order(one, other, data)
+    near = crossed(one, other, data)
     assert both.mean() > 1.3 * near.mean() > 0.4
 
 
@@ -107,11 +113,9 @@ def test_a_small_slice_takes_nothing_from_a_large_one():
     rng = np.random.default_rng(6)
     data = dataset(np.ones((912, 1)), "poisson")
     one, other = data.coords[:, :1] + rng.normal(scale=4, size=(2, 912, 40))
-    alone = module._crossed_order(
-        one[:900], other[:900], replace(data, coords=data.coords[:900], library=data.library[:900])
-    )
+    alone = crossed(one[:900], other[:900], replace(data, coords=data.coords[:900], library=data.library[:900]))
     library = np.repeat([0, 1, 2], [900, 11, 1])
-    together = module._crossed_order(one, other, replace(data, library=library))
+    together = crossed(one, other, replace(data, library=library))
     np.testing.assert_allclose(together, alone, atol=0.5)
     assert alone.mean() > 2
 
@@ -119,10 +123,23 @@ def test_a_small_slice_takes_nothing_from_a_large_one():
 def test_constant_scores_and_a_handful_of_spots_are_not_spatial():
     rng = np.random.default_rng(0)
     constant = np.ones((50, 2))
-    np.testing.assert_array_equal(module._crossed_order(constant, constant, dataset(np.ones((50, 1)), "poisson")), 0)
+    np.testing.assert_array_equal(crossed(constant, constant, dataset(np.ones((50, 1)), "poisson")), 0)
     for n in (1, 2, 4):
         scores = rng.normal(size=(2, n, 3))
-        assert (module._crossed_order(*scores, data_of(n)) < MIN_Z).all()
+        assert (crossed(*scores, data_of(n)) < MIN_Z).all()
+
+
+def test_order_that_totals_give_to_what_is_left_is_no_order_of_its_own():
+    """Where spatial factors take more of the total, all others have less: in the logarithm, with a slope of one."""
+    rng = np.random.default_rng(7)
+    data = dataset(np.ones((400, 1)), "poisson")
+    rest = 0.5 * data.coords[:, 0]
+    one, other = rest[:, None] + 0.3 * rng.normal(size=(2, 400, 30))
+    assert crossed(one, other, data).min() > 3  # of spatial factors nothing is taken
+    assert crossed(one, other, data, 0).min() > 3  # nor where nothing is left over that could explain it
+    assert np.abs(crossed(one, other, data, 0, rest)).mean() < 1.5
+    np.testing.assert_array_equal(crossed(one, other, data, 10, rest)[:10], crossed(one, other, data)[:10])
+    assert crossed(4 * rest[:, None] + one, 4 * rest[:, None] + other, data, 0, rest).min() > 3  # a slope of 1 at most
 
 
 def data_of(n: int) -> Dataset:
@@ -200,9 +217,27 @@ def test_another_fit_takes_the_verdict_of_the_factors_that_are_most_like_its_own
     rng = np.random.default_rng(0)
     factors = rng.normal(size=(50, 3))
     halves = np.array([9.0, 0.0, 5.0]), np.array([4.0, 3.0, -1.0])
-    result = module.SpatialTest(np.arange(0, 100, 2), (factors, factors[:, ::-1]), halves)
+    used = [np.ones(3, bool)] * 2
+    result = module.SpatialTest(np.arange(0, 100, 2), [factors, factors[:, ::-1]], list(halves), used, 2)
     other = np.zeros((100, 4))
     other[::2] = factors[:, [2, 0, 1, 0]] + 0.1 * rng.normal(size=(50, 4))
     z, p = result.matched(other)
     np.testing.assert_allclose(z, np.array([5 + 4, 9 - 1, 0 + 3, 9 - 1]) / np.sqrt(2))
     np.testing.assert_allclose(p, [9.8e-11, 7.7e-9, 0.0169, 7.7e-9], rtol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("z", "used", "expected"),
+    [
+        ([[9, 9, 9, 0], [9, 9, 9, 0]], [[1, 1, 1, 1]] * 2, 3),
+        ([[9, 9, 0, 9], [9, 9, 0, 9]], [[1, 1, 1, 1]] * 2, 3),  # a nonspatial factor with clear order needs a slot
+        ([[9, 9, 9, 4], [9, 9, 9, 5]], [[1, 1, 1, 1]] * 2, 3),  # whose order has to be clear
+        ([[9, 9, 0, 0], [9, 9, 0, 0]], [[1, 1, 0, 1]] * 2, 3),  # one that is not in use leaves room
+        ([[9, 9, 9, 0], [9, 0, 0, 0]], [[1, 1, 1, 1]] * 2, 2),  # the halves on average
+        ([[0, 0, 0, 0], [0, 0, 0, 0]], [[1, 1, 1, 1]] * 2, 3),  # no order at all: as many as the test had
+    ],
+)
+def test_a_fit_begins_with_slots_for_all_but_plain_factors(z, used, expected):
+    z, used = [np.array(half, float) for half in z], [np.array(half, bool) for half in used]
+    factors = [np.zeros((5, 4))] * 2
+    assert module.SpatialTest(np.arange(5), factors, z, used, 3).slots == expected

@@ -12,13 +12,14 @@ import numpy as np
 import pyro
 import pytest
 import torch
-from pyro.infer import TraceMeanField_ELBO
+from bounds import loss
 from reference import toy_dataset
 
 from gpnsf.core import training
 from gpnsf.core.hilbert import HilbertField
 from gpnsf.core.likelihoods import LIKELIHOODS
 from gpnsf.core.model import FIELDS, PRESETS, Factorization, build
+from gpnsf.core.objective import ClosedFormELBO
 from gpnsf.core.stepping import Adam, Stepper
 from gpnsf.core.training import Schedule
 from gpnsf.core.types import Dataset, History
@@ -84,11 +85,10 @@ def test_the_bound_rises_for_every_likelihood(likelihood):
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
 
 
-def test_the_bound_is_what_pyro_says():
+def test_the_objective_of_all_blocks_is_their_sum():
     model, dataset = problem()
     blocks = model.blocks(dataset, 25)
-    expected = -sum(TraceMeanField_ELBO().loss(model.model, model.guide, block) for block in blocks)
-    assert training.elbo(model, blocks) == pytest.approx(expected, rel=1e-6)
+    assert training.elbo(model, blocks) == pytest.approx(-loss(model, blocks).item(), rel=1e-6)
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
@@ -200,12 +200,12 @@ def break_steps(monkeypatch: pytest.MonkeyPatch, broken: set[int]) -> None:
     """Make the objective NaN at the given calls."""
     calls = iter(range(10**6))
 
-    class Broken(TraceMeanField_ELBO):
+    class Broken(ClosedFormELBO):
         def differentiable_loss(self, *args: Any, **options: Any) -> torch.Tensor:
             loss = super().differentiable_loss(*args, **options)
             return loss * math.nan if next(calls) in broken else loss
 
-    monkeypatch.setattr(training, "MeanFieldELBO", Broken)
+    monkeypatch.setattr(training, "ClosedFormELBO", Broken)
 
 
 @pyro_may_warn
@@ -249,7 +249,8 @@ def test_after_a_repair_the_walk_goes_on_from_the_last_good_place(monkeypatch):
     monkeypatch.setattr(Adam, "step", recorded)
     break_steps(monkeypatch, {14})
     _, history = fitted({"rna": "poisson"}, schedule=Schedule(max_steps=40))
-    assert history.elbo[14] == pytest.approx(history.elbo[10], rel=1e-6)  # kept every ten steps
+    # kept every ten steps, with rates of q(W) that are one pass fresher the second time
+    assert history.elbo[14] == pytest.approx(history.elbo[10], rel=1e-5)
     assert rates[13:15] == [0.2, 0.1]
     assert remembered[13:16] == [True, False, True]  # the momentum that led astray is forgotten
 
@@ -317,7 +318,7 @@ def test_a_covariance_that_cannot_be_factorised_is_rolled_back(monkeypatch):
     calls, marginals = iter(range(10**6)), Factorization.marginals
 
     def failing(model: Factorization, block: Any) -> Any:
-        if next(calls) == 14:
+        if next(calls) == 1 + 14:  # the start is looked at before its first step
             raise ArithmeticError("A covariance matrix could not be factorised.")
         return marginals(model, block)
 
@@ -396,7 +397,7 @@ def test_the_same_seed_gives_the_same_bits(options):
 
 def test_other_seeds_differ():
     (first, _), (second, _) = (fitted(seed=seed) for seed in (0, 1))
-    assert not torch.equal(first.views[0].raw, second.views[0].raw)
+    assert not torch.equal(first.views[0].loadings.raw, second.views[0].loadings.raw)
 
 
 @pytest.mark.parametrize("n_samples", [None, 2])

@@ -144,6 +144,7 @@ class _Fit:
             joined = moves.join(self.model, self.blocks, graph, self._ordered(z, self.log_factors())) if local else {}
             m, T = self.log_factors(), self.model.n_spatial
             used = self._used(m)
+            used[list(joined)] = True  # with what the field leaves to deviations
             spatial = [k for k in range(T) if used[k]]
             ordered = [k for k in self._ordered(z, m) if used[k]] if local and T else []
             rising = ordered[: max(most_spatial - len(spatial), 0)]

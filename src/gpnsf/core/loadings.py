@@ -144,11 +144,15 @@ class GammaLoadings(AbstractLoadings):
         self.level.copy_((column_sums + 1) / (column_sums + 1).mean())
         self.charge.copy_((column_sums.mean() / FULL_COUNTS).clamp(*CHARGES))
 
+    @property
+    def n_columns(self) -> int:
+        """Factors, and the background where there is one."""
+        return self.shape[1] if self.background else self.shape[1] - 1
+
     def posterior(self, multipliers: Tensor | None, weight: float) -> PosteriorLoadings:
         """Mean, geometric mean, and divergence from the prior times the charge."""
-        n = self.shape[1] if self.background else self.shape[1] - 1
         alpha, mu = self._prior()
-        exposure = weight / self.charge * self._exposure(multipliers)
+        n, exposure = self.n_columns, weight / self.charge * self._exposure(multipliers)
         geometric, divergence = gamma_posterior(self.raw[:, :n], alpha[:n], mu[:n], self.level, exposure[:, :n])
         if not self.background:
             geometric = torch.cat([geometric, torch.zeros_like(self.raw[:, :1])], 1)
@@ -156,17 +160,18 @@ class GammaLoadings(AbstractLoadings):
 
     def model(self, name: str) -> Tensor:
         """``W ~ Gamma(alpha, alpha / (mu m))`` (eq. L1)."""
-        alpha, mu = self._prior()
+        alpha, beta = self._prior_rates()
         with pyro.poutine.scale(scale=float(self.charge)):
-            prior = dist.Gamma(alpha.expand(self.shape), alpha / (mu * self.level[:, None]))
-            return self._visible(pyro.sample(name, prior.to_event(2)))
+            W = pyro.sample(name, dist.Gamma(alpha.expand_as(beta), beta).to_event(2))
+        return W if self.background else torch.cat([W, torch.zeros_like(W[:, :1])], 1)
 
     def guide(self, name: str, multipliers: Tensor | None, weight: float) -> None:
         """``W ~ Gamma(a, b)`` (eq. L2)."""
-        alpha, mu = self._prior()
-        b = alpha / (mu * self.level[:, None]) + weight / self.charge * self._exposure(multipliers)
+        _, beta = self._prior_rates()
+        n = self.n_columns
+        b = beta.detach() + weight / self.charge * self._exposure(multipliers)[:, :n]
         with pyro.poutine.scale(scale=float(self.charge)):
-            own = dist.Gamma((self.raw.exp() * b).clamp_min(SMALLEST_SHAPE), b)
+            own = dist.Gamma((self.raw[:, :n].exp() * b).clamp_min(SMALLEST_SHAPE), b)
             pyro.sample(name, own.to_event(2))
 
     def put(self, factor: int, loadings: Tensor, like: int | None) -> None:
@@ -200,10 +205,11 @@ class GammaLoadings(AbstractLoadings):
         mu = (self.raw.detach().exp() / self.level[:, None]).mean(0).clamp_min(TINY)
         return self.log_shape.exp(), mu
 
+    def _prior_rates(self) -> tuple[Tensor, Tensor]:
+        """Shapes alpha [K] and rates beta [P, K] of the loadings that are there; K + 1 with a background."""
+        alpha, mu = (values[: self.n_columns] for values in self._prior())
+        return alpha, alpha / (mu * self.level[:, None])
+
     def _exposure(self, multipliers: Tensor | None) -> Tensor:
         """``sum_i nu_i E H_ik`` [1, K+1], or [P, K+1] as the batches see it."""
         return self.exposure if multipliers is None else multipliers.T @ self.exposure
-
-    def _visible(self, W: Tensor) -> Tensor:
-        """No background in models without."""
-        return W if self.background else torch.cat([W[:, :-1], torch.zeros_like(W[:, -1:])], 1)

@@ -328,7 +328,9 @@ def _equal(standing: _Standing) -> dict[int, list[int]]:
 @torch.no_grad()
 def adopt(model: Factorization, blocks: list[Block], graph: sp.csr_matrix, log_factor: Tensor) -> dict[int, Adopted]:
     """Give the last spatial factors of a model the fields and deviations that log factors [N, n] ask for, without training."""
-    located, adopted, field = [block.located for block in blocks], {}, model.spatial.field  # type: ignore[union-attr]
+    if model.spatial is None:
+        return {}
+    located, adopted, field = [block.located for block in blocks], {}, model.spatial.field
     first = model.n_spatial - log_factor.shape[1]
     for slot, own in enumerate(log_factor.T, start=first):
         share, centred = _field_share(own, graph), own - own.mean()

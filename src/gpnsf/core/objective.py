@@ -46,7 +46,9 @@ class ClosedFormELBO(ELBO):
 
     def loss(self, model: Factorization, guide: Any, block: Block) -> float:
         """The value alone."""
-        return self.differentiable_loss(model, guide, block).item()
+        loss = self.differentiable_loss(model, guide, block)
+        model.end_pass()
+        return loss.item()
 
     def _get_trace(self, *arguments: Any) -> Any:
         """There is nothing to trace: all expectations have a closed form."""

@@ -222,7 +222,7 @@ class _Run:
             return rate * (0.05 + 0.475 * (1 + math.cos(math.pi * step / tail)))
 
         # few steps have no time to make good for first ones that are too large
-        short = polish / max(polish, schedule.polish_steps)
+        short = polish / max(polish, schedule.polish_steps, 1)
         falling = np.linspace(short, 0.1 * short, max(polish, 1)).tolist()
         settling = Phase("main", room, constant, least=2 * WINDOW, converges=True, after_move=True)
         return [
@@ -341,7 +341,8 @@ class _Run:
     def _try(self, move: moves.Move, phase: Phase) -> bool:
         """Make a move, give it a few steps if it needs them, and undo it if the objective stays below."""
         stepper, room = self.stepper, self._room()
-        before, snapshot = elbo(self.model, self.blocks), stepper.captured()
+        snapshot = stepper.captured()
+        before = elbo(self.model, self.blocks)
         moves.make(move, self.model, self.blocks)
         stepper.set_out()
         last = after = elbo(self.model, self.blocks)

@@ -193,7 +193,7 @@ def _raw_counts(fitted: _Fitted) -> Iterator[str]:
     model = fitted.params.get("model", "")
     remedy = {"rsf": "model='nsf'", "fa": "model='pnmf'"}.get(model, "likelihoods='nb'")
     for view in fitted.dataset.views:
-        if view.likelihood == "gaussian" and _are_counts(view):
+        if FAMILIES[view.likelihood].signed and _are_counts(view):
             yield (
                 f"Modality {view.name!r} holds raw counts: whole numbers, none below zero, most of them small. "
                 "A Gaussian likelihood treats differences of large and small counts alike, so that a few features "

@@ -111,17 +111,3 @@ class NegativeBinomial(AbstractLikelihood):
     def scorer(self) -> AbstractLikelihood:
         """The Poisson distribution: sums over all zeros would need K dense passes."""
         return self._poisson
-
-    @property
-    def poisson_phase(self) -> bool:
-        """Another name of ``in_surrogate``."""
-        return self.in_surrogate
-
-    @poisson_phase.setter
-    def poisson_phase(self, value: bool) -> None:
-        """Another name of ``in_surrogate``."""
-        self.in_surrogate = value
-
-    def estimate_theta(self, blocks: Iterable[tuple[SparseCounts, Moments, Tensor]]) -> None:
-        """Another name of :meth:`leave_surrogate`."""
-        self.leave_surrogate(blocks)
