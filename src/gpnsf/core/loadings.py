@@ -30,6 +30,7 @@ __all__ = ["AbstractLoadings", "GammaLoadings", "PointLoadings", "PosteriorLoadi
 FIRST_SHAPE, SHAPES = 0.5, (0.05, 20.0)  # of the prior: where it begins, and its range
 FULL_COUNTS = 100.0  # mean counts of a feature above which its loadings are charged in full
 CHARGES = (0.25, 0.5)  # weight of the divergence of loadings: see docs/decisions.md
+LEAST_OF_LEAD = 0.1  # of the modality that tells most
 SWITCHED_OFF = 1e-6  # loadings of a factor that is not in use, relative to the mean of all
 
 
@@ -82,8 +83,8 @@ class AbstractLoadings(nn.Module, ABC):
             loadings = loadings.clamp_min(max(float(loadings.mean()) * 1e-3, 1e-12)).log()
         self.raw.copy_(loadings)
 
-    def prepare(self, column_sums: Tensor) -> None:
-        """See the total counts [P] before a start is tried."""
+    def prepare(self, column_sums: Tensor, *, leads: bool) -> None:
+        """See the total counts [P], and whether the modality tells most, before a start is tried."""
 
     def clamp_(self) -> None:
         """Keep the parameters of the prior inside their range."""
@@ -139,10 +140,11 @@ class GammaLoadings(AbstractLoadings):
         self.register_buffer("charge", torch.ones(()))
 
     @torch.no_grad()
-    def prepare(self, column_sums: Tensor) -> None:
-        """Levels, and what the divergence weighs: less where a feature has few counts."""
+    def prepare(self, column_sums: Tensor, *, leads: bool) -> None:
+        """Levels, and what the divergence weighs: less where a feature has few counts, least in the modality that leads."""
+        least, most = CHARGES
         self.level.copy_((column_sums + 1) / (column_sums + 1).mean())
-        self.charge.copy_((column_sums.mean() / FULL_COUNTS).clamp(*CHARGES))
+        self.charge.copy_((column_sums.mean() / FULL_COUNTS).clamp(LEAST_OF_LEAD if leads else least, most))
 
     @property
     def n_columns(self) -> int:

@@ -269,12 +269,15 @@ class Factorization(nn.Module):
 
     def prepare(self, blocks: list[Block]) -> None:
         """Take from the counts what priors and likelihoods have to know before a start is tried."""
+        sums = {}
         for name, view in self.items():
             counts = [block.counts[name] for block in distributed.mine(blocks)]
-            sums = torch.stack([part.column_sums for part in counts]).double().sum(0)
-            distributed.add_up(sums)
-            view.loadings.prepare(sums.float())
             view.likelihood.prepare(counts)
+            sums[name] = torch.stack([part.column_sums for part in counts]).double().sum(0)
+            distributed.add_up(sums[name])
+        strength = {name: view.weight * float(sums[name].sum()) / len(sums[name]) ** 0.5 for name, view in self.items()}
+        for name, view in self.items():
+            view.loadings.prepare(sums[name].float(), leads=strength[name] == max(strength.values()))
 
     @torch.no_grad()
     def _first_multipliers(self, name: str, view: ViewModel, factors: Tensor, blocks: list[Block]) -> Tensor:

@@ -28,7 +28,7 @@ ALIVE = 1e-3  # share of the expected counts of some modality below which a fact
 WORTH = 1e-2  # share below which a factor is not worth a move
 ORDER = 0.5  # Moran's I of a nonspatial factor that may have a field
 SURE, ALIKE, SAME = 0.8, 0.6, 0.9  # likeness of spatial pairs merged together or singly, and of nonspatial pairs
-LEAST_SIGNAL = 0.5  # of the square of a column of loadings, whatever its noise
+MOST_NOISE = 0.5  # of the square of a column of loadings, that can be taken out
 MIXED, HALF_MIXED = 0.1, 0.3  # share of a factor's loadings that those of others leave over
 LEAST_PART = 1e-3  # of a factor that another takes over
 EQUAL = 0.95  # cosine of the loadings of factors that are one
@@ -99,8 +99,9 @@ def overlap(model: Factorization, m: Tensor) -> np.ndarray:
         columns = counts[:, :-1] / total.sqrt()
         products = products + columns.T @ columns
         noise = noise + torch.diag((counts[:, :-1] / total).sum(0) / model.n_obs)
-    squares = products.diagonal()
-    products.diagonal().copy_(torch.maximum(squares - noise.diagonal(), LEAST_SIGNAL * squares).clamp_min(1e-30))
+    squares, noise = products.diagonal(), noise.diagonal()
+    known = noise < MOST_NOISE * squares  # where it is most of a column, nobody can say what is left without it
+    products.diagonal().copy_(torch.where(known, squares - noise, squares).clamp_min(1e-30))
     return products.double().cpu().numpy()
 
 
