@@ -141,7 +141,7 @@ class _Fit:
         adopted: dict[int, moves.Adopted] = {}
         if all(isinstance(view.loadings, GammaLoadings) for _, view in self.model.items()):
             graph = moves.neighbours(self.blocks)
-            joined = moves.join(self.model, self.blocks, graph) if local else {}
+            joined = moves.join(self.model, self.blocks, graph, self._ordered(z, self.log_factors())) if local else {}
             m, T = self.log_factors(), self.model.n_spatial
             used = self._used(m)
             used[list(joined)] = True  # with what the field leaves to deviations

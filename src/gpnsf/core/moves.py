@@ -1,4 +1,4 @@
-"""Moves between optima that gradients do not find: merge two factors, give a nonspatial factor a field.
+"""Moves between optima that gradients do not find: merge two factors, divide one among others, give a nonspatial one a field.
 
 Each is a change of the parameters, followed by a few steps, and kept where the objective has risen (``training``). A factor that
 is merged away is switched off: next to no loadings, and its posterior at the prior. Switched-off factors are what moves make
@@ -7,13 +7,15 @@ room from, so the numbers of factors stay as they were asked for.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
 import scipy.sparse as sp
 import torch
+from scipy.optimize import nnls
 from torch import Tensor
 
 from gpnsf.core import distributed
@@ -27,6 +29,8 @@ WORTH = 1e-2  # share below which a factor is not worth a move
 ORDER = 0.5  # Moran's I of a nonspatial factor that may have a field
 SURE, ALIKE, SAME = 0.8, 0.6, 0.9  # likeness of spatial pairs merged together or singly, and of nonspatial pairs
 LEAST_SIGNAL = 0.5  # of the square of a column of loadings, whatever its noise
+MIXED, HALF_MIXED = 0.1, 0.3  # share of a factor's loadings that those of others leave over
+LEAST_PART = 1e-3  # of a factor that another takes over
 EQUAL = 0.95  # cosine of the loadings of factors that are one
 N_NEIGHBORS = 8
 USUAL_NOISE, LEAST_NOISE = 0.2, 0.05  # of the ridge that makes a field of a log factor
@@ -35,15 +39,18 @@ SPLIT = (0.05, 0.95)  # bounds of the share of a log factor's variance that is g
 
 @dataclass(frozen=True)
 class Move:
-    """Factors to merge, and a nonspatial factor to put into a spatial slot after that."""
+    """Factors to merge or divide, and a nonspatial factor to put into a spatial slot after that."""
 
     merges: tuple[tuple[int, int], ...] = ()  # (k, l): k takes over what l has
+    divided: int | None = None  # a spatial factor whose loadings are a mixture of those of others
     promotion: tuple[int, int] | None = None  # a nonspatial factor, and its slot
 
     @property
     def name(self) -> str:
         """The move in words."""
         parts = [f"merge {l} into {k}" for k, l in self.merges]
+        if self.divided is not None:
+            parts.append(f"divide {self.divided}")
         if self.promotion:
             parts.append("nonspatial {} to spatial {}".format(*self.promotion))
         return ", ".join(parts)
@@ -77,11 +84,12 @@ def neighbours(blocks: list[Block]) -> sp.csr_matrix:
     return knn_weights(coords.double().cpu().numpy(), n_neighbors=min(N_NEIGHBORS, len(coords) - 1))
 
 
-def alike(model: Factorization, m: Tensor, *, patterns: bool) -> Tensor:
-    """Cosines [K, K] of the loadings of all modalities, in units of Poisson's noise and with that noise taken out.
+@torch.no_grad()
+def overlap(model: Factorization, m: Tensor) -> np.ndarray:
+    """Products [K, K] of the loadings of all modalities, in units of Poisson's noise and with that noise taken out.
 
     In counts a spot a feature has ``W_jk e_k`` of a factor, with standard error ``sqrt(W_jk e_k / N)``; divided by the root of all
-    its counts, each modality weighs by what it tells. With ``patterns``, the correlation of the factors where that is higher.
+    its counts, each modality weighs by what it tells.
     """
     level = torch.cat([m.clamp(-12.0, 8.0).exp().mean(0), torch.ones(1, device=m.device)])
     products, noise = torch.zeros(2, model.n_factors, model.n_factors, device=m.device)
@@ -92,22 +100,38 @@ def alike(model: Factorization, m: Tensor, *, patterns: bool) -> Tensor:
         products = products + columns.T @ columns
         noise = noise + torch.diag((counts[:, :-1] / total).sum(0) / model.n_obs)
     squares = products.diagonal()
-    length = torch.maximum(squares - noise.diagonal(), LEAST_SIGNAL * squares).clamp_min(1e-30).sqrt()
-    likeness = (products / (length[:, None] * length)).clamp_max(1.0)
-    if patterns:
-        likeness = torch.maximum(likeness, torch.corrcoef(m.clamp(-6.0, 6.0).exp().T).nan_to_num(0.0))
-    return likeness.fill_diagonal_(0.0)
+    products.diagonal().copy_(torch.maximum(squares - noise.diagonal(), LEAST_SIGNAL * squares).clamp_min(1e-30))
+    return products.double().cpu().numpy()
+
+
+def mixture(products: np.ndarray, k: int, others: list[int]) -> tuple[float, np.ndarray]:
+    """Nonnegative weights with which the loadings of others make up those of factor k, and the share that is left over."""
+    values, vectors = np.linalg.eigh(products[np.ix_(others, others)])
+    root = np.sqrt(np.maximum(values, 1e-9 * values[-1]))
+    weights, _ = nnls(root[:, None] * vectors.T, vectors.T @ products[others, k] / root)
+    explained = 2 * weights @ products[others, k] - weights @ products[np.ix_(others, others)] @ weights
+    return 1 - explained / products[k, k], weights
 
 
 class _Standing:
-    """Where the factors stand: how large each is, how alike two are, and how much order a nonspatial one has."""
+    """Where the factors stand: how large each is, how alike two are, and how much order a nonspatial one has.
 
-    def __init__(self, model: Factorization, blocks: list[Block], graph: sp.csr_matrix, *, patterns: bool) -> None:
-        self.model, self.blocks, self.T = model, blocks, model.n_spatial
-        self.m = log_factors(model, blocks)
+    Where log factors ``m`` [N, K] are given, likeness is that of loadings alone.
+    """
+
+    def __init__(
+        self, model: Factorization, blocks: list[Block], graph: sp.csr_matrix, m: Tensor | None = None
+    ) -> None:
+        self.model, self.T = model, model.n_spatial
+        self.m = log_factors(model, blocks) if m is None else m
         share = shares(model, self.m)
         self.size, self.largest = share.sum(0), share.amax(0)
-        self.likeness = alike(model, self.m, patterns=patterns)
+        self.products = overlap(model, self.m)
+        length = np.sqrt(self.products.diagonal())
+        self.likeness = np.minimum(self.products / np.outer(length, length), 1.0)
+        if m is None:
+            correlation = torch.corrcoef(self.m.clamp(-6.0, 6.0).exp().T).nan_to_num(0.0)
+            self.likeness = np.maximum(self.likeness, correlation.cpu().numpy())
         self.order = np.zeros(model.n_factors)
         if 0 < self.T < model.n_factors:
             self.order[self.T :] = morans_i(self.m[:, self.T :].double().cpu().numpy(), graph)
@@ -129,10 +153,19 @@ class _Standing:
         return [(k, l) if self.size[k] >= self.size[l] else (l, k) for k, l in pairs]
 
 
+    def mixtures(self, below: float, candidates: list[int] | None = None) -> list[int]:
+        """Factors whose loadings are a mixture of those of spatial ones, but for a part, the best explained ones first."""
+        spatial, left = self.worth(spatial=True), {}
+        for k in spatial if candidates is None else candidates:
+            others = [l for l in spatial if l != k]
+            left[k] = mixture(self.products, k, others)[0] if others else 1.0
+        return [k for k in sorted(left, key=lambda k: left[k]) if left[k] < below]
+
+
 @torch.no_grad()
 def proposals(model: Factorization, blocks: list[Block], graph: sp.csr_matrix) -> Iterator[Move]:
     """The moves worth trying from here, best guesses first."""
-    standing = _Standing(model, blocks, graph, patterns=True)
+    standing = _Standing(model, blocks, graph)
     yield from _promotions(standing)
     disjoint: list[tuple[int, int]] = []
     for pair in standing.pairs(spatial=True, above=SURE):
@@ -140,18 +173,22 @@ def proposals(model: Factorization, blocks: list[Block], graph: sp.csr_matrix) -
             disjoint.append(pair)
     if len(disjoint) > 1:
         yield Move(tuple(disjoint))
+    for k in standing.mixtures(below=MIXED):
+        yield Move(divided=k)
     for spatial, above in ((True, ALIKE), (False, SAME)):
         for pair in standing.pairs(spatial=spatial, above=above):
             yield Move((pair,))
 
 
 def _promotions(standing: _Standing) -> Iterator[Move]:
-    """Nonspatial factors with order, each into a free spatial slot, or into that of a factor merged into another."""
+    """Nonspatial factors with order, each into a free spatial slot, or into that of a factor that others can take over."""
     for k in sorted(standing.worth(spatial=False), key=lambda k: -standing.order[k]):
         if standing.order[k] < ORDER:
             return
         if standing.off:
             yield Move(promotion=(k, standing.off[0]))
+        elif mixtures := standing.mixtures(below=HALF_MIXED):
+            yield Move(divided=mixtures[0], promotion=(k, mixtures[0]))
         elif pairs := standing.pairs(spatial=True, above=-1.0):
             yield Move((pairs[0],), promotion=(k, pairs[0][1]))
 
@@ -164,6 +201,11 @@ def make(move: Move, model: Factorization, blocks: list[Block]) -> None:
         joint, loadings = _sum(model, m, [k, l])
         _switch_off(model, l)
         _put(model, blocks, k, joint, loadings, like=k)
+    if move.divided is not None:
+        factors = [k for k in range(model.n_spatial) if k != move.divided]
+        for k, joint in _divided(model, m, move.divided, factors).items():
+            _put(model, blocks, k, joint, [view.loadings.mean[:, k].clone() for _, view in model.items()], like=k)
+        _switch_off(model, move.divided)
     if move.promotion:
         k, slot = move.promotion
         loadings = [view.loadings.mean[:, k].clone() for _, view in model.items()]
@@ -177,6 +219,14 @@ def _sum(model: Factorization, m: Tensor, members: list[int]) -> tuple[Tensor, l
     mass = torch.stack([W[:, members].sum(0) for W in views]).sum(0).clamp_min(1e-30).log()
     joint = torch.logsumexp(m[:, members] + mass, 1) - torch.logsumexp(mass, 0)
     return joint, [W[:, members].sum(1) for W in views]
+
+
+def _divided(model: Factorization, m: Tensor, l: int, others: list[int]) -> dict[int, Tensor]:
+    """Log factors [N] of others once they have taken over factor l, as the mixture says that its loadings are."""
+    level = m.clamp(-12.0, 8.0).exp().mean(0)
+    weights = mixture(overlap(model, m), l, others)[1]
+    part = {k: float(weight * level[k] / level[l]) for k, weight in zip(others, weights, strict=True)}
+    return {k: torch.logaddexp(m[:, k], m[:, l] + math.log(c)) for k, c in part.items() if c > LEAST_PART}
 
 
 def _put(
@@ -222,17 +272,39 @@ def _switch_off(model: Factorization, k: int) -> None:
 
 
 @torch.no_grad()
-def join(model: Factorization, blocks: list[Block], graph: sp.csr_matrix) -> dict[int, Adopted]:
-    """Factors with the loadings of a spatial one become part of it, by slot: with deviations around its field nothing is lost."""
-    standing, joined = _Standing(model, blocks, graph, patterns=False), {}
-    for k, others in _equal(standing).items():
-        joint, loadings = _sum(model, standing.m, [k, *others])
-        for l in others:
-            _switch_off(model, l)
+def join(
+    model: Factorization, blocks: list[Block], graph: sp.csr_matrix, ordered: Sequence[int] = ()
+) -> dict[int, Adopted]:
+    """Factors with the loadings of a spatial one become part of it; with deviations around its field nothing is lost.
+
+    Spatial factors and those nonspatial ones that are ``ordered`` may also have loadings that are a mixture of several. Where each
+    spatial factor that has taken over another begins is returned.
+    """
+    m, joined = log_factors(model, blocks), {}
+
+    def put(k: int, joint: Tensor, loadings: list[Tensor]) -> None:
         share = _field_share(joint, graph)
         _put(model, blocks, k, joint, loadings, like=k, share=share)
         joined[k] = Adopted(joint - joint.mean(), (1 - share) * float(joint.var()))
-    return joined
+        m[:, k] = joint - joint.mean()  # the loadings have taken the mean
+
+    for k, others in _equal(_Standing(model, blocks, graph, m=m)).items():
+        joint, loadings = _sum(model, m, [k, *others])
+        for l in others:
+            _switch_off(model, l)
+        put(k, joint, loadings)
+    while True:
+        standing = _Standing(model, blocks, graph, m=m)
+        used = [k for k in [*range(model.n_spatial), *ordered] if standing.largest[k] > ALIVE]
+        mixtures = standing.mixtures(below=MIXED, candidates=used)
+        if not mixtures:
+            return joined
+        l = min(mixtures, key=lambda k: float(standing.size[k]))
+        for k, joint in _divided(model, m, l, [k for k in standing.worth(spatial=True) if k != l]).items():
+            put(k, joint, [view.loadings.mean[:, k].clone() for _, view in model.items()])
+        _switch_off(model, l)
+        m[:, l] = 0.0
+        joined.pop(l, None)
 
 
 def _equal(standing: _Standing) -> dict[int, list[int]]:

@@ -32,7 +32,7 @@ NEGLIGIBLE = 1e-6  # loadings below this share of their feature's total are set 
 def summarise(model: Factorization, dataset: Dataset, blocks: list[Block], log_factors: LogFactors) -> Posterior:
     """Posterior moments of the factors, each scaled to mean one over spots, in order of their expected signal."""
     T = model.n_spatial
-    mean, std, smooth, scale, smooth_scale = _scaled(model, log_factors)
+    mean, std, smooth, scale, smooth_scale = _scaled(model, blocks, log_factors)
     margins = {name: _margins(blocks, name) for name in model.names}
     loadings = {name: _scaled_loadings(view, margins[name], scale) for name, view in model.items()}
     result = _Result(mean, loadings, _centred_multipliers(model, blocks, loadings))
@@ -64,8 +64,11 @@ def summarise(model: Factorization, dataset: Dataset, blocks: list[Block], log_f
     )
 
 
-def _scaled(model: Factorization, log_factors: LogFactors) -> tuple[Tensor, ...]:
-    """Means, standard deviations, and means by the field alone [N, K], each divided by a scale; the scales of the two means [K]."""
+def _scaled(model: Factorization, blocks: list[Block], log_factors: LogFactors) -> tuple[Tensor, ...]:
+    """Means, standard deviations, and means by the field alone [N, K], each divided by a scale; the scales of the two means [K].
+
+    Rows without any count have what the field alone says of them, and the mean of every nonspatial factor.
+    """
     T = model.n_spatial
     mixing = torch.ones(model.n_factors, device=log_factors.m.device)
     mixing[:T] = MIXING
@@ -73,6 +76,14 @@ def _scaled(model: Factorization, log_factors: LogFactors) -> tuple[Tensor, ...]
     smooth = mean.clone()
     spread = log_factors.field_v + log_factors.gamma[:T]
     smooth[:, :T] = _moments(model.nonnegative, log_factors.field_m, spread)[0]
+    unseen = torch.cat([torch.stack([size <= 0 for size in block.size.values()]).all(0)[:, 0] for block in blocks])
+    if model.nonnegative and unseen.any():
+        seen = ~unseen
+        level = mean[seen].mean(0) / smooth[seen].mean(0).clamp_min(EMPTY)
+        expected = smooth[unseen] * level
+        expected[:, T:] = mean[seen][:, T:].mean(0)
+        std[unseen] *= expected / mean[unseen].clamp_min(EMPTY)
+        mean[unseen], smooth[unseen, T:] = expected, expected[:, T:]
     scale, smooth_scale = _scales(model.nonnegative, mean), _scales(model.nonnegative, smooth)
     return mean / scale, std.div_(scale), smooth.div_(smooth_scale), scale, smooth_scale
 
