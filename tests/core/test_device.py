@@ -50,7 +50,7 @@ def test_tensors_of_a_fit_are_made_where_the_model_is(name, monkeypatch):
     monkeypatch.setenv("GPNSF_KERNEL", "torch")  # which a GPU uses
     mdata = gpnsf.datasets.tissue(n_obs=90, n_genes=20, n_peaks=20, n_spatial=2, seed=0)
     mdata.obs["slice"] = ["a", "b"] * 45
-    options = {"n_factors": 4, "n_spatial": 2, "max_steps": 8, "progress": False, **OPTIONS[name]}
+    options = {"n_factors": 4, "n_spatial": 2, "max_steps": 8, "init": "spot", "progress": False, **OPTIONS[name]}
     with Watch() as watch:
         gpnsf.tl.fit(mdata, **options)
     assert watch.seen <= COPIED

@@ -74,16 +74,18 @@ def phase_of(found: training._Run) -> training.Phase:
 # ---- what is proposed -----------------------------------------------------------------------------------------------
 
 
-def test_two_halves_of_a_factor_are_proposed_first_and_merged_exactly():
+@pytest.mark.parametrize("move", [Move(((0, 2),)), Move(divided=2)], ids=["merged", "divided"])
+def test_two_halves_of_a_factor_are_proposed_and_become_one(move):
     _, model, blocks, graph = problem()
     divide(model, 0, 2)
     model.look(blocks)
     with torch.no_grad():
         before = [model.moments(name, blocks[0]).mean @ view.loadings.mean.T for name, view in model.items()]
-    merges = [move.merges for move in moves.proposals(model, blocks, graph) if not move.promotion]
-    assert set(merges[0][0]) == {0, 2}
+    proposed = [found for found in moves.proposals(model, blocks, graph) if not found.promotion]
+    assert {proposed[0].divided, proposed[1].divided} == {0, 2}  # each is all there is of the other
+    assert any(set(found.merges) & {(0, 2), (2, 0)} for found in proposed)
     elbo = training.elbo(model, blocks)
-    moves.make(Move(((0, 2),)), model, blocks)
+    moves.make(move, model, blocks)
     assert training.elbo(model, blocks) > elbo
     m = moves.log_factors(model, blocks)
     share = moves.shares(model, m)
@@ -122,11 +124,13 @@ def test_without_a_free_slot_the_most_alike_pair_makes_room():
     with torch.no_grad():
         model.nonspatial.loc[:, 0] = torch.as_tensor(2 * np.sin(3 * dataset.coords[:, 0]))
     first = next(moves.proposals(model, blocks, graph))
-    assert first == Move(((0, 2),), promotion=(T, 2))
-    assert first.name == "merge 2 into 0, nonspatial 3 to spatial 2"
+    slot = first.divided
+    assert slot in (0, 2)
+    assert first == Move(divided=slot, promotion=(T, slot))
+    assert first.name == f"divide {slot}, nonspatial 3 to spatial {slot}"
     moves.make(first, model, blocks)
     wanted = np.sin(3 * dataset.coords[:, 0])
-    assert np.corrcoef(moves.log_factors(model, blocks)[:, 2], wanted)[0, 1] > 0.95
+    assert np.corrcoef(moves.log_factors(model, blocks)[:, slot], wanted)[0, 1] > 0.95
 
 
 def test_factors_that_differ_are_left_alone():
@@ -142,13 +146,39 @@ def test_likeness_does_not_depend_on_blocks_or_on_scale(block_size):
     _, model, blocks, _ = problem(block_size=block_size)
     m = moves.log_factors(model, blocks)
     assert m.shape == (N, K)
-    likeness = moves.alike(model, m, patterns=False)
-    assert likeness.diagonal().tolist() == [0] * K
-    torch.testing.assert_close(likeness, likeness.T)
+    products = moves.overlap(model, m)
+    np.testing.assert_allclose(products, products.T)
+    assert (np.linalg.eigvalsh(products) > -1e-6).all()
     scale = torch.tensor([1.0, -2.0, 0.5, 0.0, 1.0])
     for view in model.views:
         view.loadings.raw.data[:, :-1] -= scale
-    torch.testing.assert_close(moves.alike(model, m + scale, patterns=False), likeness, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(moves.overlap(model, m + scale), products, rtol=1e-3, atol=1e-4)
+
+
+def test_a_mixture_is_found_with_its_weights():
+    W = np.random.default_rng(0).gamma(0.3, 1, (50, 3))
+    W = np.column_stack([W, W[:, 0] + 2 * W[:, 2]])
+    left, weights = moves.mixture(W.T @ W, 3, [0, 1, 2])
+    np.testing.assert_allclose(weights, [1, 0, 2], atol=1e-3)
+    assert left < 1e-3
+    left, weights = moves.mixture(W.T @ W, 1, [0, 2, 3])
+    assert left > 0.5
+    assert (weights >= 0).all()
+
+
+def test_a_factor_that_is_a_mixture_is_divided_among_those_it_is_made_of():
+    """Each expects as many counts of every feature as before, in the sum over spots."""
+    _, model, blocks, _ = problem()
+    with torch.no_grad():
+        for view in model.views:
+            W = view.loadings.mean
+            view.loadings.raw[:, 2] = (0.5 * W[:, 0] + 0.5 * W[:, 1]).log()
+        before = [model.moments(name, blocks[0]).mean.sum(0) @ view.loadings.mean.T for name, view in model.items()]
+        moves.make(Move(divided=2), model, blocks)
+        after = [model.moments(name, blocks[0]).mean.sum(0) @ view.loadings.mean.T for name, view in model.items()]
+    assert (moves.shares(model, moves.log_factors(model, blocks))[:, 2] < moves.ALIVE).all()
+    for one, other in zip(before, after, strict=True):
+        assert (one - other).norm() < 0.15 * one.norm()  # what the fields leave of it
 
 
 # ---- kept or undone -------------------------------------------------------------------------------------------------

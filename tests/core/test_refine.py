@@ -210,6 +210,23 @@ def test_intervals_of_known_loadings_cover_the_truth(depth):
     assert ((result.m - h) ** 2).mean() < (0.8 if depth < 1 else 0.3) * (prior**2).mean()
 
 
+@pytest.mark.parametrize("preset", ["pnmf", "nsf"])
+def test_divergences_that_weigh_more_make_spots_less_certain(preset):
+    """``kl_weight`` is the temperature of the counts here too: ten times less is known of a spot."""
+    dataset, model, _ = drawn(preset, depth=2.0)
+    spread = []
+    for weight in (1.0, 10.0):
+        model.kl_weight = weight
+        stage = refine._LocalStage(model, model.blocks(dataset))
+        stage.gamma.fill_(0.5)
+        stage.sweep(stage.blocks[0], 1, last=True)
+        spread.append(stage.variance.detach())
+    assert (spread[1] > spread[0]).all()
+    assert spread[1].mean() > 2 * spread[0].mean()
+    known = 1 / spread[0] - 1 / 0.5, 1 / spread[1] - 1 / 0.5
+    assert (known[0] / known[1]).median() == pytest.approx(10, rel=0.3)
+
+
 def test_the_spread_of_independent_factors_is_learnt():
     dataset, model, _ = drawn("pnmf", depth=5.0, n_obs=300)
     model.nonspatial.log_sigma.data.zero_()

@@ -89,7 +89,7 @@ def test_factors_far_from_their_similarities_get_smaller_exponents():
     exponents = []
     for seed in range(3):
         data, found = begun(seed, Weights(lam=1e4, mask=1.0))
-        found.T = np.random.default_rng(seed).random(found.T.shape, dtype=np.float32)
+        found.T = 10 * np.random.default_rng(seed).random(found.T.shape, dtype=np.float32)
         ends = [scai.objective(data, found)]
         for _ in range(8):
             scai._update_factors(data, found)

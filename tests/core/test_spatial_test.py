@@ -158,6 +158,7 @@ def data_of(n: int) -> Dataset:
         ([8, 0, 0, 0, 0, 0], [1, 0, 0, 0, 0, 0]),  # a strong one does not pay for the others
         ([5, 0, 0], [1, 0, 0]),
         ([7, 5, 2.5, 2.5], [1, 1, 0, 0]),  # not shallow
+        ([], []),
         ([2.9], [0]),
         ([3.1], [1]),
     ],

@@ -19,7 +19,15 @@ from gpnsf.datasets import tissue
 from gpnsf.tl.diagnostics import LOW_DEPTH, between_slices, warn
 
 K, P = 4, 10
-PARAMS = {"max_steps": 600, "size_factors": "total", "lengthscale": None, "library_key": None, "batch_key": None}
+PARAMS = {
+    "model": "gpnsf",
+    "n_spatial": None,
+    "max_steps": 600,
+    "size_factors": "total",
+    "lengthscale": None,
+    "library_key": None,
+    "batch_key": None,
+}
 
 
 def dataset(mean: float = 30.0, kind: str = "poisson", n_obs: int = 200) -> Dataset:
@@ -90,9 +98,11 @@ def test_a_good_fit_has_no_warning(caplog):
 def test_what_the_test_says_about_the_split():
     data = dataset()
     assert texts(data, z=[9.0, 5.0, 2.0, 4.0]) == []
-    only(texts(data, z=[9.0, 5.0, 12.0, 0.0]), "nonspatial_1 (z = 12.0)", "n_spatial")
+    assert texts(data, z=[9.0, 5.0, 12.0, 0.0]) == []  # who asks for no number is not told of one
+    found = texts(data, z=[9.0, 5.0, 12.0, 0.0], n_spatial=2)
+    only(found, "n_spatial = 2 leaves no room for 1 more factor(s)", "nonspatial_1 (z = 12.0)", "Leave n_spatial out")
     none = posterior(data, is_spatial=np.zeros(K, bool), lengthscale=np.full(K, np.nan))
-    only(texts(data, none, z=[0.0] * K, n_spatial=2), "No factor showed spatial order", "coordinates")
+    only(texts(data, none, z=[0.0] * K, n_spatial=2), "No factor shows spatial order", "coordinates")
 
 
 def test_every_warning_is_logged_once_and_returned(caplog):
@@ -270,7 +280,8 @@ def test_a_slice_without_a_modality_is_left_out():
 
 
 def test_a_fit_keeps_its_warnings(adata, tmp_path):
-    gpnsf.tl.fit(adata, "nsf", n_factors=3, max_steps=4, init="random", progress=False)
+    options = {"n_factors": 3, "n_spatial": 3, "split": "assumed", "init": "random", "progress": False}
+    gpnsf.tl.fit(adata, max_steps=4, **options)
     found = list(adata.uns["gpnsf"]["warnings"])
     assert sum("All 3 factors are spatial" in text for text in found) == 1
     assert sum("stopped at max_steps = 4" in text for text in found) == 1

@@ -74,6 +74,8 @@ def passed(z: np.ndarray) -> np.ndarray:
     better half of them shows.
     """
     T, alone = len(z), z > MIN_Z
+    if not T:
+        return alone
     together = np.minimum(z, MIN_Z).sum() > np.sqrt(T) * norm.isf(min(0.5, T * norm.sf(MIN_Z)))
     if not together or z.max() > CLEAR_Z:
         return alone
