@@ -12,13 +12,14 @@ from bounds import loss as loss_over
 from reference import toy_dataset
 
 from gpnsf.core import deconvolution, training
+from gpnsf.core.build import FIELDS, build
 from gpnsf.core.hilbert import HilbertField
 from gpnsf.core.inducing import InducingField
 from gpnsf.core.kernels import KERNELS
 from gpnsf.core.likelihoods import LIKELIHOODS
-from gpnsf.core.model import FIELDS, Factorization, build
+from gpnsf.core.model import Factorization
 from gpnsf.core.neighbours import ties
-from gpnsf.core.training import Schedule
+from gpnsf.core.schedule import Schedule
 from gpnsf.core.types import Dataset, View
 from gpnsf.core.unrolled import Network, Section, solve
 

@@ -20,7 +20,7 @@ import sections
 
 import gpnsf
 from gpnsf import cli, demo, results
-from gpnsf.core.model import restore_field
+from gpnsf.core.build import restore_field
 
 THREE_PARTS = re.compile(r"Expected .*; got .*\. [A-Z][^.]*.*\.$", re.DOTALL)
 PATHS = ("../../x", "a/b", "/etc/passwd", "C:\\x")

@@ -18,9 +18,11 @@ from torch.distributions import kl_divergence
 
 import gpnsf
 from gpnsf.core import training
+from gpnsf.core.build import FIELDS, PRESETS, build
 from gpnsf.core.initial import starts
-from gpnsf.core.model import FIELDS, PRESETS, Factorization, build
+from gpnsf.core.model import Factorization
 from gpnsf.core.objective import ClosedFormELBO
+from gpnsf.core.schedule import Schedule
 
 TWO = {"rna": "nb", "atac": "bernoulli"}
 SPATIAL = {0.0: 0, 0.5: 2, 1.0: 3}
@@ -149,7 +151,7 @@ def test_predictive_draws_every_modality_from_the_prior(preset):
 
 def test_predictive_draws_from_the_posterior_are_like_the_data():
     dataset, model, _ = toy()
-    training.fit(model, dataset, init="spot", schedule=training.Schedule(max_steps=60, moves=0))
+    training.fit(model, dataset, init="spot", schedule=Schedule(max_steps=60, moves=0))
     (block,) = model.blocks(dataset, counts=False)
     (view,) = dataset.views
     with torch.no_grad():
@@ -221,7 +223,7 @@ def test_hamiltonian_draws_agree_with_the_guide():
     """The exact posterior at the learnt hyperparameters, from draws that know nothing of the guide."""
     dataset = toy_dataset({"rna": "poisson"}, n_obs=25, n_features=6, n_dims=1)
     model = build("gpnsf", dataset, n_factors=2, n_spatial=1, lengthscale=0.5)
-    training.fit(model, dataset, init="spot", schedule=training.Schedule(max_steps=200, moves=0))
+    training.fit(model, dataset, init="spot", schedule=Schedule(max_steps=200, moves=0))
     model.requires_grad_(False)
     (view,), (block,) = model.views, model.blocks(dataset)
     view.loadings.charge.fill_(1.0)

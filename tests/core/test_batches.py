@@ -12,10 +12,12 @@ from bounds import loss
 from reference import toy_dataset
 
 from gpnsf.core.batches import corrected
-from gpnsf.core.model import BATCH_SD, build
+from gpnsf.core.build import build
+from gpnsf.core.model import BATCH_SD
 from gpnsf.core.posterior import summarise
 from gpnsf.core.refine import local, mean_field
-from gpnsf.core.training import Schedule, fit
+from gpnsf.core.schedule import Schedule
+from gpnsf.core.training import fit
 from gpnsf.core.types import Dataset
 
 TWO = {"rna": "nb", "atac": "bernoulli"}

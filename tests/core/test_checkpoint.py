@@ -23,10 +23,11 @@ from reference import toy_dataset
 
 from gpnsf.core import checkpoint as files
 from gpnsf.core import initial, moves, training
+from gpnsf.core.build import build
 from gpnsf.core.checkpoint import Checkpoint, State, fingerprint
-from gpnsf.core.model import Factorization, build
+from gpnsf.core.model import Factorization
 from gpnsf.core.objective import ClosedFormELBO
-from gpnsf.core.training import Schedule
+from gpnsf.core.schedule import Schedule
 from gpnsf.core.types import Dataset, History
 
 TWO = {"rna": "nb", "atac": "bernoulli"}

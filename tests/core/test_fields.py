@@ -13,6 +13,7 @@ from reference import gaussian_kl
 from torch import Tensor
 from torch.distributions import kl_divergence
 
+from gpnsf.core.build import FIELDS, restore_field
 from gpnsf.core.fields import (
     AMPLITUDE_RANGE,
     LENGTHSCALE_RANGE,
@@ -24,7 +25,6 @@ from gpnsf.core.fields import (
 from gpnsf.core.hilbert import HilbertField, retained_variance
 from gpnsf.core.inducing import InducingField
 from gpnsf.core.kernels import KERNELS
-from gpnsf.core.model import FIELDS, restore_field
 
 T = 2
 

@@ -13,10 +13,11 @@ from reference import toy_dataset
 from torch.distributions import kl_divergence
 
 from gpnsf import checks
+from gpnsf.core.build import FIELDS, PRESETS, build
 from gpnsf.core.families import FAMILIES
 from gpnsf.core.kernels import KERNELS
 from gpnsf.core.likelihoods import LIKELIHOODS
-from gpnsf.core.model import FIELDS, PRESETS, Block, Factorization, build
+from gpnsf.core.model import Block, Factorization
 
 TWO = {"rna": "nb", "atac": "bernoulli"}
 SPATIAL = {"fa": 0, "rsf": 3, "pnmf": 0, "nsf": 3, "nsfh": 2, "gpnsf": 2}  # of three factors

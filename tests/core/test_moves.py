@@ -13,16 +13,18 @@ from tqdm import tqdm
 
 import gpnsf
 from gpnsf.core import moves, training
+from gpnsf.core.build import build
 from gpnsf.core.metrics import match_factors
-from gpnsf.core.model import Block, Factorization, build
+from gpnsf.core.model import Block, Factorization
 from gpnsf.core.moves import Move
 from gpnsf.core.objective import ClosedFormELBO
 from gpnsf.core.regroup import regrouped
+from gpnsf.core.schedule import Phase, Schedule
 from gpnsf.core.stepping import Stepper
 from gpnsf.core.types import Dataset
 
 N, P, T, K = 90, 16, 3, 5
-QUIET = training.Schedule(max_steps=60, moves=0, pick_steps=5, min_steps=20)
+QUIET = Schedule(max_steps=60, moves=0, pick_steps=5, min_steps=20)
 
 
 def problem(likelihood: str = "poisson", block_size: int | None = None, *, fitted: bool = False):
@@ -61,13 +63,13 @@ def divide(model: Factorization, k: int, l: int, share: float = 0.5) -> None:
 def run(model: Factorization, dataset: Dataset, blocks: list[Block]) -> training._Run:
     """A run that has arrived at its moves, with something for Adam to remember."""
     stepper = Stepper(model, blocks, ClosedFormELBO(), tqdm(disable=True), dataset.nnz)
-    found = training._Run(stepper, training.Schedule(max_steps=300))
+    found = training._Run(stepper, Schedule(max_steps=300))
     for _ in range(3):
         stepper.step("main", 0.05)
     return found
 
 
-def phase_of(found: training._Run) -> training.Phase:
+def phase_of(found: training._Run) -> Phase:
     return next(phase for phase in found.phases if phase.name == training.MOVE)
 
 
@@ -238,7 +240,7 @@ def test_objectives_that_moves_cannot_compare_make_none(options, monkeypatch):
     monkeypatch.setattr(moves, "proposals", lambda *_: pytest.fail("looked for moves"))
     dataset = toy_dataset({"rna": "poisson"}, n_obs=40)
     model = build("gpnsf", dataset, n_factors=4, n_spatial=2, **options)
-    history = training.fit(model, dataset, init="spot", schedule=training.Schedule(max_steps=50, min_steps=20, tol=1.0))
+    history = training.fit(model, dataset, init="spot", schedule=Schedule(max_steps=50, min_steps=20, tol=1.0))
     assert "move" not in history.phase
 
 

@@ -12,13 +12,14 @@ from reference import toy_dataset
 import gpnsf
 from gpnsf.bridge import read
 from gpnsf.core import fitting, initial, pilot, training
+from gpnsf.core.build import build
 from gpnsf.core.metrics import match_factors
-from gpnsf.core.model import build
+from gpnsf.core.schedule import Schedule
 from gpnsf.core.types import Dataset
 from gpnsf.datasets import tissue
 
 TWO = {"rna": "nb", "atac": "bernoulli"}
-SHORT = training.Schedule(max_steps=12)
+SHORT = Schedule(max_steps=12)
 
 
 @pytest.fixture(autouse=True)
@@ -168,7 +169,7 @@ def test_the_modality_that_tells_most_goes_ahead_of_larger_ones(monkeypatch):
     def make(part, n_spatial):
         return build("gpnsf", part, n_factors=4, n_spatial=n_spatial)
 
-    options = {"seed": 0, "schedule": training.Schedule(max_steps=100), "block_size": None}
+    options = {"seed": 0, "schedule": Schedule(max_steps=100), "block_size": None}
     (start,) = pilot.Pilot(data, None, "rna", make, 3, "smooth", options)
     assert set(start.loadings) == {"rna", "atac"}
     truth, weights = mdata.obsm["true_factors"], mdata["atac"].varm["true_loadings"]

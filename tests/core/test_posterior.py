@@ -12,9 +12,10 @@ import torch
 from reference import bernoulli_deviance, poisson_deviance, toy_dataset
 
 from gpnsf.core import posterior
+from gpnsf.core.build import PRESETS, build
 from gpnsf.core.families import FAMILIES
 from gpnsf.core.likelihoods import Bernoulli, Poisson
-from gpnsf.core.model import PRESETS, Factorization, build
+from gpnsf.core.model import Factorization
 from gpnsf.core.refine import LogFactors, local, mean_field
 from gpnsf.core.types import Dataset, Posterior, View
 

@@ -10,8 +10,9 @@ import torch
 from reference import toy_dataset
 
 from gpnsf.core import refine
+from gpnsf.core.build import FIELDS, build
 from gpnsf.core.metrics import coverage
-from gpnsf.core.model import FIELDS, Factorization, build
+from gpnsf.core.model import Factorization
 from gpnsf.core.refine import LogFactors, local, mean_field
 from gpnsf.core.types import Dataset, View
 

@@ -11,7 +11,7 @@ import scipy.sparse as sp
 import gpnsf
 from gpnsf import bridge
 from gpnsf.core import spatial_test as module
-from gpnsf.core.model import build
+from gpnsf.core.build import build
 from gpnsf.core.spatial_test import MIN_Z, halves, passed, spatial_test
 from gpnsf.core.types import Dataset, View
 

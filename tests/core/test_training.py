@@ -16,12 +16,13 @@ from bounds import loss
 from reference import toy_dataset
 
 from gpnsf.core import training
+from gpnsf.core.build import FIELDS, PRESETS, build
 from gpnsf.core.hilbert import HilbertField
 from gpnsf.core.likelihoods import LIKELIHOODS
-from gpnsf.core.model import FIELDS, PRESETS, Factorization, build
+from gpnsf.core.model import Factorization
 from gpnsf.core.objective import ClosedFormELBO
+from gpnsf.core.schedule import Schedule
 from gpnsf.core.stepping import Adam, Stepper
-from gpnsf.core.training import Schedule
 from gpnsf.core.types import Dataset, History
 
 TWO = {"rna": "nb", "atac": "bernoulli"}

@@ -17,11 +17,12 @@ import gpnsf
 from gpnsf.bridge import read
 from gpnsf.core import model as core_model
 from gpnsf.core import training
+from gpnsf.core.build import FIELDS, PRESETS, restore_field
 from gpnsf.core.kernels import KERNELS
 from gpnsf.core.likelihoods import LIKELIHOODS
 from gpnsf.core.metrics import match_factors
-from gpnsf.core.model import FIELDS, PRESETS
 from gpnsf.core.objective import ClosedFormELBO
+from gpnsf.core.schedule import Schedule
 from gpnsf.keys import Keys
 
 K = 4
@@ -656,7 +657,7 @@ def test_a_fit_that_converged_says_so(mdata, log):
     fit(mdata, tol=1.0, max_steps=200, init="spot")
     assert mdata.uns["gpnsf"]["converged"] is True
     phases = list(mdata.uns["gpnsf"]["history"]["phase"])
-    assert phases.count("pick") + phases.count("main") == training.Schedule().min_steps
+    assert phases.count("pick") + phases.count("main") == Schedule().min_steps
     assert "stopped at" not in log.text
 
 
@@ -692,7 +693,7 @@ def test_the_fitted_field_describes_the_spots(mdata, field):
     dataset, layout = read(mdata)
     state = mdata.uns["gpnsf"]["field"]
     assert state["scale"] == layout.scale
-    process = core_model.restore_field(state["process"])
+    process = restore_field(state["process"])
     m, v = process.marginals(process.locate(dataset.coords, dataset.library))
     smooth = (m + 0.5 * v.clamp_max(1.0)).exp()[:, state["order"]].numpy()
     np.testing.assert_allclose(smooth / smooth.mean(0), mdata.obsm["X_gpnsf_smooth"][:, :2], rtol=1e-3)

@@ -14,7 +14,7 @@ from anndata import AnnData
 from mudata import MuData
 
 import gpnsf
-from gpnsf.core.model import FIELDS
+from gpnsf.core.build import FIELDS
 
 CASES: dict[str, dict[str, Any]] = {
     "hybrid": {},

@@ -102,7 +102,7 @@ class AbstractField(nn.Module, ABC):
         """The field that :meth:`state` describes, up to the parameters that all fields share; nothing in it is trusted."""
 
     def state(self) -> dict[str, Any]:
-        """Plain arrays and scalars from which :func:`gpnsf.core.model.restore_field` rebuilds the field for prediction."""
+        """Plain arrays and scalars from which :func:`gpnsf.core.build.restore_field` rebuilds the field for prediction."""
         shared = {name: getattr(self, name).detach().cpu().numpy() for name in SHARED}
         return {
             "kind": self.kind,

@@ -18,6 +18,7 @@ from gpnsf.core.metrics import morans_i
 from gpnsf.core.model import Block, Factorization
 from gpnsf.core.pilot import Pilot, lone, sample
 from gpnsf.core.regroup import regrouped
+from gpnsf.core.schedule import Schedule
 from gpnsf.core.spatial_test import CLEAR_Z, SpatialTest, passed, spatial_test
 from gpnsf.core.types import Dataset, History, Posterior
 
@@ -49,7 +50,7 @@ def fit(
     local_stage: bool = True,
     init: str = "auto",
     block_size: int | None = None,
-    schedule: training.Schedule | None = None,
+    schedule: Schedule | None = None,
     seed: int = 0,
     checkpoint: Checkpoint | None = None,
     **options: Any,
@@ -60,7 +61,7 @@ def fit(
     spatial, as long as no more than ``most_spatial`` are (default: ``n_spatial``).
     ``options`` go to :func:`gpnsf.core.training.fit`. The checkpoint keeps the first optimisation; what follows is repeated.
     """
-    schedule = schedule or training.Schedule()
+    schedule = schedule or Schedule()
     run = _Fit(dataset, build, block_size, {"seed": seed, "schedule": schedule, **options})
     asked = {"n_factors": n_factors, "max_steps": schedule.max_steps, "seed": seed}
     most = n_spatial if most_spatial is None else most_spatial
@@ -130,7 +131,7 @@ class _Fit:
         logger.info("%d spatial factors have no order in held-out counts, %d nonspatial ones do", n_lost, len(rising))
         chosen = [*spatial.tolist(), *rising]
         self._regroup([*chosen, *(k for k in range(len(z)) if k not in chosen)], len(chosen), m)
-        schedule = replace(self.options["schedule"], kernel_steps=15, min_steps=30)
+        schedule = replace(self.options["schedule"], pick_steps=0, kernel_steps=15, min_steps=30)
         options = {**self.options, "schedule": schedule, "block_size": self.block_size, "blocks": self.blocks}
         more = training.fit(self.model, self.dataset, init=None, **options)
         self.order = np.arange(self.model.n_factors)

@@ -15,16 +15,17 @@ import numpy as np
 import scipy.sparse as sp
 
 from gpnsf.core import initial, pilot, spatial_test
+from gpnsf.core.build import BASIS_RANGE, DEFAULT_INDUCING, PRESETS
 from gpnsf.core.families import FAMILIES
 from gpnsf.core.fields import RIDGE_STEPS
 from gpnsf.core.likelihoods import LIKELIHOODS
-from gpnsf.core.model import BASIS_RANGE, DEFAULT_INDUCING, PRESETS
 from gpnsf.core.posterior import FEATURES
 from gpnsf.core.refine import NEWTON_STEPS
 from gpnsf.core.rowblocks import MOST_FEATURES
+from gpnsf.core.schedule import Schedule
 from gpnsf.core.sparse import CHUNK
 from gpnsf.core.streams import BYTES
-from gpnsf.core.training import FEWEST_POLISH, POLISH_ENTRIES, Schedule
+from gpnsf.core.training import FEWEST_POLISH, POLISH_ENTRIES
 from gpnsf.core.types import Dataset, rows_at_a_time
 
 __all__ = ["Forecast", "forecast"]

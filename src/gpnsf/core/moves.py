@@ -153,7 +153,6 @@ class _Standing:
         pairs.sort(key=lambda pair: -float(self.likeness[pair]))
         return [(k, l) if self.size[k] >= self.size[l] else (l, k) for k, l in pairs]
 
-
     def mixtures(self, below: float, candidates: list[int] | None = None) -> list[int]:
         """Factors whose loadings are a mixture of those of spatial ones, but for a part, the best explained ones first."""
         spatial, left = self.worth(spatial=True), {}

@@ -18,6 +18,7 @@ from gpnsf.core import distributed, training
 from gpnsf.core.families import FAMILIES
 from gpnsf.core.initial import Start, lead, loadings_at
 from gpnsf.core.model import Block, Factorization
+from gpnsf.core.schedule import Schedule
 from gpnsf.core.sparse import SparseCounts
 from gpnsf.core.types import Dataset
 
@@ -89,7 +90,7 @@ class Pilot:
         return f"{self.init}, {'all' if self.rows is None else len(self.rows)} rows, {self.ahead or 'all modalities'}"
 
     @property
-    def left(self) -> training.Schedule:
+    def left(self) -> Schedule:
         """What is left to do after it: mostly loadings, which need no long approach."""
         schedule = self.options["schedule"]
         return replace(

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from gpnsf.core import simplex
+from gpnsf.core.build import restore_field
 from gpnsf.core.likelihoods import AbstractLikelihood
-from gpnsf.core.model import Block, Factorization, ViewModel, restore_field
+from gpnsf.core.model import Block, Factorization, ViewModel
 from gpnsf.core.refine import LogFactors, covariances
 from gpnsf.core.types import Dataset, Posterior
 

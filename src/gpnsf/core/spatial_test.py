@@ -21,6 +21,7 @@ from gpnsf.core.metrics import centred_within, knn_weights, permutation_variance
 from gpnsf.core.model import Factorization
 from gpnsf.core.moments import MEAN_RANGE
 from gpnsf.core.moves import ALIVE, shares
+from gpnsf.core.schedule import Schedule
 from gpnsf.core.types import Dataset, View
 
 __all__ = ["CLEAR_Z", "MIN_Z", "SpatialTest", "halves", "passed", "spatial_test"]
@@ -31,7 +32,7 @@ SCATTER = 4.0  # of z over factors with the same order: three standard deviation
 CHANCE = 2.0  # standard deviations of the order that real differences between spots have by chance, taken off z
 MAX_SPOTS = 5_000
 MAX_NONZEROS = 2_000_000
-SCHEDULE = training.Schedule(max_steps=60, pick_steps=15, moves=0)
+SCHEDULE = Schedule(max_steps=60, pick_steps=15, moves=0)
 N_NEIGHBORS = (6, 60)
 
 

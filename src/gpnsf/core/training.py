@@ -9,9 +9,9 @@ from __future__ import annotations
 import ctypes
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 import numpy as np
 import pyro
@@ -27,56 +27,19 @@ from gpnsf.core.loadings import GammaLoadings
 from gpnsf.core.model import Block, Factorization
 from gpnsf.core.moments import MEAN_CAP, MEAN_RANGE
 from gpnsf.core.objective import ClosedFormELBO
+from gpnsf.core.schedule import MOVE, WINDOW, Phase, Schedule
 from gpnsf.core.stepping import Stepper
 from gpnsf.core.types import Dataset, History
 
-__all__ = ["Phase", "Schedule", "elbo", "few_threads", "fit", "give_back"]
+__all__ = ["elbo", "few_threads", "fit", "give_back"]
 
 logger = logging.getLogger("gpnsf")
 
-WINDOW = 10  # steps over which convergence is judged
 ROUNDING = 1e-6  # relative error of the bound in single precision
 POLISH_ENTRIES, FEWEST_POLISH = 1_000_000_000, 5  # of the dense passes of all polish steps, and the steps at least
-MOVE, MOVE_RATE = "move", 0.5  # name of the phase, and its rate over that of the main phase
 TRIALS, TRIAL_STEPS = 3, 10  # parts of the trial of a move, and steps of each
 HOPE = 2.0  # a trial ends where what is missing is more than this many times the gain of its last part
 SMALL = 1_000_000  # nonzeros below which threads wait for each other longer than they work
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """How long each phase lasts and how large its steps are."""
-
-    max_steps: int = 600  # cap on the steps of the kept start, all phases together
-    learning_rate: float = 0.2
-    tol: float = 2e-4  # gain of the objective per nonzero count over ten steps below which the fit has converged
-    pick_steps: int = 25
-    warmup_steps: int = 5
-    kernel_steps: int = 40  # steps after which the kernel parameters are frozen
-    min_steps: int = 60
-    moves: int = 6  # tries of each of the two rounds together; 0: no moves
-    tail_steps: int = 40
-    polish_steps: int = 20
-    polish_rate: float = 0.05
-
-    def ending(self, wanted: int) -> int:
-        """Length of a closing phase: as wanted, unless the cap leaves little room."""
-        return min(wanted, self.max_steps // 4)
-
-
-@dataclass(frozen=True)
-class Phase:
-    """Steps at rates that are known beforehand, or until the objective stops rising."""
-
-    name: str
-    length: int  # steps at most
-    rate: Callable[[int], float]  # of each step, counted from the beginning of the phase
-    least: int = 0  # steps before it may have converged
-    converges: bool = False  # whether the phase ends where the objective has stopped rising
-    anew: bool = False  # whether Adam forgets what came before
-    learns_kernel: bool = False
-    exact: bool = False  # whether likelihoods leave their surrogates
-    after_move: bool = False  # whether it is only there where a move was kept
 
 
 def fit(
@@ -204,37 +167,7 @@ class _Run:
     def __init__(self, stepper: Stepper, schedule: Schedule) -> None:
         self.stepper, self.schedule = stepper, schedule
         self.model, self.blocks, self.bar = stepper.model, stepper.blocks, stepper.bar
-        self.phases = self._plan()
-
-    def _plan(self) -> list[Phase]:
-        """What follows the choice of a start; two rounds of moves, each with what it takes to converge anew."""
-        schedule, rate = self.schedule, self.schedule.learning_rate
-        tail, polish = schedule.ending(schedule.tail_steps), self._polish_length()
-        room = max(0, schedule.max_steps - tail - polish)
-        picked = min(schedule.pick_steps, room)
-        learning = max(0, min(schedule.kernel_steps, room) - picked)
-        undecided = schedule.min_steps - picked - learning
-
-        def constant(step: int) -> float:
-            return rate * self._warm(step)
-
-        def cosine(step: int) -> float:
-            return rate * (0.05 + 0.475 * (1 + math.cos(math.pi * step / tail)))
-
-        # few steps have no time to make good for first ones that are too large
-        short = polish / max(polish, schedule.polish_steps, 1)
-        falling = np.linspace(short, 0.1 * short, max(polish, 1)).tolist()
-        settling = Phase("main", room, constant, least=2 * WINDOW, converges=True, after_move=True)
-        return [
-            Phase("main", learning, constant, anew=True, learns_kernel=True),
-            Phase("main", room, lambda step: constant(step + learning), least=undecided, converges=True),
-            Phase(MOVE, room, lambda step: MOVE_RATE * constant(step)),
-            settling,
-            Phase(MOVE, room, lambda step: MOVE_RATE * constant(step), after_move=True),
-            settling,
-            Phase("tail", tail, cosine),
-            Phase("polish", polish, lambda step: schedule.polish_rate * falling[step], anew=True, exact=True),
-        ]
+        self.phases = schedule.phases(self._polish_length())
 
     def pick(self, candidates: Iterable[Start]) -> None:
         """A few steps from every start; go on from the one with the best objective."""
@@ -250,7 +183,7 @@ class _Run:
             if not state.walk.elbo:
                 self.stepper.begin(start)
             for step in range(len(state.walk.elbo), n_steps):
-                self.stepper.step("pick", schedule.learning_rate * self._warm(step))
+                self.stepper.step("pick", schedule.learning_rate * self.schedule.warm(step))
             self._judge(start.name)
         if state.kept is None:
             raise FloatingPointError(
@@ -402,10 +335,6 @@ class _Run:
         if not entries:
             return 0
         return self.schedule.ending(min(self.schedule.polish_steps, max(FEWEST_POLISH, POLISH_ENTRIES // entries)))
-
-    def _warm(self, step: int) -> float:
-        """Linear warm-up of the rate."""
-        return min(1.0, (step + 1) / self.schedule.warmup_steps)
 
     def _settle(self, since: int) -> None:
         """Go back to the best parameters where the objective that began at step ``since`` has ended below its start."""

@@ -1,14 +1,20 @@
-"""The device that a fit runs on."""
+"""The device that a fit runs on, and the processes that share it."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
 import torch
 
 from gpnsf import checks
 from gpnsf.core import distributed
+from gpnsf.core.checkpoint import Checkpoint
+from gpnsf.core.types import Dataset
 from gpnsf.settings import settings
 
-__all__ = ["resolved"]
+__all__ = ["check_processes", "resolved"]
 
 
 def resolved(name: str) -> torch.device:
@@ -29,3 +35,19 @@ def resolved(name: str) -> torch.device:
         rule = "`device` to be 'auto' or one of " + ", ".join(there)
         raise ValueError(checks.problem(rule, found, "Pass device='auto' to take what there is")) from error
     return device
+
+
+def check_processes(dataset: Dataset, params: Mapping[str, Any], store: Checkpoint | None) -> None:
+    """What several processes at one fit must agree on."""
+    if distributed.number() == 1:
+        return
+    if store is not None:
+        found, remedy = f"checkpoint={str(store.path)!r} in {distributed.number()} processes", "Leave checkpoint out"
+        raise ValueError(checks.problem("no checkpoint where several processes share a fit", found, remedy))
+    found = {view.name: (*view.counts.shape, view.counts.nnz, _rounded(view.size)) for view in dataset.views}
+    distributed.agree((found, _rounded(dataset.coords.ravel()), repr(params)), "data and arguments")
+
+
+def _rounded(values: np.ndarray) -> float:
+    """A number that tells arrays and their orders apart, and not the last digits that two machines compute."""
+    return round(float(values.astype(np.float64) @ np.cos(np.arange(len(values)))), 3)

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 from scipy.sparse.csgraph import connected_components
 
+from gpnsf.core.build import PRESETS
 from gpnsf.core.families import FAMILIES
 from gpnsf.core.fields import LENGTHSCALE_RANGE
 from gpnsf.core.fitting import Outcome
 from gpnsf.core.hilbert import HilbertField, retained_variance
 from gpnsf.core.initial import starts
 from gpnsf.core.metrics import knn_weights, morans_i
-from gpnsf.core.model import PRESETS
 from gpnsf.core.pilot import sample
 from gpnsf.core.spatial_test import CLEAR_Z
 from gpnsf.core.types import Dataset, History, Posterior, View, parts

@@ -9,22 +9,22 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
-import numpy as np
 import torch
 from anndata import AnnData
 from mudata import MuData
 
 from gpnsf import bridge, checks, storage, writeback
+from gpnsf.core import build as models
 from gpnsf.core import distributed, fitting, training
-from gpnsf.core import model as models
 from gpnsf.core.backends import backend
 from gpnsf.core.checkpoint import Checkpoint
+from gpnsf.core.schedule import Schedule
 from gpnsf.core.types import Dataset, History
 from gpnsf.keys import SPATIAL, Keys
 from gpnsf.settings import settings
 from gpnsf.tissue import editable
 from gpnsf.tl import diagnostics
-from gpnsf.tl.device import resolved
+from gpnsf.tl.device import check_processes, resolved
 from gpnsf.tl.memory import guard, peak_memory
 
 __all__ = ["fit", "read", "spatial_factors"]
@@ -263,13 +263,11 @@ def _fit(
     params = {**params, "n_spatial": spatial_factors(model, params["n_factors"], params["n_spatial"])}
     found = hybrid and params["split"] == "tested" and recorded["n_spatial"] is None
     dataset, layout = read(data, params)
-    _check_processes(dataset, params, store)
+    check_processes(dataset, params, store)
     guard(dataset, params, layout.scale, resolved(params["device"]).type)
     _warn_of_idle(params)
     rate = params["learning_rate"]
-    schedule = training.Schedule(
-        max_steps=params["max_steps"], learning_rate=rate, polish_rate=rate / 4, tol=params["tol"]
-    )
+    schedule = Schedule(max_steps=params["max_steps"], learning_rate=rate, polish_rate=rate / 4, tol=params["tol"])
     with training.few_threads(dataset):
         outcome = fitting.fit(
             dataset,
@@ -283,7 +281,9 @@ def _fit(
             checkpoint=store,
         )
         threads = torch.get_num_threads()
-        warnings = distributed.from_first(lambda: diagnostics.warn(dataset, outcome, params=recorded, scale=layout.scale))
+        warnings = distributed.from_first(
+            lambda: diagnostics.warn(dataset, outcome, params=recorded, scale=layout.scale)
+        )
     seconds = time.perf_counter() - began
     info = {**_info(recorded, outcome, seconds), "threads": threads, "processes": distributed.number()}
     info["warnings"] = warnings
@@ -359,22 +359,6 @@ def read(data: MuData | AnnData, params: Mapping[str, Any]) -> tuple[Dataset, br
     n_features = sum(view.counts.shape[1] for view in dataset.views)
     checks.sizes(params["n_factors"], n_obs=dataset.n_obs, n_features=n_features)
     return dataset, layout
-
-
-def _check_processes(dataset: Dataset, params: Mapping[str, Any], store: Checkpoint | None) -> None:
-    """What several processes at one fit must agree on."""
-    if distributed.number() == 1:
-        return
-    if store is not None:
-        found, remedy = f"checkpoint={str(store.path)!r} in {distributed.number()} processes", "Leave checkpoint out"
-        raise ValueError(checks.problem("no checkpoint where several processes share a fit", found, remedy))
-    found = {view.name: (*view.counts.shape, view.counts.nnz, _rounded(view.size)) for view in dataset.views}
-    distributed.agree((found, _rounded(dataset.coords.ravel()), repr(params)), "data and arguments")
-
-
-def _rounded(values: np.ndarray) -> float:
-    """A number that tells arrays and their orders apart, and not the last digits that two machines compute."""
-    return round(float(values.astype(np.float64) @ np.cos(np.arange(len(values)))), 3)
 
 
 def _warn_of_idle(params: Mapping[str, Any]) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 
 from gpnsf import reader
 from gpnsf.checks import problem
+from gpnsf.core.build import PRESETS
 from gpnsf.core.forecast import Forecast, forecast
-from gpnsf.core.model import PRESETS
 from gpnsf.core.types import Dataset
 
 __all__ = ["expected", "guard", "peak_memory"]
