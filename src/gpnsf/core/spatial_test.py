@@ -103,7 +103,7 @@ def spatial_test(
     """Test all factors of a model that ``build(dataset, n_spatial)`` makes.
 
     The fits begin at the named start, or at the widest smoothing, which half of shallow counts may need; without a name at the
-    best of three. They are short, and take no more than ``max_steps``.
+    one of three that is best in the first half. They are short, and take no more than ``max_steps``.
     """
     rng = np.random.default_rng(seed)
     schedule = replace(SCHEDULE, max_steps=min(SCHEDULE.max_steps, max_steps))
@@ -114,7 +114,9 @@ def spatial_test(
     for fitted, kept in (parts, parts[::-1]):
         model = build(fitted, n_spatial)
         candidates = initial.starts(fitted, n_factors, n_spatial, nonnegative=model.nonnegative, kinds=kinds, seed=seed)
-        training.fit(model, fitted, init=candidates, schedule=schedule, seed=seed)
+        history = training.fit(model, fitted, init=candidates, schedule=schedule, seed=seed)
+        if start is None:  # the other half begins where this one found it best
+            kinds = {max(history.starts, key=lambda name: history.starts[name])}
         m = refine.mean_field(model, model.blocks(fitted)).m
         used.append((shares(model, m) > ALIVE).any(0).cpu().numpy())
         one, other = (_project(model, m.mean(0), build(part, 0), part) for part in (fitted, kept))
