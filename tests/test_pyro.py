@@ -227,16 +227,16 @@ def test_hamiltonian_draws_agree_with_the_guide():
     model.requires_grad_(False)
     (view,), (block,) = model.views, model.blocks(dataset)
     view.loadings.charge.fill_(1.0)
-    kernel = NUTS(model.model, max_tree_depth=7)
-    sampler = MCMC(kernel, num_samples=300, warmup_steps=200, disable_progbar=True)
+    kernel = NUTS(model.model, max_tree_depth=6)
+    sampler = MCMC(kernel, num_samples=150, warmup_steps=100, disable_progbar=True)
     sampler.run(block)
     own = sampler.get_samples()
     without = replace(block, counts={})
-    guide = Predictive(model.model, guide=model.guide, num_samples=300)(block)
+    guide = Predictive(model.model, guide=model.guide, num_samples=150)(block)
 
     def rates(samples) -> torch.Tensor:
         found = []
-        for i in range(300):
+        for i in range(150):
             values = {name: samples[name][i].reshape(own[name][0].shape) for name in own}
             trace = poutine.trace(poutine.condition(model.model, data=values)).get_trace(without)
             found.append(trace.nodes["rna"]["fn"].base_dist.mean)

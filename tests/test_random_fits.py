@@ -15,7 +15,7 @@ import gpnsf
 from gpnsf.bridge import read
 from gpnsf.keys import Keys
 
-N_CHUNKS, CHUNK = 20, 50
+N_CHUNKS, CHUNK = 20, 30
 COUNTED = ("poisson", "nb", "bernoulli", "bernoulli_clipped")
 READ = ("modalities", "likelihoods", "size_factors", "library_key", "holdout_key")
 

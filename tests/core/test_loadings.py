@@ -10,7 +10,7 @@ import torch
 from pyro.distributions import Distribution
 from torch.distributions import kl_divergence
 
-from gpnsf.core.loadings import CHARGES, SHAPES, GammaLoadings, PointLoadings
+from gpnsf.core.loadings import CHARGES, LEAST_OF_LEAD, SHAPES, GammaLoadings, PointLoadings
 
 P, K = 12, 3
 each_background = pytest.mark.parametrize("background", [True, False])
@@ -29,7 +29,7 @@ def gamma(*, background: bool = True, n_batches: int = 1) -> GammaLoadings:
     loadings = GammaLoadings(P, K, background=background, n_batches=n_batches)
     loadings.raw.data += torch.randn(P, K + 1, generator=generator)
     loadings.log_shape.data += 0.5 * torch.randn(K + 1, generator=generator)
-    loadings.prepare(200 * torch.rand(P, generator=generator))
+    loadings.prepare(200 * torch.rand(P, generator=generator), leads=False)
     for batch in range(n_batches):
         loadings.see(batch, 3 * torch.rand(20, K + 1, generator=generator))
     loadings.end_pass()
@@ -117,10 +117,20 @@ def test_batches_see_loadings_through_their_multipliers():
     torch.testing.assert_close(own, expected / loadings.charge)
 
 
-@pytest.mark.parametrize(("count", "charge"), [(1.0, CHARGES[0]), (40.0, 0.4), (1e4, CHARGES[1])])
-def test_features_with_few_counts_are_charged_less(count, charge):
+@pytest.mark.parametrize(
+    ("count", "leads", "charge"),
+    [
+        (1.0, False, CHARGES[0]),
+        (1.0, True, LEAST_OF_LEAD),
+        (15.0, True, 0.15),
+        (40.0, False, 0.4),
+        (40.0, True, 0.4),
+        (1e4, True, CHARGES[1]),
+    ],
+)
+def test_features_with_few_counts_are_charged_less(count, leads, charge):
     loadings = gamma()
-    loadings.prepare(torch.full((P,), count))
+    loadings.prepare(torch.full((P,), count), leads=leads)
     assert loadings.charge.item() == pytest.approx(charge)
 
 

@@ -124,7 +124,7 @@ def test_every_parameter_of_a_likelihood_is_trained(likelihood):
 
 def test_parameters_without_a_part_in_the_objective_are_the_known_ones(monkeypatch):
     """theta waits for the end of the Poisson phase; a diagonal covariance has no triangle; a given length scale stays."""
-    monkeypatch.setattr("gpnsf.core.model.DEFAULT_INDUCING", 10)
+    monkeypatch.setattr("gpnsf.core.build.DEFAULT_INDUCING", 10)
     dataset, model = model_of(field="inducing", lengthscale=0.3)
     for _, view in model.items():
         view.likelihood.prepare([])
@@ -143,7 +143,7 @@ def test_parameters_without_a_part_in_the_objective_are_the_known_ones(monkeypat
 def test_many_inducing_points_get_a_diagonal_covariance(monkeypatch):
     dataset = toy_dataset(TWO)
     for limit, expected in ((20, "full"), (19, "diagonal")):
-        monkeypatch.setattr("gpnsf.core.model.DEFAULT_INDUCING", limit)
+        monkeypatch.setattr("gpnsf.core.build.DEFAULT_INDUCING", limit)
         model = build("nsf", dataset, n_factors=2, n_spatial=2, field="inducing", n_inducing=20)
         assert model.spatial.field.covariance == expected
 
