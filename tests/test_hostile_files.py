@@ -58,6 +58,7 @@ def fit_of(field: str) -> ad.AnnData:
         library_key="slice",
         holdout_key="held",
         size_factors="depth",
+        loadings="point",
         max_steps=4,
         init="random",
         progress=False,
