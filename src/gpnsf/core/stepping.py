@@ -152,7 +152,7 @@ class Stepper:
             for block in distributed.mine(self.blocks):
                 part = self._objective.differentiable_loss(self.model, self.model.guide, block)
                 (part / self.nnz).backward()
-                parts.append(part.detach().double())
+                parts.append(part.detach().float().double())  # sums that no order of blocks rounds differently
                 if len(self.blocks) > 1:
                     self._put_away(sums)
             loss = float(sum(parts))  # where a GPU works ahead, it is waited for once a step

@@ -27,6 +27,7 @@ __all__ = ["LOW_DEPTH", "warn"]
 LOW_DEPTH = 10.0  # median counts of a spot, all modalities together
 LOW_TOTAL = 50.0  # median total of a modality below which totals can hardly be technical
 SMOOTH_TOTALS = 0.2  # Moran's I of log totals
+MATTERS = 0.02  # share of the signal of a factor that a warning about its field is worth
 DUPLICATE = 0.9  # correlation of log factors, and cosine of loadings
 AT_BOUND = 1.02  # ratio of a length scale to the end of its range
 KEPT = 0.9  # of the prior variance of a field, by its basis functions
@@ -178,7 +179,8 @@ def _basis(fitted: _Fitted) -> Iterator[str]:
         return
     kernel, n_basis, names = process["kernel"], process["n_basis"], factor_names(fitted.posterior.is_spatial)
     kept = retained_variance(kernel, fitted.posterior.lengthscale, process["extent"], n_basis)
-    rough = kept < KEPT
+    mass = np.sum([W.sum(0) / max(W.sum(), 1e-12) for W in fitted.posterior.loadings.values()], axis=0)
+    rough = (kept < KEPT) & (mass >= MATTERS * len(fitted.posterior.loadings))
     if rough.any():
         yield (
             f"The field keeps {kept[rough].min():.0%} of the prior variance of {_listed(names, rough)}: "
