@@ -14,7 +14,7 @@ __all__ = ["SHAPES", "increment"]
 SHAPES = {
     "many factors": (30_000, 300, 20, "poisson", 30),
     "many features": (3_000, 60_000, 300, "bernoulli", 30),
-    "many counts": (4_400, 20_000, 1_500, "nb", 30),
+    "many counts": (4_400, 26_000, 1_500, "nb", 30),
 }
 
 
