@@ -246,9 +246,9 @@ class Factorization(nn.Module):
         """Take from the counts what priors and likelihoods have to know before a start is tried."""
         sums = {}
         for name, view in self.items():
-            counts = [block.counts[name] for block in distributed.mine(blocks)]
-            view.likelihood.prepare(counts)
-            sums[name] = torch.stack([part.column_sums for part in counts]).double().sum(0)
+            view.likelihood.prepare(block.counts[name] for block in distributed.mine(blocks))
+            parts = [block.counts[name].column_sums for block in distributed.mine(blocks)]  # of one block at a time
+            sums[name] = torch.stack(parts).double().sum(0)
             distributed.add_up(sums[name])
         strength = {name: view.weight * float(sums[name].sum()) / len(sums[name]) ** 0.5 for name, view in self.items()}
         for name, view in self.items():
