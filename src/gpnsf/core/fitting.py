@@ -125,12 +125,17 @@ class _Fit:
         room = most_spatial - len(spatial)
         rising = self._ordered(z, m)[: max(room, 0)]
         rising = [k for k in rising if self._order_of(m[:, k]) > TRAINED]
-        if len(spatial) == T and not rising:
-            return history
-        n_lost = T - len(spatial)
-        logger.info("%d spatial factors have no order in held-out counts, %d nonspatial ones do", n_lost, len(rising))
         chosen = [*spatial.tolist(), *rising]
-        self._regroup([*chosen, *(k for k in range(len(z)) if k not in chosen)], len(chosen), m)
+        noise = test.noise(m) if self._has_posterior() else np.zeros(len(z), bool)
+        others = [k for k in range(len(z)) if k not in chosen and not noise[k]]
+        if len(spatial) == T and not rising and len(others) == len(z) - T:
+            return history
+        n_lost, n_noise = T - len(spatial), len(z) - len(chosen) - len(others)
+        logger.info("%d spatial factors have no order in held-out counts, %d nonspatial ones do", n_lost, len(rising))
+        logger.info("%d factors are left out, since held-out counts show nothing of them", n_noise)
+        if not chosen and not others:
+            others = [int(moves.shares(self.model, self._tensor(m)).sum(0).argmax())]
+        self._regroup([*chosen, *others], len(chosen), m)
         schedule = replace(self.options["schedule"], pick_steps=0, kernel_steps=15, min_steps=30)
         options = {**self.options, "schedule": schedule, "block_size": self.block_size, "blocks": self.blocks}
         more = training.fit(self.model, self.dataset, init=None, **options)
@@ -140,7 +145,7 @@ class _Fit:
     def end(self, z: np.ndarray, most_spatial: int, *, local: bool) -> refine.LogFactors:
         """Join what is one, leave out what is not in use, give what is spatial a field, and run the local stage."""
         adopted: dict[int, moves.Adopted] = {}
-        if all(isinstance(view.loadings, GammaLoadings) for _, view in self.model.items()):
+        if self._has_posterior():
             graph = moves.neighbours(self.blocks)
             joined = moves.join(self.model, self.blocks, graph, self._ordered(z, self.log_factors())) if local else {}
             m, T = self.log_factors(), self.model.n_spatial
@@ -155,6 +160,10 @@ class _Fit:
             adopted = {spatial.index(k): own for k, own in joined.items()}
             adopted |= moves.adopt(self.model, self.blocks, graph, self._tensor(m[:, rising]))
         return (refine.local if local else refine.mean_field)(self.model, self.blocks, adopted)
+
+    def _has_posterior(self) -> bool:
+        """Whether the loadings have one, and with it a way to lose a factor."""
+        return all(isinstance(view.loadings, GammaLoadings) for _, view in self.model.items())
 
     def _place(self, model: Factorization) -> None:
         self.model, self.blocks = model, model.blocks(self.dataset, self.block_size)

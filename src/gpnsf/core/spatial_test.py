@@ -43,6 +43,7 @@ class SpatialTest:
     rows: np.ndarray  # [n] rows of the dataset that took part
     factors: list[np.ndarray]  # [n, K] log factors of each half's fit
     z: list[np.ndarray]  # [K]
+    repeated: list[np.ndarray]  # z [K] of what the same spots say of the factor in both halves
     used: list[np.ndarray]  # [K] whether the counts of the half ask for the factor
     n_spatial: int  # factors that had a field, the first ones
 
@@ -61,10 +62,18 @@ class SpatialTest:
 
     def matched(self, log_factors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Z and one-sided p [K] of the factors of another fit with log factors [N, K], by the factors most like each."""
-        wanted = _standard(log_factors[self.rows])
-        pairs = zip(self.factors, self.z, strict=True)
-        z = np.sum([z[(_standard(factors).T @ wanted).argmax(0)] for factors, z in pairs], axis=0) / np.sqrt(2)
+        z = self._of_most_alike(self.z, log_factors)
         return z, norm.sf(z)
+
+    def noise(self, log_factors: np.ndarray) -> np.ndarray:
+        """Factors [K] of another fit of which counts that took no part show nothing, neither in a spot nor beside it."""
+        return np.all([self._of_most_alike(z, log_factors) < MIN_Z for z in (self.z, self.repeated)], axis=0)
+
+    def _of_most_alike(self, values: list[np.ndarray], log_factors: np.ndarray) -> np.ndarray:
+        """Z [K] of both halves together, each by its factor most like that of another fit with log factors [N, K]."""
+        wanted = _standard(log_factors[self.rows])
+        pairs = zip(self.factors, values, strict=True)
+        return np.sum([z[(_standard(factors).T @ wanted).argmax(0)] for factors, z in pairs], axis=0) / np.sqrt(2)
 
 
 def passed(z: np.ndarray) -> np.ndarray:
@@ -110,7 +119,7 @@ def spatial_test(
     rows = _sample(dataset, rng)
     kinds = {f"smooth_{initial.BANDWIDTHS[-1]:g}", *([start] if start else ["smooth_0", "spot"])}
     parts = halves(_subset(dataset, rows), rng)
-    factors, z, used = [], [], []
+    factors, z, repeated, used = [], [], [], []
     for fitted, kept in (parts, parts[::-1]):
         model = build(fitted, n_spatial)
         candidates = initial.starts(fitted, n_factors, n_spatial, nonnegative=model.nonnegative, kinds=kinds, seed=seed)
@@ -122,7 +131,8 @@ def spatial_test(
         one, other = (_project(model, m.mean(0), build(part, 0), part) for part in (fitted, kept))
         factors.append(m.cpu().numpy())
         z.append(_crossed_order(one, other, fitted, n_spatial, _log_rest(model, m)))
-    return SpatialTest(rows, factors, z, used, n_spatial)
+        repeated.append(_repeated(one, other, fitted))
+    return SpatialTest(rows, factors, z, repeated, used, n_spatial)
 
 
 def halves(dataset: Dataset, rng: np.random.Generator) -> tuple[Dataset, Dataset]:
@@ -192,7 +202,7 @@ def _crossed_order(
     Relative to totals, all nonspatial factors are less where the spatial ones are more: their logarithms follow that of what is
     left, ``log_rest`` [n], which the neighbours tell. That much of their order, with a slope of 1 at most, is taken out.
     """
-    slices = [np.flatnonzero(dataset.library == code) for code in np.unique(dataset.library)]
+    slices = _slices(dataset)
     fitted = _standard(centred_within(fitted, slices))
     near = np.zeros((len(N_NEIGHBORS), *fitted.shape))
     rest = np.zeros(len(fitted))
@@ -210,3 +220,14 @@ def _crossed_order(
     spread = np.sqrt(np.diag(permutation_variance(expected, kept, slices)))
     z = np.divide((expected * kept).sum(0), spread, out=np.zeros_like(spread), where=spread > 1e-12)
     return z - CHANCE * (fitted * kept).sum(0).clip(0)
+
+
+def _repeated(fitted: np.ndarray, kept: np.ndarray, dataset: Dataset) -> np.ndarray:
+    """Z [K] of the correlation between the scores [n, K] of the same spots in both halves, within slices."""
+    one, other = (_standard(centred_within(scores, _slices(dataset))) for scores in (fitted, kept))
+    return (one * other).sum(0) * np.sqrt(len(one))
+
+
+def _slices(dataset: Dataset) -> list[np.ndarray]:
+    """Rows of each slice."""
+    return [np.flatnonzero(dataset.library == code) for code in np.unique(dataset.library)]
