@@ -35,7 +35,7 @@ def fit_within(path: str, limit: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     import gpnsf
 
-    gpnsf.tl.fit(path, n_factors=10, likelihoods="bernoulli", split="assumed", max_steps=40, progress=False)
+    gpnsf.tl.fit(path, n_factors=10, likelihoods="bernoulli", split="assumed", max_steps=12, progress=False)
 
 
 def peak_of_fit(path: str) -> int:
@@ -46,7 +46,7 @@ def peak_of_fit(path: str) -> int:
     pilot.ROWS = 5_000
     with gpnsf.settings.override(memory_budget=0):
         gpnsf.tl.fit(
-            path, n_factors=4, likelihoods="poisson", split="assumed", max_steps=8, block_size=5_000, progress=False
+            path, n_factors=4, likelihoods="poisson", split="assumed", max_steps=4, block_size=5_000, progress=False
         )
     # not of getrusage, which begins at what the parent held when it made this process
     (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]

@@ -27,7 +27,7 @@ def source(mdata, tmp_path):
 @pytest.fixture
 def fitted(mdata, tmp_path):
     """A file with a fit of two factors."""
-    gpnsf.tl.fit(mdata, n_factors=2, max_steps=3, progress=False)
+    gpnsf.tl.fit(mdata, n_factors=2, max_steps=3, init="spot", split="assumed", progress=False)
     mdata.write(tmp_path / "fitted.h5mu")
     return str(tmp_path / "fitted.h5mu")
 
@@ -237,7 +237,7 @@ def test_demo_finds_the_truth_and_writes_a_file_and_figures(tmp_path, capsys):
 def test_a_large_file_is_copied_and_its_counts_stay_there(adata, tmp_path, monkeypatch, suffix):
     source, target, small = (tmp_path / f"{name}{suffix}" for name in ("in", "out", "small"))
     cli._write(adata, source)
-    options = ["--n-factors", "2", "--max-steps", "3", "--no-progress"]
+    options = ["--n-factors", "2", "--max-steps", "3", "--init", "spot", "--split", "assumed", "--no-progress"]
     assert cli.main(["fit", str(source), str(small), *options]) == 0
     monkeypatch.setattr(cli, "LARGE", 0)
     monkeypatch.setattr(cli, "_read", None)

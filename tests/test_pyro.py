@@ -228,15 +228,15 @@ def test_hamiltonian_draws_agree_with_the_guide():
     (view,), (block,) = model.views, model.blocks(dataset)
     view.loadings.charge.fill_(1.0)
     kernel = NUTS(model.model, max_tree_depth=6)
-    sampler = MCMC(kernel, num_samples=150, warmup_steps=100, disable_progbar=True)
+    sampler = MCMC(kernel, num_samples=100, warmup_steps=60, disable_progbar=True)
     sampler.run(block)
     own = sampler.get_samples()
     without = replace(block, counts={})
-    guide = Predictive(model.model, guide=model.guide, num_samples=150)(block)
+    guide = Predictive(model.model, guide=model.guide, num_samples=100)(block)
 
     def rates(samples) -> torch.Tensor:
         found = []
-        for i in range(150):
+        for i in range(100):
             values = {name: samples[name][i].reshape(own[name][0].shape) for name in own}
             trace = poutine.trace(poutine.condition(model.model, data=values)).get_trace(without)
             found.append(trace.nodes["rna"]["fn"].base_dist.mean)

@@ -1,4 +1,4 @@
-"""A thousand fits of random models to random, often ugly data: each one finite, in its ranges, and its input untouched."""
+"""Hundreds of fits of random models to random, often ugly data: each one finite, in its ranges, and its input untouched."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import gpnsf
 from gpnsf.bridge import read
 from gpnsf.keys import Keys
 
-N_CHUNKS, CHUNK = 20, 30
+N_CHUNKS, CHUNK = 8, 30
 COUNTED = ("poisson", "nb", "bernoulli", "bernoulli_clipped")
 READ = ("modalities", "likelihoods", "size_factors", "library_key", "holdout_key")
 

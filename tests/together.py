@@ -12,9 +12,9 @@ __all__ = ["CASES", "fit_case", "main"]
 
 CASES: dict[str, dict[str, Any]] = {
     "tested": {},
-    "batches": {"library_key": "slice", "batch_key": "slice"},
-    "inducing": {"field": "inducing", "n_inducing": 30, "split": "assumed"},
-    "signed": {"model": "rsf", "n_factors": 3, "n_spatial": None},
+    "batches": {"library_key": "slice", "batch_key": "slice", "init": "spot"},
+    "inducing": {"field": "inducing", "n_inducing": 30, "split": "assumed", "init": "spot"},
+    "signed": {"model": "rsf", "n_factors": 3, "n_spatial": None, "init": "spot"},
     "pilot": {"split": "assumed", "likelihoods": "poisson"},
 }
 
@@ -29,7 +29,7 @@ def fit_case(name: str) -> dict[str, np.ndarray]:
     rows, fewest = pilot.ROWS, pilot.FEWEST
     if name == "pilot":
         pilot.ROWS = pilot.FEWEST = 160
-    options = {"n_factors": 4, "n_spatial": 2, "max_steps": 40, "block_size": 60, "progress": False, **CASES[name]}
+    options = {"n_factors": 4, "n_spatial": 2, "max_steps": 20, "block_size": 60, "progress": False, **CASES[name]}
     gpnsf.tl.fit(mdata, **options)
     pilot.ROWS, pilot.FEWEST = rows, fewest
     info = mdata.uns["gpnsf"]

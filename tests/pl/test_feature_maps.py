@@ -80,7 +80,7 @@ def test_observations_without_the_modality_are_grey(simulated):
     data = simulated.copy()
     data.mod["atac"] = data["atac"][10:].copy()
     data.update()
-    gpnsf.tl.fit(data, n_factors=2, max_steps=2, progress=False)
+    gpnsf.tl.fit(data, n_factors=2, max_steps=2, init="spot", split="assumed", progress=False)
     ax = feature_maps(data, features=data["atac"].var_names[0], show=False)
     ax.figure.draw_without_rendering()
     colors = ax.collections[0].get_facecolors()

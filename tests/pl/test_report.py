@@ -14,6 +14,7 @@ import matplotlib.image as mpimg
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib import pyplot as plt
 
 import gpnsf
 from gpnsf.pl import html
@@ -59,7 +60,7 @@ def written(data, path, **options):
 @pytest.fixture(scope="module")
 def fit():
     data = gpnsf.datasets.tissue(n_obs=150, n_genes=40, n_peaks=60, n_spatial=2, n_nonspatial=1, seed=0)
-    gpnsf.tl.fit(data, n_factors=3, max_steps=20, progress=False)
+    gpnsf.tl.fit(data, n_factors=3, max_steps=20, init="spot", progress=False)
     gpnsf.tl.link_peaks(data)
     gpnsf.tl.domains(data, n_domains=2, factors="all")
     return data
@@ -68,6 +69,18 @@ def fit():
 @pytest.fixture(scope="module")
 def page(fit, tmp_path_factory):
     return written(fit, tmp_path_factory.mktemp("report") / "new" / "fit.html")
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Figures are made and described but not drawn, which is most of the work; other tests look at the pictures."""
+    dot = "data:image/png;base64,"
+
+    def picture(figure, alt, caption):
+        plt.close(figure)
+        return f'<figure><img src="{dot}" alt="{html.escape(alt)}"><figcaption>{html.escape(caption)}</figcaption></figure>'
+
+    monkeypatch.setattr(html, "picture", picture)
 
 
 def test_the_page_is_whole_and_needs_nothing_else(page):
@@ -116,6 +129,7 @@ def test_sections_depend_on_what_there_is(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("undrawn")
 def test_what_cannot_be_made_says_why(tmp_path, caplog):
     data = fitted.mudata(n_obs=64)
     data["rna"].X = None
@@ -126,6 +140,7 @@ def test_what_cannot_be_made_says_why(tmp_path, caplog):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("undrawn")
 def test_slices_are_counted(tmp_path):
     assert (
         "2 slices by section: slice A = 60, slice B = 60."
@@ -151,6 +166,7 @@ def test_hostile_names_stay_text(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("undrawn")
 def test_surrogates_can_be_written(tmp_path):
     data = fitted.anndata(n_obs=64)
     data.uns["gpnsf"]["warnings"] = ["\udcff"]
@@ -186,7 +202,7 @@ def test_a_folder_is_no_file(tmp_path):
 
 @pytest.mark.slow
 def test_twenty_factors_make_a_page_of_a_few_megabytes(tmp_path):
-    data = fitted.mudata(n_obs=2500, n_factors=20, n_spatial=12, n_genes=200, n_peaks=200)
+    data = fitted.mudata(n_obs=900, n_factors=20, n_spatial=12, n_genes=200, n_peaks=200)
     page = written(data, tmp_path / "fit.html")
     assert "Not complete" not in page.text
     assert (tmp_path / "fit.html").stat().st_size < 10e6
@@ -211,6 +227,7 @@ def test_a_browser_shows_the_page(fit, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("places", ["none", "nobody", "other names"])
 def test_links_without_places_have_a_table_alone(places, tmp_path):
     data = fitted.mudata(n_obs=64)

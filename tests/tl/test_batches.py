@@ -155,10 +155,11 @@ def three_slices(effect: float, seed: int) -> AnnData:
 @pytest.mark.parametrize("seed", [1])
 def test_multipliers_give_back_what_batch_effects_take(seed):
     recovery = {}
+    options = {"n_factors": 8, "n_spatial": 6, "size_factors": "size", "progress": False}
+    options |= {"init": "spot", "split": "assumed"}
     for effect in (0.0, 0.3, 0.6):
         rna = three_slices(effect, seed)
         for batch_key in (None, "library"):
-            options = {"n_factors": 8, "n_spatial": 6, "size_factors": "size", "progress": False}
             gpnsf.tl.fit(rna, library_key="library", batch_key=batch_key, **options)
             found = match_factors(rna.obsm["true_factors"][:, :6], rna.obsm["X_gpnsf"][:, :6])[1]
             recovery[effect, batch_key] = found.mean()

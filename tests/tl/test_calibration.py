@@ -11,7 +11,7 @@ from mudata import MuData
 import gpnsf
 from gpnsf.tl.calibration import check_calibration
 
-QUICK = {"max_steps": 5, "progress": False}
+QUICK = {"max_steps": 5, "init": "spot", "progress": False}
 COLUMNS = ["simulation", "kind", "name", "is_spatial", "kept_spatial", "recovery", "error", "coverage", "n"]
 
 
@@ -100,7 +100,7 @@ def test_batches_are_simulated_with_their_multipliers_and_fitted_again(monkeypat
     )
     adata = mdata["rna"][np.random.default_rng(0).permutation(200)].copy()
     adata.var["used"] = np.arange(60) >= 10
-    gpnsf.tl.fit(adata, n_factors=3, n_spatial=2, batch_key="library", use_var="used", init="random", **QUICK)
+    gpnsf.tl.fit(adata, n_factors=3, n_spatial=2, batch_key="library", use_var="used", **{**QUICK, "init": "random"})
     seen = []
 
     def watched(simulated, **arguments):

@@ -346,7 +346,7 @@ def test_empty_cells_and_features_are_legal():
 @pytest.mark.slow
 def test_planted_links_are_found_without_a_prior():
     mdata = gpnsf.datasets.tissue(n_obs=600, n_genes=300, n_peaks=600, rna_depth=2000.0, atac_depth=300.0, seed=0)
-    gpnsf.tl.factvae(mdata, n_latent=20, regulatory_weight=0, progress=False)
+    gpnsf.tl.factvae(mdata, n_latent=20, regulatory_weight=0, max_epochs=50, progress=False)
     gpnsf.tl.link_peaks(mdata, key="factvae")
     assert gpnsf.tl.evaluate_links(mdata, mdata.uns["true_links"], key="factvae", n_bootstrap=20)["estimate"][0] > 0.8
 
@@ -354,6 +354,6 @@ def test_planted_links_are_found_without_a_prior():
 @pytest.mark.slow
 def test_cell_lines_are_told_apart(data_file):
     mdata = mudata.read_h5mu(data_file("snareseq_human_celllines.h5mu"))
-    gpnsf.tl.factvae(mdata, annotation=data_file("genes_hg38.csv"), n_peaks=2000, progress=False)
+    gpnsf.tl.factvae(mdata, annotation=data_file("genes_hg38.csv"), n_peaks=2000, max_epochs=60, progress=False)
     found = KMeans(4, n_init=10, random_state=0).fit_predict(mdata.obsm["X_factvae"])
     assert adjusted_rand_score(mdata.obs["cell_type"], found) >= 0.93

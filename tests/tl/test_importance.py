@@ -114,7 +114,7 @@ def simulated(depth=0.3):
     mean = data.obsm["true_factors"] @ loadings.T + data.var["true_background"].to_numpy()
     mean[:, 1] = 0
     data.X = sp.csr_matrix(rng.poisson(depth * mean).astype(np.float32))
-    gpnsf.tl.fit(data, n_factors=7, n_spatial=4, size_factors=None, max_steps=60, progress=False)
+    gpnsf.tl.fit(data, n_factors=7, n_spatial=4, size_factors=None, max_steps=60, init="spot", progress=False)
     return data
 
 
@@ -146,7 +146,7 @@ def test_permutation_takes_what_batches_multiply_for_no_pattern():
     mean = data.obsm["true_factors"] @ loadings.T + data.var["true_background"].to_numpy()
     data.X = sp.csr_matrix(rng.poisson(0.5 * multipliers[half] * mean).astype(np.float32))
     data.obs["run"] = np.array(["b", "a"])[half]
-    options = {"n_factors": 7, "n_spatial": 4, "size_factors": None, "max_steps": 60, "progress": False}
+    options = {"n_factors": 7, "n_spatial": 4, "size_factors": None, "max_steps": 60, "init": "spot", "progress": False}
     gpnsf.tl.fit(data, batch_key="run", split="assumed", **options)
     spatial_importance(data, null="permutation", n_permutations=50)
     assert (data.var[f"{KEY}_p"][null] < 0.05).mean() < 0.16
@@ -173,6 +173,7 @@ def test_permutation_reads_every_modality_by_the_arguments_of_the_fit():
         holdout_key="out",
         n_factors=6,
         max_steps=2,
+        init="spot",
         progress=False,
     )
     spatial_importance(data, null="permutation", n_permutations=20)

@@ -135,7 +135,7 @@ def start(context: Any, *arguments: Any) -> Any:
 
 
 @pytest.mark.slow
-def test_twenty_deaths_leave_no_trace(tmp_path):
+def test_eight_deaths_leave_no_trace(tmp_path):
     """SIGKILL at a random moment, in every other fit while every step is written; then a fresh process goes on."""
     context, generator = multiprocessing.get_context("forkserver"), random.Random(0)
     context.set_forkserver_preload(["gpnsf.tl.fit", "gpnsf.datasets.tissue", "interrupted"])
@@ -145,7 +145,7 @@ def test_twenty_deaths_leave_no_trace(tmp_path):
         start(context, target, str(tmp_path / "whole"), patience, options).join()  # the second time without the imports
         seconds[patience], expected[patience] = time.perf_counter() - began, (options, dict(np.load(target)))
     deaths = went_on = 0
-    while deaths < 20:
+    while deaths < 8:
         patience = (50.0, 0.0)[deaths % 2]
         options, whole = expected[patience]
         path, target = tmp_path / f"fit_{deaths}", str(tmp_path / f"result_{deaths}.npz")
@@ -161,7 +161,7 @@ def test_twenty_deaths_leave_no_trace(tmp_path):
         for name, value in whole.items():
             np.testing.assert_array_equal(result[name], value, err_msg=name)
         assert not path.exists()
-    assert went_on >= 10
+    assert went_on >= 4
 
 
 # ---- the same bits --------------------------------------------------------------------------------------------------
@@ -191,8 +191,8 @@ def test_threads_and_backend_are_written_down(mdata):
 @pytest.mark.slow
 def test_blocks_change_the_last_digits_only(mdata):
     results = []
-    for block_size in (None, 50, 22):  # 1, 3 and 7 blocks of 150 rows
-        fit(mdata, block_size=block_size, max_steps=80, init="auto", tol=1e-12, split="assumed")
+    for block_size in (None, 22):  # 1 and 7 blocks of 150 rows
+        fit(mdata, block_size=block_size, max_steps=40, init="auto", tol=1e-12, split="assumed")
         results.append(slots(mdata))
     for other in results[1:]:
         np.testing.assert_allclose(other["elbo"], results[0]["elbo"], rtol=1e-3)

@@ -183,7 +183,7 @@ def test_evaluation_needs_links_and_a_truth_among_them(planted, linked):
 @pytest.mark.slow
 def test_a_fit_finds_planted_links():
     mdata = tissue(n_obs=600, n_genes=400, n_peaks=1000, rna_depth=2000.0, atac_depth=300.0, seed=0)
-    fit(mdata, n_factors=10, n_spatial=8, progress=False)
+    fit(mdata, n_factors=10, n_spatial=8, init="spot", progress=False)
     link_peaks(mdata)
     assert evaluate_links(mdata, mdata.uns["true_links"], n_bootstrap=20)["estimate"][0] > 0.9
 

@@ -13,7 +13,7 @@ from gpnsf.tl.fit import fit
 from gpnsf.tl.search import Run, Search, Tasks, n_ordered
 from gpnsf.tl.select import select_n_factors
 
-FAST = {"n_seeds": 1, "max_steps": 3, "n_jobs": 1, "progress": False}
+FAST = {"n_seeds": 1, "max_steps": 3, "init": "spot", "n_jobs": 1, "progress": False}
 COLUMNS = [
     "n_factors",
     "n_spatial",
@@ -183,6 +183,6 @@ def test_wrong_arguments(adata, arguments, error, message):
 @pytest.mark.slow
 def test_numbers_are_found():
     data = datasets.ggblocks(n_side=18, n_genes=200, n_peaks=36, depth=0.3, seed=0)["rna"]
-    table = select_n_factors(data, n_factors=[5, 6, 7, 8, 10], n_jobs=1, size_factors=None, progress=False)
+    table = select_n_factors(data, n_factors=[5, 6, 7, 8, 10], n_seeds=1, n_jobs=1, size_factors=None, progress=False)
     assert abs(table.attrs["n_factors"] - 7) <= 1
     assert abs(table.attrs["n_spatial"] - 4) <= 1

@@ -178,8 +178,8 @@ def test_what_is_kept_says_nothing(adata, tmp_path, monkeypatch):
 @pytest.mark.parametrize("n_blocks", [10, pytest.param(100, marks=pytest.mark.slow)])
 def test_blocks_do_not_change_the_fit(adata, n_blocks):
     other = adata.copy()
-    fit(adata, likelihoods="poisson", max_steps=60)
-    fit(other, likelihoods="poisson", max_steps=60, block_size=-(-adata.n_obs // n_blocks))
+    fit(adata, likelihoods="poisson", max_steps=30)
+    fit(other, likelihoods="poisson", max_steps=30, block_size=-(-adata.n_obs // n_blocks))
     for key in ("X_gpnsf", "X_gpnsf_smooth", "X_gpnsf_std"):
         np.testing.assert_allclose(other.obsm[key], adata.obsm[key], rtol=0, atol=1e-4 * adata.obsm[key].max())
     W, again = (data.varm["gpnsf_loadings"] for data in (adata, other))

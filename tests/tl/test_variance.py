@@ -69,7 +69,7 @@ def test_a_planted_private_factor_is_found():
     loadings[:, 0] = 0
     rate = data["atac"].obs["true_size"].to_numpy()[:, None] * (data.obsm["true_factors"] @ loadings.T)
     data["atac"].X = (rng.poisson(rate) > 0).astype(np.float32)
-    gpnsf.tl.fit(data, n_factors=4, n_spatial=3, split="assumed", size_factors="true_size", progress=False)
+    gpnsf.tl.fit(data, n_factors=4, n_spatial=3, split="assumed", init="spot", size_factors="true_size", progress=False)
     table = gpnsf.tl.variance_explained(data)
     k = np.argmax([np.corrcoef(own, column)[0, 1] for column in data.obsm["X_gpnsf"].T])
     owners = table.set_index("factor")["private_to"]
