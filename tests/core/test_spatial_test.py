@@ -218,13 +218,33 @@ def test_another_fit_takes_the_verdict_of_the_factors_that_are_most_like_its_own
     rng = np.random.default_rng(0)
     factors = rng.normal(size=(50, 3))
     halves = np.array([9.0, 0.0, 5.0]), np.array([4.0, 3.0, -1.0])
-    used = [np.ones(3, bool)] * 2
-    result = module.SpatialTest(np.arange(0, 100, 2), [factors, factors[:, ::-1]], list(halves), used, 2)
+    result = verdict(list(halves), rows=np.arange(0, 100, 2), factors=[factors, factors[:, ::-1]])
     other = np.zeros((100, 4))
     other[::2] = factors[:, [2, 0, 1, 0]] + 0.1 * rng.normal(size=(50, 4))
     z, p = result.matched(other)
     np.testing.assert_allclose(z, np.array([5 + 4, 9 - 1, 0 + 3, 9 - 1]) / np.sqrt(2))
     np.testing.assert_allclose(p, [9.8e-11, 7.7e-9, 0.0169, 7.7e-9], rtol=0.02)
+
+
+def verdict(z, repeated=None, used=None, rows=None, factors=None):
+    """A test of three factors or four, two or three of them spatial."""
+    K = len(z[0])
+    return module.SpatialTest(
+        rows=np.arange(5) if rows is None else rows,
+        factors=[np.zeros((5, K))] * 2 if factors is None else factors,
+        z=[np.array(half, float) for half in z],
+        repeated=[np.array(half, float) for half in (repeated or z)],
+        used=[np.array(half, bool) for half in (used or np.ones((2, K)))],
+        n_spatial=K - 1,
+    )
+
+
+def test_noise_is_what_no_held_out_counts_show():
+    """Order, or the same spots saying the same in both halves, is enough; the halves count together."""
+    factors = [np.eye(5)[:, :4]] * 2
+    result = verdict([[9, 0, 0, 2], [9, 0, 0, 3]], [[0, 9, 2, 0], [0, 9, 2, 0]], factors=factors)
+    assert result.noise(np.eye(5)[:, :4]).tolist() == [False, False, True, False]
+    assert result.noise(np.eye(5)[:, [2, 0]]).tolist() == [True, False]
 
 
 @pytest.mark.parametrize(
@@ -239,6 +259,4 @@ def test_another_fit_takes_the_verdict_of_the_factors_that_are_most_like_its_own
     ],
 )
 def test_a_fit_begins_with_slots_for_all_but_plain_factors(z, used, expected):
-    z, used = [np.array(half, float) for half in z], [np.array(half, bool) for half in used]
-    factors = [np.zeros((5, 4))] * 2
-    assert module.SpatialTest(np.arange(5), factors, z, used, 3).slots == expected
+    assert verdict(z, used=used).slots == expected
