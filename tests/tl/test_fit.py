@@ -23,6 +23,7 @@ from gpnsf.core.likelihoods import LIKELIHOODS
 from gpnsf.core.metrics import match_factors
 from gpnsf.core.objective import ClosedFormELBO
 from gpnsf.core.schedule import Schedule
+from gpnsf.core.spatial_test import SpatialTest
 from gpnsf.keys import Keys
 
 K = 4
@@ -782,3 +783,17 @@ def test_what_fails_goes_behind_what_passes(patterned):
     assert 3 <= n_spatial < 7
     assert record["is_spatial"].tolist() == [True] * n_spatial + [False] * (7 - n_spatial)
     assert record["spatial_test"]["z"][:n_spatial].min() > 3 >= record["spatial_test"]["z"][n_spatial:].max()
+
+
+@pytest.mark.parametrize("n_noise", [2, 7])
+def test_factors_that_held_out_counts_do_not_show_are_dropped(patterned, monkeypatch, n_noise):
+    """Nonspatial ones; where nothing is left, the largest stays."""
+    noise = np.arange(7) >= 7 - n_noise
+    monkeypatch.setattr(SpatialTest, "noise", lambda self, log_factors: noise)
+    monkeypatch.setattr("gpnsf.core.fitting.passed", lambda z: np.ones(len(z), bool) & (n_noise < 7))
+    monkeypatch.setattr("gpnsf.core.fitting.TRAINED", 2.0)
+    options = {**SPLIT, "n_factors": 7, "n_spatial": 3, "max_steps": 60}
+    fitted = gpnsf.tl.fit(patterned, **options, copy=True)
+    record = fitted.uns["gpnsf"]
+    assert fitted.obsm["X_gpnsf"].shape[1] == len(record["spatial_test"]["z"]) == max(7 - n_noise, 1)
+    assert record["n_factors_asked"] == 7

@@ -22,12 +22,14 @@ COLUMNS = [
     "excess",
     "excess_se",
     "stability",
+    "objective",
+    "n_kept",
     "seconds",
     "recommended",
 ]
 
 
-def searched(curve, *, depth=1000.0, noise=0.0, orders=None):
+def searched(curve, *, depth=1000.0, noise=0.0, orders=None, objectives=None):
     """A search whose deviances [K] are given, in units of a null model of 1000."""
     rng = np.random.default_rng(0)
     runs = {}
@@ -35,7 +37,8 @@ def searched(curve, *, depth=1000.0, noise=0.0, orders=None):
         deviance = np.full(25, total / 25) + noise * rng.standard_normal(25)
         factors = rng.uniform(size=(50, K))
         order = (orders or {}).get(K, 1)
-        runs[K, None] = [Run(deviance, np.full(25, 1000 / 25), factors, np.arange(K) < order, order, 1.0)]
+        objective = (objectives or {}).get(K, -total)
+        runs[K, None] = [Run(deviance, np.full(25, 1000 / 25), factors, np.arange(K) < order, order, objective, 1.0)]
     groups = np.arange(50) % 25
     return Search(None, [], {}, depth, {}, [0], Tasks(1, False), groups, runs)
 
@@ -55,6 +58,22 @@ def test_a_factor_that_adds_next_to_nothing_is_left_out():
 def test_within_a_standard_error_the_smaller_one_wins():
     assert searched({3: 700, 4: 508, 5: 500}, noise=4).chosen == (4, None)
     assert searched({3: 700, 4: 600, 5: 500}, noise=4).chosen == (5, None)
+
+
+@pytest.mark.parametrize(
+    ("curve", "words"),
+    [
+        ({3: 700, 4: 500, 5: 600}, None),
+        ({3: 700, 4: 600, 5: 500}, "5 is the largest number that was tried: a larger one may do better."),
+        ({3: 500, 4: 600, 5: 700}, "3 is the smallest number that was tried: a smaller one may do better."),
+        ({3: 500}, None),
+    ],
+)
+def test_a_choice_at_the_edge_is_told(monkeypatch, curve, words):
+    monkeypatch.setattr(Search, "_spatial", lambda self, n_factors: (2, np.array([9.0, 8.0])))
+    reason = searched(curve, objectives={3: -10.0, 4: -11.0}).verdict()["reason"]
+    assert "The objective of the fits is highest with 3." in reason
+    assert reason.endswith(words or "with 3.")
 
 
 def test_shallow_counts_cannot_tell():

@@ -47,6 +47,7 @@ class Run:
     factors: np.ndarray  # [N, K]
     is_spatial: np.ndarray  # [K]
     order: int  # factors with spatial order of their own
+    objective: float  # where the fit ended
     seconds: float
 
 
@@ -100,6 +101,10 @@ class Search:
         """The candidate with the lowest deviance."""
         return min(self.runs, key=lambda candidate: self.deviance(candidate).sum())
 
+    def objective(self, candidate: Candidate) -> float:
+        """Mean over seeds of the objective that the fits have reached."""
+        return float(np.mean([run.objective for run in self.runs[candidate]]))
+
     def excess(self, candidate: Candidate) -> tuple[float, float]:
         """Deviance above the lowest one and its standard error over groups of observations."""
         difference = self.deviance(candidate) - self.deviance(self.lowest)
@@ -130,6 +135,7 @@ class Search:
                 "explained": 1 - deviance / np.mean([run.null.sum() for run in runs]),
             }
             line |= {"excess": excess / n_obs, "excess_se": error / n_obs, "stability": _stability(runs)}
+            line |= {"objective": self.objective(candidate) / n_obs, "n_kept": _median(len(r.is_spatial) for r in runs)}
             line |= {"seconds": float(np.mean([run.seconds for run in runs])), "recommended": candidate == chosen}
             lines.append(line)
         table = pd.DataFrame(lines)
@@ -152,11 +158,22 @@ class Search:
             bound = "one standard error" if excess <= error else f"{MIN_SHARE:.1%} of what all factors explain"
             first = f"{K} factors predict the counts that were kept as well as the best, {best}, within {bound}"
         if T is not None:
-            return {"n_factors": K, "n_spatial": T, "reason": f"{first}; with this number, {T} spatial ones do so."}
-        T, z = self._spatial(K)
-        listed = ", ".join(f"{value:.1f}" for value in z)
-        reason = f"{first}; {T} of them have spatial order of their own (z of a fit of all counts: {listed})."
-        return {"n_factors": K, "n_spatial": T, "reason": reason}
+            reason = f"{first}; with this number, {T} spatial ones do so."
+        else:
+            T, z = self._spatial(K)
+            listed = ", ".join(f"{value:.1f}" for value in z)
+            reason = f"{first}; {T} of them have spatial order of their own (z of a fit of all counts: {listed})."
+        return {"n_factors": K, "n_spatial": T, "reason": f"{reason} {self._check(K)}"}
+
+    def _check(self, n_factors: int) -> str:
+        """What the objective says of the numbers, and whether the choice lies at the edge of those tried."""
+        highest = max(self.runs, key=self.objective)[0]
+        words = f"The objective of the fits is highest with {highest}."
+        tried = sorted({K for K, _ in self.runs})
+        for edge, name, beyond in ((tried[-1], "largest", "larger"), (tried[0], "smallest", "smaller")):
+            if n_factors == edge and len(tried) > 1:
+                words += f" {n_factors} is the {name} number that was tried: a {beyond} one may do better."
+        return words
 
     def _spatial(self, n_factors: int) -> tuple[int, np.ndarray]:
         """Number of spatial factors in fits of all counts, and z [K] of the first fit, highest first."""
@@ -223,7 +240,8 @@ def _judged(
         found.modalities[name].var[found.keys.dispersion] = values
     deviance, null = grouped_deviance(done, groups, layer=KEPT)
     order = slots if n_spatial is not None else n_ordered(found.uns["spatial_test"]["z"])
-    return Run(deviance, null, found.mean, found.is_spatial, order, seconds)
+    objective = float(found.uns["history"]["elbo"][-1])
+    return Run(deviance, null, found.mean, found.is_spatial, order, objective, seconds)
 
 
 def _order(whole: Parcel, n_factors: int, arguments: dict[str, Any]) -> np.ndarray:
