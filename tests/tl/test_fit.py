@@ -790,7 +790,7 @@ def test_factors_that_held_out_counts_do_not_show_are_dropped(patterned, monkeyp
     """Nonspatial ones; where nothing is left, the largest stays."""
     noise = np.arange(7) >= 7 - n_noise
     monkeypatch.setattr(SpatialTest, "noise", lambda self, log_factors: noise)
-    monkeypatch.setattr("gpnsf.core.fitting.passed", lambda z: np.ones(len(z), bool) & (n_noise < 7))
+    monkeypatch.setattr("gpnsf.core.fitting.passed", lambda z: np.full(len(z), n_noise < 7))
     monkeypatch.setattr("gpnsf.core.fitting.TRAINED", 2.0)
     options = {**SPLIT, "n_factors": 7, "n_spatial": 3, "max_steps": 60}
     fitted = gpnsf.tl.fit(patterned, **options, copy=True)
