@@ -18,8 +18,8 @@ from mudata import MuData
 from sections import pair, section
 
 import gpnsf
-from gpnsf.bridge import read
 from gpnsf.checks import RULES
+from gpnsf.io.read import read
 
 REMEDY = re.compile(r"\. (Add|Build|Call|Check|Choose|Convert|Correct|Fill|Hold|Lower|Name|Pass|Remove|Rename|Replace|"
                     r"Set|Store|Take|Use|Write)\b[^.].*\.$", re.DOTALL)  # fmt: skip

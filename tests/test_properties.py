@@ -19,8 +19,8 @@ from hypothesis import HealthCheck, given, settings
 from mudata import MuData
 
 import gpnsf
-from gpnsf.bridge import Layout, read
 from gpnsf.core.types import Dataset
+from gpnsf.io.read import Layout, read
 
 few = settings(
     max_examples=25, deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]

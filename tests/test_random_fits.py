@@ -12,7 +12,7 @@ import scipy.sparse as sp
 import sections
 
 import gpnsf
-from gpnsf.bridge import read
+from gpnsf.io.read import read
 from gpnsf.keys import Keys
 
 N_CHUNKS, CHUNK = 8, 30

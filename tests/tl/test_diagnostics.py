@@ -10,12 +10,12 @@ import scipy.sparse as sp
 from reference import toy_dataset
 
 import gpnsf
-from gpnsf.bridge import read
-from gpnsf.core.fitting import Outcome
-from gpnsf.core.hilbert import HilbertField
-from gpnsf.core.inducing import InducingField
+from gpnsf.core.fields.hilbert import HilbertField
+from gpnsf.core.fields.inducing import InducingField
+from gpnsf.core.inference.fitting import Outcome
 from gpnsf.core.types import Dataset, History, Posterior
 from gpnsf.datasets import tissue
+from gpnsf.io.read import read
 from gpnsf.tl.diagnostics import LOW_DEPTH, between_slices, warn
 
 K, P = 4, 10

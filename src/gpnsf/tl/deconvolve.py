@@ -13,16 +13,16 @@ from anndata import AnnData
 
 from gpnsf import checks
 from gpnsf.checks import Rule, problem
-from gpnsf.core import deconvolution
+from gpnsf.core.companions import deconvolution
+from gpnsf.io.objects import owner
 from gpnsf.keys import SPATIAL, ProportionKeys
 from gpnsf.settings import settings
-from gpnsf.tissue import owner
 from gpnsf.tl.reference import counts_of, matched, profiles_of
 from gpnsf.tl.spots import costs_of, places_of
 
 if TYPE_CHECKING:
-    from gpnsf.core.deconvolution import Mixture
-    from gpnsf.core.pseudospots import Places
+    from gpnsf.core.companions.deconvolution import Mixture
+    from gpnsf.core.companions.pseudospots import Places
 
 __all__ = ["METHODS", "deconvolve"]
 

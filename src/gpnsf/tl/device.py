@@ -10,7 +10,7 @@ import torch
 
 from gpnsf import checks
 from gpnsf.core import distributed
-from gpnsf.core.checkpoint import Checkpoint
+from gpnsf.core.inference.checkpoint import Checkpoint
 from gpnsf.core.types import Dataset
 from gpnsf.settings import settings
 

@@ -10,17 +10,17 @@ from typing import Any
 import numpy as np
 from scipy.sparse.csgraph import connected_components
 
-from gpnsf.core.build import PRESETS
 from gpnsf.core.families import FAMILIES
-from gpnsf.core.fields import LENGTHSCALE_RANGE
-from gpnsf.core.fitting import Outcome
-from gpnsf.core.hilbert import HilbertField, retained_variance
-from gpnsf.core.initial import starts
-from gpnsf.core.metrics import knn_weights, morans_i
-from gpnsf.core.pilot import sample
-from gpnsf.core.spatial_test import CLEAR_Z
+from gpnsf.core.fields.base import LENGTHSCALE_RANGE
+from gpnsf.core.fields.hilbert import HilbertField, retained_variance
+from gpnsf.core.inference.fitting import Outcome
+from gpnsf.core.inference.initial import starts
+from gpnsf.core.inference.spatial_test import CLEAR_Z
+from gpnsf.core.inference.subset_start import sample
+from gpnsf.core.model.build import PRESETS
+from gpnsf.core.scores.metrics import knn_weights, morans_i
 from gpnsf.core.types import Dataset, History, Posterior, View, parts
-from gpnsf.writeback import factor_names
+from gpnsf.io.write import factor_names
 
 __all__ = ["LOW_DEPTH", "warn"]
 

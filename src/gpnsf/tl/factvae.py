@@ -15,16 +15,16 @@ from mudata import MuData
 
 from gpnsf import checks, genome
 from gpnsf.checks import Rule, problem
-from gpnsf.core import factvae_training as training
-from gpnsf.core import scores
-from gpnsf.core.deviant import feature_deviance, largest
-from gpnsf.core.expected import expected_shares
+from gpnsf.core.companions import factvae_training as training
+from gpnsf.core.scores import projections
+from gpnsf.core.scores.deviance import feature_deviance, largest
+from gpnsf.core.scores.expected import expected_shares
+from gpnsf.io.write import erase
 from gpnsf.keys import Keys
 from gpnsf.settings import settings
 from gpnsf.tl.device import resolved
 from gpnsf.tl.link_peaks import gene_places, unique_names
 from gpnsf.tl.paired import Side, check_layer, read_pair
-from gpnsf.writeback import erase
 
 __all__ = ["factvae"]
 
@@ -257,8 +257,8 @@ def _overlaps(
 def _inputs(measured: list[Side], chosen: list[np.ndarray], seed: int) -> tuple[training.Measured, training.Measured]:
     """What the core reads of genes and of peaks."""
     genes, peaks = (side.counts[:, own] for side, own in zip(measured, chosen, strict=True))
-    components = scores.principal_components(genes, N_SCORES, seed=seed)
-    index = scores.semantic_index(measured[1].counts, N_SCORES, seed=seed)
+    components = projections.principal_components(genes, N_SCORES, seed=seed)
+    index = projections.semantic_index(measured[1].counts, N_SCORES, seed=seed)
     return training.Measured(genes, components), training.Measured(peaks, index)
 
 

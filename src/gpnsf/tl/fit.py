@@ -13,21 +13,23 @@ import torch
 from anndata import AnnData
 from mudata import MuData
 
-from gpnsf import bridge, checks, storage, writeback
-from gpnsf.core import build as models
-from gpnsf.core import distributed, fitting, training
-from gpnsf.core.backends import backend
-from gpnsf.core.checkpoint import Checkpoint
-from gpnsf.core.schedule import Schedule
+from gpnsf import checks
+from gpnsf.core import distributed
+from gpnsf.core.counts.backends import backend
+from gpnsf.core.inference import fitting, training
+from gpnsf.core.inference.checkpoint import Checkpoint
+from gpnsf.core.inference.schedule import Schedule
+from gpnsf.core.model import build as models
 from gpnsf.core.types import Dataset, History
+from gpnsf.io import files, read, write
+from gpnsf.io.objects import editable
 from gpnsf.keys import SPATIAL, Keys
 from gpnsf.settings import settings
-from gpnsf.tissue import editable
 from gpnsf.tl import diagnostics
 from gpnsf.tl.device import check_processes, resolved
 from gpnsf.tl.memory import guard, peak_memory
 
-__all__ = ["fit", "read", "spatial_factors"]
+__all__ = ["fit", "number_spatial", "read_for"]
 
 _logger = logging.getLogger("gpnsf")
 _UNRECORDED = ("data", "copy", "progress", "checkpoint")  # arguments that do not matter to the result
@@ -228,9 +230,9 @@ def fit(
     if copy and getattr(data, "isbacked", False):
         remedy = "Pass data.to_memory(), or leave copy out: the file is not changed"
         raise ValueError(checks.problem("copy=False for an object that is backed by a file", "copy=True", remedy))
-    write = _fit(data, params, shown=shown, store=store)
+    put_into = _fit(data, params, shown=shown, store=store)
     data = editable(data, copy=copy)
-    write(data)
+    put_into(data)
     if store is not None:
         store.remove()
     return data if copy else None
@@ -244,10 +246,10 @@ def _fit_file(
         remedy = "Copy the file and pass the path of the copy, or pass the object in memory"
         raise ValueError(checks.problem("copy=False where `data` is a path", f"copy=True for {path}", remedy))
     writes = distributed.rank() == 0
-    with storage.opened(path, spatial_key=params["spatial_key"], writable=writes) as data:
+    with files.opened(path, spatial_key=params["spatial_key"], writable=writes) as data:
         _fit(data, params, shown=shown, store=store)(data)
     if writes:
-        storage.save(path, data, Keys(params["key_added"]))
+        files.save(path, data, Keys(params["key_added"]))
     if store is not None:
         store.remove()
 
@@ -260,9 +262,9 @@ def _fit(
     key, model = params["key_added"], params["model"]
     checks.key_added(key, data.mod if isinstance(data, MuData) else ())
     hybrid, recorded = 0 < models.PRESETS[model].spatial < 1, params
-    params = {**params, "n_spatial": spatial_factors(model, params["n_factors"], params["n_spatial"])}
+    params = {**params, "n_spatial": number_spatial(model, params["n_factors"], params["n_spatial"])}
     found = hybrid and params["split"] == "tested" and recorded["n_spatial"] is None
-    dataset, layout = read(data, params)
+    dataset, layout = read_for(params, data)
     check_processes(dataset, params, store)
     guard(dataset, params, layout.scale, resolved(params["device"]).type)
     _warn_of_idle(params)
@@ -275,7 +277,7 @@ def _fit(
             **{name: params[name] for name in ("n_factors", "n_spatial", "init", "block_size", "seed")},
             most_spatial=params["n_factors"] if found else params["n_spatial"],
             tested=hybrid and params["split"] == "tested",
-            local_stage=params["refine"],
+            refine=params["refine"],
             schedule=schedule,
             progress=shown,
             checkpoint=store,
@@ -289,7 +291,7 @@ def _fit(
     info["warnings"] = warnings
     info["backend"] = backend(resolved(params["device"]).type)
     _report(dataset, outcome.history, seconds)
-    return lambda holder: writeback.write(holder, outcome.posterior, layout, keys=Keys(key), info=info)
+    return lambda holder: write.write(holder, outcome.posterior, layout, keys=Keys(key), info=info)
 
 
 def _builder(params: Mapping[str, Any], scale: float) -> fitting.Build:
@@ -318,7 +320,7 @@ def _lengthscale(params: Mapping[str, Any], scale: float) -> float | None:
     return asked / scale
 
 
-def spatial_factors(model: str, n_factors: int, asked: int | None) -> int:
+def number_spatial(model: str, n_factors: int, asked: int | None) -> int:
     """Number of spatial factors; only the hybrid models leave a choice."""
     share = models.PRESETS[model].spatial
     default = int(n_factors * share)
@@ -328,7 +330,7 @@ def spatial_factors(model: str, n_factors: int, asked: int | None) -> int:
     return default if asked is None else asked
 
 
-def read(data: MuData | AnnData, params: Mapping[str, Any]) -> tuple[Dataset, bridge.Layout]:
+def read_for(params: Mapping[str, Any], data: MuData | AnnData) -> tuple[Dataset, read.Layout]:
     """Read the object and check what only the data can tell."""
     names = (
         "modalities",
@@ -341,7 +343,7 @@ def read(data: MuData | AnnData, params: Mapping[str, Any]) -> tuple[Dataset, br
         "size_factors",
     )
     default = models.PRESETS[params["model"]].likelihood
-    dataset, layout = bridge.read(
+    dataset, layout = read.read(
         data,
         **{name: params[name] for name in (*names, "modality_weights", "holdout_key")},
         default_likelihoods={"": default} if default else None,

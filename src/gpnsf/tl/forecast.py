@@ -10,9 +10,10 @@ from typing import Any
 from anndata import AnnData
 from mudata import MuData
 
-from gpnsf import checks, storage
-from gpnsf.core.forecast import Forecast
-from gpnsf.tl.fit import fit, read, spatial_factors
+from gpnsf import checks
+from gpnsf.core.inference.forecast import Forecast
+from gpnsf.io import files
+from gpnsf.tl.fit import fit, number_spatial, read_for
 from gpnsf.tl.memory import expected
 
 __all__ = ["forecast"]
@@ -62,12 +63,12 @@ def forecast(data: MuData | AnnData | str | os.PathLike[str], model: str = "gpns
     call.apply_defaults()
     params = {name: value for name, value in call.arguments.items() if name != "data"}
     checks.arguments(params)
-    params["n_spatial"] = spatial_factors(model, params["n_factors"], params["n_spatial"])
+    params["n_spatial"] = number_spatial(model, params["n_factors"], params["n_spatial"])
     is_path = isinstance(data, str | os.PathLike)
     with (
-        storage.opened(data, spatial_key=params["spatial_key"], writable=False)
+        files.opened(data, spatial_key=params["spatial_key"], writable=False)
         if is_path
         else nullcontext(data) as opened
     ):
-        dataset, layout = read(opened, params)
+        dataset, layout = read_for(params, opened)
         return expected(dataset, params, layout.scale)

@@ -14,15 +14,16 @@ import numpy as np
 from anndata import AnnData, ImplicitModificationWarning
 from mudata import MuData
 
-from gpnsf import bridge, checks
+from gpnsf import checks
 from gpnsf.checks import Rule, problem
-from gpnsf.core import mefisto as core
-from gpnsf.core.simplex import feature_importance, observation_importance
+from gpnsf.core.companions import mefisto as core
+from gpnsf.core.scores.simplex import feature_importance, observation_importance
+from gpnsf.io import read
+from gpnsf.io.objects import editable
+from gpnsf.io.streaming import available_memory
+from gpnsf.io.write import erase
 from gpnsf.keys import SPATIAL, Keys
-from gpnsf.reader import available_memory
 from gpnsf.settings import settings
-from gpnsf.tissue import editable
-from gpnsf.writeback import erase
 
 __all__ = ["mefisto"]
 
@@ -148,7 +149,7 @@ def mefisto(
         remedy = "Install it by `pip install 'gpnsf[mefisto]'`"
         raise ImportError(problem("mofapy2 for tl.mefisto", "no such package", remedy))
     options = {name: params[name] for name in ("modalities", "layers", "use_var", "spatial_key", "library_key")}
-    dataset, layout = bridge.read(data, size_factors=size_factors, **options)
+    dataset, layout = read.read(data, size_factors=size_factors, **options)
     _guard(dataset.n_obs, sum(view.counts.shape[1] for view in dataset.views), n_factors, n_inducing)
     tables = {view.name: core.log_normalised(view) for view in dataset.views}
     _check_features(tables, n_factors)
@@ -197,7 +198,7 @@ def _check_finite(found: core.Mefisto) -> None:
 
 
 def _write(
-    data: AnnData | MuData, found: core.Mefisto, layout: bridge.Layout, keys: Keys, info: Mapping[str, Any]
+    data: AnnData | MuData, found: core.Mefisto, layout: read.Layout, keys: Keys, info: Mapping[str, Any]
 ) -> None:
     """All slots, after those of an earlier result."""
     mods = {name: data.mod[name] if isinstance(data, MuData) else data for name in layout.modalities}
@@ -228,7 +229,7 @@ def _write_rows(
     holder.obs[keys.importance] = importance.astype(np.float32)
 
 
-def _record(found: core.Mefisto, layout: bridge.Layout, info: Mapping[str, Any]) -> dict[str, Any]:
+def _record(found: core.Mefisto, layout: read.Layout, info: Mapping[str, Any]) -> dict[str, Any]:
     """The ``uns`` entry."""
     return {
         **info,

@@ -7,11 +7,11 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from gpnsf import reader
 from gpnsf.checks import problem
-from gpnsf.core.build import PRESETS
-from gpnsf.core.forecast import Forecast, forecast
+from gpnsf.core.inference.forecast import Forecast, forecast
+from gpnsf.core.model.build import PRESETS
 from gpnsf.core.types import Dataset
+from gpnsf.io import streaming
 
 __all__ = ["expected", "guard", "peak_memory"]
 
@@ -28,7 +28,7 @@ def expected(dataset: Dataset, params: Mapping[str, Any], scale: float) -> Forec
         dataset,
         **{name: params[name] for name in names},
         tested=params["split"] == "tested" and 0 < PRESETS[params["model"]].spatial < 1,
-        local_stage=params["refine"],
+        refine=params["refine"],
         n_samples=params["n_samples"] if params["objective"] == "monte_carlo" else None,
         lengthscale=None if params["lengthscale"] is None else params["lengthscale"] / scale,
     )
@@ -38,7 +38,7 @@ def guard(dataset: Dataset, params: Mapping[str, Any], scale: float, device: str
     """Log what a fit will take, and refuse it where that is clearly more than there is."""
     found = expected(dataset, params, scale)
     level = logging.INFO if found.seconds > LONG or found.memory > LARGE else logging.DEBUG
-    needed, free = found.memory - found.held, reader.available_memory()
+    needed, free = found.memory - found.held, streaming.available_memory()
     _logger.log(
         level, "Forecast: %.2g GB beside the data in memory, %.2g s on one thread.", needed / 1e9, found.seconds
     )

@@ -12,14 +12,14 @@ import numpy as np
 
 from gpnsf import checks
 from gpnsf.checks import Rule, problem
-from gpnsf.core import scai as core
+from gpnsf.core.companions import scai as core
+from gpnsf.io.fits import SCAI
+from gpnsf.io.streaming import memory_budget
+from gpnsf.io.write import erase
 from gpnsf.keys import Keys
-from gpnsf.reader import memory_budget
-from gpnsf.results import SCAI
 from gpnsf.settings import settings
 from gpnsf.tl.memory import peak_memory
 from gpnsf.tl.paired import Side, check_layer, read_pair
-from gpnsf.writeback import erase
 
 if TYPE_CHECKING:
     from mudata import MuData
