@@ -16,7 +16,7 @@ FILES = {path.relative_to(ROOT).with_suffix("").as_posix().replace("/", "."): pa
 MODULES = {name: path for name, path in FILES.items() if not name.endswith("__init__")}
 TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in FILES.items()}
 
-DATA = {"keys", "settings", "checks", "io.fits"}  # what every layer that knows AnnData may use
+DATA = {"keys", "settings", "checks", "arguments", "io.fits"}  # what every layer that knows AnnData may use
 
 # The rooms of the core: each imports itself and those before it. Those of numpy know no torch.
 FIRST = {"core.types", "core.stored", "core.distributed"}
@@ -42,6 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "keys": set(),
     "palette": set(),
     "checks": {"keys", "core.families"},
+    "arguments": {"keys", "checks"},
     "core.__init__": set(),
     **{room: {room, *others} for room, others in ROOMS.items()},
     "io": {*DATA, "io", *NUMPY},
@@ -60,7 +61,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 TORCH = {"torch", "pyro"}
 SCVERSE = {"anndata", "mudata", "scanpy", "squidpy", "muon"}
 NEVER = {
-    **dict.fromkeys(("lazy", "settings", "keys", "palette", "checks", "demo", "cli"), TORCH),
+    **dict.fromkeys(("lazy", "settings", "keys", "palette", "checks", "arguments", "demo", "cli"), TORCH),
     "io": {*TORCH, "scanpy", "squidpy", "matplotlib"},
     "core": {*SCVERSE, "matplotlib"},
     **dict.fromkeys(NUMPY, {*TORCH, *SCVERSE, "matplotlib"}),

@@ -13,6 +13,7 @@ from reference import toy_dataset
 from torch.distributions import kl_divergence
 
 from gpnsf import checks
+from gpnsf.arguments import RULES
 from gpnsf.core.families import FAMILIES
 from gpnsf.core.fields.kernels import KERNELS
 from gpnsf.core.likelihoods import LIKELIHOODS
@@ -78,8 +79,8 @@ def test_no_missing_preset():
 def test_what_users_may_ask_for_is_what_there_is():
     assert set(checks.MODELS) == PRESETS.keys()
     assert FAMILIES.keys() == LIKELIHOODS.keys()
-    assert set(checks.RULES["kernel"].options) == KERNELS.keys()
-    assert set(checks.RULES["field"].options) == FIELDS.keys()
+    assert set(RULES["kernel"].options) == KERNELS.keys()
+    assert set(RULES["field"].options) == FIELDS.keys()
 
 
 @each_preset

@@ -9,6 +9,7 @@ import pytest
 import scipy.sparse as sp
 
 import gpnsf
+from gpnsf.arguments import Reading
 from gpnsf.core.inference import spatial_test as module
 from gpnsf.core.inference.spatial_test import MIN_Z, halves, passed, spatial_test
 from gpnsf.core.model.build import build
@@ -185,7 +186,7 @@ def section():
 
 
 def outcome(mdata, **options):
-    data, _ = read.read(mdata, size_factors=None, **options)
+    data, _ = read.read(mdata, Reading(size_factors=None, **options))
     return spatial_test(
         data,
         lambda part, n_spatial: build("gpnsf", part, n_factors=6, n_spatial=n_spatial),

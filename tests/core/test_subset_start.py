@@ -10,6 +10,7 @@ from anndata import AnnData
 from reference import toy_dataset
 
 import gpnsf
+from gpnsf.arguments import Reading
 from gpnsf.core.inference import fitting, initial, subset_start, training
 from gpnsf.core.inference.schedule import Schedule
 from gpnsf.core.model.build import build
@@ -158,7 +159,7 @@ def test_the_modality_that_tells_most_goes_ahead_of_larger_ones(monkeypatch):
     mdata = tissue(
         n_obs=400, n_genes=80, n_peaks=900, n_spatial=3, n_nonspatial=1, rna_depth=400.0, atac_depth=300.0, seed=0
     )
-    data, _ = read(mdata, size_factors="true_size")
+    data, _ = read(mdata, Reading(size_factors="true_size"))
     assert subset_start.lone(data) is None  # small
     monkeypatch.setattr(subset_start, "MANY", 1_000)
     assert subset_start.lone(data) == "rna"

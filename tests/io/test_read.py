@@ -13,6 +13,7 @@ import sections
 from mudata import MuData
 from sections import anndata, mudata
 
+from gpnsf.arguments import Reading
 from gpnsf.io.read import normalise_coords, read
 from gpnsf.io.streaming import canonical
 
@@ -50,7 +51,8 @@ def test_anndata_is_one_modality(adata):
     ],
 )
 def test_the_modality_of_anndata_has_a_name(adata, options, name, likelihood):
-    (view,) = read(adata, **options)[0].views
+    defaults = options.pop("default_likelihoods", None)
+    (view,) = read(adata, Reading(**options), default_likelihoods=defaults)[0].views
     assert (view.name, view.likelihood) == (name, likelihood)
 
 
@@ -100,7 +102,7 @@ def test_far_coordinates_lose_nothing(adata, shift):
 
 def test_slices_are_centred_each_and_scaled_together(adata):
     adata.obs["slice"] = pd.Categorical(np.repeat(["b", "a"], [14, 6]), categories=["c", "b", "a"])
-    dataset, layout = read(adata, library_key="slice")
+    dataset, layout = read(adata, Reading(library_key="slice"))
     assert layout.libraries == ("a", "b")
     assert dataset.library.tolist() == [1] * 14 + [0] * 6
     assert dataset.n_libraries == 2
@@ -115,7 +117,7 @@ def test_slices_are_centred_each_and_scaled_together(adata):
 
 def test_a_slice_of_one_spot_is_legal(adata):
     adata.obs["slice"] = ["alone"] + ["rest"] * 19
-    dataset, _ = read(adata, library_key="slice")
+    dataset, _ = read(adata, Reading(library_key="slice"))
     np.testing.assert_array_equal(dataset.coords[0], [0, 0])
 
 
@@ -129,7 +131,7 @@ def test_a_model_without_field_does_without_coordinates(adata):
 
 
 def test_cells_are_matched_by_name(partial):
-    dataset, layout = read(partial, size_factors=None)
+    dataset, layout = read(partial, Reading(size_factors=None))
     assert dataset.n_obs == partial.n_obs == 20
     for view in dataset.views:
         mod = partial[view.name]
@@ -193,20 +195,23 @@ def test_coordinates_may_lie_in_a_modality_that_is_not_read(adata, caplog):
 )
 def test_which_modalities_are_read(names, asked, read_names):
     data = mudata(**{name: anndata(prefix=name) for name in names})
-    dataset, layout = read(data, modalities=asked)
+    dataset, layout = read(data, Reading(modalities=asked))
     assert layout.modalities == read_names
     assert tuple(view.name for view in dataset.views) == read_names
 
 
 def test_likelihoods_have_defaults_by_name(partial):
     assert read(partial)[1].likelihoods == {"rna": "nb", "atac": "bernoulli"}
-    assert read(partial, likelihoods="poisson")[1].likelihoods == {"rna": "poisson", "atac": "poisson"}
-    assert read(partial, likelihoods={"rna": "gaussian"})[1].likelihoods == {"rna": "gaussian", "atac": "bernoulli"}
+    assert read(partial, Reading(likelihoods="poisson"))[1].likelihoods == {"rna": "poisson", "atac": "poisson"}
+    assert read(partial, Reading(likelihoods={"rna": "gaussian"}))[1].likelihoods == {
+        "rna": "gaussian",
+        "atac": "bernoulli",
+    }
 
 
 def test_bernoulli_reads_presence_and_says_so_once(adata, caplog):
     with caplog.at_level(logging.DEBUG, logger="gpnsf"):
-        counts = read(adata, likelihoods="bernoulli")[0].views[0].counts
+        counts = read(adata, Reading(likelihoods="bernoulli"))[0].views[0].counts
     np.testing.assert_array_equal(counts.toarray(), adata.X.toarray() > 0)
     assert adata.X.max() > 1
     assert sum("reads x > 0" in record.message for record in caplog.records) == 1
@@ -216,17 +221,17 @@ def test_bernoulli_reads_presence_and_says_so_once(adata, caplog):
 def test_layers_replace_x(adata, layers):
     adata.layers["counts"] = adata.X.copy()
     adata.X = np.log1p(adata.X.toarray())
-    counts = read(adata, layers=layers)[0].views[0].counts
+    counts = read(adata, Reading(layers=layers))[0].views[0].counts
     np.testing.assert_array_equal(counts.toarray(), adata.layers["counts"].toarray())
 
 
 def test_use_var_selects_and_is_remembered(partial):
     partial["rna"].var["chosen"] = [True, False, True, True, False, False]
-    dataset, layout = read(partial, use_var="chosen")
+    dataset, layout = read(partial, Reading(use_var="chosen"))
     assert [view.counts.shape[1] for view in dataset.views] == [3, 9]
     assert layout.features["rna"].tolist() == partial["rna"].var["chosen"].tolist()
     assert layout.features["atac"].all()
-    both, _ = read(partial, use_var={"rna": "chosen"})
+    both, _ = read(partial, Reading(use_var={"rna": "chosen"}))
     np.testing.assert_array_equal(both.views[0].counts.toarray(), dataset.views[0].counts.toarray())
 
 
@@ -244,7 +249,7 @@ def test_totals_are_size_factors(adata):
 def test_totals_count_used_features_of_observed_rows(partial):
     partial.obs["held"] = np.arange(20) < 4
     partial["rna"].var["chosen"] = [True, False, True, True, False, False]
-    view = read(partial, use_var="chosen", holdout_key="held")[0].views[0]
+    view = read(partial, Reading(use_var="chosen", holdout_key="held"))[0].views[0]
     assert (view.size[~view.observed] == 0).all()
     assert view.size[view.observed].mean() == pytest.approx(1)
     totals = view.counts.toarray().sum(1)
@@ -254,22 +259,22 @@ def test_totals_count_used_features_of_observed_rows(partial):
 def test_size_factors_from_columns(partial):
     partial["atac"].obs["depth"] = 1.0 + np.arange(17)
     partial["rna"].obs["depth"] = 4
-    rna, atac = read(partial, size_factors="depth")[0].views
+    rna, atac = read(partial, Reading(size_factors="depth"))[0].views
     np.testing.assert_array_equal(rna.size, rna.observed)
     depth = pd.Series(1.0 + np.arange(17), index=partial["atac"].obs_names).reindex(partial.obs_names).fillna(0)
     np.testing.assert_allclose(atac.size, depth / 9, rtol=1e-6)
     partial.obs["depth"] = np.where(rna.observed, 2.0, np.nan)  # unknown where RNA is absent
-    (rna,) = read(partial, modalities=["rna"], size_factors="depth")[0].views
+    (rna,) = read(partial, Reading(modalities=["rna"], size_factors="depth"))[0].views
     np.testing.assert_array_equal(rna.size, rna.observed)
 
 
 def test_gaussian_data_have_no_size_factors(adata):
-    assert (read(adata, likelihoods="gaussian", size_factors="total")[0].views[0].size == 1).all()
+    assert (read(adata, Reading(likelihoods="gaussian", size_factors="total"))[0].views[0].size == 1).all()
 
 
 def test_held_out_rows_train_nothing(partial):
     partial.obs["held"] = np.arange(20) % 3 == 0
-    full, held = read(partial)[0], read(partial, holdout_key="held")[0]
+    full, held = read(partial)[0], read(partial, Reading(holdout_key="held"))[0]
     out = partial.obs["held"].to_numpy()
     np.testing.assert_array_equal(full.coords, held.coords)
     for before, after in zip(full.views, held.views, strict=True):
@@ -284,31 +289,31 @@ def test_columns_of_modalities_are_gathered(partial):
     for mod in partial.mod.values():
         mod.obs["held"] = mod.obs_names.isin(["spot7", "spot0"])
         mod.obs["slice"] = ["x" if name < "spot3" else "y" for name in mod.obs_names]
-    dataset, layout = read(partial, holdout_key="held", library_key="slice")
+    dataset, layout = read(partial, Reading(holdout_key="held", library_key="slice"))
     out = partial.obs_names.isin(["spot7", "spot0"])
     assert not any(view.observed[out].any() for view in dataset.views)
     assert layout.libraries == ("x", "y")
     assert dataset.library.tolist() == [int(name >= "spot3") for name in partial.obs_names]
     partial["atac"].obs["slice"] = "y"
     with pytest.raises(ValueError, match="agree on obs"):
-        read(partial, library_key="slice")
+        read(partial, Reading(library_key="slice"))
 
 
 def test_a_modality_that_is_wholly_held_out_is_an_error(partial):
     partial.obs["held"] = partial.obs_names.isin(partial["atac"].obs_names)
     with pytest.raises(ValueError, match="training rows of modality 'atac'; got none in 0 row"):
-        read(partial, holdout_key="held")
+        read(partial, Reading(holdout_key="held"))
 
 
 def test_weights_of_modalities(partial):
-    rna, atac = read(partial, modality_weights={"atac": 3})[0].views
+    rna, atac = read(partial, Reading(modality_weights={"atac": 3}))[0].views
     assert (rna.weight, atac.weight) == (1.0, 3.0)
 
 
 def test_rows_of_a_batch_are_neighbours(adata):
     adata.obs["run"] = np.array(["b", "a", "c"])[np.arange(adata.n_obs) % 3]
     plain, _ = read(adata)
-    dataset, layout = read(adata, batch_key="run")
+    dataset, layout = read(adata, Reading(batch_key="run"))
     assert plain.batch is None
     assert layout.batches == ("a", "b", "c")
     assert (np.diff(dataset.batch) >= 0).all()

@@ -13,6 +13,7 @@ import sections
 from mudata import MuData
 from sections import anndata, mudata
 
+from gpnsf.arguments import Reading
 from gpnsf.core.scores.embedding import composition
 from gpnsf.core.scores.simplex import feature_importance, observation_importance
 from gpnsf.core.types import Dataset, Posterior
@@ -69,7 +70,7 @@ def posterior(dataset: Dataset, n_factors: int = K, n_spatial: int = 2) -> Poste
 
 
 def fitted(data: MuData | ad.AnnData, key: str = "gpnsf", **options: object) -> tuple[Posterior, Layout]:
-    dataset, layout = read(data, **options)
+    dataset, layout = read(data, Reading(**options))
     result = posterior(dataset)
     write(data, result, layout, keys=Keys(key), info=INFO)
     return result, layout
@@ -169,7 +170,7 @@ def test_fitting_again_replaces_everything_under_the_key(partial):
     fitted(partial)
     fitted(partial, key="other")
     partial.obs["rna:gpnsf_spatial_importance"] = 0.5  # what some versions of MuData pull on update
-    dataset, layout = read(partial, modalities=["atac"])
+    dataset, layout = read(partial, Reading(modalities=["atac"]))
     again = posterior(dataset, n_factors=2, n_spatial=0)
     write(partial, again, layout, keys=Keys(), info=INFO)
     assert partial.obsm["X_gpnsf"].shape == (20, 2)

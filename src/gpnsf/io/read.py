@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,11 +15,11 @@ from anndata import AnnData
 from mudata import MuData
 
 from gpnsf import checks
+from gpnsf.arguments import Reading
 from gpnsf.core.families import FAMILIES
 from gpnsf.core.types import Dataset, View
 from gpnsf.io.objects import Opened, gather, holders, open_data, read_coords, read_labels
 from gpnsf.io.streaming import NOT_BINARY, StoredCounts, canonical, is_stored, loaded, memory_budget, sound
-from gpnsf.keys import SPATIAL
 
 __all__ = ["Layout", "normalise_coords", "read", "read_counts"]
 
@@ -47,48 +47,40 @@ class Layout:
 
 def read(
     data: AnnData | MuData,
+    reading: Reading | None = None,
     *,
-    modalities: Sequence[str] | None = None,
-    likelihoods: str | Mapping[str, str] | None = None,
     default_likelihoods: Mapping[str, str] | None = None,
-    layers: str | Mapping[str, str] | None = None,
-    use_var: str | Mapping[str, str] | None = None,
-    spatial_key: str = SPATIAL,
-    library_key: str | None = None,
-    batch_key: str | None = None,
-    size_factors: str | None = "total",
-    modality_weights: Mapping[str, float] | None = None,
-    holdout_key: str | None = None,
     spatial: bool = True,
 ) -> tuple[Dataset, Layout]:
     """Read what a fit needs; ``spatial=False`` is for models without a field, which can do without coordinates.
 
     ``default_likelihoods`` maps names of modalities to likelihoods, "" standing for any other name.
     """
-    opened = open_data(data, modalities=modalities, likelihoods=likelihoods)
-    kinds = _likelihoods(opened, likelihoods, default_likelihoods or DEFAULT_LIKELIHOODS)
-    features = _features(opened, use_var)
-    weights = _weights(opened, modality_weights)
-    layer = checks.per_modality(layers, "layers", names=opened.names, known=opened.mods)
-    library, libraries = pd.factorize(read_labels(opened, library_key), sort=True)
-    coords, centre, scale = _geometry(opened, spatial_key, library, spatial=spatial)
-    trained = ~_held_out(opened, holdout_key)
+    reading = reading or Reading()
+    opened = open_data(data, modalities=reading.modalities, likelihoods=reading.likelihoods)
+    kinds = _likelihoods(opened, reading.likelihoods, default_likelihoods or DEFAULT_LIKELIHOODS)
+    features = _features(opened, reading.use_var)
+    weights = _weights(opened, reading.modality_weights)
+    layer = checks.per_modality(reading.layers, "layers", names=opened.names, known=opened.mods)
+    library, libraries = pd.factorize(read_labels(opened, reading.library_key), sort=True)
+    coords, centre, scale = _geometry(opened, reading.spatial_key, library, spatial=spatial)
+    trained = ~_held_out(opened, reading.holdout_key)
     views = []
     for name in opened.names:
         counts = _opened(opened.mods[name], layer.get(name), kinds[name], name, features[name])
-        view = _view(opened, name, counts, kinds[name], trained, size_factors)
+        view = _view(opened, name, counts, kinds[name], trained, reading.size_factors)
         views.append(replace(view, weight=weights.get(name, 1.0)))
-    batch, batches = pd.factorize(read_labels(opened, batch_key, argument="batch_key"), sort=True)
+    batch, batches = pd.factorize(read_labels(opened, reading.batch_key, argument="batch_key"), sort=True)
     position = np.argsort(np.argsort(batch, kind="stable"))
-    if batch_key is not None and len(batches) == 1:
-        _logger.warning("batch_key=%r has no effect: all rows are of batch %r.", batch_key, batches[0])
+    if reading.batch_key is not None and len(batches) == 1:
+        _logger.warning("batch_key=%r has no effect: all rows are of batch %r.", reading.batch_key, batches[0])
     layout = Layout(
         modalities=opened.names,
         likelihoods=kinds,
         rows={name: position[opened.rows[name]] for name in opened.names},
         features=features,
         libraries=tuple(map(str, libraries)),
-        batches=() if batch_key is None else tuple(map(str, batches)),
+        batches=() if reading.batch_key is None else tuple(map(str, batches)),
         position=position,
         centre=centre,
         scale=scale,
@@ -96,7 +88,7 @@ def read(
     in_file = any(isinstance(view.counts, StoredCounts) for view in views)
     memory = memory_budget() if in_file else math.inf
     dataset = Dataset(coords=coords, library=library.astype(np.int64), views=tuple(views), memory=memory)
-    return dataset if batch_key is None else _by_batch(dataset, batch), layout
+    return dataset if reading.batch_key is None else _by_batch(dataset, batch), layout
 
 
 def _by_batch(dataset: Dataset, batch: np.ndarray) -> Dataset:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import TYPE_CHECKING
 
+from gpnsf.arguments import Reading
 from gpnsf.io import read
 
 if TYPE_CHECKING:
@@ -12,19 +14,13 @@ if TYPE_CHECKING:
 
 __all__ = ["reread"]
 
-ARGUMENTS = ("layers", "use_var", "spatial_key", "library_key", "size_factors", "modality_weights", "holdout_key")
-
 
 def reread(fit: Fit, modality: str | None = None) -> tuple[Dataset, read.Layout]:
-    """What :func:`gpnsf.tl.fit` has read, by the arguments that it left in ``uns``; of one modality alone if it is named."""
-    arguments = {name: fit.params[name] for name in ARGUMENTS if name in fit.params}
-    column = arguments.get("use_var")
+    """What :func:`gpnsf.tl.fit` has read, in the order of the rows of the object; of one modality alone if it is named."""
+    kept = {own.name: fit.params[own.name] for own in fields(Reading) if own.name in fit.params}
+    column = kept.get("use_var")
     if isinstance(column, str):  # one name holds for the modalities that have the column
-        arguments["use_var"] = {name: column for name, mod in fit.modalities.items() if column in mod.var}
-    return read.read(
-        fit.data,
-        modalities=list(fit.modalities) if modality is None else [modality],
-        likelihoods=fit.likelihoods,
-        spatial=bool(fit.is_spatial.any()),
-        **arguments,
-    )
+        kept["use_var"] = {name: column for name, mod in fit.modalities.items() if column in mod.var}
+    own = {"modalities": list(fit.modalities) if modality is None else [modality], "likelihoods": fit.likelihoods}
+    reading = Reading(**{**kept, **own, "batch_key": None})
+    return read.read(fit.data, reading, spatial=bool(fit.is_spatial.any()))

@@ -10,6 +10,7 @@ import scipy.sparse as sp
 from mudata import MuData
 
 from gpnsf import checks
+from gpnsf.arguments import check_arguments
 from gpnsf.checks import Rule, problem
 from gpnsf.core.families import FAMILIES
 from gpnsf.core.inference.posterior import VARIANCE_CAP
@@ -98,7 +99,7 @@ def check_calibration(
     >>> table.kind.value_counts().to_dict()
     {'factor': 4, 'importance': 1}
     """
-    checks.arguments({"seed": seed, "progress": progress})
+    check_arguments({"seed": seed, "progress": progress})
     Rule(int, 1, low=1).check("n_simulations", n_simulations)
     fit = fits.find(data, key)
     if not fit.field["nonnegative"] or fit.signed:

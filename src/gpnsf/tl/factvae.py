@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from mudata import MuData
 
-from gpnsf import checks, genome
+from gpnsf import arguments, checks, genome
 from gpnsf.checks import Rule, problem
 from gpnsf.core.companions import factvae_training as training
 from gpnsf.core.scores import projections
@@ -48,8 +48,8 @@ RULES = {
     "atac": Rule(str, "atac"),
     "layer_added": Rule(str, "factvae_augmented", optional=True),
     "device": Rule(str, "auto"),
-    "seed": checks.RULES["seed"],
-    "progress": checks.RULES["progress"],
+    "seed": arguments.RULES["seed"],
+    "progress": arguments.RULES["progress"],
     "key_added": Rule(str, "factvae"),
 }
 _VERSIONS = ("gpnsf", "torch", "numpy", "scikit-learn")

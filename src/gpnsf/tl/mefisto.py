@@ -15,6 +15,7 @@ from anndata import AnnData, ImplicitModificationWarning
 from mudata import MuData
 
 from gpnsf import checks
+from gpnsf.arguments import Reading, check_arguments
 from gpnsf.checks import Rule, problem
 from gpnsf.core.companions import mefisto as core
 from gpnsf.core.scores.simplex import feature_importance, observation_importance
@@ -142,14 +143,14 @@ def mefisto(
     """
     params = {name: value for name, value in locals().items() if name not in _UNRECORDED}
     began = time.perf_counter()
-    checks.arguments({**params, "progress": progress, "copy": copy})
+    check_arguments({**params, "progress": progress, "copy": copy})
     Rule(int, 200, low=FEWEST).check("n_inducing", n_inducing)
     checks.key_added(key_added, data.mod if isinstance(data, MuData) else ())
     if find_spec("mofapy2") is None:
         remedy = "Install it by `pip install 'gpnsf[mefisto]'`"
         raise ImportError(problem("mofapy2 for tl.mefisto", "no such package", remedy))
-    options = {name: params[name] for name in ("modalities", "layers", "use_var", "spatial_key", "library_key")}
-    dataset, layout = read.read(data, size_factors=size_factors, **options)
+    names = ("modalities", "layers", "use_var", "spatial_key", "library_key", "size_factors")
+    dataset, layout = read.read(data, Reading(**{name: params[name] for name in names}))
     _guard(dataset.n_obs, sum(view.counts.shape[1] for view in dataset.views), n_factors, n_inducing)
     tables = {view.name: core.log_normalised(view) for view in dataset.views}
     _check_features(tables, n_factors)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpnsf import checks
+from gpnsf import arguments, checks
 from gpnsf.checks import Rule, problem
 from gpnsf.core.companions import scai as core
 from gpnsf.io.fits import SCAI
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["scai"]
 
 RULES = {
-    "n_factors": checks.RULES["n_factors"],
+    "n_factors": arguments.RULES["n_factors"],
     "rna": Rule(str, "rna"),
     "atac": Rule(str, "atac"),
     "alpha": Rule(float, 1.0, low=0, above=True, high=1e6),
@@ -39,9 +39,9 @@ RULES = {
     "max_steps": Rule(int, 300, low=1),
     "tol": Rule(float, 1e-5, low=0, above=True),
     "layer_added": Rule(str, "scai_averaged", optional=True),
-    "seed": checks.RULES["seed"],
+    "seed": arguments.RULES["seed"],
     "key_added": Rule(str, "scai"),
-    "progress": checks.RULES["progress"],
+    "progress": arguments.RULES["progress"],
 }
 
 _log = logging.getLogger("gpnsf")

@@ -33,6 +33,11 @@ class Preset:
     background: bool  # whether a constant part per feature is fitted
     likelihood: str | None = None  # the default for every modality, if there is one
 
+    @property
+    def is_hybrid(self) -> bool:
+        """Whether it has both kinds of factors, and so a choice of how many are spatial."""
+        return 0.0 < self.spatial < 1.0
+
 
 PRESETS: dict[str, Preset] = {
     "fa": Preset(spatial=0.0, nonnegative=False, background=True, likelihood="gaussian"),
