@@ -18,7 +18,7 @@ from gpnsf.core.scores.embedding import composition
 from gpnsf.core.scores.simplex import feature_importance, observation_importance
 from gpnsf.core.types import Dataset, Posterior
 from gpnsf.io.read import Layout, read
-from gpnsf.io.write import factor_names, write
+from gpnsf.io.write import factor_names, put, write
 from gpnsf.keys import Keys
 
 pytestmark = pytest.mark.filterwarnings("ignore:From 0.4 .update:FutureWarning")
@@ -269,3 +269,26 @@ def test_backed_mudata_is_read_and_written(partial, tmp_path):
     write(backed, posterior(dataset), layout, keys=Keys(), info=INFO)
     assert backed["atac"].obsm["X_gpnsf"].shape == (17, K)
     backed.file.close()
+
+
+@pytest.mark.parametrize(
+    ("last", "error"),
+    [(("obsm", "X", np.zeros((3, 2))), ValueError), (("var", "y", np.zeros(2)), ValueError)],
+    ids=["rows", "features"],
+)
+def test_all_slots_are_written_or_none(mdata, last, error):
+    rna = mdata["rna"]
+    mdata.obsm["X_gpnsf"], rna.var["gpnsf_top_factor"] = np.ones((mdata.n_obs, 2)), "spatial_1"
+    before = sections.digest(mdata)
+    slots = [
+        (mdata, "obsm", "X_gpnsf", np.zeros((mdata.n_obs, 2))),
+        (rna, "varm", "gpnsf_loadings", np.zeros((rna.n_vars, 2))),
+        (rna, "layers", "gpnsf_denoised", np.zeros(rna.shape)),
+        (rna, *last),
+    ]
+    with pytest.raises(error):
+        put(mdata, slots, instead_of=Keys().slots)
+    assert sections.digest(mdata) == before
+    put(mdata, slots[:-1], instead_of=Keys().slots)
+    assert not mdata.obsm["X_gpnsf"].any()
+    assert "gpnsf_top_factor" not in rna.var

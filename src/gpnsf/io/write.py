@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from anndata import AnnData, ImplicitModificationWarning
 from mudata import MuData
 
@@ -17,7 +18,7 @@ from gpnsf.core.types import Posterior
 from gpnsf.io.read import Layout
 from gpnsf.keys import Keys
 
-__all__ = ["erase", "factor_names", "write"]
+__all__ = ["Slot", "factor_names", "on_all_features", "put", "write"]
 
 Slot = tuple[AnnData | MuData, str, str, Any]  # holder, attribute, key, value
 
@@ -29,7 +30,6 @@ def write(data: AnnData | MuData, posterior: Posterior, layout: Layout, *, keys:
     object is touched.
     """
     mods = {name: data.mod[name] if isinstance(data, MuData) else data for name in layout.modalities}
-    everything = [data, *data.mod.values()] if isinstance(data, MuData) else [data]
     slots: list[Slot] = [(data, "uns", keys.uns, _record(posterior, layout, info))]
     arrays = _arrays(posterior, keys)
     slots += _rows(data, layout.position, posterior.loadings, arrays, posterior, keys)
@@ -37,15 +37,54 @@ def write(data: AnnData | MuData, posterior: Posterior, layout: Layout, *, keys:
         if mod is not data:
             slots += _rows(mod, layout.rows[name], {name: posterior.loadings[name]}, arrays, posterior, keys)
         slots += _features(mod, name, layout.features[name], posterior, keys)
+    put(data, slots, instead_of=keys.slots)
+
+
+def put(data: AnnData | MuData, slots: Iterable[Slot], *, instead_of: Mapping[str, Sequence[str]]) -> None:
+    """Put values into their slots, all of them or none, instead of the slots named in the object and its modalities.
+
+    Whatever goes wrong in between, Ctrl-C included, the object is as it was before.
+    """
+    slots = list(slots)
+    holders = [data, *data.mod.values()] if isinstance(data, MuData) else [data]
     with warnings.catch_warnings():
         # a modality that is a view becomes actual here; the MuData holds it, so nothing is lost
         warnings.simplefilter("ignore", ImplicitModificationWarning)
-        for holder in everything:
+        for holder in holders:
             if holder.is_view:
                 holder.obs = holder.obs.copy()
-            erase(holder, keys)
-        for holder, attribute, key, value in slots:
-            getattr(holder, attribute)[key] = value
+        before = [(holder, name, _held(holder, name)) for holder in holders for name in _attributes(holder)]
+        try:
+            for holder in holders:
+                _erase(holder, instead_of)
+            for holder, attribute, key, value in slots:
+                getattr(holder, attribute)[key] = value
+        except BaseException:
+            for holder, attribute, held in before:
+                _restore(holder, attribute, held)
+            raise
+
+
+def _attributes(holder: AnnData | MuData) -> tuple[str, ...]:
+    """Where a result may go."""
+    common = ("obs", "var", "obsm", "varm", "uns")
+    return common if isinstance(holder, MuData) else (*common, "layers")
+
+
+def _held(holder: AnnData | MuData, attribute: str) -> pd.DataFrame | dict[str, Any]:
+    """Everything in a part of an object, not copied itself."""
+    mapping = getattr(holder, attribute)
+    return mapping.copy(deep=False) if isinstance(mapping, pd.DataFrame) else dict(mapping)
+
+
+def _restore(holder: AnnData | MuData, attribute: str, held: pd.DataFrame | dict[str, Any]) -> None:
+    """Undo what has happened to a part of an object since it was held."""
+    if isinstance(held, pd.DataFrame):
+        setattr(holder, attribute, held)
+    else:
+        mapping = getattr(holder, attribute)
+        mapping.clear()
+        mapping.update(held)
 
 
 def factor_names(is_spatial: np.ndarray) -> list[str]:
@@ -95,19 +134,19 @@ def _features(mod: AnnData, name: str, used: np.ndarray, posterior: Posterior, k
     if name in posterior.dispersion:
         columns[keys.dispersion] = posterior.dispersion[name]
     slots: list[Slot] = [
-        (mod, "varm", keys.loadings, _full(loadings, used)),
-        (mod, "varm", keys.loadings_std, _full(posterior.loadings_std[name], used)),
+        (mod, "varm", keys.loadings, on_all_features(loadings, used)),
+        (mod, "varm", keys.loadings_std, on_all_features(posterior.loadings_std[name], used)),
     ]
     if name in posterior.multipliers:
-        slots.append((mod, "varm", keys.batch, _full(posterior.multipliers[name], used, fill=1.0)))
+        slots.append((mod, "varm", keys.batch, on_all_features(posterior.multipliers[name], used, fill=1.0)))
     return [
         *slots,
         (mod, "var", keys.top_factor, top),
-        *((mod, "var", key, _full(values, used)) for key, values in columns.items()),
+        *((mod, "var", key, on_all_features(values, used)) for key, values in columns.items()),
     ]
 
 
-def _full(values: np.ndarray, used: np.ndarray, fill: float = 0.0) -> np.ndarray:
+def on_all_features(values: np.ndarray, used: np.ndarray, fill: float = 0.0) -> np.ndarray:
     """Scatter [P, ...] to all features [P_full, ...]."""
     full = np.full((len(used), *values.shape[1:]), fill, dtype=np.float32)
     full[used] = values
@@ -161,10 +200,10 @@ def _plain(value: Any) -> Any:
     )
 
 
-def erase(holder: AnnData | MuData, keys: Keys) -> None:
+def _erase(holder: AnnData | MuData, slots: Mapping[str, Sequence[str]]) -> None:
     """Remove the slots of an earlier fit, and the copies of its columns that MuData has pulled from modalities."""
     pulled = [f"{name}:" for name in holder.mod] if isinstance(holder, MuData) else []
-    for attribute, names in keys.slots.items():
+    for attribute, names in slots.items():
         mapping = getattr(holder, attribute)
         prefixes = ["", *pulled] if attribute in ("obs", "var") else [""]
         for key in [prefix + name for prefix in prefixes for name in names]:

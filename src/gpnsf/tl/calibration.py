@@ -103,17 +103,15 @@ def check_calibration(
     Rule(int, 1, low=1).check("n_simulations", n_simulations)
     fit = fits.find(data, key)
     if not fit.field["nonnegative"] or fit.signed:
-        found = f"model={fit.params['model']!r}, with factors of both signs"
-        raise ValueError(
-            problem("a nonnegative model, whose log factors have intervals", found, "Fit 'gpnsf' or 'nsfh'")
-        )
+        rule, remedy = "a nonnegative model, whose log factors have intervals", "Fit 'gpnsf' or 'nsfh'"
+        raise ValueError(problem(rule, f"model={fit.params['model']!r}, with factors of both signs", remedy))
     dataset, layout = reread(fit)
-    arguments = {name: value for name, value in fit.params.items() if name not in NOT_REPEATED}
+    asked = {name: value for name, value in fit.params.items() if name not in NOT_REPEATED}
     rows = np.any([view.observed for view in dataset.views], axis=0)
     lines = []
     for number in range(n_simulations):
         simulated, totals = _simulate(fit, dataset, layout, np.random.default_rng([seed, number]))
-        refit(simulated, **arguments, progress=progress)
+        refit(simulated, **asked, progress=progress)
         found = fits.find(simulated, key)
         own = (*_factors(fit, found, rows), *_importance(fit, found, totals))
         lines += [{"simulation": number, **line} for line in own]

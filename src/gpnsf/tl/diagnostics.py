@@ -92,7 +92,7 @@ def _depth(fitted: _Fitted) -> Iterator[str]:
     """So few counts that the prior decides."""
     if not fitted.counted:
         return
-    total = sum(_totals(view) for view in fitted.counted)
+    total = np.sum([_totals(view) for view in fitted.counted], axis=0)
     median = float(np.median(total[np.any([view.observed for view in fitted.counted], axis=0)]))
     if median < LOW_DEPTH:
         yield (

@@ -21,6 +21,7 @@ from gpnsf.core.inference import fitting, training
 from gpnsf.core.inference.checkpoint import Checkpoint
 from gpnsf.core.inference.schedule import Schedule
 from gpnsf.core.model import build as models
+from gpnsf.core.model.factorization import Factorization
 from gpnsf.core.types import Dataset, History
 from gpnsf.io import files, read, write
 from gpnsf.io.objects import editable
@@ -303,7 +304,7 @@ def _builder(asked: Arguments, n_spatial: int, scale: float, device: torch.devic
         "seed": asked.training.seed,
     }
 
-    def built(dataset: Dataset, n_spatial: int, n_factors: int = model.n_factors) -> models.Factorization:
+    def built(dataset: Dataset, n_spatial: int, n_factors: int = model.n_factors) -> Factorization:
         return models.build(model.model, dataset, n_factors=n_factors, n_spatial=n_spatial, **options).to(device)
 
     return built

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
-from anndata import AnnData, ImplicitModificationWarning
+from anndata import AnnData
 from mudata import MuData
 
 from gpnsf import checks
@@ -22,7 +21,7 @@ from gpnsf.core.scores.simplex import feature_importance, observation_importance
 from gpnsf.io import read
 from gpnsf.io.objects import editable
 from gpnsf.io.streaming import available_memory
-from gpnsf.io.write import erase
+from gpnsf.io.write import Slot, on_all_features, put
 from gpnsf.keys import SPATIAL, Keys
 from gpnsf.settings import settings
 
@@ -166,7 +165,7 @@ def mefisto(
     params = {**params, "model": "mefisto", "modalities": list(layout.modalities)}
     info = {"params": params, "seed": seed, "seconds": time.perf_counter() - began}
     data = editable(data, copy=copy)
-    _write(data, found, layout, Keys(key_added), info)
+    put(data, _slots(data, found, layout, Keys(key_added), info), instead_of=Keys(key_added).slots)
     _log.info("MEFISTO: %d factors, %d steps, %.1f s", n_factors, found.step[-1], info["seconds"])
     return data if copy else None
 
@@ -198,36 +197,32 @@ def _check_finite(found: core.Mefisto) -> None:
         raise ValueError(problem("a fit of finite numbers", "NaN or infinite ones from mofapy2", remedy))
 
 
-def _write(
+def _slots(
     data: AnnData | MuData, found: core.Mefisto, layout: read.Layout, keys: Keys, info: Mapping[str, Any]
-) -> None:
-    """All slots, after those of an earlier result."""
+) -> list[Slot]:
+    """All that is written."""
     mods = {name: data.mod[name] if isinstance(data, MuData) else data for name in layout.modalities}
-    record, loadings = _record(found, layout, info), {}
-    for name, use in layout.features.items():
-        loadings[name] = np.zeros((len(use), len(found.scale)), np.float32)
-        loadings[name][use] = found.loadings[name]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ImplicitModificationWarning)  # a modality that is a view becomes actual
-        for holder in (data, *(data.mod.values() if isinstance(data, MuData) else ())):
-            erase(holder, keys)
-        _write_rows(data, layout.position, loadings, found, keys)
-        for name, mod in mods.items():
-            if mod is not data:
-                _write_rows(mod, layout.rows[name], {name: loadings[name]}, found, keys)
-            mod.varm[keys.loadings] = loadings[name]
-            mod.var[keys.importance] = feature_importance(loadings[name], found.is_spatial).astype(np.float32)
-        data.uns[keys.uns] = record
+    loadings = {name: on_all_features(found.loadings[name], use) for name, use in layout.features.items()}
+    slots: list[Slot] = [(data, "uns", keys.uns, _record(found, layout, info))]
+    slots += _rows(data, layout.position, loadings, found, keys)
+    for name, mod in mods.items():
+        if mod is not data:
+            slots += _rows(mod, layout.rows[name], {name: loadings[name]}, found, keys)
+        importance = feature_importance(loadings[name], found.is_spatial).astype(np.float32)
+        slots += [(mod, "varm", keys.loadings, loadings[name]), (mod, "var", keys.importance, importance)]
+    return slots
 
 
-def _write_rows(
+def _rows(
     holder: AnnData | MuData, rows: np.ndarray, loadings: Mapping[str, np.ndarray], found: core.Mefisto, keys: Keys
-) -> None:
+) -> list[Slot]:
     """Factors and importance of the rows [n] that a holder has."""
-    for key, values in ((keys.factors, found.mean), (keys.smooth, found.smooth), (keys.std, found.std)):
-        holder.obsm[key] = values[rows]
     importance = observation_importance(found.mean[rows], loadings, found.is_spatial)
-    holder.obs[keys.importance] = importance.astype(np.float32)
+    arrays = ((keys.factors, found.mean), (keys.smooth, found.smooth), (keys.std, found.std))
+    return [
+        *((holder, "obsm", key, values[rows]) for key, values in arrays),
+        (holder, "obs", keys.importance, importance.astype(np.float32)),
+    ]
 
 
 def _record(found: core.Mefisto, layout: read.Layout, info: Mapping[str, Any]) -> dict[str, Any]:

@@ -129,7 +129,10 @@ class Search:
         for candidate in sorted(self.runs, key=lambda c: (c[0], c[1] or 0)):
             runs, (K, T) = self.runs[candidate], candidate
             deviance, (excess, error) = self.deviance(candidate).sum(), self.excess(candidate)
-            line = {"n_factors": K, "n_spatial": _median(run.order for run in runs) if T is None else T}
+            line: dict[str, float] = {
+                "n_factors": K,
+                "n_spatial": _median(run.order for run in runs) if T is None else T,
+            }
             line |= {
                 "deviance": deviance / n_obs,
                 "explained": 1 - deviance / np.mean([run.null.sum() for run in runs]),
