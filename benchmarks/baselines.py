@@ -10,7 +10,7 @@ from scipy.spatial import cKDTree
 from sklearn.decomposition import NMF
 from sklearn.exceptions import ConvergenceWarning
 
-from gpnsf.core.metrics import knn_weights, match_factors
+from gpnsf.core.scores.metrics import knn_weights, match_factors
 
 BANDWIDTHS = (0.06, 0.1, 0.16, 0.24)  # of the Gaussian kernel, in half-widths of the section
 

@@ -18,8 +18,8 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import adjusted_rand_score
 
 import gpnsf
-from gpnsf.core.clustering import cluster
-from gpnsf.core.metrics import knn_weights
+from gpnsf.core.scores.clustering import cluster
+from gpnsf.core.scores.metrics import knn_weights
 from gpnsf.datasets.files import load
 
 QUOTED = {  # runs of the same file outside of this command, not repeated here

@@ -25,11 +25,11 @@ from scipy.special import xlogy
 from sklearn.metrics import roc_auc_score
 
 import gpnsf
-from gpnsf.core import agreement
-from gpnsf.core.deconvolution import summarised
-from gpnsf.core.metrics import knn_weights, morans_i
-from gpnsf.core.neighbours import ties
-from gpnsf.core.unrolled import Network, Section, train
+from gpnsf.core.companions.deconvolution import summarised
+from gpnsf.core.companions.unrolling import Network, Section, train
+from gpnsf.core.scores import agreement
+from gpnsf.core.scores.metrics import knn_weights, morans_i
+from gpnsf.core.scores.neighbours import ties
 from gpnsf.datasets.files import load
 
 LAYERS = 150

@@ -20,9 +20,9 @@ from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 import gpnsf
-from gpnsf.bridge import read_counts
-from gpnsf.core.scores import principal_components, semantic_index
+from gpnsf.core.scores.projections import principal_components, semantic_index
 from gpnsf.datasets.files import data_dir, load
+from gpnsf.io.read import read_counts
 
 FEW = 2  # seeds of what is shown beside the default
 HELD_OUT = 0.2  # of the overlaps

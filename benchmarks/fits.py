@@ -106,7 +106,7 @@ def fit_here(
 def loaded() -> Callable[..., Any]:
     """The fit, its imports done and its compiled code in memory, so that their second or two are not taken for its time."""
     import gpnsf
-    from gpnsf.core.backends import backend
+    from gpnsf.core.counts.backends import backend
 
     backend("cpu")
     return gpnsf.tl.fit
@@ -123,7 +123,7 @@ def read(path: str) -> Any:
 
 def judged(data: Any, n_spatial: int) -> dict[str, float]:
     """Correlation of the factors with the truth, the number of steps, and what one of the last ones takes."""
-    from gpnsf.core.metrics import match_factors
+    from gpnsf.core.scores.metrics import match_factors
 
     table = data if isinstance(data, AnnData) else data["rna"]
     totals = np.asarray(table.X.sum(1)).ravel()

@@ -15,8 +15,8 @@ from mudata import MuData
 from report import machine, parser, write_table
 
 import gpnsf
-from gpnsf.core import metrics
 from gpnsf.core.families import FAMILIES
+from gpnsf.core.scores import metrics
 from gpnsf.datasets.files import load
 
 LACKING = 0.3

@@ -14,7 +14,7 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 
-from gpnsf.core.backends import Pattern, Simd, Torch
+from gpnsf.core.counts.backends import Pattern, Simd, Torch
 
 VALUE_AND_GRADIENTS = "value and gradients"
 # name: observations, features, median nonzeros of an observation, link

@@ -12,7 +12,7 @@ from baselines import klnmf, neighbour_mean
 from report import machine, measured, parser, write_table
 
 import gpnsf
-from gpnsf.core.metrics import match_factors
+from gpnsf.core.scores.metrics import match_factors
 
 
 def fitted(mdata, likelihood: str, seed: int) -> tuple[float, float, float]:

@@ -23,7 +23,7 @@ from sklearn.decomposition import NMF, PCA
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 import gpnsf
-from gpnsf.core.scai import Averages, Weights, memory, normalised, redundancy, start, step
+from gpnsf.core.companions.scai import Averages, Weights, memory, normalised, redundancy, start, step
 from gpnsf.datasets.files import load
 from gpnsf.datasets.groups import VARIANTS
 

@@ -30,7 +30,7 @@ SPLITS = ("assumed", "tested")
 def run(case: str, likelihood: str, split: str) -> dict[str, float]:
     """One fit in this process."""
     import gpnsf
-    from gpnsf.core.metrics import match_factors
+    from gpnsf.core.scores.metrics import match_factors
 
     settings, _ = CASES[case]
     mdata = gpnsf.datasets.tissue(n_genes=2_000, n_peaks=10, seed=1, **settings)

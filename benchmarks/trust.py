@@ -16,9 +16,9 @@ from baselines import BANDWIDTHS, klnmf, recovery, smoothed_recovery
 from report import machine, measured, parser, write_table
 
 import gpnsf
-from gpnsf.core.calibration import log_errors, log_moments
-from gpnsf.core.metrics import coverage, importance_error, match_factors
-from gpnsf.core.posterior import VARIANCE_CAP
+from gpnsf.core.inference.posterior import VARIANCE_CAP
+from gpnsf.core.scores.calibration import log_errors, log_moments
+from gpnsf.core.scores.metrics import coverage, importance_error, match_factors
 
 T = 4  # spatial patterns of ggblocks and quilt
 LEVEL = 0.9

@@ -26,8 +26,8 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import adjusted_rand_score
 
 import gpnsf
-from gpnsf.core.clustering import cluster
-from gpnsf.core.metrics import knn_weights, match_factors
+from gpnsf.core.scores.clustering import cluster
+from gpnsf.core.scores.metrics import knn_weights, match_factors
 from gpnsf.datasets.files import load
 from gpnsf.palette import category_colors
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from gpnsf.core.model import Block, Factorization
-from gpnsf.core.objective import ClosedFormELBO
+from gpnsf.core.model.factorization import Block, Factorization
+from gpnsf.core.model.objective import ClosedFormELBO
 
 __all__ = ["loss"]
 

@@ -9,7 +9,7 @@ from anndata import AnnData
 from mudata import MuData
 from sklearn.decomposition import NMF
 
-from gpnsf.core import embedding
+from gpnsf.core.scores import embedding
 from gpnsf.keys import Keys
 
 __all__ = ["anndata", "coordinates", "fill", "history", "mudata"]

@@ -23,7 +23,7 @@ def increment(n_obs: int, n_features: int, per_row: int, likelihood: str, n_fact
     from anndata import AnnData
 
     import gpnsf
-    from gpnsf.core.training import give_back
+    from gpnsf.core.inference.training import give_back
 
     rng = np.random.default_rng(0)
     small = AnnData(sp.random(100, 30, 0.5, "csr", np.float32, random_state=0).ceil())

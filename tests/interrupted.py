@@ -30,7 +30,7 @@ def slots(data: Any) -> dict[str, np.ndarray]:
 def fit_and_save(target: str, checkpoint: str | None, patience: float, options: dict[str, Any]) -> None:
     """Fit a simulated section and write all slots to a file."""
     import gpnsf
-    from gpnsf.core import checkpoint as files
+    from gpnsf.core.inference import checkpoint as files
     from gpnsf.datasets import tissue
 
     files.PATIENCE = patience

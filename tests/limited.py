@@ -41,9 +41,9 @@ def fit_within(path: str, limit: int) -> None:
 def peak_of_fit(path: str) -> int:
     """Largest resident memory in bytes of a process that fits the file and keeps none of its counts."""
     import gpnsf
-    from gpnsf.core import pilot
+    from gpnsf.core.inference import subset_start
 
-    pilot.ROWS = 5_000
+    subset_start.ROWS = 5_000
     with gpnsf.settings.override(memory_budget=0):
         gpnsf.tl.fit(
             path, n_factors=4, likelihoods="poisson", split="assumed", max_steps=4, block_size=5_000, progress=False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import re
 from collections.abc import Callable, Mapping
@@ -18,8 +19,8 @@ from mudata import MuData
 from sections import pair, section
 
 import gpnsf
-from gpnsf.bridge import read
-from gpnsf.checks import RULES
+from gpnsf.arguments import RULES, Arguments, Call, Model, Reading, Training
+from gpnsf.io.read import read
 
 REMEDY = re.compile(r"\. (Add|Build|Call|Check|Choose|Convert|Correct|Fill|Hold|Lower|Name|Pass|Remove|Rename|Replace|"
                     r"Set|Store|Take|Use|Write)\b[^.].*\.$", re.DOTALL)  # fmt: skip
@@ -314,9 +315,13 @@ def test_a_mistake_is_explained_and_changes_nothing(case):
     assert sections.digest(data) == before
 
 
-def test_every_argument_of_fit_is_checked():
-    by_the_data = {"data", "modalities", "likelihoods", "layers", "use_var", "modality_weights"}
-    assert set(inspect.signature(gpnsf.tl.fit).parameters) == by_the_data | RULES.keys()
+def test_every_argument_of_fit_is_a_field_with_the_same_default_and_a_rule_or_judged_by_the_data():
+    signature = {n: p.default for n, p in inspect.signature(gpnsf.tl.fit).parameters.items() if n != "data"}
+    held = [own for part in (Reading, Model, Training, Call) for own in dataclasses.fields(part)]
+    assert {own.name: own.default for own in held} == signature
+    by_the_data = {"modalities", "likelihoods", "layers", "use_var", "modality_weights"}
+    assert signature.keys() == by_the_data | RULES.keys()
+    assert Arguments.of({}).record.keys() == signature.keys() - {"progress", "checkpoint", "copy"}
 
 
 def test_an_unknown_device_is_refused():
@@ -437,7 +442,7 @@ def test_reading_changes_nothing(name):
     make, options = LEGAL[name]
     data = make()
     before = sections.digest(data)
-    known = {key: value for key, value in options.items() if key in inspect.signature(read).parameters}
-    dataset, _ = read(data, spatial="model" not in options, **known)
+    reading = Arguments.of(options).reading
+    dataset, _ = read(data, reading, spatial="model" not in options)
     assert sections.digest(data) == before
     assert all(view.counts.has_canonical_format and view.counts.data.all() for view in dataset.views)

@@ -8,11 +8,12 @@ import pytest
 import scipy.sparse as sp
 
 from gpnsf import checks
+from gpnsf.arguments import RULES, check_arguments
 
 
-@pytest.mark.parametrize("name", checks.RULES)
+@pytest.mark.parametrize("name", RULES)
 def test_the_example_of_a_rule_follows_it(name):
-    rule = checks.RULES[name]
+    rule = RULES[name]
     rule.check(name, rule.example)
     if rule.optional:
         rule.check(name, None)
@@ -52,12 +53,12 @@ def test_values_of_another_type_are_type_errors(kind, wrong):
 
 def test_long_values_are_cut_in_the_message():
     with pytest.raises(TypeError) as caught:
-        checks.arguments({"n_factors": list(range(10_000))})
+        check_arguments({"n_factors": list(range(10_000))})
     assert len(str(caught.value)) < 200
 
 
 def test_arguments_without_a_rule_are_left_to_others():
-    checks.arguments({"n_factors": 3, "n_spatial": 3, "likelihoods": object()})
+    check_arguments({"n_factors": 3, "n_spatial": 3, "likelihoods": object()})
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,7 @@ def test_forecast_prints_what_a_fit_with_the_same_options_would_take(source, cap
 
 
 def test_a_fit_that_cannot_fit_ends_in_a_message(source, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("gpnsf.reader.available_memory", lambda: 1e6)
+    monkeypatch.setattr("gpnsf.io.streaming.available_memory", lambda: 1e6)
     assert "Expected a fit that fits into memory; got" in refused(capsys, "fit", source, str(tmp_path / "out.h5mu"))
     assert not (tmp_path / "out.h5mu").exists()
 

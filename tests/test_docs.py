@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 import gpnsf
-from gpnsf.core import fields, initial, pilot, posterior, spatial_test
+from gpnsf.core.fields import base
+from gpnsf.core.inference import initial, posterior, spatial_test, subset_start
 
 DOCS = Path(__file__).parents[1] / "docs"
 GALLERY = (DOCS / "gallery.md").read_text(encoding="utf-8")
@@ -36,11 +37,11 @@ def calls(code: str) -> list[tuple[str, set[str]]]:
         ("$\\kappa = {:g}$ for spatial factors", posterior.MIXING),
         ("$e^{{m + \\min(v, {:g})/2}}$", posterior.VARIANCE_CAP),
         ("Factors with $z \\le {:g}$ become", spatial_test.MIN_Z),
-        ("\\lvert a\\rvert \\le {:g},$", fields.MAX_LOG_SCALE),
+        ("\\lvert a\\rvert \\le {:g},$", base.MAX_LOG_SCALE),
         ("Above {:,} spots or five million nonzero counts there are two starts", initial.LARGE),
-        ("$\\min({:,}, \\max(", pilot.ROWS),
-        ("\\max({:,}, n))$", pilot.FEWEST),
-        ("from {:g} half-widths on", fields.TISSUE),
+        ("$\\min({:,}, \\max(", subset_start.ROWS),
+        ("\\max({:,}, n))$", subset_start.FEWEST),
+        ("from {:g} half-widths on", base.TISSUE),
     ],
 )
 def test_the_model_page_has_the_numbers_of_the_code(sentence, number):

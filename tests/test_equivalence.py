@@ -11,17 +11,18 @@ import torch
 from bounds import loss as loss_over
 from reference import toy_dataset
 
-from gpnsf.core import deconvolution, training
-from gpnsf.core.build import FIELDS, build
-from gpnsf.core.hilbert import HilbertField
-from gpnsf.core.inducing import InducingField
-from gpnsf.core.kernels import KERNELS
+from gpnsf.core.companions import deconvolution
+from gpnsf.core.companions.unrolling import Network, Section, solve
+from gpnsf.core.fields.hilbert import HilbertField
+from gpnsf.core.fields.inducing import InducingField
+from gpnsf.core.fields.kernels import KERNELS
+from gpnsf.core.inference import training
+from gpnsf.core.inference.schedule import Schedule
 from gpnsf.core.likelihoods import LIKELIHOODS
-from gpnsf.core.model import Factorization
-from gpnsf.core.neighbours import ties
-from gpnsf.core.schedule import Schedule
+from gpnsf.core.model.build import FIELDS, build
+from gpnsf.core.model.factorization import Factorization
+from gpnsf.core.scores.neighbours import ties
 from gpnsf.core.types import Dataset, View
-from gpnsf.core.unrolled import Network, Section, solve
 
 K = 3
 TWO = {"rna": "poisson", "atac": "bernoulli"}

@@ -19,14 +19,15 @@ import pytest
 import sections
 
 import gpnsf
-from gpnsf import cli, demo, results
-from gpnsf.core.build import restore_field
+from gpnsf import cli, demo
+from gpnsf.core.model.build import restore_field
+from gpnsf.io import fits
 
 THREE_PARTS = re.compile(r"Expected .*; got .*\. [A-Z][^.]*.*\.$", re.DOTALL)
 PATHS = ("../../x", "a/b", "/etc/passwd", "C:\\x")
 
 READERS: dict[str, Callable[[Any], Any]] = {
-    "find": results.find,
+    "find": fits.find,
     "predict": gpnsf.tl.predict,
     "predict_elsewhere": lambda data: gpnsf.tl.predict(data, np.full((3, 2), 1e3), library="a", features="gene0"),
     "rank": gpnsf.tl.rank_features,

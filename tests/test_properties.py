@@ -19,8 +19,9 @@ from hypothesis import HealthCheck, given, settings
 from mudata import MuData
 
 import gpnsf
-from gpnsf.bridge import Layout, read
+from gpnsf.arguments import Reading
 from gpnsf.core.types import Dataset
+from gpnsf.io.read import Layout, read
 
 few = settings(
     max_examples=25, deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
@@ -119,7 +120,7 @@ def same(first: tuple[Dataset, Layout], second: tuple[Dataset, Layout], rows: np
 def untouched(data: Any, **options: Any) -> tuple[Dataset, Layout]:
     """Read, and see that nothing has changed."""
     before = sections.digest(data)
-    result = read(data, **options)
+    result = read(data, Reading(**options))
     assert sections.digest(data) == before
     return result
 
@@ -158,7 +159,7 @@ def test_rows_in_another_order_give_rows_in_that_order(array, seed):
     adata = make(array)
     rows = np.random.default_rng(seed).permutation(adata.n_obs)
     options = {"library_key": "slice", "holdout_key": "held"}
-    same(read(adata, **options), untouched(adata[rows].copy(), **options), rows)
+    same(read(adata, Reading(**options)), untouched(adata[rows].copy(), **options), rows)
 
 
 @few
@@ -169,7 +170,7 @@ def test_a_copied_view_is_what_it_shows(array, kept):
     part = make(array[rows])
     part.obs_names, part.obs = adata.obs_names[rows], adata.obs.iloc[rows].copy()
     part.obsm["spatial"] = adata.obsm["spatial"][rows]
-    same(read(part, library_key="slice"), untouched(adata[rows].copy(), library_key="slice"))
+    same(read(part, Reading(library_key="slice")), untouched(adata[rows].copy(), library_key="slice"))
     with pytest.raises(ValueError, match="a view of"):
         read(adata[rows])
 
@@ -198,7 +199,7 @@ LABELS: dict[str, Callable[[pd.Series], Any]] = {
 @pytest.mark.parametrize("name", LABELS)
 def test_labels_of_slices_may_have_any_type(name):
     adata = make(np.random.default_rng(0).integers(0, 99, (12, 5)))
-    (expected, _), converted = read(adata, library_key="slice"), adata.copy()
+    (expected, _), converted = read(adata, Reading(library_key="slice")), adata.copy()
     converted.obs["slice"] = LABELS[name](adata.obs["slice"])
     dataset, layout = untouched(converted, library_key="slice")
     np.testing.assert_array_equal(dataset.library, expected.library)
@@ -277,7 +278,7 @@ def test_the_order_of_cells_within_modalities_says_nothing(modalities, seed):
     one = sections.mudata(rna=rna, atac=atac)
     other = sections.mudata(rna=rna[rng.permutation(rna.n_obs)].copy(), atac=atac[rng.permutation(atac.n_obs)].copy())
     rows = one.obs_names.get_indexer(other.obs_names)
-    same(read(one, library_key="slice"), untouched(other, library_key="slice"), rows)
+    same(read(one, Reading(library_key="slice")), untouched(other, library_key="slice"), rows)
 
 
 def fitted(data: ad.AnnData | MuData) -> ad.AnnData | MuData:

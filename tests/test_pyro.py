@@ -17,12 +17,12 @@ from reference import toy_dataset
 from torch.distributions import kl_divergence
 
 import gpnsf
-from gpnsf.core import training
-from gpnsf.core.build import FIELDS, PRESETS, build
-from gpnsf.core.initial import starts
-from gpnsf.core.model import Factorization
-from gpnsf.core.objective import ClosedFormELBO
-from gpnsf.core.schedule import Schedule
+from gpnsf.core.inference import training
+from gpnsf.core.inference.initial import starts
+from gpnsf.core.inference.schedule import Schedule
+from gpnsf.core.model.build import FIELDS, PRESETS, build
+from gpnsf.core.model.factorization import Factorization
+from gpnsf.core.model.objective import ClosedFormELBO
 
 TWO = {"rna": "nb", "atac": "bernoulli"}
 SPATIAL = {0.0: 0, 0.5: 2, 1.0: 3}

@@ -12,7 +12,8 @@ import scipy.sparse as sp
 import sections
 
 import gpnsf
-from gpnsf.bridge import read
+from gpnsf.arguments import Reading
+from gpnsf.io.read import read
 from gpnsf.keys import Keys
 
 N_CHUNKS, CHUNK = 8, 30
@@ -172,7 +173,7 @@ def flat(record: dict[str, Any], prefix: str, into: dict[str, Any]) -> None:
 
 def wrong_totals(draw: Draw) -> list[str]:
     """Modalities whose expected total over the training rows is not the observed one."""
-    dataset, layout = read(draw.data, **{name: draw.options[name] for name in READ}, spatial=False)
+    dataset, layout = read(draw.data, Reading(**{name: draw.options[name] for name in READ}), spatial=False)
     factors, wrong = draw.data.obsm["X_gpnsf"].astype(float), []
     for view in dataset.views:
         mod = draw.data.mod[view.name] if isinstance(draw.data, md.MuData) else draw.data

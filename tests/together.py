@@ -22,16 +22,16 @@ CASES: dict[str, dict[str, Any]] = {
 def fit_case(name: str) -> dict[str, np.ndarray]:
     """Slots of a short fit of a simulated section with two slices."""
     import gpnsf
-    from gpnsf.core import pilot
+    from gpnsf.core.inference import subset_start
 
     mdata = gpnsf.datasets.tissue(n_obs=240, n_genes=40, n_peaks=50, n_spatial=2, n_nonspatial=1, seed=0)
     mdata.obs["slice"] = np.where(np.arange(mdata.n_obs) % 2, "a", "b")
-    rows, fewest = pilot.ROWS, pilot.FEWEST
+    rows, fewest = subset_start.ROWS, subset_start.FEWEST
     if name == "pilot":
-        pilot.ROWS = pilot.FEWEST = 160
+        subset_start.ROWS = subset_start.FEWEST = 160
     options = {"n_factors": 4, "n_spatial": 2, "max_steps": 20, "block_size": 60, "progress": False, **CASES[name]}
     gpnsf.tl.fit(mdata, **options)
-    pilot.ROWS, pilot.FEWEST = rows, fewest
+    subset_start.ROWS, subset_start.FEWEST = rows, fewest
     info = mdata.uns["gpnsf"]
     return {
         "X": mdata.obsm["X_gpnsf"],

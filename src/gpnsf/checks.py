@@ -19,9 +19,7 @@ from gpnsf.keys import Keys
 
 __all__ = [
     "MODELS",
-    "RULES",
     "Rule",
-    "arguments",
     "choices",
     "column",
     "combination",
@@ -92,49 +90,6 @@ class Rule:
     def _inside(self, value: float) -> bool:
         above = value > self.low if self.above else value >= self.low
         return math.isfinite(value) and above and value <= self.high
-
-
-RULES: dict[str, Rule] = {
-    "model": Rule(str, "gpnsf", options=MODELS),
-    "n_factors": Rule(int, 12, low=1),
-    "n_spatial": Rule(int, 6, low=0, optional=True),
-    "spatial_key": Rule(str, "spatial"),
-    "library_key": Rule(str, "sample", optional=True),
-    "batch_key": Rule(str, "sample", optional=True),
-    "holdout_key": Rule(str, "held_out", optional=True),
-    "size_factors": Rule(str, "total", optional=True),
-    "kernel": Rule(str, "matern32", options=("matern12", "matern32", "matern52", "rbf")),
-    "field": Rule(str, "hilbert", options=("hilbert", "inducing")),
-    "n_inducing": Rule(int, 200, low=1, optional=True),
-    "lengthscale": Rule(float, 0.2, low=0, above=True, optional=True),
-    "loadings": Rule(str, "gamma", options=("gamma", "point")),
-    "kl_weight": Rule(float, 1.0, low=0),
-    "objective": Rule(str, "closed_form", options=("closed_form", "monte_carlo")),
-    "n_samples": Rule(int, 3, low=1),
-    "init": Rule(str, "auto", options=("auto", "smooth", "spot", "random")),
-    "split": Rule(str, "tested", options=("tested", "assumed")),
-    "refine": Rule(bool, True),
-    "max_steps": Rule(int, 600, low=1),
-    "learning_rate": Rule(float, 0.2, low=0, above=True),
-    "tol": Rule(float, 1e-4, low=0, above=True),
-    "block_size": Rule(int, 50_000, low=1, optional=True),
-    "device": Rule(str, "auto"),
-    "seed": Rule(int, 0, low=0, high=2**32 - 1),
-    "key_added": Rule(str, "gpnsf"),
-    "progress": Rule(bool, False, optional=True),
-    "checkpoint": Rule(os.PathLike, "fit.npz", optional=True),
-    "copy": Rule(bool, False),
-}
-
-
-def arguments(values: Mapping[str, Any]) -> None:
-    """Check every argument that has a rule, then what two of them say together."""
-    for name in RULES.keys() & values.keys():
-        RULES[name].check(name, values[name])
-    n_factors, n_spatial = values.get("n_factors"), values.get("n_spatial")
-    if n_factors is not None and n_spatial is not None and n_spatial > n_factors:
-        found = f"n_spatial={n_spatial} with n_factors={n_factors}"
-        raise ValueError(problem("`n_spatial` of at most `n_factors`", found, "Lower n_spatial or raise n_factors"))
 
 
 def combination(

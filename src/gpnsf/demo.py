@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import gpnsf
-from gpnsf import results
+from gpnsf.io import fits
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -61,7 +61,7 @@ def run(folder: Path, *, seed: int = 0) -> list[str]:
 
 def save_figures(data: AnnData | MuData, folder: Path, *, key: str = "gpnsf") -> list[Path]:
     """Draw every figure of a fit into the folder as PNG; returns their paths."""
-    fit = results.find(data, key)
+    fit = fits.find(data, key)
     left_out = () if fit.has_coords else MAPS
     left_out += () if fit.names.size > 1 else ("factor_correlation",)
     names = [name for name in FIGURES if name not in left_out]
@@ -86,14 +86,14 @@ def _truth(mdata: MuData) -> np.ndarray:
 
 def _matched(mdata: MuData) -> tuple[np.ndarray, np.ndarray]:
     """Estimated factor for each true one [K], and their correlations [K]."""
-    from gpnsf.core.metrics import match_factors
+    from gpnsf.core.scores.metrics import match_factors
 
     return match_factors(_truth(mdata), mdata.obsm["X_gpnsf"])
 
 
 def _factor_lines(mdata: MuData) -> list[str]:
     """Correlation of each true factor with the estimate that it is matched with."""
-    names = results.find(mdata).names
+    names = fits.find(mdata).names
     lines = [
         f"  {truth:<14} {names[column] if column >= 0 else 'none':<14} {r:.2f}"
         for truth, column, r in zip(_true_names(mdata), *_matched(mdata), strict=True)
@@ -124,7 +124,7 @@ def _against_truth(mdata: MuData) -> Figure:
     """Each simulated spatial factor above the estimate that it is matched with."""
     from gpnsf.pl import canvas
 
-    fit, truth = results.find(mdata), _truth(mdata)
+    fit, truth = fits.find(mdata), _truth(mdata)
     columns, correlations = _matched(mdata)
     n_spatial = int(mdata.uns["truth"]["n_spatial"])
     where = canvas.section(fit)

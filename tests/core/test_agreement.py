@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from gpnsf.core import agreement
+from gpnsf.core.scores import agreement
 
 RNG = np.random.default_rng(0)
 ONE, OTHER = RNG.dirichlet(np.ones(4), 30), RNG.dirichlet(np.ones(4), 30)

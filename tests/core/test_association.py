@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from gpnsf.core import association
-from gpnsf.core.association import permutation_p_values
+from gpnsf.core.scores import association
+from gpnsf.core.scores.association import permutation_p_values
 
 N, P = 400, 120
 

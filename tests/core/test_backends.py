@@ -9,9 +9,9 @@ import pytest
 import scipy.sparse as sp
 import torch
 
-from gpnsf.core import backends
-from gpnsf.core.backends import Pattern, backend, saturation
-from gpnsf.core.sparse import SparseCounts
+from gpnsf.core.counts import backends
+from gpnsf.core.counts.backends import Pattern, backend, saturation
+from gpnsf.core.counts.sparse import SparseCounts
 
 ORDINARY = backends.Simd  # before a test puts something broken in its place
 

@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gpnsf.core import calibration
-from gpnsf.core.calibration import log_errors, log_moments, simulate_counts
+from gpnsf.core.scores import calibration
+from gpnsf.core.scores.calibration import log_errors, log_moments, simulate_counts
 
 N, P = 3_000, 6
 A, W = np.random.default_rng(0).gamma(2, 1, (N, 2)), np.random.default_rng(1).gamma(1, 0.5, (P, 2))

@@ -21,13 +21,13 @@ import pytest
 import torch
 from reference import toy_dataset
 
-from gpnsf.core import checkpoint as files
-from gpnsf.core import initial, moves, training
-from gpnsf.core.build import build
-from gpnsf.core.checkpoint import Checkpoint, State, fingerprint
-from gpnsf.core.model import Factorization
-from gpnsf.core.objective import ClosedFormELBO
-from gpnsf.core.schedule import Schedule
+from gpnsf.core.inference import checkpoint as files
+from gpnsf.core.inference import initial, moves, training
+from gpnsf.core.inference.checkpoint import Checkpoint, State, fingerprint
+from gpnsf.core.inference.schedule import Schedule
+from gpnsf.core.model.build import build
+from gpnsf.core.model.factorization import Factorization
+from gpnsf.core.model.objective import ClosedFormELBO
 from gpnsf.core.types import Dataset, History
 
 TWO = {"rna": "nb", "atac": "bernoulli"}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import adjusted_rand_score
 
-from gpnsf.core.clustering import METHODS, cluster, stability, stable_number
+from gpnsf.core.scores.clustering import METHODS, cluster, stability, stable_number
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import nnls
 
-from gpnsf.core import deconvolution
-from gpnsf.core.deconvolution import Mixture, Penalties
-from gpnsf.core.neighbours import ties
-from gpnsf.core.pseudospots import drawn, smooth
+from gpnsf.core.companions import deconvolution
+from gpnsf.core.companions.deconvolution import Mixture, Penalties
+from gpnsf.core.companions.pseudospots import drawn, smooth
+from gpnsf.core.scores.neighbours import ties
 
 
 def problem(seed: int = 0, *, n_side: int = 6, n_genes: int = 40, n_types: int = 4, depth: float = 300.0, **weights):

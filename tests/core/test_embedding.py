@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gpnsf.core import embedding
-from gpnsf.core.embedding import composition, coordinates, factors_used, signal
+from gpnsf.core.scores import embedding
+from gpnsf.core.scores.embedding import composition, coordinates, factors_used, signal
 
 
 def simulated(n_obs: int = 90, n_factors: int = 4, n_features: int = 60, seed: int = 0):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import fisher_exact
 
-from gpnsf.core.enrichment import over_representation, signed_gain
+from gpnsf.core.scores.enrichment import over_representation, signed_gain
 
 
 def test_over_representation_is_the_exact_test_of_the_table():

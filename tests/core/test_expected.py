@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from gpnsf.core.expected import expected, expected_shares
+from gpnsf.core.scores.expected import expected, expected_shares
 
 
 def test_expected_values_by_likelihood():

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.distributions import kl_divergence
 
-from gpnsf.core.factors import AbstractFactors, FieldFactors, NormalFactors
-from gpnsf.core.hilbert import HilbertField
-from gpnsf.core.inducing import InducingField
+from gpnsf.core.fields.hilbert import HilbertField
+from gpnsf.core.fields.inducing import InducingField
+from gpnsf.core.model.factors import AbstractFactors, FieldFactors, NormalFactors
 
 N, T = 30, 2
 COORDS = np.random.default_rng(0).uniform(-1, 1, (N, 2)).astype(np.float32)

@@ -10,7 +10,7 @@ from reference import zinb_log_prob
 from scipy.stats import nbinom
 from torch.nn import functional
 
-from gpnsf.core.factvae import Autoencoder, Counts, Decoder, Encoder, alignment_loss, regulatory_loss, zinb
+from gpnsf.core.companions.factvae import Autoencoder, Counts, Decoder, Encoder, alignment_loss, regulatory_loss, zinb
 
 
 def sparse(x):

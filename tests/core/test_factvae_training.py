@@ -7,10 +7,10 @@ import pytest
 import scipy.sparse as sp
 import torch
 
-from gpnsf.core import factvae_training
-from gpnsf.core.expected import expected_shares
-from gpnsf.core.factvae_training import Measured, Plan, responses, train
-from gpnsf.core.scores import principal_components, semantic_index
+from gpnsf.core.companions import factvae_training
+from gpnsf.core.companions.factvae_training import Measured, Plan, responses, train
+from gpnsf.core.scores.expected import expected_shares
+from gpnsf.core.scores.projections import principal_components, semantic_index
 
 CPU = torch.device("cpu")
 PLAN = Plan(n_latent=6, max_epochs=4, batch_size=16)

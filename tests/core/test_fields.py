@@ -13,8 +13,7 @@ from reference import gaussian_kl
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from gpnsf.core.build import FIELDS, restore_field
-from gpnsf.core.fields import (
+from gpnsf.core.fields.base import (
     AMPLITUDE_RANGE,
     LENGTHSCALE_RANGE,
     MAX_LOG_SCALE,
@@ -22,9 +21,10 @@ from gpnsf.core.fields import (
     Located,
     evidence_scale,
 )
-from gpnsf.core.hilbert import HilbertField, retained_variance
-from gpnsf.core.inducing import InducingField
-from gpnsf.core.kernels import KERNELS
+from gpnsf.core.fields.hilbert import HilbertField, retained_variance
+from gpnsf.core.fields.inducing import InducingField
+from gpnsf.core.fields.kernels import KERNELS
+from gpnsf.core.model.build import FIELDS, restore_field
 
 T = 2
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from gpnsf.core.forecast import forecast
+from gpnsf.core.inference.forecast import forecast
 from gpnsf.core.types import Dataset, View
 
 
@@ -80,7 +80,7 @@ def test_time_grows_with_counts_dispersion_and_the_test():
     assert expect(dataset(likelihood="nb")).stages["dispersion"] > 1
     assert expect(dataset()).stages["dispersion"] == 0
     assert expect(dataset(), tested=True).stages["test"] > 0
-    assert expect(dataset(), tested=False, local_stage=False).seconds < base.seconds
+    assert expect(dataset(), tested=False, refine=False).seconds < base.seconds
     assert expect(dataset(), max_steps=10).seconds < base.seconds
 
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.distributions import Gamma, kl_divergence
 
-from gpnsf.core import gammas
-from gpnsf.core.gammas import SMALLEST_SHAPE, gamma_posterior
+from gpnsf.core.model import gammas
+from gpnsf.core.model.gammas import SMALLEST_SHAPE, gamma_posterior
 
 P, K = 40, 3
 each_width = pytest.mark.parametrize("width", [1, P], ids=["one exposure", "an exposure each"])

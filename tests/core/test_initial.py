@@ -10,11 +10,12 @@ import scipy.sparse as sp
 import torch
 from reference import toy_dataset
 
-from gpnsf import bridge
-from gpnsf.core import initial
-from gpnsf.core.metrics import match_factors
-from gpnsf.core.types import Dataset
+from gpnsf.arguments import Reading
+from gpnsf.core.inference import initial
+from gpnsf.core.scores.metrics import match_factors
+from gpnsf.core.types import Dataset, Start
 from gpnsf.datasets import ggblocks
+from gpnsf.io import read
 
 TWO = {"rna": "nb", "atac": "bernoulli"}
 NAMES = {
@@ -26,7 +27,7 @@ NAMES = {
 each_kind = pytest.mark.parametrize("kind", NAMES)
 
 
-def starts(dataset: Dataset, n_factors: int = 3, n_spatial: int = 2, **options) -> list[initial.Start]:
+def starts(dataset: Dataset, n_factors: int = 3, n_spatial: int = 2, **options) -> list[Start]:
     return list(initial.starts(dataset, n_factors, n_spatial, **options))
 
 
@@ -171,7 +172,7 @@ def test_slices_are_not_smoothed_into_each_other():
 @pytest.mark.parametrize("kind", ["smooth", "spot"])
 def test_a_start_is_near_a_clear_truth(kind):
     mdata = ggblocks(n_side=18, n_genes=80, n_peaks=20, seed=1)
-    dataset, _ = bridge.read(mdata, likelihoods="poisson", size_factors=None, modalities=["rna"])
+    dataset, _ = read.read(mdata, Reading(likelihoods="poisson", size_factors=None, modalities=["rna"]))
     truth = mdata.obsm["true_factors"][:, :4]
     best = max(match_factors(truth, start.factors[:, :4])[1].mean() for start in starts(dataset, 7, 4, kinds=[kind]))
     assert best > 0.8

@@ -11,7 +11,7 @@ from reference import matern
 from scipy.integrate import quad
 from scipy.special import j0
 
-from gpnsf.core.kernels import KERNELS
+from gpnsf.core.fields.kernels import KERNELS
 
 SMOOTHNESS = {"matern12": 0.5, "matern32": 1.5, "matern52": 2.5, "rbf": math.inf}
 LENGTHSCALE = 0.3

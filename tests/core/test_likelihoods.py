@@ -10,10 +10,10 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
-from gpnsf.core import rowblocks
+from gpnsf.core.counts import rowblocks
+from gpnsf.core.counts.sparse import SparseCounts
 from gpnsf.core.likelihoods import LIKELIHOODS, AbstractLikelihood, NegativeBinomial, Poisson, bernoulli
-from gpnsf.core.moments import MEAN_CAP, MEAN_RANGE, Moments
-from gpnsf.core.sparse import SparseCounts
+from gpnsf.core.likelihoods.moments import MEAN_CAP, MEAN_RANGE, Moments
 
 N, P, K = 20, 6, 2
 UNOBSERVED = (3, 19)  # rows without counts, size factor 0

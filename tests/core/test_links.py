@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import kstest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from gpnsf.core.links import matched_ranking, pair_p_values, pair_scores, profiles, strata
+from gpnsf.core.scores.links import matched_ranking, pair_p_values, pair_scores, profiles, strata
 
 
 def loadings(rng, n_features, n_factors=8):

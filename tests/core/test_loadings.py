@@ -10,7 +10,7 @@ import torch
 from pyro.distributions import Distribution
 from torch.distributions import kl_divergence
 
-from gpnsf.core.loadings import CHARGES, LEAST_OF_LEAD, SHAPES, GammaLoadings, PointLoadings
+from gpnsf.core.model.loadings import CHARGES, LEAST_OF_LEAD, SHAPES, GammaLoadings, PointLoadings
 
 P, K = 12, 3
 each_background = pytest.mark.parametrize("background", [True, False])

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from gpnsf.core import mefisto
-from gpnsf.core.metrics import match_factors
+from gpnsf.core.companions import mefisto
+from gpnsf.core.scores.metrics import match_factors
 from gpnsf.core.types import View
 
 pytest.importorskip("mofapy2", reason="mofapy2 is not installed: pip install 'gpnsf[mefisto]'")

@@ -7,8 +7,8 @@ import scipy.sparse as sp
 from scipy import stats
 from sklearn.metrics import mean_poisson_deviance
 
-from gpnsf.core import metrics
 from gpnsf.core.families import FAMILIES, rates
+from gpnsf.core.scores import metrics
 
 N, P, K = 23, 17, 4
 CASES = ("poisson", "nb", "bernoulli", "gaussian")

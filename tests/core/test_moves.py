@@ -12,15 +12,15 @@ from reference import toy_dataset
 from tqdm import tqdm
 
 import gpnsf
-from gpnsf.core import moves, training
-from gpnsf.core.build import build
-from gpnsf.core.metrics import match_factors
-from gpnsf.core.model import Block, Factorization
-from gpnsf.core.moves import Move
-from gpnsf.core.objective import ClosedFormELBO
-from gpnsf.core.regroup import regrouped
-from gpnsf.core.schedule import Phase, Schedule
-from gpnsf.core.stepping import Stepper
+from gpnsf.core.inference import moves, training
+from gpnsf.core.inference.moves import Move
+from gpnsf.core.inference.regroup import regrouped
+from gpnsf.core.inference.schedule import Phase, Schedule
+from gpnsf.core.inference.steps import Stepper
+from gpnsf.core.model.build import build
+from gpnsf.core.model.factorization import Block, Factorization
+from gpnsf.core.model.objective import ClosedFormELBO
+from gpnsf.core.scores.metrics import match_factors
 from gpnsf.core.types import Dataset
 
 N, P, T, K = 90, 16, 3, 5

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gpnsf.core.neighbours import ties
+from gpnsf.core.scores.neighbours import ties
 
 GRID = np.column_stack(np.divmod(np.arange(16), 4)).astype(float)
 

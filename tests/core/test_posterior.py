@@ -11,12 +11,12 @@ import scipy.sparse as sp
 import torch
 from reference import bernoulli_deviance, poisson_deviance, toy_dataset
 
-from gpnsf.core import posterior
-from gpnsf.core.build import PRESETS, build
 from gpnsf.core.families import FAMILIES
+from gpnsf.core.inference import posterior
+from gpnsf.core.inference.local_stage import LogFactors, local, mean_field
 from gpnsf.core.likelihoods import Bernoulli, Poisson
-from gpnsf.core.model import Factorization
-from gpnsf.core.refine import LogFactors, local, mean_field
+from gpnsf.core.model.build import PRESETS, build
+from gpnsf.core.model.factorization import Factorization
 from gpnsf.core.types import Dataset, Posterior, View
 
 TWO = {"rna": "nb", "atac": "bernoulli"}

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gpnsf.core import pseudospots
-from gpnsf.core.pseudospots import Places
+from gpnsf.core.companions import pseudospots
+from gpnsf.core.companions.pseudospots import Places
 
 GRID = np.column_stack(np.divmod(np.arange(900), 30)).astype(float)
 FIELD = {"amplitude": 1.5, "abundance": 0.0, "noise": 0.0}

@@ -5,8 +5,8 @@ import pytest
 import reference
 import scipy.sparse as sp
 
-from gpnsf.core import scai
-from gpnsf.core.scai import Averages, Weights
+from gpnsf.core.companions import scai
+from gpnsf.core.companions.scai import Averages, Weights
 
 SETTINGS = {
     "default": Weights(),

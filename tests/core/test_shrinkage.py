@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from gpnsf.core import metrics
 from gpnsf.core.families import FAMILIES
-from gpnsf.core.shrinkage import best_strength, known, shrunk
+from gpnsf.core.scores import metrics
+from gpnsf.core.scores.shrinkage import best_strength, known, shrunk
 
 
 def drawn(likelihood, mean, *, structure, n_obs=300, n_features=60, seed=0):

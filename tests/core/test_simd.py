@@ -7,9 +7,9 @@ import pytest
 import scipy.sparse as sp
 import torch
 
-from gpnsf.core import backends, simd
-from gpnsf.core.backends import LINKS, Pattern, Simd, Torch
-from gpnsf.core.sparse import SparseCounts
+from gpnsf.core.counts import backends, simd
+from gpnsf.core.counts.backends import LINKS, Pattern, Simd, Torch
+from gpnsf.core.counts.sparse import SparseCounts
 from gpnsf.core.types import TINY
 
 WIDTHS = (1, 8, 11, 24, 33)  # one to five vectors of eight

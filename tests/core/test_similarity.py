@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import scipy.sparse as sp
 
-from gpnsf.core.similarity import mean_rates, similar
+from gpnsf.core.scores.similarity import mean_rates, similar
 
 
 def test_similar_rows_are_those_of_the_largest_cosine():

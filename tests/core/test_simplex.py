@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gpnsf.core import simplex
+from gpnsf.core.scores import simplex
 
 N, K = 12, 4
 IS_SPATIAL = np.array([True, True, False, False])

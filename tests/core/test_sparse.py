@@ -7,9 +7,9 @@ import pytest
 import scipy.sparse as sp
 import torch
 
-from gpnsf.core import sparse
-from gpnsf.core.backends import LINKS, csr_tensor
-from gpnsf.core.sparse import SparseCounts, SparseTerm, TransposedProduct
+from gpnsf.core.counts import sparse
+from gpnsf.core.counts.backends import LINKS, csr_tensor
+from gpnsf.core.counts.sparse import SparseCounts, SparseTerm, TransposedProduct
 from gpnsf.core.types import TINY
 
 K = 3

@@ -9,11 +9,12 @@ import pytest
 import scipy.sparse as sp
 
 import gpnsf
-from gpnsf import bridge
-from gpnsf.core import spatial_test as module
-from gpnsf.core.build import build
-from gpnsf.core.spatial_test import MIN_Z, halves, passed, spatial_test
+from gpnsf.arguments import Reading
+from gpnsf.core.inference import spatial_test as module
+from gpnsf.core.inference.spatial_test import MIN_Z, halves, passed, spatial_test
+from gpnsf.core.model.build import build
 from gpnsf.core.types import Dataset, View
+from gpnsf.io import read
 
 
 def dataset(counts: np.ndarray, likelihood: str, n_libraries: int = 1) -> Dataset:
@@ -185,7 +186,7 @@ def section():
 
 
 def outcome(mdata, **options):
-    data, _ = bridge.read(mdata, size_factors=None, **options)
+    data, _ = read.read(mdata, Reading(size_factors=None, **options))
     return spatial_test(
         data,
         lambda part, n_spatial: build("gpnsf", part, n_factors=6, n_spatial=n_spatial),

@@ -15,14 +15,14 @@ import torch
 from bounds import loss
 from reference import toy_dataset
 
-from gpnsf.core import training
-from gpnsf.core.build import FIELDS, PRESETS, build
-from gpnsf.core.hilbert import HilbertField
+from gpnsf.core.fields.hilbert import HilbertField
+from gpnsf.core.inference import training
+from gpnsf.core.inference.schedule import Schedule
+from gpnsf.core.inference.steps import Adam, Stepper
 from gpnsf.core.likelihoods import LIKELIHOODS
-from gpnsf.core.model import Factorization
-from gpnsf.core.objective import ClosedFormELBO
-from gpnsf.core.schedule import Schedule
-from gpnsf.core.stepping import Adam, Stepper
+from gpnsf.core.model.build import FIELDS, PRESETS, build
+from gpnsf.core.model.factorization import Factorization
+from gpnsf.core.model.objective import ClosedFormELBO
 from gpnsf.core.types import Dataset, History
 
 TWO = {"rna": "nb", "atac": "bernoulli"}

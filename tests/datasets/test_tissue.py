@@ -9,7 +9,7 @@ import pytest
 import scipy.sparse as sp
 from scipy.spatial import cKDTree
 
-from gpnsf.core.metrics import knn_weights, morans_i
+from gpnsf.core.scores.metrics import knn_weights, morans_i
 from gpnsf.datasets import tissue
 
 SMALL = {"n_obs": 150, "n_genes": 40, "n_peaks": 60, "n_spatial": 3, "n_nonspatial": 1}

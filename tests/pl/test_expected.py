@@ -6,8 +6,8 @@ import pytest
 from matplotlib import pyplot as plt
 from matplotlib.collections import EllipseCollection, PathCollection
 
-from gpnsf import results
-from gpnsf.observed import compare
+from gpnsf.io import fits
+from gpnsf.io.measured import compare
 from gpnsf.pl.expected import observed_expected
 from gpnsf.tl.rank import rank_features
 
@@ -28,7 +28,7 @@ def titles(axes):
 
 def test_maps_of_counts_share_their_colours_and_one_bar(toy):
     observed, expected, calibration = observed_expected(toy, features="Gene5", show=False)
-    compared = compare(results.find(toy), "rna", [4])
+    compared = compare(fits.find(toy), "rna", [4])
     np.testing.assert_array_equal(discs(observed).get_array(), compared.observed[:, 0])
     np.testing.assert_array_equal(discs(expected).get_array(), compared.expected[:, 0])
     assert discs(observed).get_clim() == discs(expected).get_clim()
@@ -46,7 +46,7 @@ def test_open_chromatin_stands_beside_its_probability(toy):
 
 def test_calibration_compares_means_of_groups_of_equal_expected_value(toy):
     ax = observed_expected(toy, features="Gene5", panels="calibration", show=False)
-    compared = compare(results.find(toy), "rna", [4])
+    compared = compare(fits.find(toy), "rna", [4])
     order = np.argsort(compared.expected[:, 0], kind="stable")
     groups = np.array_split(order, 8)
     x, y = ax.lines[1].get_data()

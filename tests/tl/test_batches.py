@@ -9,7 +9,7 @@ from anndata import AnnData
 from mudata import MuData
 
 import gpnsf
-from gpnsf.core.metrics import match_factors
+from gpnsf.core.scores.metrics import match_factors
 
 SHORT = {"n_factors": 4, "max_steps": 20, "init": "random", "progress": False}
 

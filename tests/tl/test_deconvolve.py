@@ -17,7 +17,7 @@ import sections
 from sections import digest
 
 import gpnsf
-from gpnsf.core.agreement import relative_error
+from gpnsf.core.scores.agreement import relative_error
 from gpnsf.tl.deconvolve import RULES
 
 LEARN = {"method": "unrolled", "n_layers": 4, "n_training": 2, "progress": False}

@@ -10,24 +10,16 @@ import scipy.sparse as sp
 from reference import toy_dataset
 
 import gpnsf
-from gpnsf.bridge import read
-from gpnsf.core.fitting import Outcome
-from gpnsf.core.hilbert import HilbertField
-from gpnsf.core.inducing import InducingField
+from gpnsf.arguments import Arguments, Reading
+from gpnsf.core.fields.hilbert import HilbertField
+from gpnsf.core.fields.inducing import InducingField
+from gpnsf.core.inference.fitting import Outcome
 from gpnsf.core.types import Dataset, History, Posterior
 from gpnsf.datasets import tissue
+from gpnsf.io.read import read
 from gpnsf.tl.diagnostics import LOW_DEPTH, between_slices, warn
 
 K, P = 4, 10
-PARAMS = {
-    "model": "gpnsf",
-    "n_spatial": None,
-    "max_steps": 600,
-    "size_factors": "total",
-    "lengthscale": None,
-    "library_key": None,
-    "batch_key": None,
-}
 
 
 def dataset(mean: float = 30.0, kind: str = "poisson", n_obs: int = 200) -> Dataset:
@@ -81,7 +73,7 @@ def texts(
 ) -> list[str]:
     test = {} if z is None else {"z": np.array(z)}
     outcome = Outcome(result or posterior(data), record or history(), test)
-    return warn(data, outcome, params={**PARAMS, **params}, scale=100.0)
+    return warn(data, outcome, Arguments.of(params), scale=100.0)
 
 
 def only(found: list[str], *words: str) -> None:
@@ -263,7 +255,7 @@ def test_batch_effects_between_slices(effect):
     )
     rna = mdata["rna"].copy()
     rna.X = sp.csr_matrix(rna.X.multiply(np.arange(80) > 0))
-    data = read(rna, library_key="library")[0]
+    data = read(rna, Reading(library_key="library"))[0]
     found = texts(data, library_key="library")
     assert len(found) == (effect > 0)
     assert not found or "batch_key='library'" in found[0]
@@ -273,7 +265,7 @@ def test_batch_effects_between_slices(effect):
 
 def test_a_slice_without_a_modality_is_left_out():
     mdata = tissue(n_obs=400, n_genes=80, n_peaks=80, n_spatial=3, n_nonspatial=1, n_libraries=2, rna_depth=2000)
-    data = read(mdata["rna"], library_key="library")[0]
+    data = read(mdata["rna"], Reading(library_key="library"))[0]
     view, first = data.views[0], data.library == 0
     emptied = replace(view, counts=sp.csr_matrix(view.counts.multiply(first[:, None])), size=view.size * first)
     assert between_slices(replace(data, views=(emptied,)), K) == {"rna": 0.0}

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from gpnsf.core.enrichment import signed_gain
+from gpnsf.core.scores.enrichment import signed_gain
 from gpnsf.tl.enrich import enrich
 from gpnsf.tl.rank import rank_features
 

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 import gpnsf
-from gpnsf.core import agreement
+from gpnsf.core.scores import agreement
 
 
 @pytest.fixture(scope="module")

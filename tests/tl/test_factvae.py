@@ -14,7 +14,7 @@ from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score
 
 import gpnsf
-from gpnsf.core.expected import expected_shares
+from gpnsf.core.scores.expected import expected_shares
 
 FAST = {"n_latent": 5, "max_epochs": 3, "progress": False}
 

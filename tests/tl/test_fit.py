@@ -14,16 +14,16 @@ from anndata import AnnData
 from mudata import MuData
 
 import gpnsf
-from gpnsf.bridge import read
-from gpnsf.core import model as core_model
-from gpnsf.core import training
-from gpnsf.core.build import FIELDS, PRESETS, restore_field
-from gpnsf.core.kernels import KERNELS
+from gpnsf.core.fields.kernels import KERNELS
+from gpnsf.core.inference import training
+from gpnsf.core.inference.schedule import Schedule
+from gpnsf.core.inference.spatial_test import SpatialTest
 from gpnsf.core.likelihoods import LIKELIHOODS
-from gpnsf.core.metrics import match_factors
-from gpnsf.core.objective import ClosedFormELBO
-from gpnsf.core.schedule import Schedule
-from gpnsf.core.spatial_test import SpatialTest
+from gpnsf.core.model import factorization as core_model
+from gpnsf.core.model.build import FIELDS, PRESETS, restore_field
+from gpnsf.core.model.objective import ClosedFormELBO
+from gpnsf.core.scores.metrics import match_factors
+from gpnsf.io.read import read
 from gpnsf.keys import Keys
 
 K = 4
@@ -790,8 +790,8 @@ def test_factors_that_held_out_counts_do_not_show_are_dropped(patterned, monkeyp
     """Nonspatial ones; where nothing is left, the largest stays."""
     noise = np.arange(7) >= 7 - n_noise
     monkeypatch.setattr(SpatialTest, "noise", lambda self, log_factors: noise)
-    monkeypatch.setattr("gpnsf.core.fitting.passed", lambda z: np.full(len(z), n_noise < 7))
-    monkeypatch.setattr("gpnsf.core.fitting.TRAINED", 2.0)
+    monkeypatch.setattr("gpnsf.core.inference.fitting.passed", lambda z: np.full(len(z), n_noise < 7))
+    monkeypatch.setattr("gpnsf.core.inference.fitting.TRAINED", 2.0)
     options = {**SPLIT, "n_factors": 7, "n_spatial": 3, "max_steps": 60}
     fitted = gpnsf.tl.fit(patterned, **options, copy=True)
     record = fitted.uns["gpnsf"]

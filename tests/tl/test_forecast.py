@@ -11,7 +11,7 @@ import forecasted
 import pytest
 
 import gpnsf
-from gpnsf import reader
+from gpnsf.io import streaming
 from gpnsf.tl import memory
 
 
@@ -46,7 +46,7 @@ def test_lengthscales_are_in_the_unit_of_the_coordinates(mdata):
 
 
 def test_a_fit_that_cannot_fit_is_refused_before_anything_is_done(mdata, monkeypatch):
-    monkeypatch.setattr(reader, "available_memory", lambda: 1e6)
+    monkeypatch.setattr(streaming, "available_memory", lambda: 1e6)
     with pytest.raises(MemoryError) as caught:
         gpnsf.tl.fit(mdata, n_factors=3, max_steps=2, progress=False)
     message = str(caught.value)
@@ -59,7 +59,7 @@ def test_a_fit_that_cannot_fit_is_refused_before_anything_is_done(mdata, monkeyp
 def test_no_fit_is_refused_where_the_forecast_is_not_clearly_above_what_is_left(mdata, monkeypatch):
     found = gpnsf.tl.forecast(mdata, n_factors=3)
     needed = found.memory - found.held
-    monkeypatch.setattr(reader, "available_memory", lambda: needed / 1.4)
+    monkeypatch.setattr(streaming, "available_memory", lambda: needed / 1.4)
     gpnsf.tl.fit(mdata, n_factors=3, max_steps=1, progress=False)
     assert "gpnsf" in mdata.uns
 

@@ -18,8 +18,8 @@ from mudata import MuData
 
 import gpnsf
 from gpnsf import cli
-from gpnsf.core import refine, training
-from gpnsf.core.objective import ClosedFormELBO
+from gpnsf.core.inference import local_stage, training
+from gpnsf.core.model.objective import ClosedFormELBO
 
 
 def fit(data: MuData | AnnData, **options: Any) -> Any:
@@ -74,7 +74,7 @@ def test_an_interrupted_local_stage_needs_no_step_again(mdata, tmp_path, monkeyp
         raise KeyboardInterrupt
 
     path, other = tmp_path / "fit.npz", mdata.copy()
-    monkeypatch.setattr(refine, "local", stop)
+    monkeypatch.setattr(local_stage, "local", stop)
     with pytest.raises(KeyboardInterrupt):
         fit(mdata, split="assumed", checkpoint=path)
     monkeypatch.undo()

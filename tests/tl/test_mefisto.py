@@ -18,7 +18,7 @@ import scipy.sparse as sp
 import sections
 
 import gpnsf
-from gpnsf.core.metrics import match_factors
+from gpnsf.core.scores.metrics import match_factors
 
 pytest.importorskip("mofapy2", reason="mofapy2 is not installed: pip install 'gpnsf[mefisto]'")
 
@@ -263,14 +263,14 @@ def test_a_fit_that_does_not_fit_into_memory_is_refused(monkeypatch):
 
 
 def test_a_fit_that_diverges_is_refused(monkeypatch):
-    fit = gpnsf.core.mefisto.fit
+    fit = gpnsf.core.companions.mefisto.fit
 
     def diverged(*arguments, **options):
         found = fit(*arguments, **options)
         found.mean[3, 0] = np.nan
         return found
 
-    monkeypatch.setattr("gpnsf.core.mefisto.fit", diverged)
+    monkeypatch.setattr("gpnsf.core.companions.mefisto.fit", diverged)
     adata = waves()
     before = sections.digest(adata)
     with pytest.raises(ValueError, match="Expected a fit of finite numbers"):

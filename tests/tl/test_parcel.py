@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
+from gpnsf.io.parcel import pack
 from gpnsf.tl.fit import fit
-from gpnsf.tl.parcel import pack
 
 
 def counts_of(data, names):

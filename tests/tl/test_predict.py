@@ -14,7 +14,7 @@ from anndata import AnnData
 from mudata import MuData
 
 import gpnsf
-from gpnsf.core.build import FIELDS
+from gpnsf.core.model.build import FIELDS
 
 CASES: dict[str, dict[str, Any]] = {
     "hybrid": {},
@@ -237,7 +237,7 @@ def test_many_places_are_predicted_in_parts(fits, monkeypatch):
     data = fits("slices")
     whole = gpnsf.tl.predict(data)
     assert whole.obs["slice"].tolist() == data.obs["slice"].tolist()
-    monkeypatch.setattr("gpnsf.core.posterior.PLACES", 40)
+    monkeypatch.setattr("gpnsf.core.inference.posterior.PLACES", 40)
     np.testing.assert_allclose(gpnsf.tl.predict(data).X, whole.X, rtol=1e-5)
 
 

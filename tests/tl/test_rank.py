@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from gpnsf import results
+from gpnsf.io import fits
 from gpnsf.keys import Keys
 from gpnsf.tl.rank import rank_features
 
@@ -28,7 +28,7 @@ def with_loadings(W):
 def test_table_is_tidy_and_ordered(toy):
     table = rank_features(toy, n_features=5)
     assert list(table.columns) == COLUMNS
-    fit = results.find(toy)
+    fit = fits.find(toy)
     expected = [(factor, name) for factor in fit.names for name in ("rna", "atac")]
     assert list(table.groupby(["factor", "modality"], sort=False).size().index) == expected
     for _, part in table.groupby(["factor", "modality"]):

@@ -13,9 +13,9 @@ from sklearn.metrics import adjusted_rand_score
 from test_bad_input import REMEDY
 
 import gpnsf
-from gpnsf.core import scai as core
+from gpnsf.core.companions import scai as core
 from gpnsf.datasets.groups import VARIANTS
-from gpnsf.results import find
+from gpnsf.io.fits import find
 from gpnsf.tl.scai import RULES, scai
 
 SMALL = {"n_obs": 250, "n_genes": 1500, "n_peaks": 3000}

@@ -23,8 +23,8 @@ from anndata import AnnData
 from mudata import MuData
 
 import gpnsf
-from gpnsf import reader, storage
 from gpnsf.core import types
+from gpnsf.io import files, streaming
 
 ANNOUNCED = ("ignore:Writing zarr v2", "ignore:zarr v3 autosharding", "ignore:Consolidated metadata", "ignore:From 0.4")
 pytestmark = pytest.mark.filterwarnings(*ANNOUNCED)
@@ -159,11 +159,13 @@ def test_what_is_kept_says_nothing(adata, tmp_path, monkeypatch):
     monkeypatch.setattr(types, "BLOCK_ROWS", 20)
     path = written(adata, tmp_path, ".h5ad")
     found, reads = {}, {}
-    read = reader.StoredCounts.__getitem__
+    read = streaming.StoredCounts.__getitem__
     for budget in (0, 20_000, None):
         calls: list[Any] = []
         monkeypatch.setattr(
-            reader.StoredCounts, "__getitem__", lambda self, rows, calls=calls: calls.append(rows) or read(self, rows)
+            streaming.StoredCounts,
+            "__getitem__",
+            lambda self, rows, calls=calls: calls.append(rows) or read(self, rows),
         )
         backed = ad.read_h5ad(path, backed="r")
         with gpnsf.settings.override(memory_budget=budget):
@@ -223,14 +225,14 @@ def test_a_crash_while_writing_leaves_a_file_without_half_a_fit(adata, tmp_path,
     fit(adata, seed=3)
     path = written(adata, tmp_path, suffix)
     before = digest(path)
-    write, calls = storage.write_elem, iter(range(99))
+    write, calls = files.write_elem, iter(range(99))
 
     def dying(*arguments: Any) -> None:
         if next(calls) == 4:
             raise KeyboardInterrupt
         write(*arguments)
 
-    monkeypatch.setattr(storage, "write_elem", dying)
+    monkeypatch.setattr(files, "write_elem", dying)
     with pytest.raises(KeyboardInterrupt):
         fit(path)
     assert os.listdir(tmp_path) == [path.name]
@@ -319,7 +321,7 @@ def test_a_path_has_no_copy_and_a_known_ending(adata, tmp_path):
 
 def test_an_interrupted_fit_of_a_file_goes_on(adata, tmp_path, monkeypatch):
     path = written(adata, tmp_path, ".h5ad")
-    monkeypatch.setattr(storage, "save", _killed)
+    monkeypatch.setattr(files, "save", _killed)
     with pytest.raises(KeyboardInterrupt):
         fit(path, checkpoint=tmp_path / "fit.npz")
     monkeypatch.undo()

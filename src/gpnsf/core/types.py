@@ -28,7 +28,7 @@ from typing import Any, Protocol
 import numpy as np
 import scipy.sparse as sp
 
-__all__ = ["TINY", "Dataset", "History", "Posterior", "RowReader", "View", "parts", "rows_at_a_time"]
+__all__ = ["TINY", "Dataset", "History", "Posterior", "RowReader", "Start", "View", "parts", "rows_at_a_time"]
 
 TINY = 1e-20  # added to rates, so that a factor that vanished leaves a finite logarithm
 BLOCK_ROWS = 40_000  # rows of a block: they bound arrays [n, K, K]
@@ -138,6 +138,15 @@ class Dataset:
         if self.held:
             return self
         return self.subset(np.arange(self.n_obs))
+
+
+@dataclass(frozen=True)
+class Start:
+    """One starting point, factors with mean one."""
+
+    name: str
+    factors: np.ndarray  # [N, K] spatial ones first
+    loadings: dict[str, np.ndarray]  # modality -> [P, K+1], background last
 
 
 @dataclass(frozen=True)

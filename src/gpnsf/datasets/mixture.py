@@ -8,7 +8,7 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from gpnsf.checks import Rule, problem
-from gpnsf.core.pseudospots import drawn, regional, smooth
+from gpnsf.core.companions.pseudospots import drawn, regional, smooth
 from gpnsf.keys import SPATIAL
 
 __all__ = ["mixture"]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gpnsf.checks import choices, problem
-from gpnsf.tissue import spot_distance
+from gpnsf.io.objects import spot_distance
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.colors import Colormap, Normalize
     from matplotlib.figure import Figure
 
-    from gpnsf.mixtures import Placed
+    from gpnsf.io.deconvolved import Placed
 
 __all__ = [
     "BAR",

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gpnsf import results
 from gpnsf.checks import problem
+from gpnsf.io import fits
 from gpnsf.pl import canvas
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from mudata import MuData
 
-    from gpnsf.results import Fit
+    from gpnsf.io.fits import Fit
 
 __all__ = ["convergence"]
 
@@ -79,7 +79,7 @@ def convergence(
     >>> ax.get_xlabel()
     'step'
     """
-    fit = results.find(data, key)
+    fit = fits.find(data, key)
     if panel is not None and panel not in PANELS:
         raise ValueError(problem(f"`panel` to be one of {PANELS}", repr(panel), "Pass one of these, or None for all"))
     names, ends, kept = _starts(fit)

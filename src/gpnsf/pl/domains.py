@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from gpnsf import results
 from gpnsf.checks import column, problem
+from gpnsf.io import fits
 from gpnsf.palette import category_colors
 from gpnsf.pl import canvas
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from mudata import MuData
 
-    from gpnsf.results import Fit
+    from gpnsf.io.fits import Fit
 
 __all__ = ["domains"]
 
@@ -88,7 +88,7 @@ def domains(
     >>> gpnsf.pl.domains(mdata, show=False).get_legend().get_title().get_text()
     'gpnsf_domain'
     """
-    fit = results.find(data, key)
+    fit = fits.find(data, key)
     labels, stored = _categories(fit, key_added)
     where = canvas.section(fit, library=library, size=size)
     drawn = labels[where.rows]

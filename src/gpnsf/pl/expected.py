@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gpnsf import results
 from gpnsf.checks import choices, problem
 from gpnsf.core.families import FAMILIES
-from gpnsf.observed import compare, find_features
+from gpnsf.io import fits
+from gpnsf.io.measured import compare, find_features
 from gpnsf.pl import canvas, maps
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from mudata import MuData
 
-    from gpnsf.results import Fit
+    from gpnsf.io.fits import Fit
 
 __all__ = ["observed_expected"]
 
@@ -109,7 +109,7 @@ def observed_expected(
     >>> [ax.get_title(loc="left") for ax in axes[1:]]
     ['expected', 'calibration']
     """
-    fit = results.find(data, key)
+    fit = fits.find(data, key)
     places = _places(fit, features, fit.modality_names(modality))
     chosen = _chosen(panels)
     where = canvas.section(fit, library=library, size=size)
@@ -173,7 +173,7 @@ def _places(fit: Fit, features: str | Sequence[str] | None, modalities: list[str
     """Modality and position of the features: those named, or the best one of each factor that has any."""
     if features is None:
         name = modalities[0]
-        tables = [results.ranked(fit, name, k, n_features=1) for k in range(len(fit.names))]
+        tables = [fits.ranked(fit, name, k, n_features=1) for k in range(len(fit.names))]
         places = [(name, int(j)) for j in dict.fromkeys(j for table in tables for j in table.index)]
     else:
         places = find_features(fit, [features] if isinstance(features, str) else list(map(str, features)), modalities)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gpnsf import results
 from gpnsf.checks import problem
+from gpnsf.io import fits
 from gpnsf.pl import canvas, maps
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from mudata import MuData
 
-    from gpnsf.results import Fit
+    from gpnsf.io.fits import Fit
 
 __all__ = ["note", "spatial_factors"]
 
@@ -111,7 +111,7 @@ def spatial_factors(
     >>> len(axes)
     4
     """
-    fit = results.find(data, key)
+    fit = fits.find(data, key)
     chosen, moments = fit.factor_indices(factors), [moment] if isinstance(moment, str) else list(moment)
     where = canvas.section(fit, library=library, size=size)
     values = _values(fit, moments)[np.ix_(where.rows, chosen)].reshape(where.rows.size, -1)  # [n, panels]

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gpnsf import results
 from gpnsf.checks import problem
-from gpnsf.observed import compare, find_features
+from gpnsf.io import fits
+from gpnsf.io.measured import compare, find_features
 from gpnsf.pl import canvas, maps
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from mudata import MuData
 
-    from gpnsf.results import Fit
+    from gpnsf.io.fits import Fit
 
 __all__ = ["feature_maps"]
 
@@ -112,7 +112,7 @@ def feature_maps(
     >>> len(axes)
     3
     """
-    fit = results.find(data, key)
+    fit = fits.find(data, key)
     rows = _rows(fit, features, factors, fit.modality_names(modality), n_features, method)
     if features is None and ncols is not None:
         remedy = "Leave it out, or name `features`"
@@ -175,12 +175,12 @@ def _rows(
         if not named:
             raise ValueError(problem("`features` to name at least one", "none", "Pass names, or None"))
         return [find_features(fit, named, modalities)]
-    quotas = results.shared_out(n_features, modalities)
+    quotas = fits.shared_out(n_features, modalities)
     rows = []
     for factor in fit.factor_indices(factors):
         row = [(FACTOR, int(factor))]
         for name, quota in quotas.items():
-            table = results.ranked(fit, name, int(factor), n_features=quota, method=method)
+            table = fits.ranked(fit, name, int(factor), n_features=quota, method=method)
             row += [(name, int(j)) for j in table.index]
         rows.append(row)
     return rows

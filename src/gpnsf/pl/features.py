@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from gpnsf import results
 from gpnsf.checks import problem
+from gpnsf.io import fits
 from gpnsf.pl import canvas
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def top_features(
     >>> len(axes)
     4
     """
-    fit = results.find(data, key)
+    fit = fits.find(data, key)
     modalities = fit.modality_names(modality)
     tables = _tables(fit, fit.factor_indices(factors), modalities, n_features, method)
     letters = max(table["feature"].str.len().max() for table in tables.values())
@@ -116,15 +116,13 @@ def top_features(
 
 
 def _tables(
-    fit: results.Fit, factors: np.ndarray, modalities: list[str], n_features: int, method: str
+    fit: fits.Fit, factors: np.ndarray, modalities: list[str], n_features: int, method: str
 ) -> dict[str, pd.DataFrame]:
     """Factor name -> its best features of each modality, for the factors that have any."""
-    quotas = results.shared_out(n_features, modalities)
+    quotas = fits.shared_out(n_features, modalities)
     tables = {}
     for factor in factors:
-        parts = [
-            results.ranked(fit, name, int(factor), n_features=quota, method=method) for name, quota in quotas.items()
-        ]
+        parts = [fits.ranked(fit, name, int(factor), n_features=quota, method=method) for name, quota in quotas.items()]
         tables[str(fit.names[factor])] = pd.concat(parts, ignore_index=True)
     empty = [name for name, table in tables.items() if table.empty]
     if len(empty) == len(tables):

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gpnsf import results
 from gpnsf.checks import problem
+from gpnsf.io import fits
 from gpnsf.pl import canvas, maps
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from mudata import MuData
 
-    from gpnsf.results import Fit
+    from gpnsf.io.fits import Fit
 
 __all__ = ["factor_correlation", "loadings"]
 
@@ -107,7 +107,7 @@ def loadings(
     >>> [ax.get_title(loc="left") for ax in axes]
     ['rna', 'atac']
     """
-    fit = results.find(data, key)
+    fit = fits.find(data, key)
     chosen, modalities = fit.factor_indices(factors), fit.modality_names(modality)
     quota = _quota(n_features, chosen.size)
     tables = {name: _best(fit, name, chosen, quota, method) for name in modalities}
@@ -144,7 +144,7 @@ def _quota(n_features: int, n_factors: int) -> int:
 
 def _best(fit: Fit, modality: str, factors: np.ndarray, quota: int, method: str) -> np.ndarray:
     """Positions of the best features of each factor, each once."""
-    tables = [results.ranked(fit, modality, int(k), n_features=quota, method=method) for k in factors]
+    tables = [fits.ranked(fit, modality, int(k), n_features=quota, method=method) for k in factors]
     return np.array(list(dict.fromkeys(j for table in tables for j in table.index)), dtype=np.int64)
 
 
@@ -242,7 +242,7 @@ def factor_correlation(
     >>> ax.images[0].get_array().shape
     (4, 4)
     """
-    fit = results.find(data, key)
+    fit = fits.find(data, key)
     chosen = fit.factor_indices(factors)
     correlation = _correlation({"mean": fit.mean, "smooth": fit.smooth}, moment, chosen)
     if not vmax > 0:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gpnsf import results
 from gpnsf.checks import choices
+from gpnsf.io import fits
 from gpnsf.pl import canvas, maps
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def importance(
     >>> [ax.get_title(loc="left") for ax in axes]
     ['rna', 'atac', 'observations', 'observations in space']
     """
-    fit = results.find(data, key)
+    fit = fits.find(data, key)
     chosen = _chosen(fit, panels)
     ncols = canvas.columns(len(chosen), _panel, ncols=ncols, target=2.2)
     width, height = _panel(ncols)
@@ -110,7 +110,7 @@ def _panel(ncols: int) -> tuple[float, float]:
     return min(canvas.PAGE / ncols, 2.4), 1.9
 
 
-def _chosen(fit: results.Fit, panels: str | Sequence[str] | None) -> list[str]:
+def _chosen(fit: fits.Fit, panels: str | Sequence[str] | None) -> list[str]:
     """Names of the panels; the map needs coordinates."""
     known = [*fit.modalities, OBSERVATIONS, *([MAP] if fit.has_coords else [])]
     if panels is None:
@@ -120,7 +120,7 @@ def _chosen(fit: results.Fit, panels: str | Sequence[str] | None) -> list[str]:
     return wanted
 
 
-def _features(ax: Axes, fit: results.Fit, modality: str) -> None:
+def _features(ax: Axes, fit: fits.Fit, modality: str) -> None:
     """Histogram of the features that have signal."""
     values = fit.var(modality, fit.keys.importance)[fit.loadings[modality].any(axis=1)]
     color = canvas.MODALITY_COLORS[list(fit.modalities).index(modality) % len(canvas.MODALITY_COLORS)]
@@ -146,7 +146,7 @@ def _histogram(ax: Axes, values: np.ndarray, name: str, *, color: str) -> None:
 
 
 def _map(
-    ax: Axes, fit: results.Fit, *, library: str | Sequence[str] | None, cmap: str | Colormap, size: float | None
+    ax: Axes, fit: fits.Fit, *, library: str | Sequence[str] | None, cmap: str | Colormap, size: float | None
 ) -> None:
     """Observations in space."""
     where = canvas.section(fit, library=library, size=size)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gpnsf import mixtures
 from gpnsf.checks import Rule, problem
+from gpnsf.io import deconvolved
 from gpnsf.palette import category_colors
 from gpnsf.pl import canvas, maps
 
@@ -111,7 +111,7 @@ def proportions(
     6
     """
     Rule(str, "maps", options=KINDS).check("kind", kind)
-    found = mixtures.find(adata, key)
+    found = deconvolved.find(adata, key)
     chosen, where = found.indices(types), canvas.section(found, library=library, size=size)
     values = found.proportions[np.ix_(where.rows, chosen)].astype(np.float64)  # [n, types]
     names = [str(name) for name in found.names[chosen]]

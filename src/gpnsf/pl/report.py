@@ -13,16 +13,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from gpnsf import genome, pl, results
+from gpnsf import genome, pl
 from gpnsf.checks import problem
-from gpnsf.observed import counts_of, used
+from gpnsf.io import fits
+from gpnsf.io.measured import counts_of, used
 from gpnsf.pl import html
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from mudata import MuData
 
-    from gpnsf.results import Fit
+    from gpnsf.io.fits import Fit
 
 __all__ = ["report"]
 
@@ -70,7 +71,7 @@ def report(
     >>> gpnsf.tl.fit(mdata, n_factors=4, max_steps=2, progress=False)
     >>> gpnsf.pl.report(mdata, "fit.html")
     """
-    fit = results.find(data, key)
+    fit = fits.find(data, key)
     target = Path(path)
     if target.is_dir():
         raise IsADirectoryError(problem("a file to write to", f"the folder {target}", "Add a name such as fit.html"))
@@ -192,7 +193,7 @@ def _features(fit: Fit) -> Iterator[str]:
     """What the factors stand for."""
     lines: list[list[str]] = []
     for k, factor in enumerate(fit.names):
-        tables = [results.ranked(fit, name, k, n_features=NAMED) for name in fit.modalities]
+        tables = [fits.ranked(fit, name, k, n_features=NAMED) for name in fit.modalities]
         lines.append([factor, *(", ".join(table["feature"]) for table in tables)])
     frame = pd.DataFrame(lines, columns=["factor", *fit.modalities])
     yield html.table(frame, f"The {NAMED} best features of each factor, best first.")

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from gpnsf import results
 from gpnsf.checks import problem
+from gpnsf.io import fits
 from gpnsf.keys import SPATIAL
 from gpnsf.pl import canvas, maps
 from gpnsf.pl.factors import note
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from mudata import MuData
 
-    from gpnsf.results import Fit
+    from gpnsf.io.fits import Fit
 
 __all__ = ["spatial_map"]
 
@@ -114,7 +114,7 @@ def spatial_map(
     >>> len(axes)
     2
     """
-    fit = results.find(data, key)
+    fit = fits.find(data, key)
     chosen = _chosen(fit, factors, features, moment)
     where = canvas.section(fit, library=library, margin=margin)
     table, tiles = _lattice(fit, where, spacing, margin)

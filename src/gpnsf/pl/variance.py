@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gpnsf import results
+from gpnsf.io import fits
 from gpnsf.pl import canvas
 from gpnsf.tl.variance import variance_explained as table_of
 
@@ -82,7 +82,7 @@ def variance_explained(
     >>> [label.get_text() for label in ax.get_yticklabels()]
     ['rna', 'atac']
     """
-    fit = results.find(data, key)
+    fit = fits.find(data, key)
     table = table_of(data, private=private, key=key)
     explained = table["explained"].to_numpy().reshape(len(fit.modalities), len(fit.names))
     rows, columns = [_short(name) for name in fit.modalities], _labels(table, len(fit.names))

@@ -7,10 +7,10 @@ from anndata import AnnData
 from mudata import MuData
 
 from gpnsf import checks
-from gpnsf.bridge import read_counts
 from gpnsf.checks import Rule
-from gpnsf.core.deviant import feature_deviance, largest
-from gpnsf.tissue import Tissue, editable, gather, open_tissue
+from gpnsf.core.scores.deviance import feature_deviance, largest
+from gpnsf.io.objects import Opened, editable, gather, open_data
+from gpnsf.io.read import read_counts
 
 __all__ = ["deviance_features"]
 
@@ -76,7 +76,7 @@ def deviance_features(
     >>> int(mdata["atac"].var["highly_deviant"].sum())
     10
     """
-    tissue = open_tissue(data, modalities=None if modality is None else [modality])
+    opened = open_data(data, modalities=None if modality is None else [modality])
     Rule(int, 2000, low=1).check("n_top", n_top)
     Rule(str, "deviance").check("key_added", key_added)
     Rule(str, "poisson", options=("poisson", "binomial"), optional=True).check("likelihood", likelihood)
@@ -84,13 +84,13 @@ def deviance_features(
     if key_added == FLAG:
         rule = f"`key_added` other than {FLAG!r}, the column of flags"
         raise ValueError(checks.problem(rule, repr(key_added), "Pass for example key_added='deviance'"))
-    layers = checks.per_modality(layer, "layer", names=tissue.names, known=tissue.mods)
-    batches = _batches(tissue, batch_key)
+    layers = checks.per_modality(layer, "layer", names=opened.names, known=opened.mods)
+    batches = _batches(opened, batch_key)
     deviances = {}
-    for name in tissue.names:
-        counts = read_counts(tissue.mods[name], layer=layers.get(name), likelihood="poisson", modality=name)
+    for name in opened.names:
+        counts = read_counts(opened.mods[name], layer=layers.get(name), likelihood="poisson", modality=name)
         kind = likelihood or ("binomial" if counts.data.max() == 1 else "poisson")
-        batch = batches[tissue.rows[name]]
+        batch = batches[opened.rows[name]]
         deviances[name] = np.sum([feature_deviance(counts[batch == label], kind) for label in np.unique(batch)], axis=0)
     data = editable(data, copy=copy)
     for name, deviance in deviances.items():
@@ -99,9 +99,9 @@ def deviance_features(
     return data if copy else None
 
 
-def _batches(tissue: Tissue, key: str | None) -> np.ndarray:
+def _batches(opened: Opened, key: str | None) -> np.ndarray:
     """Batch [N] of each observation of the object; one for all without a key."""
     if key is None:
-        return np.full(tissue.data.n_obs, "", dtype=object)
+        return np.full(opened.data.n_obs, "", dtype=object)
     Rule(str, "sample").check("batch_key", key)
-    return gather(tissue, "obs", key, lambda column, *_: checks.labels(column, name=key), argument="batch_key")
+    return gather(opened, "obs", key, lambda column, *_: checks.labels(column, name=key), argument="batch_key")

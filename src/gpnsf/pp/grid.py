@@ -11,8 +11,8 @@ from mudata import MuData
 from scipy.spatial import cKDTree
 
 from gpnsf.checks import Rule, problem
+from gpnsf.io.objects import open_data, read_coords, read_labels, spot_distance
 from gpnsf.keys import SPATIAL
-from gpnsf.tissue import open_tissue, read_coords, read_labels, spot_distance
 
 __all__ = ["AXES", "grid"]
 
@@ -73,8 +73,8 @@ def grid(
     if library_key in AXES:
         found, remedy = f"{library_key!r}, which is that of an axis", "Copy the column to another name"
         raise ValueError(problem("`library_key` to be a name of its own in the table", found, remedy))
-    tissue = open_tissue(data)
-    coords, names = read_coords(tissue, spatial_key), read_labels(tissue, library_key)
+    opened = open_data(data)
+    coords, names = read_coords(opened, spatial_key), read_labels(opened, library_key)
     slices = {str(name): coords[names == name] for name in sorted(set(names))}
     longest = max(np.ptp(part, axis=0).max() for part in slices.values())
     distance = spot_distance(slices.values()) or longest or 1.0

@@ -9,7 +9,7 @@ from mudata import MuData
 
 from gpnsf import checks
 from gpnsf.checks import Rule, problem
-from gpnsf.tissue import editable, open_tissue
+from gpnsf.io.objects import editable, open_data
 
 __all__ = ["proportion", "split"]
 
@@ -63,7 +63,7 @@ def split(
     >>> int(mdata.obs["holdout"].sum())
     18
     """
-    open_tissue(data)
+    open_data(data)
     proportion("fraction", fraction)
     Rule(str, "holdout").check("key_added", key_added)
     checks.key_added(key_added, ())

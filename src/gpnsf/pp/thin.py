@@ -9,11 +9,11 @@ from anndata import AnnData
 from mudata import MuData
 
 from gpnsf import checks
-from gpnsf.bridge import read_counts
 from gpnsf.checks import Rule
 from gpnsf.core.families import FAMILIES
+from gpnsf.io.objects import editable, open_data
+from gpnsf.io.read import read_counts
 from gpnsf.pp.split import proportion
-from gpnsf.tissue import editable, open_tissue
 
 __all__ = ["thin"]
 
@@ -75,16 +75,16 @@ def thin(
     >>> sorted(mdata["rna"].layers)
     ['thinned_test', 'thinned_train']
     """
-    tissue = open_tissue(data, modalities=modalities)
+    opened = open_data(data, modalities=modalities)
     proportion("fraction", fraction)
     Rule(str, "thinned").check("key_added", key_added)
     Rule(int, 0, low=0).check("seed", seed)
     checks.key_added(key_added, ())
-    layer = checks.per_modality(layers, "layers", names=tissue.names, known=tissue.mods)
-    streams = dict(zip(tissue.mods, np.random.default_rng(seed).spawn(len(tissue.mods)), strict=True))
+    layer = checks.per_modality(layers, "layers", names=opened.names, known=opened.mods)
+    streams = dict(zip(opened.mods, np.random.default_rng(seed).spawn(len(opened.mods)), strict=True))
     halves = {}
-    for name in tissue.names:
-        counts = read_counts(tissue.mods[name], layer=layer.get(name), likelihood="poisson", modality=name)
+    for name in opened.names:
+        counts = read_counts(opened.mods[name], layer=layer.get(name), likelihood="poisson", modality=name)
         halves[name] = FAMILIES["poisson"].split(counts, None, fraction, streams[name])
     data = editable(data, copy=copy)
     for name, (train, test) in halves.items():

@@ -9,21 +9,23 @@ import pandas as pd
 import scipy.sparse as sp
 from mudata import MuData
 
-from gpnsf import checks, results
+from gpnsf import checks
+from gpnsf.arguments import check_arguments
 from gpnsf.checks import Rule, problem
-from gpnsf.core import metrics
-from gpnsf.core.calibration import log_errors, log_moments, simulate_counts
 from gpnsf.core.families import FAMILIES
-from gpnsf.core.posterior import VARIANCE_CAP
-from gpnsf.tissue import editable
+from gpnsf.core.inference.posterior import VARIANCE_CAP
+from gpnsf.core.scores import metrics
+from gpnsf.core.scores.calibration import log_errors, log_moments, simulate_counts
+from gpnsf.io import fits
+from gpnsf.io.objects import editable
+from gpnsf.io.reread import reread
 from gpnsf.tl.fit import fit as refit
-from gpnsf.tl.reread import reread
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-    from gpnsf.bridge import Layout
     from gpnsf.core.types import Dataset, View
+    from gpnsf.io.read import Layout
 
 __all__ = ["check_calibration"]
 
@@ -97,29 +99,27 @@ def check_calibration(
     >>> table.kind.value_counts().to_dict()
     {'factor': 4, 'importance': 1}
     """
-    checks.arguments({"seed": seed, "progress": progress})
+    check_arguments({"seed": seed, "progress": progress})
     Rule(int, 1, low=1).check("n_simulations", n_simulations)
-    fit = results.find(data, key)
+    fit = fits.find(data, key)
     if not fit.field["nonnegative"] or fit.signed:
-        found = f"model={fit.params['model']!r}, with factors of both signs"
-        raise ValueError(
-            problem("a nonnegative model, whose log factors have intervals", found, "Fit 'gpnsf' or 'nsfh'")
-        )
+        rule, remedy = "a nonnegative model, whose log factors have intervals", "Fit 'gpnsf' or 'nsfh'"
+        raise ValueError(problem(rule, f"model={fit.params['model']!r}, with factors of both signs", remedy))
     dataset, layout = reread(fit)
-    arguments = {name: value for name, value in fit.params.items() if name not in NOT_REPEATED}
+    asked = {name: value for name, value in fit.params.items() if name not in NOT_REPEATED}
     rows = np.any([view.observed for view in dataset.views], axis=0)
     lines = []
     for number in range(n_simulations):
         simulated, totals = _simulate(fit, dataset, layout, np.random.default_rng([seed, number]))
-        refit(simulated, **arguments, progress=progress)
-        found = results.find(simulated, key)
+        refit(simulated, **asked, progress=progress)
+        found = fits.find(simulated, key)
         own = (*_factors(fit, found, rows), *_importance(fit, found, totals))
         lines += [{"simulation": number, **line} for line in own]
     return pd.DataFrame(lines).astype({"is_spatial": "boolean", "kept_spatial": "boolean"})
 
 
 def _simulate(
-    fit: results.Fit, dataset: Dataset, layout: Layout, rng: np.random.Generator
+    fit: fits.Fit, dataset: Dataset, layout: Layout, rng: np.random.Generator
 ) -> tuple[AnnData | MuData, dict[str, np.ndarray]]:
     """A copy of the object with other counts in the places that the fit reads, and their totals [P_full] by modality."""
     simulated, totals = editable(fit.data, copy=True), {}
@@ -135,7 +135,7 @@ def _simulate(
     return simulated, totals
 
 
-def _counts(fit: results.Fit, view: View, layout: Layout, rng: np.random.Generator) -> sp.csr_matrix:
+def _counts(fit: fits.Fit, view: View, layout: Layout, rng: np.random.Generator) -> sp.csr_matrix:
     """Simulated counts [n, P_full] of one modality; rows and features that the fit has not read stay empty."""
     name, used = view.name, layout.features[view.name]
     size = view.size[layout.rows[name]]
@@ -150,7 +150,7 @@ def _counts(fit: results.Fit, view: View, layout: Layout, rng: np.random.Generat
     return sp.csr_matrix((counts.data, columns, counts.indptr), shape=(len(size), len(used)))
 
 
-def _factors(fit: results.Fit, found: results.Fit, rows: np.ndarray) -> list[dict[str, Any]]:
+def _factors(fit: fits.Fit, found: fits.Fit, rows: np.ndarray) -> list[dict[str, Any]]:
     """A line for each factor."""
     truth = fit.mean.astype(np.float64)
     columns, recovery = metrics.match_factors(truth[rows], found.mean[rows])
@@ -173,7 +173,7 @@ def _factors(fit: results.Fit, found: results.Fit, rows: np.ndarray) -> list[dic
     ]
 
 
-def _importance(fit: results.Fit, found: results.Fit, counts: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+def _importance(fit: fits.Fit, found: fits.Fit, counts: dict[str, np.ndarray]) -> list[dict[str, Any]]:
     """A line for the features of each modality."""
     lines = []
     for name in fit.modalities:

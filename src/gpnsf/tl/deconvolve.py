@@ -13,16 +13,17 @@ from anndata import AnnData
 
 from gpnsf import checks
 from gpnsf.checks import Rule, problem
-from gpnsf.core import deconvolution
+from gpnsf.core.companions import deconvolution
+from gpnsf.io.objects import owner
+from gpnsf.io.write import Slot, put
 from gpnsf.keys import SPATIAL, ProportionKeys
 from gpnsf.settings import settings
-from gpnsf.tissue import owner
 from gpnsf.tl.reference import counts_of, matched, profiles_of
 from gpnsf.tl.spots import costs_of, places_of
 
 if TYPE_CHECKING:
-    from gpnsf.core.deconvolution import Mixture
-    from gpnsf.core.pseudospots import Places
+    from gpnsf.core.companions.deconvolution import Mixture
+    from gpnsf.core.companions.pseudospots import Places
 
 __all__ = ["METHODS", "deconvolve"]
 
@@ -280,11 +281,11 @@ def _write(adata: AnnData, keys: ProportionKeys, V: np.ndarray, record: dict[str
         found = "two that differ in a slash only"
         raise ValueError(problem("types with names of their own for `obs_columns`", found, "Rename one of them"))
     before = adata.uns.get(keys.uns, {}).get("types", ())
-    for column in adata.obs.columns.intersection([*columns, *map(keys.of_type, before)]):
-        del adata.obs[column]
-    adata.obsm[keys.proportions] = share.astype(np.float32)
-    adata.obs[keys.sums] = sums
-    adata.uns[keys.uns] = record
+    slots: list[Slot] = [
+        (adata, "obsm", keys.proportions, share.astype(np.float32)),
+        (adata, "obs", keys.sums, sums),
+        (adata, "uns", keys.uns, record),
+    ]
     if obs_columns:
-        for column, values in zip(columns, share.T, strict=True):
-            adata.obs[column] = values
+        slots += [(adata, "obs", column, values) for column, values in zip(columns, share.T, strict=True)]
+    put(adata, slots, instead_of={"obs": [*columns, *map(keys.of_type, before)]})

@@ -12,24 +12,24 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 
-from gpnsf import results
 from gpnsf.checks import Rule, problem
-from gpnsf.core.expected import expected
 from gpnsf.core.families import FAMILIES
-from gpnsf.core.shrinkage import best_strength, known, shrunk
-from gpnsf.core.similarity import mean_rates, similar
-from gpnsf.core.simplex import observation_shares
+from gpnsf.core.scores.expected import expected
+from gpnsf.core.scores.shrinkage import best_strength, known, shrunk
+from gpnsf.core.scores.similarity import mean_rates, similar
+from gpnsf.core.scores.simplex import observation_shares
+from gpnsf.io import fits
+from gpnsf.io.measured import held_out, used
+from gpnsf.io.objects import editable, open_data
+from gpnsf.io.reread import reread
+from gpnsf.io.streaming import memory_budget
 from gpnsf.keys import SPATIAL
-from gpnsf.observed import held_out, used
-from gpnsf.reader import memory_budget
-from gpnsf.tissue import editable, open_tissue
-from gpnsf.tl.reread import reread
 
 if TYPE_CHECKING:
     from mudata import MuData
 
     from gpnsf.core.types import View
-    from gpnsf.results import Fit
+    from gpnsf.io.fits import Fit
 
 __all__ = ["denoise", "impute"]
 
@@ -117,8 +117,8 @@ def denoise(
     """
     options = _Options(method, depth, shrinkage, n_neighbors)
     Rule(str, "gpnsf_denoised").check("layer_added", layer_added)
-    open_tissue(data)
-    fit = results.find(data, key)
+    open_data(data)
+    fit = fits.find(data, key)
     layers = {
         name: _values(fit, name, fit.rows[name], fit.feature_indices(name, None), options)
         for name in fit.modality_names(modality)
@@ -185,7 +185,7 @@ def impute(
     (100, 2)
     """
     options = _Options(method, "mean", shrinkage, n_neighbors)
-    fit = results.find(data, key)
+    fit = fits.find(data, key)
     (name,) = fit.modality_names(modality)
     chosen = np.flatnonzero(used(fit, name)) if features is None else fit.feature_indices(name, features)
     values = _values(fit, name, np.arange(len(fit.mean)), chosen, options)

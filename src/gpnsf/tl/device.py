@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 import torch
 
 from gpnsf import checks
+from gpnsf.arguments import Arguments
 from gpnsf.core import distributed
-from gpnsf.core.checkpoint import Checkpoint
+from gpnsf.core.inference.checkpoint import Checkpoint
 from gpnsf.core.types import Dataset
 from gpnsf.settings import settings
 
@@ -37,15 +35,15 @@ def resolved(name: str) -> torch.device:
     return device
 
 
-def check_processes(dataset: Dataset, params: Mapping[str, Any], store: Checkpoint | None) -> None:
+def check_processes(dataset: Dataset, asked: Arguments, store: Checkpoint | None) -> None:
     """What several processes at one fit must agree on."""
     if distributed.number() == 1:
         return
     if store is not None:
         found, remedy = f"checkpoint={str(store.path)!r} in {distributed.number()} processes", "Leave checkpoint out"
         raise ValueError(checks.problem("no checkpoint where several processes share a fit", found, remedy))
-    found = {view.name: (*view.counts.shape, view.counts.nnz, _rounded(view.size)) for view in dataset.views}
-    distributed.agree((found, _rounded(dataset.coords.ravel()), repr(params)), "data and arguments")
+    counts = {view.name: (*view.counts.shape, view.counts.nnz, _rounded(view.size)) for view in dataset.views}
+    distributed.agree((counts, _rounded(dataset.coords.ravel()), repr(asked)), "data and arguments")
 
 
 def _rounded(values: np.ndarray) -> float:

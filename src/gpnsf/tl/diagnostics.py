@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from scipy.sparse.csgraph import connected_components
 
-from gpnsf.core.build import PRESETS
+from gpnsf.arguments import Arguments
 from gpnsf.core.families import FAMILIES
-from gpnsf.core.fields import LENGTHSCALE_RANGE
-from gpnsf.core.fitting import Outcome
-from gpnsf.core.hilbert import HilbertField, retained_variance
-from gpnsf.core.initial import starts
-from gpnsf.core.metrics import knn_weights, morans_i
-from gpnsf.core.pilot import sample
-from gpnsf.core.spatial_test import CLEAR_Z
+from gpnsf.core.fields.base import LENGTHSCALE_RANGE
+from gpnsf.core.fields.hilbert import HilbertField, retained_variance
+from gpnsf.core.inference.fitting import Outcome
+from gpnsf.core.inference.initial import starts
+from gpnsf.core.inference.spatial_test import CLEAR_Z
+from gpnsf.core.inference.subset_start import sample
+from gpnsf.core.model.build import PRESETS
+from gpnsf.core.scores.metrics import knn_weights, morans_i
 from gpnsf.core.types import Dataset, History, Posterior, View, parts
-from gpnsf.writeback import factor_names
+from gpnsf.io.write import factor_names
 
 __all__ = ["LOW_DEPTH", "warn"]
 
@@ -46,7 +46,7 @@ class _Fitted:
 
     dataset: Dataset
     outcome: Outcome
-    params: Mapping[str, Any]
+    asked: Arguments
     scale: float  # units of the coordinates per half-width
 
     @property
@@ -65,9 +65,9 @@ class _Fitted:
         return [view for view in self.dataset.views if not FAMILIES[view.likelihood].signed]
 
 
-def warn(dataset: Dataset, outcome: Outcome, *, params: Mapping[str, Any], scale: float) -> list[str]:
+def warn(dataset: Dataset, outcome: Outcome, asked: Arguments, *, scale: float) -> list[str]:
     """Log a warning for everything about a fit that its user should know, and return the texts."""
-    fitted = _Fitted(dataset, outcome, params, scale)
+    fitted = _Fitted(dataset, outcome, asked, scale)
     texts = [text for check in CHECKS for text in check(fitted)]
     for text in texts:
         _logger.warning(text)
@@ -78,7 +78,7 @@ def _convergence(fitted: _Fitted) -> Iterator[str]:
     """The optimisation ended early, or had to be repaired."""
     if not fitted.history.converged:
         yield (
-            f"The fit stopped at max_steps = {fitted.params['max_steps']} before the ELBO converged: factors may still be "
+            f"The fit stopped at max_steps = {fitted.asked.training.max_steps} before the ELBO converged: factors may still be "
             "mixed. Pass a larger max_steps to go on."
         )
     if fitted.history.repairs:
@@ -92,7 +92,7 @@ def _depth(fitted: _Fitted) -> Iterator[str]:
     """So few counts that the prior decides."""
     if not fitted.counted:
         return
-    total = sum(_totals(view) for view in fitted.counted)
+    total = np.sum([_totals(view) for view in fitted.counted], axis=0)
     median = float(np.median(total[np.any([view.observed for view in fitted.counted], axis=0)]))
     if median < LOW_DEPTH:
         yield (
@@ -105,7 +105,7 @@ def _depth(fitted: _Fitted) -> Iterator[str]:
 def _size_factors(fitted: _Fitted) -> Iterator[str]:
     """Small totals that vary smoothly over the tissue carry signal, which size factors take away."""
     coords, library = fitted.dataset.coords.astype(np.float64), fitted.dataset.library
-    if fitted.params["size_factors"] != "total" or not np.ptp(coords):
+    if fitted.asked.reading.size_factors != "total" or not np.ptp(coords):
         return
     found = []
     for view in fitted.counted:
@@ -125,7 +125,7 @@ def _size_factors(fitted: _Fitted) -> Iterator[str]:
 
 def _all_spatial(fitted: _Fitted) -> Iterator[str]:
     """No nonspatial factor, and no test that says so."""
-    untested = not fitted.outcome.spatial_test and 0 < PRESETS[fitted.params["model"]].spatial < 1
+    untested = not fitted.outcome.spatial_test and PRESETS[fitted.asked.model.model].is_hybrid
     if untested and fitted.counted and fitted.posterior.is_spatial.all():
         yield (
             f"All {len(fitted.posterior.is_spatial)} factors are spatial because they were asked to be: variation between "
@@ -145,16 +145,16 @@ def _split(fitted: _Fitted) -> Iterator[str]:
         )
     scores = zip(factor_names(is_spatial), z, is_spatial, strict=True)
     left = [f"{name} (z = {value:.1f})" for name, value, spatial in scores if not spatial and value > CLEAR_Z]
-    if left and fitted.params["n_spatial"] is not None:
+    if left and fitted.asked.model.n_spatial is not None:
         yield (
-            f"n_spatial = {fitted.params['n_spatial']} leaves no room for {len(left)} more factor(s) with clear spatial order in "
+            f"n_spatial = {fitted.asked.model.n_spatial} leaves no room for {len(left)} more factor(s) with clear spatial order in "
             f"held-out counts, which are nonspatial in name only: {', '.join(left)}. Leave n_spatial out to have them as spatial."
         )
 
 
 def _lengthscales(fitted: _Fitted) -> Iterator[str]:
     """Learnt length scales at an end of their range."""
-    if fitted.params["lengthscale"] is not None:
+    if fitted.asked.model.lengthscale is not None:
         return
     names, lengthscale = factor_names(fitted.posterior.is_spatial), fitted.posterior.lengthscale
     low, high = LENGTHSCALE_RANGE
@@ -192,7 +192,7 @@ def _basis(fitted: _Fitted) -> Iterator[str]:
 
 def _raw_counts(fitted: _Fitted) -> Iterator[str]:
     """Raw counts under a Gaussian likelihood."""
-    model = fitted.params.get("model", "")
+    model = fitted.asked.model.model
     remedy = {"rsf": "model='nsf'", "fa": "model='pnmf'"}.get(model, "likelihoods='nb'")
     for view in fitted.dataset.views:
         if FAMILIES[view.likelihood].signed and _are_counts(view):
@@ -238,8 +238,8 @@ def _duplicates(fitted: _Fitted) -> Iterator[str]:
 
 def _batches(fitted: _Fitted) -> Iterator[str]:
     """Features that differ between slices by more than a different mixture of factors explains."""
-    key, n_factors = fitted.params["library_key"], len(fitted.posterior.is_spatial)
-    if fitted.dataset.n_libraries == 1 or fitted.params["batch_key"] is not None or not fitted.counted:
+    key, n_factors = fitted.asked.reading.library_key, len(fitted.posterior.is_spatial)
+    if fitted.dataset.n_libraries == 1 or fitted.asked.reading.batch_key is not None or not fitted.counted:
         return
     found = [
         f"{name!r} (most by a factor of {np.exp(excess):.2f} or more, sd {excess:.2f} of the log ratio beyond sampling)"

@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from gpnsf import results
 from gpnsf.checks import Rule, key_added, problem
-from gpnsf.core import clustering, embedding
+from gpnsf.core.scores import clustering, embedding
+from gpnsf.io import fits
+from gpnsf.io.objects import owner
 from gpnsf.palette import category_colors
-from gpnsf.tissue import owner
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from mudata import MuData
 
-    from gpnsf.results import Fit
+    from gpnsf.io.fits import Fit
 
 __all__ = ["domains"]
 
@@ -108,12 +108,12 @@ def domains(
     ['1', '2', '3']
     """
     owner(data)
-    fits = [results.find(data, name) for name in _keys(consensus, key)]
+    found = [fits.find(data, name) for name in _keys(consensus, key)]
     _check(
-        fits[0], n_domains, method=method, max_domains=max_domains, n_init=n_init, n_neighbors=n_neighbors, seed=seed
+        found[0], n_domains, method=method, max_domains=max_domains, n_init=n_init, n_neighbors=n_neighbors, seed=seed
     )
-    _check_name(fits, key_added)
-    points = np.hstack([_points(fit, factors) for fit in fits]) / np.sqrt(len(fits))  # [N, sum of d]
+    _check_name(found, key_added)
+    points = np.hstack([_points(fit, factors) for fit in found]) / np.sqrt(len(found))  # [N, sum of d]
     record = None
     if n_domains == "auto":
         numbers = np.arange(2, max_domains + 1)
@@ -126,7 +126,7 @@ def domains(
     )
     if labels.max() + 1 != n_domains:
         _log.warning("%d domains where %s were asked for: no division gives that number", labels.max() + 1, n_domains)
-    _write(fits[0], labels, key_added, record)
+    _write(found[0], labels, key_added, record)
 
 
 def _keys(consensus: Sequence[str] | None, key: str) -> list[str]:

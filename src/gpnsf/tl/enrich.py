@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from gpnsf import results
 from gpnsf.checks import Rule, choices, problem
-from gpnsf.core.enrichment import over_representation, signed_gain
+from gpnsf.core.scores.enrichment import over_representation, signed_gain
+from gpnsf.io import fits
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -99,7 +99,7 @@ def enrich(
     Rule(str, "ora", options=METHODS).check("method", method)
     Rule(int, 100, low=1).check("n_features", n_features)
     Rule(int, 5, low=1).check("min_size", min_size)
-    fit = results.find(data, key)
+    fit = fits.find(data, key)
     (modality,) = fit.modality_names(modality)
     W = fit.loadings[modality]
     names = fit.modalities[modality].var_names[W.any(axis=1)].astype(str)
@@ -135,7 +135,7 @@ def enrich(
 
 
 def _over_representation(
-    fit: results.Fit,
+    fit: fits.Fit,
     modality: str,
     chosen: np.ndarray,
     network: pd.DataFrame,
@@ -144,7 +144,7 @@ def _over_representation(
     n_features: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Log odds ratios and p values [K, sets]."""
-    best = [results.ranked(fit, modality, int(k), n_features=n_features)["feature"] for k in chosen]
+    best = [fits.ranked(fit, modality, int(k), n_features=n_features)["feature"] for k in chosen]
     top = np.column_stack([names.isin(features) for features in best])  # [P, K]
     member = np.zeros((len(names), len(sets)), dtype=bool)
     member[names.get_indexer(network["target"]), sets.get_indexer(network["source"])] = True
@@ -153,7 +153,7 @@ def _over_representation(
 
 
 def _linear_model(
-    fit: results.Fit,
+    fit: fits.Fit,
     modality: str,
     chosen: np.ndarray,
     network: pd.DataFrame,

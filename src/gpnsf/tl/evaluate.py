@@ -10,16 +10,17 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from gpnsf import checks, observed, results
-from gpnsf.bridge import SIZE_FLOOR
-from gpnsf.core import metrics
+from gpnsf import checks
 from gpnsf.core.families import FAMILIES
+from gpnsf.core.scores import metrics
+from gpnsf.io import fits, measured
+from gpnsf.io.read import SIZE_FLOOR
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from mudata import MuData
 
-    from gpnsf.results import Fit
+    from gpnsf.io.fits import Fit
 
 __all__ = ["evaluate", "grouped_deviance"]
 
@@ -77,14 +78,14 @@ def evaluate(
     >>> gpnsf.tl.evaluate(mdata)[["modality", "rows", "n_obs"]].values.tolist()
     [['rna', 'train', 100], ['atac', 'train', 100]]
     """
-    fit = results.find(data, key)
+    fit = fits.find(data, key)
     other = checks.per_modality(layers, "layers", names=list(fit.modalities), known=fit.modalities)
     lines = []
     for name in fit.modalities:
         judged = _open(fit, name)
         lines += [_line(judged, judged.counts, judged.size, rows) for rows in ("train", "holdout") if judged.has(rows)]
         if name in other:
-            counts = observed.counts_of(fit, name, judged.seen, layer=other[name])
+            counts = measured.counts_of(fit, name, judged.seen, layer=other[name])
             lines.append(_line(judged, counts, _other_size(judged, counts), "thinned"))
     return pd.DataFrame(lines)
 
@@ -153,11 +154,11 @@ def grouped_deviance(
     data: AnnData | MuData, groups: np.ndarray, *, layer: str, key: str = "gpnsf"
 ) -> tuple[np.ndarray, np.ndarray]:
     """Deviance and null deviance [G] of the counts in a layer, by group [N] of the training rows, modalities added up."""
-    fit = results.find(data, key)
+    fit = fits.find(data, key)
     total = np.zeros((2, groups.max() + 1))
     for name in fit.modalities:
         judged = _open(fit, name)
-        counts = observed.counts_of(fit, name, judged.seen, layer=layer)
+        counts = measured.counts_of(fit, name, judged.seen, layer=layer)
         models = _models(judged, _other_size(judged, counts)).values()
         for code in range(total.shape[1]):
             selected = judged.select("train") & (groups[fit.rows[name]] == code)
@@ -168,10 +169,10 @@ def grouped_deviance(
 def _open(fit: Fit, name: str) -> _Judged:
     """Read one modality as the fit did."""
     mod, rows, likelihood = fit.modalities[name], fit.rows[name], fit.likelihoods[name]
-    held_out = observed.held_out(fit, name)
+    held_out = measured.held_out(fit, name)
     loadings = np.column_stack([fit.loadings[name], fit.var(name, fit.keys.background)])
     seen = loadings.any(axis=1)
-    counts = observed.counts_of(fit, name, seen)
+    counts = measured.counts_of(fit, name, seen)
     counted = counts[~held_out].getnnz(axis=0) > 0
     seen[seen], counts = counted, counts[:, counted]
     batch, multipliers = fit.batches(name)
@@ -179,7 +180,7 @@ def _open(fit: Fit, name: str) -> _Judged:
         name=name,
         likelihood=likelihood,
         counts=counts,
-        size=observed.size_factors(fit, name, counts, ~held_out),
+        size=measured.size_factors(fit, name, counts, ~held_out),
         by_total=not FAMILIES[likelihood].signed and fit.param("size_factors") == "total",
         seen=seen,
         factors=np.column_stack([fit.mean[rows], np.ones(mod.n_obs)]),

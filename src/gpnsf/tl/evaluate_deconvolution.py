@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from gpnsf import mixtures
 from gpnsf.checks import choices, problem
-from gpnsf.core import agreement
-from gpnsf.tissue import holders, open_tissue
+from gpnsf.core.scores import agreement
+from gpnsf.io import deconvolved
+from gpnsf.io.objects import holders, open_data
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-    from gpnsf.mixtures import Deconvolved
+    from gpnsf.io.deconvolved import Deconvolved
 
 __all__ = ["evaluate_deconvolution"]
 
@@ -65,7 +65,7 @@ def evaluate_deconvolution(
     keys = [key] if isinstance(key, str) else list(key)
     if not keys:
         raise ValueError(problem("`key` to name at least one deconvolution", "none", "Pass key='proportions'"))
-    return pd.DataFrame([_line(mixtures.find(adata, name), truth) for name in keys])
+    return pd.DataFrame([_line(deconvolved.find(adata, name), truth) for name in keys])
 
 
 def _line(found: Deconvolved, truth: str | pd.DataFrame | np.ndarray) -> dict[str, object]:
@@ -117,6 +117,6 @@ def _truth(found: Deconvolved, truth: str | pd.DataFrame | np.ndarray) -> tuple[
 def _cells(found: Deconvolved, rows: np.ndarray) -> np.ndarray | None:
     """Cells of a lattice [n, 2], where the spots lie on one."""
     key = found.params.get("spatial_key") or ""
-    if found.params.get("library_key") is not None or not holders(open_tissue(found.data), "obsm", key):
+    if found.params.get("library_key") is not None or not holders(open_data(found.data), "obsm", key):
         return None
     return agreement.lattice(found.coords[rows])

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from gpnsf.checks import Rule, choices, problem
-from gpnsf.core.links import matched_ranking
+from gpnsf.core.scores.links import matched_ranking
 from gpnsf.keys import Keys
 from gpnsf.tl.link_peaks import DISTANCES, bins_of, pair_table
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from gpnsf import results
+from gpnsf.io import fits
 from gpnsf.keys import SPATIAL
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def factor_adata(data: AnnData | MuData, *, key: str = "gpnsf") -> AnnData:
     >>> gpnsf.tl.factor_adata(mdata).var_names.tolist()
     ['spatial_1', 'spatial_2', 'nonspatial_1', 'nonspatial_2']
     """
-    fit = results.find(data, key)
+    fit = fits.find(data, key)
     obs = _obs(fit)
     obsm = {fit.keys.factors: fit.mean.copy(), fit.keys.embedding: fit.embedding.copy()}
     layers = {} if fit.std is None else {"smooth": fit.smooth.copy(), "std": fit.std.copy()}
@@ -76,7 +76,7 @@ def factor_adata(data: AnnData | MuData, *, key: str = "gpnsf") -> AnnData:
     )
 
 
-def _obs(fit: results.Fit) -> pd.DataFrame:
+def _obs(fit: fits.Fit) -> pd.DataFrame:
     """Columns of the object, and of its modalities where only they have them."""
     obs = fit.data.obs.copy()
     if isinstance(fit.data, AnnData):
@@ -96,7 +96,7 @@ def _gathered(column: pd.Series, rows: np.ndarray, index: pd.Index) -> pd.Series
     return values.set_axis(index)
 
 
-def _uns(fit: results.Fit, obs: pd.DataFrame) -> dict[str, object]:
+def _uns(fit: fits.Fit, obs: pd.DataFrame) -> dict[str, object]:
     """Tissue images, and the palettes of the columns of ``obs``."""
     kept = {f"{column}_colors" for column in obs} | {SPATIAL}
     holders = [*reversed(fit.modalities.values()), fit.data]

@@ -13,18 +13,18 @@ import numpy as np
 import pandas as pd
 from mudata import MuData
 
-from gpnsf import checks, genome
+from gpnsf import arguments, checks, genome
 from gpnsf.checks import Rule, problem
-from gpnsf.core import factvae_training as training
-from gpnsf.core import scores
-from gpnsf.core.deviant import feature_deviance, largest
-from gpnsf.core.expected import expected_shares
+from gpnsf.core.companions import factvae_training as training
+from gpnsf.core.scores import projections
+from gpnsf.core.scores.deviance import feature_deviance, largest
+from gpnsf.core.scores.expected import expected_shares
+from gpnsf.io.write import Slot, on_all_features, put
 from gpnsf.keys import Keys
 from gpnsf.settings import settings
 from gpnsf.tl.device import resolved
 from gpnsf.tl.link_peaks import gene_places, unique_names
 from gpnsf.tl.paired import Side, check_layer, read_pair
-from gpnsf.writeback import erase
 
 __all__ = ["factvae"]
 
@@ -48,8 +48,8 @@ RULES = {
     "atac": Rule(str, "atac"),
     "layer_added": Rule(str, "factvae_augmented", optional=True),
     "device": Rule(str, "auto"),
-    "seed": checks.RULES["seed"],
-    "progress": checks.RULES["progress"],
+    "seed": arguments.RULES["seed"],
+    "progress": arguments.RULES["progress"],
     "key_added": Rule(str, "factvae"),
 }
 _VERSIONS = ("gpnsf", "torch", "numpy", "scikit-learn")
@@ -202,9 +202,10 @@ def factvae(
     loadings = outcome.embeddings
     if variant == "corrected":
         loadings = training.responses(outcome.codes, outcome.embeddings)
-    _write(mdata, measured, chosen, outcome.codes, loadings, Keys(key_added), info)
+    slots = _slots(mdata, measured, chosen, outcome.codes, loadings, Keys(key_added), info)
     if layer_added is not None:
-        measured[1].mod.layers[layer_added] = _augmented(measured[1], chosen[1], outcome)
+        slots.append((measured[1].mod, "layers", layer_added, _augmented(measured[1], chosen[1], outcome)))
+    put(mdata, slots, instead_of=Keys(key_added).slots)
     _log.info("FactVAE: %d cells, %d epochs, %.1f s", mdata.n_obs, len(outcome.history["joint"]), seconds)
 
 
@@ -257,12 +258,12 @@ def _overlaps(
 def _inputs(measured: list[Side], chosen: list[np.ndarray], seed: int) -> tuple[training.Measured, training.Measured]:
     """What the core reads of genes and of peaks."""
     genes, peaks = (side.counts[:, own] for side, own in zip(measured, chosen, strict=True))
-    components = scores.principal_components(genes, N_SCORES, seed=seed)
-    index = scores.semantic_index(measured[1].counts, N_SCORES, seed=seed)
+    components = projections.principal_components(genes, N_SCORES, seed=seed)
+    index = projections.semantic_index(measured[1].counts, N_SCORES, seed=seed)
     return training.Measured(genes, components), training.Measured(peaks, index)
 
 
-def _write(
+def _slots(
     mdata: MuData,
     measured: list[Side],
     chosen: list[np.ndarray],
@@ -270,16 +271,14 @@ def _write(
     loadings: list[np.ndarray],
     keys: Keys,
     info: dict[str, Any],
-) -> None:
-    """All slots, after those of an earlier result."""
-    for holder in (mdata, *mdata.mod.values()):
-        erase(holder, keys)
-    mdata.obsm[keys.factors] = np.hstack(codes[::-1])
+) -> list[Slot]:
+    """All that is written."""
+    slots: list[Slot] = [(mdata, "obsm", keys.factors, np.hstack(codes[::-1])), (mdata, "uns", keys.uns, info)]
     for side, features, own, W in zip(measured, chosen, codes, loadings, strict=True):
-        side.mod.obsm[keys.factors] = own[side.rows]
-        side.mod.varm[keys.loadings] = np.zeros((side.mod.n_vars, W.shape[1]), dtype=np.float32)
-        side.mod.varm[keys.loadings][features] = W
-    mdata.uns[keys.uns] = info
+        used = np.isin(np.arange(side.mod.n_vars), features)
+        slots.append((side.mod, "obsm", keys.factors, own[side.rows]))
+        slots.append((side.mod, "varm", keys.loadings, on_all_features(W, used)))
+    return slots
 
 
 def _augmented(side: Side, chosen: np.ndarray, outcome: training.Outcome) -> np.ndarray:

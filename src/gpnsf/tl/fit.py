@@ -13,24 +13,27 @@ import torch
 from anndata import AnnData
 from mudata import MuData
 
-from gpnsf import bridge, checks, storage, writeback
-from gpnsf.core import build as models
-from gpnsf.core import distributed, fitting, training
-from gpnsf.core.backends import backend
-from gpnsf.core.checkpoint import Checkpoint
-from gpnsf.core.schedule import Schedule
+from gpnsf import checks
+from gpnsf.arguments import Arguments, Model
+from gpnsf.core import distributed
+from gpnsf.core.counts.backends import backend
+from gpnsf.core.inference import fitting, training
+from gpnsf.core.inference.checkpoint import Checkpoint
+from gpnsf.core.inference.schedule import Schedule
+from gpnsf.core.model import build as models
+from gpnsf.core.model.factorization import Factorization
 from gpnsf.core.types import Dataset, History
+from gpnsf.io import files, read, write
+from gpnsf.io.objects import editable
 from gpnsf.keys import SPATIAL, Keys
 from gpnsf.settings import settings
-from gpnsf.tissue import editable
 from gpnsf.tl import diagnostics
 from gpnsf.tl.device import check_processes, resolved
 from gpnsf.tl.memory import guard, peak_memory
 
-__all__ = ["fit", "read", "spatial_factors"]
+__all__ = ["fit", "number_spatial", "read_for"]
 
 _logger = logging.getLogger("gpnsf")
-_UNRECORDED = ("data", "copy", "progress", "checkpoint")  # arguments that do not matter to the result
 _VERSIONS = ("gpnsf", "torch", "pyro-ppl", "numpy", "scipy", "anndata", "mudata")
 
 
@@ -218,174 +221,165 @@ def fit(
     >>> mdata.obsm["X_gpnsf"].shape, mdata["atac"].varm["gpnsf_loadings"].shape
     ((324, 7), (40, 7))
     """
-    params = {name: value for name, value in locals().items() if name not in _UNRECORDED}
-    checks.arguments({**params, "progress": progress, "checkpoint": checkpoint, "copy": copy})
-    shown = settings.progress if progress is None else progress
+    asked = Arguments.of(locals())
     store = None if checkpoint is None else Checkpoint(checkpoint)
     if isinstance(data, str | os.PathLike):
-        _fit_file(data, params, shown=shown, store=store, copy=copy)
+        _fit_file(data, asked, store)
         return None
     if copy and getattr(data, "isbacked", False):
         remedy = "Pass data.to_memory(), or leave copy out: the file is not changed"
         raise ValueError(checks.problem("copy=False for an object that is backed by a file", "copy=True", remedy))
-    write = _fit(data, params, shown=shown, store=store)
+    put_into = _fit(data, asked, store)
     data = editable(data, copy=copy)
-    write(data)
+    put_into(data)
     if store is not None:
         store.remove()
     return data if copy else None
 
 
-def _fit_file(
-    path: str | os.PathLike[str], params: dict[str, Any], *, shown: bool, store: Checkpoint | None, copy: bool
-) -> None:
+def _fit_file(path: str | os.PathLike[str], asked: Arguments, store: Checkpoint | None) -> None:
     """Fit what a file holds, and write the slots into it."""
-    if copy:
+    if asked.call.copy:
         remedy = "Copy the file and pass the path of the copy, or pass the object in memory"
         raise ValueError(checks.problem("copy=False where `data` is a path", f"copy=True for {path}", remedy))
     writes = distributed.rank() == 0
-    with storage.opened(path, spatial_key=params["spatial_key"], writable=writes) as data:
-        _fit(data, params, shown=shown, store=store)(data)
+    with files.opened(path, spatial_key=asked.reading.spatial_key, writable=writes) as data:
+        _fit(data, asked, store)(data)
     if writes:
-        storage.save(path, data, Keys(params["key_added"]))
+        files.save(path, data, Keys(asked.call.key_added))
     if store is not None:
         store.remove()
 
 
-def _fit(
-    data: MuData | AnnData, params: dict[str, Any], *, shown: bool, store: Checkpoint | None
-) -> Callable[[MuData | AnnData], None]:
+def _fit(data: MuData | AnnData, asked: Arguments, store: Checkpoint | None) -> Callable[[MuData | AnnData], None]:
     """Fit an object, and return what writes the result into it or its copy."""
     began = time.perf_counter()
-    key, model = params["key_added"], params["model"]
-    checks.key_added(key, data.mod if isinstance(data, MuData) else ())
-    hybrid, recorded = 0 < models.PRESETS[model].spatial < 1, params
-    params = {**params, "n_spatial": spatial_factors(model, params["n_factors"], params["n_spatial"])}
-    found = hybrid and params["split"] == "tested" and recorded["n_spatial"] is None
-    dataset, layout = read(data, params)
-    check_processes(dataset, params, store)
-    guard(dataset, params, layout.scale, resolved(params["device"]).type)
-    _warn_of_idle(params)
-    rate = params["learning_rate"]
-    schedule = Schedule(max_steps=params["max_steps"], learning_rate=rate, polish_rate=rate / 4, tol=params["tol"])
+    keys, model, how = Keys(asked.call.key_added), asked.model, asked.training
+    checks.key_added(keys.key, data.mod if isinstance(data, MuData) else ())
+    n_spatial = number_spatial(model)
+    tested = how.split == "tested" and models.PRESETS[model.model].is_hybrid
+    dataset, layout = read_for(data, asked, n_spatial)
+    check_processes(dataset, asked, store)
+    device = resolved(how.device)
+    guard(dataset, asked, n_spatial, layout.scale, device.type)
+    _warn_of_idle(asked, n_spatial)
     with training.few_threads(dataset):
         outcome = fitting.fit(
             dataset,
-            _builder(params, layout.scale),
-            **{name: params[name] for name in ("n_factors", "n_spatial", "init", "block_size", "seed")},
-            most_spatial=params["n_factors"] if found else params["n_spatial"],
-            tested=hybrid and params["split"] == "tested",
-            local_stage=params["refine"],
-            schedule=schedule,
-            progress=shown,
+            _builder(asked, n_spatial, layout.scale, device),
+            n_factors=model.n_factors,
+            n_spatial=n_spatial,
+            most_spatial=model.n_factors if tested and model.n_spatial is None else n_spatial,
+            tested=tested,
+            refine=how.refine,
+            init=how.init,
+            block_size=how.block_size,
+            schedule=Schedule(
+                max_steps=how.max_steps, learning_rate=how.learning_rate, polish_rate=how.learning_rate / 4, tol=how.tol
+            ),
+            seed=how.seed,
+            progress=settings.progress if asked.call.progress is None else asked.call.progress,
             checkpoint=store,
         )
         threads = torch.get_num_threads()
-        warnings = distributed.from_first(
-            lambda: diagnostics.warn(dataset, outcome, params=recorded, scale=layout.scale)
-        )
+        warnings = distributed.from_first(lambda: diagnostics.warn(dataset, outcome, asked, scale=layout.scale))
     seconds = time.perf_counter() - began
-    info = {**_info(recorded, outcome, seconds), "threads": threads, "processes": distributed.number()}
-    info["warnings"] = warnings
-    info["backend"] = backend(resolved(params["device"]).type)
+    run = {"threads": threads, "processes": distributed.number(), "warnings": warnings, "backend": backend(device.type)}
+    info = {**_info(asked, outcome, seconds), **run}
     _report(dataset, outcome.history, seconds)
-    return lambda holder: writeback.write(holder, outcome.posterior, layout, keys=Keys(key), info=info)
+    return lambda holder: write.write(holder, outcome.posterior, layout, keys=keys, info=info)
 
 
-def _builder(params: Mapping[str, Any], scale: float) -> fitting.Build:
+def _builder(asked: Arguments, n_spatial: int, scale: float, device: torch.device) -> fitting.Build:
     """Makes the models that the arguments describe; ``scale`` is the half-width in the unit of the coordinates."""
-    names = ("kernel", "field", "n_inducing", "kl_weight", "seed", "loadings")
-    options: dict[str, Any] = {name: params[name] for name in names}
-    options["lengthscale"] = _lengthscale(params, scale)
-    options["n_samples"] = params["n_samples"] if params["objective"] == "monte_carlo" else None
-    device = resolved(params["device"])
+    model = asked.model
+    options: dict[str, Any] = {
+        "kernel": model.kernel,
+        "field": model.field,
+        "n_inducing": model.n_inducing,
+        "lengthscale": _lengthscale(model.lengthscale, n_spatial, scale),
+        "loadings": model.loadings,
+        "kl_weight": model.kl_weight,
+        "n_samples": model.draws,
+        "seed": asked.training.seed,
+    }
 
-    def built(dataset: Dataset, n_spatial: int, n_factors: int | None = None) -> models.Factorization:
-        n_factors = params["n_factors"] if n_factors is None else n_factors
-        return models.build(params["model"], dataset, n_factors=n_factors, n_spatial=n_spatial, **options).to(device)
+    def built(dataset: Dataset, n_spatial: int, n_factors: int = model.n_factors) -> Factorization:
+        return models.build(model.model, dataset, n_factors=n_factors, n_spatial=n_spatial, **options).to(device)
 
     return built
 
 
-def _lengthscale(params: Mapping[str, Any], scale: float) -> float | None:
+def _lengthscale(asked: float | None, n_spatial: int, scale: float) -> float | None:
     """The length scale asked for, in half-width units."""
-    asked = params["lengthscale"]
     if asked is None:
         return None
-    if params["n_spatial"] and not 1e-3 <= asked / scale <= 1e3:
+    if n_spatial and not 1e-3 <= asked / scale <= 1e3:
         rule = f"`lengthscale` between {scale / 1e3:g} and {scale * 1e3:g}: the half-width of the tissue is {scale:g}"
         raise ValueError(checks.problem(rule, f"{asked:g}", "Pass it in the unit of the coordinates"))
     return asked / scale
 
 
-def spatial_factors(model: str, n_factors: int, asked: int | None) -> int:
-    """Number of spatial factors; only the hybrid models leave a choice."""
-    share = models.PRESETS[model].spatial
-    default = int(n_factors * share)
-    if asked is not None and share in (0.0, 1.0) and asked != default:
-        remedy = "Leave n_spatial out, or pass model='nsfh' or 'gpnsf' to choose it"
-        raise ValueError(checks.problem(f"n_spatial={default} for model={model!r}", f"n_spatial={asked}", remedy))
-    return default if asked is None else asked
+def number_spatial(model: Model) -> int:
+    """Spatial factors that a fit begins with; only the hybrid models leave a choice."""
+    preset = models.PRESETS[model.model]
+    default = int(model.n_factors * preset.spatial)
+    if model.n_spatial is None:
+        return default
+    if not preset.is_hybrid and model.n_spatial != default:
+        rule, remedy = f"n_spatial={default} for model={model.model!r}", "Leave n_spatial out"
+        remedy += ", or pass model='nsfh' or 'gpnsf' to choose it"
+        raise ValueError(checks.problem(rule, f"n_spatial={model.n_spatial}", remedy))
+    return model.n_spatial
 
 
-def read(data: MuData | AnnData, params: Mapping[str, Any]) -> tuple[Dataset, bridge.Layout]:
+def read_for(data: MuData | AnnData, asked: Arguments, n_spatial: int) -> tuple[Dataset, read.Layout]:
     """Read the object and check what only the data can tell."""
-    names = (
-        "modalities",
-        "likelihoods",
-        "layers",
-        "use_var",
-        "spatial_key",
-        "library_key",
-        "batch_key",
-        "size_factors",
-    )
-    default = models.PRESETS[params["model"]].likelihood
-    dataset, layout = bridge.read(
-        data,
-        **{name: params[name] for name in (*names, "modality_weights", "holdout_key")},
-        default_likelihoods={"": default} if default else None,
-        spatial=params["n_spatial"] > 0,
-    )
+    model = asked.model
+    default = models.PRESETS[model.model].likelihood
+    defaults = {"": default} if default else None
+    dataset, layout = read.read(data, asked.reading, default_likelihoods=defaults, spatial=n_spatial > 0)
     checks.combination(
-        model=params["model"],
+        model=model.model,
         likelihoods=layout.likelihoods,
-        objective=params["objective"],
-        field=params["field"],
-        n_spatial=params["n_spatial"],
+        objective=model.objective,
+        field=model.field,
+        n_spatial=n_spatial,
         n_dims=dataset.coords.shape[1],
-        batch_key=params["batch_key"],
+        batch_key=asked.reading.batch_key,
     )
     n_features = sum(view.counts.shape[1] for view in dataset.views)
-    checks.sizes(params["n_factors"], n_obs=dataset.n_obs, n_features=n_features)
+    checks.sizes(model.n_factors, n_obs=dataset.n_obs, n_features=n_features)
     return dataset, layout
 
 
-def _warn_of_idle(params: Mapping[str, Any]) -> None:
+def _warn_of_idle(asked: Arguments, n_spatial: int) -> None:
     """Name arguments that this model has no use for."""
+    model, init = asked.model, asked.training.init
     idle = {
-        "n_inducing": params["n_inducing"] is not None and params["field"] != "inducing",
-        "lengthscale": params["lengthscale"] is not None and not params["n_spatial"],
-        "init": params["init"] != "auto" and not models.PRESETS[params["model"]].nonnegative,
+        "n_inducing": (model.n_inducing, model.n_inducing is not None and model.field != "inducing"),
+        "lengthscale": (model.lengthscale, model.lengthscale is not None and not n_spatial),
+        "init": (init, init != "auto" and not models.PRESETS[model.model].nonnegative),
     }
-    for name in [name for name, is_idle in idle.items() if is_idle]:
-        _logger.warning("%s=%r has no effect on this model and field.", name, params[name])
+    for name, (value, is_idle) in idle.items():
+        if is_idle:
+            _logger.warning("%s=%r has no effect on this model and field.", name, value)
 
 
-def _info(params: dict[str, Any], outcome: fitting.Outcome, seconds: float) -> dict[str, Any]:
+def _info(asked: Arguments, outcome: fitting.Outcome, seconds: float) -> dict[str, Any]:
     """What ``uns`` holds beside what follows from the posterior."""
     history = outcome.history
     best = max(history.starts, key=lambda name: history.starts[name])
     return {
-        "params": params,
-        "n_factors_asked": params["n_factors"],
+        "params": asked.record,
+        "n_factors_asked": asked.model.n_factors,
         "history": {"elbo": history.elbo, "seconds": history.seconds, "phase": history.phase.tolist()},
         "converged": history.converged,
         "repairs": history.repairs + history.notices,
         "starts": {**history.starts, "best": best},
         "spatial_test": outcome.spatial_test,
         "versions": {name: version(name) for name in _VERSIONS},
-        "seed": params["seed"],
+        "seed": asked.training.seed,
         "seconds": seconds,
         "peak_memory": peak_memory(),
     }

@@ -10,9 +10,10 @@ from typing import Any
 from anndata import AnnData
 from mudata import MuData
 
-from gpnsf import checks, storage
-from gpnsf.core.forecast import Forecast
-from gpnsf.tl.fit import fit, read, spatial_factors
+from gpnsf.arguments import Arguments
+from gpnsf.core.inference.forecast import Forecast
+from gpnsf.io import files
+from gpnsf.tl.fit import fit, number_spatial, read_for
 from gpnsf.tl.memory import expected
 
 __all__ = ["forecast"]
@@ -58,16 +59,11 @@ def forecast(data: MuData | AnnData | str | os.PathLike[str], model: str = "gpns
     >>> found.memory < 1e9, list(found.stages)
     (True, ['starts', 'optimisation', 'dispersion', 'local stage', 'test', 'summary'])
     """
-    call = inspect.signature(fit).bind(data, model, **options)
-    call.apply_defaults()
-    params = {name: value for name, value in call.arguments.items() if name != "data"}
-    checks.arguments(params)
-    params["n_spatial"] = spatial_factors(model, params["n_factors"], params["n_spatial"])
+    inspect.signature(fit).bind(data, model, **options)
+    asked = Arguments.of({"model": model, **options})
+    n_spatial = number_spatial(asked.model)
     is_path = isinstance(data, str | os.PathLike)
-    with (
-        storage.opened(data, spatial_key=params["spatial_key"], writable=False)
-        if is_path
-        else nullcontext(data) as opened
-    ):
-        dataset, layout = read(opened, params)
-        return expected(dataset, params, layout.scale)
+    key = asked.reading.spatial_key
+    with files.opened(data, spatial_key=key, writable=False) if is_path else nullcontext(data) as opened:
+        dataset, layout = read_for(opened, asked, n_spatial)
+        return expected(dataset, asked, n_spatial, layout.scale)

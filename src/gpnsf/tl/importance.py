@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.stats import false_discovery_control
 
-from gpnsf import results
 from gpnsf.checks import Rule, problem
-from gpnsf.core import simplex
-from gpnsf.core.association import permutation_p_values
 from gpnsf.core.families import FAMILIES
-from gpnsf.tissue import editable
-from gpnsf.tl.reread import reread
+from gpnsf.core.scores import simplex
+from gpnsf.core.scores.association import permutation_p_values
+from gpnsf.io import fits
+from gpnsf.io.objects import editable
+from gpnsf.io.reread import reread
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -108,7 +108,7 @@ def spatial_importance(
         raise ValueError(problem("an object of its own to write to", found, "Call `.copy()` first, or pass copy=True"))
     _check(null, n_permutations, seed)
     data = editable(data, copy=copy)
-    fit = results.find(data, key)
+    fit = fits.find(data, key)
     tests = {} if null is None else _tests(fit, n_permutations, seed)
     data.obs[fit.keys.importance] = _observations(fit.mean, fit.loadings, fit.is_spatial)
     for name, mod in fit.modalities.items():
@@ -126,7 +126,7 @@ def _observations(mean: np.ndarray, loadings: dict[str, np.ndarray], is_spatial:
     return simplex.observation_importance(mean, loadings, is_spatial).astype(np.float32)
 
 
-def _write_features(fit: results.Fit, name: str) -> None:
+def _write_features(fit: fits.Fit, name: str) -> None:
     """Importance and top factor of the features of one modality."""
     var, W, keys = fit.modalities[name].var, fit.loadings[name], fit.keys
     before = var.get(keys.importance)
@@ -148,7 +148,7 @@ def _check(null: str | None, n_permutations: int, seed: int) -> None:
     Rule(int, 0, low=0).check("seed", seed)
 
 
-def _tests(fit: results.Fit, n_permutations: int, seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def _tests(fit: fits.Fit, n_permutations: int, seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """By modality, the features that were tested [P] bool and their p values; none is where no factor is spatial."""
     real = [name for name, kind in fit.likelihoods.items() if FAMILIES[kind].signed]
     if real:
@@ -178,7 +178,7 @@ def _tests(fit: results.Fit, n_permutations: int, seed: int) -> dict[str, tuple[
     return tests
 
 
-def _batches(fit: results.Fit, name: str, rows: np.ndarray, tested: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _batches(fit: fits.Fit, name: str, rows: np.ndarray, tested: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Batch of each observed row, and multipliers [S, p] of the features that are tested."""
     own, multipliers = fit.batches(name)
     codes = np.zeros(len(rows), dtype=np.int64)
@@ -186,7 +186,7 @@ def _batches(fit: results.Fit, name: str, rows: np.ndarray, tested: np.ndarray) 
     return codes[rows], multipliers[:, tested]
 
 
-def _write_p_values(fit: results.Fit, name: str, tested: np.ndarray, p_values: np.ndarray) -> None:
+def _write_p_values(fit: fits.Fit, name: str, tested: np.ndarray, p_values: np.ndarray) -> None:
     """P values of one modality, and q values over the features that were tested; 1 for the others."""
     var = fit.modalities[name].var
     q_values = false_discovery_control(p_values) if p_values.size else p_values

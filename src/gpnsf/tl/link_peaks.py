@@ -13,10 +13,11 @@ from scipy.stats import false_discovery_control
 
 from gpnsf import genome
 from gpnsf.checks import Rule, choices, column, problem
-from gpnsf.core import links, stored
+from gpnsf.core import stored
+from gpnsf.core.scores import links
+from gpnsf.io.fits import LARGEST_LOADING
+from gpnsf.io.objects import open_data
 from gpnsf.keys import Keys
-from gpnsf.results import LARGEST_LOADING
-from gpnsf.tissue import open_tissue
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -170,19 +171,19 @@ def unique_names(mod: AnnData, modality: str) -> pd.Index:
 
 def _read(mdata: MuData, pair: tuple[str, str], key: str) -> tuple[dict[str, AnnData], list[np.ndarray]]:
     """Both modalities, and the loadings [P, K] of each on the same factors."""
-    tissue, slot = open_tissue(mdata, modalities=pair), Keys(key).loadings
+    opened, slot = open_data(mdata, modalities=pair), Keys(key).loadings
     for name in pair:
         remedy = f"Run `gpnsf.tl.fit(data, key_added={key!r})` or another tool that writes loadings first"
-        choices([slot], tissue.mods[name].varm, what="loadings", where=f"varm of {name!r}", remedy=remedy)
+        choices([slot], opened.mods[name].varm, what="loadings", where=f"varm of {name!r}", remedy=remedy)
     loadings: list[np.ndarray] = []
     for name in pair:
-        shape = tissue.mods[name].n_vars, loadings[0].shape[1] if loadings else None
+        shape = opened.mods[name].n_vars, loadings[0].shape[1] if loadings else None
         ends = {"low": -LARGEST_LOADING, "high": LARGEST_LOADING}
-        loadings.append(stored.array(tissue.mods[name].varm, slot, shape, **ends, where=f"varm of {name!r}"))
+        loadings.append(stored.array(opened.mods[name].varm, slot, shape, **ends, where=f"varm of {name!r}"))
     if loadings[0].shape[1] < 2:
         rule = "at least two factors, whose shares differ between features"
         raise ValueError(problem(rule, f"{loadings[0].shape[1]} alone", "Fit more factors"))
-    return tissue.mods, loadings
+    return opened.mods, loadings
 
 
 def _near(mods: dict[str, AnnData], rna: str, atac: str, annotation: Any, window: int) -> pd.DataFrame:

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import logging
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
-from anndata import AnnData, ImplicitModificationWarning
+from anndata import AnnData
 from mudata import MuData
 
-from gpnsf import bridge, checks
+from gpnsf import checks
+from gpnsf.arguments import Reading, check_arguments
 from gpnsf.checks import Rule, problem
-from gpnsf.core import mefisto as core
-from gpnsf.core.simplex import feature_importance, observation_importance
+from gpnsf.core.companions import mefisto as core
+from gpnsf.core.scores.simplex import feature_importance, observation_importance
+from gpnsf.io import read
+from gpnsf.io.objects import editable
+from gpnsf.io.streaming import available_memory
+from gpnsf.io.write import Slot, on_all_features, put
 from gpnsf.keys import SPATIAL, Keys
-from gpnsf.reader import available_memory
 from gpnsf.settings import settings
-from gpnsf.tissue import editable
-from gpnsf.writeback import erase
 
 __all__ = ["mefisto"]
 
@@ -141,14 +142,14 @@ def mefisto(
     """
     params = {name: value for name, value in locals().items() if name not in _UNRECORDED}
     began = time.perf_counter()
-    checks.arguments({**params, "progress": progress, "copy": copy})
+    check_arguments({**params, "progress": progress, "copy": copy})
     Rule(int, 200, low=FEWEST).check("n_inducing", n_inducing)
     checks.key_added(key_added, data.mod if isinstance(data, MuData) else ())
     if find_spec("mofapy2") is None:
         remedy = "Install it by `pip install 'gpnsf[mefisto]'`"
         raise ImportError(problem("mofapy2 for tl.mefisto", "no such package", remedy))
-    options = {name: params[name] for name in ("modalities", "layers", "use_var", "spatial_key", "library_key")}
-    dataset, layout = bridge.read(data, size_factors=size_factors, **options)
+    names = ("modalities", "layers", "use_var", "spatial_key", "library_key", "size_factors")
+    dataset, layout = read.read(data, Reading(**{name: params[name] for name in names}))
     _guard(dataset.n_obs, sum(view.counts.shape[1] for view in dataset.views), n_factors, n_inducing)
     tables = {view.name: core.log_normalised(view) for view in dataset.views}
     _check_features(tables, n_factors)
@@ -164,7 +165,7 @@ def mefisto(
     params = {**params, "model": "mefisto", "modalities": list(layout.modalities)}
     info = {"params": params, "seed": seed, "seconds": time.perf_counter() - began}
     data = editable(data, copy=copy)
-    _write(data, found, layout, Keys(key_added), info)
+    put(data, _slots(data, found, layout, Keys(key_added), info), instead_of=Keys(key_added).slots)
     _log.info("MEFISTO: %d factors, %d steps, %.1f s", n_factors, found.step[-1], info["seconds"])
     return data if copy else None
 
@@ -196,39 +197,35 @@ def _check_finite(found: core.Mefisto) -> None:
         raise ValueError(problem("a fit of finite numbers", "NaN or infinite ones from mofapy2", remedy))
 
 
-def _write(
-    data: AnnData | MuData, found: core.Mefisto, layout: bridge.Layout, keys: Keys, info: Mapping[str, Any]
-) -> None:
-    """All slots, after those of an earlier result."""
+def _slots(
+    data: AnnData | MuData, found: core.Mefisto, layout: read.Layout, keys: Keys, info: Mapping[str, Any]
+) -> list[Slot]:
+    """All that is written."""
     mods = {name: data.mod[name] if isinstance(data, MuData) else data for name in layout.modalities}
-    record, loadings = _record(found, layout, info), {}
-    for name, use in layout.features.items():
-        loadings[name] = np.zeros((len(use), len(found.scale)), np.float32)
-        loadings[name][use] = found.loadings[name]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ImplicitModificationWarning)  # a modality that is a view becomes actual
-        for holder in (data, *(data.mod.values() if isinstance(data, MuData) else ())):
-            erase(holder, keys)
-        _write_rows(data, layout.position, loadings, found, keys)
-        for name, mod in mods.items():
-            if mod is not data:
-                _write_rows(mod, layout.rows[name], {name: loadings[name]}, found, keys)
-            mod.varm[keys.loadings] = loadings[name]
-            mod.var[keys.importance] = feature_importance(loadings[name], found.is_spatial).astype(np.float32)
-        data.uns[keys.uns] = record
+    loadings = {name: on_all_features(found.loadings[name], use) for name, use in layout.features.items()}
+    slots: list[Slot] = [(data, "uns", keys.uns, _record(found, layout, info))]
+    slots += _rows(data, layout.position, loadings, found, keys)
+    for name, mod in mods.items():
+        if mod is not data:
+            slots += _rows(mod, layout.rows[name], {name: loadings[name]}, found, keys)
+        importance = feature_importance(loadings[name], found.is_spatial).astype(np.float32)
+        slots += [(mod, "varm", keys.loadings, loadings[name]), (mod, "var", keys.importance, importance)]
+    return slots
 
 
-def _write_rows(
+def _rows(
     holder: AnnData | MuData, rows: np.ndarray, loadings: Mapping[str, np.ndarray], found: core.Mefisto, keys: Keys
-) -> None:
+) -> list[Slot]:
     """Factors and importance of the rows [n] that a holder has."""
-    for key, values in ((keys.factors, found.mean), (keys.smooth, found.smooth), (keys.std, found.std)):
-        holder.obsm[key] = values[rows]
     importance = observation_importance(found.mean[rows], loadings, found.is_spatial)
-    holder.obs[keys.importance] = importance.astype(np.float32)
+    arrays = ((keys.factors, found.mean), (keys.smooth, found.smooth), (keys.std, found.std))
+    return [
+        *((holder, "obsm", key, values[rows]) for key, values in arrays),
+        (holder, "obs", keys.importance, importance.astype(np.float32)),
+    ]
 
 
-def _record(found: core.Mefisto, layout: bridge.Layout, info: Mapping[str, Any]) -> dict[str, Any]:
+def _record(found: core.Mefisto, layout: read.Layout, info: Mapping[str, Any]) -> dict[str, Any]:
     """The ``uns`` entry."""
     return {
         **info,

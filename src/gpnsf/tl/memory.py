@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Mapping
-from typing import Any
 
-from gpnsf import reader
+from gpnsf.arguments import Arguments
 from gpnsf.checks import problem
-from gpnsf.core.build import PRESETS
-from gpnsf.core.forecast import Forecast, forecast
+from gpnsf.core.inference.forecast import Forecast, forecast
+from gpnsf.core.model.build import PRESETS
 from gpnsf.core.types import Dataset
+from gpnsf.io import streaming
 
 __all__ = ["expected", "guard", "peak_memory"]
 
@@ -21,24 +20,31 @@ LONG, LARGE = 30.0, 1e9  # seconds, and bytes, that are worth a line
 _logger = logging.getLogger("gpnsf")
 
 
-def expected(dataset: Dataset, params: Mapping[str, Any], scale: float) -> Forecast:
+def expected(dataset: Dataset, asked: Arguments, n_spatial: int, scale: float) -> Forecast:
     """The forecast for arguments of a fit; ``scale`` is the half-width in the unit of the coordinates."""
-    names = ("model", "n_factors", "n_spatial", "init", "block_size", "field", "n_inducing", "max_steps")
+    model, how = asked.model, asked.training
     return forecast(
         dataset,
-        **{name: params[name] for name in names},
-        tested=params["split"] == "tested" and 0 < PRESETS[params["model"]].spatial < 1,
-        local_stage=params["refine"],
-        n_samples=params["n_samples"] if params["objective"] == "monte_carlo" else None,
-        lengthscale=None if params["lengthscale"] is None else params["lengthscale"] / scale,
+        model=model.model,
+        n_factors=model.n_factors,
+        n_spatial=n_spatial,
+        field=model.field,
+        n_inducing=model.n_inducing,
+        lengthscale=None if model.lengthscale is None else model.lengthscale / scale,
+        n_samples=model.draws,
+        init=how.init,
+        block_size=how.block_size,
+        max_steps=how.max_steps,
+        tested=how.split == "tested" and PRESETS[model.model].is_hybrid,
+        refine=how.refine,
     )
 
 
-def guard(dataset: Dataset, params: Mapping[str, Any], scale: float, device: str) -> None:
+def guard(dataset: Dataset, asked: Arguments, n_spatial: int, scale: float, device: str) -> None:
     """Log what a fit will take, and refuse it where that is clearly more than there is."""
-    found = expected(dataset, params, scale)
+    found = expected(dataset, asked, n_spatial, scale)
     level = logging.INFO if found.seconds > LONG or found.memory > LARGE else logging.DEBUG
-    needed, free = found.memory - found.held, reader.available_memory()
+    needed, free = found.memory - found.held, streaming.available_memory()
     _logger.log(
         level, "Forecast: %.2g GB beside the data in memory, %.2g s on one thread.", needed / 1e9, found.seconds
     )

@@ -11,8 +11,8 @@ from mudata import MuData
 
 from gpnsf import genome
 from gpnsf.checks import choices
+from gpnsf.io.objects import owner
 from gpnsf.keys import NEAREST, NEAREST_DISTANCE
-from gpnsf.tissue import owner
 
 if TYPE_CHECKING:
     from anndata import AnnData

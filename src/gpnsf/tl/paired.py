@@ -11,10 +11,10 @@ from anndata import AnnData
 from mudata import MuData
 
 from gpnsf import checks
-from gpnsf.bridge import read_counts
 from gpnsf.checks import problem
-from gpnsf.reader import memory_budget
-from gpnsf.tissue import open_tissue
+from gpnsf.io.objects import open_data
+from gpnsf.io.read import read_counts
+from gpnsf.io.streaming import memory_budget
 
 __all__ = ["Side", "check_layer", "read_pair"]
 
@@ -37,11 +37,11 @@ def read_pair(
     if not isinstance(mdata, MuData):
         remedy = "Build it by MuData({'rna': ..., 'atac': ...})"
         raise TypeError(problem("MuData with RNA and ATAC of the same cells", type(mdata).__name__, remedy))
-    tissue = open_tissue(mdata, modalities=names)
-    layer = checks.per_modality(layers, "layers", names=tissue.names, known=tissue.mods)
+    opened = open_data(mdata, modalities=names)
+    layer = checks.per_modality(layers, "layers", names=opened.names, known=opened.mods)
     sides = []
     for name, likelihood in zip(names, likelihoods, strict=True):
-        mod, rows = tissue.mods[name], tissue.rows[name]
+        mod, rows = opened.mods[name], opened.rows[name]
         if mod.n_obs < mdata.n_obs:
             found = f"{mdata.n_obs - mod.n_obs} of {mdata.n_obs} observation(s) without {name!r}"
             remedy = "Take those that have both, for example by muon.pp.intersect_obs(mdata), which changes it in place"

@@ -11,9 +11,10 @@ import pandas as pd
 from anndata import AnnData
 from mudata import MuData
 
-from gpnsf import bridge, checks, results
-from gpnsf.core import posterior
-from gpnsf.core.expected import expected
+from gpnsf import checks
+from gpnsf.core.inference import posterior
+from gpnsf.core.scores.expected import expected
+from gpnsf.io import fits, read
 from gpnsf.keys import SPATIAL
 
 __all__ = ["predict"]
@@ -73,7 +74,7 @@ def predict(
     >>> gpnsf.tl.predict(mdata, np.array([[3.5, 4.5], [10.0, 2.0]])).X.shape
     (2, 7)
     """
-    fit = results.find(data, key)
+    fit = fits.find(data, key)
     state = fit.field
     libraries = [str(name) for name in state["libraries"]]
     n_dims = np.asarray(state["centre"]).shape[1]
@@ -84,7 +85,7 @@ def predict(
     mean = np.full((len(points), len(fit.names)), float(bool(state["nonnegative"])), dtype=np.float32)
     std = np.broadcast_to(np.sqrt(fit.mean.var(0) + (fit.std**2).mean(0)), mean.shape).astype(np.float32)
     if fit.is_spatial.any():
-        own = bridge.normalise_coords(points, codes, np.asarray(state["centre"]), float(state["scale"]))
+        own = read.normalise_coords(points, codes, np.asarray(state["centre"]), float(state["scale"]))
         mean[:, fit.is_spatial], std[:, fit.is_spatial] = posterior.predict(state, own, codes)
     var = pd.DataFrame({"is_spatial": fit.is_spatial, "lengthscale": fit.lengthscale}, index=pd.Index(fit.names))
     obsm = {SPATIAL: points} if coords is not None or fit.has_coords else {}
@@ -97,7 +98,7 @@ def predict(
 
 
 def _places(
-    fit: results.Fit, coords: Any, library: Any, libraries: list[str]
+    fit: fits.Fit, coords: Any, library: Any, libraries: list[str]
 ) -> tuple[np.ndarray, np.ndarray, pd.DataFrame]:
     """Coordinates [n, D] in the unit of the data, slice codes [n], and the obs table to start from."""
     if coords is None:
@@ -128,7 +129,7 @@ def _codes(names: list[str], libraries: list[str]) -> np.ndarray:
     return np.array([libraries.index(name) for name in names], dtype=np.int64)
 
 
-def _expected(fit: results.Fit, factors: np.ndarray, features: Any, obs: pd.DataFrame) -> pd.DataFrame:
+def _expected(fit: fits.Fit, factors: np.ndarray, features: Any, obs: pd.DataFrame) -> pd.DataFrame:
     """Expected counts [n, features] at size factor 1."""
     prefixed = isinstance(features, Mapping)
     wanted = dict(features) if prefixed else _modalities_of(fit, features)
@@ -144,7 +145,7 @@ def _expected(fit: results.Fit, factors: np.ndarray, features: Any, obs: pd.Data
     return pd.DataFrame({name: columns[name] for name in order}, index=obs.index)
 
 
-def _modalities_of(fit: results.Fit, features: str | Sequence[str]) -> dict[str, list[str]]:
+def _modalities_of(fit: fits.Fit, features: str | Sequence[str]) -> dict[str, list[str]]:
     """Each name under the only modality that has it."""
     names = dict.fromkeys([features] if isinstance(features, str) else map(str, features))
     found = {name: [label for label in names if label in mod.var_names] for name, mod in fit.modalities.items()}

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from gpnsf import results
 from gpnsf.checks import Rule
+from gpnsf.io import fits
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -94,11 +94,11 @@ def rank_features(
     [3, 3, 3, 3]
     """
     Rule(float, 50.0, low=0).check("min_counts", min_counts)
-    fit = results.find(data, key)
+    fit = fits.find(data, key)
     names, chosen = fit.modality_names(modality), fit.factor_indices(factors)
     return pd.concat(
         [
-            results.ranked(fit, name, int(factor), n_features=n_features, method=method, min_counts=min_counts)
+            fits.ranked(fit, name, int(factor), n_features=n_features, method=method, min_counts=min_counts)
             for factor in chosen
             for name in names
         ],

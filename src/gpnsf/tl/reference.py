@@ -8,8 +8,8 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from gpnsf import checks
-from gpnsf.bridge import read_counts
 from gpnsf.checks import problem
+from gpnsf.io.read import read_counts
 
 __all__ = ["counts_of", "matched", "profiles_of"]
 

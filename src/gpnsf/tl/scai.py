@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpnsf import checks
+from gpnsf import arguments, checks
 from gpnsf.checks import Rule, problem
-from gpnsf.core import scai as core
+from gpnsf.core.companions import scai as core
+from gpnsf.io.fits import SCAI
+from gpnsf.io.streaming import memory_budget
+from gpnsf.io.write import Slot, put
 from gpnsf.keys import Keys
-from gpnsf.reader import memory_budget
-from gpnsf.results import SCAI
 from gpnsf.settings import settings
 from gpnsf.tl.memory import peak_memory
 from gpnsf.tl.paired import Side, check_layer, read_pair
-from gpnsf.writeback import erase
 
 if TYPE_CHECKING:
     from mudata import MuData
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["scai"]
 
 RULES = {
-    "n_factors": checks.RULES["n_factors"],
+    "n_factors": arguments.RULES["n_factors"],
     "rna": Rule(str, "rna"),
     "atac": Rule(str, "atac"),
     "alpha": Rule(float, 1.0, low=0, above=True, high=1e6),
@@ -39,9 +39,9 @@ RULES = {
     "max_steps": Rule(int, 300, low=1),
     "tol": Rule(float, 1e-5, low=0, above=True),
     "layer_added": Rule(str, "scai_averaged", optional=True),
-    "seed": checks.RULES["seed"],
+    "seed": arguments.RULES["seed"],
     "key_added": Rule(str, "scai"),
-    "progress": checks.RULES["progress"],
+    "progress": arguments.RULES["progress"],
 }
 
 _log = logging.getLogger("gpnsf")
@@ -177,9 +177,10 @@ def scai(
     )
     layer = None if layer_added is None else core.averaged(found.similarity, sides[1].counts)[sides[1].rows]
     record = _record(found, params, [side.name for side in sides], time.perf_counter() - began)
-    _write(mdata, sides, found, Keys(key_added), record)
+    slots = _slots(mdata, sides, found, Keys(key_added), record)
     if layer is not None:
-        sides[1].mod.layers[layer_added] = layer
+        slots.append((sides[1].mod, "layers", layer_added, layer))
+    put(mdata, slots, instead_of=Keys(key_added).slots)
     _log.info("scAI: %d cells, %d steps, %.1f s", mdata.n_obs, len(found.trace), record["seconds"])
     if not found.converged:
         _log.warning("scAI has not converged after %d steps: raise max_steps", max_steps)
@@ -214,12 +215,10 @@ def _record(found: core.Outcome, params: dict[str, Any], names: list[str], secon
     }
 
 
-def _write(mdata: MuData, sides: list[Side], found: core.Outcome, keys: Keys, record: dict[str, Any]) -> None:
-    """All slots, after those of an earlier result."""
-    for holder in (mdata, *mdata.mod.values()):
-        erase(holder, keys)
-    mdata.obsm[keys.factors] = found.factors
+def _slots(mdata: MuData, sides: list[Side], found: core.Outcome, keys: Keys, record: dict[str, Any]) -> list[Slot]:
+    """All that is written."""
+    slots: list[Slot] = [(mdata, "obsm", keys.factors, found.factors), (mdata, "uns", keys.uns, record)]
     for side, loadings in zip(sides, found.loadings, strict=True):
-        side.mod.obsm[keys.factors] = found.factors[side.rows]
-        side.mod.varm[keys.loadings] = loadings
-    mdata.uns[keys.uns] = record
+        slots.append((side.mod, "obsm", keys.factors, found.factors[side.rows]))
+        slots.append((side.mod, "varm", keys.loadings, loadings))
+    return slots

@@ -14,16 +14,16 @@ from joblib import Parallel, delayed, parallel_config
 from mudata import MuData
 from tqdm.auto import tqdm
 
-from gpnsf import results
-from gpnsf.core import spatial_test
 from gpnsf.core.families import FAMILIES
-from gpnsf.core.metrics import match_factors
+from gpnsf.core.inference import spatial_test
+from gpnsf.core.scores.metrics import match_factors
+from gpnsf.io import fits
+from gpnsf.io.measured import counts_of
+from gpnsf.io.parcel import Parcel, pack
 from gpnsf.keys import SPATIAL
-from gpnsf.observed import counts_of
 from gpnsf.settings import settings
 from gpnsf.tl.evaluate import grouped_deviance
 from gpnsf.tl.fit import fit
-from gpnsf.tl.parcel import Parcel, pack
 
 __all__ = ["Run", "Search", "Tasks", "n_ordered", "prepare"]
 
@@ -129,7 +129,10 @@ class Search:
         for candidate in sorted(self.runs, key=lambda c: (c[0], c[1] or 0)):
             runs, (K, T) = self.runs[candidate], candidate
             deviance, (excess, error) = self.deviance(candidate).sum(), self.excess(candidate)
-            line = {"n_factors": K, "n_spatial": _median(run.order for run in runs) if T is None else T}
+            line: dict[str, float] = {
+                "n_factors": K,
+                "n_spatial": _median(run.order for run in runs) if T is None else T,
+            }
             line |= {
                 "deviance": deviance / n_obs,
                 "explained": 1 - deviance / np.mean([run.null.sum() for run in runs]),
@@ -187,7 +190,7 @@ def prepare(
 ) -> Search:
     """Dispersions by a short fit of all counts, and the parts of the counts for each seed."""
     short = {**arguments, "max_steps": min(PILOT_STEPS, arguments["max_steps"]), "seed": seeds[0]}
-    pilot = results.find(_quiet_fit(data, n_factors=n_factors, split="assumed", refine=False, **short))
+    pilot = fits.find(_quiet_fit(data, n_factors=n_factors, split="assumed", refine=False, **short))
     arguments.pop("layers", None)  # parts of the counts lie in X
     families = {name: FAMILIES[kind] for name, kind in pilot.likelihoods.items()}
     dispersion, counts, total = {}, {}, np.zeros(data.n_obs)
@@ -235,7 +238,7 @@ def _judged(
     slots, split = (_half(n_factors), "tested") if n_spatial is None else (n_spatial, "assumed")
     done = _quiet_fit(thinned.unpacked(), n_factors=n_factors, n_spatial=slots, split=split, **arguments)
     seconds = time.perf_counter() - began
-    found = results.find(done)
+    found = fits.find(done)
     for name, values in dispersion.items():
         found.modalities[name].var[found.keys.dispersion] = values
     deviance, null = grouped_deviance(done, groups, layer=KEPT)
@@ -247,7 +250,7 @@ def _judged(
 def _order(whole: Parcel, n_factors: int, arguments: dict[str, Any]) -> np.ndarray:
     """Z [K] of all factors of a fit of all counts."""
     done = _quiet_fit(whole.unpacked(), n_factors=n_factors, n_spatial=_half(n_factors), split="tested", **arguments)
-    return results.find(done).uns["spatial_test"]["z"]
+    return fits.find(done).uns["spatial_test"]["z"]
 
 
 def _quiet_fit(data: AnnData | MuData, **arguments: Any) -> AnnData | MuData:

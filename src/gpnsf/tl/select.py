@@ -11,9 +11,10 @@ import pandas as pd
 from mudata import MuData
 
 from gpnsf import checks
+from gpnsf.arguments import check_arguments
 from gpnsf.checks import Rule, problem
+from gpnsf.io.objects import open_data
 from gpnsf.settings import settings
-from gpnsf.tissue import open_tissue
 from gpnsf.tl.search import Search, Tasks, prepare
 
 if TYPE_CHECKING:
@@ -103,8 +104,8 @@ def select_n_factors(
     [2, 3]
     """
     _check(n_factors, n_spatial, fit_arguments, n_seeds=n_seeds, n_jobs=n_jobs, key_added=key_added)
-    checks.arguments({"max_steps": max_steps, "seed": seed, "progress": progress, **fit_arguments})
-    open_tissue(data, modalities=fit_arguments.get("modalities"), likelihoods=fit_arguments.get("likelihoods"))
+    check_arguments({"max_steps": max_steps, "seed": seed, "progress": progress, **fit_arguments})
+    open_data(data, modalities=fit_arguments.get("modalities"), likelihoods=fit_arguments.get("likelihoods"))
     arguments: dict[str, Any] = {"max_steps": max_steps, "progress": False, **fit_arguments}
     numbers = _first(data) if n_factors is None else sorted(set(n_factors))
     candidates = [

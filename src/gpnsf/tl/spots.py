@@ -11,16 +11,16 @@ from anndata import AnnData
 
 from gpnsf import checks
 from gpnsf.checks import problem
-from gpnsf.core.pseudospots import Places
-from gpnsf.tissue import open_tissue, read_coords, read_labels, spot_distance
+from gpnsf.core.companions.pseudospots import Places
+from gpnsf.io.objects import open_data, read_coords, read_labels, spot_distance
 
 __all__ = ["costs_of", "places_of"]
 
 
 def places_of(adata: AnnData, totals: np.ndarray, params: Mapping[str, Any]) -> Places:
     """Coordinates, slices and regions of the spots; the unit of distance is the bandwidth, or the distance of neighbours."""
-    tissue = open_tissue(adata)
-    coords, slices = read_coords(tissue, params["spatial_key"]), read_labels(tissue, params["library_key"])
+    opened = open_data(adata)
+    coords, slices = read_coords(opened, params["spatial_key"]), read_labels(opened, params["library_key"])
     unit = params["bandwidth"] or spot_distance(coords[slices == name] for name in dict.fromkeys(slices)) or 1.0
     key = params["region_key"]
     labels = None if key is None else _labels(adata, key)

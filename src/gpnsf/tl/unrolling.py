@@ -11,9 +11,9 @@ from tqdm.auto import tqdm
 
 from gpnsf.checks import problem
 from gpnsf.core import stored
-from gpnsf.core.deconvolution import Mixture
-from gpnsf.core.pseudospots import Places, sections
-from gpnsf.core.unrolled import Network, Section, solve, train
+from gpnsf.core.companions.deconvolution import Mixture
+from gpnsf.core.companions.pseudospots import Places, sections
+from gpnsf.core.companions.unrolling import Network, Section, solve, train
 from gpnsf.tl.device import resolved
 
 __all__ = ["unrolled"]

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from gpnsf import results
 from gpnsf.checks import Rule
-from gpnsf.core.simplex import to_one
+from gpnsf.core.scores.simplex import to_one
+from gpnsf.io import fits
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -70,7 +70,7 @@ def variance_explained(data: AnnData | MuData, *, private: float = 0.9, key: str
     (2, 4)
     """
     Rule(float, 0.9, low=0.5, high=1, above=True).check("private", private)
-    fit = results.find(data, key)
+    fit = fits.find(data, key)
     explained = fit.explained  # [modalities, K]
     signal = np.maximum(explained, 0.0)
     relative = to_one(signal)

@@ -20,10 +20,10 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from gpnsf.core.backends import one_changed
+from gpnsf.core.counts.backends import one_changed
+from gpnsf.core.counts.sparse import SparseCounts
 from gpnsf.core.families import Family
-from gpnsf.core.moments import Moments
-from gpnsf.core.sparse import SparseCounts
+from gpnsf.core.likelihoods.moments import Moments
 from gpnsf.core.types import View
 
 __all__ = ["AbstractLikelihood", "RowBlock"]

@@ -9,12 +9,12 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from gpnsf.core.counts.rowblocks import outer_products, row_blocks
+from gpnsf.core.counts.sparse import SparseCounts
 from gpnsf.core.families import FAMILIES
 from gpnsf.core.likelihoods.base import AbstractLikelihood, RowBlock
+from gpnsf.core.likelihoods.moments import Moments
 from gpnsf.core.likelihoods.poisson import Poisson
-from gpnsf.core.moments import Moments
-from gpnsf.core.rowblocks import outer_products, row_blocks
-from gpnsf.core.sparse import SparseCounts
 from gpnsf.core.types import TINY, View
 
 __all__ = ["Bernoulli", "ClippedBernoulli"]

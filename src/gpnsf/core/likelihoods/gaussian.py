@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from gpnsf.core import distributed
+from gpnsf.core.counts.sparse import SparseCounts
 from gpnsf.core.families import FAMILIES
 from gpnsf.core.likelihoods.base import AbstractLikelihood
-from gpnsf.core.moments import Moments
-from gpnsf.core.sparse import SparseCounts
+from gpnsf.core.likelihoods.moments import Moments
 
 __all__ = ["Gaussian"]
 

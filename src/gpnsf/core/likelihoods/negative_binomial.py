@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from gpnsf.core import distributed
+from gpnsf.core.counts.rowblocks import NegativeBinomialCounts, NegativeBinomialZeros, outer_products, unsaturated
+from gpnsf.core.counts.sparse import SparseCounts, SparseTerm
 from gpnsf.core.families import FAMILIES
 from gpnsf.core.likelihoods.base import AbstractLikelihood
+from gpnsf.core.likelihoods.moments import Moments
 from gpnsf.core.likelihoods.poisson import Poisson
-from gpnsf.core.moments import Moments
-from gpnsf.core.rowblocks import NegativeBinomialCounts, NegativeBinomialZeros, outer_products, unsaturated
-from gpnsf.core.sparse import SparseCounts, SparseTerm
 from gpnsf.core.types import TINY
 
 __all__ = ["NegativeBinomial"]

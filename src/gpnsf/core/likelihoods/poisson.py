@@ -9,11 +9,11 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from gpnsf.core.counts.rowblocks import outer_products
+from gpnsf.core.counts.sparse import SparseCounts, SparseTerm
 from gpnsf.core.families import FAMILIES
 from gpnsf.core.likelihoods.base import AbstractLikelihood, RowBlock
-from gpnsf.core.moments import Moments
-from gpnsf.core.rowblocks import outer_products
-from gpnsf.core.sparse import SparseCounts, SparseTerm
+from gpnsf.core.likelihoods.moments import Moments
 from gpnsf.core.types import View
 
 __all__ = ["Poisson"]

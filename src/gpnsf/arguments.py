@@ -1,0 +1,136 @@
+"""Arguments of a fit as data: each with its default and its rule, sorted by what they are about, and checked once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from gpnsf.checks import MODELS, Rule, problem
+from gpnsf.keys import SPATIAL
+
+__all__ = ["RULES", "Arguments", "Call", "Model", "Reading", "Training", "check_arguments"]
+
+
+def _ruled(default: Any, rule: Rule) -> Any:
+    """A field with a default and a rule; fields without a rule are judged beside the data."""
+    return field(default=default, metadata={"rule": rule})
+
+
+def _name(example: str) -> Any:
+    """The name of a column, which may be left out."""
+    return _ruled(None, Rule(str, example, optional=True))
+
+
+def _one_of(*options: str) -> Any:
+    """One of some options, the first by default."""
+    return _ruled(options[0], Rule(str, options[0], options=options))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """What a fit reads of an object."""
+
+    modalities: Sequence[str] | None = None
+    likelihoods: Mapping[str, str] | str | None = None
+    layers: Mapping[str, str] | str | None = None
+    use_var: Mapping[str, str] | str | None = None
+    spatial_key: str = _ruled(SPATIAL, Rule(str, SPATIAL))
+    library_key: str | None = _name("sample")
+    batch_key: str | None = _name("sample")
+    size_factors: str | None = _ruled("total", Rule(str, "total", optional=True))
+    modality_weights: Mapping[str, float] | None = None
+    holdout_key: str | None = _name("held_out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """What a fit builds."""
+
+    model: str = _ruled("gpnsf", Rule(str, "gpnsf", options=MODELS))
+    n_factors: int = _ruled(12, Rule(int, 12, low=1))
+    n_spatial: int | None = _ruled(None, Rule(int, 6, low=0, optional=True))
+    kernel: str = _ruled("matern32", Rule(str, "matern32", options=("matern12", "matern32", "matern52", "rbf")))
+    field: str = _one_of("hilbert", "inducing")
+    n_inducing: int | None = _ruled(None, Rule(int, 200, low=1, optional=True))
+    lengthscale: float | None = _ruled(None, Rule(float, 0.2, low=0, above=True, optional=True))
+    loadings: str = _one_of("gamma", "point")
+    kl_weight: float = _ruled(1.0, Rule(float, 1.0, low=0))
+    objective: str = _one_of("closed_form", "monte_carlo")
+    n_samples: int = _ruled(3, Rule(int, 3, low=1))
+
+    @property
+    def draws(self) -> int | None:
+        """Monte Carlo draws of the objective; None for the closed form."""
+        return self.n_samples if self.objective == "monte_carlo" else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How a fit goes about it."""
+
+    init: str = _one_of("auto", "smooth", "spot", "random")
+    split: str = _one_of("tested", "assumed")
+    refine: bool = _ruled(True, Rule(bool, True))
+    max_steps: int = _ruled(600, Rule(int, 600, low=1))
+    learning_rate: float = _ruled(0.2, Rule(float, 0.2, low=0, above=True))
+    tol: float = _ruled(2e-4, Rule(float, 1e-4, low=0, above=True))
+    block_size: int | None = _ruled(None, Rule(int, 50_000, low=1, optional=True))
+    device: str = _ruled("auto", Rule(str, "auto"))
+    seed: int = _ruled(0, Rule(int, 0, low=0, high=2**32 - 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """What does not matter to the result of a fit, but for where it goes."""
+
+    key_added: str = _ruled("gpnsf", Rule(str, "gpnsf"))
+    progress: bool | None = _ruled(None, Rule(bool, False, optional=True))
+    checkpoint: str | os.PathLike[str] | None = _ruled(None, Rule(os.PathLike, "fit.npz", optional=True))
+    copy: bool = _ruled(False, Rule(bool, False))
+
+
+RULES: dict[str, Rule] = {
+    own.name: own.metadata["rule"]
+    for part in (Reading, Model, Training, Call)
+    for own in fields(part)
+    if "rule" in own.metadata
+}
+
+
+def check_arguments(values: Mapping[str, Any]) -> None:
+    """Check every argument that has a rule, then what two of them say together."""
+    for name in RULES.keys() & values.keys():
+        RULES[name].check(name, values[name])
+    n_factors, n_spatial = values.get("n_factors"), values.get("n_spatial")
+    if n_factors is not None and n_spatial is not None and n_spatial > n_factors:
+        found = f"n_spatial={n_spatial} with n_factors={n_factors}"
+        raise ValueError(problem("`n_spatial` of at most `n_factors`", found, "Lower n_spatial or raise n_factors"))
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """All arguments of a fit."""
+
+    reading: Reading
+    model: Model
+    training: Training
+    call: Call
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Arguments:
+        """Arguments by name, checked; those left out keep their default, and other names are left aside."""
+        check_arguments(values)
+
+        def chosen(part: type) -> dict[str, Any]:
+            return {own.name: values[own.name] for own in fields(part) if own.name in values}
+
+        return cls(
+            Reading(**chosen(Reading)), Model(**chosen(Model)), Training(**chosen(Training)), Call(**chosen(Call))
+        )
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What ``uns`` keeps: arguments that decide the result, and where it went."""
+        return {**vars(self.reading), **vars(self.model), **vars(self.training), "key_added": self.call.key_added}

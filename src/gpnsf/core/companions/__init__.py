@@ -1,0 +1,1 @@
+"""The methods beside the family: deconvolution, FactVAE, scAI and MEFISTO."""

@@ -1,0 +1,127 @@
+"""Simulated spots: smooth or regional compositions, counts that mix profiles by them, and sections to learn from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.sparse as sp
+
+from gpnsf.core.companions.deconvolution import Mixture, summarised
+from gpnsf.core.scores.neighbours import Ties, ties
+
+__all__ = ["Places", "drawn", "regional", "sections", "smooth"]
+
+PATCH = 256  # spots of a section to learn from
+AMPLITUDES, NOISE, ABUNDANCE = (1.0, 3.0), (0.0, 0.5), 1.0  # of the logits
+CONCENTRATION, WITHIN = 0.5, 30.0  # of Dirichlet draws of regions and of their spots
+
+N_WAVES = 200  # random Fourier features of a field
+BLOCK = 2**22  # entries of a dense block of rates
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the spots of the data lie, and how deep they are."""
+
+    coords: np.ndarray  # [N, D]
+    slices: np.ndarray  # [N]
+    totals: np.ndarray  # [N] counts
+    unit: float  # distance of neighbours
+    n_neighbors: int
+    regions: np.ndarray | None = None  # [N, R] indicators or intensities
+    labels: np.ndarray | None = None  # [N] names of the regions, where they are categories
+
+    def ties(self, rows: np.ndarray | None = None) -> Ties:
+        """Ties among all spots, or among some of them."""
+        rows = np.arange(len(self.coords)) if rows is None else rows
+        regions = None if self.regions is None else self.regions[rows]
+        return ties(self.coords[rows], self.slices[rows], n_neighbors=self.n_neighbors, regions=regions)
+
+    def patch(self, rng: np.random.Generator) -> np.ndarray:
+        """Rows of the spots nearest to one of them, of its slice."""
+        centre = rng.integers(len(self.coords))
+        rows = np.flatnonzero(self.slices == self.slices[centre])
+        distance = np.linalg.norm(self.coords[rows] - self.coords[centre], axis=1)
+        return np.sort(rows[np.argsort(distance, kind="stable")[:PATCH]])
+
+
+def sections(
+    places: Places, profiles: np.ndarray, number: int, *, seed: int
+) -> Iterator[tuple[Mixture, Ties, np.ndarray]]:
+    """Simulated sections on patches of the data, each with its true proportions.
+
+    Counts mix the profiles [P, C] and have totals of the data. Where there are regions, every second section is regional.
+    """
+    rng = np.random.default_rng(seed)
+    depths, shares = places.totals[places.totals > 0], profiles / profiles.sum(axis=0)
+    for step in range(number):
+        rows = places.patch(rng)
+        if places.labels is not None and step % 2:
+            spread = {"concentration": CONCENTRATION, "within": WITHIN}
+            truth = regional(places.labels[rows], profiles.shape[1], rng=rng, **spread)
+        else:
+            truth = _varied(places.coords[rows], profiles.shape[1], places.unit, rng)
+        counts = drawn(truth, shares, rng.choice(depths, len(rows)), rng)
+        yield summarised(counts, profiles), places.ties(rows), truth
+
+
+def _varied(coords: np.ndarray, n_types: int, unit: float, rng: np.random.Generator) -> np.ndarray:
+    """Smooth proportions [N, C] with a length scale between two spots and half of the section."""
+    extent = max(float(np.ptp(coords, axis=0).max()) / 2, 3 * unit)
+    return smooth(
+        coords,
+        n_types,
+        lengthscale=float(np.exp(rng.uniform(np.log(2 * unit), np.log(extent)))),
+        amplitude=rng.uniform(*AMPLITUDES),
+        abundance=ABUNDANCE,
+        noise=rng.uniform(*NOISE),
+        rng=rng,
+    )
+
+
+def smooth(
+    coords: np.ndarray,
+    n_types: int,
+    *,
+    lengthscale: float,
+    amplitude: float,
+    abundance: float,
+    noise: float,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """Proportions [N, C]: softmax of squared-exponential Gaussian processes over the coordinates [N, D].
+
+    ``abundance`` is the standard deviation of a constant for each type, ``noise`` that of each spot's own deviations.
+    """
+    frequency = rng.standard_normal((n_types, coords.shape[1], N_WAVES)) / lengthscale
+    phase = rng.uniform(0, 2 * np.pi, (n_types, N_WAVES))
+    fields = [
+        np.sqrt(2 / N_WAVES) * np.cos(coords @ waves + shift).sum(axis=1)
+        for waves, shift in zip(frequency, phase, strict=True)
+    ]
+    logits = amplitude * np.column_stack(fields) + abundance * rng.standard_normal(n_types)
+    logits += noise * rng.standard_normal(logits.shape)
+    share = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return share / share.sum(axis=1, keepdims=True)
+
+
+def regional(
+    regions: np.ndarray, n_types: int, *, concentration: float, within: float, rng: np.random.Generator
+) -> np.ndarray:
+    """Proportions [N, C]: a Dirichlet draw for each region, and around it one for each spot."""
+    names, code = np.unique(regions, return_inverse=True)
+    centres = rng.dirichlet(np.full(n_types, concentration), len(names))  # [R, C]
+    share = rng.standard_gamma(within * np.maximum(centres, 1e-6)[code])
+    return share / np.maximum(share.sum(axis=1, keepdims=True), np.finfo(float).tiny)
+
+
+def drawn(proportions: np.ndarray, profiles: np.ndarray, totals: np.ndarray, rng: np.random.Generator) -> sp.csr_matrix:
+    """Poisson counts [N, P] of spots with the expected totals [N], mixed from profiles [P, C] by proportions [N, C]."""
+    blocks = []
+    for rows in np.array_split(np.arange(len(proportions)), len(proportions) * len(profiles) // BLOCK + 1):
+        rate = proportions[rows] @ profiles.T
+        rate *= (totals[rows] / rate.sum(axis=1))[:, None]
+        blocks.append(sp.csr_matrix(rng.poisson(rate).astype(np.float64)))
+    return sp.vstack(blocks, format="csr")

@@ -1,0 +1,1 @@
+"""Gaussian-process fields over space: kernels, one contract, two ways to approximate."""

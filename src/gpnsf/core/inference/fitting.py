@@ -1,0 +1,193 @@
+"""A whole fit: optimisation, test of what is spatial, second optimisation where factors change sides, local stage."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from gpnsf.core import distributed
+from gpnsf.core.inference import local_stage, moves, posterior, training
+from gpnsf.core.inference.checkpoint import Checkpoint
+from gpnsf.core.inference.regroup import regrouped
+from gpnsf.core.inference.schedule import Schedule
+from gpnsf.core.inference.spatial_test import CLEAR_Z, SpatialTest, passed, spatial_test
+from gpnsf.core.inference.subset_start import SubsetStart, lone, sample
+from gpnsf.core.model.factorization import Block, Factorization
+from gpnsf.core.model.loadings import GammaLoadings
+from gpnsf.core.scores.metrics import morans_i
+from gpnsf.core.types import Dataset, History, Posterior, Start
+
+__all__ = ["Outcome", "fit"]
+
+logger = logging.getLogger("gpnsf")
+
+Build = Callable[..., Factorization]  # a model of a dataset with T spatial factors, of K or another number of factors
+TRAINED = 0.5  # Moran's I above which a factor that turns out to be spatial is trained as a field
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a whole fit leaves behind."""
+
+    posterior: Posterior
+    history: History
+    spatial_test: dict[str, np.ndarray]  # z and p [K] in the posterior's order, empty without a test
+
+
+def fit(
+    dataset: Dataset,
+    build: Build,
+    *,
+    n_factors: int,
+    n_spatial: int,
+    most_spatial: int | None = None,
+    tested: bool = False,
+    refine: bool = True,
+    init: str = "auto",
+    block_size: int | None = None,
+    schedule: Schedule | None = None,
+    seed: int = 0,
+    checkpoint: Checkpoint | None = None,
+    **options: Any,
+) -> Outcome:
+    """Fit with T = ``n_spatial`` spatial factors.
+
+    With ``tested``, counts that were held out decide: factors without spatial order become nonspatial, others with clear order
+    spatial, as long as no more than ``most_spatial`` are (default: ``n_spatial``).
+    ``options`` go to :func:`gpnsf.core.inference.training.fit`. The checkpoint keeps the first optimisation; what follows is repeated.
+    """
+    schedule = schedule or Schedule()
+    run = _Fit(dataset, build, block_size, {"seed": seed, "schedule": schedule, **options})
+    asked = {"n_factors": n_factors, "max_steps": schedule.max_steps, "seed": seed}
+    most = n_spatial if most_spatial is None else most_spatial
+    z = p = np.full(n_factors, np.nan)
+
+    def test(n_spatial: int, start: str | None) -> SpatialTest:
+        return distributed.from_first(lambda: spatial_test(dataset, build, n_spatial=n_spatial, start=start, **asked))
+
+    tested, found = tested and n_spatial > 0, None
+    if tested and most > n_spatial:
+        found = test(n_spatial, None)
+        n_spatial = min(found.slots, most)
+    history = run.begin(n_spatial, init, checkpoint)
+    if tested:
+        best = max(history.starts, key=lambda name: history.starts[name])
+        found = found or test(n_spatial, best)
+        history = run.judge(found, most, history)
+        z, p = found.matched(run.log_factors())
+    log_factors = run.end(z, most, local=refine)
+    model, blocks = run.model, run.blocks
+    result = distributed.from_first(lambda: posterior.summarise(model, dataset, blocks, log_factors))
+    z, p = z[run.order], p[run.order]
+    return Outcome(result, history, {"z": z[result.order], "p": p[result.order]} if tested else {})
+
+
+class _Fit:
+    """A model on its way, which may be replaced by one with another number of spatial factors."""
+
+    model: Factorization
+    blocks: list[Block]
+
+    def __init__(self, dataset: Dataset, build: Build, block_size: int | None, options: dict[str, Any]) -> None:
+        self.dataset, self.build, self.block_size, self.options = dataset, build, block_size, options
+        self.order = np.array([], dtype=int)  # of the factors of the last test in the model
+
+    def log_factors(self) -> np.ndarray:
+        """Means [N, K] of the log factors."""
+        return moves.log_factors(self.model, self.blocks).cpu().numpy()
+
+    def begin(self, n_spatial: int, init: str, checkpoint: Checkpoint | None) -> History:
+        """The first optimisation, from a kind of start; large data begin at a smaller fit."""
+        self._place(self.build(self.dataset, n_spatial))
+        options = {**self.options, "block_size": self.block_size, "blocks": self.blocks, "checkpoint": checkpoint}
+        start: str | Iterable[Start] = init
+        rows, ahead = sample(self.dataset, self.options["seed"]), lone(self.dataset)
+        if rows is not None or ahead:
+            own = {**self.options, "block_size": self.block_size}
+            start = SubsetStart(self.dataset, rows, ahead, self.build, n_spatial, init, own)
+            options["schedule"] = start.left
+        history = training.fit(self.model, self.dataset, init=start, **options)
+        training.give_back()
+        self.order = np.arange(self.model.n_factors)
+        return history
+
+    def judge(self, test: SpatialTest, most_spatial: int, history: History) -> History:
+        """Put each factor on the side where the test has it, and go on where one has changed sides."""
+        m = self.log_factors()
+        z, _ = test.matched(m)
+        T = self.model.n_spatial
+        spatial = np.flatnonzero(passed(z[:T]))
+        room = most_spatial - len(spatial)
+        rising = self._ordered(z, m)[: max(room, 0)]
+        rising = [k for k in rising if self._order_of(m[:, k]) > TRAINED]
+        chosen = [*spatial.tolist(), *rising]
+        noise = test.noise(m) if self._has_posterior() else np.zeros(len(z), bool)
+        others = [k for k in range(len(z)) if k not in chosen and not noise[k]]
+        if len(spatial) == T and not rising and len(others) == len(z) - T:
+            return history
+        n_lost, n_noise = T - len(spatial), len(z) - len(chosen) - len(others)
+        logger.info("%d spatial factors have no order in held-out counts, %d nonspatial ones do", n_lost, len(rising))
+        logger.info("%d factors are left out, since held-out counts show nothing of them", n_noise)
+        if not chosen and not others:
+            others = [int(moves.shares(self.model, self._tensor(m)).sum(0).argmax())]
+        self._regroup([*chosen, *others], len(chosen), m)
+        schedule = replace(self.options["schedule"], pick_steps=0, kernel_steps=15, min_steps=30)
+        options = {**self.options, "schedule": schedule, "block_size": self.block_size, "blocks": self.blocks}
+        more = training.fit(self.model, self.dataset, init=None, **options)
+        self.order = np.arange(self.model.n_factors)
+        return replace(more, starts=history.starts, repairs=history.repairs + more.repairs)
+
+    def end(self, z: np.ndarray, most_spatial: int, *, local: bool) -> local_stage.LogFactors:
+        """Join what is one, leave out what is not in use, give what is spatial a field, and run the local stage."""
+        adopted: dict[int, moves.Adopted] = {}
+        if self._has_posterior():
+            graph = moves.neighbours(self.blocks)
+            joined = moves.join(self.model, self.blocks, graph, self._ordered(z, self.log_factors())) if local else {}
+            m, T = self.log_factors(), self.model.n_spatial
+            used = self._used(m)
+            used[list(joined)] = True  # with what the field leaves to deviations
+            spatial = [k for k in range(T) if used[k]]
+            ordered = [k for k in self._ordered(z, m) if used[k]] if local and T else []
+            rising = ordered[: max(most_spatial - len(spatial), 0)]
+            if rising or not all(used):
+                others = [k for k in range(T, self.model.n_factors) if used[k] and k not in rising]
+                self._regroup([*spatial, *rising, *others], len(spatial) + len(rising), m)
+            adopted = {spatial.index(k): own for k, own in joined.items()}
+            adopted |= moves.adopt(self.model, self.blocks, graph, self._tensor(m[:, rising]))
+        return (local_stage.local if local else local_stage.mean_field)(self.model, self.blocks, adopted)
+
+    def _has_posterior(self) -> bool:
+        """Whether the loadings have one, and with it a way to lose a factor."""
+        return all(isinstance(view.loadings, GammaLoadings) for _, view in self.model.items())
+
+    def _place(self, model: Factorization) -> None:
+        self.model, self.blocks = model, model.blocks(self.dataset, self.block_size)
+
+    def _regroup(self, order: list[int], n_spatial: int, m: np.ndarray) -> None:
+        """The factors named, the first ones spatial."""
+        old, self.order = self.model, self.order[order]
+        self._place(self.build(self.dataset, n_spatial, len(order)))
+        regrouped(old, self.model, self.blocks, self._tensor(m), order)
+
+    def _tensor(self, values: np.ndarray) -> torch.Tensor:
+        """An array on the device of the model."""
+        return torch.as_tensor(values, device=next(self.model.parameters()).device)
+
+    def _used(self, m: np.ndarray) -> np.ndarray:
+        """Factors [K] that the counts of some modality ask for; the largest one where they ask for none."""
+        share = moves.shares(self.model, self._tensor(m)).amax(0).cpu().numpy()
+        return (share > moves.ALIVE) | (share == share.max())
+
+    def _ordered(self, z: np.ndarray, m: np.ndarray) -> list[int]:
+        """Nonspatial factors in use with clear spatial order, the clearest first."""
+        used = self._used(m)
+        return [int(k) for k in np.argsort(-z) if k >= self.model.n_spatial and z[k] > CLEAR_Z and used[k]]
+
+    def _order_of(self, log_factor: np.ndarray) -> float:
+        """Moran's I of a log factor [N]."""
+        return float(morans_i(log_factor[:, None].astype(np.float64), moves.neighbours(self.blocks))[0])

@@ -1,0 +1,372 @@
+"""Starting points: nonnegative matrix factorisations of the counts, smoothed over space or spot by spot.
+
+The likelihood has many optima and the start decides which one is found, more than the optimiser does. Each start is a
+cheap KL-NMF; the training keeps the one whose bound is best after a few steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from scipy.spatial import cKDTree
+from torch import Tensor
+
+from gpnsf.core.counts.sparse import SparseCounts
+from gpnsf.core.families import FAMILIES
+from gpnsf.core.inference.batch_free import corrected
+from gpnsf.core.scores.metrics import knn_weights, morans_i
+from gpnsf.core.types import Dataset, Start, View
+
+__all__ = ["BANDWIDTHS", "lead", "loadings_at", "starts"]
+
+BANDWIDTHS = (0.0, 0.06, 0.1, 0.16)  # of the smoothing kernel, half-width units
+MAX_FEATURES = 4_000  # features that a start looks at
+MAX_DENSE = 1_200_000  # entries of the dense pseudobulk matrix
+MAX_BINS = 2_000
+LARGE, MANY = 20_000, 5_000_000  # spots, and nonzero counts, above which two starts must do
+BACKGROUND_SHARE = 0.3  # share of the signal that the constant column starts with
+FLOOR = 1e-4
+DEEP = 50  # counts a spot from which bins tell nonspatial factors from noise
+CELLS = 4  # bins per squared bandwidth: a bin is as wide as the bandwidth on a full square
+N_SEARCH = 12  # rounds of growing and merging
+
+
+def starts(
+    dataset: Dataset,
+    n_factors: int,
+    n_spatial: int,
+    *,
+    nonnegative: bool = True,
+    kinds: Collection[str] = ("auto",),
+    seed: int = 0,
+) -> Iterator[Start]:
+    """Yield the starts of some kinds, "smooth", "spot" or "random", all that are worth trying ("auto"), or those of a name.
+
+    Signed models have one start, the singular value decomposition.
+    """
+    problem = _Problem(corrected(dataset.loaded()), n_factors, n_spatial, seed)
+    wanted = set(kinds)
+    if not nonnegative:
+        yield problem.svd()
+        return
+    if n_spatial:
+        for bandwidth in problem.bandwidths():
+            name = f"smooth_{bandwidth:g}"
+            if wanted & {"auto", "smooth", name}:
+                yield problem.finish(name, *problem.smooth(bandwidth))
+    if wanted & {"auto", "spot"} or ("smooth" in wanted and not n_spatial):
+        yield problem.finish("spot", problem.spot())
+    if "random" in wanted:
+        yield problem.finish("random", problem.random())
+
+
+def lead(dataset: Dataset) -> View:
+    """The modality that tells most about the factors."""
+    return max(dataset.views, key=_strength)
+
+
+class _Problem:
+    """The counts that the starts look at: the modality that tells most, its most over-dispersed features."""
+
+    def __init__(self, dataset: Dataset, n_factors: int, n_spatial: int, seed: int) -> None:
+        self.dataset, self.n_factors, self.n_spatial, self.seed = dataset, n_factors, n_spatial, seed
+        self.views = {view.name: SparseCounts(view.counts) for view in dataset.views}
+        main = lead(dataset)
+        self.n_counts = main.counts.nnz
+        self.observed, self.size = main.observed, main.size * main.observed
+        self.features = _overdispersed(main.counts, MAX_FEATURES)
+        self.counts = main.counts[:, self.features] if len(self.features) < main.counts.shape[1] else main.counts
+        signed = FAMILIES[main.likelihood].signed
+        if signed:
+            self.signed, self.counts = self.counts, self.counts.maximum(0).tocsr()
+        # slices are kept apart by moving them far away from each other
+        self.coords = dataset.coords.astype(np.float64) + 1e3 * dataset.library[:, None]
+        whole = len(self.features) == main.counts.shape[1] and not signed
+        self.sparse = self.views[main.name] if whole else SparseCounts(self.counts)
+        self.sparse_size = torch.as_tensor(self.size)[:, None]
+
+    def bandwidths(self) -> list[float]:
+        """Bandwidths worth trying: all of them, or only the unsmoothed bins where there are many spots or counts."""
+        many = self.dataset.n_obs > LARGE or self.n_counts > MANY
+        return list(BANDWIDTHS[:1] if many else BANDWIDTHS)
+
+    def smooth(self, bandwidth: float) -> tuple[Tensor, Tensor]:
+        """Spatial factors [N, T] by KL-NMF of pseudobulk counts, and loadings [P', T or K] of the features looked at.
+
+        Unsmoothed bins of deep data still show the nonspatial factors: there all K are looked for, and the T with the highest
+        Moran's I come first.
+        """
+        bins = self._bins(bandwidth)  # [B, N]
+        centres = _rows_to_one(bins) @ self.coords
+        smoother = _gaussian_smoother(centres, bandwidth) @ bins
+        dense = torch.as_tensor((smoother @ self.counts).toarray())
+        size = torch.as_tensor(smoother @ self.size)[:, None].clamp_min(1e-3)
+        deep = bandwidth == 0 and float(self.counts.sum()) >= DEEP * len(self.coords)
+        binned, W = _search(dense, size, self.n_factors if deep else self.n_spatial, self.seed)
+        if binned.shape[1] > self.n_spatial:
+            graph = knn_weights(centres, n_neighbors=min(8, len(centres) - 1))
+            order = np.argsort(-morans_i(torch.log(binned + 0.02).numpy(), graph), kind="stable")
+            binned, W = binned[:, torch.as_tensor(order[: self.n_spatial])], W[:, torch.as_tensor(order)]
+        distance, nearest = cKDTree(centres).query(self.coords, min(4, len(centres)))
+        weights = torch.as_tensor(1 / (distance.reshape(len(self.coords), -1) + 1e-3), dtype=torch.float32)
+        weights = weights / weights.sum(1, keepdim=True)
+        logs = torch.log(binned + 0.02)[torch.as_tensor(nearest.reshape(weights.shape))]  # [N, 4, T]
+        return torch.exp((logs * weights[..., None]).sum(1)), W
+
+    def spot(self) -> Tensor:
+        """Factors [N, K] by KL-NMF spot by spot, ordered by Moran's I; spatial ones averaged over neighbours."""
+        counts, size = self.sparse, self.sparse_size
+        n_updates, n_tries = (60, 3) if self.counts.nnz < 500_000 else (30, 1)
+        best: tuple[float, Tensor] | None = None
+        for attempt in range(n_tries):
+            H, W = _random_factors(counts, self.n_factors, self.seed * 1009 + attempt)
+            for _ in range(n_updates):
+                H, W = _klnmf_step(counts, size, H, W)
+            fit = _poisson_fit(counts, size, H, W)
+            if best is None or fit > best[0]:
+                best = fit, H
+        H = best[1]  # type: ignore[index]
+        if not self.n_spatial:
+            return H
+        graph = knn_weights(self.coords, n_neighbors=min(8, len(H) - 1))
+        order = np.argsort(-morans_i(H.numpy(), graph), kind="stable")
+        H = H[:, torch.as_tensor(order)]
+        H[:, : self.n_spatial] = torch.as_tensor(_neighbour_mean(graph, H[:, : self.n_spatial].numpy()))
+        return H
+
+    def random(self) -> Tensor:
+        """Factors [N, K] that know nothing."""
+        generator = torch.Generator().manual_seed(self.seed)
+        return torch.rand(len(self.size), self.n_factors, generator=generator) + 0.5
+
+    def svd(self) -> Start:
+        """Scores [N, K] of the centred data, ordered by Moran's I, with loadings by least squares."""
+        from sklearn.decomposition import TruncatedSVD
+
+        dense = self.signed.toarray()
+        dense[self.observed] -= dense[self.observed].mean(0)
+        n_components = min(self.n_factors, min(dense.shape) - 1)
+        with np.errstate(invalid="ignore"):  # constant data have no variance that sklearn could share out
+            scores = TruncatedSVD(n_components, random_state=self.seed).fit_transform(dense)
+        scores = np.pad(scores / (scores.std(0) + 1e-6), ((0, 0), (0, self.n_factors - n_components)))
+        if self.n_spatial:
+            graph = knn_weights(self.coords, n_neighbors=min(6, len(scores) - 1))
+            scores = scores[:, np.argsort(-morans_i(scores, graph), kind="stable")]
+        factors = torch.as_tensor(np.ascontiguousarray(scores), dtype=torch.float32)
+        return Start("svd", factors.numpy(), {view.name: _least_squares(view, factors) for view in self.dataset.views})
+
+    def finish(self, name: str, factors: Tensor, W: Tensor | None = None) -> Start:
+        """Add what a start lacks: nonspatial factors, and the loadings of every modality."""
+        missing = self.n_factors - factors.shape[1]
+        if missing:
+            factors = self._add_nonspatial(factors, missing, W)
+        factors = factors.clamp_min(FLOOR)
+        factors = factors / factors.mean(0)
+        loadings = {view.name: loadings_at(view, self.views[view.name], factors) for view in self.dataset.views}
+        return Start(name, factors.numpy(), loadings)
+
+    def _add_nonspatial(self, spatial: Tensor, n_nonspatial: int, W: Tensor | None, n_updates: int = 20) -> Tensor:
+        """Nonspatial factors [N, K-T] by updates at the level of spots, beside spatial factors that stay fixed.
+
+        ``W`` [P', K] are loadings to begin with, if they are known.
+        """
+        counts, size = self.sparse, self.sparse_size
+        generator = torch.Generator().manual_seed(self.seed + 9)
+        T = spatial.shape[1]
+        H = torch.cat([spatial / spatial.mean(0), 0.2 + torch.rand(len(spatial), n_nonspatial, generator=generator)], 1)
+        H = H / H.mean(0)
+        if W is None or W.shape[1] < self.n_factors:
+            share = torch.tensor([0.6 / T] * T + [0.4 / n_nonspatial] * n_nonspatial)
+            noise = 0.2 + torch.rand(counts.shape[1], len(share), generator=generator)
+            W = torch.as_tensor(_mean_counts(self.counts, self.size))[:, None] * share * noise + 1e-8
+        for _ in range(n_updates):
+            updated, W = _klnmf_step(counts, size, H, W)
+            H = torch.cat([H[:, :T], updated[:, T:]], 1)
+        return H
+
+    def _bins(self, bandwidth: float) -> sp.csr_matrix:
+        """Membership [B, N] of spots in square bins: an eighth as many as spots, or as wide as the bandwidth."""
+        n_obs, limit = len(self.coords), min(MAX_BINS, max(64, MAX_DENSE // max(self.counts.shape[1], 1)))
+        wanted = min(limit, max(64, n_obs // 8 if bandwidth == 0 else round(CELLS / bandwidth**2)))
+        wanted = min(wanted, 400) if n_obs > LARGE else wanted
+        if wanted >= n_obs:
+            return sp.identity(n_obs, dtype=np.float32, format="csr")
+        labels = _square_bins(self.dataset.coords, self.dataset.library, wanted)
+        ones = np.ones(n_obs, dtype=np.float32)
+        return sp.csr_matrix((ones, (labels, np.arange(n_obs))), shape=(labels.max() + 1, n_obs))
+
+
+def _overdispersed(counts: sp.csr_matrix, limit: int) -> np.ndarray:
+    """Indices of the features with counts whose variance exceeds Poisson's the most, in their order."""
+    total = np.asarray(counts.sum(0)).ravel()
+    usable = np.flatnonzero(total != 0)
+    if len(usable) <= limit:
+        return usable if len(usable) else np.arange(counts.shape[1])
+    mean = total / counts.shape[0]
+    square = np.asarray(counts.multiply(counts).sum(0)).ravel() / counts.shape[0]
+    score = (square - mean**2 - mean) * np.minimum(1.0, 1 / np.maximum(mean, 1e-12)) if counts.data.max() > 1 else mean
+    return np.sort(usable[np.argsort(-score[usable], kind="stable")[:limit]])
+
+
+def _square_bins(coords: np.ndarray, library: np.ndarray, wanted: int) -> np.ndarray:
+    """Labels 0 .. B-1 of square cells, their width bisected until about ``wanted`` of them are occupied."""
+    low, high = 1e-4, 2.0
+    for _ in range(25):
+        width = np.sqrt(low * high)
+        cells = np.column_stack([library, np.floor((coords - coords.min(0)) / width)]).astype(np.int64)
+        codes = np.ravel_multi_index(cells.T, cells.max(0) + 1)
+        labels = np.unique(codes, return_inverse=True)[1]
+        low, high = (width, high) if labels.max() + 1 > wanted else (low, width)
+    return labels
+
+
+def _rows_to_one(matrix: sp.csr_matrix) -> sp.csr_matrix:
+    """Divide each row by its sum."""
+    total = np.asarray(matrix.sum(1)).ravel()
+    return sp.diags(1 / np.maximum(total, 1e-12)) @ matrix
+
+
+def _gaussian_smoother(centres: np.ndarray, bandwidth: float) -> sp.csr_matrix:
+    """Gaussian kernel weights [B, B] with rows summing to one, cut off at three bandwidths."""
+    if bandwidth == 0:
+        return sp.identity(len(centres), dtype=np.float32, format="csr")
+    tree = cKDTree(centres)
+    near = tree.sparse_distance_matrix(tree, 3 * bandwidth, output_type="coo_matrix").tocsr()
+    near.data = np.exp(-0.5 * (near.data / bandwidth) ** 2)
+    near.setdiag(1.0)
+    return _rows_to_one(near.tocsr()).astype(np.float32)
+
+
+def _neighbour_mean(graph: sp.csr_matrix, values: np.ndarray) -> np.ndarray:
+    """Mean over a spot and its neighbours (``graph`` has rows summing to one)."""
+    per_row = np.diff(graph.indptr)[:, None]
+    return ((values + per_row * (graph @ values)) / (1 + per_row)).astype(np.float32)
+
+
+def _mean_counts(counts: sp.csr_matrix, size: np.ndarray) -> np.ndarray:
+    """Mean counts [P] per unit of size factor."""
+    return (np.asarray(counts.sum(0)).ravel() / max(float(size.sum()), 1e-12)).astype(np.float32)
+
+
+def _search(Y: Tensor, size: Tensor, K: int, seed: int) -> tuple[Tensor, Tensor]:
+    """KL-NMF (Lee & Seung 2001) of a small dense matrix by growing and merging; factors [B, K] with mean one, loadings [P, K].
+
+    Random components are added to the best solution so far, and the most redundant ones merged until K are left; what fits
+    better is kept. Restarts alone lose factors once K is above ten.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    mean = (Y.sum(0) / size.sum())[:, None]
+    H, W = 0.2 + torch.rand(len(Y), K, generator=generator), 0.2 + torch.rand(Y.shape[1], K, generator=generator)
+    H, W, best = _klnmf_dense(Y, size, H, mean / K * W + 1e-8, 60)
+    extra = max(2, K // 3)
+    for _ in range(N_SEARCH):
+        new = 0.2 + 1.6 * torch.rand(len(Y), extra, generator=generator)
+        thin = 0.2 * mean / extra * (0.2 + torch.rand(Y.shape[1], extra, generator=generator))
+        H_new, W_new, _ = _klnmf_dense(Y, size, torch.cat([H, new], 1), torch.cat([0.8 * W, thin], 1), 20)
+        while H_new.shape[1] > K:
+            H_new, W_new, _ = _klnmf_dense(Y, size, *_merge(H_new, W_new), 3)
+        H_new, W_new, fit = _klnmf_dense(Y, size, H_new, W_new, 20)
+        if fit > best:
+            H, W, best = H_new, W_new, fit
+    return H, W
+
+
+def _klnmf_dense(Y: Tensor, size: Tensor, H: Tensor, W: Tensor, n_updates: int) -> tuple[Tensor, Tensor, float]:
+    """Multiplicative updates of factors and loadings, and the Poisson log-likelihood that they reach."""
+    ratio = torch.empty_like(Y)
+    for _ in range(n_updates):
+        A = H * size
+        W = W * _wide_product(_ratio(Y, A, W, ratio), A) / A.sum(0) + 1e-12
+        H = (H * _wide_product(_ratio(Y, A, W, ratio).T, W) / W.sum(0)).clamp_min(FLOOR)
+        scale = H.mean(0)
+        H, W = H / scale, W * scale
+    rate = (H * size) @ W.T
+    return H, W, float((Y * torch.log(rate + 1e-12) - rate).sum())
+
+
+def _ratio(Y: Tensor, A: Tensor, W: Tensor, out: Tensor) -> Tensor:
+    """Counts over rates [B, P]."""
+    torch.mm(A, W.T, out=out).add_(1e-12)
+    return torch.div(Y, out, out=out)
+
+
+def _wide_product(wide: Tensor, narrow: Tensor) -> Tensor:
+    """``wide^T narrow``, three times as fast with the narrow matrix in front."""
+    return (narrow.T.contiguous() @ wide).T
+
+
+def _merge(H: Tensor, W: Tensor) -> tuple[Tensor, Tensor]:
+    """One component less: the one with the least mass of its own joins its nearest if they are alike, or is dropped."""
+    mass = W.sum(0)
+    similarity = _alike(H) * _alike(W)
+    similarity.fill_diagonal_(0)
+    least = int((mass * (1 - similarity.amax(1))).argmin())
+    near = int(similarity[least].argmax())
+    H, W = H.clone(), W.clone()
+    if similarity[least, near] > 0.5:
+        H[:, near] = (H[:, near] * mass[near] + H[:, least] * mass[least]) / (mass[near] + mass[least])
+        W[:, near] += W[:, least]
+    kept = torch.arange(H.shape[1]) != least
+    return H[:, kept], W[:, kept]
+
+
+def _alike(columns: Tensor) -> Tensor:
+    """Correlation [K, K] of columns, 0 where it is negative or a column is constant."""
+    centred = columns - columns.mean(0)
+    centred = centred / centred.norm(dim=0).clamp_min(1e-12)
+    return (centred.T @ centred).clamp_min(0.0)
+
+
+def _random_factors(counts: SparseCounts, K: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Factors and loadings around the mean."""
+    generator = torch.Generator().manual_seed(seed)
+    H = 0.5 + torch.rand(counts.shape[0], K, generator=generator)
+    mean = counts.column_sums[:, None] / counts.shape[0]
+    return H, mean / K * (0.5 + torch.rand(counts.shape[1], K, generator=generator)) + 1e-9
+
+
+def _klnmf_step(counts: SparseCounts, size: Tensor, H: Tensor, W: Tensor) -> tuple[Tensor, Tensor]:
+    """One multiplicative update of loadings and factors on the nonzeros; factors keep mean one."""
+    A = H * size
+    W = W * counts.half_loadings(A, W, "log") / A.sum(0) + 1e-12
+    H = (H * counts.half(A, W, "log") / W.sum(0)).clamp_min(FLOOR)
+    scale = H.mean(0)
+    return H / scale, W * scale
+
+
+def _poisson_fit(counts: SparseCounts, size: Tensor, H: Tensor, W: Tensor) -> float:
+    """Poisson log-likelihood up to a constant."""
+    A = H * size
+    return float(counts.values @ torch.log(counts.rates(A, W) + 1e-20) - A.sum(0) @ W.sum(0))
+
+
+def _strength(view: View) -> float:
+    """What a modality can tell a start: weighted counts, the more the fewer features share them; real values come last."""
+    if FAMILIES[view.likelihood].signed:
+        return -1.0
+    return view.weight * float(view.counts.sum()) / view.counts.shape[1] ** 0.5
+
+
+def loadings_at(view: View, counts: SparseCounts, factors: Tensor, n_updates: int = 10) -> np.ndarray:
+    """Loadings [P, K+1] of a modality at fixed factors, by multiplicative updates with the constant column beside them."""
+    family = FAMILIES[view.likelihood]
+    if family.signed:
+        return np.maximum(_least_squares(view, factors), 0.0)
+    A = torch.cat([factors, torch.ones(len(factors), 1)], 1) * torch.as_tensor(view.size)[:, None]
+    K = factors.shape[1]
+    share = torch.tensor([(1 - BACKGROUND_SHARE) / K] * K + [BACKGROUND_SHARE])
+    W = torch.as_tensor(_mean_counts(view.counts, view.size))[:, None] * share + 1e-9
+    for _ in range(n_updates):
+        W = W * counts.half_loadings(A, W, family.link) / A.sum(0) + 1e-12
+    return W.numpy()
+
+
+def _least_squares(view: View, factors: Tensor) -> np.ndarray:
+    """Ridge loadings [P, K+1] of a real-valued modality at fixed factors, intercept last."""
+    A = torch.cat([factors, torch.ones(len(factors), 1)], 1) * torch.as_tensor(view.observed)[:, None]
+    gram = (A.T @ A).double() + 1e-3 * torch.eye(A.shape[1], dtype=torch.float64)
+    moments = torch.as_tensor(view.counts.T @ A.numpy()).double()  # [P, K+1]
+    return torch.linalg.solve(gram, moments.T).T.float().numpy()

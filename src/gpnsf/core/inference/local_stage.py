@@ -1,0 +1,202 @@
+"""The local stage: what each spot adds to the field, and how sure we are of it.
+
+After the optimisation W and the field are frozen and every spot gets its own deviation,
+
+    h_ik = f_k(s_i) + e_ik,  e_ik ~ N(0, gamma_k)        spatial factors (the nugget gamma_1 of eq. 3)
+    h_ik = e_ik,             e_ik ~ N(0, gamma_k)        nonspatial factors
+
+found by Newton steps, all K factors of a spot jointly, with a Laplace covariance ``C_i = (H_i + diag(1/gamma))^-1``, H being
+Fisher's information, which the nonzero counts estimate until the last round. gamma follows by EM. Training with the nugget from the start would let it steal the signal of the field.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gpnsf.core import distributed
+from gpnsf.core.inference.moves import Adopted
+from gpnsf.core.likelihoods.moments import MEAN_RANGE
+from gpnsf.core.model.factorization import Block, Factorization
+
+__all__ = ["LogFactors", "covariances", "local", "mean_field"]
+
+NEWTON_STEPS = (3, 2, 1, 1, 1)  # of each round: the information is refreshed before them, gamma after them
+LARGEST_STEP = 1.0
+MATRICES = 10_000  # [K, K] that are inverted at a time, in double precision
+FIRST_GAMMA = 0.05
+GAMMA_FLOOR = 1e-4
+
+
+def covariances(precision: Tensor) -> Tensor:
+    """Inverse of precisions [n, K, K] known to single precision, which a dominant direction may leave singular.
+
+    The diagonal is lifted by 1e-7 of its mean, the rounding error of what it is the sum of.
+    """
+
+    def inverse(part: Tensor) -> Tensor:
+        lifted = part.double()
+        diagonal = lifted.diagonal(dim1=1, dim2=2)
+        diagonal += 1e-7 * diagonal.mean(1, keepdim=True)
+        return torch.linalg.inv(lifted).to(part.dtype)
+
+    return torch.cat([inverse(part) for part in precision.split(MATRICES)])
+
+
+@dataclass(frozen=True)
+class LogFactors:
+    """Posterior of the log factors (of the factors themselves in signed models)."""
+
+    m: Tensor  # [N, K] mean
+    v: Tensor  # [N, K] variance
+    field_m: Tensor  # [N, T] mean of the field alone
+    field_v: Tensor  # [N, T]
+    gamma: Tensor  # [K] variance of the deviations around the field
+
+
+@torch.no_grad()
+def mean_field(model: Factorization, blocks: list[Block], adopted: Mapping[int, Adopted] | None = None) -> LogFactors:
+    """The posterior as the guide has it, without a local stage, of which factors could be ``adopted``."""
+    moments = [model.marginals(block) for block in blocks]
+    m, v = torch.cat([m for m, _ in moments]), torch.cat([v for _, v in moments])
+    T = model.n_spatial
+    gamma = torch.zeros(model.n_factors, device=m.device)
+    if model.nonspatial is not None:
+        gamma[T:] = (2 * model.nonspatial.log_sigma).exp()
+    return LogFactors(m, v, m[:, :T], v[:, :T], gamma)
+
+
+@torch.no_grad()
+def local(model: Factorization, blocks: list[Block], adopted: Mapping[int, Adopted] | None = None) -> LogFactors:
+    """Run the local stage, then give the field its exact variance under the information that the spots carry.
+
+    ``adopted`` tells of spatial factors, by number, that do not begin at their field.
+    """
+    stage = _LocalStage(model, blocks)
+    for k, own in (adopted or {}).items():
+        stage.e[:, k], stage.gamma[k] = own.log_factor - stage.base[:, k], max(own.nugget, GAMMA_FLOOR)
+    for number, n_steps in enumerate(NEWTON_STEPS, start=1):
+        for block in distributed.mine(blocks):
+            stage.sweep(block, n_steps, last=number == len(NEWTON_STEPS))
+        stage.update_gamma()
+    return stage.result()
+
+
+class _LocalStage:
+    """Deviations e of all spots; blocks are visited one by one."""
+
+    def __init__(self, model: Factorization, blocks: list[Block]) -> None:
+        self.model, self.blocks, self.T = model, blocks, model.n_spatial
+        start = mean_field(model, blocks)
+        self.base = start.m.clone()
+        self.base[:, self.T :] = 0.0  # nonspatial factors are all deviation
+        self.e = start.m - self.base
+        self.gamma = start.gamma.clone()
+        self.gamma[: self.T] = FIRST_GAMMA
+        self.variance = torch.zeros_like(self.e)
+        self.information = torch.zeros_like(self.base[:, : self.T])  # on the field, per spot and factor
+        sizes = [torch.cat(list(block.size.values()), dim=1) for block in blocks]  # [n, modalities]
+        self.observed = torch.cat([(size > 0).any(1) for size in sizes])
+
+    def sweep(self, block: Block, n_steps: int, *, last: bool) -> None:
+        """Newton steps for the spots of one block, with their information held fixed.
+
+        Where exp(h) says that more of a factor is there than the counts show, the curvature in h exceeds Fisher's information
+        by minus the gradient. Without that, the steps of a factor that is all but absent go to and fro for ever.
+        """
+        rows = block.rows
+        gradient, precision = self._curvature(block, last=last)
+        if last:
+            self.information[rows] = self._field_information(precision)
+        diagonal = precision.diagonal(dim1=1, dim2=2)
+        diagonal += 1 / self.gamma
+        covariance = covariances(precision)
+        variance = covariance.diagonal(dim1=1, dim2=2).clamp_min(0.0)
+        for step in range(n_steps):
+            if step:
+                gradient = self._gradient(block)
+            change = torch.einsum("nkl,nl->nk", covariance, gradient - self.e[rows] / self.gamma)
+            if self.model.nonnegative:
+                change /= 1 - variance * gradient.clamp_max(0.0)
+            self.e[rows] += change.clamp(-LARGEST_STEP, LARGEST_STEP)
+        self.variance[rows] = variance
+
+    def update_gamma(self) -> None:
+        """EM: the mean posterior second moment of the deviations of observed spots."""
+        n_observed = int(self.observed.sum())
+        if n_observed:
+            parts = [
+                (self.e[block.rows] ** 2 + self.variance[block.rows])[self.observed[block.rows]].sum(0)
+                for block in distributed.mine(self.blocks)
+            ]
+            squares = torch.stack(parts).double().sum(0)
+            distributed.add_up(squares)
+            self.gamma = (squares / n_observed).clamp_min(GAMMA_FLOOR).to(self.gamma.dtype)
+
+    def _gradient(self, block: Block) -> Tensor:
+        """Gradient [n, K] of the log-likelihood in h, summed over modalities."""
+        return sum(score for score, _, _ in self._scores(block))  # type: ignore[return-value]
+
+    def _curvature(self, block: Block, *, last: bool) -> tuple[Tensor, Tensor]:
+        """The gradient, and the information [n, K, K]."""
+        gradient = torch.zeros_like(self.e[block.rows])
+        information = gradient.new_zeros(*gradient.shape, gradient.shape[1])
+        for score, slope, fisher in self._scores(block, "expected" if last else "nonzeros"):
+            gradient += score
+            if fisher is not None:
+                information += fisher.mul(slope[:, :, None]).mul_(slope[:, None, :])
+        return gradient, information
+
+    def _scores(self, block: Block, information: str = "") -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+        """For each modality its gradient in h, the slope ``size dH / dh`` [n, K], and the weighted information on the factors."""
+        h = self.base[block.rows] + self.e[block.rows]
+        factors = h.clamp(*MEAN_RANGE).exp() if self.model.nonnegative else h
+        for name, view in self.model.items():
+            counts, size, W = block.counts[name], block.size[name], view.loadings_of(block.batch)
+            slope = size * factors if self.model.nonnegative else size.expand_as(h)
+            A = torch.cat([size * factors, size], 1)
+            score, fisher = view.likelihood.curvature(counts, A, W, information == "nonzeros")
+            if information == "expected":
+                fisher = view.likelihood.expected_information(counts, A, W)
+            weight = view.weight / self.model.kl_weight
+            yield weight * slope * score, slope, None if fisher is None else weight * fisher
+
+    def _field_information(self, information: Tensor) -> Tensor:
+        """``1 / (gamma_k + [H_i^-1]_kk)``: what a spot says about its field once all else is integrated out [n, T].
+
+        The nonspatial factors of the spot keep their prior precision ``1 / gamma``; the other fields are taken as unknown.
+        """
+        spread = torch.cat([self._spread(part) for part in information.split(MATRICES)])
+        return 1 / (self.gamma[: self.T] + spread.to(information.dtype))
+
+    def _spread(self, information: Tensor) -> Tensor:
+        """``[H_i^-1]_kk`` [n, T] for some spots."""
+        precision = information.double()  # single precision finds a spot with fewer counts than factors singular
+        diagonal = precision.diagonal(dim1=1, dim2=2)
+        diagonal += 1e-6
+        diagonal[:, self.T :] += 1 / self.gamma[self.T :]
+        return torch.linalg.inv(precision).diagonal(dim1=1, dim2=2)[:, : self.T].clamp_min(1e-8)
+
+    def result(self) -> LogFactors:
+        """Deviation variance plus the share of the field's variance that the data leave in h."""
+        self.e, self.variance, self.information = (
+            distributed.gathered(values, self.blocks) for values in (self.e, self.variance, self.information)
+        )
+        m, v = self.base + self.e, self.variance.clone()
+        field_m, field_v = m[:, : self.T], v[:, : self.T]
+        if self.model.spatial is not None:
+            field = self.model.spatial.field
+            located = [block.located for block in self.blocks]
+            information = [self.information[block.rows] for block in self.blocks]
+            # where the deviations have settled, e / gamma is the gradient of the log-likelihood in the field
+            gradient = (self.e / self.gamma)[:, : self.T]
+            field.rescale(located, information, [gradient[block.rows] for block in self.blocks])
+            field.set_precision(located, information)
+            field_m = self.base[:, : self.T]
+            field_v = torch.cat([field.marginals(place)[1] for place in located])
+            shrink = self.variance[:, : self.T] / self.gamma[: self.T]
+            v[:, : self.T] += shrink**2 * field_v
+        return LogFactors(m, v, field_m, field_v, self.gamma)

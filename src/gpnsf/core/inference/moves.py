@@ -1,0 +1,346 @@
+"""Moves between optima that gradients do not find: merge two factors, divide one among others, give a nonspatial one a field.
+
+Each is a change of the parameters, followed by a few steps, and kept where the objective has risen (``training``). A factor that
+is merged away is switched off: next to no loadings, and its posterior at the prior. Switched-off factors are what moves make
+room from, so the numbers of factors stay as they were asked for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from scipy.optimize import nnls
+from torch import Tensor
+
+from gpnsf.core import distributed
+from gpnsf.core.model.factorization import Block, Factorization
+from gpnsf.core.scores.metrics import knn_weights, morans_i
+
+__all__ = ["ALIVE", "Adopted", "Move", "adopt", "join", "log_factors", "make", "neighbours", "proposals", "shares"]
+
+ALIVE = 1e-3  # share of the expected counts of some modality below which a factor is switched off
+WORTH = 1e-2  # share below which a factor is not worth a move
+ORDER = 0.5  # Moran's I of a nonspatial factor that may have a field
+SURE, ALIKE, SAME = 0.8, 0.6, 0.9  # likeness of spatial pairs merged together or singly, and of nonspatial pairs
+MOST_NOISE = 0.5  # of the square of a column of loadings, that can be taken out
+MIXED, HALF_MIXED = 0.1, 0.3  # share of a factor's loadings that those of others leave over
+LEAST_PART = 1e-3  # of a factor that another takes over
+EQUAL = 0.95  # cosine of the loadings of factors that are one
+N_NEIGHBORS = 8
+USUAL_NOISE, LEAST_NOISE = 0.2, 0.05  # of the ridge that makes a field of a log factor
+SPLIT = (0.05, 0.95)  # bounds of the share of a log factor's variance that is given to its field
+
+
+@dataclass(frozen=True)
+class Move:
+    """Factors to merge or divide, and a nonspatial factor to put into a spatial slot after that."""
+
+    merges: tuple[tuple[int, int], ...] = ()  # (k, l): k takes over what l has
+    divided: int | None = None  # a spatial factor whose loadings are a mixture of those of others
+    promotion: tuple[int, int] | None = None  # a nonspatial factor, and its slot
+
+    @property
+    def name(self) -> str:
+        """The move in words."""
+        parts = [f"merge {l} into {k}" for k, l in self.merges]
+        if self.divided is not None:
+            parts.append(f"divide {self.divided}")
+        if self.promotion:
+            parts.append("nonspatial {} to spatial {}".format(*self.promotion))
+        return ", ".join(parts)
+
+
+@dataclass(frozen=True)
+class Adopted:
+    """A factor that got a field without training: where the local stage begins with it."""
+
+    log_factor: Tensor  # [N], centred
+    nugget: float  # variance around the field
+
+
+@torch.no_grad()
+def log_factors(model: Factorization, blocks: list[Block]) -> Tensor:
+    """Means [N, K] of the log factors of all rows."""
+    return distributed.by_block(blocks, lambda block: model.marginals(block)[0])
+
+
+@torch.no_grad()
+def shares(model: Factorization, m: Tensor) -> Tensor:
+    """Share [V, K] of the expected counts of each modality that is of each factor."""
+    level = torch.cat([m.clamp(-12.0, 8.0).exp().mean(0), torch.ones(1, device=m.device)])
+    parts = [view.loadings.mean.sum(0) * level for _, view in model.items()]
+    return torch.stack([part[:-1] / part.sum().clamp_min(1e-30) for part in parts])
+
+
+def neighbours(blocks: list[Block]) -> sp.csr_matrix:
+    """Weights [N, N] of the neighbours of each row within its slice."""
+    coords = torch.cat([block.located.coords + 1e3 * block.located.library[:, None] for block in blocks])
+    return knn_weights(coords.double().cpu().numpy(), n_neighbors=min(N_NEIGHBORS, len(coords) - 1))
+
+
+@torch.no_grad()
+def overlap(model: Factorization, m: Tensor) -> np.ndarray:
+    """Products [K, K] of the loadings of all modalities, in units of Poisson's noise and with that noise taken out.
+
+    In counts a spot a feature has ``W_jk e_k`` of a factor, with standard error ``sqrt(W_jk e_k / N)``; divided by the root of all
+    its counts, each modality weighs by what it tells.
+    """
+    level = torch.cat([m.clamp(-12.0, 8.0).exp().mean(0), torch.ones(1, device=m.device)])
+    products, noise = torch.zeros(2, model.n_factors, model.n_factors, device=m.device)
+    for _, view in model.items():
+        counts = view.loadings.mean * level
+        total = counts.sum(1, keepdim=True) + 1e-12
+        columns = counts[:, :-1] / total.sqrt()
+        products = products + columns.T @ columns
+        noise = noise + torch.diag((counts[:, :-1] / total).sum(0) / model.n_obs)
+    squares, noise = products.diagonal(), noise.diagonal()
+    known = noise < MOST_NOISE * squares  # where it is most of a column, nobody can say what is left without it
+    products.diagonal().copy_(torch.where(known, squares - noise, squares).clamp_min(1e-30))
+    return products.double().cpu().numpy()
+
+
+def mixture(products: np.ndarray, k: int, others: list[int]) -> tuple[float, np.ndarray]:
+    """Nonnegative weights with which the loadings of others make up those of factor k, and the share that is left over."""
+    values, vectors = np.linalg.eigh(products[np.ix_(others, others)])
+    root = np.sqrt(np.maximum(values, 1e-9 * values[-1]))
+    weights, _ = nnls(root[:, None] * vectors.T, vectors.T @ products[others, k] / root)
+    explained = 2 * weights @ products[others, k] - weights @ products[np.ix_(others, others)] @ weights
+    return 1 - explained / products[k, k], weights
+
+
+class _Standing:
+    """Where the factors stand: how large each is, how alike two are, and how much order a nonspatial one has.
+
+    Where log factors ``m`` [N, K] are given, likeness is that of loadings alone.
+    """
+
+    def __init__(
+        self, model: Factorization, blocks: list[Block], graph: sp.csr_matrix, m: Tensor | None = None
+    ) -> None:
+        self.model, self.T = model, model.n_spatial
+        self.m = log_factors(model, blocks) if m is None else m
+        share = shares(model, self.m)
+        self.size, self.largest = share.sum(0), share.amax(0)
+        self.products = overlap(model, self.m)
+        length = np.sqrt(self.products.diagonal())
+        self.likeness = np.minimum(self.products / np.outer(length, length), 1.0)
+        if m is None:
+            correlation = torch.corrcoef(self.m.clamp(-6.0, 6.0).exp().T).nan_to_num(0.0)
+            self.likeness = np.maximum(self.likeness, correlation.cpu().numpy())
+        self.order = np.zeros(model.n_factors)
+        if 0 < self.T < model.n_factors:
+            self.order[self.T :] = morans_i(self.m[:, self.T :].double().cpu().numpy(), graph)
+
+    @property
+    def off(self) -> list[int]:
+        """Spatial slots that are free."""
+        return [k for k in range(self.T) if self.largest[k] <= ALIVE]
+
+    def worth(self, *, spatial: bool) -> list[int]:
+        """Spatial or nonspatial factors that are worth a move."""
+        factors = range(self.T) if spatial else range(self.T, self.model.n_factors)
+        return [k for k in factors if self.largest[k] > WORTH]
+
+    def pairs(self, *, spatial: bool, above: float) -> list[tuple[int, int]]:
+        """Pairs more alike than a bound, the most alike first; the larger factor of a pair stands first."""
+        pairs = [(k, l) for k, l in combinations(self.worth(spatial=spatial), 2) if self.likeness[k, l] > above]
+        pairs.sort(key=lambda pair: -float(self.likeness[pair]))
+        return [(k, l) if self.size[k] >= self.size[l] else (l, k) for k, l in pairs]
+
+    def mixtures(self, below: float, candidates: list[int] | None = None) -> list[int]:
+        """Factors whose loadings are a mixture of those of spatial ones, but for a part, the best explained ones first."""
+        spatial, left = self.worth(spatial=True), {}
+        for k in spatial if candidates is None else candidates:
+            others = [l for l in spatial if l != k]
+            left[k] = mixture(self.products, k, others)[0] if others else 1.0
+        return [k for k in sorted(left, key=lambda k: left[k]) if left[k] < below]
+
+
+@torch.no_grad()
+def proposals(model: Factorization, blocks: list[Block], graph: sp.csr_matrix) -> Iterator[Move]:
+    """The moves worth trying from here, best guesses first."""
+    standing = _Standing(model, blocks, graph)
+    yield from _promotions(standing)
+    disjoint: list[tuple[int, int]] = []
+    for pair in standing.pairs(spatial=True, above=SURE):
+        if not set(pair) & {k for other in disjoint for k in other}:
+            disjoint.append(pair)
+    if len(disjoint) > 1:
+        yield Move(tuple(disjoint))
+    for k in standing.mixtures(below=MIXED):
+        yield Move(divided=k)
+    for spatial, above in ((True, ALIKE), (False, SAME)):
+        for pair in standing.pairs(spatial=spatial, above=above):
+            yield Move((pair,))
+
+
+def _promotions(standing: _Standing) -> Iterator[Move]:
+    """Nonspatial factors with order, each into a free spatial slot, or into that of a factor that others can take over."""
+    for k in sorted(standing.worth(spatial=False), key=lambda k: -standing.order[k]):
+        if standing.order[k] < ORDER:
+            return
+        if standing.off:
+            yield Move(promotion=(k, standing.off[0]))
+        elif mixtures := standing.mixtures(below=HALF_MIXED):
+            yield Move(divided=mixtures[0], promotion=(k, mixtures[0]))
+        elif pairs := standing.pairs(spatial=True, above=-1.0):
+            yield Move((pairs[0],), promotion=(k, pairs[0][1]))
+
+
+@torch.no_grad()
+def make(move: Move, model: Factorization, blocks: list[Block]) -> None:
+    """Change the parameters as a move says."""
+    m = log_factors(model, blocks)
+    for k, l in move.merges:
+        joint, loadings = _sum(model, m, [k, l])
+        _switch_off(model, l)
+        _put(model, blocks, k, joint, loadings, like=k)
+    if move.divided is not None:
+        factors = [k for k in range(model.n_spatial) if k != move.divided]
+        for k, joint in _divided(model, m, move.divided, factors).items():
+            _put(model, blocks, k, joint, [view.loadings.mean[:, k].clone() for _, view in model.items()], like=k)
+        _switch_off(model, move.divided)
+    if move.promotion:
+        k, slot = move.promotion
+        loadings = [view.loadings.mean[:, k].clone() for _, view in model.items()]
+        _switch_off(model, k)
+        _put(model, blocks, slot, m[:, k], loadings)
+
+
+def _sum(model: Factorization, m: Tensor, members: list[int]) -> tuple[Tensor, list[Tensor]]:
+    """Log factor [N] and loadings of the sum of factors, each weighted by its loadings."""
+    views = [view.loadings.mean for _, view in model.items()]
+    mass = torch.stack([W[:, members].sum(0) for W in views]).sum(0).clamp_min(1e-30).log()
+    joint = torch.logsumexp(m[:, members] + mass, 1) - torch.logsumexp(mass, 0)
+    return joint, [W[:, members].sum(1) for W in views]
+
+
+def _divided(model: Factorization, m: Tensor, l: int, others: list[int]) -> dict[int, Tensor]:
+    """Log factors [N] of others once they have taken over factor l, as the mixture says that its loadings are."""
+    level = m.clamp(-12.0, 8.0).exp().mean(0)
+    weights = mixture(overlap(model, m), l, others)[1]
+    part = {k: float(weight * level[k] / level[l]) for k, weight in zip(others, weights, strict=True)}
+    return {k: torch.logaddexp(m[:, k], m[:, l] + math.log(c)) for k, c in part.items() if c > LEAST_PART}
+
+
+def _put(
+    model: Factorization,
+    blocks: list[Block],
+    k: int,
+    log_factor: Tensor,
+    loadings: list[Tensor],
+    *,
+    like: int | None = None,
+    share: float | None = None,
+) -> None:
+    """Set factor k; with ``share``, its field gets that share of the variance, as a ridge with the rest as noise leaves it."""
+    shift = torch.zeros((), device=log_factor.device)
+    if model.spatial is not None and k < model.n_spatial:
+        shift = log_factor.mean()
+        located, (noise_sd, amplitude) = [block.located for block in blocks], _ridge(log_factor, share)
+        model.spatial.field.put(k, log_factor - shift, located, like=like, noise_sd=noise_sd, amplitude=amplitude)
+    elif model.nonspatial is not None:
+        model.nonspatial.loc[:, k - model.n_spatial] = log_factor
+    for (_, view), W in zip(model.items(), loadings, strict=True):
+        view.loadings.put(k, W * shift.exp(), like)
+
+
+def _ridge(log_factor: Tensor, share: float | None) -> tuple[float, float | None]:
+    """Noise and amplitude with which a field takes up a share of the variance."""
+    if share is None:
+        return USUAL_NOISE, None
+    std = float(log_factor.std())
+    return max(std * (1 - share) ** 0.5, LEAST_NOISE), std * share**0.5
+
+
+def _switch_off(model: Factorization, k: int) -> None:
+    """Factor k at its prior, with next to no loadings."""
+    for _, view in model.items():
+        view.loadings.switch_off(k)
+    if model.spatial is not None and k < model.n_spatial:
+        model.spatial.field.forget(k)
+    elif model.nonspatial is not None:
+        i = k - model.n_spatial
+        model.nonspatial.loc[:, i] = 0.0
+        model.nonspatial.log_scale[:, i] = model.nonspatial.log_sigma[i]
+
+
+@torch.no_grad()
+def join(
+    model: Factorization, blocks: list[Block], graph: sp.csr_matrix, ordered: Sequence[int] = ()
+) -> dict[int, Adopted]:
+    """Factors with the loadings of a spatial one become part of it; with deviations around its field nothing is lost.
+
+    Spatial factors and those nonspatial ones that are ``ordered`` may also have loadings that are a mixture of several. Where each
+    spatial factor that has taken over another begins is returned.
+    """
+    m, joined = log_factors(model, blocks), {}
+
+    def put(k: int, joint: Tensor, loadings: list[Tensor]) -> None:
+        share = _field_share(joint, graph)
+        _put(model, blocks, k, joint, loadings, like=k, share=share)
+        joined[k] = Adopted(joint - joint.mean(), (1 - share) * float(joint.var()))
+        m[:, k] = joint - joint.mean()  # the loadings have taken the mean
+
+    for k, others in _equal(_Standing(model, blocks, graph, m=m)).items():
+        joint, loadings = _sum(model, m, [k, *others])
+        for l in others:
+            _switch_off(model, l)
+        put(k, joint, loadings)
+    while True:
+        standing = _Standing(model, blocks, graph, m=m)
+        used = [k for k in [*range(model.n_spatial), *ordered] if standing.largest[k] > ALIVE]
+        mixtures = standing.mixtures(below=MIXED, candidates=used)
+        if not mixtures:
+            return joined
+        l = min(mixtures, key=lambda k: float(standing.size[k]))
+        for k, joint in _divided(model, m, l, [k for k in standing.worth(spatial=True) if k != l]).items():
+            put(k, joint, [view.loadings.mean[:, k].clone() for _, view in model.items()])
+        _switch_off(model, l)
+        m[:, l] = 0.0
+        joined.pop(l, None)
+
+
+def _equal(standing: _Standing) -> dict[int, list[int]]:
+    """For each spatial factor the smaller ones that have its loadings."""
+    owner: dict[int, int] = {}
+    factors = standing.worth(spatial=True) + standing.worth(spatial=False)
+    for l in sorted(factors, key=lambda k: float(standing.size[k])):
+        larger = [
+            k
+            for k in standing.worth(spatial=True)
+            if k != l
+            and k not in owner
+            and (l >= standing.T or standing.size[k] >= standing.size[l])
+            and standing.likeness[k, l] > EQUAL
+        ]
+        if larger:
+            owner[l] = max(larger, key=lambda k: float(standing.likeness[k, l]))
+    return {k: [l for l, other in owner.items() if other == k] for k in sorted(set(owner.values()))}
+
+
+@torch.no_grad()
+def adopt(model: Factorization, blocks: list[Block], graph: sp.csr_matrix, log_factor: Tensor) -> dict[int, Adopted]:
+    """Give the last spatial factors of a model the fields and deviations that log factors [N, n] ask for, without training."""
+    if model.spatial is None:
+        return {}
+    located, adopted, field = [block.located for block in blocks], {}, model.spatial.field
+    first = model.n_spatial - log_factor.shape[1]
+    for slot, own in enumerate(log_factor.T, start=first):
+        share, centred = _field_share(own, graph), own - own.mean()
+        noise_sd, amplitude = _ridge(own, share)
+        field.put(slot, centred, located, noise_sd=noise_sd, amplitude=amplitude)
+        adopted[slot] = Adopted(centred, (1 - share) * float(own.var()))
+    return adopted
+
+
+def _field_share(log_factor: Tensor, graph: sp.csr_matrix) -> float:
+    """Moran's I of a log factor [N], which is about the share of its variance that a field can hold."""
+    order = float(morans_i(log_factor[:, None].double().cpu().numpy(), graph)[0])
+    return min(max(order, SPLIT[0]), SPLIT[1])

@@ -1,0 +1,302 @@
+"""From a fitted model to plain numpy: moments, scale, order, totals and the uncertainty of importance scores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import reduce
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gpnsf.core.inference.local_stage import LogFactors, covariances
+from gpnsf.core.likelihoods import AbstractLikelihood
+from gpnsf.core.model.build import restore_field
+from gpnsf.core.model.factorization import Block, Factorization, ViewModel
+from gpnsf.core.scores import simplex
+from gpnsf.core.types import Dataset, Posterior
+
+__all__ = ["predict", "summarise"]
+
+VARIANCE_CAP = 0.25  # of a log factor, in the mean: beyond it exp(m + v/2) speaks of the prior's tail, not of the data
+SD_CAP = 9.0
+MIXING = 1.44  # ratio of the variance of spatial log factors to what the counts leave open: see docs/decisions.md
+LARGEST_SHIFT = 12.0  # of log loadings, to match the observed totals
+FEATURES = 10_000  # whose covariances [P, K, K] are made at a time
+PLACES = 20_000  # where a field is predicted at a time: inducing points need arrays [n, T, M]
+EMPTY = 1e-12  # size of a factor of which nothing is left: signed models may be asked for more than the data hold
+NEGLIGIBLE = 1e-6  # loadings below this share of their feature's total are set to zero
+
+
+@torch.no_grad()
+def summarise(model: Factorization, dataset: Dataset, blocks: list[Block], log_factors: LogFactors) -> Posterior:
+    """Posterior moments of the factors, each scaled to mean one over spots, in order of their expected signal."""
+    T = model.n_spatial
+    mean, std, smooth, scale, smooth_scale = _scaled(model, blocks, log_factors)
+    margins = {name: _margins(blocks, name) for name in model.names}
+    loadings = {name: _scaled_loadings(view, margins[name], scale) for name, view in model.items()}
+    result = _Result(mean, loadings, _centred_multipliers(model, blocks, loadings))
+    result.match_totals(model, blocks, margins)
+    order = result.sort(T)
+    mean = result.mean  # each under its old name: where spots are many, copies [N, K] are what fills the memory
+    std = std[:, order]
+    smooth = smooth[:, order]
+    spatial_order = order[:T]
+    importance_std, loadings_std = result.deviations(model, blocks)
+    return Posterior(
+        mean=_array(mean),
+        smooth=_array(smooth),
+        std=_array(std),
+        loadings={name: _array(W[:, :-1]) for name, W in result.loadings.items()},
+        loadings_std=loadings_std,
+        background={name: _array(W[:, -1]) for name, W in result.loadings.items()},
+        dispersion={
+            name: _array(theta) for name, view in model.items() if (theta := view.likelihood.dispersion()) is not None
+        },
+        variance_explained=result.variance_explained(model, dataset, blocks),
+        importance_std=importance_std,
+        is_spatial=np.arange(model.n_factors) < T,
+        order=_array(order).astype(np.int64),
+        lengthscale=_padded(model, "log_lengthscale", spatial_order),
+        amplitude=_amplitude(model, log_factors, order),
+        multipliers={name: _array(factor.T) for name, factor in result.multipliers.items()},
+        field=_field_state(model, log_factors, smooth_scale, spatial_order),
+    )
+
+
+def _scaled(model: Factorization, blocks: list[Block], log_factors: LogFactors) -> tuple[Tensor, ...]:
+    """Means, standard deviations, and means by the field alone [N, K], each divided by a scale; the scales of the two means [K].
+
+    Rows without any count have what the field alone says of them, and the mean of every nonspatial factor.
+    """
+    T = model.n_spatial
+    mixing = torch.ones(model.n_factors, device=log_factors.m.device)
+    mixing[:T] = MIXING
+    mean, std = _moments(model.nonnegative, log_factors.m, log_factors.v, mixing)
+    smooth = mean.clone()
+    spread = log_factors.field_v + log_factors.gamma[:T]
+    smooth[:, :T] = _moments(model.nonnegative, log_factors.field_m, spread)[0]
+    unseen = torch.cat([torch.stack([size <= 0 for size in block.size.values()]).all(0)[:, 0] for block in blocks])
+    if model.nonnegative and unseen.any():
+        seen = ~unseen
+        level = mean[seen].mean(0) / smooth[seen].mean(0).clamp_min(EMPTY)
+        expected = smooth[unseen] * level
+        expected[:, T:] = mean[seen][:, T:].mean(0)
+        std[unseen] *= expected / mean[unseen].clamp_min(EMPTY)
+        mean[unseen], smooth[unseen, T:] = expected, expected[:, T:]
+    scale, smooth_scale = _scales(model.nonnegative, mean), _scales(model.nonnegative, smooth)
+    return mean / scale, std.div_(scale), smooth.div_(smooth_scale), scale, smooth_scale
+
+
+def _moments(nonnegative: bool, m: Tensor, v: Tensor, mixing: Tensor | float = MIXING) -> tuple[Tensor, Tensor]:
+    """Mean of exp(h), ``h ~ N(m, v)``, and standard deviation with v times ``mixing`` (signed models: both of h alone)."""
+    if not nonnegative:
+        return m, v.sqrt()
+    mean = v.clamp_max(VARIANCE_CAP).mul_(0.5).add_(m.clamp(-12.0, 8.0)).exp_()
+    return mean, (mixing * v).clamp_max_(SD_CAP).expm1_().sqrt_().mul_(mean)
+
+
+def _scales(nonnegative: bool, factors: Tensor) -> Tensor:
+    """What each factor is divided by: its mean, or its root mean square if it has a sign; 1 for what is zero but for rounding."""
+    size = factors.mean(0) if nonnegative else (factors**2).mean(0).sqrt()
+    return torch.where(size < EMPTY, 1.0, size)
+
+
+class _Margins(NamedTuple):
+    """What has to be known of all counts of a modality at once."""
+
+    seen: Tensor  # [P] whether a feature has any
+    total: float
+    smallest: float
+
+
+def _margins(blocks: list[Block], name: str) -> _Margins:
+    """Read every block once."""
+    seen, total, smallest = [], 0.0, 0.0
+    for block in blocks:
+        counts = block.counts[name]
+        seen.append(counts.per_column > 0)
+        total += float(counts.values.double().sum())
+        smallest = min(smallest, float(counts.values.min())) if counts.nnz else smallest
+    return _Margins(torch.stack(seen).any(0), total, smallest)
+
+
+def _scaled_loadings(view: ViewModel, margins: _Margins, scale: Tensor) -> Tensor:
+    """Loadings [P, K+1] that go with the scaled factors; traces are zero, and so are features without a count."""
+    W = view.loadings.mean * torch.cat([scale, torch.ones(1, device=scale.device)])
+    if not view.loadings.nonnegative:
+        return W
+    kept = W >= NEGLIGIBLE * W.sum(1, keepdim=True)
+    kept[:, -1] = True
+    return W * kept * margins.seen[:, None]
+
+
+def _centred_multipliers(model: Factorization, blocks: list[Block], loadings: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Batch multipliers [S, P] with mean one over spots, by size factor; their mean goes into the loadings."""
+    centred = {}
+    for name, view in model.items():
+        if view.log_multipliers is not None:
+            multipliers = view.log_multipliers.exp()
+            weight = torch.zeros(len(multipliers), 1, device=multipliers.device)
+            for block in blocks:
+                weight[block.batch] += block.size[name].sum()
+            mean = (weight * multipliers).sum(0) / weight.sum()
+            centred[name] = multipliers / mean
+            loadings[name] = loadings[name] * mean[:, None]
+    return centred
+
+
+class _Result:
+    """Factors and loadings on their way to numpy."""
+
+    def __init__(self, mean: Tensor, loadings: dict[str, Tensor], multipliers: dict[str, Tensor]) -> None:
+        self.mean, self.loadings, self.multipliers = mean, loadings, multipliers
+
+    def loadings_of(self, name: str, block: Block) -> Tensor:
+        """Loadings and background [P, K+1] as the batch of a block sees them."""
+        W = self.loadings[name]
+        return self.multipliers[name][block.batch][:, None] * W if name in self.multipliers else W
+
+    def augmented(self, block: Block, name: str) -> Tensor:
+        """Factors of a block with size factors and the constant column [n, K+1]."""
+        size = block.size[name]
+        return torch.cat([size * self.mean[block.rows], size], 1)
+
+    def match_totals(self, model: Factorization, blocks: list[Block], margins: dict[str, _Margins]) -> None:
+        """Scale each modality's loadings so that its expected total is the observed one."""
+        for name, view in model.items():
+            if (
+                view.loadings.nonnegative and margins[name].smallest >= 0
+            ):  # values around zero have no total to be matched
+                self._match_total(view.likelihood, name, blocks, margins[name].total)
+
+    def sort(self, T: int) -> Tensor:
+        """Spatial factors first, each group by expected signal (factors have mean one); the new order [K]."""
+        mass = torch.stack([W[:, :-1].abs().sum(0) for W in self.loadings.values()]).sum(0)
+        spatial = torch.argsort(mass[:T], descending=True, stable=True)
+        order = torch.cat([spatial, T + torch.argsort(mass[T:], descending=True, stable=True)])
+        self.mean = self.mean[:, order]
+        self.loadings = {name: torch.cat([W[:, order], W[:, -1:]], 1) for name, W in self.loadings.items()}
+        return order
+
+    def _match_total(
+        self, likelihood: AbstractLikelihood, name: str, blocks: list[Block], observed: float, n_iterations: int = 30
+    ) -> None:
+        """Newton steps in the log factor, halved where they would leave the bracket of the solution."""
+        W, at, low, high = self.loadings[name], 0.0, -LARGEST_SHIFT, LARGEST_SHIFT
+        for _ in range(n_iterations):
+            total, slope = self._totals(likelihood, name, blocks)
+            saturated = total < observed and slope <= 1e-4 * total  # probabilities that cannot grow any more
+            if abs(total - observed) <= 1e-4 * observed or saturated:
+                break
+            low, high = (at, high) if total < observed else (low, at)
+            at += float(np.clip((observed - total) / max(slope, 1e-12 * total), -1, 1))
+            at = at if low < at < high else (low + high) / 2
+            self.loadings[name] = W * float(np.exp(at))
+
+    def _totals(self, likelihood: AbstractLikelihood, name: str, blocks: list[Block]) -> tuple[float, float]:
+        """Expected total over all blocks, and its derivative."""
+        parts = [likelihood.totals(self.augmented(block, name), self.loadings_of(name, block)) for block in blocks]
+        return sum(float(total) for total, _ in parts), sum(float(slope) for _, slope in parts)
+
+    def variance_explained(self, model: Factorization, dataset: Dataset, blocks: list[Block]) -> dict[str, np.ndarray]:
+        """Share [K] of each modality's null deviance that is lost when one factor is held at its mean.
+
+        The likelihood that judges is the scorer of its own.
+        """
+        explained = {}
+        for view in dataset.views:
+            likelihood = dict(model.items())[view.name].likelihood.scorer()
+            lost = reduce(torch.add, (self._lost(likelihood, view.name, block) for block in blocks))
+            null = likelihood.flat_deviance(view, blocks)
+            explained[view.name] = _array(2 * lost / max(null, 1e-12))
+        return explained
+
+    def _lost(self, likelihood: AbstractLikelihood, name: str, block: Block) -> Tensor:
+        """What the log-likelihood of a block loses [K] with one factor replaced by its mean over spots."""
+        A = self.augmented(block, name)
+        level = torch.cat([self.mean.mean(0), torch.ones(1, device=A.device)])
+        changes = block.size[name] * level - A
+        return likelihood.lost(block.counts[name], A, self.loadings_of(name, block), changes)[:-1]
+
+    def deviations(self, model: Factorization, blocks: list[Block]) -> tuple[dict[str, np.ndarray], ...]:
+        """Standard deviations of each feature's importance [P] and loadings [P, K], from the Laplace covariance of these."""
+        is_spatial = np.arange(model.n_factors) < model.n_spatial
+        importance, loadings = {}, {}
+        for name, view in model.items():
+            W = self.loadings[name]
+            information = reduce(torch.add, (self._loading_information(view.likelihood, name, b) for b in blocks))
+            total = W[:, :-1].abs().sum(1).clamp_min(1e-12)
+            information.diagonal(dim1=1, dim2=2).add_((1 / total**2)[:, None])
+            found = [
+                _deviations(_array(part[:, :-1]), _array(covariances(own)), is_spatial)
+                for part, own in zip(W.split(FEATURES), information.split(FEATURES), strict=True)
+            ]
+            importance[name], loadings[name] = map(np.concatenate, zip(*found, strict=True))
+        return importance, loadings
+
+    def _loading_information(self, likelihood: AbstractLikelihood, name: str, block: Block) -> Tensor:
+        """Information [P, K, K] of a block on the loadings, through the multipliers of its batch."""
+        A, W = self.augmented(block, name), self.loadings_of(name, block)
+        information = likelihood.loading_information(block.counts[name], A, W)
+        return (
+            information * self.multipliers[name][block.batch][:, None, None] ** 2 if self.multipliers else information
+        )
+
+
+def _deviations(W: np.ndarray, covariance: np.ndarray, is_spatial: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Standard deviations [P] of the importance and [P, K] of loadings with covariances [P, K, K]; 0 without signal."""
+    importance = simplex.importance_std(W, covariance, is_spatial)
+    loadings = np.sqrt(np.maximum(np.diagonal(covariance, axis1=1, axis2=2), 0.0)) * W.any(axis=1, keepdims=True)
+    return importance.astype(np.float32), loadings.astype(np.float32)
+
+
+def _padded(model: Factorization, name: str, order: Tensor) -> np.ndarray:
+    """Exp of a field parameter for the spatial factors, nan for the others [K]."""
+    values = np.full(model.n_factors, np.nan, dtype=np.float32)
+    if model.spatial is not None:
+        values[: model.n_spatial] = _array(getattr(model.spatial.field, name)[order].exp())
+    return values
+
+
+def _amplitude(model: Factorization, log_factors: LogFactors, order: Tensor) -> np.ndarray:
+    """Standard deviation of the log factors a priori [K]."""
+    values = _padded(model, "log_amplitude", order[: model.n_spatial])
+    values[model.n_spatial :] = _array(log_factors.gamma[order][model.n_spatial :].sqrt())
+    return values
+
+
+def _field_state(model: Factorization, log_factors: LogFactors, scale: Tensor, order: Tensor) -> dict[str, Any]:
+    """What prediction needs: the field, the order and scale of its factors, and the spread of spots around it."""
+    T = model.n_spatial
+    state: dict[str, Any] = {
+        "nonnegative": model.nonnegative,
+        "order": _array(order).astype(np.int64),
+        "factor_mean": _array(scale[:T]),
+        "nugget": _array(log_factors.gamma[:T]),
+    }
+    if model.spatial is not None:
+        state["process"] = model.spatial.field.state()
+    return state
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    """Detached float32 numpy."""
+    return tensor.detach().cpu().numpy().astype(np.float32)
+
+
+@torch.no_grad()
+def predict(state: Mapping[str, Any], coords: np.ndarray, library: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation [n, T] of the spatial factors at ``coords`` (half-width units), from a field's state.
+
+    The counterpart of what :func:`summarise` stores: the field alone, with the spread of single spots around it.
+    """
+    field = restore_field(state["process"])
+    rows = [slice(start, start + PLACES) for start in range(0, max(len(coords), 1), PLACES)]
+    parts = [field.marginals(field.locate(coords[part], library[part])) for part in rows]
+    m, v = (torch.cat(moments) for moments in zip(*parts, strict=True))
+    order = torch.as_tensor(np.asarray(state["order"]))
+    nugget, scale = (torch.as_tensor(np.asarray(state[name])) for name in ("nugget", "factor_mean"))
+    mean, std = _moments(bool(state["nonnegative"]), m, v + nugget)
+    return _array((mean / scale)[:, order]), _array((std / scale)[:, order])

@@ -1,0 +1,233 @@
+"""Whether a factor is spatial: divide the counts, fit each half, and look for its order in the other half.
+
+A field follows noise as readily as signal, so neither its amplitude, nor the bound, nor Moran's I of the fitted factors can
+tell. Counts that took no part in the fit can: with its loadings, factors are estimated spot by spot, without any field, in
+both halves. In noise alone, a spot of the one half knows nothing of its neighbours in the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from scipy.stats import norm
+from torch import Tensor
+
+from gpnsf.core.families import FAMILIES
+from gpnsf.core.inference import initial, local_stage, training
+from gpnsf.core.inference.moves import ALIVE, shares
+from gpnsf.core.inference.schedule import Schedule
+from gpnsf.core.likelihoods.moments import MEAN_RANGE
+from gpnsf.core.model.factorization import Factorization
+from gpnsf.core.scores.metrics import centred_within, knn_weights, permutation_variance
+from gpnsf.core.types import Dataset, View
+
+__all__ = ["CLEAR_Z", "MIN_Z", "SpatialTest", "halves", "passed", "spatial_test"]
+
+MIN_Z = 3.0  # above which a factor counts as spatial
+CLEAR_Z = 6.0  # above which a factor shows that the data are not too shallow to judge each alone
+SCATTER = 4.0  # of z over factors with the same order: three standard deviations
+CHANCE = 2.0  # standard deviations of the order that real differences between spots have by chance, taken off z
+MAX_SPOTS = 5_000
+MAX_NONZEROS = 2_000_000
+SCHEDULE = Schedule(max_steps=60, pick_steps=15, moves=0)
+N_NEIGHBORS = (6, 60)
+
+
+@dataclass(frozen=True)
+class SpatialTest:
+    """Order of the factors of each half's fit in the counts of the other half."""
+
+    rows: np.ndarray  # [n] rows of the dataset that took part
+    factors: list[np.ndarray]  # [n, K] log factors of each half's fit
+    z: list[np.ndarray]  # [K]
+    repeated: list[np.ndarray]  # z [K] of what the same spots say of the factor in both halves
+    used: list[np.ndarray]  # [K] whether the counts of the half ask for the factor
+    n_spatial: int  # factors that had a field, the first ones
+
+    @property
+    def slots(self) -> int:
+        """How many spatial factors a fit should begin with: all that are not in use without spatial order.
+
+        As many as the test itself began with where no factor has order.
+        """
+        plain, found, T = [], 0, self.n_spatial
+        for z, used in zip(self.z, self.used, strict=True):
+            has_order = np.concatenate([passed(z[:T]), z[T:] > CLEAR_Z])
+            plain.append((used & ~has_order).sum())
+            found += (used & has_order).sum()
+        return len(self.z[0]) - round(np.mean(plain)) if found else self.n_spatial
+
+    def matched(self, log_factors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Z and one-sided p [K] of the factors of another fit with log factors [N, K], by the factors most like each."""
+        z = self._of_most_alike(self.z, log_factors)
+        return z, norm.sf(z)
+
+    def noise(self, log_factors: np.ndarray) -> np.ndarray:
+        """Factors [K] of another fit of which counts that took no part show nothing, neither in a spot nor beside it."""
+        return np.all([self._of_most_alike(z, log_factors) < MIN_Z for z in (self.z, self.repeated)], axis=0)
+
+    def _of_most_alike(self, values: list[np.ndarray], log_factors: np.ndarray) -> np.ndarray:
+        """Z [K] of both halves together, each by its factor most like that of another fit with log factors [N, K]."""
+        wanted = _standard(log_factors[self.rows])
+        pairs = zip(self.factors, values, strict=True)
+        return np.sum([z[(_standard(factors).T @ wanted).argmax(0)] for factors, z in pairs], axis=0) / np.sqrt(2)
+
+
+def passed(z: np.ndarray) -> np.ndarray:
+    """Which spatial factors [T] are spatial.
+
+    Each that shows it alone. In very shallow data, where none can show it clearly, they may show it together, at the level that T
+    single tests have; none counts for more than it takes to pass alone. Then one is given up only if it falls short of what the
+    better half of them shows.
+    """
+    T, alone = len(z), z > MIN_Z
+    if not T:
+        return alone
+    together = np.minimum(z, MIN_Z).sum() > np.sqrt(T) * norm.isf(min(0.5, T * norm.sf(MIN_Z)))
+    if not together or z.max() > CLEAR_Z:
+        return alone
+    typical = np.sort(z)[T // 2 :].mean()
+    return z > min(MIN_Z, typical - SCATTER)
+
+
+def _standard(values: np.ndarray) -> np.ndarray:
+    """Columns with mean 0 and length 1; constant ones are 0."""
+    centred = values - values.mean(0)
+    return centred / np.maximum(np.linalg.norm(centred, axis=0), 1e-12)
+
+
+def spatial_test(
+    dataset: Dataset,
+    build: Callable[[Dataset, int], Factorization],
+    *,
+    n_factors: int,
+    n_spatial: int,
+    start: str | None,
+    max_steps: int = SCHEDULE.max_steps,
+    seed: int = 0,
+) -> SpatialTest:
+    """Test all factors of a model that ``build(dataset, n_spatial)`` makes.
+
+    The fits begin at the named start, or at the widest smoothing, which half of shallow counts may need; without a name at the
+    one of three that is best in the first half. They are short, and take no more than ``max_steps``.
+    """
+    rng = np.random.default_rng(seed)
+    schedule = replace(SCHEDULE, max_steps=min(SCHEDULE.max_steps, max_steps))
+    rows = _sample(dataset, rng)
+    kinds = {f"smooth_{initial.BANDWIDTHS[-1]:g}", *([start] if start else ["smooth_0", "spot"])}
+    parts = halves(_subset(dataset, rows), rng)
+    factors, z, repeated, used = [], [], [], []
+    for fitted, kept in (parts, parts[::-1]):
+        model = build(fitted, n_spatial)
+        candidates = initial.starts(fitted, n_factors, n_spatial, nonnegative=model.nonnegative, kinds=kinds, seed=seed)
+        history = training.fit(model, fitted, init=candidates, schedule=schedule, seed=seed)
+        if start is None:  # the other half begins where this one found it best
+            kinds = {max(history.starts, key=lambda name: history.starts[name])}
+        m = local_stage.mean_field(model, model.blocks(fitted)).m
+        used.append((shares(model, m) > ALIVE).any(0).cpu().numpy())
+        one, other = (_project(model, m.mean(0), build(part, 0), part) for part in (fitted, kept))
+        factors.append(m.cpu().numpy())
+        z.append(_crossed_order(one, other, fitted, n_spatial, _log_rest(model, m)))
+        repeated.append(_repeated(one, other, fitted))
+    return SpatialTest(rows, factors, z, repeated, used, n_spatial)
+
+
+def halves(dataset: Dataset, rng: np.random.Generator) -> tuple[Dataset, Dataset]:
+    """Two datasets whose counts are independent given their rates."""
+    pairs = [_thin(view, rng) for view in dataset.views]
+    first, second = (tuple(pair[i] for pair in pairs) for i in (0, 1))
+    return replace(dataset, views=first), replace(dataset, views=second)
+
+
+def _sample(dataset: Dataset, rng: np.random.Generator) -> np.ndarray:
+    """Rows that were observed, no more than fit into the limits of the test."""
+    rows = np.flatnonzero(np.any([view.observed for view in dataset.views], axis=0))
+    limit = min(MAX_SPOTS, int(len(rows) * MAX_NONZEROS / max(dataset.nnz, 1)))
+    return rows if len(rows) <= limit else np.sort(rng.choice(rows, limit, replace=False))
+
+
+def _subset(dataset: Dataset, rows: np.ndarray) -> Dataset:
+    """Some rows of a dataset, under the likelihoods of the test; slices and batches that are left out lose their codes."""
+    part = dataset.subset(rows)
+    views = tuple(_fast(view) for view in part.views)
+    library = np.unique(part.library, return_inverse=True)[1]
+    batch = None if part.batch is None else np.unique(part.batch, return_inverse=True)[1]
+    return replace(part, library=library, views=views, batch=batch)
+
+
+def _thin(view: View, rng: np.random.Generator) -> tuple[View, View]:
+    """One modality."""
+    first, second = FAMILIES[view.likelihood].halves(view.counts, view.observed, rng)
+    return replace(view, counts=first), replace(view, counts=second)
+
+
+def _fast(view: View) -> View:
+    """The same counts under a likelihood that is fast: any one makes a valid score."""
+    return replace(view, likelihood=FAMILIES[view.likelihood].fast or view.likelihood)
+
+
+@torch.no_grad()
+def _project(model: Factorization, centre: Tensor, without_field: Factorization, part: Dataset) -> np.ndarray:
+    """Log factors [n, K] of a part of the counts, spot by spot, at the loadings of the model."""
+    for (_, source), (_, target) in zip(model.items(), without_field.items(), strict=True):
+        target.load_state_dict(source.state_dict())
+        if model.nonnegative:
+            target.loadings.raw[:, :-1] += centre
+    return local_stage.local(without_field, without_field.blocks(part)).m.cpu().numpy()
+
+
+@torch.no_grad()
+def _log_rest(model: Factorization, m: Tensor) -> np.ndarray:
+    """Logarithm [n] of what the expected signal of each spot has beside the spatial factors, background included."""
+    H = torch.cat([m.clamp(*MEAN_RANGE).exp(), torch.ones_like(m[:, :1])], 1)
+    mass = torch.stack([view.loadings.mean.abs().sum(0) for _, view in model.items()]).sum(0)
+    signal = H * mass
+    T = model.n_spatial
+    return torch.log(signal[:, T:].sum(1) / signal.sum(1).clamp_min(1e-30) + 1e-6).cpu().numpy()
+
+
+def _crossed_order(
+    fitted: np.ndarray, kept: np.ndarray, dataset: Dataset, n_spatial: int, log_rest: np.ndarray
+) -> np.ndarray:
+    """Z [K] of the bivariate Moran's I between scores [n, K] of the kept half and the neighbours' scores in the fitted one.
+
+    Mean and variance are those over all permutations of the kept scores within slices. Near and wide neighbourhoods weigh
+    alike: in shallow data only wide ones average enough noise away. Scores of the same spot correlate by rho where spots
+    really differ. Differences without order have some by chance, and the fit may have picked them for it: as much as
+    ``CHANCE`` rho is taken off.
+
+    Relative to totals, all nonspatial factors are less where the spatial ones are more: their logarithms follow that of what is
+    left, ``log_rest`` [n], which the neighbours tell. That much of their order, with a slope of 1 at most, is taken out.
+    """
+    slices = _slices(dataset)
+    fitted = _standard(centred_within(fitted, slices))
+    near = np.zeros((len(N_NEIGHBORS), *fitted.shape))
+    rest = np.zeros(len(fitted))
+    for rows in (rows for rows in slices if len(rows) > 1):
+        for total, wanted in zip(near, N_NEIGHBORS, strict=True):
+            number = min(wanted, max(1, len(rows) // 8))
+            graph = knn_weights(dataset.coords[rows], n_neighbors=number)
+            total[rows] = number * (graph @ fitted[rows])
+            rest[rows] += graph @ log_rest[rows] / len(N_NEIGHBORS)
+    rest, kept = centred_within(rest[:, None], slices), centred_within(kept, slices)
+    slope = np.clip(rest.T @ kept[:, n_spatial:] / max(float((rest**2).sum()), 1e-12), 0.0, 1.0)
+    kept[:, n_spatial:] -= rest * slope
+    kept = _standard(kept)
+    expected = np.sum([_standard(centred_within(total, slices)) for total in near], axis=0)
+    spread = np.sqrt(np.diag(permutation_variance(expected, kept, slices)))
+    z = np.divide((expected * kept).sum(0), spread, out=np.zeros_like(spread), where=spread > 1e-12)
+    return z - CHANCE * (fitted * kept).sum(0).clip(0)
+
+
+def _repeated(fitted: np.ndarray, kept: np.ndarray, dataset: Dataset) -> np.ndarray:
+    """Z [K] of the correlation between the scores [n, K] of the same spots in both halves, within slices."""
+    one, other = (_standard(centred_within(scores, _slices(dataset))) for scores in (fitted, kept))
+    return (one * other).sum(0) * np.sqrt(len(one))
+
+
+def _slices(dataset: Dataset) -> list[np.ndarray]:
+    """Rows of each slice."""
+    return [np.flatnonzero(dataset.library == code) for code in np.unique(dataset.library)]

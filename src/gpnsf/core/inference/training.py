@@ -1,0 +1,389 @@
+"""The optimisation: full-batch Adam on Pyro's evidence lower bound, accumulated over row blocks.
+
+The only place with side effects: it moves parameters, draws a progress bar, writes checkpoints, and leaves torch's random
+state as it was. A fit is a :class:`~gpnsf.core.inference.checkpoint.State` and what follows from it, so it can go on from any step.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+
+import numpy as np
+import pyro
+import scipy.sparse as sp
+import torch
+from tqdm.auto import tqdm
+
+from gpnsf.core import distributed
+from gpnsf.core.fields.base import AMPLITUDE_RANGE, LENGTHSCALE_RANGE
+from gpnsf.core.inference import initial, moves
+from gpnsf.core.inference.checkpoint import Checkpoint, State, Walk, fingerprint
+from gpnsf.core.inference.schedule import MOVE, WINDOW, Phase, Schedule
+from gpnsf.core.inference.steps import Stepper
+from gpnsf.core.likelihoods.moments import MEAN_CAP, MEAN_RANGE
+from gpnsf.core.model.factorization import Block, Factorization
+from gpnsf.core.model.loadings import GammaLoadings
+from gpnsf.core.model.objective import ClosedFormELBO
+from gpnsf.core.types import Dataset, History, Start
+
+__all__ = ["elbo", "few_threads", "fit", "give_back"]
+
+logger = logging.getLogger("gpnsf")
+
+ROUNDING = 1e-6  # relative error of the bound in single precision
+POLISH_ENTRIES, FEWEST_POLISH = 1_000_000_000, 5  # of the dense passes of all polish steps, and the steps at least
+TRIALS, TRIAL_STEPS = 3, 10  # parts of the trial of a move, and steps of each
+HOPE = 2.0  # a trial ends where what is missing is more than this many times the gain of its last part
+SMALL = 1_000_000  # nonzeros below which threads wait for each other longer than they work
+
+
+def fit(
+    model: Factorization,
+    dataset: Dataset,
+    *,
+    init: str | Iterable[Start] | None = "auto",
+    schedule: Schedule | None = None,
+    block_size: int | None = None,
+    blocks: list[Block] | None = None,
+    nested: bool = False,
+    seed: int = 0,
+    progress: bool = False,
+    checkpoint: Checkpoint | None = None,
+) -> History:
+    """Try the starts, keep the one with the best objective, and go through the phases that follow.
+
+    ``init`` is a kind of start, starts, or None: the model as it stands.
+    ``blocks`` are those of the dataset at this ``block_size``, where the caller goes on with them and what they have kept. Of the
+    interruption of a ``nested`` fit the outer one tells.
+    With a ``checkpoint`` that holds a state of this fit, go on from there. The file is left for the caller to remove.
+    """
+    schedule = schedule or Schedule()
+    n_spatial, n_factors = model.n_spatial, model.n_factors
+    candidates: Iterable[Start] | None = (
+        distributed.each_from_first(
+            initial.starts(dataset, n_factors, n_spatial, nonnegative=model.nonnegative, kinds=(init,), seed=seed)
+        )
+        if isinstance(init, str)
+        else init
+    )
+    device = next(model.parameters()).device
+    with (
+        _quiet_randomness(seed, device),
+        tqdm(total=schedule.max_steps, disable=not progress or distributed.rank() > 0, desc="fit", unit="step") as bar,
+    ):
+        blocks = model.blocks(dataset, block_size) if blocks is None else blocks
+        stepper = Stepper(model, blocks, ClosedFormELBO(), bar, dataset.nnz, checkpoint)
+        run = _Run(stepper, schedule)
+        if checkpoint is not None:
+            arguments = {
+                "init": str(init),
+                "seed": seed,
+                "block_size": block_size,
+                "device": device.type,
+                **asdict(schedule),
+            }
+            state = checkpoint.open(fingerprint(model, dataset, arguments), like=stepper.captured())
+            if state is not None:
+                stepper.resume(state)
+        try:
+            if candidates is not None:
+                run.pick(candidates)
+            run.go()
+        except KeyboardInterrupt:
+            if not nested:
+                _report_interruption(stepper.state, checkpoint)
+            raise
+        if checkpoint is not None:
+            checkpoint.flush()
+        stepper.gather_rows()
+        return run.history()
+
+
+@torch.no_grad()
+def elbo(model: Factorization, blocks: list[Block]) -> float:
+    """The objective on the whole data, without gradients; nan where it cannot be computed."""
+    objective, loss = ClosedFormELBO(), 0.0
+    model.look(blocks)
+    try:
+        with pyro.validation_enabled(False):
+            for block in distributed.mine(blocks):
+                loss += objective.differentiable_loss(model, model.guide, block).item()
+    except ArithmeticError:  # a covariance that cannot be factorised
+        loss = math.nan
+    model.end_pass()
+    return -distributed.total(loss)
+
+
+def give_back() -> None:
+    """Return to the system what the allocator has kept of freed memory: glibc sits on some 200 MB after a million spots."""
+    with suppress(OSError, AttributeError):  # not glibc
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+@contextmanager
+def few_threads(dataset: Dataset) -> Iterator[None]:
+    """One torch thread for small data.
+
+    On 600 spots a second thread saves a third of the time on an idle machine, and costs six times as much on a busy one.
+    """
+    before = torch.get_num_threads()
+    if dataset.nnz < SMALL:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def _quiet_randomness(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed torch inside, and leave its random state and Pyro's validation settings as they were."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), pyro.validation_enabled(False):
+        torch.manual_seed(seed + distributed.rank())
+        yield
+
+
+def _report_interruption(state: State, checkpoint: Checkpoint | None) -> None:
+    """Tell where Ctrl-C has stopped the fit, and how to go on."""
+    if checkpoint is None:
+        how = "With checkpoint=PATH the same call could go on from there."
+    elif checkpoint.flush():
+        how = f"The same call with checkpoint={str(checkpoint.path)!r} goes on from there."
+    else:
+        how = "No checkpoint was written."
+    phase = state.walk.phase[-1] if state.walk.phase else "pick"
+    logger.warning("Interrupted after step %d (%s); the data are untouched. %s", len(state.walk.elbo), phase, how)
+
+
+class _Run:
+    """One optimisation, which can be entered at any step."""
+
+    def __init__(self, stepper: Stepper, schedule: Schedule) -> None:
+        self.stepper, self.schedule = stepper, schedule
+        self.model, self.blocks, self.bar = stepper.model, stepper.blocks, stepper.bar
+        self.phases = schedule.phases(self._polish_length())
+
+    def pick(self, candidates: Iterable[Start]) -> None:
+        """A few steps from every start; go on from the one with the best objective."""
+        state, schedule = self.stepper.state, self.schedule
+        if state.phase >= 0:
+            return
+        room = schedule.max_steps - schedule.ending(schedule.tail_steps) - self._polish_length()
+        n_steps = min(schedule.pick_steps, room)
+        for index, start in enumerate(candidates):
+            if index < len(state.starts):
+                continue  # tried before an interruption
+            self.bar.set_description(f"start {start.name}")
+            if not state.walk.elbo:
+                self.stepper.begin(start)
+            for step in range(len(state.walk.elbo), n_steps):
+                self.stepper.step("pick", schedule.learning_rate * self.schedule.warm(step))
+            self._judge(start.name)
+        if state.kept is None:
+            raise FloatingPointError(
+                f"Expected a finite objective where the fit begins; got none from {len(state.starts)} start(s), the "
+                f"last of them at {state.repairs[-1]}. Check the counts for extreme values."
+            )
+        state.walk, state.kept = state.kept.copy(), None
+        self.stepper.go_to(state.walk.here)
+        self.bar.reset()
+        self.bar.update(len(state.walk.elbo))
+        self._enter(0)
+
+    def go(self) -> None:
+        """Go through the phases, from wherever an interrupted fit has come to."""
+        self.bar.set_description("fit")
+        for number, phase in enumerate(self.phases):
+            state = self.stepper.state
+            if number < state.phase or (number > state.phase and phase.after_move and not state.moved):
+                continue
+            if number > state.phase:
+                self._enter(number)
+            self._configure(phase)
+            if phase.name == MOVE:
+                self._move(phase)
+            else:
+                self._run(phase)
+
+    def _enter(self, number: int) -> None:
+        """Begin a phase; the objective of the one before ends here, if another takes over."""
+        state, phase = self.stepper.state, self.phases[number]
+        if phase.exact:
+            self._settle(since=0)
+            self._leave_surrogates()
+        if phase.anew:
+            self.stepper.set_out() if phase.exact else self.stepper.forget()
+        state.phase, state.step, state.moved = number, 0, state.moved and phase.name != MOVE
+
+    def _configure(self, phase: Phase) -> None:
+        """Let a phase learn what it is to learn: beyond the first steps, kernels drift with what the model cannot say."""
+        for _, view in self.model.items():
+            view.likelihood.in_surrogate = view.likelihood.surrogate is not None and not phase.exact
+        if self.model.spatial is not None and not phase.learns_kernel:
+            for parameter in self.model.spatial.field.hyperparameters():
+                parameter.requires_grad_(False)
+                parameter.grad = None
+
+    def _run(self, phase: Phase) -> None:
+        """The steps of a phase that have not been taken yet."""
+        state, first = self.stepper.state, len(self.stepper.state.walk.elbo) - self.stepper.state.step
+        while state.step < phase.length and not state.walk.stuck:
+            if phase.converges and self._has_ended(phase):
+                break
+            self.stepper.step(phase.name, phase.rate(state.step))
+        if phase.exact and phase.length:
+            self._settle(since=first)
+
+    def _has_ended(self, phase: Phase) -> bool:
+        """Whether the objective has stopped rising, or there is no room for another step."""
+        state = self.stepper.state
+        state.converged = state.step >= max(phase.least, 1) and self._has_converged()
+        return state.converged or len(state.walk.elbo) >= self._room()
+
+    def _room(self) -> int:
+        """Steps that the closing phases leave."""
+        return self.schedule.max_steps - sum(phase.length for phase in self.phases[-2:])
+
+    def _move(self, phase: Phase) -> None:
+        """Try moves and keep those that raise the objective, the most promising ones first; look again after each."""
+        able = [isinstance(view.loadings, GammaLoadings) for _, view in self.model.items()]
+        if not all(able) or self.model.n_samples is not None or not self.schedule.moves:
+            return
+        graph = moves.neighbours(self.blocks)
+        while (move := self._next_move(graph)) is not None:
+            state = self.stepper.state
+            state.moved |= self._try(move, phase)
+        if self.stepper.state.moved:
+            self.stepper.set_out()
+
+    def _next_move(self, graph: sp.csr_matrix) -> moves.Move | None:
+        """The first one that was not tried, if there is room for it."""
+        state = self.stepper.state
+        n_left = self.schedule.moves - len(state.tried)
+        if n_left <= 0 or state.walk.stuck or len(state.walk.elbo) + TRIAL_STEPS > self._room():
+            return None
+        found = (move for move in moves.proposals(self.model, self.blocks, graph) if move.name not in state.tried)
+        return next(found, None)
+
+    def _try(self, move: moves.Move, phase: Phase) -> bool:
+        """Make a move, give it a few steps if it needs them, and undo it if the objective stays below."""
+        stepper, room = self.stepper, self._room()
+        snapshot = stepper.captured()
+        before = elbo(self.model, self.blocks)
+        moves.make(move, self.model, self.blocks)
+        stepper.set_out()
+        last = after = elbo(self.model, self.blocks)
+        least = self.schedule.tol * stepper.nnz
+        kept, stepper.on_trial = after > before + least, True
+        for part in range(0 if kept else TRIALS):
+            if len(stepper.state.walk.elbo) + TRIAL_STEPS > room or stepper.state.walk.stuck:
+                break
+            for step in range(TRIAL_STEPS):
+                stepper.step(MOVE, phase.rate(step + part * TRIAL_STEPS))
+            after = elbo(self.model, self.blocks)
+            kept = after > before + least * (2 + part)
+            if kept or before - after > HOPE * (after - last):
+                break
+            last = after
+        stepper.on_trial = False
+        logger.debug("%s: objective %+.0f, %s", move.name, after - before, "kept" if kept else "undone")
+        if not kept:
+            stepper.restore(snapshot)
+        stepper.state.tried.append(move.name)
+        return kept
+
+    def _leave_surrogates(self) -> None:
+        """Estimate what the likelihoods have not looked at so far."""
+        with torch.no_grad():
+            for name, view in self.model.items():
+                view.likelihood.leave_surrogate(
+                    (block.counts[name], self.model.moments(name, block), view.loadings_of(block.batch))
+                    for block in distributed.mine(self.blocks)
+                )
+
+    def history(self) -> History:
+        """The record of the kept start."""
+        state, walk = self.stepper.state, self.stepper.state.walk
+        notices = _binding(self.model, self.blocks)
+        for notice in notices:
+            logger.info(notice)
+        arrays = np.asarray(walk.elbo), np.asarray(walk.seconds), np.asarray(walk.phase, dtype=str)
+        starts = {name: score for name, score in state.starts.items() if math.isfinite(score)}
+        return History(*arrays, state.converged, starts, state.repairs, notices)
+
+    def _judge(self, name: str) -> None:
+        """Keep the walk if it has come higher than those before."""
+        state, walk = self.stepper.state, self.stepper.state.walk
+        walk.here = self.stepper.here()
+        score = walk.elbo[-1] if walk.elbo else -math.inf
+        state.starts[name] = score
+        logger.debug("start %s: ELBO %.6g after %d steps", name, score, len(walk.elbo))
+        if walk.elbo and (state.kept is None or score > state.kept.elbo[-1]):
+            state.kept = walk
+        state.walk = Walk()
+
+    def _polish_length(self) -> int:
+        """Steps kept back for the exact likelihoods, each a dense pass."""
+        late = [view.likelihood for _, view in self.model.items() if view.likelihood.surrogate is not None]
+        entries = self.model.n_obs * sum(likelihood.n_features for likelihood in late)
+        if not entries:
+            return 0
+        return self.schedule.ending(min(self.schedule.polish_steps, max(FEWEST_POLISH, POLISH_ENTRIES // entries)))
+
+    def _settle(self, since: int) -> None:
+        """Go back to the best parameters where the objective that began at step ``since`` has ended below its start."""
+        walk = self.stepper.state.walk
+        if walk.stuck:
+            return  # at the best parameters already
+        with torch.random.fork_rng(devices=self.stepper.devices):
+            last = elbo(self.model, self.blocks)
+        first = walk.elbo[since]
+        if not last >= first - ROUNDING * abs(first):
+            self.stepper.go_to(walk.best)
+            self.stepper.note(f"the ELBO ended at {last:.6g}, below its start at {first:.6g}: went back to its best")
+
+    def _has_converged(self) -> bool:
+        """Whether the bound per nonzero count has stopped rising from one window of steps to the next.
+
+        Both windows are averaged, since Adam oscillates. A Monte Carlo bound cannot be known better than its standard error.
+        """
+        elbo = self.stepper.state.walk.elbo
+        if len(elbo) < 2 * WINDOW:
+            return False
+        before, after = np.array(elbo[-2 * WINDOW :]).reshape(2, WINDOW) / self.stepper.nnz
+        tol = self.schedule.tol
+        if self.model.n_samples is not None:
+            tol = max(tol, 2 * math.sqrt((before.var() + after.var()) / WINDOW))
+        return bool(after.mean() - before.mean() < tol)
+
+
+@torch.no_grad()
+def _binding(model: Factorization, blocks: list[Block]) -> list[str]:
+    """Bounds that the parameters lie on or beyond, in words."""
+    notices = []
+    if model.nonnegative:
+        marginals = (model.marginals(block) for block in blocks)
+        beyond = [
+            int(((m < MEAN_RANGE[0]) | (m > MEAN_RANGE[1]) | (m + 0.5 * v > MEAN_CAP)).sum()) for m, v in marginals
+        ]
+        if any(beyond):
+            n_all = model.n_obs * model.n_factors
+            notices.append(f"exponent clamp binds for {sum(beyond)} of {n_all} log factors")
+    if model.spatial is None:
+        return notices
+    field = model.spatial.field
+    bounded = {"amplitude": (field.log_amplitude, AMPLITUDE_RANGE)}
+    if not field.has_given_lengthscale:
+        bounded["length scale (half-widths)"] = field.log_lengthscale, LENGTHSCALE_RANGE
+    for name, (values, ends) in bounded.items():
+        for word, end in zip(("floor", "ceiling"), ends, strict=True):
+            n_there = int(torch.isclose(values, torch.full_like(values, math.log(end))).sum())
+            if n_there:
+                notices.append(f"{name} at its {word} of {end:g} for {n_there} of {model.n_spatial} spatial factors")
+    return notices

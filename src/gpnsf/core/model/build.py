@@ -1,0 +1,140 @@
+"""Models by name: the members of the family as data, and what puts them together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gpnsf.core import stored
+from gpnsf.core.fields.base import AbstractField
+from gpnsf.core.fields.hilbert import HilbertField
+from gpnsf.core.fields.inducing import InducingField
+from gpnsf.core.likelihoods import LIKELIHOODS, AbstractLikelihood
+from gpnsf.core.model.factorization import Factorization, ViewModel
+from gpnsf.core.model.factors import FieldFactors, NormalFactors
+from gpnsf.core.model.loadings import AbstractLoadings, GammaLoadings, PointLoadings
+from gpnsf.core.types import Dataset
+
+__all__ = ["BASIS_RANGE", "DEFAULT_INDUCING", "FIELDS", "PRESETS", "Preset", "build", "restore_field"]
+
+FIELDS: dict[str, type[AbstractField]] = {"hilbert": HilbertField, "inducing": InducingField}
+DEFAULT_INDUCING = 300
+BASIS_RANGE = (28, 64)  # basis functions per axis; four per length scale and half-width are enough
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A member of the family, as data."""
+
+    spatial: float  # share of the factors that are spatial by default
+    nonnegative: bool  # exp(h) and W >= 0, or h and W as they are
+    background: bool  # whether a constant part per feature is fitted
+    likelihood: str | None = None  # the default for every modality, if there is one
+
+    @property
+    def is_hybrid(self) -> bool:
+        """Whether it has both kinds of factors, and so a choice of how many are spatial."""
+        return 0.0 < self.spatial < 1.0
+
+
+PRESETS: dict[str, Preset] = {
+    "fa": Preset(spatial=0.0, nonnegative=False, background=True, likelihood="gaussian"),
+    "rsf": Preset(spatial=1.0, nonnegative=False, background=True, likelihood="gaussian"),
+    "pnmf": Preset(spatial=0.0, nonnegative=True, background=False),
+    "nsf": Preset(spatial=1.0, nonnegative=True, background=False),
+    "nsfh": Preset(spatial=0.5, nonnegative=True, background=False),
+    "gpnsf": Preset(spatial=0.5, nonnegative=True, background=True),
+}
+
+
+def build(
+    preset: str,
+    dataset: Dataset,
+    *,
+    n_factors: int,
+    n_spatial: int,
+    kernel: str = "matern32",
+    field: str = "hilbert",
+    n_inducing: int | None = None,
+    lengthscale: float | None = None,
+    kl_weight: float = 1.0,
+    n_samples: int | None = None,
+    loadings: str = "gamma",
+    seed: int = 0,
+) -> Factorization:
+    """Assemble a model; the only place that looks at the name of a preset.
+
+    ``lengthscale`` (half-width units) is held fixed when it is given. ``n_samples`` switches to the Monte Carlo objective.
+    ``loadings`` is "gamma" (posteriors) or "point" (estimates without a prior).
+    """
+    chosen = PRESETS[preset]
+    spatial = nonspatial = None
+    if n_spatial:
+        spatial = FieldFactors(_build_field(field, dataset, kernel, n_spatial, lengthscale or 0.2, n_inducing, seed))
+        spatial.field.log_lengthscale.requires_grad_(lengthscale is None)
+        spatial.field.has_given_lengthscale = lengthscale is not None
+    if n_factors > n_spatial:
+        nonspatial = NormalFactors(dataset.n_obs, n_factors - n_spatial)
+    views = {}
+    for view in dataset.views:
+        likelihood = LIKELIHOODS[view.likelihood](view.counts.shape[1])
+        own = _build_loadings(likelihood, n_factors, chosen, dataset.n_batches, point=loadings == "point")
+        views[view.name] = ViewModel(likelihood, own, view.weight, dataset.n_batches)
+    return Factorization(
+        spatial,
+        nonspatial,
+        views,
+        n_obs=dataset.n_obs,
+        nonnegative=chosen.nonnegative,
+        kl_weight=kl_weight,
+        n_samples=n_samples,
+    )
+
+
+def _build_loadings(
+    likelihood: AbstractLikelihood, n_factors: int, preset: Preset, n_batches: int, *, point: bool
+) -> AbstractLoadings:
+    """Gamma posteriors, or point estimates where they are asked for or the bound knows no others."""
+    sizes = likelihood.n_features, n_factors
+    if point or not preset.nonnegative or not likelihood.uncertain_loadings:
+        return PointLoadings(*sizes, background=preset.background, nonnegative=preset.nonnegative)
+    return GammaLoadings(*sizes, background=preset.background, n_batches=n_batches)
+
+
+def _build_field(
+    kind: str, dataset: Dataset, kernel: str, n_factors: int, lengthscale: float, n_inducing: int | None, seed: int
+) -> AbstractField:
+    """The field over the coordinates of a dataset."""
+    if kind == "hilbert":
+        extent = np.maximum(np.abs(dataset.coords).max(0), 1e-3)
+        n_basis = int(np.clip(np.ceil(4 / lengthscale), *BASIS_RANGE))
+        return HilbertField(kernel, n_factors, dataset.n_libraries, extent, lengthscale=lengthscale, n_basis=n_basis)
+    centres, library = _inducing_points(dataset, n_inducing or DEFAULT_INDUCING, seed)
+    covariance = "full" if (n_inducing or DEFAULT_INDUCING) <= DEFAULT_INDUCING else "diagonal"
+    return InducingField(
+        kernel, n_factors, dataset.n_libraries, centres, library, lengthscale=lengthscale, covariance=covariance
+    )
+
+
+def _inducing_points(dataset: Dataset, n_inducing: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """k-means centres of the coordinates of each slice, or all distinct coordinates if they are no more than asked for."""
+    from sklearn.cluster import KMeans
+
+    centres, libraries = [], []
+    for library in range(dataset.n_libraries):
+        points = np.unique(dataset.coords[dataset.library == library], axis=0)
+        wanted = max(1, round(n_inducing * len(points) / dataset.n_obs)) if dataset.n_libraries > 1 else n_inducing
+        if len(points) > wanted:
+            points = KMeans(wanted, n_init=1, max_iter=30, random_state=seed).fit(points).cluster_centers_
+        centres.append(points)
+        libraries.append(np.full(len(points), library))
+    return np.concatenate(centres), np.concatenate(libraries)
+
+
+def restore_field(state: dict[str, Any]) -> AbstractField:
+    """Rebuild a field from :meth:`AbstractField.state`, which may come from a file, for prediction."""
+    field = FIELDS[stored.option(state, "kind", FIELDS)].from_state(state)
+    field.load_shared(state)
+    return field.requires_grad_(False)

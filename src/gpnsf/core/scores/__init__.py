@@ -1,0 +1,1 @@
+"""What is worked out from factors, loadings and counts once they are there, in numpy."""

@@ -1,0 +1,394 @@
+"""A fitted object, resolved once: the slots of ``tl.fit`` as named arrays, checked against the object that carries them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from mudata import MuData
+
+from gpnsf.checks import choices, problem
+from gpnsf.core import stored
+from gpnsf.core.families import FAMILIES
+from gpnsf.core.scores import embedding, ranking
+from gpnsf.io.objects import Opened, gather, holders, read_coords, rows_of
+from gpnsf.keys import NEAREST, SPATIAL, Keys
+
+__all__ = ["SCAI", "Fit", "find", "ranked", "shared_out"]
+
+SCAI = "scai"  # method of a record of factors and loadings alone, without a field and a posterior
+LARGEST, LARGEST_LOADING = 1e15, 1e20  # what sums of squares and products leave finite in single precision
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What ``tl.fit`` left in an AnnData or MuData: N observations, K factors, P features in each modality."""
+
+    data: AnnData | MuData
+    keys: Keys
+    names: np.ndarray  # [K] str
+    is_spatial: np.ndarray  # [K] bool
+    lengthscale: np.ndarray  # [K] in the units of the coordinates, nan for nonspatial factors
+    mean: np.ndarray  # [N, K]
+    smooth: np.ndarray  # [N, K]
+    std: np.ndarray | None  # [N, K]; None where nothing is known about it
+    modalities: dict[str, AnnData]
+    rows: dict[str, np.ndarray]  # modality -> [n] row of the object for each cell of the modality, in its own order
+    likelihoods: dict[str, str]
+    loadings: dict[str, np.ndarray]  # modality -> [P, K]
+    loadings_std: dict[str, np.ndarray] | None  # modality -> [P, K]; None where nothing is known about it
+
+    @property
+    def uns(self) -> Mapping[str, Any]:
+        """Everything about the fit that is not an array over observations or features."""
+        return self.data.uns[self.keys.uns]
+
+    @property
+    def params(self) -> Mapping[str, Any]:
+        """Arguments of ``tl.fit``."""
+        return stored.record(self.uns, "params", where=self._where)
+
+    def param(self, name: str) -> str | None:
+        """Argument of ``tl.fit`` that names a slot or column, if it was given; ``tl.scai`` has no such arguments."""
+        if self.std is None and name not in self.params:
+            return None
+        return stored.text(self.params, name, where="the arguments of the fit")
+
+    @property
+    def field(self) -> Mapping[str, Any]:
+        """Geometry and state of the field; what describes its process alone is checked where it is rebuilt."""
+        state, where, n_spatial = (
+            stored.record(self.uns, "field", where=self._where),
+            "the field",
+            self.is_spatial.sum(),
+        )
+        libraries = stored.names(state, "libraries", where=where)
+        n_dims = stored.array(state, "centre", (len(libraries), None), where=where).shape[1]
+        stored.number(state, "scale", low=np.finfo(float).tiny, where=where)
+        stored.flag(state, "nonnegative", where=where)
+        order = stored.array(state, "order", (n_spatial,), kinds="iu", low=0, high=n_spatial - 1, where=where)
+        if len(set(order.tolist())) < n_spatial:
+            raise ValueError(stored.problem("'order' to name each spatial factor once", str(order.tolist())))
+        stored.array(state, "factor_mean", (n_spatial,), low=1e-12, high=1e24, where=where)
+        stored.array(state, "nugget", (n_spatial,), low=0, high=1e24, where=where)
+        if n_spatial:
+            process = stored.record(state, "process", where=where)
+            stored.array(process, "slope", (len(libraries), n_spatial, n_dims), where="the process of the field")
+        return state
+
+    @property
+    def trace(self) -> tuple[np.ndarray, np.ndarray]:
+        """ELBO and name of the phase, for each step of the optimisation."""
+        history = stored.record(self.uns, "history", where=self._where)
+        elbo = stored.array(history, "elbo", (None,), where="the history")
+        phase = stored.names(history, "phase", unique=False, where="the history")
+        if len(phase) != len(elbo):
+            raise ValueError(stored.problem(f"{len(elbo)} phases, one a step, in the history", str(len(phase))))
+        return elbo.astype(float), np.array(phase)
+
+    @property
+    def starts(self) -> tuple[dict[str, float], str]:
+        """ELBO at the end of each start, and the name of the one that was kept."""
+        found = stored.record(self.uns, "starts", where=self._where)
+        ends = {name: stored.number(found, name, low=-np.inf, where="the starts") for name in found if name != "best"}
+        return ends, stored.option(found, "best", ends, where="the starts")
+
+    @property
+    def outcome(self) -> tuple[bool, int, float]:
+        """Whether the fit has converged, the number of its repairs, and the seconds it took."""
+        repairs = self.uns.get("repairs", ())
+        seconds = stored.number(self.uns, "seconds", low=0, where=self._where)
+        return stored.flag(self.uns, "converged", where=self._where), len(np.atleast_1d(repairs)), seconds
+
+    @property
+    def explained(self) -> np.ndarray:
+        """Share [modalities, K] of each modality's null deviance that each factor explains."""
+        found = stored.record(self.uns, "variance_explained", where=self._where)
+        where = "the explained deviances"
+        rows = [stored.array(found, name, (len(self.names),), low=-LARGEST, where=where) for name in self.modalities]
+        return np.array(rows, dtype=float)
+
+    @property
+    def _where(self) -> str:
+        return f"uns[{self.keys.uns!r}]"
+
+    @property
+    def signed(self) -> bool:
+        """Whether factors or loadings take negative values (models ``fa`` and ``rsf``)."""
+        return bool(self.mean.min() < 0 or any((W < 0).any() for W in self.loadings.values()))
+
+    @property
+    def shares(self) -> np.ndarray:
+        """Share [K] of each factor in the expected signal of all modalities, background left out."""
+        mass = np.sum([np.abs(W).sum(axis=0, dtype=np.float64) for W in self.loadings.values()], axis=0)
+        mass = mass * np.abs(self.mean).mean(axis=0, dtype=np.float64)
+        return mass / max(mass.sum(), np.finfo(float).tiny)
+
+    @property
+    def embedding(self) -> np.ndarray:
+        """Principal coordinates [N, d] of what is expressed; worked out where the record has none, as that of ``tl.scai``."""
+        if self.keys.embedding not in self.data.obsm:
+            return self.embedded(embedding.factors_used(self.is_spatial))
+        shape = (self.data.n_obs, None)
+        return stored.array(self.data.obsm, self.keys.embedding, shape, low=-LARGEST, high=LARGEST, where="obsm")
+
+    def embedded(self, chosen: np.ndarray) -> np.ndarray:
+        """The same of some factors alone."""
+        return embedding.coordinates(self.smooth[:, chosen], {name: W[:, chosen] for name, W in self.loadings.items()})
+
+    @property
+    def has_coords(self) -> bool:
+        """Whether there are coordinates; models without a field do without."""
+        return bool(holders(self._opened(), "obsm", self.param("spatial_key") or SPATIAL))
+
+    @property
+    def coords(self) -> np.ndarray:
+        """Coordinates [N, D] in the units of the data, gathered from the modalities where the object has none."""
+        return read_coords(self._opened(), self.param("spatial_key") or SPATIAL)
+
+    @property
+    def library(self) -> pd.Categorical | None:
+        """Slice [N] of each observation, or None if the fit knew no slices."""
+        column = self.param("library_key")
+        return None if column is None else pd.Categorical(self.obs(column).astype(str))
+
+    def obs(self, column: str) -> np.ndarray:
+        """Column [N] of the observations, gathered from the modalities where the object itself has none."""
+        return gather(self._opened(), "obs", column, lambda values, *_: values.to_numpy())
+
+    @property
+    def importance(self) -> np.ndarray:
+        """Spatial importance [N] of the observations."""
+        key = self.keys.importance
+        return gather(
+            self._opened(),
+            "obs",
+            key,
+            lambda values, where, _: stored.array({key: values}, key, (len(values),), where=where),
+        )
+
+    def _opened(self) -> Opened:
+        """The object with all its modalities, fitted or not: any of them may hold the coordinates."""
+        mods = dict(self.data.mod) if isinstance(self.data, MuData) else self.modalities
+        rows = {name: rows_of(self.data, name, mod) for name, mod in mods.items()}
+        return Opened(self.data, mods, rows, tuple(self.modalities))
+
+    def batches(self, modality: str) -> tuple[np.ndarray, np.ndarray]:
+        """Code of the batch [n] of each cell of a modality, and the multipliers [S, P]; one batch of ones without batches."""
+        mod = self.modalities[modality]
+        if self.keys.batch not in mod.varm:
+            return np.zeros(mod.n_obs, dtype=np.int64), np.ones((1, mod.n_vars))
+        names = stored.names(self.uns, "batches", where=self._where)
+        where = f"varm of {modality!r}"
+        shape = (mod.n_vars, len(names))
+        multipliers = stored.array(mod.varm, self.keys.batch, shape, low=0.0, high=LARGEST_LOADING, where=where).T
+        found = self.obs(stored.text(self.params, "batch_key") or "")[self.rows[modality]].astype(str)
+        choices(dict.fromkeys(found), names, what="the batch", where=f"fit {self.keys.key!r}")
+        return np.array([names.index(name) for name in found]), multipliers
+
+    def var(self, modality: str, column: str) -> np.ndarray:
+        """Column of numbers [P] of the features of one modality, which are not negative where counts are."""
+        mod = self.modalities[modality]
+        low = _lowest(self.likelihoods[modality])
+        return stored.array(mod.var, column, (mod.n_vars,), low=low, high=LARGEST_LOADING, where=f"var of {modality!r}")
+
+    def constant(self, modality: str) -> np.ndarray:
+        """Constant part of the rate [P] of one modality; 0 where values have a sign, for there it is no part of a whole."""
+        if self.std is None or FAMILIES[self.likelihoods[modality]].signed:
+            return np.zeros(self.modalities[modality].n_vars)
+        return self.var(modality, self.keys.background).astype(np.float64)
+
+    def factor_indices(self, factors: str | Sequence[str] | None) -> np.ndarray:
+        """Positions of the named factors, in the order asked for; all of them for None."""
+        if factors is None:
+            return np.arange(self.names.size)
+        wanted = _listed(factors, "factors")
+        choices(wanted, self.names, what="factors", where=f"fit {self.keys.key!r}")
+        if len(set(wanted)) < len(wanted):
+            twice = next(name for name in wanted if wanted.count(name) > 1)
+            raise ValueError(
+                problem("`factors` that name each factor once", f"{twice!r} again", "Leave one of them out")
+            )
+        return np.array([int(np.flatnonzero(self.names == name)[0]) for name in wanted])
+
+    def feature_indices(self, modality: str, features: str | Sequence[str] | None) -> np.ndarray:
+        """Positions of the named features of one modality, in the order asked for; all of them for None."""
+        names = self.modalities[modality].var_names
+        if features is None:
+            return np.arange(len(names))
+        wanted = _listed(features, "features")
+        absent = [name for name in wanted if name not in names]
+        choices(absent, names, what="the feature", where=f"modality {modality!r} of the fit")
+        chosen = names.isin(wanted)
+        twice = names[chosen][names[chosen].duplicated()]
+        if len(twice):
+            remedy = "Call var_names_make_unique() and fit again"
+            raise ValueError(
+                problem("names in `features` that mean one feature each", f"{twice[0]!r} more than once", remedy)
+            )
+        return np.flatnonzero(chosen)[names[chosen].get_indexer(wanted)]
+
+    def modality_names(self, modality: str | Sequence[str] | None) -> list[str]:
+        """The modalities asked for; all of them for None."""
+        if modality is None:
+            return list(self.modalities)
+        wanted = _listed(modality, "modality")
+        choices(wanted, self.modalities, what="modalities", where=f"fit {self.keys.key!r}")
+        return wanted
+
+
+def find(data: AnnData | MuData, key: str = "gpnsf") -> Fit:
+    """Resolve the fit that ``tl.fit(data, key_added=key)`` left in the object, or what ``tl.scai`` did.
+
+    Raises
+    ------
+    TypeError
+        If ``data`` is neither AnnData nor MuData.
+    KeyError
+        If the fit, or one of its slots, is absent.
+    ValueError
+        If the slots no longer agree with one another or with the object.
+    """
+    if not isinstance(data, AnnData | MuData):
+        raise TypeError(
+            problem("AnnData or MuData", type(data).__name__, "Pass the object that `gpnsf.tl.fit` annotated")
+        )
+    keys = Keys(key)
+    record = _record(data, keys)
+    where = f"uns[{keys.uns!r}]"
+    names = stored.names(record, "factor_names", where=where)
+    modalities, kinds = _modalities(data, record, keys), stored.record(record, "likelihoods", where=where)
+    likelihoods = {name: stored.option(kinds, name, tuple(FAMILIES), where="the likelihoods") for name in modalities}
+    shape, alone = (data.n_obs, len(names)), str(record.get("method")) == SCAI
+    mean = stored.array(data.obsm, keys.factors, shape, low=-LARGEST, high=LARGEST, where="obsm")
+    return Fit(
+        data=data,
+        keys=keys,
+        names=np.array(names, dtype=object),
+        mean=mean,
+        smooth=mean if alone else stored.array(data.obsm, keys.smooth, shape, low=-LARGEST, high=LARGEST, where="obsm"),
+        std=None if alone else stored.array(data.obsm, keys.std, shape, low=0, high=LARGEST, where="obsm"),
+        is_spatial=stored.array(record, "is_spatial", (len(names),), kinds="b", where=where),
+        lengthscale=np.full(len(names), np.nan) if alone else _lengthscale(record, len(names), where),
+        modalities=modalities,
+        rows={name: rows_of(data, name, mod) for name, mod in modalities.items()},
+        likelihoods=likelihoods,
+        loadings={name: _loadings(mod, name, likelihoods[name], len(names), keys) for name, mod in modalities.items()},
+        loadings_std=_loadings_std(modalities, len(names), keys),
+    )
+
+
+def shared_out(n_features: int, modalities: Sequence[str]) -> dict[str, int]:
+    """A number of features divided evenly among modalities, each of which is to get one at least."""
+    if n_features < len(modalities):
+        rule = f"`n_features` of at least {len(modalities)}, one for each modality"
+        raise ValueError(problem(rule, str(n_features), "Raise it or name a `modality`"))
+    parts = np.array_split(np.arange(n_features), len(modalities))
+    return {name: len(part) for name, part in zip(modalities, parts, strict=True)}
+
+
+def ranked(
+    fit: Fit,
+    modality: str,
+    factor: int,
+    *,
+    n_features: int,
+    method: str = ranking.METHODS[0],
+    min_counts: float = ranking.MIN_COUNTS,
+) -> pd.DataFrame:
+    """Best features of one factor in one modality, as :func:`gpnsf.tl.rank_features` explains it; the index is their position."""
+    if method not in ranking.METHODS:
+        raise ValueError(problem(f"`method` to be one of {ranking.METHODS}", repr(method), "Pass one of these"))
+    if n_features < 1:
+        raise ValueError(problem("`n_features` of at least 1", str(n_features), "Pass a positive integer"))
+    weights = ranking.Weights(np.abs(fit.loadings[modality]).astype(np.float64), factor)
+    std = None if fit.loadings_std is None else fit.loadings_std[modality][:, factor].astype(np.float64)
+    if method == "posterior" and std is not None:
+        rows = len(fit.rows[modality])
+        score = ranking.posterior(weights, std, fit.constant(modality), n_obs=rows, min_counts=min_counts)
+    else:
+        score = ranking.score(weights, "lift" if method == "posterior" else method)
+    best = ranking.best(weights, score, n_features)
+    mod, blank = fit.modalities[modality], np.zeros(len(score), np.float32)
+    columns = {
+        "score": score,
+        "loading": fit.loadings[modality][:, factor],
+        "loading_std": blank + np.nan if std is None else std,
+        "share": weights.share,
+        "lift": weights.lift,
+        "importance": blank if fit.std is None else fit.var(modality, fit.keys.importance),
+    }
+    if any(NEAREST in other.var for other in fit.modalities.values()):
+        columns[NEAREST] = mod.var[NEAREST].to_numpy() if NEAREST in mod.var else np.full(len(score), "")
+    about = {"factor": fit.names[factor], "modality": modality, "feature": mod.var.index.to_numpy()[best]}
+    ranks = {"rank": np.arange(1, best.size + 1)}
+    return pd.DataFrame({**about, **ranks, **{name: values[best] for name, values in columns.items()}}, index=best)
+
+
+def _record(data: AnnData | MuData, keys: Keys) -> Mapping[str, Any]:
+    """``uns`` entry of the fit."""
+    record = data.uns.get(keys.uns)
+    if isinstance(record, Mapping) and "factor_names" in record:
+        return record
+    fits = [name for name, value in data.uns.items() if isinstance(value, Mapping) and "factor_names" in value]
+    remedy = f"Run `gpnsf.tl.fit(data, key_added={keys.key!r})` first"
+    if fits:
+        remedy = f"Pass `key=` one of {fits}"
+    elif keys.factors in data.obsm:
+        remedy = "This looks like one modality of a fitted MuData: pass the MuData itself"
+    raise KeyError(problem(f"a fit in uns[{keys.uns!r}]", f"{type(data).__name__} with fits {fits}", remedy))
+
+
+def _modalities(data: AnnData | MuData, record: Mapping[str, Any], keys: Keys) -> dict[str, AnnData]:
+    """The fitted modalities by name; an AnnData is its own only one."""
+    names = stored.names(record, "modalities", where=f"uns[{keys.uns!r}]")
+    if isinstance(data, AnnData):
+        return {names[0]: data}
+    missing = [name for name in names if name not in data.mod]
+    if missing:
+        found = f"an object without {missing}"
+        raise KeyError(problem(f"the fitted modalities {names}", found, "Restore them or run `gpnsf.tl.fit` again"))
+    return {name: data.mod[name] for name in names}
+
+
+def _lowest(likelihood: str) -> float:
+    """Lower end of rates, and so of loadings."""
+    return -LARGEST_LOADING if FAMILIES[likelihood].signed else 0.0
+
+
+def _loadings(mod: AnnData, name: str, likelihood: str, n_factors: int, keys: Keys) -> np.ndarray:
+    """Loadings [P, K] of one modality."""
+    shape, low = (mod.n_vars, n_factors), _lowest(likelihood)
+    return stored.array(mod.varm, keys.loadings, shape, low=low, high=LARGEST_LOADING, where=f"varm of {name!r}")
+
+
+def _loadings_std(modalities: Mapping[str, AnnData], n_factors: int, keys: Keys) -> dict[str, np.ndarray] | None:
+    """Standard deviations [P, K] of the loadings; None for records without, of other methods or of earlier versions."""
+    slot = keys.loadings_std
+    if not any(slot in mod.varm for mod in modalities.values()):
+        return None
+    return {
+        name: stored.array(
+            mod.varm, slot, (mod.n_vars, n_factors), low=0, high=LARGEST_LOADING, where=f"varm of {name!r}"
+        )
+        for name, mod in modalities.items()
+    }
+
+
+def _lengthscale(record: Mapping[str, Any], n_factors: int, where: str) -> np.ndarray:
+    """Length scales [K] in the units of the coordinates, nan for nonspatial factors."""
+    kernel = stored.record(record, "kernel", where=where)
+    values = stored.array(kernel, "lengthscale", (n_factors,), low=0, nan=True, where="the kernel of the fit")
+    return values.astype(float)
+
+
+def _listed(names: str | Sequence[str], argument: str) -> list[str]:
+    """One name or several as a list."""
+    listed = [names] if isinstance(names, str) else [str(name) for name in names]
+    if not listed:
+        raise ValueError(problem(f"`{argument}` to name at least one", "none", "Pass names, or None for all"))
+    return listed

@@ -1,0 +1,122 @@
+"""What was measured, read as the fit has read it, beside what the fit expects."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from mudata import MuData
+
+from gpnsf import checks
+from gpnsf.core.families import FAMILIES
+from gpnsf.io.fits import Fit
+from gpnsf.io.read import SIZE_FLOOR, read_counts
+
+__all__ = ["Compared", "compare", "counts_of", "find_features", "held_out", "size_factors", "used"]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Chosen features of one modality on the observations of the object; NaN where the modality has no cell."""
+
+    likelihood: str
+    observed: np.ndarray  # [N, F] counts per size factor; 0 and 1 for open chromatin; values as they are if real
+    expected: (
+        np.ndarray
+    )  # [N, F] in the same unit: rates, probabilities of open chromatin at the size factor of the cell
+    weight: np.ndarray  # [N] what an observation counts in a mean: its size factor, or 1
+
+    @property
+    def binary(self) -> bool:
+        """Whether observed values are 0 and 1 and expected ones probabilities."""
+        return FAMILIES[self.likelihood].binary
+
+
+def compare(fit: Fit, modality: str, positions: Sequence[int] | np.ndarray) -> Compared:
+    """Observed and expected values of the features [F] at these positions of a modality."""
+    rows, likelihood = fit.rows[modality], fit.likelihoods[modality]
+    use = used(fit, modality)
+    counts = counts_of(fit, modality, use)
+    size = size_factors(fit, modality, counts, ~held_out(fit, modality))
+    column = np.cumsum(use) - 1
+    values = np.zeros((len(rows), len(positions)))
+    seen = use[positions]
+    values[:, seen] = counts[:, column[positions][seen]].toarray()
+    rate = fit.mean[rows] @ fit.loadings[modality][positions].T + fit.var(modality, fit.keys.background)[positions]
+    batch, multipliers = fit.batches(modality)
+    rate = rate * multipliers[batch][:, positions]
+    family = FAMILIES[likelihood]
+    if family.binary:
+        rate = family.mean(size[:, None] * rate)
+        size = np.where(np.isfinite(size), 1.0, np.nan)
+    parts = (values / size[:, None], rate, size)
+    return Compared(likelihood, *(_on_rows(part, rows, fit.data.n_obs) for part in parts))
+
+
+def find_features(fit: Fit, features: Sequence[str], modality: Sequence[str]) -> list[tuple[str, int]]:
+    """Modality and position of each named feature, which is to be the only one of its name."""
+    names = {name: fit.modalities[name].var_names for name in modality}
+    known = [feature for index in names.values() for feature in index]
+    checks.choices(features, known, what="features", where=f"var_names of {list(modality)}")
+    places = []
+    for feature in features:
+        found = [(name, int(j)) for name, index in names.items() for j in np.flatnonzero(index == feature)]
+        if len(found) > 1:
+            where = [name for name, _ in found]
+            remedy = "Name its `modality`, or call .var_names_make_unique() on it"
+            raise ValueError(checks.problem(f"one feature {feature!r}", f"{len(found)}, in {where}", remedy))
+        places += found
+    return places
+
+
+def used(fit: Fit, modality: str) -> np.ndarray:
+    """Features [P] that the fit has seen and that had a count."""
+    return fit.loadings[modality].any(axis=1) | (fit.var(modality, fit.keys.background) != 0)
+
+
+def held_out(fit: Fit, modality: str) -> np.ndarray:
+    """Cells [n] of a modality that have trained nothing."""
+    key = fit.param("holdout_key")
+    if key is None:
+        return np.zeros(fit.modalities[modality].n_obs, dtype=bool)
+    remedy = "Restore the column that the fit has read"
+    return checks.flags(pd.Series(fit.obs(key)), name=key, remedy=remedy)[fit.rows[modality]]
+
+
+def counts_of(fit: Fit, modality: str, use: np.ndarray | None = None, *, layer: str | None = None) -> sp.csr_matrix:
+    """Checked counts [n, P] of the features to use [P_full], None for all, from a layer, None for the one that was fitted."""
+    if layer is None:
+        known = fit.data.mod if isinstance(fit.data, MuData) else fit.modalities
+        layer = checks.per_modality(fit.params.get("layers"), "layers", names=[modality], known=known).get(modality)
+    likelihood = fit.likelihoods[modality]
+    return read_counts(fit.modalities[modality], layer=layer, likelihood=likelihood, modality=modality, use=use)
+
+
+def size_factors(fit: Fit, modality: str, counts: sp.csr_matrix, train: np.ndarray) -> np.ndarray:
+    """Size factors [n] of the fit for its counts [n, P], relative to their mean over the training cells [n].
+
+    Cells that were held out and have none in the column that was fitted get NaN.
+    """
+    source = None if FAMILIES[fit.likelihoods[modality]].signed else fit.param("size_factors")
+    if source is None:
+        return np.ones(counts.shape[0])
+    if source == "total":
+        totals = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
+        return np.maximum(totals / totals[train].mean(), SIZE_FLOOR)
+    own = fit.modalities[modality].obs
+    remedy = "Restore the column that the fit has read"
+    checks.choices([source], [*fit.data.obs, *own], what="size factors", where=f"obs of {modality!r}", remedy=remedy)
+    column = fit.data.obs[source].iloc[fit.rows[modality]] if source in fit.data.obs else own[source]
+    checks.positive(column[train], what=f"size factors in {source!r}")
+    values = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
+    return np.where(np.isfinite(values) & (values > 0), values, np.nan) / values[train].mean()
+
+
+def _on_rows(values: np.ndarray, rows: np.ndarray, n_obs: int) -> np.ndarray:
+    """Values of cells [n, ...] on the rows [N, ...] of the object."""
+    full = np.full((n_obs, *values.shape[1:]), np.nan)
+    full[rows] = values
+    return full

@@ -1,0 +1,293 @@
+"""The way in: MuData or AnnData to arrays. Nothing of the object is changed here; `write` is the way out."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from anndata import AnnData
+from mudata import MuData
+
+from gpnsf import checks
+from gpnsf.arguments import Reading
+from gpnsf.core.families import FAMILIES
+from gpnsf.core.types import Dataset, View
+from gpnsf.io.objects import Opened, gather, holders, open_data, read_coords, read_labels
+from gpnsf.io.streaming import NOT_BINARY, StoredCounts, canonical, is_stored, loaded, memory_budget, sound
+
+__all__ = ["Layout", "normalise_coords", "read", "read_counts"]
+
+DEFAULT_LIKELIHOODS = {"rna": "nb", "atac": "bernoulli", "": "nb"}
+SIZE_FLOOR = 0.05  # smallest size factor from totals: empty spots take the value of the field
+SPAN = (1e-30, 1e30)  # of coordinates: single precision holds their length scales
+
+_logger = logging.getLogger("gpnsf")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a Dataset came from the user's object: for writing back and for prediction."""
+
+    modalities: tuple[str, ...]
+    likelihoods: dict[str, str]
+    rows: dict[str, np.ndarray]  # modality -> [n] row of the dataset of each of its cells
+    features: dict[str, np.ndarray]  # modality -> [P_full] bool: features that the core sees
+    libraries: tuple[str, ...]  # names of the slices; "" alone where there is one
+    batches: tuple[str, ...]  # names of the batches; none where there is no key of batches
+    position: np.ndarray  # [N] row of the dataset of each observation of the object: rows of a batch are neighbours
+    centre: np.ndarray  # [n_libraries, D] in the data's own units
+    scale: float  # the data's own units per half-width unit, one for all slices and axes
+
+
+def read(
+    data: AnnData | MuData,
+    reading: Reading | None = None,
+    *,
+    default_likelihoods: Mapping[str, str] | None = None,
+    spatial: bool = True,
+) -> tuple[Dataset, Layout]:
+    """Read what a fit needs; ``spatial=False`` is for models without a field, which can do without coordinates.
+
+    ``default_likelihoods`` maps names of modalities to likelihoods, "" standing for any other name.
+    """
+    reading = reading or Reading()
+    opened = open_data(data, modalities=reading.modalities, likelihoods=reading.likelihoods)
+    kinds = _likelihoods(opened, reading.likelihoods, default_likelihoods or DEFAULT_LIKELIHOODS)
+    features = _features(opened, reading.use_var)
+    weights = _weights(opened, reading.modality_weights)
+    layer = checks.per_modality(reading.layers, "layers", names=opened.names, known=opened.mods)
+    library, libraries = pd.factorize(read_labels(opened, reading.library_key), sort=True)
+    coords, centre, scale = _geometry(opened, reading.spatial_key, library, spatial=spatial)
+    trained = ~_held_out(opened, reading.holdout_key)
+    views = []
+    for name in opened.names:
+        counts = _opened(opened.mods[name], layer.get(name), kinds[name], name, features[name])
+        view = _view(opened, name, counts, kinds[name], trained, reading.size_factors)
+        views.append(replace(view, weight=weights.get(name, 1.0)))
+    batch, batches = pd.factorize(read_labels(opened, reading.batch_key, argument="batch_key"), sort=True)
+    position = np.argsort(np.argsort(batch, kind="stable"))
+    if reading.batch_key is not None and len(batches) == 1:
+        _logger.warning("batch_key=%r has no effect: all rows are of batch %r.", reading.batch_key, batches[0])
+    layout = Layout(
+        modalities=opened.names,
+        likelihoods=kinds,
+        rows={name: position[opened.rows[name]] for name in opened.names},
+        features=features,
+        libraries=tuple(map(str, libraries)),
+        batches=() if reading.batch_key is None else tuple(map(str, batches)),
+        position=position,
+        centre=centre,
+        scale=scale,
+    )
+    in_file = any(isinstance(view.counts, StoredCounts) for view in views)
+    memory = memory_budget() if in_file else math.inf
+    dataset = Dataset(coords=coords, library=library.astype(np.int64), views=tuple(views), memory=memory)
+    return dataset if reading.batch_key is None else _by_batch(dataset, batch), layout
+
+
+def _by_batch(dataset: Dataset, batch: np.ndarray) -> Dataset:
+    """The same rows, batch after batch, so that row blocks need not mix them."""
+    order = np.argsort(batch, kind="stable")
+    views = tuple(
+        replace(
+            view,
+            counts=view.counts.arranged(order) if isinstance(view.counts, StoredCounts) else view.counts[order],
+            size=view.size[order],
+            observed=view.observed[order],
+        )
+        for view in dataset.views
+    )
+    return Dataset(dataset.coords[order], dataset.library[order], views, batch[order].astype(np.int64), dataset.memory)
+
+
+def normalise_coords(coords: np.ndarray, library: np.ndarray, centre: np.ndarray, scale: float) -> np.ndarray:
+    """Own units [n, D] to half-width units, float32, by the centre [n_libraries, D] of each row's slice and one scale.
+
+    Nothing is farther away than a million: by then every field has returned to its prior.
+    """
+    with np.errstate(over="ignore"):
+        own = (np.asarray(coords, dtype=np.float64) - centre[library]) / scale
+    return np.clip(own, -1e6, 1e6).astype(np.float32)
+
+
+def _likelihoods(opened: Opened, likelihoods: Any, defaults: Mapping[str, str]) -> dict[str, str]:
+    chosen = checks.per_modality(likelihoods, "likelihoods", names=opened.names, known=opened.mods)
+    for name, kind in chosen.items():
+        if kind not in FAMILIES:
+            rule = "`likelihoods` to be among " + ", ".join(map(repr, FAMILIES))
+            remedy = f"Pass for example likelihoods={{{name!r}: 'nb'}}"
+            raise ValueError(checks.problem(rule, f"{kind!r} for modality {name!r}", remedy))
+    return {name: chosen.get(name, defaults.get(name, defaults[""])) for name in opened.names}
+
+
+def _features(opened: Opened, use_var: Any) -> dict[str, np.ndarray]:
+    """Features [P_full] to be read; a single name holds for the modalities that have the column."""
+    columns = checks.per_modality(use_var, "use_var", names=opened.names, known=opened.mods)
+    if isinstance(use_var, str):
+        known = {column for name in opened.names for column in opened.mods[name].var}
+        checks.choices([use_var], sorted(map(str, known)), what="the column of `use_var`", where="var of a modality")
+        columns = {name: use_var for name in opened.names if use_var in opened.mods[name].var}
+    features = {}
+    for name in opened.names:
+        mod = opened.mods[name]
+        features[name] = np.ones(mod.n_vars, dtype=bool)
+        if name in columns:
+            checks.choices([columns[name]], mod.var, what="the column of `use_var`", where=f"var of {name!r}")
+            features[name] = checks.flags(
+                checks.column(mod.var, columns[name], where=f"var of {name!r}"),
+                name=columns[name],
+                remedy="Name a boolean var column in `use_var`",
+            )
+    return features
+
+
+def _weights(opened: Opened, modality_weights: Any) -> dict[str, float]:
+    argument = "modality_weights"
+    weights = checks.per_modality(modality_weights, argument, names=opened.names, known=opened.mods, numeric=True)
+    for name, weight in weights.items():
+        checks.positive([weight], what=f"`modality_weights` of {name!r}")
+    return {name: float(weight) for name, weight in weights.items()}
+
+
+def read_counts(
+    adata: AnnData, *, layer: str | None, likelihood: str, modality: str, use: np.ndarray | None = None
+) -> sp.csr_matrix:
+    """Checked counts [n, P] of one modality as canonical CSR float32; arrays that are so already are shared."""
+    counts = _opened(adata, layer, likelihood, modality, np.ones(adata.n_vars, dtype=bool) if use is None else use)
+    return counts[:] if isinstance(counts, StoredCounts) else counts
+
+
+def _opened(
+    adata: AnnData, layer: str | None, likelihood: str, modality: str, use: np.ndarray
+) -> sp.csr_matrix | StoredCounts:
+    """The same; counts that are in a file stay there."""
+    if layer is not None:
+        known = [name for name in adata.layers if name is not None]
+        checks.choices([layer], known, what="the layer", where=f"modality {modality!r}", remedy="Correct `layers`")
+    stored = adata.X if layer is None else adata.layers[layer]
+    if stored is None:
+        remedy = f"Pass layers={{{modality!r}: 'counts'}} to read a layer"
+        raise ValueError(checks.problem(f"counts in X of modality {modality!r}", "None", remedy))
+    checks.extent(adata.n_obs, int(use.sum()), modality=modality)
+    if is_stored(stored):
+        features = adata.var_names[use]
+        counts = StoredCounts.open(stored, modality=modality, use=use, likelihood=likelihood, features=features)
+        checks.some(counts, modality=modality)
+        return counts
+    stored = loaded(stored, modality=modality)
+    sound(stored, modality=modality)
+    matrix = canonical(stored if use.all() else stored[:, use], modality=modality)
+    checks.counts(matrix, likelihood, modality=modality, features=adata.var_names[use])
+    checks.some(matrix, modality=modality)
+    if not FAMILIES[likelihood].binary or (matrix.data == 1).all():
+        return matrix
+    _logger.info(NOT_BINARY, modality, likelihood)
+    return sp.csr_matrix((np.ones_like(matrix.data), matrix.indices, matrix.indptr), shape=matrix.shape)
+
+
+def _view(
+    opened: Opened,
+    name: str,
+    counts: sp.csr_matrix | StoredCounts,
+    likelihood: str,
+    trained: np.ndarray,
+    size_factors: str | None,
+) -> View:
+    """Counts [n, P] of a modality on the rows [N] of the object that are trained."""
+    rows = opened.rows[name]
+    observed = np.zeros(len(trained), dtype=bool)
+    observed[rows] = trained[rows]
+    counts = _scatter(counts, rows, observed)
+    if not counts.nnz:
+        remedy = "Hold out fewer rows, or leave the modality out with `modalities`"
+        rule = f"nonzero counts in the training rows of modality {name!r}"
+        raise ValueError(checks.problem(rule, f"none in {int(observed.sum())} row(s)", remedy))
+    size = observed.astype(np.float32)
+    if size_factors is not None and not FAMILIES[likelihood].signed:
+        size[observed] = _size_factors(opened, name, _totals(counts), observed, size_factors)
+    return View(name, likelihood, counts, size, observed)
+
+
+def _scatter(
+    counts: sp.csr_matrix | StoredCounts, rows: np.ndarray, observed: np.ndarray
+) -> sp.csr_matrix | StoredCounts:
+    """Counts [N, P] on the rows of the object, empty where nothing is observed."""
+    if len(rows) == len(observed) and observed.all() and np.array_equal(rows, np.arange(len(rows))):
+        return counts
+    position = np.zeros(len(observed), dtype=np.int64)
+    position[rows] = np.arange(len(rows))
+    if isinstance(counts, StoredCounts):
+        return counts.arranged(np.where(observed, position, -1))
+    kept = counts[position[observed]]
+    lengths = np.zeros(len(observed), dtype=kept.indptr.dtype)
+    lengths[observed] = np.diff(kept.indptr)
+    indptr = np.concatenate([[0], np.cumsum(lengths)]).astype(kept.indptr.dtype)
+    return sp.csr_matrix((kept.data, kept.indices, indptr), shape=(len(observed), counts.shape[1]))
+
+
+def _totals(counts: sp.csr_matrix | StoredCounts) -> np.ndarray:
+    """Row sums [N]."""
+    if isinstance(counts, StoredCounts):
+        return np.where(counts.index >= 0, counts.totals[counts.index], 0.0)
+    return np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
+
+
+def _size_factors(opened: Opened, name: str, total: np.ndarray, observed: np.ndarray, source: str) -> np.ndarray:
+    """Size factors of the observed rows, relative to their mean."""
+    if source != "total":
+        what = f"size factors in column {source!r} for modality {name!r}"
+        values = checks.positive(_size_column(opened, name, source)[observed], what=what)
+        return values / values.mean()
+    total = total[observed]
+    return np.maximum(total / total.mean(), SIZE_FLOOR)
+
+
+def _size_column(opened: Opened, name: str, source: str) -> pd.Series:
+    if source in opened.data.obs:
+        return checks.column(opened.data.obs, source, where="obs of the data").reset_index(drop=True)
+    mod = opened.mods[name]
+    checks.choices([source], mod.obs, what="`size_factors`", where=f"obs of the data or of {name!r}, or be 'total'")
+    column = checks.column(mod.obs, source, where=f"obs of {name!r}").reset_index(drop=True)
+    column.index = opened.rows[name]
+    return column.reindex(range(opened.data.n_obs))
+
+
+def _held_out(opened: Opened, key: str | None) -> np.ndarray:
+    """Rows [N] that train nothing."""
+    if key is None:
+        return np.zeros(opened.data.n_obs, dtype=bool)
+    remedy = "Name a boolean obs column in `holdout_key`"
+    held = gather(
+        opened, "obs", key, lambda column, *_: checks.flags(column, name=key, remedy=remedy), argument="holdout_key"
+    )
+    if held.all():
+        found = f"all {len(held)} rows held out by {key!r}"
+        raise ValueError(checks.problem("rows to train on", found, "Set some of them to False"))
+    return held
+
+
+def _geometry(opened: Opened, key: str, library: np.ndarray, *, spatial: bool) -> tuple[np.ndarray, np.ndarray, float]:
+    """Normalised coordinates [N, D], centre [n_libraries, D] and scale: each slice on its mid-range, one scale for all."""
+    n_libraries = int(library.max()) + 1
+    if not spatial and not holders(opened, "obsm", key):
+        return np.zeros((len(library), 1), np.float32), np.zeros((n_libraries, 1)), 1.0
+    coords = read_coords(opened, key)
+    slices = [coords[library == code] for code in range(n_libraries)]
+    low, high = np.array([part.min(0) for part in slices]), np.array([part.max(0) for part in slices])
+    with np.errstate(over="ignore"):
+        scale = float((high / 2 - low / 2).max())
+    if scale == 0:
+        found = f"{len(coords)} identical point(s)" + (" in each slice" if n_libraries > 1 else "")
+        remedy = "Store the positions of the observations there, or name another slot with `spatial_key`"
+        raise ValueError(checks.problem(f"coordinates in obsm[{key!r}] that differ", found, remedy))
+    if not SPAN[0] < scale < SPAN[1]:
+        rule = f"coordinates in obsm[{key!r}] with a half-width between {SPAN[0]:g} and {SPAN[1]:g}"
+        raise ValueError(checks.problem(rule, f"{scale:g}", "Convert them to another unit"))
+    centre = (low + high) / 2
+    return normalise_coords(coords, library, centre, scale), centre, scale
