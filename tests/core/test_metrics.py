@@ -239,11 +239,5 @@ def test_coverage_of_exact_intervals_is_their_level(rng, level):
     assert metrics.coverage(mean, mean, 0 * sd, level) == 1
 
 
-def test_sparsity_is_relative_to_the_largest_loading_of_a_factor():
-    loadings = np.array([[1.0, 1e-9], [1e-7, 0.0], [0.0, 5e-10], [0.5, 1e-20]])
-    assert metrics.sparsity(loadings) == pytest.approx(4 / 8)
-    assert metrics.sparsity(loadings, rtol=0.0) == pytest.approx(2 / 8)
-
-
 def test_importance_error_is_the_mean_distance():
     assert metrics.importance_error(np.array([0.0, 1.0, 0.5]), np.array([0.2, 1.0, 0.1])) == pytest.approx(0.2)

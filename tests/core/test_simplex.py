@@ -16,24 +16,7 @@ FACTORS /= FACTORS.mean(0)
 EMPTY = np.vstack([LOADINGS["rna"], np.zeros((1, K))])
 
 
-def test_feature_style_keeps_the_product():
-    scaled, shares, totals = simplex.feature_style(FACTORS, LOADINGS["rna"])
-    np.testing.assert_allclose(scaled.sum(0), 1)
-    np.testing.assert_allclose(shares.sum(1), 1)
-    np.testing.assert_allclose(scaled @ (shares * totals[:, None]).T, FACTORS @ LOADINGS["rna"].T)
-
-
-def test_feature_style_is_idempotent():
-    scaled, shares, totals = simplex.feature_style(FACTORS, LOADINGS["rna"])
-    again = simplex.feature_style(scaled, shares * totals[:, None])
-    for found, expected in zip(again, (scaled, shares, totals), strict=True):
-        np.testing.assert_allclose(found, expected)
-
-
 def test_features_without_signal_stay_zero():
-    _, shares, totals = simplex.feature_style(FACTORS, EMPTY)
-    assert totals[-1] == 0
-    assert (shares[-1] == 0).all()
     assert simplex.feature_importance(EMPTY, IS_SPATIAL)[-1] == 0
     assert simplex.top_factor(EMPTY)[-1] == -1
     assert simplex.importance_std(EMPTY, np.zeros((8, K, K)), IS_SPATIAL)[-1] == 0

@@ -23,7 +23,6 @@ __all__ = [
     "knn_weights",
     "match_factors",
     "morans_i",
-    "sparsity",
 ]
 
 
@@ -118,12 +117,6 @@ def _standardised(values: np.ndarray) -> np.ndarray:
 def coverage(truth: np.ndarray, mean: np.ndarray, sd: np.ndarray, level: float = 0.9) -> float:
     """Share of true values inside the central normal intervals of the given level; on the log scale for factors."""
     return float(np.mean(np.abs(truth - mean) <= ndtri((1 + level) / 2) * sd))
-
-
-def sparsity(loadings: np.ndarray, rtol: float = 1e-6) -> float:
-    """Share of loadings [P, K] that are zero next to the largest one of their factor."""
-    magnitude = np.abs(loadings)
-    return float(np.mean(magnitude <= rtol * magnitude.max(axis=0)))
 
 
 def importance_error(truth: np.ndarray, estimate: np.ndarray) -> float:

@@ -8,7 +8,6 @@ import numpy as np
 
 __all__ = [
     "feature_importance",
-    "feature_style",
     "importance_std",
     "observation_importance",
     "observation_shares",
@@ -21,16 +20,6 @@ def to_one(values: np.ndarray, *, axis: int = 1) -> np.ndarray:
     """Divide each row, or each column with ``axis=0``, by its sum; what has no mass stays zero."""
     total = values.sum(axis=axis, keepdims=True)
     return np.divide(values, total, out=np.zeros_like(values), where=total > 0)
-
-
-def feature_style(factors: np.ndarray, loadings: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Factors with column sums one and loadings with row sums one, and the feature totals that restore the product.
-
-    The "SPDE style" of Townes & Engelhardt (2023), section 4.4: ``(H * 1) (diag(total) W)^T`` equals the product put in.
-    """
-    mass = factors.sum(axis=0)  # [K]
-    scaled = loadings * mass  # [P, K]
-    return factors / mass, to_one(scaled), scaled.sum(axis=1)
 
 
 def observation_shares(factors: np.ndarray, loadings: Mapping[str, np.ndarray]) -> np.ndarray:
