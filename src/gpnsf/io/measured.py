@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import pandas as pd
@@ -11,11 +11,13 @@ import scipy.sparse as sp
 from mudata import MuData
 
 from gpnsf import checks
+from gpnsf.arguments import Reading
 from gpnsf.core.families import FAMILIES
+from gpnsf.core.types import Dataset
 from gpnsf.io.fits import Fit
-from gpnsf.io.read import SIZE_FLOOR, read_counts
+from gpnsf.io.read import SIZE_FLOOR, Layout, read, read_counts
 
-__all__ = ["Compared", "compare", "counts_of", "find_features", "held_out", "size_factors", "used"]
+__all__ = ["Compared", "compare", "counts_of", "find_features", "held_out", "reread", "size_factors", "used"]
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,17 @@ def held_out(fit: Fit, modality: str) -> np.ndarray:
         return np.zeros(fit.modalities[modality].n_obs, dtype=bool)
     remedy = "Restore the column that the fit has read"
     return checks.flags(pd.Series(fit.obs(key)), name=key, remedy=remedy)[fit.rows[modality]]
+
+
+def reread(fit: Fit, modality: str | None = None) -> tuple[Dataset, Layout]:
+    """What :func:`gpnsf.tl.fit` has read, in the order of the rows of the object; of one modality alone if it is named."""
+    kept = {own.name: fit.params[own.name] for own in fields(Reading) if own.name in fit.params}
+    column = kept.get("use_var")
+    if isinstance(column, str):  # one name holds for the modalities that have the column
+        kept["use_var"] = {name: column for name, mod in fit.modalities.items() if column in mod.var}
+    own = {"modalities": list(fit.modalities) if modality is None else [modality], "likelihoods": fit.likelihoods}
+    reading = Reading(**{**kept, **own, "batch_key": None})
+    return read(fit.data, reading, spatial=bool(fit.is_spatial.any()))
 
 
 def counts_of(fit: Fit, modality: str, use: np.ndarray | None = None, *, layer: str | None = None) -> sp.csr_matrix:

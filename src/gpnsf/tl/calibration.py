@@ -17,8 +17,8 @@ from gpnsf.core.inference.posterior import VARIANCE_CAP
 from gpnsf.core.scores import metrics
 from gpnsf.core.scores.calibration import log_errors, log_moments, simulate_counts
 from gpnsf.io import fits
+from gpnsf.io.measured import reread
 from gpnsf.io.objects import editable
-from gpnsf.io.reread import reread
 from gpnsf.tl.fit import fit as refit
 
 if TYPE_CHECKING:

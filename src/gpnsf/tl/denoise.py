@@ -19,9 +19,8 @@ from gpnsf.core.scores.shrinkage import best_strength, known, shrunk
 from gpnsf.core.scores.similarity import mean_rates, similar
 from gpnsf.core.scores.simplex import observation_shares
 from gpnsf.io import fits
-from gpnsf.io.measured import held_out, used
+from gpnsf.io.measured import held_out, reread, used
 from gpnsf.io.objects import editable, open_data
-from gpnsf.io.reread import reread
 from gpnsf.io.streaming import memory_budget
 from gpnsf.keys import SPATIAL
 

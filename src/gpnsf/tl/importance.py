@@ -13,8 +13,8 @@ from gpnsf.core.families import FAMILIES
 from gpnsf.core.scores import simplex
 from gpnsf.core.scores.association import permutation_p_values
 from gpnsf.io import fits
+from gpnsf.io.measured import reread
 from gpnsf.io.objects import editable
-from gpnsf.io.reread import reread
 
 if TYPE_CHECKING:
     from anndata import AnnData
