@@ -11,7 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyro.distributions as dist
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from gpnsf.core import stored
 from gpnsf.core.fields.kernels import KERNELS
 
-__all__ = ["AbstractField", "Located", "evidence_scale", "stored_sizes", "to_tensors"]
+__all__ = ["AbstractField", "FieldSize", "Located", "evidence_scale", "stored_sizes", "to_tensors"]
 
 LENGTHSCALE_RANGE = (0.04, 3.0)  # half-width units; outside of it the data say nothing about the length scale
 AMPLITUDE_RANGE = (0.05, 5.0)
@@ -41,6 +41,17 @@ class Located:
     coords: Tensor  # [n, D]
     library: Tensor  # [n]
     cache: dict[str, Any] = field(default_factory=dict)
+
+
+class FieldSize(NamedTuple):
+    """What a field takes, from shapes alone."""
+
+    parameters: int
+    row: float  # bytes of each row
+    block_row: float  # bytes of each row of a block, in a step
+    exact: float  # bytes, to find its exact variance
+    exact_seconds: float
+    row_seconds: float  # of each row, in a step that learns length scales; 0 where it does not count
 
 
 class AbstractField(nn.Module, ABC):

@@ -15,13 +15,15 @@ from torch import Tensor, nn
 from gpnsf.core import stored
 from gpnsf.core.counts.backends import csr_tensor
 from gpnsf.core.counts.sparse import TransposedProduct
-from gpnsf.core.fields.base import LARGEST, AbstractField, Located, evidence_scale, stored_sizes, to_tensors
+from gpnsf.core.fields.base import LARGEST, AbstractField, FieldSize, Located, evidence_scale, stored_sizes, to_tensors
 from gpnsf.core.fields.kernels import KERNELS
 
-__all__ = ["HilbertField", "retained_variance"]
+__all__ = ["HilbertField", "retained_variance", "size"]
 
 MAX_BASIS = 256  # per axis and half-width, of a field read from a file
 MARGIN = 0.25  # distance from the nodes to the edge of the Hilbert box, in half-width units
+ROW_BYTES = 100.0  # of a row: its place on the grid
+SECONDS_PER_CUBE = 1.5e-10  # of basis functions cubed: eigenvalues, and a covariance
 IMAGES = 8  # of the box to each side, in the variance of infinitely many basis functions
 
 
@@ -257,6 +259,14 @@ def retained_variance(kernel: str, lengthscale: np.ndarray, extent: Sequence[flo
     images = torch.cartesian_prod(*[torch.arange(-IMAGES, IMAGES + 1)] * n_dims).reshape(-1, n_dims)
     covariance = KERNELS[kernel].covariance((2 * boxes * images).norm(dim=1), ell)
     return (kept / ((-1.0) ** images.sum(1) * covariance).sum(1)).numpy()
+
+
+def size(coords: np.ndarray, n_libraries: int, n_factors: int, n_axis: float) -> FieldSize:
+    """Memory and time of a field whose basis functions per axis and half-width are ``n_axis``."""
+    n_weights = float(np.prod(n_axis * (np.abs(coords).max(0) + MARGIN) / (1 + MARGIN)))
+    exact = 48.0 * n_weights**2 * (n_factors > 0)  # twice six matrices of single precision
+    seconds = SECONDS_PER_CUBE * n_factors * n_weights**3 * n_libraries
+    return FieldSize(int(2 * n_libraries * n_factors * n_weights), ROW_BYTES, 0.0, exact, seconds, 0.0)
 
 
 def _interpolation(

@@ -15,15 +15,20 @@ from gpnsf.core.fields.base import (
     LARGEST,
     LARGEST_LOG,
     AbstractField,
+    FieldSize,
     Located,
     evidence_scale,
     stored_sizes,
     to_tensors,
 )
 
-__all__ = ["InducingField"]
+__all__ = ["InducingField", "size"]
 
 MAX_INDUCING = 10_000  # of a field read from a file: its covariance matrix is made anew
+
+BLOCK_ROW_BYTES = 100.0  # of a row of a block, an inducing point and a factor, in a step
+SECONDS_PER_PRODUCT = 1e-10
+SECONDS_PER_PAIR = 1.8e-10  # of a row, a factor, and a pair of inducing points, while length scales are learnt
 
 
 class InducingField(AbstractField):
@@ -169,6 +174,17 @@ class InducingField(AbstractField):
         for name in ("u_tril", "u_log_scale"):
             getattr(field, name).data.copy_(torch.as_tensor(state[name]))
         return field
+
+
+def size(n_obs: int, n_factors: int, n_inducing: int, *, full: bool) -> FieldSize:
+    """Memory and time: the weights of all rows on all inducing points are kept once the length scales are frozen."""
+    M = min(n_inducing, n_obs)
+    each = M * n_factors
+    exact = 8.0 * each * n_obs  # twice, in single precision
+    row, block_row = 4.0 * each, BLOCK_ROW_BYTES * each
+    return FieldSize(
+        each * (2 + M * full), row, block_row, exact, SECONDS_PER_PRODUCT * exact * M, SECONDS_PER_PAIR * each * M
+    )
 
 
 def _distances(a: Tensor, b: Tensor) -> Tensor:

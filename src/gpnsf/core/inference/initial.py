@@ -17,10 +17,11 @@ from torch import Tensor
 from gpnsf.core.counts.sparse import SparseCounts
 from gpnsf.core.families import FAMILIES
 from gpnsf.core.inference.batch_free import corrected
+from gpnsf.core.inference.shapes import NUMBER, Shapes
 from gpnsf.core.scores.metrics import knn_weights, morans_i
 from gpnsf.core.types import Dataset, Start, View
 
-__all__ = ["BANDWIDTHS", "lead", "loadings_at", "starts"]
+__all__ = ["BANDWIDTHS", "lead", "loadings_at", "memory", "starts"]
 
 BANDWIDTHS = (0.0, 0.06, 0.1, 0.16)  # of the smoothing kernel, half-width units
 MAX_FEATURES = 4_000  # features that a start looks at
@@ -32,6 +33,15 @@ FLOOR = 1e-4
 DEEP = 50  # counts a spot from which bins tell nonspatial factors from noise
 CELLS = 4  # bins per squared bandwidth: a bin is as wide as the bandwidth on a full square
 N_SEARCH = 12  # rounds of growing and merging
+
+
+def memory(shapes: Shapes, *, signed: bool) -> float:
+    """Bytes: features of the leading modality, binned counts, and factors; of signed models everything, densely."""
+    lead = shapes.lead
+    if signed:
+        return 3.0 * NUMBER * shapes.n_obs * lead.n_features
+    features = 8.0 * lead.nnz if lead.n_features > MAX_FEATURES else 0.0
+    return features + 6.0 * NUMBER * (MAX_DENSE + shapes.loadings) + 60.0 * shapes.n_obs * shapes.n_factors
 
 
 def starts(

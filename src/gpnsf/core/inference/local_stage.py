@@ -19,10 +19,11 @@ from torch import Tensor
 
 from gpnsf.core import distributed
 from gpnsf.core.inference.moves import Adopted
+from gpnsf.core.inference.shapes import Shapes
 from gpnsf.core.likelihoods.moments import MEAN_RANGE
 from gpnsf.core.model.factorization import Block, Factorization
 
-__all__ = ["LogFactors", "covariances", "local", "mean_field"]
+__all__ = ["LogFactors", "covariances", "local", "mean_field", "memory"]
 
 NEWTON_STEPS = (3, 2, 1, 1, 1)  # of each round: the information is refreshed before them, gamma after them
 LARGEST_STEP = 1.0
@@ -55,6 +56,12 @@ class LogFactors:
     field_m: Tensor  # [N, T] mean of the field alone
     field_v: Tensor  # [N, T]
     gamma: Tensor  # [K] variance of the deviations around the field
+
+
+def memory(shapes: Shapes) -> float:
+    """Bytes: information and covariance of the factors of a block, and temporary arrays of a chunk of nonzeros."""
+    K = shapes.n_factors
+    return 20.0 * shapes.n_obs * K + 15.0 * shapes.block * K**2 + 12.0 * shapes.chunk
 
 
 @torch.no_grad()

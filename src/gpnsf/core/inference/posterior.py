@@ -10,14 +10,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gpnsf.core.families import FAMILIES
+from gpnsf.core.fields.base import FieldSize
 from gpnsf.core.inference.local_stage import LogFactors, covariances
+from gpnsf.core.inference.shapes import Shapes
 from gpnsf.core.likelihoods import AbstractLikelihood
 from gpnsf.core.model.build import restore_field
 from gpnsf.core.model.factorization import Block, Factorization, ViewModel
 from gpnsf.core.scores import simplex
-from gpnsf.core.types import Dataset, Posterior
+from gpnsf.core.types import Dataset, Posterior, rows_at_a_time
 
-__all__ = ["predict", "summarise"]
+__all__ = ["memory", "predict", "summarise"]
 
 VARIANCE_CAP = 0.25  # of a log factor, in the mean: beyond it exp(m + v/2) speaks of the prior's tail, not of the data
 SD_CAP = 9.0
@@ -27,6 +30,19 @@ FEATURES = 10_000  # whose covariances [P, K, K] are made at a time
 PLACES = 20_000  # where a field is predicted at a time: inducing points need arrays [n, T, M]
 EMPTY = 1e-12  # size of a factor of which nothing is left: signed models may be asked for more than the data hold
 NEGLIGIBLE = 1e-6  # loadings below this share of their feature's total are set to zero
+
+
+def memory(shapes: Shapes, field: FieldSize) -> tuple[float, float, float]:
+    """Bytes of the outputs, of the covariances of loadings, and of the deviances that factors explain."""
+    pairs, widest = shapes.n_factors**2, max(view.n_features for view in shapes.views)
+    information = 4.0 * pairs * widest
+    added = information * (shapes.block < shapes.n_obs) + 30.0 * shapes.chunk
+    covariance = information + max(added, 32.0 * pairs * min(FEATURES, widest))
+    dense = [view for view in shapes.views if not FAMILIES[view.likelihood].events]  # not compiled
+    ranges = [rows_at_a_time(shapes.n_obs, view.n_features, int(view.nnz)) for view in dense]
+    nonzeros = [view.nnz * rows / shapes.n_obs for view, rows in zip(dense, ranges, strict=True)]
+    outputs = shapes.n_obs * (30.0 * shapes.n_factors + field.row) + 8.0 * shapes.loadings
+    return outputs, covariance, 50.0 * max(nonzeros, default=0.0)
 
 
 @torch.no_grad()

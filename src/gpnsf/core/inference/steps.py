@@ -12,12 +12,15 @@ from torch.nn import Parameter
 from tqdm.auto import tqdm
 
 from gpnsf.core import distributed
+from gpnsf.core.families import FAMILIES
+from gpnsf.core.fields.base import FieldSize
 from gpnsf.core.inference.checkpoint import Checkpoint, State, Walk
+from gpnsf.core.inference.shapes import NUMBER, Shapes
 from gpnsf.core.model.factorization import Block, Factorization
 from gpnsf.core.model.objective import ClosedFormELBO
 from gpnsf.core.types import Start
 
-__all__ = ["Adam", "Stepper"]
+__all__ = ["Adam", "Stepper", "memory", "parameters"]
 
 logger = logging.getLogger("gpnsf")
 
@@ -25,6 +28,24 @@ BETAS = (0.9, 0.99)
 EPSILON = 1e-8
 WINDOW = 10  # steps after which parameters are remembered
 MAX_REPAIRS = 8  # of one start
+
+
+COPIES = 8  # of parameters: gradient, two of Adam, where the fit began, where the bound was best, those of two starts
+
+
+def parameters(shapes: Shapes, field: FieldSize) -> float:
+    """Bytes of the parameters and of what goes with each."""
+    nonspatial = 2 * shapes.n_obs * (shapes.n_factors - shapes.n_spatial)
+    n_features = sum(view.n_features for view in shapes.views)
+    multipliers = shapes.n_batches * n_features if shapes.n_batches > 1 else 0
+    return float(COPIES * NUMBER * (shapes.loadings + multipliers + nonspatial + field.parameters))
+
+
+def memory(shapes: Shapes, field: FieldSize) -> float:
+    """Bytes of a step: moments of the factors of a block, dense entries without a bound, loadings, all with gradients."""
+    row = 80.0 * shapes.n_factors * len(shapes.views) * shapes.n_samples + field.block_row
+    dense = sum(view.n_features for view in shapes.views if not FAMILIES[view.likelihood].has_bound)
+    return shapes.block * (row + 16.0 * dense * shapes.n_samples) + 24.0 * shapes.loadings
 
 
 class Stepper:

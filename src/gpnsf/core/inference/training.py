@@ -24,6 +24,7 @@ from gpnsf.core.fields.base import AMPLITUDE_RANGE, LENGTHSCALE_RANGE
 from gpnsf.core.inference import initial, moves
 from gpnsf.core.inference.checkpoint import Checkpoint, State, Walk, fingerprint
 from gpnsf.core.inference.schedule import MOVE, WINDOW, Phase, Schedule
+from gpnsf.core.inference.shapes import Shapes
 from gpnsf.core.inference.steps import Stepper
 from gpnsf.core.likelihoods.moments import MEAN_CAP, MEAN_RANGE
 from gpnsf.core.model.factorization import Block, Factorization
@@ -31,7 +32,7 @@ from gpnsf.core.model.loadings import GammaLoadings
 from gpnsf.core.model.objective import ClosedFormELBO
 from gpnsf.core.types import Dataset, History, Start
 
-__all__ = ["elbo", "few_threads", "fit", "give_back"]
+__all__ = ["elbo", "few_threads", "fit", "give_back", "memory_of_polish"]
 
 logger = logging.getLogger("gpnsf")
 
@@ -40,6 +41,11 @@ POLISH_ENTRIES, FEWEST_POLISH = 1_000_000_000, 5  # of the dense passes of all p
 TRIALS, TRIAL_STEPS = 3, 10  # parts of the trial of a move, and steps of each
 HOPE = 2.0  # a trial ends where what is missing is more than this many times the gain of its last part
 SMALL = 1_000_000  # nonzeros below which threads wait for each other longer than they work
+
+
+def memory_of_polish(shapes: Shapes) -> float:
+    """Bytes: distinct counts of a block, under negative binomials."""
+    return 36.0 * max((view.nnz for view in shapes.dispersed), default=0.0) * shapes.block / shapes.n_obs
 
 
 def fit(

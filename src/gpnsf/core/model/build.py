@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from gpnsf.core import stored
-from gpnsf.core.fields.base import AbstractField
+from gpnsf.core.fields import hilbert, inducing
+from gpnsf.core.fields.base import AbstractField, FieldSize
 from gpnsf.core.fields.hilbert import HilbertField
 from gpnsf.core.fields.inducing import InducingField
 from gpnsf.core.likelihoods import LIKELIHOODS, AbstractLikelihood
@@ -17,7 +18,7 @@ from gpnsf.core.model.factors import FieldFactors, NormalFactors
 from gpnsf.core.model.loadings import AbstractLoadings, GammaLoadings, PointLoadings
 from gpnsf.core.types import Dataset
 
-__all__ = ["BASIS_RANGE", "DEFAULT_INDUCING", "FIELDS", "PRESETS", "Preset", "build", "restore_field"]
+__all__ = ["BASIS_RANGE", "DEFAULT_INDUCING", "FIELDS", "PRESETS", "Preset", "build", "field_size", "restore_field"]
 
 FIELDS: dict[str, type[AbstractField]] = {"hilbert": HilbertField, "inducing": InducingField}
 DEFAULT_INDUCING = 300
@@ -116,6 +117,17 @@ def _build_field(
     return InducingField(
         kernel, n_factors, dataset.n_libraries, centres, library, lengthscale=lengthscale, covariance=covariance
     )
+
+
+def field_size(
+    kind: str, dataset: Dataset, n_factors: int, lengthscale: float | None, n_inducing: int | None
+) -> FieldSize:
+    """Memory and time of the field over the coordinates of a dataset."""
+    if kind == "hilbert":
+        n_axis = float(np.clip(4 / (lengthscale or 0.2), *BASIS_RANGE))
+        return hilbert.size(dataset.coords, dataset.n_libraries, n_factors, n_axis)
+    wanted = n_inducing or DEFAULT_INDUCING
+    return inducing.size(dataset.n_obs, n_factors, wanted, full=min(wanted, dataset.n_obs) <= DEFAULT_INDUCING)
 
 
 def _inducing_points(dataset: Dataset, n_inducing: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
