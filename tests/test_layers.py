@@ -54,8 +54,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pl.variance": {*DATA, "pl", "tl.variance"},
     "datasets": {*DATA, "datasets"},
     "datasets.mixture": {*DATA, "core.companions"},
-    "demo": {"", *DATA, "core.scores", "pp", "tl", "pl", "datasets"},
-    "cli": {"", *DATA, "core.distributed", "demo", "pp", "tl", "pl", "datasets"},
+    "demo": {"", *DATA, "io", "core.scores", "pp", "tl", "pl", "datasets"},
+    "cli": {"", *DATA, "io", "core.distributed", "demo", "pp", "tl", "pl", "datasets"},
     "__main__": {"cli"},
 }
 TORCH = {"torch", "pyro"}

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import gpnsf
 from gpnsf.checks import choices, problem
+from gpnsf.io.kinds import check_input, check_output, replacing
+from gpnsf.io.places import read_table
 
 if TYPE_CHECKING:
-    import numpy as np
     from anndata import AnnData
     from mudata import MuData
 
@@ -165,12 +166,15 @@ def _add_fit_options(command: argparse.ArgumentParser) -> None:
 
 
 def _fit(source: Path, target: Path, **options: Any) -> None:
-    _check_suffix(target, source.suffix)
+    check_input(source)
+    own = target.exists() and target.samefile(source)
+    if not own:
+        check_output(target, source.suffix or ".zarr")
     start = time.perf_counter()
     if "WORLD_SIZE" in os.environ:
         if not _fit_together(source, target, options):
             return
-    elif _bytes(source) >= LARGE:
+    elif _bytes(source) >= LARGE or not source.suffix:
         _fit_in_file(source, target, options)
     else:
         data = _read(source)
@@ -189,17 +193,10 @@ def _fit_in_file(source: Path, target: Path, options: dict[str, Any]) -> None:
     if target.exists() and target.samefile(source):
         gpnsf.tl.fit(source, **options)
         return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.stem}.partial{target.suffix}")
     copy = shutil.copytree if source.is_dir() else shutil.copyfile
-    try:
+    with replacing(target) as partial:
         copy(source, partial)
         gpnsf.tl.fit(partial, **options)
-        if target.is_dir():
-            shutil.rmtree(target)
-        partial.replace(target)
-    finally:
-        shutil.rmtree(partial) if partial.is_dir() else partial.unlink(missing_ok=True)
 
 
 def _fit_together(source: Path, target: Path, options: dict[str, Any]) -> bool:
@@ -231,15 +228,20 @@ def _forecast(source: Path, **options: Any) -> None:
 def _add_predict(commands: Any) -> None:
     predict = _command(commands, _predict, "predict the factors at new coordinates")
     predict.add_argument("source", type=Path, metavar="IN", help="h5mu or h5ad with a fit")
-    predict.add_argument("coords", type=Path, metavar="COORDS.csv", help="one numeric column an axis, with a header")
+    predict.add_argument(
+        "coords",
+        type=Path,
+        metavar="COORDS.csv",
+        help="columns x and y (and z), or columns in the order of the axes without a header; a first column of names is kept",
+    )
     predict.add_argument("target", type=Path, metavar="OUT.h5ad", help="observations x factors")
     predict.add_argument("--library", help="section that the coordinates belong to")
     predict.add_argument("--key", default="gpnsf", help="prefix of the slots (%(default)s)")
 
 
 def _predict(source: Path, coords: Path, target: Path, library: str | None, key: str) -> None:
-    _check_suffix(target, ".h5ad")
-    predicted = gpnsf.tl.predict(_read(source), _read_coords(coords), library=library, key=key)
+    check_output(target, ".h5ad", source=source)
+    predicted = gpnsf.tl.predict(_read(source), read_table(coords), library=library, key=key)
     _write(predicted, target)
     print(f"predicted {predicted.n_vars} factors at {predicted.n_obs} places: {target}")
 
@@ -267,7 +269,7 @@ def _add_report(commands: Any) -> None:
 
 
 def _report(source: Path, target: Path, title: str | None, key: str) -> None:
-    _check_suffix(target, ".html")
+    check_output(target, ".html", source=source)
     gpnsf.pl.report(_read(source), target, title=title or f"{source.name}, fit {key!r}", key=key)
     print(f"reported {source}: {target}")
 
@@ -288,7 +290,7 @@ def _add_simulate(commands: Any) -> None:
 
 
 def _simulate(name: str, target: Path, seed: int, values: list[str]) -> None:
-    _check_suffix(target, ".h5mu")
+    check_output(target, ".h5mu")
     function = getattr(gpnsf.datasets, name)
     options = dict(map(read_assignment, values))
     known = inspect.signature(function).parameters.keys() - {"seed"}
@@ -325,42 +327,20 @@ def _benchmark(name: str, rest: list[str]) -> int:
     return subprocess.run([sys.executable, str(BENCHMARKS / f"{name}.py"), *rest], check=False).returncode
 
 
-def _check_suffix(path: Path, wanted: str) -> None:
-    """Check the name of the result before any work is done."""
-    if path.suffix != wanted:
-        raise ValueError(problem(f"a result named *{wanted}", str(path), f"Write to {path.with_suffix(wanted)}"))
-
-
 def _read(path: Path) -> AnnData | MuData:
     """Read h5ad, h5mu or zarr."""
     import anndata
     import mudata
 
-    readers = {".h5ad": anndata.read_h5ad, ".h5mu": mudata.read_h5mu, ".zarr": mudata.read_zarr}
-    if path.suffix not in readers:
-        remedy = "Convert it with anndata or mudata first"
-        raise ValueError(problem("a file *.h5mu, *.h5ad or *.zarr", str(path), remedy))
-    if not path.exists():
-        raise FileNotFoundError(problem("a file that exists", str(path), "Check the path"))
+    check_input(path)
+    readers = {".h5ad": anndata.read_h5ad, ".h5mu": mudata.read_h5mu, ".zarr": mudata.read_zarr, "": anndata.read_zarr}
     try:
         return readers[path.suffix](path)
     except Exception as error:  # what a reader raises on a damaged file is not documented
         raise ValueError(problem(f"a readable {path.suffix[1:]} file", f"{path}: {error}", "Write it again")) from error
 
 
-def _read_coords(path: Path) -> np.ndarray:
-    """Coordinates [n, D] from a table in which every column is an axis."""
-    import pandas as pd
-
-    table = pd.read_csv(path)
-    words = [column for column in table if not pd.api.types.is_numeric_dtype(table[column])]
-    if words or table.empty:
-        found = f"{path} with {len(table)} rows and columns {list(table)}, not numeric: {words}"
-        raise ValueError(problem("a table with a header and one numeric column an axis", found, "Drop the others"))
-    return table.to_numpy(dtype=float)
-
-
 def _write(data: AnnData | MuData, path: Path) -> None:
-    """Write to a folder that is made if need be."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    data.write_zarr(path) if path.suffix == ".zarr" else data.write(path)
+    """Write a result whole or not at all."""
+    with replacing(path) as partial:
+        data.write_zarr(partial) if path.suffix == ".zarr" else data.write(partial)

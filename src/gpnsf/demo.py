@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 import gpnsf
+from gpnsf.checks import problem
 from gpnsf.io import fits
+from gpnsf.io.kinds import check_output, replacing
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -35,7 +38,11 @@ FIGURES = (*MAPS, "top_features", "loadings", "factor_correlation", "importance"
 
 def run(folder: Path, *, seed: int = 0) -> list[str]:
     """Simulate, fit, write the object and the figures into the folder; returns what was found, line by line."""
-    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / "gpnsf-demo.h5mu"
+    _check_folder(folder, [*FIGURES, "truth"])
+    if target.exists():
+        check_output(target, ".h5mu")
+    folder.mkdir(exist_ok=True)
     mdata = gpnsf.datasets.tissue(**TISSUE, seed=seed)
     start = time.perf_counter()
     n_spatial, n_factors = TISSUE["n_spatial"], TISSUE["n_spatial"] + TISSUE["n_nonspatial"]
@@ -43,8 +50,9 @@ def run(folder: Path, *, seed: int = 0) -> list[str]:
     seconds = time.perf_counter() - start
     paths = save_figures(mdata, folder)
     paths.append(_save(_against_truth(mdata), folder / "truth.png"))
-    paths.insert(0, folder / "gpnsf-demo.h5mu")
-    mdata.write(paths[0])
+    with replacing(target) as partial:
+        mdata.write(partial)
+    paths.insert(0, target)
     shapes = ", ".join(f"{name} {mod.n_vars} features" for name, mod in mdata.mod.items())
     return [
         f"Simulated tissue: {mdata.n_obs} spots, {shapes}; {n_factors} factors, {n_spatial} of them spatial.",
@@ -65,15 +73,26 @@ def save_figures(data: AnnData | MuData, folder: Path, *, key: str = "gpnsf") ->
     left_out = () if fit.has_coords else MAPS
     left_out += () if fit.names.size > 1 else ("factor_correlation",)
     names = [name for name in FIGURES if name not in left_out]
+    _check_folder(folder, names)
     figures = {name: getattr(gpnsf.pl, name)(data, key=key, show=False, return_fig=True) for name in names}
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(exist_ok=True)
     return [_save(figure, folder / f"{name}.png") for name, figure in figures.items()]
+
+
+def _check_folder(folder: Path, names: Iterable[str]) -> None:
+    """Check that figures may be written to a folder, which is made if it is not there."""
+    if folder.is_dir():
+        for name in names:
+            check_output(folder / f"{name}.png", ".png")
+    elif folder.exists() or not folder.absolute().parent.is_dir():
+        remedy = f"Write to another folder, or make it first: mkdir -p {folder}"
+        raise NotADirectoryError(problem("a folder, or a new name in one that exists", str(folder), remedy))
 
 
 def _save(figure: Figure, path: Path) -> Path:
     from matplotlib import pyplot as plt
 
-    figure.savefig(path, dpi=150, bbox_inches="tight")
+    figure.savefig(path, dpi=150, bbox_inches="tight", metadata={"Software": "gpnsf"})
     plt.close(figure)
     return path
 

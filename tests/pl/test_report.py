@@ -68,7 +68,7 @@ def fit():
 
 @pytest.fixture(scope="module")
 def page(fit, tmp_path_factory):
-    return written(fit, tmp_path_factory.mktemp("report") / "new" / "fit.html")
+    return written(fit, tmp_path_factory.mktemp("report") / "fit.html")
 
 
 @pytest.fixture

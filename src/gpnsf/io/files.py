@@ -17,11 +17,11 @@ from anndata.io import read_elem, sparse_dataset, write_elem
 from mudata import MuData
 
 from gpnsf.checks import problem
+from gpnsf.io.kinds import check_input, is_zarr
 from gpnsf.keys import Keys
 
-__all__ = ["FORMATS", "opened", "save"]
+__all__ = ["opened", "save"]
 
-FORMATS = (".h5ad", ".h5mu", ".zarr")
 MAPS = ("obsmap", "varmap")
 
 
@@ -32,7 +32,7 @@ def opened(path: str | os.PathLike[str], *, spatial_key: str, writable: bool = T
     With ``writable``, what would keep the slots from being written is found out here, before any work is done.
     """
     path = Path(path)
-    _check(path)
+    check_input(path)
     if writable:
         _check_room(path)
     try:
@@ -52,7 +52,7 @@ def save(path: str | os.PathLike[str], data: AnnData | MuData, keys: Keys) -> No
     the end the record in ``uns``, without which there is no fit.
     """
     path = Path(path).resolve()
-    if path.suffix == ".zarr":
+    if is_zarr(path):
         _renew(_open(path, "r+"), data, keys, lambda: _consolidate(path))
         return
     partial = path.with_name(f"{path.name}.partial")
@@ -66,14 +66,6 @@ def save(path: str | os.PathLike[str], data: AnnData | MuData, keys: Keys) -> No
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
-
-
-def _check(path: Path) -> None:
-    """The file exists, and can be read by us."""
-    if path.suffix not in FORMATS:
-        raise ValueError(problem(f"a file {', '.join(FORMATS)}", str(path), "Convert it with anndata or mudata first"))
-    if not path.exists():
-        raise FileNotFoundError(problem("a file that exists", str(path), "Check the path"))
 
 
 def _check_room(path: Path) -> None:
@@ -91,7 +83,7 @@ def _check_room(path: Path) -> None:
 
 def _open(path: Path, mode: str) -> Any:
     """The root group of a file."""
-    if path.suffix != ".zarr":
+    if not is_zarr(path):
         return h5py.File(path, mode)
     import zarr
 
@@ -179,8 +171,11 @@ def _name_columns(group: Any, change: Callable[[list[str]], list[str]]) -> None:
 
 
 def _consolidate(path: Path) -> None:
-    """Bring the list of arrays that some stores keep up to date."""
+    """Bring the lists of arrays that a store and those around it may keep up to date."""
     import zarr
 
-    if zarr.open_group(path, mode="r").metadata.consolidated_metadata is not None:
-        zarr.consolidate_metadata(path)
+    for group in (path, *path.parents):
+        if not is_zarr(group):
+            return
+        if zarr.open_group(group, mode="r").metadata.consolidated_metadata is not None:
+            zarr.consolidate_metadata(group)

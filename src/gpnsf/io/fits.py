@@ -61,11 +61,8 @@ class Fit:
     @property
     def field(self) -> Mapping[str, Any]:
         """Geometry and state of the field; what describes its process alone is checked where it is rebuilt."""
-        state, where, n_spatial = (
-            stored.record(self.uns, "field", where=self._where),
-            "the field",
-            self.is_spatial.sum(),
-        )
+        state, n_spatial = stored.record(self.uns, "field", where=self._where), self.is_spatial.sum()
+        where = "the field"
         libraries = stored.names(state, "libraries", where=where)
         n_dims = stored.array(state, "centre", (len(libraries), None), where=where).shape[1]
         stored.number(state, "scale", low=np.finfo(float).tiny, where=where)
@@ -149,6 +146,13 @@ class Fit:
     def coords(self) -> np.ndarray:
         """Coordinates [N, D] in the units of the data, gathered from the modalities where the object has none."""
         return read_coords(self._opened(), self.param("spatial_key") or SPATIAL)
+
+    @property
+    def axes(self) -> list[str] | None:
+        """Names of the axes, where the coordinates are a table that names them."""
+        key = self.param("spatial_key") or SPATIAL
+        tables = (holder.obsm[key] for holder, _ in holders(self._opened(), "obsm", key).values())
+        return next((list(map(str, table.columns)) for table in tables if isinstance(table, pd.DataFrame)), None)
 
     @property
     def library(self) -> pd.Categorical | None:

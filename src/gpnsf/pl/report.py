@@ -16,6 +16,7 @@ import pandas as pd
 from gpnsf import genome, pl
 from gpnsf.checks import problem
 from gpnsf.io import fits
+from gpnsf.io.kinds import check_output
 from gpnsf.io.measured import counts_of, used
 from gpnsf.pl import html
 
@@ -47,7 +48,7 @@ def report(
     data
         Object that :func:`gpnsf.tl.fit` annotated.
     path
-        File to write; its folder is made if need be.
+        File to write, in a folder that exists. A page of an earlier report is replaced, any other file is not.
     title
         Title of the page; None for one that names the fit.
     key
@@ -75,7 +76,7 @@ def report(
     target = Path(path)
     if target.is_dir():
         raise IsADirectoryError(problem("a file to write to", f"the folder {target}", "Add a name such as fit.html"))
-    target.parent.mkdir(parents=True, exist_ok=True)
+    check_output(target, target.suffix)
     sections = [(section.title, _body(section, fit)) for section in SECTIONS if section.needed(fit)]
     shapes = ", ".join(f"{name} {mod.n_obs:,} x {mod.n_vars:,}" for name, mod in fit.modalities.items())
     kinds = f"{fit.names.size} factors, {int(fit.is_spatial.sum())} of them spatial"

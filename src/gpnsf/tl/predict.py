@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,9 +16,15 @@ from gpnsf import checks
 from gpnsf.core.inference import posterior
 from gpnsf.core.scores.expected import expected
 from gpnsf.io import fits, read
+from gpnsf.io.places import in_order
 from gpnsf.keys import SPATIAL
 
 __all__ = ["predict"]
+
+OUTSIDE = 1.5  # half-widths from the middle of the tissue
+SEVERAL = 0.1  # of the places
+
+_log = logging.getLogger("gpnsf")
 
 
 def predict(
@@ -40,7 +47,8 @@ def predict(
         Object annotated by :func:`gpnsf.tl.fit`.
     coords
         Coordinates [n, D] in the unit of the data, such as the spots of another section or the lattice of
-        :func:`gpnsf.pp.grid`. Default: those of the data.
+        :func:`gpnsf.pp.grid`. Columns of a DataFrame are taken by name (those of the coordinates of the data if they are a DataFrame,
+        else ``x``, ``y``, ``z``), and its index names the rows. Default: those of the data.
     library
         Slice of the coordinates, one name or one per row; needed where the fit knew several slices and ``coords`` is given.
     features
@@ -86,6 +94,7 @@ def predict(
     std = np.broadcast_to(np.sqrt(fit.mean.var(0) + (fit.std**2).mean(0)), mean.shape).astype(np.float32)
     if fit.is_spatial.any():
         own = read.normalise_coords(points, codes, np.asarray(state["centre"]), float(state["scale"]))
+        _warn_outside(own)
         mean[:, fit.is_spatial], std[:, fit.is_spatial] = posterior.predict(state, own, codes)
     var = pd.DataFrame({"is_spatial": fit.is_spatial, "lengthscale": fit.lengthscale}, index=pd.Index(fit.names))
     obsm = {SPATIAL: points} if coords is not None or fit.has_coords else {}
@@ -95,6 +104,18 @@ def predict(
     if features is not None:
         predicted.obsm["expected"] = _expected(fit, mean, features, obs)
     return predicted
+
+
+def _warn_outside(own: np.ndarray) -> None:
+    """Say how many places [n, D], in half-widths, lie so far outside of the tissue that the fit knows nothing of them."""
+    outside = int((np.abs(own) > OUTSIDE).any(axis=1).sum())
+    if outside > SEVERAL * len(own):
+        _log.warning(
+            "%d of %d places lie outside of the fitted tissue, where factors return to their mean. Are coordinates in the unit of the "
+            "data, and their axes in its order and direction?",
+            outside,
+            len(own),
+        )
 
 
 def _places(
@@ -109,8 +130,10 @@ def _places(
         codes = np.zeros(len(fit.mean), dtype=np.int64) if names is None else _codes(list(map(str, names)), libraries)
         points = fit.coords if fit.has_coords or fit.is_spatial.any() else np.zeros((len(fit.mean), 1))
         return points, codes, pd.DataFrame(index=fit.data.obs_names.copy())
-    n_rows = len(coords) if hasattr(coords, "__len__") else 0
-    points = checks.coordinates(coords, where="`coords`", obs_names=[f"row {i}" for i in range(n_rows)])
+    index = pd.RangeIndex(len(coords) if hasattr(coords, "__len__") else 0)
+    if isinstance(coords, pd.DataFrame):
+        index, coords = coords.index, in_order(coords, np.asarray(fit.field["centre"]).shape[1], fit.axes)
+    points = checks.coordinates(coords, where="`coords`", obs_names=[f"row {i}" for i in index])
     if library is None and len(libraries) > 1:
         rule = f"`library` to name one of the slices {libraries}"
         raise ValueError(checks.problem(rule, "None", f"Pass for example library={libraries[0]!r}"))
@@ -119,7 +142,7 @@ def _places(
     if len(codes) not in (1, len(points)):
         rule = f"one slice, or one for each of the {len(points)} rows of `coords`"
         raise ValueError(checks.problem(rule, f"{len(codes)} names", "Pass one name per row"))
-    obs = pd.DataFrame(index=pd.RangeIndex(len(points)).astype(str))
+    obs = pd.DataFrame(index=index.astype(str))
     return points, np.broadcast_to(codes, len(points)).astype(np.int64), obs
 
 

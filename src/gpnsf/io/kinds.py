@@ -1,0 +1,172 @@
+"""What a path holds, by its own account and not by its name; and results that take the place of earlier ones."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from gpnsf.checks import problem
+
+__all__ = ["check_input", "check_output", "is_zarr", "replacing"]
+
+FORMATS = (".h5ad", ".h5mu", ".zarr")
+OURS = (b'name="generator" content="gpnsf"', b"Software\0gpnsf")  # in the first bytes of our pages and pictures
+OPENING = 4096  # bytes
+ANNDATA = {"X", "layers", "obs", "obsm", "obsp", "raw", "uns", "var", "varm", "varp"}
+MUDATA = {"mod", "obs", "obsm", "obsmap", "obsp", "uns", "var", "varm", "varmap", "varp"}
+SPATIALDATA = {"images", "labels", "points", "shapes", "tables", "table"}
+
+
+class Kind(NamedTuple):
+    """A kind of file or folder."""
+
+    words: str
+    suffixes: tuple[str, ...]  # under which it can be read; none where it cannot
+    remedy: str
+
+
+KINDS = {
+    "anndata": Kind("an AnnData in HDF5", (".h5ad",), "Rename it to {stem}.h5ad"),
+    "mudata": Kind("a MuData in HDF5", (".h5mu",), "Rename it to {stem}.h5mu"),
+    "anndata zarr": Kind("a zarr store of an AnnData", (".zarr",), "Rename it to {stem}.zarr"),
+    "mudata zarr": Kind("a zarr store of a MuData", (".zarr",), "Rename it to {stem}.zarr"),
+    "spatialdata": Kind("a SpatialData store", (), "Pass one of its tables: {tables}"),
+    "10x": Kind(
+        "a count matrix of 10x Genomics",
+        (),
+        "Read it with scanpy.read_10x_h5 or muon.read_10x_h5, add coordinates as obsm['spatial'], and write .h5ad or .h5mu",
+    ),
+    "hdf5": Kind("HDF5 of another kind", (), "Convert it with anndata or mudata first"),
+    "zarr": Kind("a zarr group of another kind", (), "Convert it with anndata or mudata first"),
+    "folder": Kind("a folder", (), "Pass the path of a file in it"),
+    "file": Kind("a file of another kind", (), "Convert it with anndata or mudata first"),
+}
+
+
+def check_input(path: Path) -> None:
+    """Check that a path exists, and holds what its name says and we can read."""
+    named = path.suffix in FORMATS
+    if not path.exists():
+        if path.suffix and not named:
+            raise ValueError(
+                problem(f"a file {', '.join(FORMATS)}", str(path), "Convert it with anndata or mudata first")
+            )
+        raise FileNotFoundError(problem("a file that exists", str(path), "Check the path"))
+    found = _kind(path)
+    kind = KINDS[found]
+    in_a_store = found == "anndata zarr" and not path.suffix  # a table of a SpatialData store
+    if path.suffix in kind.suffixes or in_a_store:
+        return
+    if named and found in ("file", "hdf5", "zarr", "folder"):
+        rule, remedy = f"a readable {path.suffix[1:]} file", "Write it again"
+    else:
+        rule = f"a file {', '.join(FORMATS)} that holds what its name says"
+        remedy = kind.remedy.format(stem=path.stem, tables=_tables(path) if found == "spatialdata" else "")
+    raise ValueError(problem(rule, f"{path}, which is {kind.words}", remedy))
+
+
+def check_output(path: Path, suffix: str, *, source: Path | None = None) -> None:
+    """Check that a result may be written to a path, before any work is done.
+
+    Its folder is there; what is there under its name may be replaced only if it is such a result itself, and not the source.
+    """
+    if path.suffix != suffix:
+        raise ValueError(problem(f"a result named *{suffix}", str(path), f"Write to {path.with_suffix(suffix)}"))
+    if not path.absolute().parent.is_dir():
+        remedy = f"Make it first: mkdir -p {path.parent}"
+        raise FileNotFoundError(problem("a folder that exists for the result", str(path), remedy))
+    if not path.exists():
+        return
+    if source is not None and path.samefile(source):
+        raise ValueError(problem("a result beside its source", f"{path} as both", "Write to another path"))
+    found = _kind(path)
+    if suffix in KINDS[found].suffixes or (found == "file" and _is_ours(path)):
+        return
+    rule = f"a path that is free, or an earlier result *{suffix} to be replaced"
+    raise FileExistsError(problem(rule, f"{path}, which is {KINDS[found].words}", "Write to another path, or move it"))
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A path beside the target to write to, which takes its place when the block ends well and is removed otherwise.
+
+    At any moment the target, or what was there before, is whole; a folder is set aside until the new one is in its place.
+    """
+    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
+    before = path.with_name(f".{path.stem}.before{path.suffix}")
+    try:
+        _remove(partial)
+        yield partial
+        if path.is_dir():
+            path.rename(before)
+        partial.replace(path)
+        _remove(before)
+    finally:
+        _remove(partial)
+
+
+def is_zarr(path: Path) -> bool:
+    """Whether a folder is a zarr group."""
+    return any((path / name).is_file() for name in (".zgroup", "zarr.json"))
+
+
+def _remove(path: Path) -> None:
+    """Remove what we have written for a while."""
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a page or picture says that this package has written it; empty files are nobody's."""
+    with path.open("rb") as file:
+        opening = file.read(OPENING)
+    return not opening or any(mark in opening for mark in OURS)
+
+
+def _kind(path: Path) -> str:
+    """Key of ``KINDS`` of a path that exists."""
+    import h5py
+
+    if path.is_dir():
+        return _kind_of_group(path) if is_zarr(path) else "folder"
+    if not h5py.is_hdf5(path):
+        return "file"
+    try:
+        with h5py.File(path, "r") as root:
+            if "matrix" in root and "obs" not in root:
+                return "10x"
+            return _annotated(root.attrs, set(root)) or "hdf5"
+    except OSError:  # cut short
+        return "hdf5"
+
+
+def _kind_of_group(path: Path) -> str:
+    """The kind of a zarr group."""
+    import zarr
+
+    root = zarr.open_group(path, mode="r", use_consolidated=False)
+    names = set(root)
+    if "spatialdata_attrs" in root.attrs or (names & SPATIALDATA and not names & {"obs", "var"}):
+        return "spatialdata"
+    found = _annotated(root.attrs, names)
+    return f"{found} zarr" if found else "zarr"
+
+
+def _annotated(attrs: Any, names: set[str]) -> str | None:
+    """Give "anndata" or "mudata", if a root group holds that and nothing else."""
+    kind = str(attrs.get("encoding-type", "")).lower()
+    if "obs" not in names or "var" not in names:
+        return None
+    if "mod" in names or kind == "mudata":
+        return "mudata" if names <= MUDATA else None
+    return "anndata" if names <= ANNDATA else None
+
+
+def _tables(path: Path) -> str:
+    """Paths of the tables of a SpatialData store."""
+    folder = next((path / name for name in ("tables", "table") if (path / name).is_dir()), path)
+    found = sorted(table for table in folder.iterdir() if is_zarr(table)) if folder != path else []
+    return ", ".join(os.fspath(table) for table in found) or "it has none"

@@ -1,0 +1,79 @@
+"""Coordinates in tables: by name where there are names, every row, and never turned silently."""
+
+from __future__ import annotations
+
+import logging
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+
+import gpnsf
+from gpnsf.io.places import in_order, read_table
+
+XY = np.array([[1.0, 20.0], [2.0, 30.0], [3.5, 40.0]])
+TEXTS = {
+    "header": "x,y\n1,20\n2,30\n3.5,40\n",
+    "turned": "y,x\n20,1\n30,2\n40,3.5\n",
+    "capitals": "X,Y\n1,20\n2,30\n3.5,40\n",
+    "semicolons": "x;y\n1;20\n2;30\n3.5;40\n",
+    "tabs": "x\ty\n1\t20\n2\t30\n3.5\t40\n",
+    "barcodes": "barcode,x,y\na,1,20\nb,2,30\nc,3.5,40\n",
+    "index of pandas": ",x,y\n0,1,20\n1,2,30\n2,3.5,40\n",
+    "more columns": "x,area,y\n1,7,20\n2,7,30\n3.5,7,40\n",
+    "no header": "1,20\n2,30\n3.5,40\n",
+    "no header, barcodes": "a,1,20\nb,2,30\nc,3.5,40\n",
+}
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_every_row_is_read_and_every_axis_found(name, tmp_path):
+    (tmp_path / "places.csv").write_text(TEXTS[name])
+    table = in_order(read_table(tmp_path / "places.csv"), 2)
+    np.testing.assert_array_equal(table.to_numpy(float), XY)
+    if "barcodes" in name:
+        assert table.index.tolist() == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("row,col\n1,2\n", "columns 'x', 'y' for the axes of the fit"),
+        ("x,y\n1,\n2,3\n", "coordinates in every row; got .* 2 rows, 1 of them"),
+        ("x,y\n", "coordinates in every row"),
+        ("", "a table of coordinates"),
+    ],
+)
+def test_what_cannot_be_told_is_refused(text, message, tmp_path):
+    (tmp_path / "places.csv").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        in_order(read_table(tmp_path / "places.csv"), 2)
+
+
+@pytest.fixture(scope="module")
+def fitted(simulated) -> ad.AnnData:
+    rna = simulated["rna"].copy()
+    rna.obsm["spatial"] = pd.DataFrame(simulated.obsm["spatial"], columns=["col", "row"], index=rna.obs_names)
+    gpnsf.tl.fit(rna, n_factors=2, n_spatial=2, max_steps=5, split="assumed", progress=False)
+    return rna
+
+
+def test_predictions_go_by_the_names_that_the_coordinates_have(fitted):
+    table = fitted.obsm["spatial"].iloc[:7]
+    wanted = gpnsf.tl.predict(fitted, table.to_numpy())
+    found = gpnsf.tl.predict(fitted, table[["row", "col"]])
+    np.testing.assert_array_equal(found.X, wanted.X)
+    assert found.obs_names.tolist() == table.index.tolist()
+    with pytest.raises(ValueError, match="columns 'col', 'row' for the axes"):
+        gpnsf.tl.predict(fitted, table.set_axis(["x", "y"], axis=1))
+
+
+def test_places_outside_of_the_tissue_are_told(fitted, caplog):
+    coords = fitted.obsm["spatial"].to_numpy()
+    with caplog.at_level(logging.WARNING, logger="gpnsf"):
+        gpnsf.tl.predict(fitted, coords)
+        assert not caplog.records
+        gpnsf.tl.predict(fitted, coords * 0.001 - 1e5)
+    (record,) = caplog.records
+    assert f"{len(coords)} of {len(coords)} places lie outside of the fitted tissue" in record.getMessage()
