@@ -1,7 +1,7 @@
-"""What a fit will take, from its shapes alone: bytes at the peak, and seconds.
+"""Cost of a fit, from its shapes alone: bytes at the peak, and seconds.
 
-Nothing is read and nothing tried. The large arrays are counted; what cannot be counted, copies that are made for a gradient and
-nanoseconds, was measured and stands in two tables.
+Nothing is read and nothing tried. The large arrays are counted; what cannot be counted, copies that
+are made for a gradient and nanoseconds, was measured and stands in two tables.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ NUMBER = 4  # bytes
 # Bytes of what is made for a while.
 LIBRARIES = 5e7  # code that is loaded and compiled on the way
 COPIES = (
-    8  # of the parameters: gradient, two of Adam, where the fit began, where the bound was best, those of two starts
+    # copies of the parameters: gradient, two of Adam, where the fit began, where the bound was
+    # best, those of two starts
+    8
 )
 ROW_FACTOR_STEP = 80.0  # a row of a block, a factor, and a modality: moments and their gradients
 FEATURE_FACTOR_STEP = 24.0
@@ -46,7 +48,9 @@ ROW_FACTOR_LOCAL = 20.0
 ROW_PAIR_LOCAL = 15.0  # a row of a block and a pair of factors: information, covariance
 NONZERO_LOCAL = 12.0  # of a chunk
 FEATURE_PAIR = (
-    4.0  # a feature and a pair of factors: information on the loadings, twice where there are blocks to be added
+    # a feature and a pair of factors: information on the loadings, twice where there are blocks to
+    # be added
+    4.0
 )
 PAIR_COVARIANCE = 32.0
 NONZERO_COVARIANCE = 30.0  # of a chunk, by columns
@@ -66,7 +70,8 @@ SEARCH = 0.1e-9  # of an entry of the binned counts, a factor, and an update
 READ = 6e-10  # of a byte that is not kept
 PRODUCT = 1e-10  # of a multiplication, many in large products
 CUBE = 1.5e-10  # of basis functions cubed: eigenvalues, and a covariance
-ROW_POINTS = 1.8e-10  # a row, a factor, and a pair of inducing points, while length scales are learnt
+# a row, a factor, and a pair of inducing points, while length scales are learnt
+ROW_POINTS = 1.8e-10
 KEPT_POINTS = 0.3  # of that, once they are frozen
 DEVIANCE = 1e-7  # of a nonzero
 HALF = 0.6  # of a step at the nonzeros, where one of two gradients is wanted
@@ -78,8 +83,8 @@ VALUES = 4  # passes over the nonzeros that all factors and the null take to be 
 class Forecast:
     """Memory and time that a fit will take.
 
-    ``parts`` are not all there at a time: ``memory`` is the largest sum that is. ``held`` of it is there before the fit, counts
-    that have been passed in memory.
+    ``parts`` are not all there at a time: ``memory`` is the largest sum that is. ``held`` of it is
+    there before the fit, counts that have been passed in memory.
     """
 
     memory: float  # bytes at the peak
@@ -116,7 +121,10 @@ def forecast(
     lengthscale: float | None = None,
     max_steps: int = Schedule.max_steps,
 ) -> Forecast:
-    """What :func:`gpnsf.core.inference.fitting.fit` will take on a CPU; arguments as there and as for :func:`gpnsf.core.model.build`."""
+    """Memory and time of :func:`gpnsf.core.inference.fitting.fit` on a CPU.
+
+    Arguments as there and as for :func:`gpnsf.core.model.build`.
+    """
     views = tuple(
         _ViewSize(view.counts.shape[1], view.counts.nnz, view.likelihood, view.weight) for view in dataset.views
     )
@@ -156,7 +164,7 @@ def forecast(
 
 
 def _peak(parts: Mapping[str, float]) -> float:
-    """The largest of what is there at a time; what a step has made for a while is seldom given back to the system."""
+    """The largest sum that is there at a time; memory of a step is seldom given back."""
     lasting = LIBRARIES + sum(parts[name] for name in ("counts", "parameters", "gradient"))
     return lasting + max(
         parts["sample"] + parts["starts"],
@@ -194,7 +202,8 @@ class _Space(NamedTuple):
     block_row: float  # bytes of each row of a block, in a step
     exact: float  # bytes, to find its exact variance
     seconds: float  # for that
-    row_seconds: float  # of each row, in a step that learns length scales; 0 where it does not count
+    # seconds of each row, in a step that learns length scales; 0 where it does not count
+    row_seconds: float
 
 
 def _hilbert(dataset: Dataset, n_spatial: int, lengthscale: float | None) -> _Space:
@@ -244,7 +253,7 @@ class _Size:
 
     @property
     def seen(self) -> float:
-        """Nonzero counts that a start looks at: those of the features that vary most, which have more than their share."""
+        """Nonzeros that a start looks at: most variable features, with more than their share."""
         return self.lead.nnz * min(1.0, initial.MAX_FEATURES / self.lead.n_features) ** 0.5
 
     @property
@@ -285,7 +294,7 @@ class _Size:
         return [view for view in self.views if LIKELIHOODS[view.likelihood].surrogate]
 
     def bytes_of_start(self, *, signed: bool) -> float:
-        """The modality that tells most, of which a start takes some features; of signed models all, densely."""
+        """Some features of the leading modality; of signed models all of them, densely."""
         main = self.lead
         if signed:
             return 3.0 * NUMBER * self.n_obs * main.n_features
@@ -317,7 +326,8 @@ class _Size:
 
     def bytes_of_deviance(self) -> float:
         """Of the range of rows that is looked at at a time."""
-        others = [view for view in self.views if not FAMILIES[view.likelihood].events]  # not compiled
+        # not compiled
+        others = [view for view in self.views if not FAMILIES[view.likelihood].events]
         shares = [(view.nnz, rows_at_a_time(self.n_obs, view.n_features, int(view.nnz))) for view in others]
         return NONZERO_DEVIANCE * max((nnz * rows / self.n_obs for nnz, rows in shares), default=0.0)
 
@@ -386,5 +396,5 @@ class _Size:
         return 2 * (size.start() + 75 * size.step() + 2 * size.local(0.0))
 
     def summary(self, reading: float) -> float:
-        """Seconds until all is numbers: what each factor explains, the information on the loadings."""
+        """Seconds for the posterior: what each factor explains, information on the loadings."""
         return VALUES * self.nonzeros(self.nnz) + (NONZERO_PAIR * self.n_factors**2 + DEVIANCE) * self.nnz + 8 * reading

@@ -24,9 +24,12 @@ def to_one(values: np.ndarray, *, axis: int = 1) -> np.ndarray:
 
 
 def feature_style(factors: np.ndarray, loadings: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Factors with column sums one and loadings with row sums one, and the feature totals that restore the product.
+    """Factors with column sums one and loadings with row sums one.
 
-    The "SPDE style" of Townes & Engelhardt (2023), section 4.4: ``(H * 1) (diag(total) W)^T`` equals the product put in.
+    The feature totals restore the product.
+
+    The "SPDE style" of Townes & Engelhardt (2023), section 4.4: ``(H * 1) (diag(total) W)^T``
+    equals the product put in.
     """
     mass = factors.sum(axis=0)  # [K]
     scaled = loadings * mass  # [P, K]
@@ -34,7 +37,10 @@ def feature_style(factors: np.ndarray, loadings: np.ndarray) -> tuple[np.ndarray
 
 
 def observation_shares(factors: np.ndarray, loadings: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Shares [N, K] of each factor in the expected signal of a spot: ``H_ik sum_j W_jk``, rows summing to one."""
+    """Shares [N, K] of each factor in the expected signal of a spot.
+
+    ``H_ik sum_j W_jk``, rows summing to one.
+    """
     mass = np.sum([W.sum(axis=0, dtype=np.float64) for W in loadings.values()], axis=0)  # [K]
     return to_one(factors * mass)
 
@@ -42,12 +48,15 @@ def observation_shares(factors: np.ndarray, loadings: Mapping[str, np.ndarray]) 
 def observation_importance(
     factors: np.ndarray, loadings: Mapping[str, np.ndarray], is_spatial: np.ndarray
 ) -> np.ndarray:
-    """Share [N] of the expected signal of a spot that comes from spatial factors; the background is left out."""
+    """Share [N] of the expected signal of a spot that comes from spatial factors.
+
+    The background is left out.
+    """
     return observation_shares(np.abs(factors), _magnitudes(loadings))[:, is_spatial].sum(axis=1)
 
 
 def feature_importance(loadings: np.ndarray, is_spatial: np.ndarray) -> np.ndarray:
-    """Share [P] of the expected signal of a feature that comes from spatial factors (factors have mean one)."""
+    """Share [P] of a feature's expected signal that comes from spatial factors (mean one)."""
     return to_one(np.abs(loadings).astype(np.float64))[:, is_spatial].sum(axis=1)
 
 
@@ -57,7 +66,9 @@ def _magnitudes(loadings: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def importance_std(loadings: np.ndarray, covariance: np.ndarray, is_spatial: np.ndarray) -> np.ndarray:
-    """Standard deviation [P] of ``feature_importance`` by the delta method, from covariances [P, K, K] of the loadings.
+    """Standard deviation [P] of ``feature_importance`` by the delta method.
+
+    It follows from covariances [P, K, K] of the loadings.
 
     With ``s = sum_spatial w / sum w`` the gradient is ``(1[spatial] - s) / sum w``.
     """
@@ -69,6 +80,9 @@ def importance_std(loadings: np.ndarray, covariance: np.ndarray, is_spatial: np.
 
 
 def top_factor(loadings: np.ndarray) -> np.ndarray:
-    """Index [P] of the factor with the largest share of each feature; -1 for features without signal."""
+    """Index [P] of the factor with the largest share of each feature.
+
+    -1 for features without signal.
+    """
     magnitude = np.abs(loadings)
     return np.where(magnitude.sum(axis=1) > 0, magnitude.argmax(axis=1), -1)
