@@ -29,7 +29,7 @@ MAX_INDUCING = 10_000  # of a field read from a file: its covariance matrix is m
 class InducingField(AbstractField):
     """Inducing points at k-means centres of the coordinates, whitened, one kernel per factor.
 
-    Equations 7 to 21.
+    They follow equations 7 to 21.
 
     ``A(s) = L^-1 k(Z, s)`` with ``L L^T = K(Z, Z)``; ``m = amplitude A^T u``,
     ``v = amplitude^2 (1 - |A|^2 + A^T Omega A)``. With all distinct coordinates as inducing points

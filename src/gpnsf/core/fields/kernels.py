@@ -31,7 +31,7 @@ class AbstractKernel(ABC):
 class Matern(AbstractKernel):
     """Matern kernel with half-integer smoothness nu = 1/2, 3/2 or 5/2.
 
-    Nu = 1/2 is the exponential kernel.
+    nu = 1/2 is the exponential kernel.
     """
 
     def __init__(self, nu: float) -> None:

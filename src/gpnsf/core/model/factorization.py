@@ -272,7 +272,7 @@ class Factorization(nn.Module):
     def _first_multipliers(self, name: str, view: ViewModel, factors: Tensor, blocks: list[Block]) -> Tensor:
         """Log ratio of each batch's counts of a feature to those that a start expects.
 
-        Shrunken as under a gamma prior.
+        It is shrunken as under a gamma prior.
         """
         W = view.loadings.mean
         observed = torch.zeros(blocks[-1].batch + 1, len(W), device=W.device)

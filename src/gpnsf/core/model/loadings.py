@@ -151,7 +151,7 @@ class GammaLoadings(AbstractLoadings):
     def prepare(self, column_sums: Tensor, *, leads: bool) -> None:
         """Levels, and what the divergence weighs.
 
-        Less where a feature has few counts, least in the modality that leads.
+        The charge is less where a feature has few counts, least in the leading modality.
         """
         least, most = CHARGES
         self.level.copy_((column_sums + 1) / (column_sums + 1).mean())
