@@ -1,7 +1,10 @@
-"""Several processes at one fit: each walks over its share of the row blocks, and sums over blocks are summed over processes.
+"""Several processes at one fit.
 
-All else every process does for itself, or the first one does it for all. What a branch depends on is the same number in all
-processes, so that they meet at the same sums. Without a process group of torch.distributed there is one process.
+Each walks over its share of the row blocks, and sums over blocks are summed over processes.
+
+All else every process does for itself, or the first one does it for all. What a branch depends on
+is the same number in all processes, so that they meet at the same sums. Without a process group of
+torch.distributed there is one process.
 """
 
 from __future__ import annotations
@@ -38,14 +41,17 @@ T = TypeVar("T")
 
 
 class _Group:
-    """Whether the process group takes part in what happens now."""
+    """State of the process group: whether it takes part in what happens now."""
 
     joined = False  # by us
     paused = False
 
 
 def join() -> None:
-    """Join the processes that torchrun has started, if it has; a group that exists is left as it is."""
+    """Join the processes that torchrun has started, if it has.
+
+    A group that exists is left as it is.
+    """
     asked = int(os.environ.get("WORLD_SIZE", 1))
     if asked == 1 or dist.is_initialized():
         return
@@ -135,7 +141,10 @@ def gathered(values: Tensor, blocks: list[Any]) -> Tensor:
 
 
 def as_first(tensor: Tensor) -> Tensor:
-    """The same tensor as the first process has, for what two machines may compute to different last digits."""
+    """The same tensor as the first process has.
+
+    For values of which two machines may compute different last digits.
+    """
     if number() > 1:
         with _in_contact():
             dist.broadcast(tensor, 0)
@@ -143,7 +152,7 @@ def as_first(tensor: Tensor) -> Tensor:
 
 
 def from_first(make: Callable[[], T]) -> T:
-    """What the first process makes while the others wait; where it fails, all do."""
+    """Result of the first process, for which the others wait; where it fails, all do."""
     if number() == 1:
         return make()
     box: list[Any] = [None, None]
@@ -162,7 +171,7 @@ def from_first(make: Callable[[], T]) -> T:
 
 
 def each_from_first(items: Iterable[T]) -> Iterator[T]:
-    """What the first process gets from an iterable, one by one."""
+    """Items that the first process gets from an iterable, one by one."""
     source = iter(items)
     while (item := from_first(lambda: next(source, None))) is not None:
         yield item

@@ -1,7 +1,8 @@
-"""What a file says about a fit, read as data that may be damaged or hostile.
+"""Entries of a file about a fit, read as data that may be damaged or hostile.
 
-Each function takes one entry of a mapping and returns it in the type and shape asked for. Nothing is looked up by a name
-from a file except in a closed list, and nothing is allocated before the sizes have been held against arrays that exist.
+Each function takes one entry of a mapping and returns it in the type and shape asked for. Nothing
+is looked up by a name from a file except in a closed list, and nothing is allocated before the
+sizes have been held against arrays that exist.
 """
 
 from __future__ import annotations
@@ -29,7 +30,10 @@ def array(
     nan: bool = False,
     where: str = "the record",
 ) -> np.ndarray:
-    """A numeric array of a shape (None: any length above 0) with finite values in [low, high]; ``nan`` lets NaN pass."""
+    """A numeric array of a shape (None: any length above 0) with finite values in [low, high].
+
+    ``nan`` lets NaN pass.
+    """
     value, what = _array(_entry(mapping, key, where), key, where), f"{key!r} in {where}"
     if value.dtype.kind not in kinds:
         words = {"fiu": "numbers", "iu": "integers", "b": "booleans"}[kinds]

@@ -1,4 +1,4 @@
-"""What crosses the borders of the core: frozen records, and the glossary of letters.
+"""Records that cross the borders of the core, frozen, and the glossary of letters.
 
 =====  ==================================================================
 N      spots (observations)
@@ -32,7 +32,9 @@ __all__ = ["TINY", "Dataset", "History", "Posterior", "RowReader", "Start", "Vie
 
 TINY = 1e-20  # added to rates, so that a factor that vanished leaves a finite logarithm
 BLOCK_ROWS = 40_000  # rows of a block: they bound arrays [n, K, K]
-BLOCK_NONZEROS = 4_000_000  # of a block: they bound arrays [nnz], and make up for what a block costs beside its counts
+# nonzeros of a row block: they bound arrays [nnz], and make up for what a block costs beside its
+# counts
+BLOCK_NONZEROS = 4_000_000
 NONZEROS_PER_FEATURE = 200  # of a block that is read: it makes arrays [P, K] of its own
 HELD_PER_FEATURE = 500  # of a block whose counts are in memory
 
@@ -71,13 +73,15 @@ def parts(counts: sp.csr_matrix | RowReader) -> Iterator[tuple[slice, sp.csr_mat
 class View:
     """One modality on the rows of the dataset.
 
-    A row that was not measured in this modality, or that is held out, has ``observed`` false, no nonzero count and size
-    factor 0: it then adds nothing to any sparse likelihood.
+    A row that was not measured in this modality, or that is held out, has ``observed`` false, no
+    nonzero count and size factor 0: it then adds nothing to any sparse likelihood.
     """
 
     name: str
     likelihood: str
-    counts: Any  # [N, P] float32 csr_matrix, canonical: sorted, no duplicates, no stored zeros; or a RowReader of such
+    # [N, P] float32 csr_matrix, canonical: sorted, no duplicates, no stored zeros; or a RowReader
+    # of such
+    counts: Any
     size: np.ndarray  # [N] float32, mean 1 over observed rows, 0 elsewhere
     observed: np.ndarray  # [N] bool
     weight: float = 1.0  # weight of this modality in the objective
@@ -87,10 +91,12 @@ class View:
 class Dataset:
     """Everything that the core needs of a tissue section."""
 
-    coords: np.ndarray  # [N, D] float32: each slice centred, one factor for all axes, largest half-width 1
+    # [N, D] float32: each slice centred, one factor for all axes, largest half-width 1
+    coords: np.ndarray
     library: np.ndarray  # [N] int64: code of the slice, 0 .. n_libraries - 1
     views: tuple[View, ...]
-    batch: np.ndarray | None = None  # [N] int64: code of the batch, in rising order; None: no batch effects
+    # [N] int64: code of the batch, in rising order; None: no batch effects
+    batch: np.ndarray | None = None
     memory: float = math.inf  # bytes of counts that are kept once they have been read
 
     @property
@@ -125,7 +131,10 @@ class Dataset:
         return all(sp.issparse(view.counts) for view in self.views)
 
     def subset(self, rows: np.ndarray) -> Dataset:
-        """Some rows, in rising order, their counts in memory; codes of slices and batches stay what they are."""
+        """Some rows, in rising order, their counts in memory.
+
+        Codes of slices and batches stay what they are.
+        """
         views = tuple(
             replace(view, counts=view.counts[rows], size=view.size[rows], observed=view.observed[rows])
             for view in self.views
@@ -151,7 +160,7 @@ class Start:
 
 @dataclass(frozen=True)
 class History:
-    """What happened during the optimisation."""
+    """Course of the optimisation."""
 
     elbo: np.ndarray  # [steps] evidence lower bound at each step of the kept start
     seconds: np.ndarray  # [steps] wall seconds since the fit began
@@ -166,20 +175,24 @@ class History:
 class Posterior:
     """A fitted model in plain numpy, factors in their final order and scale."""
 
-    mean: np.ndarray  # [N, K] float32 posterior mean of H, each column with mean 1 (signed models: of h)
+    # [N, K] float32 posterior mean of H, each column with mean 1 (signed models: of h)
+    mean: np.ndarray
     smooth: np.ndarray  # [N, K] float32 mean of the field alone (nonspatial columns as in mean)
     std: np.ndarray  # [N, K] float32 posterior standard deviation of H
     loadings: dict[str, np.ndarray]  # modality -> [P, K] float32
     loadings_std: dict[str, np.ndarray]  # modality -> [P, K] float32 posterior standard deviation
     background: dict[str, np.ndarray]  # modality -> [P] float32
-    dispersion: dict[str, np.ndarray]  # modality -> [P]: theta (NB) or noise sd (Gaussian); absent otherwise
+    # modality -> [P]: theta (NB) or noise sd (Gaussian); absent otherwise
+    dispersion: dict[str, np.ndarray]
     variance_explained: dict[
         str, np.ndarray
     ]  # modality -> [K] share of the null deviance lost when H_k is made constant
-    importance_std: dict[str, np.ndarray]  # modality -> [P] standard deviation of the features' spatial importance
+    # modality -> [P] standard deviation of the features' spatial importance
+    importance_std: dict[str, np.ndarray]
     is_spatial: np.ndarray  # [K] bool, spatial factors first
     order: np.ndarray  # [K] place that each factor had in the model
     lengthscale: np.ndarray  # [K] in half-width units, nan for nonspatial factors
     amplitude: np.ndarray  # [K] standard deviation of the field (nonspatial: of the log factor)
     field: dict[str, Any]  # arrays that rebuild the field for prediction, see core.fields
-    multipliers: dict[str, np.ndarray] = dataclass_field(default_factory=dict)  # modality -> [P, S] of batches, if any
+    # modality -> [P, S] of batches, if any
+    multipliers: dict[str, np.ndarray] = dataclass_field(default_factory=dict)

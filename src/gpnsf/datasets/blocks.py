@@ -1,7 +1,9 @@
-"""Simulations on a grid after Townes & Engelhardt (2023), section 4.6, and the layout that all simulated data share.
+"""Simulations on a grid after Townes & Engelhardt (2023), section 4.6.
 
-Every spot of a grid is inside or outside of four shapes. The shapes are drawn below; one character is one cell of the
-design, which spans several spots.
+The layout is the one that all simulated data share.
+
+Every spot of a grid is inside or outside of four shapes. The shapes are drawn below; one character
+is one cell of the design, which spans several spots.
 """
 
 from __future__ import annotations
@@ -31,8 +33,9 @@ GGBLOCKS = """
     ...... ...... ##.... ...###
     ...... ...... ###... ....#.
 """
-# Four patterns laid over one another, so that most spots are inside of several; where all four meet in a wide area, nothing
-# but the smoothness of the field tells a common shift of the spatial factors from one of the nonspatial factors
+# Four patterns laid over one another, so that most spots are inside of several; where all four meet
+# in a wide area, nothing but the smoothness of the field tells a common shift of the spatial
+# factors from one of the nonspatial factors
 QUILT = """
     ################## ###...###...###... ####....####....## ..................
     ################## ###...###...###... ###....####....### ..................
@@ -68,11 +71,11 @@ def ggblocks(
     atac_open: tuple[float, float] = (0.15, 0.02),
     nonspatial: bool = True,
 ) -> MuData:
-    """Simulate a section with four separate shapes, three nonspatial factors, RNA counts and open peaks.
+    """Simulate a section: four separate shapes, three nonspatial factors, RNA and open peaks.
 
-    Each gene follows one shape, with mean 11 inside and 0.1 outside of it, plus one of three nonspatial factors, with mean
-    9 in the fifth of the spots where it is active and 0.1 elsewhere; counts are negative binomial with shape 10. Each peak
-    follows one shape.
+    Each gene follows one shape, with mean 11 inside and 0.1 outside of it, plus one of three
+    nonspatial factors, with mean 9 in the fifth of the spots where it is active and 0.1 elsewhere;
+    counts are negative binomial with shape 10. Each peak follows one shape.
 
     Parameters
     ----------
@@ -81,7 +84,8 @@ def ggblocks(
     n_genes, n_peaks
         Number of features of the modalities ``rna`` and ``atac``.
     depth
-        Share of the RNA counts that is kept, in (0, 1]: counts are thinned binomially. ATAC is not touched by it.
+        Share of the RNA counts that is kept, in (0, 1]: counts are thinned binomially. ATAC is not
+        touched by it.
     seed
         Seed of the random draws.
     atac_open
@@ -100,11 +104,12 @@ def ggblocks(
 
     Notes
     -----
-    Writes the truth: ``obsm["true_factors"]`` [N, 7], 0 or 1, four spatial factors first; ``varm["true_loadings"]`` [P, 7]
-    and ``var["true_background"]`` of each modality, so that the expected count (``atac``: the probability to be open) is
-    ``true_factors @ true_loadings.T + true_background``; ``var["pattern"]``, the spatial factor of a feature;
-    ``true_spatial_importance`` in ``var`` and ``obs`` of each modality, the spatial share of the expected signal without
-    background; ``uns["truth"]``, the settings.
+    Writes the truth: ``obsm["true_factors"]`` [N, 7], 0 or 1, four spatial factors first;
+    ``varm["true_loadings"]`` [P, 7] and ``var["true_background"]`` of each modality, so that the
+    expected count (``atac``: the probability to be open) is
+    ``true_factors @ true_loadings.T + true_background``; ``var["pattern"]``, the spatial factor of
+    a feature; ``true_spatial_importance`` in ``var`` and ``obs`` of each modality, the spatial
+    share of the expected signal without background; ``uns["truth"]``, the settings.
 
     The recipe is that of Townes & Engelhardt (2023), section 4.6, the shapes are our own.
 
@@ -140,7 +145,8 @@ def quilt(
 ) -> MuData:
     """Simulate a section with four overlapping patterns: bands, columns, diagonals and a disc.
 
-    The same recipe as ``ggblocks``, but most spots are inside of several patterns, which makes them harder to tell apart.
+    The same recipe as ``ggblocks``, but most spots are inside of several patterns, which makes them
+    harder to tell apart.
 
     Parameters
     ----------
@@ -191,7 +197,7 @@ def quilt(
 
 
 def _simulate(art: str, recipe: str, **settings: Any) -> MuData:
-    """Both modalities from independent random streams, so that the settings of one leave the other as it is."""
+    """Both modalities from independent random streams: settings of one leave the other alone."""
     _check(**settings)
     shapes = _shapes(art, settings["n_side"])
     burst_rng, rna_rng, atac_rng = np.random.default_rng(settings["seed"]).spawn(3)
@@ -237,13 +243,17 @@ def _shapes(art: str, n_side: int) -> np.ndarray:
         rule = f"`n_side` to be a multiple of {len(lines)}, the cells along one side of the design"
         remedy = f"Pass for example n_side={len(lines) * max(1, round(n_side / len(lines)))}"
         raise ValueError(problem(rule, repr(n_side), remedy))
-    cells = np.array([[[mark == "#" for mark in part] for part in line] for line in lines])  # [rows, patterns, columns]
+    # [rows, patterns, columns]
+    cells = np.array([[[mark == "#" for mark in part] for part in line] for line in lines])
     zoom = n_side // len(lines)
     return cells.repeat(zoom, axis=0).repeat(zoom, axis=2).transpose(0, 2, 1).reshape(n_side**2, N_SPATIAL)
 
 
 def _genes(factors: np.ndarray, n_genes: int, depth: float, rng: np.random.Generator) -> AnnData:
-    """Negative binomial counts: one spatial factor per gene and, where there are any, one nonspatial factor."""
+    """Negative binomial counts.
+
+    One spatial factor per gene and, where there are any, one nonspatial factor.
+    """
     n_bursts = factors.shape[1] - N_SPATIAL
     gene, pattern = np.arange(n_genes), rng.integers(0, N_SPATIAL, n_genes)
     loadings = np.zeros((n_genes, factors.shape[1]))
@@ -299,7 +309,7 @@ def _spatial_share(signal: np.ndarray, n_spatial: int) -> np.ndarray:
 
 
 def assemble(mods: Mapping[str, AnnData], coords: np.ndarray, factors: np.ndarray, truth: Mapping[str, Any]) -> MuData:
-    """The MuData of a simulation, with coordinates and true factors on the object and on each modality."""
+    """The MuData of a simulation, coordinates and true factors on it and each modality."""
     with no_pulling():
         mdata = MuData(dict(mods))
     for holder in (mdata, *mods.values()):
@@ -312,5 +322,8 @@ def assemble(mods: Mapping[str, AnnData], coords: np.ndarray, factors: np.ndarra
 
 
 def no_pulling() -> AbstractContextManager[Any]:
-    """Columns stay in their modality; mudata 0.3 copies them and warns unless told, later versions have no such option."""
+    """Columns stay in their modality.
+
+    mudata 0.3 copies them and warns unless told, later versions have no such option.
+    """
     return mudata.set_options(pull_on_update=False) if hasattr(mudata, "set_options") else nullcontext()

@@ -1,4 +1,7 @@
-"""Files of real data for tests and benchmarks, which are not part of the package: found through ``GPNSF_DATA_DIR``."""
+"""Files of real data for tests and benchmarks, which are not part of the package.
+
+Found through ``GPNSF_DATA_DIR``.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ def data_dir() -> Path | None:
 
 
 def load(name: str) -> AnnData | MuData:
-    """Read a file of the data folder by its name, with or without its ending ``.h5ad`` or ``.h5mu``.
+    """Read a file of the data folder by its name, with or without ``.h5ad`` or ``.h5mu``.
 
     Raises
     ------

@@ -1,4 +1,7 @@
-"""Simulated groups of cells without places: RNA and open peaks, each group with features of its own."""
+"""Simulated groups of cells without places.
+
+RNA and open peaks, each group with features of its own.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,8 @@ from gpnsf.datasets.places import place
 
 __all__ = ["VARIANTS", "groups"]
 
-# What differs from the settings of "plain". Groups of the same number in `rna` or `atac` are alike in that modality.
+# What differs from the settings of "plain". Groups of the same number in `rna` or `atac` are alike
+# in that modality.
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "weak": {"fold": 2.5, "opening": 2.6},
@@ -50,17 +54,20 @@ def groups(
 ) -> MuData:
     """Simulate cells of several groups that differ in genes and in open peaks, without coordinates.
 
-    Each group has its own 5 % of the genes, expressed four times as high as in other cells, and its own 5 % of the peaks, open four
-    times as often. RNA counts are negative binomial with size 2, and 30 % of the entries are lost; peaks are open or
-    closed, 5 % of them in a cell. "plain" is of the kind that scAI was published with; the others are harder.
+    Each group has its own 5 % of the genes, expressed four times as high as in other cells, and its
+    own 5 % of the peaks, open four times as often. RNA counts are negative binomial with size 2,
+    and 30 % of the entries are lost; peaks are open or closed, 5 % of them in a cell. "plain" is of
+    the kind that scAI was published with; the others are harder.
 
     Parameters
     ----------
     variant
-        "plain": five groups of equal size. "weak": genes and peaks of a group stand out 2.5 and 2.6 times. "unequal": groups of 50,
-        25, 15, 7 and 3 % of the cells. "closed": 1 % of the peaks open, 5 % of those of the group. "shallow": 200 counts a cell
-        instead of 2,000. "many": ten groups. "alike_in_rna": five groups in ATAC, of which RNA tells three apart;
-        "alike_in_atac": the reverse. "crossed": either modality tells three kinds of cells apart, both together five.
+        "plain": five groups of equal size. "weak": genes and peaks of a group stand out 2.5 and 2.6
+        times. "unequal": groups of 50, 25, 15, 7 and 3 % of the cells. "closed": 1 % of the peaks
+        open, 5 % of those of the group. "shallow": 200 counts a cell instead of 2,000. "many": ten
+        groups. "alike_in_rna": five groups in ATAC, of which RNA tells three apart;
+        "alike_in_atac": the reverse. "crossed": either modality tells three kinds of cells apart,
+        both together five.
     n_obs
         Number of cells, at least 50.
     n_genes, n_peaks
@@ -79,13 +86,15 @@ def groups(
 
     Notes
     -----
-    Writes the truth: ``obs["true_group"]`` of the object and of each modality, as ``obsm["true_factors"]`` [N, groups] in zeros and ones;
-    ``obs["true_size"]`` of each modality, mean 1; ``varm["true_loadings"]`` [P, groups] of each modality, so that the expected count
-    before any is lost (``atac``: the rate, with probability ``1 - exp(-rate)`` to be open) is ``true_size * (true_factors @
-    true_loadings.T)``; ``var["marker"]``, whether a feature marks a group; ``uns["truth"]``, the settings.
+    Writes the truth: ``obs["true_group"]`` of the object and of each modality, as
+    ``obsm["true_factors"]`` [N, groups] in zeros and ones; ``obs["true_size"]`` of each modality,
+    mean 1; ``varm["true_loadings"]`` [P, groups] of each modality, so that the expected count
+    before any is lost (``atac``: the rate, with probability ``1 - exp(-rate)`` to be open) is
+    ``true_size * (true_factors @ true_loadings.T)``; ``var["marker"]``, whether a feature marks a
+    group; ``uns["truth"]``, the settings.
 
-    Places on a genome as in :func:`gpnsf.datasets.tissue`. ``uns["true_links"]`` has the peaks that mark groups and lie near a
-    gene that marks the same groups.
+    Places on a genome as in :func:`gpnsf.datasets.tissue`. ``uns["true_links"]`` has the peaks that
+    mark groups and lie near a gene that marks the same groups.
 
     Examples
     --------
@@ -136,7 +145,10 @@ def _members(shares: Sequence[float], n_obs: int) -> np.ndarray:
 
 
 def _rates(kind: str, n_features: int, alike: Sequence[int], fold: float, rng: np.random.Generator) -> np.ndarray:
-    """Mean [P, groups] of each feature, higher in the groups that it marks; groups that are ``alike`` share their features."""
+    """Mean [P, groups] of each feature, higher in the groups that it marks.
+
+    Groups that are ``alike`` share their features.
+    """
     base = rng.lognormal(0, SPREAD[kind], (n_features, 1))
     marks = rng.random((n_features, max(alike) + 1)) < MARKERS
     return base * np.where(marks[:, list(alike)], fold, 1.0)

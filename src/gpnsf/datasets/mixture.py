@@ -34,8 +34,9 @@ def mixture(
 ) -> tuple[AnnData, AnnData]:
     """Simulate spots that mix cell types, and cells of these types that were measured elsewhere.
 
-    Proportions are the softmax of Gaussian processes over a square lattice or, with ``n_regions``, Dirichlet draws around
-    the composition of the region that a spot lies in. Counts of spots are Poisson with log-normal totals, those of cells negative binomial.
+    Proportions are the softmax of Gaussian processes over a square lattice or, with ``n_regions``,
+    Dirichlet draws around the composition of the region that a spot lies in. Counts of spots are
+    Poisson with log-normal totals, those of cells negative binomial.
 
     Parameters
     ----------
@@ -46,7 +47,8 @@ def mixture(
     depth
         Expected total of a spot.
     difference
-        Standard deviation of the log ratio of a gene's expression in a type to that in all; small values make types alike.
+        Standard deviation of the log ratio of a gene's expression in a type to that in all; small
+        values make types alike.
     lengthscale
         Length scale of the proportions as a share of the section's width.
     n_regions
@@ -67,8 +69,9 @@ def mixture(
 
     Notes
     -----
-    Writes into the spots ``obsm["true_proportions"]`` [N, types], ``varm["true_profiles"]`` [P, types], the share of each gene in the
-    RNA of a type, ``obs["region"]`` where there are regions, and ``uns["truth"]``, with the names of the types and the settings; into the cells
+    Writes into the spots ``obsm["true_proportions"]`` [N, types], ``varm["true_profiles"]`` [P,
+    types], the share of each gene in the RNA of a type, ``obs["region"]`` where there are regions,
+    and ``uns["truth"]``, with the names of the types and the settings; into the cells
     ``obs["cell_type"]``.
 
     Examples

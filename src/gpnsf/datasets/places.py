@@ -19,8 +19,8 @@ PEAK = 500  # bases
 def place(rna: AnnData, atac: AnnData, rng: np.random.Generator) -> pd.DataFrame:
     """Write places into ``var`` of both modalities, and return the true links ``gene``, ``peak``.
 
-    Half of the peaks lie near the gene whose true loadings are most like theirs, the others near any gene, all of them at
-    the same distances: a place alone says nothing about links.
+    Half of the peaks lie near the gene whose true loadings are most like theirs, the others near
+    any gene, all of them at the same distances: a place alone says nothing about links.
     """
     chrom, order = np.divmod(np.arange(rna.n_vars), GENES)
     forward = rng.random(rna.n_vars) < 0.5

@@ -1,4 +1,7 @@
-"""A simulated tissue section: smooth factors on a hexagonal lattice, realistic depth, dispersion and density of peaks."""
+"""A simulated tissue section.
+
+Smooth factors on a hexagonal lattice, realistic depth, dispersion and density of peaks.
+"""
 
 from __future__ import annotations
 
@@ -42,11 +45,12 @@ def tissue(
     seed: int = 0,
     layout: str = "hex",
 ) -> MuData:
-    """Simulate a tissue section with RNA counts and open peaks that share their spatial and nonspatial factors.
+    """Simulate a tissue section whose RNA and peaks share spatial and nonspatial factors.
 
-    Spatial factors are ``exp(amplitude * f)`` with Matern-3/2 Gaussian processes f, nonspatial factors are log-normal;
-    each has mean 1 over the spots. Loadings are gamma distributed with a log-normal scale per feature, size factors are
-    log-normal. RNA is negative binomial; a peak is open where a Poisson count with its rate is positive.
+    Spatial factors are ``exp(amplitude * f)`` with Matern-3/2 Gaussian processes f, nonspatial
+    factors are log-normal; each has mean 1 over the spots. Loadings are gamma distributed with a
+    log-normal scale per feature, size factors are log-normal. RNA is negative binomial; a peak is
+    open where a Poisson count with its rate is positive.
 
     Parameters
     ----------
@@ -59,23 +63,27 @@ def tissue(
     rna_depth
         Expected counts of a spot, all genes together.
     atac_depth
-        Expected reads of a spot, all peaks together; 5 % of the number of peaks by default. The number of open peaks is
-        smaller, since a peak with several reads counts once.
+        Expected reads of a spot, all peaks together; 5 % of the number of peaks by default. The
+        number of open peaks is smaller, since a peak with several reads counts once.
     dispersion
-        Size theta of the negative binomial, ``variance = mean + mean**2 / theta``; None for Poisson counts.
+        Size theta of the negative binomial, ``variance = mean + mean**2 / theta``; None for Poisson
+        counts.
     lengthscales
-        Shortest and longest length scale as a share of the section's width; the spatial factors lie between them in equal
-        ratios.
+        Shortest and longest length scale as a share of the section's width; the spatial factors lie
+        between them in equal ratios.
     amplitude
         Standard deviation of the log spatial factors.
     n_libraries
-        Number of sections among which the spots are shared out: with the same loadings, each with fields of its own.
+        Number of sections among which the spots are shared out: with the same loadings, each with
+        fields of its own.
     batch_effect
-        Standard deviation of the log multipliers, one for each feature and section, of the expected counts.
+        Standard deviation of the log multipliers, one for each feature and section, of the expected
+        counts.
     seed
         Seed of the random draws.
     layout
-        "hex" for a hexagonal lattice with 100 units between spots, "random" for cells scattered at the same density.
+        "hex" for a hexagonal lattice with 100 units between spots, "random" for cells scattered at
+        the same density.
 
     Returns
     -------
@@ -88,16 +96,20 @@ def tissue(
 
     Notes
     -----
-    Writes the truth: ``obsm["true_factors"]`` [N, K], spatial factors first; ``varm["true_loadings"]`` [P, K] of each
-    modality; ``obs["true_size_rna"]`` and ``obs["true_size_atac"]``, mean 1, so that the expected count (``atac``: the
-    rate, with probability ``1 - exp(-rate)`` to be open) is ``true_size * (true_factors @ true_loadings.T)``; the size
-    factors also as ``obs["true_size"]`` of each modality; ``true_spatial_importance`` in ``var`` and ``obs`` of each
-    modality; where there are several sections, ``obs["library"]`` and the multipliers ``varm["true_batch"]`` [P, S] of each
-    modality, by which the expected counts of section s are to be multiplied; ``uns["truth"]``, the settings with the length scale of each spatial factor in the units of the coordinates.
+    Writes the truth: ``obsm["true_factors"]`` [N, K], spatial factors first;
+    ``varm["true_loadings"]`` [P, K] of each modality; ``obs["true_size_rna"]`` and
+    ``obs["true_size_atac"]``, mean 1, so that the expected count (``atac``: the rate, with
+    probability ``1 - exp(-rate)`` to be open) is ``true_size * (true_factors @ true_loadings.T)``;
+    the size factors also as ``obs["true_size"]`` of each modality; ``true_spatial_importance`` in
+    ``var`` and ``obs`` of each modality; where there are several sections, ``obs["library"]`` and
+    the multipliers ``varm["true_batch"]`` [P, S] of each modality, by which the expected counts of
+    section s are to be multiplied; ``uns["truth"]``, the settings with the length scale of each
+    spatial factor in the units of the coordinates.
 
-    Places on a genome, in ``var`` of both modalities: ``chrom``, ``chromStart``, ``chromEnd``, of genes also ``strand``. Half of
-    the peaks lie within 150 kb of the gene whose true loadings are most like theirs, the others of any gene:
-    ``uns["true_links"]``, a table with columns ``gene`` and ``peak``.
+    Places on a genome, in ``var`` of both modalities: ``chrom``, ``chromStart``, ``chromEnd``, of
+    genes also ``strand``. Half of the peaks lie within 150 kb of the gene whose true loadings are
+    most like theirs, the others of any gene: ``uns["true_links"]``, a table with columns ``gene``
+    and ``peak``.
 
     Dense arrays are made for a few rows at a time only.
 
@@ -193,7 +205,10 @@ def _factors(
 
 
 def _matern32(coords: np.ndarray, lengthscale: float, rng: np.random.Generator) -> np.ndarray:
-    """Draw [N] from a Gaussian process by random waves, whose frequencies follow the Student t spectral density."""
+    """Draw [N] from a Gaussian process by random waves.
+
+    Their frequencies follow the Student t spectral density.
+    """
     frequency = rng.standard_normal((2, N_WAVES)) / np.sqrt(rng.chisquare(3, N_WAVES) / 3)
     phase = rng.uniform(0, 2 * np.pi, N_WAVES).astype(np.float32)
     parts = np.array_split((coords / lengthscale).astype(np.float32), len(coords) * N_WAVES // BLOCK + 1)
@@ -214,7 +229,10 @@ def _features(
     theta: float | None = None,
     binary: bool = False,
 ) -> tuple[AnnData, np.ndarray]:
-    """One modality and its size factors [N]; the loadings are scaled so that a spot expects ``depth`` counts."""
+    """One modality and its size factors [N].
+
+    The loadings are scaled so that a spot expects ``depth`` counts.
+    """
     n_obs, n_factors = factors.shape
     size = rng.lognormal(0, SIZE_SD, n_obs)
     size = size / size.mean()
@@ -235,7 +253,10 @@ def _features(
 
 
 def _multipliers(n_features: int, n_libraries: int, sd: float, rng: np.random.Generator) -> np.ndarray:
-    """Log-normal multipliers [P, S] with mean 1 over the sections; a single section, or ``sd = 0``, draws nothing."""
+    """Log-normal multipliers [P, S] with mean 1 over the sections.
+
+    A single section, or ``sd = 0``, draws nothing.
+    """
     if n_libraries == 1 or sd == 0:
         return np.ones((n_features, n_libraries), dtype=np.float32)
     multipliers = rng.lognormal(0, sd, (n_features, n_libraries))
@@ -245,8 +266,9 @@ def _multipliers(n_features: int, n_libraries: int, sd: float, rng: np.random.Ge
 def _draw(A: np.ndarray, W: np.ndarray, theta: float | None, rng: np.random.Generator) -> sp.csr_matrix:
     """Counts with rates ``A W^T``, Poisson or, with gamma noise on the rates, negative binomial.
 
-    A Poisson count is the number of arrivals before time ``rate``: one exponential draw says whether there is any, and
-    only those entries draw the number of arrivals in the time that is left.
+    A Poisson count is the number of arrivals before time ``rate``: one exponential draw says
+    whether there is any, and only those entries draw the number of arrivals in the time that is
+    left.
     """
     data, indices, lengths = [], [], []
     for block in np.array_split(A, len(A) * len(W) // BLOCK + 1):

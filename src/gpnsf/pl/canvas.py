@@ -1,4 +1,4 @@
-"""What all figures share: grids of panels, the size of spots, colour scales and their bars, and the show/return rule."""
+"""Parts that all figures share: grids of panels, sizes of spots, colours, and show or return."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def style() -> Iterator[None]:
 
 
 def plain(ax: Axes) -> None:
-    """Small thin ticks; set on the axes since ticks that are made later would follow the global settings."""
+    """Small thin ticks, set on the axes: later ones would follow the global settings."""
     ax.tick_params(which="both", labelsize=SMALL, width=0.6, length=2.5, pad=2)
 
 
@@ -88,9 +88,10 @@ def columns(
     target: float = 1.4,
     most: int = 8,
 ) -> int:
-    """The columns asked for, or those that bring a figure close to the shape ``target`` (width by height) with few gaps.
+    """The columns asked for, or those near the shape ``target`` (width by height) with few gaps.
 
-    ``size(ncols)`` is the width and height in inches that a panel gets among that many columns, ``most`` at the most.
+    ``size(ncols)`` is the width and height in inches that a panel gets among that many columns,
+    ``most`` at the most.
     """
     if ncols is not None:
         if ncols < 1:
@@ -107,7 +108,7 @@ def columns(
 def grid(
     n_panels: int, *, width: float, height: float, ncols: int, ax: Axes | None = None, spare: float = 0.0
 ) -> tuple[Figure, list[Axes]]:
-    """A figure of ``n_panels`` axes of the given size in inches, or the one axes handed in; no place is left drawn empty.
+    """A figure of ``n_panels`` axes of a size in inches, or the axes handed in; none left empty.
 
     ``spare`` inches are added on the right, for a legend or a shared colour bar.
     """
@@ -134,12 +135,14 @@ def finish(
 ) -> Axes | list[Axes] | Figure | None:
     """Show the figure or hand it over.
 
-    ``show=None`` shows it where there is something to show it on (a window, a notebook), and returns it otherwise.
+    ``show=None`` shows it where there is something to show it on (a window, a notebook), and
+    returns it otherwise.
     """
     from matplotlib import pyplot as plt
     from matplotlib.backends import BackendFilter, backend_registry
 
-    figure.draw_without_rendering()  # a layout settles only once all titles and bars have been drawn
+    # a layout settles only once all titles and bars have been drawn
+    figure.draw_without_rendering()
     if show is None:
         headless = plt.get_backend().lower() in backend_registry.list_builtin(BackendFilter.NON_INTERACTIVE)
         show = not headless and not return_fig
@@ -171,7 +174,7 @@ class Section:
         return float(height / width)
 
     def panel(self, ncols: int, *, bar: float = BAR) -> tuple[float, float]:
-        """Width and height in inches that one panel takes among ``ncols``, with room for a bar and two lines of title."""
+        """Inches of a panel among ``ncols``, width by height, with bar and two lines of title."""
         width = min(max(PAGE / ncols - bar, 0.6), 2.4 / np.sqrt(self.aspect), 5 / self.aspect)
         axis = 0.2 if self.coords.shape[1] == 1 else 0.0
         return max(width + bar, 1.05), width * self.aspect + 0.36 + axis
@@ -180,7 +183,7 @@ class Section:
 def section(
     fit: Placed, *, library: str | Sequence[str] | None = None, size: float | None = None, margin: float = 0.0
 ) -> Section:
-    """Coordinates of the observations to draw; of three, the first two, the third deciding who lies on top.
+    """Coordinates of observations to draw: of three, the first two; the third decides the top.
 
     ``margin`` is room around each slice, in distances of neighbouring spots.
     """
@@ -205,7 +208,7 @@ def section(
 
 
 def spot_diameter(coords: np.ndarray, library: np.ndarray) -> float:
-    """Diameter of a spot, in the units of the coordinates, at which neighbouring spots just touch."""
+    """Diameter of a spot, in coordinate units, at which neighbouring spots just touch."""
     diameter = spot_distance(coords[library == name] for name in set(library))
     span = float(np.ptp(coords, axis=0).max())
     if not diameter:
@@ -215,7 +218,7 @@ def spot_diameter(coords: np.ndarray, library: np.ndarray) -> float:
 
 
 def spots(ax: Axes, where: Section, values: np.ndarray, *, cmap: str | Colormap, norm: Normalize) -> EllipseCollection:
-    """Discs of a diameter in data units, so that they touch at any size of the panel; rasterized beyond 2,000."""
+    """Discs of a diameter in data units: they touch at any panel size; rasterized above 2,000."""
     from matplotlib.collections import EllipseCollection
 
     coords, diameter = where.coords, where.diameter
@@ -268,7 +271,7 @@ def profile(
 def limits(
     values: np.ndarray, *, ends: tuple[float | None, float | None] = (None, None), quantiles: tuple[float, float]
 ) -> tuple[float, float]:
-    """Colour limits: the given ends, else quantiles of the values, around zero if there are negative ones."""
+    """Colour limits: given ends or quantiles, around zero if there are negative values."""
     low, high = np.quantile(values, quantiles)
     if values.min() < 0:
         low, high = -max(abs(low), abs(high)), max(abs(low), abs(high))
@@ -292,7 +295,7 @@ def norm(scale: str, low: float, high: float) -> Normalize:
 
 
 def colormap(signed: bool) -> Colormap:
-    """Magma without its palest end, which would vanish on paper; red and blue around zero for signed values."""
+    """Magma without its palest end, lost on paper; red and blue around zero for signed values."""
     import matplotlib as mpl
     from matplotlib.colors import ListedColormap
 
@@ -323,14 +326,15 @@ def name_slices(ax: Axes, where: Section) -> None:
 
 
 def colorbars(axes: Sequence[Axes]) -> None:
-    """A slim bar beside each panel that has been laid out, inside its place in the grid: panels keep their shape."""
+    """A slim bar beside each panel, inside its place in the grid: panels keep their shape."""
     from matplotlib.transforms import ScaledTranslation
 
     figure = axes[0].figure
     for ax in axes:
         height = ax.get_window_extent().height / figure.dpi
         length = min(max(0.75 * height, 0.3), 1.1)
-        corner = figure.dpi_scale_trans + ScaledTranslation(1, 0.5, ax.transAxes)  # inches from the middle right
+        # inches from the middle right
+        corner = figure.dpi_scale_trans + ScaledTranslation(1, 0.5, ax.transAxes)
         bar = ax.inset_axes([0.04, -length / 2, 0.06, length], transform=corner)
         figure.colorbar(ax.collections[0], cax=bar)
         tidy_bar(bar, short=length < 0.5)
@@ -359,14 +363,14 @@ def _plain_number(value: float) -> str:
 
 
 def _has_image(fit: Placed) -> bool:
-    """Whether the object or a modality carries an image of the tissue, whose y axis points downwards."""
+    """Whether object or modality carries a tissue image, whose y axis points downwards."""
     return any("spatial" in holder.uns for holder in [fit.data, *fit.modalities.values()])
 
 
 def _side_by_side(
     coords: np.ndarray, names: np.ndarray, *, down: bool, room: float
 ) -> tuple[np.ndarray, dict[str, tuple[float, float]]]:
-    """Slices moved apart where their frames overlap, and the place of each slice's name, below its middle."""
+    """Slices moved apart where frames overlap, and where their names go, below their middle."""
     slices = list(dict.fromkeys(names))
     low = np.array([coords[names == name].min(axis=0) - room for name in slices])  # [slices, D]
     high = np.array([coords[names == name].max(axis=0) + room for name in slices])

@@ -34,18 +34,20 @@ def convergence(
     show: bool | None = None,
     return_fig: bool = False,
 ) -> Axes | list[Axes] | Figure | None:
-    """Draw the evidence lower bound (ELBO) over the steps of the optimisation, and at the end of each start.
+    """Draw the evidence lower bound (ELBO) over the steps, and at the end of each start.
 
-    Phases have colours: "pick" among starts, "main", the cooling "tail", and "polish". The last one optimises another
-    objective, so its line is not joined to the others. The second panel enlarges the last half of the steps: there each
-    objective is drawn minus its own end, and a fit that has converged is flat. All values are per observation.
+    Phases have colours: "pick" among starts, "main", the cooling "tail", and "polish". The last one
+    optimises another objective, so its line is not joined to the others. The second panel enlarges
+    the last half of the steps: there each objective is drawn minus its own end, and a fit that has
+    converged is flat. All values are per observation.
 
     Parameters
     ----------
     data
         Object that :func:`gpnsf.tl.fit` annotated.
     panel
-        A single panel: "trace", "end" or "starts"; None for all, without "starts" if there was only one.
+        A single panel: "trace", "end" or "starts"; None for all, without "starts" if there was only
+        one.
     key
         Prefix of the slots, ``key_added`` of the fit.
     ax
@@ -111,7 +113,7 @@ def _history(fit: Fit) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _segments(phase: np.ndarray) -> Iterator[tuple[str, slice]]:
-    """Runs of one phase, each beginning at the last step before it where the objective stays the same."""
+    """Runs of one phase, from the last step before it with the same objective."""
     starts = np.flatnonzero(np.r_[True, phase[1:] != phase[:-1]])
     for start, stop in zip(starts, np.r_[starts[1:], phase.size], strict=True):
         joined = start > 0 and phase[start] != "polish"

@@ -40,7 +40,8 @@ def domains(
 ) -> Axes | Figure | None:
     """Draw the domains of :func:`gpnsf.tl.domains`, or any other categories, over the section.
 
-    The legend, beside the panel, gives the number of observations of each category that are drawn. Slices that overlap are set side by side.
+    The legend, beside the panel, gives the number of observations of each category that are drawn.
+    Slices that overlap are set side by side.
 
     Parameters
     ----------
@@ -51,8 +52,8 @@ def domains(
     library
         Names of the slices to draw; None for all.
     palette
-        A colour for each category; None for those in ``uns[f"{key_added}_colors"]``, else twenty that are told apart with
-        any colour vision.
+        A colour for each category; None for those in ``uns[f"{key_added}_colors"]``, else twenty
+        that are told apart with any colour vision.
     size
         Diameter of a spot in the units of the coordinates; None for spots that just touch.
     key
@@ -73,7 +74,8 @@ def domains(
     KeyError
         If the object has no such fit, column or slice.
     ValueError
-        If the palette has fewer colours than there are categories, or the column holds real numbers.
+        If the palette has fewer colours than there are categories, or the column holds real
+        numbers.
 
     Notes
     -----
@@ -107,7 +109,7 @@ def domains(
 
 
 def _categories(fit: Fit, name: str) -> tuple[pd.Categorical, dict[str, str]]:
-    """The column [N], whose categories keep the order of their holder, and the colours stored with them."""
+    """The column [N], its categories in the order of their holder, and their stored colours."""
     mods = [*fit.modalities.values(), *getattr(fit.data, "mod", {}).values()]
     inside = name in fit.data.obs  # the object then counts alone
     holders = [fit.data] if inside else [mod for mod in mods if name in mod.obs]

@@ -1,4 +1,4 @@
-"""What was observed beside what the fit expects."""
+"""Observed values beside those that the fit expects."""
 
 from __future__ import annotations
 
@@ -46,19 +46,22 @@ def observed_expected(
     show: bool | None = None,
     return_fig: bool = False,
 ) -> Axes | list[Axes] | Figure | None:
-    """Draw features as they were observed beside what the fit expects, and whether the two agree on average.
+    """Draw observed features beside what the fit expects, and whether the two agree on average.
 
-    Counts are drawn per size factor, beside rates; open chromatin as 0 and 1, beside its probability at the size factor of the cell.
-    Both maps have the same colours, except for open chromatin, whose probabilities would all look alike. The third
-    panel divides the observations into up to eight groups of equal expected value: bars are two standard errors of the observed mean. The fit
-    has seen these values, so agreement says that it can describe them, not that it would predict new ones.
+    Counts are drawn per size factor, beside rates; open chromatin as 0 and 1, beside its
+    probability at the size factor of the cell. Both maps have the same colours, except for open
+    chromatin, whose probabilities would all look alike. The third panel divides the observations
+    into up to eight groups of equal expected value: bars are two standard errors of the observed
+    mean. The fit has seen these values, so agreement says that it can describe them, not that it
+    would predict new ones.
 
     Parameters
     ----------
     data
         Object that :func:`gpnsf.tl.fit` annotated.
     features
-        Names of the features, in this order; None for the best one of each factor in the first modality.
+        Names of the features, in this order; None for the best one of each factor in the first
+        modality.
     modality
         Names of the modalities that features are taken from; None for all.
     panels
@@ -72,7 +75,8 @@ def observed_expected(
     ncols
         Panels in a row; None for one or two features a row.
     cmap
-        Colour map; None for magma without its palest end, or "RdBu_r" around zero for signed values.
+        Colour map; None for magma without its palest end, or "RdBu_r" around zero for signed
+        values.
     size
         Diameter of a spot in the units of the coordinates; None for spots that just touch.
     key
@@ -93,12 +97,14 @@ def observed_expected(
     KeyError
         If the object has no such fit, feature, modality, panel or slice.
     ValueError
-        If an option is unknown, a feature has the name of another one, or ``ax`` is given for more than one panel.
+        If an option is unknown, a feature has the name of another one, or ``ax`` is given for more
+        than one panel.
 
     Notes
     -----
-    Reads the counts that the fit has read, ``obsm["X_gpnsf"]``, ``varm["gpnsf_loadings"]``, ``var["gpnsf_background"]``, after a fit
-    with ``batch_key`` also ``varm["gpnsf_batch"]``, and the coordinates.
+    Reads the counts that the fit has read, ``obsm["X_gpnsf"]``, ``varm["gpnsf_loadings"]``,
+    ``var["gpnsf_background"]``, after a fit with ``batch_key`` also ``varm["gpnsf_batch"]``, and
+    the coordinates.
 
     Examples
     --------
@@ -152,7 +158,10 @@ class _Feature:
         return FAMILIES[self.likelihood].binary
 
     def norm(self, panel: str, scale: str, quantiles: tuple[float, float]) -> tuple[Normalize, bool]:
-        """Colours of a map, and whether they have two signs: those of both maps are the same unless values are 0 and 1."""
+        """Colours of a map, and whether they have two signs.
+
+        Those of both maps are the same unless values are 0 and 1.
+        """
         shown = [self.expected] if self.binary else [self.observed, self.expected]
         known = [values[np.isfinite(values)] for values in shown]
         if (self.binary and panel == "observed") or not known[0].size:
@@ -170,7 +179,10 @@ class _Feature:
 
 
 def _places(fit: Fit, features: str | Sequence[str] | None, modalities: list[str]) -> list[tuple[str, int]]:
-    """Modality and position of the features: those named, or the best one of each factor that has any."""
+    """Modality and position of the features.
+
+    Those named, or the best one of each factor that has any.
+    """
     if features is None:
         name = modalities[0]
         tables = [fits.ranked(fit, name, k, n_features=1) for k in range(len(fit.names))]

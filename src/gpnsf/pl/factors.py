@@ -47,10 +47,11 @@ def spatial_factors(
 ) -> Axes | list[Axes] | Figure | None:
     """Draw each factor over the section, one panel a factor.
 
-    Titles name the factor; below stand its length scale ℓ, in the units of the coordinates, and its share of the
-    expected signal. Panels keep the shape of the tissue. The y axis points upwards, as coordinates are given, unless the
-    object or a modality holds an image in ``uns["spatial"]``: then downwards, as in scanpy and squidpy. Slices that
-    overlap are set side by side, and named in the first panel. One coordinate gives profiles; of three, the first two are drawn.
+    Titles name the factor; below stand its length scale ℓ, in the units of the coordinates, and its
+    share of the expected signal. Panels keep the shape of the tissue. The y axis points upwards, as
+    coordinates are given, unless the object or a modality holds an image in ``uns["spatial"]``:
+    then downwards, as in scanpy and squidpy. Slices that overlap are set side by side, and named in
+    the first panel. One coordinate gives profiles; of three, the first two are drawn.
 
     Parameters
     ----------
@@ -59,10 +60,12 @@ def spatial_factors(
     factors
         Names of the factors to draw, in this order; None for all.
     moment
-        "mean" draws the posterior mean, "smooth" the spatial field alone, "std" the posterior standard deviation. Several,
-        as in ``("mean", "std")``, stand side by side for each factor; the first has the name of the factor.
+        "mean" draws the posterior mean, "smooth" the spatial field alone, "std" the posterior
+        standard deviation. Several, as in ``("mean", "std")``, stand side by side for each factor;
+        the first has the name of the factor.
     scale
-        How values become colours: "linear", "sqrt" (as in the figures of NSF), or "log". Bars are labelled in values.
+        How values become colours: "linear", "sqrt" (as in the figures of NSF), or "log". Bars are
+        labelled in values.
     shared_scale
         One colour scale and one bar for all panels, instead of one for each.
     vmin, vmax
@@ -74,7 +77,8 @@ def spatial_factors(
     ncols
         Panels in a row; None for a choice by the shape of the tissue.
     cmap
-        Colour map; None for magma without its palest end, or "RdBu_r" around zero for signed models.
+        Colour map; None for magma without its palest end, or "RdBu_r" around zero for signed
+        models.
     size
         Diameter of a spot in the units of the coordinates; None for spots that just touch.
     key
@@ -99,8 +103,8 @@ def spatial_factors(
 
     Notes
     -----
-    Reads ``obsm["X_gpnsf"]`` (or ``_smooth``, ``_std``), ``varm["gpnsf_loadings"]``, ``uns["gpnsf"]`` and the
-    coordinates.
+    Reads ``obsm["X_gpnsf"]`` (or ``_smooth``, ``_std``), ``varm["gpnsf_loadings"]``,
+    ``uns["gpnsf"]`` and the coordinates.
 
     Examples
     --------
@@ -114,7 +118,8 @@ def spatial_factors(
     fit = fits.find(data, key)
     chosen, moments = fit.factor_indices(factors), [moment] if isinstance(moment, str) else list(moment)
     where = canvas.section(fit, library=library, size=size)
-    values = _values(fit, moments)[np.ix_(where.rows, chosen)].reshape(where.rows.size, -1)  # [n, panels]
+    # [n, panels]
+    values = _values(fit, moments)[np.ix_(where.rows, chosen)].reshape(where.rows.size, -1)
     norms = maps.norms_of(values, scale, shared_scale=shared_scale, ends=(vmin, vmax), quantiles=quantiles)
     cmap = cmap or canvas.colormap(signed=values.min() < 0)
     bar = 0.1 if shared_scale else canvas.BAR

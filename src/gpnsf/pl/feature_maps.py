@@ -47,10 +47,13 @@ def feature_maps(
     show: bool | None = None,
     return_fig: bool = False,
 ) -> Axes | list[Axes] | Figure | None:
-    """Draw features as they were observed: the best of each factor in a row beside it, or named ones alone.
+    """Draw features as they were observed.
 
-    Counts are drawn per size factor, open chromatin as open (1) or not (0), real values as they are. Observations that lack a
-    modality are grey. The line below the name of a feature says how much of its expected signal comes from the factor.
+    The best of each factor in a row beside it, or named ones alone.
+
+    Counts are drawn per size factor, open chromatin as open (1) or not (0), real values as they
+    are. Observations that lack a modality are grey. The line below the name of a feature says how
+    much of its expected signal comes from the factor.
 
     Parameters
     ----------
@@ -69,13 +72,15 @@ def feature_maps(
     scale
         How values become colours: "linear", "sqrt" or "log".
     quantiles
-        Quantiles of the values that are the ends of the colours. Features with fewer nonzero values get their largest one.
+        Quantiles of the values that are the ends of the colours. Features with fewer nonzero values
+        get their largest one.
     library
         Names of the slices to draw; None for all.
     ncols
         Panels in a row, for ``features``; rows of factors are as long as they have features.
     cmap
-        Colour map; None for magma without its palest end, or "RdBu_r" around zero for signed values.
+        Colour map; None for magma without its palest end, or "RdBu_r" around zero for signed
+        values.
     size
         Diameter of a spot in the units of the coordinates; None for spots that just touch.
     key
@@ -96,12 +101,13 @@ def feature_maps(
     KeyError
         If the object has no such fit, factor, feature, modality or slice.
     ValueError
-        If an option is unknown, both ``features`` and ``factors`` are named, a feature has the name of another one, or ``ax`` is
-        given for more than one panel.
+        If an option is unknown, both ``features`` and ``factors`` are named, a feature has the name
+        of another one, or ``ax`` is given for more than one panel.
 
     Notes
     -----
-    Reads the counts that the fit has read, ``obsm["X_gpnsf"]``, what :func:`gpnsf.tl.rank_features` reads, and the coordinates.
+    Reads the counts that the fit has read, ``obsm["X_gpnsf"]``, what :func:`gpnsf.tl.rank_features`
+    reads, and the coordinates.
 
     Examples
     --------
@@ -200,7 +206,10 @@ def _panels(fit: Fit, rows: list[list[Place]]) -> list[_Panel]:
 
 
 def _panel(fit: Fit, place: Place, first: Place, measured: dict[Place, _Panel]) -> _Panel:
-    """A factor with its share, or a feature; in the row of a factor, with what it has to do with it."""
+    """A factor with its share, or a feature.
+
+    In the row of a factor, the note says how much of a feature's signal comes from it.
+    """
     modality, position = place
     if modality == FACTOR:
         return _Panel(str(fit.names[position]), f"{100 * fit.shares[position]:.1f} % of signal", fit.mean[:, position])

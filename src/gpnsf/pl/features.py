@@ -43,8 +43,9 @@ def top_features(
 ) -> Axes | list[Axes] | Figure | None:
     """Draw the best features of each factor, one panel a factor, best on top.
 
-    Lines are as long as the scores of :func:`gpnsf.tl.rank_features`, relative to the best feature of the factor and
-    modality, and none where the score is below 0; those of ``method="share"`` are the shares themselves. Factors without features are left out.
+    Lines are as long as the scores of :func:`gpnsf.tl.rank_features`, relative to the best feature
+    of the factor and modality, and none where the score is below 0; those of ``method="share"`` are
+    the shares themselves. Factors without features are left out.
 
     Parameters
     ----------
@@ -57,7 +58,8 @@ def top_features(
     modality
         Names of the modalities; None for all, in colours of their own.
     method
-        "posterior", "lift", "loading", "share" or "specificity", as in :func:`gpnsf.tl.rank_features`.
+        "posterior", "lift", "loading", "share" or "specificity", as in
+        :func:`gpnsf.tl.rank_features`.
     italic
         Modalities whose features are written in italics, as genes are.
     ncols
@@ -169,7 +171,10 @@ def _title(ax: Axes, factor: str, letters: int) -> None:
 
 
 def _explain(axes: list[Axes], colors: dict[str, str], method: str, *, outside: bool) -> None:
-    """What the length of the lines means, and which colour is which modality: outside the panels, or on the one panel."""
+    """Explain the length of the lines, and which colour is which modality.
+
+    Outside the panels, or on the one panel.
+    """
     from matplotlib.lines import Line2D
 
     figure = axes[0].figure

@@ -52,9 +52,10 @@ def loadings(
 ) -> Axes | list[Axes] | Figure | None:
     """Draw the loadings of the best features of each factor as a heatmap, one panel a modality.
 
-    Colours are shares: how much of the expected signal of a feature comes from each factor, over all factors of the fit. A feature
-    that is among the best of several factors stands with the first of them. A panel has at most 100 rows: where there would
-    be more, each factor gets fewer features than asked for, and the line above the panel and the log say how many.
+    Colours are shares: how much of the expected signal of a feature comes from each factor, over
+    all factors of the fit. A feature that is among the best of several factors stands with the
+    first of them. A panel has at most 100 rows: where there would be more, each factor gets fewer
+    features than asked for, and the line above the panel and the log say how many.
 
     Parameters
     ----------
@@ -73,7 +74,8 @@ def loadings(
     ncols
         Panels in a row; None for as many as the page has room for.
     cmap
-        Colour map of the shares; None for a light to dark one, or "RdBu_r" around zero for signed models.
+        Colour map of the shares; None for a light to dark one, or "RdBu_r" around zero for signed
+        models.
     key
         Prefix of the slots, ``key_added`` of the fit.
     ax
@@ -194,8 +196,9 @@ def factor_correlation(
 ) -> Axes | Figure | None:
     """Draw the correlations of the factors over the observations.
 
-    A line divides spatial from nonspatial factors. Numbers stand in the cells where there is room for them, that is up to about 20 factors.
-    The diagonal is grey, and so are factors that are constant.
+    A line divides spatial from nonspatial factors. Numbers stand in the cells where there is room
+    for them, that is up to about 20 factors. The diagonal is grey, and so are factors that are
+    constant.
 
     Parameters
     ----------
@@ -295,7 +298,10 @@ def _number(ax: Axes, correlation: np.ndarray, vmax: float) -> None:
 
 
 def _divide(ax: Axes, is_spatial: np.ndarray, *, across: bool) -> None:
-    """Lines between spatial and nonspatial factors: between columns, and ``across`` also between rows."""
+    """Lines between spatial and nonspatial factors.
+
+    They stand between columns, and with ``across`` also between rows.
+    """
     for place in np.flatnonzero(np.diff(is_spatial.astype(int))) + 0.5:
         for line in (ax.axvline, ax.axhline)[: 1 + across]:
             line(place, color="black", linewidth=0.8)

@@ -1,4 +1,7 @@
-"""Parts of a page: escaped text, tables, pictures inside of the file, and the page around them. No scripts, nothing from outside."""
+"""Parts of a page: escaped text, tables, pictures inside the file, and the page around them.
+
+No scripts, nothing from outside.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,9 @@ if TYPE_CHECKING:
 __all__ = ["bullets", "note", "page", "pairs", "paragraph", "picture", "shown", "table"]
 
 DPI, LEAST_DPI = 110, 80
-PIXELS = 1.2e6  # of a figure: large ones are drawn coarser, so that twenty factors make a page of a few megabytes
+# pixels of a figure: large ones are drawn coarser, so that twenty factors make a page of a few
+# megabytes
+PIXELS = 1.2e6
 STYLE = """
 :root { color-scheme: light; }
 body { font: 16px/1.5 system-ui, -apple-system, "Segoe UI", sans-serif; color: #1c1c1c; background: #fff;

@@ -37,9 +37,12 @@ def importance(
     show: bool | None = None,
     return_fig: bool = False,
 ) -> Axes | list[Axes] | Figure | None:
-    """Draw the spatial importance of features and observations: histograms, and a map of the observations.
+    """Draw the spatial importance of features and observations.
 
-    Importance is the share of the expected signal that comes from spatial factors. Features without signal are left out.
+    Histograms, and a map of the observations.
+
+    Importance is the share of the expected signal that comes from spatial factors. Features without
+    signal are left out.
 
     Parameters
     ----------
@@ -77,8 +80,8 @@ def importance(
 
     Notes
     -----
-    Reads ``obs["gpnsf_spatial_importance"]``, ``var["gpnsf_spatial_importance"]`` and ``varm["gpnsf_loadings"]`` of each
-    modality, and the coordinates.
+    Reads ``obs["gpnsf_spatial_importance"]``, ``var["gpnsf_spatial_importance"]`` and
+    ``varm["gpnsf_loadings"]`` of each modality, and the coordinates.
 
     Examples
     --------

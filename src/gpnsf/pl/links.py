@@ -45,8 +45,9 @@ def links(
 ) -> Axes | Figure | None:
     """Draw the links of a gene as arcs from its start to its peaks.
 
-    Arcs are coloured by score, and the better the score the wider; pairs above ``max_q`` or below ``min_score`` have a grey
-    tick in the row of peaks and no arc. The gene lies below its peaks, with an arrow from its start along its strand.
+    Arcs are coloured by score, and the better the score the wider; pairs above ``max_q`` or below
+    ``min_score`` have a grey tick in the row of peaks and no arc. The gene lies below its peaks,
+    with an arrow from its start along its strand.
 
     Parameters
     ----------
@@ -55,7 +56,8 @@ def links(
     gene
         Name of the gene.
     annotation
-        Places of genes, as in :func:`gpnsf.tl.link_peaks`; None for the columns in ``var`` of ``rna``.
+        Places of genes, as in :func:`gpnsf.tl.link_peaks`; None for the columns in ``var`` of
+        ``rna``.
     max_q
         Largest q value of an arc; None for no limit.
     min_score
@@ -80,7 +82,8 @@ def links(
     Raises
     ------
     KeyError
-        If there are no links, none of this gene, no place for it, or a linked peak is no longer in the modality.
+        If there are no links, none of this gene, no place for it, or a linked peak is no longer in
+        the modality.
     ValueError
         If none of its pairs has peaks on its chromosome.
 
@@ -125,7 +128,10 @@ def _read(
     atac: str,
     key: str,
 ) -> tuple[pd.Series, np.ndarray, pd.DataFrame]:
-    """Place of the gene, its start or both its ends, and its pairs with the middle of each peak and the start of the gene that the peak is nearer to."""
+    """Place of the gene, its start or both its ends, and its pairs.
+
+    Pairs come with the middle of each peak and the start of the gene that the peak is nearer to.
+    """
     found = Keys(key).links
     choices([found], data.uns, what="links", where="uns", remedy="Run `gpnsf.tl.link_peaks` first")
     choices([gene], data.uns[found]["gene"].unique(), what="links of the gene", where=f"uns[{found!r}]")
@@ -175,7 +181,10 @@ def _ticks(ax: Axes, table: pd.DataFrame, drawn: np.ndarray) -> None:
 
 
 def _gene(ax: Axes, place: pd.Series, sites: np.ndarray, span: float) -> None:
-    """The body of the gene, and a bent arrow from its start along its strand; bare stems where the strand is not known."""
+    """The body of the gene, and a bent arrow from its start along its strand.
+
+    Bare stems where the strand is not known.
+    """
     color = canvas.MODALITY_COLORS[0]
     ax.hlines(-GENE, place["start"], place["end"], colors=color, linewidth=3)
     ax.vlines(sites, -GENE, -STEM, colors=color, linewidth=1)

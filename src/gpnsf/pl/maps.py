@@ -15,14 +15,18 @@ if TYPE_CHECKING:
 __all__ = ["bars", "draw", "norms_of", "title", "with_grey"]
 
 MISSING = "0.88"  # grey of what has no value
-LETTER, SMALLEST = 0.64, 5.5  # width of a letter over its size, and the smallest size of a name in points
+# width of a letter over its size, and the smallest size of a name in points
+LETTER, SMALLEST = 0.64, 5.5
 GAP = 0.08  # inches between the names of neighbouring panels
 
 
 def draw(
     ax: Axes, where: canvas.Section, values: np.ndarray, *, scale: str, cmap: str | Colormap, norm: Normalize
 ) -> None:
-    """Values [n] as discs, or along an axis where there is a single coordinate; NaN is drawn in grey or not at all."""
+    """Values [n] as discs, or along an axis where there is a single coordinate.
+
+    NaN is drawn in grey or not at all.
+    """
     if where.coords.shape[1] == 1:
         canvas.profile(ax, where, values, scale=scale, cmap=cmap, norm=norm)
     else:
@@ -57,7 +61,8 @@ def bars(axes: list[Axes], where: canvas.Section, *, shared: bool = False) -> No
     """A bar beside each panel, or one for all; profiles have an axis instead."""
     if where.coords.shape[1] == 1 or not axes:
         return
-    axes[0].figure.canvas.figure.draw_without_rendering()  # titles take their place, and panels their height
+    # titles take their place, and panels their height
+    axes[0].figure.canvas.figure.draw_without_rendering()
     if not shared:
         canvas.colorbars(axes)
         return
@@ -66,7 +71,10 @@ def bars(axes: list[Axes], where: canvas.Section, *, shared: bool = False) -> No
 
 
 def title(ax: Axes, name: str, note: str, *, width: float) -> None:
-    """A name and a note above a panel; a long name is made smaller, then cut in its middle, to fit the width in inches."""
+    """A name and a note above a panel.
+
+    A long name is made smaller, then cut in its middle, to fit the width in inches.
+    """
     width -= GAP
     room = int(72 * width / (LETTER * SMALLEST))
     if len(name) > room:

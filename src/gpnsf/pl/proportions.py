@@ -49,8 +49,8 @@ def proportions(
 ) -> Axes | list[Axes] | Figure | None:
     """Draw the proportions of cell types over the section.
 
-    Maps have one panel a type, with its mean proportion below the name. Pies have one panel, in which each spot is
-    divided among the types: of a few hundred spots, all can be seen at once.
+    Maps have one panel a type, with its mean proportion below the name. Pies have one panel, in
+    which each spot is divided among the types: of a few hundred spots, all can be seen at once.
 
     Parameters
     ----------
@@ -71,7 +71,8 @@ def proportions(
     library
         Names of the slices to draw; None for all.
     palette
-        A colour for each type that is drawn in pies; None for twenty that are told apart with any colour vision.
+        A colour for each type that is drawn in pies; None for twenty that are told apart with any
+        colour vision.
     ncols
         Maps in a row; None for a choice by the shape of the tissue.
     cmap
@@ -96,7 +97,8 @@ def proportions(
     KeyError
         If the object has no such deconvolution, type, slice or coordinates.
     ValueError
-        If an option is unknown, pies are asked for more than 2,000 spots or on a line, or ``ax`` is given for more than one panel.
+        If an option is unknown, pies are asked for more than 2,000 spots or on a line, or ``ax`` is
+        given for more than one panel.
 
     Notes
     -----
@@ -181,7 +183,8 @@ def _draw(ax: Axes, where: canvas.Section, values: np.ndarray, colors: Sequence[
     from matplotlib.collections import PolyCollection
 
     maps.draw(ax, where, np.full(len(values), np.nan), scale="linear", cmap="gray", norm=canvas.norm("linear", 0, 1))
-    ends = np.concatenate([np.zeros((len(values), 1)), values.cumsum(axis=1)], axis=1)  # [n, types + 1]
+    # [n, types + 1]
+    ends = np.concatenate([np.zeros((len(values), 1)), values.cumsum(axis=1)], axis=1)
     for column, color in enumerate(colors):
         drawn = np.flatnonzero(values[:, column] > 1e-3)
         polygons = [_slice(where, row, *ends[row, column : column + 2]) for row in drawn]

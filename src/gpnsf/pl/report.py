@@ -38,10 +38,13 @@ _log = logging.getLogger("gpnsf")
 def report(
     data: AnnData | MuData, path: str | os.PathLike[str], *, title: str | None = None, key: str = "gpnsf"
 ) -> None:
-    """Write a fit to one HTML page: data, how it was run, convergence, factors, features, importance.
+    """Write a fit to one HTML page.
 
-    The page holds its figures and needs nothing else, neither other files nor the network, and it runs no scripts. A section that
-    cannot be made, say since the counts are no longer in the object, says why.
+    Data, how it was run, convergence, factors, features, importance.
+
+    The page holds its figures and needs nothing else, neither other files nor the network, and it
+    runs no scripts. A section that cannot be made, say since the counts are no longer in the
+    object, says why.
 
     Parameters
     ----------
@@ -152,7 +155,7 @@ def _run(fit: Fit) -> Iterator[str]:
 
 
 def _convergence(fit: Fit) -> Iterator[str]:
-    """Whether to believe it."""
+    """Signs of whether to believe the fit."""
     converged, _, seconds = fit.outcome
     steps = len(fit.trace[0])
     summary = f"{steps} steps, {seconds:.1f} seconds."
@@ -191,7 +194,7 @@ def _factors(fit: Fit) -> Iterator[str]:
 
 
 def _features(fit: Fit) -> Iterator[str]:
-    """What the factors stand for."""
+    """Features that the factors stand for."""
     lines: list[list[str]] = []
     for k, factor in enumerate(fit.names):
         tables = [fits.ranked(fit, name, k, n_features=NAMED) for name in fit.modalities]
@@ -245,7 +248,10 @@ def _links(fit: Fit) -> Iterator[str]:
 
 
 def _has_place(fit: Fit, gene: str) -> bool:
-    """Whether ``var`` says where a gene is, which links do not need: they may come from an annotation or other modalities."""
+    """Whether ``var`` says where a gene is, which links do not need.
+
+    They may come from an annotation or other modalities.
+    """
     if not {"rna", "atac"} <= set(fit.modalities):
         return False
     try:

@@ -36,18 +36,23 @@ def selection(
     show: bool | None = None,
     return_fig: bool = False,
 ) -> Axes | list[Axes] | Figure | None:
-    """Draw what :func:`gpnsf.tl.select_n_factors` found, over the number of factors; the recommended point is marked.
+    """Draw what :func:`gpnsf.tl.select_n_factors` found, over the number of factors.
 
-    The first panel shows the deviance of the counts that were not fitted, per observation, above the lowest one, on a square-root scale with one
-    standard error; the second how well the spatial factors of two seeds agree; the third how many factors showed spatial order in the
-    counts that were fitted (its mark: in all of them). Where several numbers of spatial factors were asked for, each has a line.
+    The recommended point is marked.
+
+    The first panel shows the deviance of the counts that were not fitted, per observation, above
+    the lowest one, on a square-root scale with one standard error; the second how well the spatial
+    factors of two seeds agree; the third how many factors showed spatial order in the counts that
+    were fitted (its mark: in all of them). Where several numbers of spatial factors were asked for,
+    each has a line.
 
     Parameters
     ----------
     table
         Table of :func:`gpnsf.tl.select_n_factors`, or the object that it annotated.
     panel
-        A single panel: "excess", "stability" or "n_spatial"; None for all that there is something to draw in.
+        A single panel: "excess", "stability" or "n_spatial"; None for all that there is something
+        to draw in.
     key
         ``key_added`` of the selection, if an object is passed.
     ax
@@ -165,7 +170,7 @@ def _mark(ax: Axes, table: pd.DataFrame, name: str, chosen: Mapping[str, Any]) -
 
 
 def _note(table: pd.DataFrame, chosen: Mapping[str, Any]) -> str:
-    """What is recommended, in words."""
+    """Recommendation, in words."""
     marked = table[table["recommended"].astype(bool)]
     if marked.empty:
         return "too few counts to tell"

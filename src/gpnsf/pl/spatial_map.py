@@ -51,18 +51,20 @@ def spatial_map(
 ) -> Axes | list[Axes] | Figure | None:
     """Draw what the field predicts on a lattice over the tissue, one panel a factor or feature.
 
-    The lattice is that of :func:`gpnsf.pp.grid`, the values are those of :func:`gpnsf.tl.predict`; what is farther from all
-    spots than ``margin`` stays white. Titles, colours, the y axis and slices are as in :func:`gpnsf.pl.spatial_factors`.
+    The lattice is that of :func:`gpnsf.pp.grid`, the values are those of :func:`gpnsf.tl.predict`;
+    what is farther from all spots than ``margin`` stays white. Titles, colours, the y axis and
+    slices are as in :func:`gpnsf.pl.spatial_factors`.
 
     Parameters
     ----------
     data
         Object that :func:`gpnsf.tl.fit` annotated, with two coordinates.
     factors
-        Names of the spatial factors to draw, in this order; None for all, or for none if there are ``features``.
+        Names of the spatial factors to draw, in this order; None for all, or for none if there are
+        ``features``.
     features
-        Features whose expected counts at size factor 1 (probability of being open, for "bernoulli") are drawn: names, or
-        names by modality.
+        Features whose expected counts at size factor 1 (probability of being open, for "bernoulli")
+        are drawn: names, or names by modality.
     moment
         "mean", or "std" for the posterior standard deviation of factors.
     spacing, margin
@@ -80,7 +82,8 @@ def spatial_map(
     ncols
         Panels in a row; None for a choice by the shape of the tissue.
     cmap
-        Colour map; None for magma without its palest end, or "RdBu_r" around zero for signed models.
+        Colour map; None for magma without its palest end, or "RdBu_r" around zero for signed
+        models.
     key
         Prefix of the slots, ``key_added`` of the fit.
     ax
@@ -99,7 +102,8 @@ def spatial_map(
     KeyError
         If the object has no such fit, factor, feature or slice.
     ValueError
-        If an option is unknown, a factor is nonspatial, the coordinates are not two, or ``ax`` is given for more than one panel.
+        If an option is unknown, a factor is nonspatial, the coordinates are not two, or ``ax`` is
+        given for more than one panel.
 
     Notes
     -----
@@ -201,7 +205,8 @@ def _values(
     fit: Fit, table: pd.DataFrame, chosen: np.ndarray, features: object, moment: str
 ) -> tuple[pd.DataFrame, dict[str, str]]:
     """Values [n, panels] on the lattice, and what is written below the titles."""
-    from gpnsf.tl.predict import predict  # torch is loaded where a field is rebuilt, not by the figures
+    # torch is loaded where a field is rebuilt, not by the figures
+    from gpnsf.tl.predict import predict
 
     library = None if len(table.columns) == 2 else table.iloc[:, 2].tolist()
     predicted = predict(fit.data, table.iloc[:, :2], library=library, features=features, key=fit.keys.key)

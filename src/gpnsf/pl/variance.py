@@ -37,9 +37,10 @@ def variance_explained(
 ) -> Axes | Figure | None:
     """Draw how much each factor explains of each modality, as a table in colours.
 
-    Figures are per cent of the modality's null deviance, colours are relative to the factor that explains most of the modality, since
-    modalities differ in how much of them can be explained at all. Below a factor that is private to a modality stands its name,
-    as :func:`gpnsf.tl.variance_explained` explains it.
+    Figures are per cent of the modality's null deviance, colours are relative to the factor that
+    explains most of the modality, since modalities differ in how much of them can be explained at
+    all. Below a factor that is private to a modality stands its name, as
+    :func:`gpnsf.tl.variance_explained` explains it.
 
     Parameters
     ----------

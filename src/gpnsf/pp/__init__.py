@@ -1,4 +1,4 @@
-"""Preparation: choose features, hold observations out, split counts, lay a lattice over the tissue."""
+"""Preparation: choose features, hold observations out, split counts, lay a lattice over tissue."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ def deviance_features(
     key_added: str = "deviance",
     copy: bool = False,
 ) -> AnnData | MuData | None:
-    """Rank features by their deviance from a rate that is constant but for the total of each observation.
+    """Rank features by their deviance from a constant rate but for each observation's total.
 
     Parameters
     ----------
@@ -37,12 +37,14 @@ def deviance_features(
     n_top
         Number of features to flag in each modality; those with deviance 0 are never flagged.
     modality
-        Modality of a MuData; by default those that ``gpnsf.tl.fit`` reads, ``rna`` and ``atac`` or else all.
+        Modality of a MuData; by default those that ``gpnsf.tl.fit`` reads, ``rna`` and ``atac`` or
+        else all.
     layer
         Layer that holds the counts; ``X`` by default.
     batch_key
-        Column of ``obs``, of the MuData or of its modalities: each batch has its own constant rates, and the deviances of
-        the batches are summed, so that differences between batches do not count.
+        Column of ``obs``, of the MuData or of its modalities: each batch has its own constant
+        rates, and the deviances of the batches are summed, so that differences between batches do
+        not count.
     likelihood
         "poisson" or "binomial"; by default "binomial" for 0/1 data and "poisson" for counts.
     key_added
@@ -57,16 +59,17 @@ def deviance_features(
     Raises
     ------
     ValueError, TypeError, KeyError
-        If counts are negative, fractional or not finite, or if an argument is out of its range, of the wrong type or names
-        nothing.
+        If counts are negative, fractional or not finite, or if an argument is out of its range, of
+        the wrong type or names nothing.
 
     Notes
     -----
-    Writes ``var[key_added]``, float64, and ``var["highly_deviant"]``, bool, of each modality; the latter suits
-    ``gpnsf.tl.fit(..., use_var="highly_deviant")``.
+    Writes ``var[key_added]``, float64, and ``var["highly_deviant"]``, bool, of each modality; the
+    latter suits ``gpnsf.tl.fit(..., use_var="highly_deviant")``.
 
-    After Townes et al. (2019), *Genome Biology* 20:295. It costs one pass over the nonzero counts. The deviance of 0/1 data
-    depends for the most part on how many observations a feature is open in.
+    After Townes et al. (2019), *Genome Biology* 20:295. It costs one pass over the nonzero counts.
+    The deviance of 0/1 data depends for the most part on how many observations a feature is open
+    in.
 
     Examples
     --------

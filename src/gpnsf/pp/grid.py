@@ -37,11 +37,12 @@ def grid(
     data
         Object with coordinates; it need not be fitted.
     spacing
-        Distance of neighbouring points, in the units of the coordinates. Default: a fifth of the distance of neighbouring
-        spots, or what makes 300 points along the longest side if that is more.
+        Distance of neighbouring points, in the units of the coordinates. Default: a fifth of the
+        distance of neighbouring spots, or what makes 300 points along the longest side if that is
+        more.
     margin
-        Points that are farther from the nearest spot than this are left out; in distances of neighbouring spots. Holes of
-        single spots are closed by any margin of 1 or more.
+        Points that are farther from the nearest spot than this are left out; in distances of
+        neighbouring spots. Holes of single spots are closed by any margin of 1 or more.
     spatial_key
         Name of the coordinates [N, 1 to 3] in ``obsm``.
     library_key
@@ -49,16 +50,16 @@ def grid(
 
     Returns
     -------
-    Table with a line for each point: one column of coordinates an axis (``x``, ``y``, ``z``) and, with ``library_key``, a
-    column of that name.
+    Table with a line for each point: one column of coordinates an axis (``x``, ``y``, ``z``) and,
+    with ``library_key``, a column of that name.
 
     Raises
     ------
     KeyError
         A named slot or column does not exist.
     TypeError, ValueError
-        ``spacing`` or ``margin`` is no positive number, or so small that there are more than ten million points; the column of
-        slices is named as an axis.
+        ``spacing`` or ``margin`` is no positive number, or so small that there are more than ten
+        million points; the column of slices is named as an axis.
 
     Examples
     --------
@@ -100,7 +101,10 @@ def _check_number(slices: Mapping[str, np.ndarray], spacing: float, reach: float
 
 
 def _frame(coords: np.ndarray, spacing: float, reach: float) -> np.ndarray:
-    """All points [n, D] of a lattice in the middle of the box that holds the spots and what is within reach of them."""
+    """All points [n, D] of a lattice in the middle of a box.
+
+    The box holds the spots and what is within reach of them.
+    """
     low, high = coords.min(axis=0) - reach, coords.max(axis=0) + reach
     numbers = np.floor((high - low) / spacing).astype(int) + 1
     first = (low + high - (numbers - 1) * spacing) / 2

@@ -30,12 +30,13 @@ def split(
     data
         AnnData, or MuData whose global ``obs`` is annotated.
     fraction
-        Share of the observations that is held out, between 0 and 1. Their number is exact up to rounding, in each group
-        of ``by`` too.
+        Share of the observations that is held out, between 0 and 1. Their number is exact up to
+        rounding, in each group of ``by`` too.
     key_added
         Name of the boolean column, for ``gpnsf.tl.fit(..., holdout_key=key_added)``.
     by
-        Column of ``data.obs``, such as a slice or a region: every group loses the same share. Missing values form a group.
+        Column of ``data.obs``, such as a slice or a region: every group loses the same share.
+        Missing values form a group.
     seed
         Seed of the choice.
     copy
@@ -48,8 +49,8 @@ def split(
     Raises
     ------
     ValueError, TypeError, KeyError
-        If an argument is out of its range, of the wrong type or names no column; if no observation, or every one, would be
-        held out.
+        If an argument is out of its range, of the wrong type or names no column; if no observation,
+        or every one, would be held out.
 
     Notes
     -----
@@ -82,9 +83,12 @@ def split(
 
 
 def _systematic(groups: np.ndarray, fraction: float, rng: np.random.Generator) -> np.ndarray:
-    """Walk over the observations in random order, group after group, and take one whenever the fractions add up to one.
+    """Walk over the observations in random order, group after group.
 
-    A random start gives every observation the same probability, and no group is off by more than one.
+    One is taken whenever the fractions add up to one.
+
+    A random start gives every observation the same probability, and no group is off by more than
+    one.
     """
     shuffled = rng.permutation(len(groups))
     group_order = rng.permutation(groups.max() + 2)  # missing values have code -1

@@ -37,13 +37,15 @@ def thin(
     fraction
         Expected share of the counts that goes into the training layer, between 0 and 1.
     modalities
-        Modalities to split; those that ``gpnsf.tl.fit`` reads by default, ``rna`` and ``atac`` or else all.
+        Modalities to split; those that ``gpnsf.tl.fit`` reads by default, ``rna`` and ``atac`` or
+        else all.
     layers
         Layer that holds the counts, for each modality or one name for all; ``X`` by default.
     key_added
         Prefix of the layers that are written.
     seed
-        Seed of the split; the split of one modality does not depend on which others are split with it.
+        Seed of the split; the split of one modality does not depend on which others are split with
+        it.
     copy
         Return an annotated copy, and leave ``data`` as it is.
 
@@ -54,18 +56,18 @@ def thin(
     Raises
     ------
     ValueError, TypeError, KeyError
-        If counts are negative, fractional or not finite, or if an argument is out of its range, of the wrong type or names
-        nothing.
+        If counts are negative, fractional or not finite, or if an argument is out of its range, of
+        the wrong type or names nothing.
 
     Notes
     -----
-    Writes ``layers[f"{key_added}_train"]`` and ``layers[f"{key_added}_test"]`` of each modality, CSR float32 [N, P], which
-    sum to the counts.
+    Writes ``layers[f"{key_added}_train"]`` and ``layers[f"{key_added}_test"]`` of each modality,
+    CSR float32 [N, P], which sum to the counts.
 
-    The halves of Poisson counts are independent given their rates. Negative binomial counts keep the gamma noise of the
-    rate in both halves, so that the test layer shares some noise with the training layer. Of 0/1 data each open peak goes
-    to one of the halves and is closed in the other, which is not independent either: thin ATAC fragment counts before they
-    are made binary.
+    The halves of Poisson counts are independent given their rates. Negative binomial counts keep
+    the gamma noise of the rate in both halves, so that the test layer shares some noise with the
+    training layer. Of 0/1 data each open peak goes to one of the halves and is closed in the other,
+    which is not independent either: thin ATAC fragment counts before they are made binary.
 
     Examples
     --------

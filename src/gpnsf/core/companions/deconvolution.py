@@ -1,7 +1,9 @@
-"""Proportions of cell types in spots: least squares with a graph, whose unknowns are N spots by C types (equations D1 to D5).
+"""Proportions of cell types in spots.
 
-Counts enter through their products with the profiles of the types only, so that a step costs as much for ten thousand genes as
-for a hundred.
+Least squares with a graph, whose unknowns are N spots by C types (equations D1 to D5).
+
+Counts enter through their products with the profiles of the types only, so that a step costs as
+much for ten thousand genes as for a hundred.
 """
 
 from __future__ import annotations
@@ -29,17 +31,22 @@ __all__ = [
 FLOOR = 1e-3  # of the mean profile, over the mean of all genes: rare genes are no surer than this
 TINY = 1e-12  # least denominator of an update
 WINDOW = 10  # steps over which the decrease is judged
-RANK = 1e-12  # share of the largest eigenvalue below which a direction of the profiles is taken for none
+# share of the largest eigenvalue below which a direction of the profiles is taken for none
+RANK = 1e-12
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """What least squares need to know of counts and profiles, in units in which the mean squared length of a profile is 1."""
+    """Counts and profiles in the units of the least squares.
+
+    The mean squared length of a profile is 1.
+    """
 
     cross: np.ndarray  # [N, C] weighted counts times profiles
     gram: np.ndarray  # [C, C] products of the profiles
     square: float  # sum of the squared weighted counts
-    seen: np.ndarray  # [N] 1 for spots with counts, 0 for those without: the others say nothing about them
+    # [N] 1 for spots with counts, 0 for those without: the others say nothing about them
+    seen: np.ndarray
 
     def step(self, V: np.ndarray) -> np.ndarray:
         """Expected products [N, C] at the abundances [N, C]."""
@@ -72,13 +79,16 @@ class Solution:
 
 
 def gene_weights(profiles: np.ndarray) -> np.ndarray:
-    """Weights [P] of the genes: one over the standard deviation of a Poisson count at the mean profile (D2)."""
+    """Weights [P] of the genes.
+
+    One over the standard deviation of a Poisson count at the mean profile (D2).
+    """
     mean = profiles.mean(axis=1)
     return 1 / np.sqrt(mean / mean.mean() + FLOOR)
 
 
 def summarised(counts: sp.csr_matrix, profiles: np.ndarray) -> Mixture:
-    """Counts [N, P] brought to the depth of the profiles [P, C] (D1), weighted (D2), and multiplied with them."""
+    """Counts [N, P] at the depth of the profiles [P, C] (D1), weighted (D2), times the profiles."""
     totals = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
     scale = np.divide(profiles.sum(axis=0).mean(), totals, out=np.zeros_like(totals), where=totals > 0)
     weights = gene_weights(profiles)
@@ -100,7 +110,7 @@ def objective(mixture: Mixture, penalties: Penalties, V: np.ndarray) -> float:
 
 
 def ratio(mixture: Mixture, penalties: Penalties, V: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Negative and positive part [N, C] of the gradient, whose ratio is the multiplicative update (D5)."""
+    """Negative and positive part [N, C] of the gradient; their ratio is the update (D5)."""
     pull = mixture.cross + penalties.spatial * (penalties.graph @ V) + penalties.total
     groups = penalties.groups
     push = (
@@ -115,7 +125,10 @@ def ratio(mixture: Mixture, penalties: Penalties, V: np.ndarray) -> tuple[np.nda
 def multiplicative(
     mixture: Mixture, penalties: Penalties, *, max_steps: int = 2000, tol: float = 1e-6, V: np.ndarray | None = None
 ) -> Solution:
-    """Multiply abundances by the ratio of (D5) until the objective falls by less than ``tol`` in ten steps; it never rises."""
+    """Multiply abundances by the ratio of (D5), which never raises the objective.
+
+    Ends when it falls by less than ``tol`` in ten steps.
+    """
     V = np.full_like(mixture.cross, 1 / len(mixture.gram)) if V is None else V
     trace = [objective(mixture, penalties, V)]
     while len(trace) <= max_steps and not _settled(trace, tol):
@@ -126,7 +139,7 @@ def multiplicative(
 
 
 def accelerated(mixture: Mixture, penalties: Penalties, *, max_steps: int = 2000, tol: float = 1e-6) -> Solution:
-    """The same minimum by projected gradients with momentum, given up where it leads uphill (FISTA)."""
+    """The minimum by projected gradients with momentum, given up where it leads uphill (FISTA)."""
     V = np.full_like(mixture.cross, 1 / len(mixture.gram))
     length = 1 / _curvature(mixture, penalties)
     ahead, momentum, trace = V, 1.0, [objective(mixture, penalties, V)]

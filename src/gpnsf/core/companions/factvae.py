@@ -1,7 +1,9 @@
-"""FactVAE: two variational autoencoders, of genes and of peaks, whose decoders multiply codes with feature embeddings.
+"""FactVAE: two variational autoencoders, of genes and of peaks.
 
-After Wang et al. (2025); equations 36 to 44 of docs/model.md. Letters: n cells of a batch, P features of a modality, d
-numbers of a code.
+Their decoders multiply codes with feature embeddings.
+
+After Wang et al. (2025); equations 36 to 44 of docs/model.md. Letters: n cells of a batch, P
+features of a modality, d numbers of a code.
 """
 
 from __future__ import annotations
@@ -42,7 +44,10 @@ class Counts:
 
 
 class Encoder(nn.Module):
-    """Mean and log variance [n, d] of codes from scores [n, C] (37): linear layers with ELU and dropout, and two heads."""
+    """Mean and log variance [n, d] of codes from scores [n, C] (37).
+
+    Linear layers with ELU and dropout, and two heads.
+    """
 
     def __init__(self, n_inputs: int, hidden: Sequence[int], n_latent: int) -> None:
         super().__init__()
@@ -64,7 +69,10 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Parameters of counts from codes: products with embeddings of the features, and offsets that the published form lacks."""
+    """Parameters of counts from codes.
+
+    Products with embeddings of the features, and offsets that the published form lacks.
+    """
 
     def __init__(self, share: np.ndarray, n_latent: int, *, as_published: bool) -> None:
         super().__init__()
@@ -79,7 +87,10 @@ class Decoder(nn.Module):
 
     @property
     def compared(self) -> Tensor:
-        """Embeddings [P, d] whose cosines count; minus their mean, on which shares (38) do not depend, unless as published."""
+        """Embeddings [P, d] whose cosines count.
+
+        Their mean, on which shares (38) do not depend, is taken off, unless as published.
+        """
         return self.features if self.as_published else self.features - self.features.mean(dim=0)
 
     def log_shares(self, codes: Tensor) -> Tensor:
@@ -100,7 +111,8 @@ class Decoder(nn.Module):
 
     def log_prob(self, codes: Tensor, counts: Counts) -> Tensor:
         """Log-likelihood of a cell, mean over the cells."""
-        log_mean = self.log_shares(codes) + counts.depth.clamp(min=SMALLEST).log()[:, None]  # [n, P]
+        # [n, P]
+        log_mean = self.log_shares(codes) + counts.depth.clamp(min=SMALLEST).log()[:, None]
         return zinb(counts, log_mean, self.theta(codes), self.zero_logits(codes)) / len(codes)
 
 
@@ -128,14 +140,16 @@ def drawn(loc: Tensor, log_var: Tensor) -> Tensor:
 def zinb(counts: Counts, log_mean: Tensor, theta: Tensor, logits: Tensor) -> Tensor:
     """Sum of the log-likelihoods (41) of all entries [n, P]; ``theta`` may be [1, P].
 
-    With t = theta log(theta / (theta + mean)) and l the logits, a zero has softplus(t - l) - softplus(-l), where softplus(-l)
-    belongs to every entry; it is summed over all of them, and what nonzero counts have instead is added.
+    With t = theta log(theta / (theta + mean)) and l the logits, a zero has softplus(t - l) -
+    softplus(-l), where softplus(-l) belongs to every entry; it is summed over all of them, and what
+    nonzero counts have instead is added.
     """
     t = -theta * torch.log1p(log_mean.exp() / theta)  # [n, P]
     zero = functional.softplus(t - logits) - functional.softplus(-logits)  # [n, P]
     at = counts.row, counts.column
     x, log_m, size = counts.value, log_mean[at], theta.expand_as(log_mean)[at]  # [nnz]
-    instead = -functional.softplus(logits[at] - t[at])  # log of the weight of the negative binomial, times its zero
+    # log of the weight of the negative binomial, times its zero
+    instead = -functional.softplus(logits[at] - t[at])
     beyond = x * (log_m - torch.logaddexp(log_m, size.log()))
     beyond = beyond + torch.lgamma(x + size) - torch.lgamma(size) - torch.lgamma(x + 1)
     return zero.sum() + (instead + beyond).sum()

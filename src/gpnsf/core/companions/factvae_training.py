@@ -1,4 +1,7 @@
-"""The training of FactVAE: both autoencoders together and, after each step, the encoder of peaks by that of genes."""
+"""The training of FactVAE.
+
+Both autoencoders together and, after each step, the encoder of peaks by that of genes.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,8 @@ from gpnsf.core.companions.factvae import Autoencoder, Counts, Decoder, Encoder,
 __all__ = ["Measured", "Outcome", "Plan", "responses", "train"]
 
 HIDDEN = ((512, 256), (256,))  # widths of the encoders of genes and peaks
-FIT_WEIGHTS, KL_WEIGHT = (0.1, 0.002), 0.001  # of the two likelihoods (genes, peaks) and of either divergence
+# weights of the two likelihoods (genes, peaks) and of either divergence
+FIT_WEIGHTS, KL_WEIGHT = (0.1, 0.002), 0.001
 DECAY = 0.995  # of both rates, an epoch
 ALIGNMENT_RATE = 0.5  # of the second optimiser, as a share of the first one's
 HELD_OUT = 0.1  # share of the cells that say when to stop
@@ -61,7 +65,10 @@ class Outcome:
 def train(
     rna: Measured, atac: Measured, pairs: np.ndarray, plan: Plan, *, device: torch.device, progress: bool = False
 ) -> Outcome:
-    """Train both autoencoders on paired cells; ``pairs`` [2, n] are genes and peaks that are to have like embeddings."""
+    """Train both autoencoders on paired cells.
+
+    ``pairs`` [2, n] are genes and peaks that are to have like embeddings.
+    """
     with _randomness(plan.seed, device):
         run = _Run([rna, atac], pairs, plan, device)
         for _ in tqdm(range(plan.max_epochs), disable=not progress, desc="factvae", unit="epoch"):
@@ -72,13 +79,17 @@ def train(
 
 
 def responses(codes: list[np.ndarray], embeddings: list[np.ndarray]) -> list[np.ndarray]:
-    """Coordinates [P, 2d] of the features of both modalities in one space, from codes [N, d] and embeddings [P, d] (46).
+    """Coordinates [P, 2d] of the features of both modalities in one space (46).
 
-    The cosine of two features is the correlation over cells of their log shares, each minus the cell's mean over features; the length
-    of one is its standard deviation. Unlike cosines of embeddings, neither depends on the axes of the codes.
+    They are made from codes [N, d] and embeddings [P, d].
+
+    The cosine of two features is the correlation over cells of their log shares, each minus the
+    cell's mean over features; the length of one is its standard deviation. Unlike cosines of
+    embeddings, neither depends on the axes of the codes.
     """
     both = np.hstack([own - own.mean(axis=0) for own in codes]).astype(np.float64)  # [N, 2d]
-    bases = np.split(np.linalg.qr(both, mode="r") / np.sqrt(len(both)), 2, axis=1)  # [min(N, 2d), d]
+    # [min(N, 2d), d]
+    bases = np.split(np.linalg.qr(both, mode="r") / np.sqrt(len(both)), 2, axis=1)
     return [(own @ basis.T).astype(np.float32) for own, basis in zip(embeddings, bases, strict=True)]
 
 
@@ -118,23 +129,24 @@ class _Run:
         n_held = max(1, round(HELD_OUT * len(order)))
         self.held, self.trained = order[:n_held].to(device), order[n_held:]
         self.history: dict[str, list[float]] = {name: [] for name in ("joint", "regulatory", "alignment", "held_out")}
-        self.best, self.waited = np.inf, 0  # loss of the cells held out, and epochs since then
+        self.best, self.waited = np.inf, 0  # loss of held-out cells, and epochs since then
 
     def epoch(self) -> None:
-        """One pass over the cells, in batches of nearly equal size, then the loss of the cells held out."""
+        """One pass over the cells, in batches of nearly equal size, then the held-out loss."""
         for net in self.nets:
             net.train()
         order = self.trained[torch.randperm(len(self.trained))].to(self.device)
         steps = [self._step(rows) for rows in order.tensor_split(max(len(order) // self.plan.batch_size, 1))]
         for schedule in self.schedules:
             schedule.step()
-        losses = torch.stack([torch.stack(step) for step in steps]).mean(dim=0)  # one transfer an epoch
+        # one transfer an epoch
+        losses = torch.stack([torch.stack(step) for step in steps]).mean(dim=0)
         for name, value in zip(self.history, [*losses.tolist(), self._held_out()], strict=True):
             self.history[name].append(value)
 
     @property
     def settled(self) -> bool:
-        """Whether the loss of the cells held out has stopped falling."""
+        """Whether the loss of held-out cells has stopped falling."""
         return self.waited >= PATIENCE
 
     def outcome(self) -> Outcome:
@@ -147,7 +159,10 @@ class _Run:
         return Outcome(codes, embeddings, base, history, self.settled)
 
     def _step(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """One step of both (42), then one of the student alone (44); their losses and that of the pairs."""
+        """One step of both (42), then one of the student alone (44).
+
+        Their losses and that of the pairs.
+        """
         batches = [cells.batch(rows) for cells in self.cells]
         parts = [net.loss(*batch) for net, batch in zip(self.nets, batches, strict=True)]
         joint, regulatory = parts[0] + parts[1], torch.zeros((), device=self.device)
@@ -162,7 +177,7 @@ class _Run:
         return joint.detach(), regulatory.detach(), alignment.detach()
 
     def _align(self, of_teacher: Tensor, of_student: Tensor) -> Tensor:
-        """Move the encoder of peaks so that its cells resemble each other as those of the encoder of genes do."""
+        """Move the encoder of peaks towards similarities of cells under the encoder of genes."""
         teacher, student = (net.encoder for net in self.nets)
         with torch.no_grad():
             wanted = teacher.draw(of_teacher)
@@ -174,7 +189,7 @@ class _Run:
 
     @torch.no_grad()
     def _held_out(self) -> float:
-        """Loss of the cells held out, at the means of their codes, and how long it has not fallen."""
+        """Loss of held-out cells, at the means of their codes, and how long it has not fallen."""
         loss = 0.0
         for net, cells in zip(self.nets, self.cells, strict=True):
             net.eval()
@@ -190,7 +205,10 @@ class _Run:
 
 
 def _autoencoder(measured: Measured, hidden: tuple[int, ...], fit_weight: float, plan: Plan) -> Autoencoder:
-    """One modality's networks; features begin at their share of all counts, each at half a count more."""
+    """One modality's networks.
+
+    Features begin at their share of all counts, each at half a count more.
+    """
     total = np.asarray(measured.counts.sum(axis=0, dtype=np.float64)).ravel() + 0.5
     encoder = Encoder(measured.scores.shape[1], hidden, plan.n_latent)
     decoder = Decoder(total / total.sum(), plan.n_latent, as_published=plan.as_published)

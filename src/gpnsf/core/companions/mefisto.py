@@ -1,4 +1,7 @@
-"""MEFISTO, signed Gaussian factors with fields, as mofapy2 fits it: arrays in, arrays out, and nothing else left behind."""
+"""MEFISTO, signed Gaussian factors with fields, as mofapy2 fits it.
+
+Arrays in, arrays out, and nothing else left behind.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,8 @@ class Mefisto:
     mean: np.ndarray  # [N, K] float32 posterior mean of the factors, signed
     smooth: np.ndarray  # [N, K] float32 mean of the field alone (without a field, as in mean)
     std: np.ndarray  # [N, K] float32 posterior standard deviation of the factors
-    loadings: dict[str, np.ndarray]  # modality -> [P, K] float32, signed; zeros for features that do not vary
+    # modality -> [P, K] float32, signed; zeros for features that do not vary
+    loadings: dict[str, np.ndarray]
     variance_explained: dict[str, np.ndarray]  # modality -> [K]
     lengthscale: np.ndarray  # [K] in the unit of the coordinates, nan without a field
     scale: np.ndarray  # [K] share of the field in the prior variance of the factor
@@ -46,7 +50,10 @@ class Mefisto:
 
 
 def log_normalised(view: View) -> np.ndarray:
-    """Log1p of counts per size factor [N, P], features centred, the table scaled to variance 1; NaN where not observed (M1)."""
+    """Log1p of counts per size factor [N, P], features centred, the table scaled to variance 1.
+
+    NaN where not observed (M1).
+    """
     rows = np.flatnonzero(view.observed)
     counts = view.counts[rows]
     size = view.size[rows] / np.median(view.size[rows])
@@ -63,14 +70,17 @@ def varying(table: np.ndarray) -> np.ndarray:
 
 
 def apart(coords: np.ndarray, library: np.ndarray) -> np.ndarray:
-    """Coordinates [N, D] in half-widths with the slices in a row, three half-widths between them."""
+    """Coordinates [N, D] in half-widths, slices in a row, three half-widths between them."""
     places = coords.astype(np.float64)
     places[:, 0] += (2 + GAP) * library
     return places
 
 
 def memory(n_obs: int, n_features: int, n_factors: int, n_inducing: int) -> float:
-    """Bytes that mofapy2 takes at its peak: a matrix [N, N] for each factor, one [M, M] for each length scale, copies of tables."""
+    """Bytes that mofapy2 takes at its peak.
+
+    A matrix [N, N] for each factor, one [M, M] for each length scale, copies of tables.
+    """
     n_points = min(n_inducing, n_obs)
     pairs = n_obs * n_obs * (n_factors + 4) + n_points * (25 * n_points + n_factors * n_obs)
     return 8.0 * (pairs + 5 * n_obs * n_features)
@@ -88,7 +98,8 @@ def fit(
 ) -> Mefisto:
     """Fit centred tables [N, P], NaN where nothing is observed, at places [N, D] (M2, M3).
 
-    Up to ``n_inducing`` observations the Gaussian processes are exact. Everything else is what mofapy2 does by default.
+    Up to ``n_inducing`` observations the Gaussian processes are exact. Everything else is what
+    mofapy2 does by default.
     """
     used = {name: varying(table) for name, table in tables.items()}
     with _contained(seed), tqdm(total=max_steps, desc="MEFISTO", disable=not progress) as bar:
@@ -105,7 +116,10 @@ def fit(
 
 
 class _Steps(io.TextIOBase):
-    """Takes the place of the standard output: every line about a step moves the bar, and nothing is shown."""
+    """Takes the place of the standard output.
+
+    Every line about a step moves the bar, and nothing is shown.
+    """
 
     def __init__(self, bar: Any) -> None:
         self._bar = bar
@@ -117,7 +131,10 @@ class _Steps(io.TextIOBase):
 
 @contextmanager
 def _contained(seed: int) -> Iterator[None]:
-    """Give mofapy2 NumPy's global generator at a seed and leave generator and filters of warnings as they were."""
+    """Give mofapy2 NumPy's global generator at a seed.
+
+    Generator and filters of warnings are left as they were.
+    """
     before = np.random.get_state()  # noqa: NPY002
     try:
         with warnings.catch_warnings():
@@ -147,7 +164,10 @@ def _entry(tables: list[np.ndarray], coords: np.ndarray) -> Any:
 
 
 def _set_options(entry: Any, *, n_factors: int, n_inducing: int, max_steps: int, seed: int) -> None:
-    """Options in the order in which mofapy2 wants them; it takes inducing points as a share of the observations."""
+    """Options in the order in which mofapy2 wants them.
+
+    It takes inducing points as a share of the observations.
+    """
     entry.set_model_options(factors=n_factors)
     entry.set_train_options(iter=max_steps + 1, seed=seed)
     if n_inducing < len(entry.sample_cov):
@@ -160,7 +180,7 @@ def _set_options(entry: Any, *, n_factors: int, n_inducing: int, max_steps: int,
 def _read(
     entry: Any, coords: np.ndarray, used: Mapping[str, np.ndarray], explained: np.ndarray, max_steps: int
 ) -> Mefisto:
-    """The factors in order of the variance they explain, and with signs by which strong loadings are positive."""
+    """The factors in order of the variance they explain, strong loadings made positive."""
     nodes, stats = entry.model.nodes, entry.model.train_stats
     order = np.argsort(-explained.sum(axis=0), kind="stable")
     Z, weights = nodes["Z"].getExpectations(), nodes["W"].getExpectation()  # [N, K], each [P, K]

@@ -1,4 +1,7 @@
-"""Simulated spots: smooth or regional compositions, counts that mix profiles by them, and sections to learn from."""
+"""Simulated spots: smooth or regional compositions, counts of them, sections to learn from.
+
+Counts mix profiles by the compositions.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +55,8 @@ def sections(
 ) -> Iterator[tuple[Mixture, Ties, np.ndarray]]:
     """Simulated sections on patches of the data, each with its true proportions.
 
-    Counts mix the profiles [P, C] and have totals of the data. Where there are regions, every second section is regional.
+    Counts mix the profiles [P, C] and have totals of the data. Where there are regions, every
+    second section is regional.
     """
     rng = np.random.default_rng(seed)
     depths, shares = places.totals[places.totals > 0], profiles / profiles.sum(axis=0)
@@ -91,9 +95,12 @@ def smooth(
     noise: float,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """Proportions [N, C]: softmax of squared-exponential Gaussian processes over the coordinates [N, D].
+    """Proportions [N, C].
 
-    ``abundance`` is the standard deviation of a constant for each type, ``noise`` that of each spot's own deviations.
+    Softmax of squared-exponential Gaussian processes over the coordinates [N, D].
+
+    ``abundance`` is the standard deviation of a constant for each type, ``noise`` that of each
+    spot's own deviations.
     """
     frequency = rng.standard_normal((n_types, coords.shape[1], N_WAVES)) / lengthscale
     phase = rng.uniform(0, 2 * np.pi, (n_types, N_WAVES))
@@ -118,7 +125,10 @@ def regional(
 
 
 def drawn(proportions: np.ndarray, profiles: np.ndarray, totals: np.ndarray, rng: np.random.Generator) -> sp.csr_matrix:
-    """Poisson counts [N, P] of spots with the expected totals [N], mixed from profiles [P, C] by proportions [N, C]."""
+    """Poisson counts [N, P] of spots with the expected totals [N].
+
+    They mix the profiles [P, C] by the proportions [N, C].
+    """
     blocks = []
     for rows in np.array_split(np.arange(len(proportions)), len(proportions) * len(profiles) // BLOCK + 1):
         rate = proportions[rows] @ profiles.T

@@ -1,12 +1,16 @@
-"""scAI: nonnegative factors of RNA, and of ATAC averaged over similar cells, by multiplicative updates.
+"""scAI: nonnegative factors of RNA and of ATAC averaged over similar cells.
+
+They are found by multiplicative updates.
 
 After Jin, Zhang & Nie (2020), equations (S1) to (S7), with N cells, P features and K factors:
 
-    F = alpha |X1 - H W1'|^2 + |T X2 / s - H W2'|^2 + beta |X2 - H W2'|^2 + lambda/K |T - R o HH'|^2 + gamma/K |H 1|^2
+    F = alpha |X1 - H W1'|^2 + |T X2 / s - H W2'|^2 + beta |X2 - H W2'|^2 + lambda/K |T - R o HH'|^2
+    + gamma/K |H 1|^2
 
-X1, X2 [N, P] have Frobenius norm 1 and the columns of H [N, K] have norm 1, so that weights mean the same for all data, and
-rows of HH' are means over like cells. R [N, N] is a random mask with a share s of ones, and T [N, N] the weights of the
-averages: outside of the mask they are zero, since the published objective is minimised there by HH' itself.
+X1, X2 [N, P] have Frobenius norm 1 and the columns of H [N, K] have norm 1, so that weights mean
+the same for all data, and rows of HH' are means over like cells. R [N, N] is a random mask with a
+share s of ones, and T [N, N] the weights of the averages: outside of the mask they are zero, since
+the published objective is minimised there by HH' itself.
 """
 
 from __future__ import annotations
@@ -57,7 +61,7 @@ class Weights:
 
 @dataclass(frozen=True)
 class Averages:
-    """What stays the same during a fit."""
+    """Data and settings that stay the same during a fit."""
 
     rna: sp.csr_matrix  # [N, P1], norm 1
     atac: sp.csr_matrix  # [N, P2], norm 1
@@ -99,9 +103,10 @@ class Solution:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a fit ends with, in the unit of the values that it was given."""
+    """Result of a fit, in the unit of the values that it was given."""
 
-    factors: np.ndarray  # [N, K] float32 with mean 1 over the cells, those with the largest loadings first
+    # [N, K] float32 with mean 1 over the cells, those with the largest loadings first
+    factors: np.ndarray
     loadings: tuple[np.ndarray, np.ndarray]  # [P1, K] and [P2, K] float32
     similarity: np.ndarray  # [N, N] float32: T within the mask, HH' outside of it
     trace: np.ndarray  # objective after each step
@@ -111,7 +116,10 @@ class Outcome:
 
 
 def normalised(counts: sp.csr_matrix) -> sp.csr_matrix:
-    """Logarithms of the counts [N, P] of cells scaled to a total of 10,000 (S2); empty cells stay empty."""
+    """Logarithms of the counts [N, P] of cells scaled to a total of 10,000 (S2).
+
+    Empty cells stay empty.
+    """
     totals = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
     scale = np.divide(TOTAL, totals, out=np.zeros_like(totals), where=totals > 0)
     return sp.csr_matrix(sp.diags(scale) @ counts).log1p()
@@ -131,7 +139,8 @@ def fit(
 ) -> Outcome:
     """Fit from the start whose loadings are least alike after a few steps.
 
-    Converged is what has lost less than ``tol`` of the objective, on average over ten steps, in a step.
+    Converged is what has lost less than ``tol`` of the objective, on average over ten steps, in a
+    step.
     """
     data = Averages.make(rna, atac, weights, seed)
     labels = _clusters(data, n_factors, n_restarts, seed)
@@ -181,7 +190,10 @@ def _pilot(data: Averages, labels: np.ndarray, n_factors: int, bar: tqdm) -> flo
 
 
 def redundancy(*loadings: np.ndarray) -> float:
-    """Sum of the correlations of all pairs of factors, in each of several loadings [P, K]; constant ones correlate with none."""
+    """Sum of the correlations of all pairs of factors, in each of several loadings [P, K].
+
+    Constant ones correlate with none.
+    """
     total = 0.0
     for W in loadings:
         centred = W - W.mean(axis=0)
@@ -191,7 +203,10 @@ def redundancy(*loadings: np.ndarray) -> float:
 
 
 def start(data: Averages, labels: np.ndarray, n_factors: int) -> Solution:
-    """A factor for each cluster of cells [N]; loadings are the means of the clusters, averages those of the factors."""
+    """A factor for each cluster of cells [N].
+
+    Loadings are the means of the clusters, averages those of the factors.
+    """
     H = np.eye(n_factors)[labels] + SOFT
     H /= np.linalg.norm(H, axis=0)
     T = np.empty(data.gram.shape, dtype=np.float32)
@@ -201,7 +216,7 @@ def start(data: Averages, labels: np.ndarray, n_factors: int) -> Solution:
 
 
 def step(data: Averages, found: Solution) -> None:
-    """Update loadings (S3), factors (S4 to S6) and averages (S7), none of which raises the objective."""
+    """Update loadings (S3), factors (S4 to S6), averages (S7); none raises the objective."""
     for _ in range(2):
         _update_loadings(data, found)
     rest = _update_factors(data, found)
@@ -225,9 +240,12 @@ def _update_loadings(data: Averages, found: Solution) -> None:
 
 
 def _update_factors(data: Averages, found: Solution) -> float:
-    """Multiply H by the ratio of both parts of its gradient (S5), at the largest exponent that lowers the objective (S6).
+    """Multiply H by the ratio of both parts of its gradient (S5).
 
-    Columns keep norm 1, and loadings take what was divided off. Returns the objective without the norm of the averages.
+    The exponent is the largest that lowers the objective (S6).
+
+    Columns keep norm 1, and loadings take what was divided off. Returns the objective without the
+    norm of the averages.
     """
     H = found.H
     attraction, curvature = _data_terms(data, found)
@@ -252,7 +270,7 @@ def _update_factors(data: Averages, found: Solution) -> float:
 
 
 def _data_terms(data: Averages, found: Solution) -> tuple[np.ndarray, np.ndarray]:
-    """What pulls H towards the data [N, K], and the matrix [K, K] of the quadratic form in H."""
+    """Pull of the data on H [N, K], and the matrix [K, K] of the quadratic form in H."""
     w = data.weights
     projected = data.atac @ found.W2
     attraction = w.alpha * (data.rna @ found.W1) + found.T @ projected.astype(np.float32) / w.mask + w.beta * projected
@@ -283,11 +301,15 @@ def _penalty_gradient(data: Averages, T: np.ndarray, H: np.ndarray) -> tuple[np.
 
 
 def _update_averages(data: Averages, found: Solution) -> float:
-    """Multiplicative update of the weights of the averages (S7); returns the norm of the averages before it."""
+    """Multiplicative update of the weights of the averages (S7).
+
+    Returns the norm of the averages before it.
+    """
     w, n_factors = data.weights, found.H.shape[1]
     lam, norm = np.float32(w.lam / n_factors), 0.0
     H = found.H.astype(np.float32)
-    towards = (data.atac @ found.W2 / w.mask + w.lam / n_factors * found.H).astype(np.float32)  # [N, K]
+    # [N, K]
+    towards = (data.atac @ found.W2 / w.mask + w.lam / n_factors * found.H).astype(np.float32)
     for rows in _blocks(len(H)):
         T = found.T[rows]
         summed = T @ data.gram / np.float32(w.mask**2)
@@ -297,7 +319,10 @@ def _update_averages(data: Averages, found: Solution) -> float:
 
 
 def averaged(similarity: np.ndarray, counts: sp.csr_matrix) -> np.ndarray:
-    """Counts [N, P] of similar cells added up by their weights, normalised as single cells are (S8); float32."""
+    """Counts [N, P] of similar cells added up by their weights, normalised (S8).
+
+    Normalised as single cells are; float32.
+    """
     values, columns = np.empty(counts.shape, dtype=np.float32), counts.T.astype(np.float32)
     for rows in _blocks(len(similarity)):
         values[rows] = (columns @ similarity[rows].T).T

@@ -1,4 +1,7 @@
-"""The multiplicative update as layers of a network, whose penalties are learned from simulated spots (equations D6 and D7)."""
+"""The multiplicative update as layers of a network (equations D6 and D7).
+
+Penalties are learned from simulated spots.
+"""
 
 from __future__ import annotations
 
@@ -70,8 +73,10 @@ class Section:
 class Network(nn.Module):
     """Layers of the update, with penalties of their own or in common.
 
-    Learned are ``log_spatial`` and ``log_total`` [T or 1], logarithms of the penalties; ``log_bandwidth`` [1] of the kernel in units of the distance of neighbours; and ``even`` [1], the
-    log odds of equal proportions beside those of least squares where the layers begin. The penalty ``group`` is given.
+    Learned are ``log_spatial`` and ``log_total`` [T or 1], logarithms of the penalties;
+    ``log_bandwidth`` [1] of the kernel in units of the distance of neighbours; and ``even`` [1],
+    the log odds of equal proportions beside those of least squares where the layers begin. The
+    penalty ``group`` is given.
     """
 
     def __init__(
@@ -142,7 +147,10 @@ def train(
     *,
     learning_rate: float = 0.1,
 ) -> np.ndarray:
-    """Fit the network to sections with known proportions, one a step; returns the loss (D7) of each."""
+    """Fit the network to sections with known proportions, one a step.
+
+    Returns the loss (D7) of each.
+    """
     optimiser = torch.optim.Adam(network.parameters(), lr=learning_rate)
     losses = []
     for section, truth in sections:

@@ -1,1 +1,4 @@
-"""Counts as they are kept and summed over: nonzeros, row blocks, and the compiled code behind both."""
+"""Counts as they are kept and summed over.
+
+Nonzeros, row blocks, and the compiled code behind both.
+"""

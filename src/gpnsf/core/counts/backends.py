@@ -1,8 +1,9 @@
-"""What computes the sums over the nonzeros of counts: torch's sparse products, or compiled vector code.
+"""Sums over the nonzeros of counts, by torch's sparse products or compiled vector code.
 
-Both have the same methods. :class:`Torch` is the reference, and what runs on GPUs: a sampled product (SDDMM) for the rates, CSR
-products for the gradients, with the counts by rows and by columns, so that no step permutes values. :class:`Simd` runs on the
-CPU and needs the counts by rows only: threads share the rows and keep a gradient of the loadings each.
+Both have the same methods. :class:`Torch` is the reference, and what runs on GPUs: a sampled
+product (SDDMM) for the rates, CSR products for the gradients, with the counts by rows and by
+columns, so that no step permutes values. :class:`Simd` runs on the CPU and needs the counts by rows
+only: threads share the rows and keep a gradient of the loadings each.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ __all__ = ["LINKS", "Pattern", "Simd", "Torch", "backend", "csr_tensor", "one_ch
 
 logger = logging.getLogger("gpnsf")
 
-STRIPE_BYTES = 1_000_000  # that one stripe of columns gathers from: loadings, and their gradient if wanted
+# bytes that one stripe of columns gathers from: loadings, and their gradient if wanted
+STRIPE_BYTES = 1_000_000
 STRIPE_NONZEROS = 32  # of a row in a stripe, below which stripes do not pay
 THREAD_NONZEROS = 200_000  # of a thread, below which threads do not pay
 
@@ -39,7 +41,7 @@ def _log_link(y: Tensor, rate: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _cloglog_link(y: Tensor, rate: Tensor) -> tuple[Tensor, Tensor]:
-    """``log(expm1 r)`` (Bernoulli with p = 1 - exp(-r)), and its derivative ``1 / (1 - exp(-r))``."""
+    """``log(expm1 r)`` (Bernoulli, p = 1 - exp(-r)), and its derivative ``1 / (1 - exp(-r))``."""
     slope = -1 / torch.expm1(-rate)
     return rate - torch.log(slope), slope
 
@@ -128,7 +130,10 @@ class Torch:
         return self._rows.sampled(G, W)
 
     def terms(self, G: Tensor, W: Tensor, link: str, wanted: str) -> tuple[Any, Any, Any]:
-        """Value ``sum_nz f(y, r)``, and its gradients dG [n, K] and dW [P, K]: what is wanted, the value with dG or alone."""
+        """Value ``sum_nz f(y, r)``, and its gradients dG [n, K] and dW [P, K], as wanted.
+
+        The value comes with dG, or alone.
+        """
         value = dG = dW = None
         if wanted != "W":
             values, slope = LINKS[link](self._rows.values, self.rates(G, W) + TINY)
@@ -151,7 +156,10 @@ class Torch:
 
 
 class Simd:
-    """Sums by :mod:`gpnsf.core.counts.simd`, which is imported when it is needed, with as many threads as torch uses."""
+    """Sums by :mod:`gpnsf.core.counts.simd`, with as many threads as torch uses.
+
+    The module is imported when it is needed.
+    """
 
     def __init__(self, rows: Pattern) -> None:
         from gpnsf.core.counts import simd
@@ -173,12 +181,16 @@ class Simd:
         return torch.from_numpy(rates)
 
     def terms(self, G: Tensor, W: Tensor, link: str, wanted: str) -> tuple[Any, Any, Any]:
-        """Value ``sum_nz f(y, r)``, and its gradients dG [n, K] and dW [P, K]: what is wanted, the value with both or alone."""
+        """Value ``sum_nz f(y, r)``, and its gradients dG [n, K] and dW [P, K], as wanted.
+
+        The value comes with both, or alone.
+        """
         A, B, parts = _array(G), self._padded(W), self._parts()
         starts, eights = self._starts(B.nbytes * (1 + ("W" in wanted))), self._eights(B)
         values = self._values if link == "log" else None
         dA = np.zeros_like(A) if "G" in wanted else None
-        dBs: list[Any] = [np.zeros_like(B) if "W" in wanted else None for _ in parts]  # one for each thread
+        # one for each thread
+        dBs: list[Any] = [np.zeros_like(B) if "W" in wanted else None for _ in parts]
 
         def part(rows: tuple[int, int], dB: np.ndarray | None) -> float:
             d = None if dA is None else np.zeros(B.shape[1], np.float32)
@@ -188,11 +200,12 @@ class Simd:
         dG = None if dA is None else torch.from_numpy(dA)
         if dBs[0] is None:
             return value, dG, None
-        # not by torch, whose threads would be woken for it, which takes longer on a busy machine than all the rest
+        # not by torch, whose threads would be woken for it, which takes longer on a busy machine
+        # than all the rest
         return value, dG, torch.from_numpy(np.ascontiguousarray(reduce(np.add, dBs)[:, : W.shape[1]]))
 
     def without(self, G: Tensor, changes: Tensor, W: Tensor, link: str) -> Tensor:
-        """Values [K] with ``changes`` [n, K] added to one column of G after the other, in one pass."""
+        """Values [K] with ``changes`` [n, K] added to one column of G at a time, in one pass."""
         B, parts = self._padded(W), self._parts()
         values = self._values if link == "log" else None
         arrays = self._starts(B.nbytes), self._indices, values, _array(G), _array(changes), B
@@ -201,7 +214,7 @@ class Simd:
         return torch.from_numpy(np.sum(sums, axis=0)[: W.shape[1]])
 
     def information(self, weights: Tensor, B: Tensor, result: Tensor) -> None:
-        """Add ``sum_j c_ij b_j b_j^T`` to ``result`` [n, K, K], for weights c [nnz] on the nonzeros."""
+        """Add ``sum_j c_ij b_j b_j^T`` to ``result`` [n, K, K]; weights c [nnz] on the nonzeros."""
         padded = self._padded(B)
         arrays = self._starts(padded.nbytes), self._indices, _array(weights), padded, result.numpy()
         _together(lambda rows: self._code.information(*rows, *arrays), self._parts())
@@ -215,7 +228,10 @@ class Simd:
         return (0,) * (padded.shape[1] // self._code.EIGHT)
 
     def _starts(self, gathered: int) -> np.ndarray:
-        """Position [n_stripes + 1, n] at which each stripe of columns begins in each row, where so many bytes are gathered from."""
+        """Position [n_stripes + 1, n] at which each stripe of columns begins in each row.
+
+        A stripe gathers from so many bytes.
+        """
         n_rows = len(self._pointers) - 1
         most = len(self._indices) // max(1, STRIPE_NONZEROS * n_rows)
         n_stripes = max(1, min(most, round(gathered / STRIPE_BYTES)))
@@ -241,7 +257,10 @@ def _array(tensor: Tensor) -> np.ndarray:
 
 
 def _together(function: Callable[..., Any], *arguments: list[Any]) -> list[Any]:
-    """Results of a function on each set of arguments, the first in this thread, each other in one of its own."""
+    """Results of a function on each set of arguments.
+
+    The first set is computed in this thread, each other in one of its own.
+    """
     first, *others = zip(*arguments, strict=True)
     tasks = [_pool(os.getpid()).submit(function, *other) for other in others]
     return [function(*first), *(task.result() for task in tasks)]
@@ -255,7 +274,10 @@ def _pool(process: int) -> ThreadPoolExecutor:
 
 @cache
 def backend(device: str) -> str:
-    """What a kind of device computes with, found out once: "numba", or "torch" and why where numba could have been."""
+    """Name of the code that a kind of device computes with, found out once.
+
+    "numba", or "torch" and why where numba could have been.
+    """
     if device != "cpu":
         return "torch"
     wanted = os.environ.get("GPNSF_KERNEL", "numba")
@@ -265,14 +287,18 @@ def backend(device: str) -> str:
         return "torch (GPNSF_KERNEL)"
     try:
         _try_simd()
-    except Exception as error:  # noqa: BLE001  what a compiler raises on a machine that we have not seen
+    # what a compiler raises on a machine that we have not seen
+    except Exception as error:  # noqa: BLE001
         logger.warning("The compiled kernel does not work here, torch takes its place and is slower: %s", error)
         return f"torch ({type(error).__name__})"
     return "numba"
 
 
 def _try_simd() -> None:
-    """Import and compile, then compare with torch on a small example: 20 factors need vectors of sixteen and of eight."""
+    """Import and compile, then compare with torch on a small example.
+
+    20 factors need vectors of sixteen and of eight.
+    """
     counts = Pattern.read(sp.random(9, 10, 0.5, "csr", np.float32, random_state=0), "cpu")
     G, W = (torch.linspace(0.1, 2.0, n * 20).reshape(n, 20) for n in counts.shape)
     found, expected = (which.terms(G, W, "log", "GW") for which in (Simd(counts), Torch(counts, counts.transposed)))
@@ -281,7 +307,10 @@ def _try_simd() -> None:
 
 
 def saturation(ratio: Tensor) -> tuple[Tensor, Tensor]:
-    """Replace ``x`` [n, P] by ``1 / (1 + x)``; sums [P] over rows of ``log(1 + x)`` and of ``x / (1 + x)``."""
+    """Replace ``x`` [n, P] by ``1 / (1 + x)``.
+
+    Sums [P] over rows of ``log(1 + x)`` and of ``x / (1 + x)``.
+    """
     if backend(ratio.device.type) == "numba":
         from gpnsf.core.counts import simd
 

@@ -14,14 +14,17 @@ from gpnsf.core.types import View
 __all__ = ["BlockCounts", "Shelf"]
 
 BYTES = 8  # of a nonzero: value and index
-SMALL = ("log_factorials", "histogram", "column_squares")  # found out from all values, and worth keeping without them
+# found out from all values, and worth keeping without them
+SMALL = ("log_factorials", "histogram", "column_squares")
 
 
 class Shelf:
-    """Counts of some blocks: the first ones stay until the room is full, and after that the last block that was read.
+    """Counts of some blocks.
 
-    A step goes through all blocks in order. To throw out the oldest one, as caches do, would throw out each block just before
-    it is needed again.
+    The first ones stay until the room is full, and after that the last block that was read.
+
+    A step goes through all blocks in order. To throw out the oldest one, as caches do, would throw
+    out each block just before it is needed again.
     """
 
     def __init__(self, room: float) -> None:
@@ -64,7 +67,7 @@ class BlockCounts(Mapping[str, SparseCounts]):
         return self._shelf.take(self._rows.start, name, lambda: self._read(self._views[name].counts))
 
     def _read(self, counts: Any) -> SparseCounts:
-        """What is in memory is shared."""
+        """Counts of a block; those in memory are shared, not copied."""
         if sp.issparse(counts):
             return SparseCounts(counts, self._device, self._rows)
         return SparseCounts(counts[self._rows], self._device)

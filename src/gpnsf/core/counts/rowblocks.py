@@ -1,4 +1,4 @@
-"""The terms of the negative binomial that reach every entry, over dense row blocks that stay in cache."""
+"""Terms of the negative binomial that reach every entry, by dense row blocks in the CPU's cache."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from gpnsf.core.types import TINY
 __all__ = ["NegativeBinomialCounts", "NegativeBinomialZeros", "outer_products", "row_blocks", "unsaturated"]
 
 ROW_BLOCK_ENTRIES = 250_000  # entries of a dense row block: 1 MB of float32
-MOST_FEATURES, CERTAIN_ROUNDS = 4_000, 10  # looked at for the information; rounds in which the certain ones are found
+# looked at for the information; rounds in which the certain ones are found
+MOST_FEATURES, CERTAIN_ROUNDS = 4_000, 10
 
 
 def row_blocks(n_rows: int, n_columns: int) -> list[slice]:
@@ -25,9 +26,12 @@ def row_blocks(n_rows: int, n_columns: int) -> list[slice]:
 
 
 def outer_products(A: Tensor, W: Tensor, weight: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """``sum_j c_ij w_j w_j^T`` [n, K, K] over all entries, c being ``weight`` of rate and feature; the last column of W is left out.
+    """``sum_j c_ij w_j w_j^T`` [n, K, K] over all entries, c being ``weight`` of rate and feature.
 
-    Of more than some thousand features, every so many counts one is taken, and stands for those that were expected between.
+    The last column of W is left out.
+
+    Of more than some thousand features, every so many counts one is taken, and stands for those
+    that were expected between.
     """
     features, number = _sampled(W.sum(1))
     W = W[features]
@@ -42,7 +46,10 @@ def outer_products(A: Tensor, W: Tensor, weight: Callable[[Tensor, Tensor], Tens
 
 
 def _sampled(mass: Tensor) -> tuple[Tensor, Tensor]:
-    """Features in proportion to their mass, those with much of it for certain, and how many each stands for."""
+    """Features drawn in proportion to their mass, and how many each stands for.
+
+    Those with much of the mass are drawn for certain.
+    """
     if len(mass) <= MOST_FEATURES:
         return torch.arange(len(mass), device=mass.device), torch.ones_like(mass)
     chance = mass.double() / mass.sum()
@@ -60,18 +67,23 @@ def unsaturated(A: Tensor, W: Tensor, theta: Tensor) -> Tensor:
     scaled, turned, result = (W / theta[:, None]).T.contiguous(), W.T.contiguous(), torch.empty_like(A)
     for rows in row_blocks(len(A), len(W)):
         weight = (A[rows] @ scaled).add_(1).reciprocal_()
-        result[rows] = (turned @ weight.T).T  # three times as fast as the same product not transposed
+        # three times as fast as the same product not transposed
+        result[rows] = (turned @ weight.T).T
     return result
 
 
 class NegativeBinomialZeros(torch.autograd.Function):
-    """``sum_ij theta_j log1p(r_ij / theta_j)`` over all entries by dense row blocks, with hand-written gradients."""
+    """``sum_ij theta_j log1p(r_ij / theta_j)`` over all entries.
+
+    It is computed by dense row blocks, with hand-written gradients.
+    """
 
     @staticmethod
     def forward(ctx: Any, A: Tensor, W: Tensor, theta: Tensor) -> Tensor:
         """One matrix product for the rates, two for the gradients, one pass in cache between them.
 
-        Loadings lie transposed [K, P]: products of a wide matrix with a narrow one are several times as slow.
+        Loadings lie transposed [K, P]: products of a wide matrix with a narrow one are several
+        times as slow.
         """
         scaled, turned = (W / theta[:, None]).T.contiguous(), W.T.contiguous()
         dA, dW, dtheta = torch.empty_like(A), torch.zeros_like(turned), torch.zeros_like(theta)
@@ -99,7 +111,10 @@ class NegativeBinomialCounts(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, A: Tensor, W: Tensor, theta: Tensor, counts: SparseCounts) -> Tensor:
-        """Augment the factors by a column of ones and the loadings by theta: a Poisson term in all but name."""
+        """Augment the factors by a column of ones and the loadings by theta.
+
+        A Poisson term in all but name.
+        """
         one = torch.ones_like(A[:, :1])
         value, dA, dW = counts.terms(torch.cat([A, one], 1), torch.cat([W, theta[:, None]], 1), "log")
         ctx.save_for_backward(dA[:, :-1], dW[:, :-1], dW[:, -1])

@@ -1,24 +1,25 @@
-"""Sums over the nonzeros of counts on the CPU: vector instructions, spelled out for numba's compiler.
+"""Sums over nonzeros of counts on the CPU: vector instructions spelled out for numba's compiler.
 
-Every nonzero (i, j) needs a dot product ``r = G_i . W_j``, the slope ``c = df/dr`` of its likelihood term, and the updates
-``dG_i += c W_j`` and ``dW_j += c G_i``. One pass over the rows does all of it: G_i and dG_i stay at hand, rows of W and dW are
-gathered and scattered. So the matrix is needed by rows only, and each thread scatters into a dW of its own.
+Every nonzero (i, j) needs a dot product ``r = G_i . W_j``, the slope ``c = df/dr`` of its
+likelihood term, and the updates ``dG_i += c W_j`` and ``dW_j += c G_i``. One pass over the rows
+does all of it: G_i and dG_i stay at hand, rows of W and dW are gathered and scattered. So the
+matrix is needed by rows only, and each thread scatters into a dW of its own.
 
-The trick: a compiled loop over K factors stays scalar. So the inner step is spelled in LLVM's vector types, for eight nonzeros
-of a row at once (:func:`_eight`):
+The trick: a compiled loop over K factors stays scalar. So the inner step is spelled in LLVM's
+vector types, for eight nonzeros of a row at once (:func:`_eight`):
 
-1. eight products ``G_i * W_j`` in vectors over the factors, W padded with zeros to a multiple of eight factors;
-2. a transposing sum, after which one vector holds the eight dot products, so that lanes now stand for nonzeros;
+1. eight products ``G_i * W_j`` in vectors over the factors, W padded by zeros to eights;
+2. a transposing sum: one vector holds the eight dot products, lanes now stand for nonzeros;
 3. value and slope of the link on eight nonzeros at once, logarithm and exponential by polynomials;
 4. each slope is spread over a vector again for the two updates.
 
-Where a row ends, lanes that are left over repeat its last nonzero with slope zero. The number of vectors and what is wanted are
-told by the types of arguments (the length of a tuple, an array or None), so that each case has compiled code of its own, which
-numba keeps on disk.
+Where a row ends, lanes that are left over repeat its last nonzero with slope zero. The number of
+vectors and what is wanted are told by the types of arguments (the length of a tuple, an array or
+None), so that each case has compiled code of its own, which numba keeps on disk.
 
-Rows of W and dW are best gathered from the second-level cache, which those of a wide matrix do not fit into: then all rows
-are walked once for each stripe of columns. Nothing here may assume finite numbers: what is not finite in G or W must reach the
-value, where the optimiser looks for it.
+Rows of W and dW are best gathered from the second-level cache, which those of a wide matrix do not
+fit into: then all rows are walked once for each stripe of columns. Nothing here may assume finite
+numbers: what is not finite in G or W must reach the value, where the optimiser looks for it.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ FLOAT, INT32, INT64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
 
 
 def _compiled(function: Any) -> Any:
-    """Compile when first called; the result is kept on disk where there is a place for it, and holds no Python lock."""
+    """Compile when first called, kept on disk where there is a place; holds no Python lock."""
     options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
     try:
         return njit(cache=True, **options)(function)
@@ -53,7 +54,7 @@ def _compiled(function: Any) -> Any:
 
 
 def _operator(name, *, turned=False):
-    """A method that builds an instruction for two vectors, or a vector and a number; products and sums may be fused."""
+    """Method: an instruction for two vectors, or vector and number; may fuse products and sums."""
 
     def build(self, other):
         operands = self.value, other.value if isinstance(other, _Lanes) else self.constant(other)
@@ -107,7 +108,7 @@ def _polynomial(x, coefficients):
 
 
 def _log(x):
-    """Logarithm of positive normal numbers ``2^n m`` with m from .7 to 1.4: ``n log 2 + 2 artanh s, s = (m - 1) / (m + 1)``."""
+    """Log of normal ``2^n m``, m in .7 to 1.4: ``n log 2 + 2 artanh s, s = (m - 1)/(m + 1)``."""
     b = x.builder
     n = b.ashr(b.sub(x.bits(), x.integer(0x3F3504F3)), x.integer(23))  # the bits of sqrt(1/2)
     m = x.from_bits(b.sub(x.bits(), b.shl(n, x.integer(23))))
@@ -116,17 +117,18 @@ def _log(x):
 
 
 def _one_minus_exp(x):
-    """``1 - exp(-x)``, x >= 0, to rounding near zero too: ``1 - 2^n - 2^n expm1(t)`` where ``-x = n log 2 + t``."""
+    """``1 - exp(-x)``, x >= 0, to rounding: ``1 - 2^n - 2^n expm1(t)``, ``-x = n log 2 + t``."""
     b = x.builder
     x = x.where(b.fcmp_unordered("<", x.value, x.constant(80.0)), 80.0)
     n = x * (-1 / LOG2) + ROUNDING
-    power = x.from_bits(b.shl(b.add(n.bits(), x.integer(127)), x.integer(23)))  # the bits of ROUNDING are shifted out
+    # the bits of ROUNDING are shifted out
+    power = x.from_bits(b.shl(b.add(n.bits(), x.integer(127)), x.integer(23)))
     t = 0.0 - x - (n - ROUNDING) * LOG2
     return (1.0 - power) - power * t * _polynomial(t, [1 / math.factorial(k) for k in range(1, 8)])
 
 
 def _total(parts):
-    """The transposing sum: lane q of the result is the sum over the lanes of vector q, of eight vectors of eight lanes."""
+    """The transposing sum: lane q of the result sums over the lanes of vector q, eight by eight."""
     for low in ([0, 2, 8, 10, 4, 6, 12, 14], [0, 2, 8, 10, 4, 6, 12, 14], [0, 1, 2, 3, 8, 9, 10, 11]):
         high = [lane + (4 if low[1] == 1 else 1) for lane in low]
         parts = [a.pick(low, b) + a.pick(high, b) for a, b in zip(parts[::2], parts[1::2], strict=True)]
@@ -134,7 +136,7 @@ def _total(parts):
 
 
 class _Code:
-    """What both inner steps need while they are being built: vectors in memory, and eight nonzeros of a row."""
+    """Code that both inner steps share: vectors in memory, and eight nonzeros of a row."""
 
     def __init__(self, context, builder, signature, args, names):
         self.builder, self.args = builder, dict(zip(names.split(), args, strict=True))
@@ -177,7 +179,7 @@ class _Code:
         return b.icmp_signed("<", ir.Constant(eight, list(range(EIGHT))), left)
 
     def inner(self, array):
-        """What an array has for the eight; zero after ``end``, from where nothing is read."""
+        """Values of an array for the eight; zero after ``end``, from where nothing is read."""
         pointer, inside = self.pointer(array, self.args["begin"], EIGHT), self.inside()
         zero = ir.Constant(pointer.type.pointee, [0.0] * EIGHT)
         arguments = pointer, INT32(4), inside, zero  # aligned to four bytes
@@ -187,11 +189,11 @@ class _Code:
 
 
 @intrinsic
-def _eight(typing, indices, values, begin, end, a, W, d, dW, rates, chunks):  # types of the arguments
+def _eight(typing, indices, values, begin, end, a, W, d, dW, rates, chunks):  # argument types
     """Value of eight nonzeros of one row; ``a`` is the row of G, padded, and ``d`` that of dG.
 
-    ``values`` None: the likelihood only asks whether there is a count. ``d`` or ``dW`` None: not wanted; if both, the value is.
-    With ``rates`` [8] not None these are all that is wanted.
+    ``values`` None: the likelihood only asks whether there is a count. ``d`` or ``dW`` None: not
+    wanted; if both, the value is. With ``rates`` [8] not None these are all that is wanted.
     """
     width = EIGHT * len(chunks)
     pieces = _pieces(width)
@@ -226,7 +228,7 @@ def _eight(typing, indices, values, begin, end, a, W, d, dW, rates, chunks):  # 
                     code.store(before + c[x.n] * x, "dW", builder.add(column, INT64(start)))
         if (code.args["d"] is None) != (code.args["dW"] is None):
             return FLOAT(0.0)  # nobody asks for the value of half a pass
-        value = value + r * 0.0  # not a number where the rate is not finite, which the bits of a logarithm would hide
+        value = value + r * 0.0  # not a number where r is not finite, which a logarithm hides
         for shift in (4, 2, 1):
             value = value + value.pick([(lane + shift) % EIGHT for lane in range(EIGHT)])
         return builder.extract_element(value.value, INT32(0))
@@ -249,7 +251,7 @@ def _folded(x):
 
 @intrinsic
 def _without(typing, indices, values, begin, end, a, c, W, sums, chunks):
-    """Add the values of eight nonzeros of one row to ``sums``, one for each factor k whose part in the rate changes by ``c_k W_jk``."""
+    """Add values of eight nonzeros to ``sums``, by factor k whose part changes by ``c_k W_jk``."""
     width = EIGHT * len(chunks)
     pieces = _pieces(width)
 
@@ -281,7 +283,7 @@ def _pieces(width):
 
 @intrinsic
 def _panel(typing, indices, weights, begin, end, W, width, p, q, block):
-    """Add ``sum c w_p w_q^T`` of eight nonzeros to a panel of 8 x 8 of a block: rows from p, columns from q."""
+    """Add ``sum c w_p w_q^T`` of eight nonzeros to an 8 x 8 panel: rows from p, columns from q."""
 
     def build(context, builder, signature, args):
         code = _Code(context, builder, signature, args, "indices weights begin end W width p q block")
@@ -303,7 +305,7 @@ def _panel(typing, indices, weights, begin, end, W, width, p, q, block):
 
 @_compiled
 def nonzeros(first, last, starts, indices, values, G, W, dG, d, dW, rates, r, chunks):
-    """Value over a range of rows; dG and dW are added to. With rates [nnz] these are all that is wanted. d and r are buffers."""
+    """Value over rows, added to dG, dW; with rates [nnz] these alone are wanted; d, r: buffers."""
     n_factors = G.shape[1]
     a = np.zeros(W.shape[1], np.float32)
     total = 0.0
@@ -326,7 +328,7 @@ def nonzeros(first, last, starts, indices, values, G, W, dG, d, dW, rates, r, ch
 
 @_compiled
 def without(first, last, starts, indices, values, G, changes, W, sums, chunks):
-    """Add to ``sums`` [width], for each factor, the value over a range of rows with ``changes`` [n, K] added to that column of G."""
+    """Add to ``sums`` [width] the values over rows with ``changes`` [n, K] to a column of G."""
     n_factors, width = G.shape[1], W.shape[1]
     a, c, row = np.zeros(width, np.float32), np.zeros(width, np.float32), np.zeros(width, np.float32)
     for stripe in range(starts.shape[0] - 1):
@@ -364,7 +366,7 @@ def information(first, last, starts, indices, weights, W, out):
 
 @_compiled
 def cut(pointers, indices, edges, starts):
-    """Find where in each row the stripes begin that lie between the first and the last; indices are sorted."""
+    """Find where in each row the inner stripes begin; indices are sorted."""
     for i in range(len(pointers) - 1):
         position = pointers[i]
         for stripe in range(len(edges)):
@@ -375,9 +377,9 @@ def cut(pointers, indices, edges, starts):
 
 @_compiled
 def saturation(ratio, logs, shares):
-    """Replace ``x`` [n, P] by ``1 / (1 + x)``; write the sums over rows of ``log(1 + x)`` and of ``x / (1 + x)``.
+    """Replace ``x`` [n, P] by ``1 / (1 + x)``; write row sums of ``log(1 + x)``, ``x / (1 + x)``.
 
-    The sum of logarithms is the logarithm of a product, of which mantissa and exponent are kept apart.
+    The sum of logarithms is that of a product, whose mantissa and exponent are kept apart.
     """
     n, n_features = ratio.shape
     mantissa, exponent = np.ones(n_features, np.float32), np.zeros(n_features, np.int32)

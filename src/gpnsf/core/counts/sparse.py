@@ -1,7 +1,8 @@
 """Counts on their nonzeros: rates, value and gradients of the sparse likelihood terms.
 
-With rates ``r_ij = sum_k G_ik W_jk`` a count likelihood needs ``sum_nz f(y, r)`` and its two gradient products only where a
-count is nonzero. No N x P array is ever made. The matrix that is put in is shared, not copied, where its types allow.
+With rates ``r_ij = sum_k G_ik W_jk`` a count likelihood needs ``sum_nz f(y, r)`` and its two
+gradient products only where a count is nonzero. No N x P array is ever made. The matrix that is put
+in is shared, not copied, where its types allow.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class SparseCounts:
 
     @cached_property
     def _kernel(self) -> Simd | Torch:
-        """What computes the terms."""
+        """Code that computes the terms."""
         if backend(self.values.device.type) == "numba":
             return Simd(self._rows)
         return Torch(self._rows, lambda: self._columns)
@@ -124,7 +125,7 @@ class SparseCounts:
         return self._kernel.terms(G, W, link, "")[0]
 
     def without(self, G: Tensor, changes: Tensor, W: Tensor, link: str) -> Tensor:
-        """``sum_nz f(y, r)`` [K] with ``changes`` [n, K] added to one column of G after the other."""
+        """``sum_nz f(y, r)`` [K] with ``changes`` [n, K] added to one column of G at a time."""
         return self._kernel.without(G, changes, W, link)
 
     def half(self, G: Tensor, W: Tensor, link: str) -> Tensor:
@@ -136,7 +137,10 @@ class SparseCounts:
         return self._kernel.terms(G, W, link, "W")[2]
 
     def information(self, A: Tensor, W: Tensor, weight: Weight) -> Tensor:
-        """``sum_j c_ij w_j w_j^T`` [n, K, K], c being ``weight`` at the rates ``A W^T``; the last column of W is left out."""
+        """``sum_j c_ij w_j w_j^T`` [n, K, K], c being ``weight`` at the rates ``A W^T``.
+
+        The last column of W is left out.
+        """
         K = W.shape[1] - 1
         result = torch.zeros(self.shape[0], K, K, device=W.device)
         for rows, part in self._chunks():
@@ -145,7 +149,10 @@ class SparseCounts:
         return result
 
     def loading_information(self, A: Tensor, W: Tensor, weight: Weight) -> Tensor:
-        """``sum_i c_ij a_i a_i^T`` [P, K, K], as :meth:`information`; only a part of the rows is ever transposed."""
+        """``sum_i c_ij a_i a_i^T`` [P, K, K], as :meth:`information`.
+
+        Only a part of the rows is ever transposed.
+        """
         K = W.shape[1] - 1
         result = torch.zeros(self.shape[1], K, K, device=W.device)
         feature = torch.arange(self.shape[1], device=W.device)
@@ -185,7 +192,7 @@ class SparseTerm(torch.autograd.Function):
 
 
 class TransposedProduct(torch.autograd.Function):
-    """Product of a constant CSR matrix with a dense one whose backward pass uses a stored transpose."""
+    """Product of a constant CSR matrix and a dense one; backward uses a stored transpose."""
 
     @staticmethod
     def forward(ctx: Any, matrix: Tensor, transposed: Tensor, B: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Likelihoods of counts given rates, in numpy: everything that needs no gradient.
 
-Everybody who has the name of a likelihood looks it up in `FAMILIES` and asks; nobody compares names.
+Everybody who has the name of a likelihood looks it up in `FAMILIES` and asks; nobody compares
+names.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What one may ask of a likelihood without a gradient: legal counts, mean, draws, parts, deviance.
+"""Parts of a likelihood without a gradient: legal counts, mean, draws, parts, deviance.
 
 Here a likelihood is the distribution of counts ``y`` given rates ``r_ij = sum_k A_ik W_jk``. ``A``
 holds the factors with the constant column, multiplied by the size factors, ``W`` the loadings with

@@ -22,7 +22,7 @@ class _Binary(Family):
     link = "cloglog"
 
     def draw(self, rate: np.ndarray, dispersion: np.ndarray | float, rng: np.random.Generator) -> np.ndarray:
-        """Whether each peak is open."""
+        """Peaks that are open, drawn as 0 and 1."""
         return rng.random(rate.shape) < self.mean(rate)
 
 
@@ -76,7 +76,7 @@ class Bernoulli(_Binary):
         rows: np.ndarray | None = None,
         pseudocount: float = 0.0,
     ) -> np.ndarray:
-        """Solve ``sum_open s / expm1(s r) = sum_closed s`` per feature by Newton steps on ``log r``.
+        """Solve ``sum_open s / expm1(s r) = sum_closed s`` by feature, Newton steps on ``log r``.
 
         The likelihood is concave in the log rate. Steps are at most one unit, so that the rate of a
         feature that is open everywhere grows to a large value and not to infinity.

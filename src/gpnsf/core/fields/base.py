@@ -1,8 +1,9 @@
 """Gaussian-process fields over space: one contract, two backends.
 
-A field holds T independent processes ``f_t(s) = slope_t . s + amplitude_t * g_t(s)``, ``g_t ~ GP(0, k(. ; lengthscale_t))``
-(the linear mean of eq. 2; its intercept is absorbed by the loadings). Both backends are whitened: ``f = A(s) u + r(s)`` with
-``u ~ N(0, I)`` and a Gaussian ``q(u)``, so that the Kullback-Leibler term never sees a covariance matrix.
+A field holds T independent processes ``f_t(s) = slope_t . s + amplitude_t * g_t(s)``,
+``g_t ~ GP(0, k(. ; lengthscale_t))`` (the linear mean of eq. 2; its intercept is absorbed by the
+loadings). Both backends are whitened: ``f = A(s) u + r(s)`` with ``u ~ N(0, I)`` and a Gaussian
+``q(u)``, so that the Kullback-Leibler term never sees a covariance matrix.
 """
 
 from __future__ import annotations
@@ -24,10 +25,13 @@ from gpnsf.core.fields.kernels import KERNELS
 
 __all__ = ["AbstractField", "FieldSize", "Located", "evidence_scale", "stored_sizes", "to_tensors"]
 
-LENGTHSCALE_RANGE = (0.04, 3.0)  # half-width units; outside of it the data say nothing about the length scale
+# half-width units; outside of it the data say nothing about the length scale
+LENGTHSCALE_RANGE = (0.04, 3.0)
 AMPLITUDE_RANGE = (0.05, 5.0)
-LARGEST, LARGEST_LOG = 1e6, 30.0  # of parameters read from a file: beyond, single precision overflows
-RIDGE_RESIDUAL, RIDGE_STEPS = 1e-5, 100  # of the conjugate gradients that put a start into the field
+# bounds of parameters read from a file: beyond, single precision overflows
+LARGEST, LARGEST_LOG = 1e6, 30.0
+# residual and steps of the conjugate gradients that put a start into the field
+RIDGE_RESIDUAL, RIDGE_STEPS = 1e-5, 100
 MAX_LOG_SCALE = 1.5  # largest correction of a log amplitude
 USUAL_LENGTHSCALE = 0.2  # half-width units, of a field that begins
 TISSUE = 1.05  # half-width of the tissue with a margin
@@ -94,7 +98,10 @@ class AbstractField(nn.Module, ABC):
 
     @abstractmethod
     def set_precision(self, located: Sequence[Located], information: Sequence[Tensor]) -> None:
-        """Replace the covariance of q(u) by ``(I + A^T diag(information) A)^-1``, given the information [n, T] on f."""
+        """Replace the covariance of q(u) by ``(I + A^T diag(information) A)^-1``.
+
+        The information [n, T] is that on f.
+        """
 
     @abstractmethod
     def rescale(self, located: Sequence[Located], information: Sequence[Tensor], gradient: Sequence[Tensor]) -> None:
@@ -105,15 +112,21 @@ class AbstractField(nn.Module, ABC):
 
     @abstractmethod
     def own_state(self) -> dict[str, Any]:
-        """What a backend adds to :meth:`state`."""
+        """Entries that a backend adds to :meth:`state`."""
 
     @classmethod
     @abstractmethod
     def from_state(cls, state: dict[str, Any]) -> AbstractField:
-        """The field that :meth:`state` describes, up to the parameters that all fields share; nothing in it is trusted."""
+        """The field that :meth:`state` describes, up to the parameters that all fields share.
+
+        Nothing in it is trusted.
+        """
 
     def state(self) -> dict[str, Any]:
-        """Plain arrays and scalars from which :func:`gpnsf.core.model.build.restore_field` rebuilds the field for prediction."""
+        """Plain arrays and scalars that hold the field for prediction.
+
+        :func:`gpnsf.core.model.build.restore_field` rebuilds it from them.
+        """
         shared = {name: getattr(self, name).detach().cpu().numpy() for name in SHARED}
         return {
             "kind": self.kind,
@@ -129,7 +142,10 @@ class AbstractField(nn.Module, ABC):
             getattr(self, name).data.copy_(torch.as_tensor(state[name]))
 
     def load(self, log_factors: Tensor, located: Sequence[Located], noise_sd: float = 0.5) -> None:
-        """Start q(u) at the ridge fit of centred ``log_factors`` [N, T]; the amplitude at their standard deviation."""
+        """Start q(u) at the ridge fit of centred ``log_factors`` [N, T].
+
+        The amplitude at their standard deviation.
+        """
         self.log_amplitude.data.copy_(log_factors.std(0).clamp(0.3, 3.0).log())
         self._ridge(log_factors, located, noise_sd)
 
@@ -162,9 +178,10 @@ class AbstractField(nn.Module, ABC):
         noise_sd: float = 0.2,
         amplitude: float | None = None,
     ) -> None:
-        """Make one factor the ridge fit of a centred log factor [N], and leave the others as they are.
+        """Make one factor the ridge fit of a centred log factor [N]; the others stay as they are.
 
-        It takes the length scale of the factor ``like``, or a common one; ``amplitude`` in the place of its standard deviation.
+        It takes the length scale of the factor ``like``, or a common one; ``amplitude`` in the
+        place of its standard deviation.
         """
         names = ("u_loc", "log_amplitude", "slope")
         before = {name: getattr(self, name).detach().clone() for name in names}
@@ -203,7 +220,7 @@ class AbstractField(nn.Module, ABC):
         return [self.log_lengthscale, self.log_amplitude]
 
     def _rescale(self, factor: int, log_scale: Tensor) -> None:
-        """Raise the log amplitude of a factor, inside of its range, with weights that keep the mean of f."""
+        """Raise the log amplitude of a factor, inside its range, and keep the mean of f."""
         low, high = map(math.log, AMPLITUDE_RANGE)
         before = self.log_amplitude[factor].clone()
         self.log_amplitude[factor] = (before + log_scale).clamp(low, high)
@@ -217,7 +234,10 @@ class AbstractField(nn.Module, ABC):
         self.log_amplitude.clamp_(*map(math.log, AMPLITUDE_RANGE))
 
     def _trend(self, located: Located) -> Tensor:
-        """``slope . s`` [n, T], held constant beyond the tissue: a line in h would be an explosion in exp(h)."""
+        """``slope . s`` [n, T], held constant beyond the tissue.
+
+        A line in h would be an explosion in exp(h).
+        """
         coords = located.coords.clamp(-TISSUE, TISSUE)
         if self.n_libraries == 1:
             return coords @ self.slope[0].T
@@ -231,7 +251,10 @@ def _one(values: Tensor, factor: int, axis: int) -> tuple[Tensor, Tensor]:
 
 
 def stored_sizes(state: Mapping[str, Any]) -> tuple[int, int, int]:
-    """Slices, factors and dimensions of a stored field, once the parameters that all fields share agree on them."""
+    """Slices, factors and dimensions of a stored field.
+
+    All parameters that fields share must agree on them.
+    """
     sizes = stored.array(state, "slope", (None, None, None), low=-LARGEST, high=LARGEST).shape
     stored.whole(state, "n_libraries", low=sizes[0], high=sizes[0])
     stored.option(state, "kernel", KERNELS)
@@ -241,11 +264,14 @@ def stored_sizes(state: Mapping[str, Any]) -> tuple[int, int, int]:
 
 
 def evidence_scale(slices: Iterable[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
-    """Logarithm of the factor s on the amplitude of ``f = s A u``, ``u ~ N(0, I)``, that has the highest evidence.
+    """Logarithm of the factor s on the amplitude that has the highest evidence.
 
-    Slices ``(B, A^T g, u)`` share the amplitude and nothing else. With information Lambda and gradient g of the log-likelihood at
-    the present ``f = A u``, ``B = A^T Lambda A`` and ``r = A^T g + B u``, Laplace's approximation is the sum over slices of, by
-    one eigendecomposition of B for all s,
+    The field is ``f = s A u``, ``u ~ N(0, I)``.
+
+    Slices ``(B, A^T g, u)`` share the amplitude and nothing else. With information Lambda and
+    gradient g of the log-likelihood at the present ``f = A u``, ``B = A^T Lambda A`` and
+    ``r = A^T g + B u``, Laplace's approximation is the sum over slices of, by one
+    eigendecomposition of B for all s,
 
         log Z(s) = s^2/2 r^T (I + s^2 B)^-1 r - 1/2 log |I + s^2 B|.
     """

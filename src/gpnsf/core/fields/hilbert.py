@@ -30,9 +30,10 @@ IMAGES = 8  # of the box to each side, in the variance of infinitely many basis 
 class HilbertField(AbstractField):
     """Reduced-rank process on a box (Solin & Sarkka 2020), evaluated on a regular grid of nodes.
 
-    ``g(s) = sum_j phi_j(s) S(omega_j)^(1/2) u_j`` with products of sines ``phi_j``. Mean and variance at the nodes are two
-    small matrix products per axis; rows take them by (bi)linear interpolation, so a step costs O(nodes m T + 2^D n T), the
-    kernel parameters touch diagonals only, and nothing is ever factorised.
+    ``g(s) = sum_j phi_j(s) S(omega_j)^(1/2) u_j`` with products of sines ``phi_j``. Mean and
+    variance at the nodes are two small matrix products per axis; rows take them by (bi)linear
+    interpolation, so a step costs O(nodes m T + 2^D n T), the kernel parameters touch diagonals
+    only, and nothing is ever factorised.
     """
 
     kind = "hilbert"
@@ -123,7 +124,8 @@ class HilbertField(AbstractField):
         values = weights.reshape(-1, *self.sizes)  # [slices * T, m_1, .., m_D]
         for axis in range(self.n_dims):
             basis = getattr(self, f"basis_{axis}") ** power
-            values = torch.tensordot(values, basis, dims=([1], [1]))  # the next axis comes first, the nodes go last
+            # the next axis comes first, the nodes go last
+            values = torch.tensordot(values, basis, dims=([1], [1]))
         values = values.reshape(self.n_libraries, self.n_factors, -1)  # [slices, T, nodes]
         return values.transpose(1, 2).reshape(-1, self.n_factors)
 
@@ -133,10 +135,11 @@ class HilbertField(AbstractField):
 
     @torch.no_grad()
     def set_precision(self, located: Sequence[Located], information: Sequence[Tensor]) -> None:
-        """Exact Gaussian covariance of the weights, kept as the variance that it implies at the nodes.
+        """Exact Gaussian covariance of the weights, kept as its variance at the nodes.
 
-        The information of the rows is first moved to the nodes by the transposed interpolation. Basis functions that the
-        data cannot inform (``S_j sum information < 0.01``) keep their prior variance.
+        The information of the rows is first moved to the nodes by the transposed interpolation.
+        Basis functions that the data cannot inform (``S_j sum information < 0.01``) keep their
+        prior variance.
         """
         at_nodes = self._at_nodes(located, information).clamp_min(0.0)  # [slices, nodes, T]
         variances = torch.empty_like(at_nodes)
@@ -170,7 +173,7 @@ class HilbertField(AbstractField):
                 self._rescale(factor, scale)
 
     def _gram(self, weights: Tensor, spectral_sd: Tensor) -> Tensor:
-        """``A^T diag(weights) A`` [M, M], A being the scaled basis functions at the nodes, axis by axis."""
+        """``A^T diag(weights) A`` [M, M], A the scaled basis functions at the nodes, by axes."""
         sums = weights.to(spectral_sd.dtype).reshape(self.shape)
         for axis in range(self.n_dims):
             sums = torch.tensordot(sums, self._pairs(axis).to(sums.dtype), dims=([0], [0]))
@@ -235,7 +238,10 @@ class _Grid(NamedTuple):
 
 
 def _grid(extent: Sequence[float], n_basis: int) -> _Grid:
-    """Nodes cover a little more than the tissue; an axis has basis functions in proportion to its length."""
+    """Nodes cover a little more than the tissue.
+
+    An axis has basis functions in proportion to its length.
+    """
     reach = tuple(1.02 * float(x) + 0.01 for x in extent)
     boxes = tuple(half + MARGIN for half in reach)
     sizes = tuple(max(6, math.ceil(n_basis * box / (1 + MARGIN))) for box in boxes)
@@ -246,9 +252,9 @@ def _grid(extent: Sequence[float], n_basis: int) -> _Grid:
 def retained_variance(kernel: str, lengthscale: np.ndarray, extent: Sequence[float], n_basis: int) -> np.ndarray:
     """Share [T] of the prior variance in the middle of the box that the basis functions keep.
 
-    With half-widths L of the box, all sines have ``sum_n (-1)^n k(2 L n)`` there, and m of them the sum
-    over odd j of ``S(pi j / (2 L)) / L``, in two dimensions over both axes. Length scales beyond the width
-    of the box count as its width.
+    With half-widths L of the box, all sines have ``sum_n (-1)^n k(2 L n)`` there, and m of them the
+    sum over odd j of ``S(pi j / (2 L)) / L``, in two dimensions over both axes. Length scales
+    beyond the width of the box count as its width.
     """
     grid = _grid(extent, n_basis)
     boxes, n_dims = torch.tensor(grid.boxes, dtype=torch.float64), len(grid.boxes)
@@ -272,7 +278,10 @@ def size(coords: np.ndarray, n_libraries: int, n_factors: int, n_axis: float) ->
 def _interpolation(
     coords: np.ndarray, library: np.ndarray, reach: Sequence[float], shape: Sequence[int], n_libraries: int
 ) -> sp.csr_matrix:
-    """(Bi)linear interpolation weights [n, slices * nodes]; coordinates beyond the nodes take the nearest edge."""
+    """(Bi)linear interpolation weights [n, slices * nodes].
+
+    Coordinates beyond the nodes take the nearest edge.
+    """
     n, n_dims = coords.shape
     index, weight = library.astype(np.int64)[:, None], np.ones((n, 1))
     for axis in range(n_dims):

@@ -32,11 +32,14 @@ SECONDS_PER_PAIR = 1.8e-10  # of a row, a factor, and a pair of inducing points,
 
 
 class InducingField(AbstractField):
-    """Inducing points at k-means centres of the coordinates (eq. 7 to 21), whitened, one kernel per factor.
+    """Inducing points at k-means centres of the coordinates, whitened, one kernel per factor.
 
-    ``A(s) = L^-1 k(Z, s)`` with ``L L^T = K(Z, Z)``; ``m = amplitude A^T u``, ``v = amplitude^2 (1 - |A|^2 + A^T Omega A)``.
-    With all distinct coordinates as inducing points this is the exact process. Slices are kept apart as points that are
-    infinitely distant from each other.
+    They follow equations 7 to 21.
+
+    ``A(s) = L^-1 k(Z, s)`` with ``L L^T = K(Z, Z)``; ``m = amplitude A^T u``,
+    ``v = amplitude^2 (1 - |A|^2 + A^T Omega A)``. With all distinct coordinates as inducing points
+    this is the exact process. Slices are kept apart as points that are infinitely distant from each
+    other.
     """
 
     kind = "inducing"
@@ -63,7 +66,8 @@ class InducingField(AbstractField):
         self.covariance = covariance
         self.u_loc = nn.Parameter(torch.zeros(n_factors, n_inducing))
         shape = (n_factors, n_inducing, n_inducing) if covariance == "full" else (n_factors, n_inducing)
-        self.u_tril = nn.Parameter(torch.zeros(shape))  # below the diagonal as it is, diagonal as a log scale
+        # below the diagonal as it is, diagonal as a log scale
+        self.u_tril = nn.Parameter(torch.zeros(shape))
         self.u_log_scale = nn.Parameter(torch.full((n_factors, n_inducing), -1.0))
 
     def prior(self) -> dist.Distribution:
@@ -143,7 +147,8 @@ class InducingField(AbstractField):
     @torch.no_grad()
     def rescale(self, located: Sequence[Located], information: Sequence[Tensor], gradient: Sequence[Tensor]) -> None:
         """All inducing points of a factor decide together."""
-        weights, slopes = torch.cat(list(information)).clamp_min(0.0), torch.cat(list(gradient))  # [N, T]
+        # [N, T]
+        weights, slopes = torch.cat(list(information)).clamp_min(0.0), torch.cat(list(gradient))
         A = torch.cat([self._weights(place) for place in located], dim=2)  # [T, M, N]
         for factor, amplitude in enumerate(self.log_amplitude.exp()):
             rows = amplitude * A[factor]  # [M, N]

@@ -16,9 +16,10 @@ PRIOR_COUNTS = 4.0  # counts that pull the ratio of observed to expected counts 
 
 
 def corrected(dataset: Dataset) -> Dataset:
-    """Divide the counts of each batch by what it has more of a feature than its size factors let expect.
+    """Divide the counts of each batch by its excess of a feature over what size factors expect.
 
-    What a batch has more of a factor goes with it: the fit finds that again, since its field is cheaper than multipliers.
+    What a batch has more of a factor goes with it: the fit finds that again, since its field is
+    cheaper than multipliers.
     """
     if dataset.batch is None:
         return dataset

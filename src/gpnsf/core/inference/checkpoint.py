@@ -1,4 +1,7 @@
-"""The state of a fit between two steps, and the file that holds it: numbers and JSON, never a pickle."""
+"""The state of a fit between two steps, and the file that holds it.
+
+Numbers and JSON, never a pickle.
+"""
 
 from __future__ import annotations
 
@@ -108,7 +111,10 @@ _TENSORS = ("moments", "counts", "random", "random_cuda")
 
 
 def fingerprint(model: nn.Module, dataset: Dataset, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """What must be the same for a state to be one of this fit: arguments, versions, data, and the model as it was built."""
+    """Arguments, versions, data, and the model as it was built.
+
+    They must be the same for a state to be one of this fit.
+    """
     facts: dict[str, Any] = {"format": FORMAT, **arguments, **{name: version(name) for name in VERSIONS}}
     for name, module in model.named_modules():
         prefix = f"{name}." if name else ""
@@ -148,8 +154,9 @@ def _digest_of_counts(counts: Any) -> list[str]:
 class Checkpoint:
     """A file that holds the state of one fit.
 
-    It is written beside its place and then moved there, so that it is whole at any moment. A write comes as soon as the time
-    since the last one is fifty times what a write takes: the first step is written, and writing costs two per cent at most.
+    It is written beside its place and then moved there, so that it is whole at any moment. A write
+    comes as soon as the time since the last one is fifty times what a write takes: the first step
+    is written, and writing costs two per cent at most.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -174,7 +181,10 @@ class Checkpoint:
             raise kind(f"Expected `checkpoint` to be a file that can be written; got {found}. {remedy}.") from error
 
     def open(self, fingerprint: dict[str, Any], like: State) -> State | None:
-        """The state that the file holds, if there is one: of this very fit, with tensors shaped as in ``like``."""
+        """The state that the file holds, if there is one.
+
+        It must be of this very fit, with tensors shaped as in ``like``.
+        """
         self._fingerprint = fingerprint
         if not self.path.exists():
             return None
@@ -245,7 +255,7 @@ class Checkpoint:
 
     @contextmanager
     def _refusal(self) -> Iterator[None]:
-        """Whatever is wrong with the file becomes one kind of error."""
+        """Turn every fault of the file into one kind of error."""
         try:
             yield
         except _Refused:
@@ -262,7 +272,7 @@ class _Refused(ValueError):
 
 
 def _reason(error: BaseException) -> str:
-    """What the system says about an error, without the number and the path."""
+    """Words of the system about an error, without the number and the path."""
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
@@ -301,7 +311,10 @@ def _unpack(archive: zipfile.ZipFile, facts: dict[str, Any], like: State) -> Sta
 
 
 def _checked(value: Any, like: Any) -> Any:
-    """The value, if it has the types of an example: fixed keys, or any where the example has the key ""."""
+    """The value, if it has the types of an example.
+
+    Fixed keys, or any where the example has the key "".
+    """
     sound = type(value) is type(like)
     if sound and isinstance(like, list):
         sound = all(_checked(item, like[0]) is item for item in value)
@@ -322,7 +335,10 @@ def _tensor(archive: zipfile.ZipFile, name: str, like: Tensor) -> Tensor:
 
 
 def _array(archive: zipfile.ZipFile, name: str, dtype: np.dtype, shape: tuple[int, ...] | None = None) -> np.ndarray:
-    """An array that is stored as it is, with the one header that it may have: no header is believed, or even parsed."""
+    """An array that is stored as it is, with the one header that it may have.
+
+    No header is believed, or even parsed.
+    """
     member = archive.getinfo(f"{name}.npy")
     if member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size:
         raise ValueError(f"{name} is compressed")

@@ -1,4 +1,7 @@
-"""A whole fit: optimisation, test of what is spatial, second optimisation where factors change sides, local stage."""
+"""A whole fit: optimisation, spatial test, second optimisation, local stage.
+
+The second optimisation takes place where factors change sides.
+"""
 
 from __future__ import annotations
 
@@ -26,17 +29,19 @@ __all__ = ["Outcome", "fit"]
 
 logger = logging.getLogger("gpnsf")
 
-Build = Callable[..., Factorization]  # a model of a dataset with T spatial factors, of K or another number of factors
+# a model of a dataset with T spatial factors, of K or another number of factors
+Build = Callable[..., Factorization]
 TRAINED = 0.5  # Moran's I above which a factor that turns out to be spatial is trained as a field
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a whole fit leaves behind."""
+    """Results of a whole fit."""
 
     posterior: Posterior
     history: History
-    spatial_test: dict[str, np.ndarray]  # z and p [K] in the posterior's order, empty without a test
+    # z and p [K] in the posterior's order, empty without a test
+    spatial_test: dict[str, np.ndarray]
 
 
 def fit(
@@ -57,9 +62,10 @@ def fit(
 ) -> Outcome:
     """Fit with T = ``n_spatial`` spatial factors.
 
-    With ``tested``, counts that were held out decide: factors without spatial order become nonspatial, others with clear order
-    spatial, as long as no more than ``most_spatial`` are (default: ``n_spatial``).
-    ``options`` go to :func:`gpnsf.core.inference.training.fit`. The checkpoint keeps the first optimisation; what follows is repeated.
+    With ``tested``, held-out counts decide: factors without spatial order become
+    nonspatial, others with clear order spatial, as long as no more than ``most_spatial`` are
+    (default: ``n_spatial``). ``options`` go to :func:`gpnsf.core.inference.training.fit`. The
+    checkpoint keeps the first optimisation; what follows is repeated.
     """
     schedule = schedule or Schedule()
     run = _Fit(dataset, build, block_size, {"seed": seed, "schedule": schedule, **options})
@@ -117,7 +123,7 @@ class _Fit:
         return history
 
     def judge(self, test: SpatialTest, most_spatial: int, history: History) -> History:
-        """Put each factor on the side where the test has it, and go on where one has changed sides."""
+        """Put each factor on the side where the test has it; go on where one has changed sides."""
         m = self.log_factors()
         z, _ = test.matched(m)
         T = self.model.n_spatial
@@ -143,7 +149,7 @@ class _Fit:
         return replace(more, starts=history.starts, repairs=history.repairs + more.repairs)
 
     def end(self, z: np.ndarray, most_spatial: int, *, local: bool) -> local_stage.LogFactors:
-        """Join what is one, leave out what is not in use, give what is spatial a field, and run the local stage."""
+        """Join equal factors, drop unused ones, give spatial ones a field; then the local stage."""
         adopted: dict[int, moves.Adopted] = {}
         if self._has_posterior():
             graph = moves.neighbours(self.blocks)
@@ -179,7 +185,10 @@ class _Fit:
         return torch.as_tensor(values, device=next(self.model.parameters()).device)
 
     def _used(self, m: np.ndarray) -> np.ndarray:
-        """Factors [K] that the counts of some modality ask for; the largest one where they ask for none."""
+        """Factors [K] that the counts of some modality ask for.
+
+        The largest one where they ask for none.
+        """
         share = moves.shares(self.model, self._tensor(m)).amax(0).cpu().numpy()
         return (share > moves.ALIVE) | (share == share.max())
 

@@ -1,7 +1,8 @@
-"""Starting points: nonnegative matrix factorisations of the counts, smoothed over space or spot by spot.
+"""Starts: nonnegative matrix factorisations of the counts, smoothed over space or by spot.
 
-The likelihood has many optima and the start decides which one is found, more than the optimiser does. Each start is a
-cheap KL-NMF; the training keeps the one whose bound is best after a few steps.
+The likelihood has many optima and the start decides which one is found, more than the optimiser
+does. Each start is a cheap KL-NMF; the training keeps the one whose bound is best after a few
+steps.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def starts(
     kinds: Collection[str] = ("auto",),
     seed: int = 0,
 ) -> Iterator[Start]:
-    """Yield the starts of some kinds, "smooth", "spot" or "random", all that are worth trying ("auto"), or those of a name.
+    """Yield the starts of some kinds ("smooth", "spot", "random"), of all ("auto"), or of a name.
 
     Signed models have one start, the singular value decomposition.
     """
@@ -74,12 +75,12 @@ def starts(
 
 
 def lead(dataset: Dataset) -> View:
-    """The modality that tells most about the factors."""
+    """The leading modality: the one that tells most about the factors."""
     return max(dataset.views, key=_strength)
 
 
 class _Problem:
-    """The counts that the starts look at: the modality that tells most, its most over-dispersed features."""
+    """Counts that the starts look at: the most over-dispersed features of the leading modality."""
 
     def __init__(self, dataset: Dataset, n_factors: int, n_spatial: int, seed: int) -> None:
         self.dataset, self.n_factors, self.n_spatial, self.seed = dataset, n_factors, n_spatial, seed
@@ -99,15 +100,17 @@ class _Problem:
         self.sparse_size = torch.as_tensor(self.size)[:, None]
 
     def bandwidths(self) -> list[float]:
-        """Bandwidths worth trying: all of them, or only the unsmoothed bins where there are many spots or counts."""
+        """Bandwidths worth trying: all, or unsmoothed bins alone for many spots or counts."""
         many = self.dataset.n_obs > LARGE or self.n_counts > MANY
         return list(BANDWIDTHS[:1] if many else BANDWIDTHS)
 
     def smooth(self, bandwidth: float) -> tuple[Tensor, Tensor]:
-        """Spatial factors [N, T] by KL-NMF of pseudobulk counts, and loadings [P', T or K] of the features looked at.
+        """Spatial factors [N, T] by KL-NMF of pseudobulk counts.
 
-        Unsmoothed bins of deep data still show the nonspatial factors: there all K are looked for, and the T with the highest
-        Moran's I come first.
+        Loadings [P', T or K] are those of the features looked at.
+
+        Unsmoothed bins of deep data still show the nonspatial factors: there all K are looked for,
+        and the T with the highest Moran's I come first.
         """
         bins = self._bins(bandwidth)  # [B, N]
         centres = _rows_to_one(bins) @ self.coords
@@ -123,11 +126,12 @@ class _Problem:
         distance, nearest = cKDTree(centres).query(self.coords, min(4, len(centres)))
         weights = torch.as_tensor(1 / (distance.reshape(len(self.coords), -1) + 1e-3), dtype=torch.float32)
         weights = weights / weights.sum(1, keepdim=True)
-        logs = torch.log(binned + 0.02)[torch.as_tensor(nearest.reshape(weights.shape))]  # [N, 4, T]
+        # [N, 4, T]
+        logs = torch.log(binned + 0.02)[torch.as_tensor(nearest.reshape(weights.shape))]
         return torch.exp((logs * weights[..., None]).sum(1)), W
 
     def spot(self) -> Tensor:
-        """Factors [N, K] by KL-NMF spot by spot, ordered by Moran's I; spatial ones averaged over neighbours."""
+        """Factors [N, K] of spots by KL-NMF, by Moran's I, spatial ones as means of neighbours."""
         counts, size = self.sparse, self.sparse_size
         n_updates, n_tries = (60, 3) if self.counts.nnz < 500_000 else (30, 1)
         best: tuple[float, Tensor] | None = None
@@ -153,13 +157,14 @@ class _Problem:
         return torch.rand(len(self.size), self.n_factors, generator=generator) + 0.5
 
     def svd(self) -> Start:
-        """Scores [N, K] of the centred data, ordered by Moran's I, with loadings by least squares."""
+        """Scores [N, K] of the centred data in order of Moran's I, loadings by least squares."""
         from sklearn.decomposition import TruncatedSVD
 
         dense = self.signed.toarray()
         dense[self.observed] -= dense[self.observed].mean(0)
         n_components = min(self.n_factors, min(dense.shape) - 1)
-        with np.errstate(invalid="ignore"):  # constant data have no variance that sklearn could share out
+        # constant data have no variance that sklearn could share out
+        with np.errstate(invalid="ignore"):
             scores = TruncatedSVD(n_components, random_state=self.seed).fit_transform(dense)
         scores = np.pad(scores / (scores.std(0) + 1e-6), ((0, 0), (0, self.n_factors - n_components)))
         if self.n_spatial:
@@ -179,7 +184,7 @@ class _Problem:
         return Start(name, factors.numpy(), loadings)
 
     def _add_nonspatial(self, spatial: Tensor, n_nonspatial: int, W: Tensor | None, n_updates: int = 20) -> Tensor:
-        """Nonspatial factors [N, K-T] by updates at the level of spots, beside spatial factors that stay fixed.
+        """Nonspatial factors [N, K-T] by updates of single spots, beside fixed spatial factors.
 
         ``W`` [P', K] are loadings to begin with, if they are known.
         """
@@ -198,7 +203,7 @@ class _Problem:
         return H
 
     def _bins(self, bandwidth: float) -> sp.csr_matrix:
-        """Membership [B, N] of spots in square bins: an eighth as many as spots, or as wide as the bandwidth."""
+        """Membership [B, N] of spots in square bins: N / 8 of them, or as wide as the bandwidth."""
         n_obs, limit = len(self.coords), min(MAX_BINS, max(64, MAX_DENSE // max(self.counts.shape[1], 1)))
         wanted = min(limit, max(64, n_obs // 8 if bandwidth == 0 else round(CELLS / bandwidth**2)))
         wanted = min(wanted, 400) if n_obs > LARGE else wanted
@@ -210,7 +215,7 @@ class _Problem:
 
 
 def _overdispersed(counts: sp.csr_matrix, limit: int) -> np.ndarray:
-    """Indices of the features with counts whose variance exceeds Poisson's the most, in their order."""
+    """Features with counts whose variance exceeds Poisson's the most, in their order."""
     total = np.asarray(counts.sum(0)).ravel()
     usable = np.flatnonzero(total != 0)
     if len(usable) <= limit:
@@ -222,7 +227,7 @@ def _overdispersed(counts: sp.csr_matrix, limit: int) -> np.ndarray:
 
 
 def _square_bins(coords: np.ndarray, library: np.ndarray, wanted: int) -> np.ndarray:
-    """Labels 0 .. B-1 of square cells, their width bisected until about ``wanted`` of them are occupied."""
+    """Labels 0 .. B-1 of square cells, their width bisected until about ``wanted`` are occupied."""
     low, high = 1e-4, 2.0
     for _ in range(25):
         width = np.sqrt(low * high)
@@ -262,10 +267,12 @@ def _mean_counts(counts: sp.csr_matrix, size: np.ndarray) -> np.ndarray:
 
 
 def _search(Y: Tensor, size: Tensor, K: int, seed: int) -> tuple[Tensor, Tensor]:
-    """KL-NMF (Lee & Seung 2001) of a small dense matrix by growing and merging; factors [B, K] with mean one, loadings [P, K].
+    """KL-NMF (Lee & Seung 2001) of a small dense matrix by growing and merging.
 
-    Random components are added to the best solution so far, and the most redundant ones merged until K are left; what fits
-    better is kept. Restarts alone lose factors once K is above ten.
+    Factors [B, K] with mean one, loadings [P, K].
+
+    Random components are added to the best solution so far, and the most redundant ones merged
+    until K are left; what fits better is kept. Restarts alone lose factors once K is above ten.
     """
     generator = torch.Generator().manual_seed(seed)
     mean = (Y.sum(0) / size.sum())[:, None]
@@ -285,7 +292,7 @@ def _search(Y: Tensor, size: Tensor, K: int, seed: int) -> tuple[Tensor, Tensor]
 
 
 def _klnmf_dense(Y: Tensor, size: Tensor, H: Tensor, W: Tensor, n_updates: int) -> tuple[Tensor, Tensor, float]:
-    """Multiplicative updates of factors and loadings, and the Poisson log-likelihood that they reach."""
+    """Multiplicative updates of factors and loadings, and the Poisson log-likelihood reached."""
     ratio = torch.empty_like(Y)
     for _ in range(n_updates):
         A = H * size
@@ -309,7 +316,7 @@ def _wide_product(wide: Tensor, narrow: Tensor) -> Tensor:
 
 
 def _merge(H: Tensor, W: Tensor) -> tuple[Tensor, Tensor]:
-    """One component less: the one with the least mass of its own joins its nearest if they are alike, or is dropped."""
+    """One component less: that of least own mass joins an alike nearest one, or is dropped."""
     mass = W.sum(0)
     similarity = _alike(H) * _alike(W)
     similarity.fill_diagonal_(0)
@@ -354,14 +361,17 @@ def _poisson_fit(counts: SparseCounts, size: Tensor, H: Tensor, W: Tensor) -> fl
 
 
 def _strength(view: View) -> float:
-    """What a modality can tell a start: weighted counts, the more the fewer features share them; real values come last."""
+    """Weight of a modality in a start: weighted counts, the more the fewer features share them.
+
+    Real values come last.
+    """
     if FAMILIES[view.likelihood].signed:
         return -1.0
     return view.weight * float(view.counts.sum()) / view.counts.shape[1] ** 0.5
 
 
 def loadings_at(view: View, counts: SparseCounts, factors: Tensor, n_updates: int = 10) -> np.ndarray:
-    """Loadings [P, K+1] of a modality at fixed factors, by multiplicative updates with the constant column beside them."""
+    """Loadings [P, K+1] at fixed factors and constant column, by multiplicative updates."""
     family = FAMILIES[view.likelihood]
     if family.signed:
         return np.maximum(_least_squares(view, factors), 0.0)

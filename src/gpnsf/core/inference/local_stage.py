@@ -2,11 +2,13 @@
 
 After the optimisation W and the field are frozen and every spot gets its own deviation,
 
-    h_ik = f_k(s_i) + e_ik,  e_ik ~ N(0, gamma_k)        spatial factors (the nugget gamma_1 of eq. 3)
-    h_ik = e_ik,             e_ik ~ N(0, gamma_k)        nonspatial factors
+    h_ik = f_k(s_i) + e_ik,  e_ik ~ N(0, gamma_k)   spatial factors (the nugget gamma_1 of eq. 3)
+    h_ik = e_ik,             e_ik ~ N(0, gamma_k)   nonspatial factors
 
-found by Newton steps, all K factors of a spot jointly, with a Laplace covariance ``C_i = (H_i + diag(1/gamma))^-1``, H being
-Fisher's information, which the nonzero counts estimate until the last round. gamma follows by EM. Training with the nugget from the start would let it steal the signal of the field.
+found by Newton steps, all K factors of a spot jointly, with a Laplace covariance
+``C_i = (H_i + diag(1/gamma))^-1``, H being Fisher's information, which the nonzero counts estimate
+until the last round. gamma follows by EM. Training with the nugget from the start would let it
+steal the signal of the field.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ from gpnsf.core.model.factorization import Block, Factorization
 
 __all__ = ["LogFactors", "covariances", "local", "mean_field", "memory"]
 
-NEWTON_STEPS = (3, 2, 1, 1, 1)  # of each round: the information is refreshed before them, gamma after them
+# steps of each round: the information is refreshed before them, gamma after them
+NEWTON_STEPS = (3, 2, 1, 1, 1)
 LARGEST_STEP = 1.0
 MATRICES = 10_000  # [K, K] that are inverted at a time, in double precision
 FIRST_GAMMA = 0.05
@@ -33,7 +36,9 @@ GAMMA_FLOOR = 1e-4
 
 
 def covariances(precision: Tensor) -> Tensor:
-    """Inverse of precisions [n, K, K] known to single precision, which a dominant direction may leave singular.
+    """Inverse of precisions [n, K, K] known to single precision.
+
+    A dominant direction may leave them singular.
 
     The diagonal is lifted by 1e-7 of its mean, the rounding error of what it is the sum of.
     """
@@ -66,7 +71,7 @@ def memory(shapes: Shapes) -> float:
 
 @torch.no_grad()
 def mean_field(model: Factorization, blocks: list[Block], adopted: Mapping[int, Adopted] | None = None) -> LogFactors:
-    """The posterior as the guide has it, without a local stage, of which factors could be ``adopted``."""
+    """The guide's posterior without a local stage, of which factors could be ``adopted``."""
     moments = [model.marginals(block) for block in blocks]
     m, v = torch.cat([m for m, _ in moments]), torch.cat([v for _, v in moments])
     T = model.n_spatial
@@ -78,7 +83,9 @@ def mean_field(model: Factorization, blocks: list[Block], adopted: Mapping[int, 
 
 @torch.no_grad()
 def local(model: Factorization, blocks: list[Block], adopted: Mapping[int, Adopted] | None = None) -> LogFactors:
-    """Run the local stage, then give the field its exact variance under the information that the spots carry.
+    """Run the local stage, then give the field its exact variance.
+
+    The information is that which the spots carry.
 
     ``adopted`` tells of spatial factors, by number, that do not begin at their field.
     """
@@ -104,15 +111,17 @@ class _LocalStage:
         self.gamma = start.gamma.clone()
         self.gamma[: self.T] = FIRST_GAMMA
         self.variance = torch.zeros_like(self.e)
-        self.information = torch.zeros_like(self.base[:, : self.T])  # on the field, per spot and factor
+        # on the field, per spot and factor
+        self.information = torch.zeros_like(self.base[:, : self.T])
         sizes = [torch.cat(list(block.size.values()), dim=1) for block in blocks]  # [n, modalities]
         self.observed = torch.cat([(size > 0).any(1) for size in sizes])
 
     def sweep(self, block: Block, n_steps: int, *, last: bool) -> None:
         """Newton steps for the spots of one block, with their information held fixed.
 
-        Where exp(h) says that more of a factor is there than the counts show, the curvature in h exceeds Fisher's information
-        by minus the gradient. Without that, the steps of a factor that is all but absent go to and fro for ever.
+        Where exp(h) says that more of a factor is there than the counts show, the curvature in h
+        exceeds Fisher's information by minus the gradient. Without that, the steps of a factor that
+        is all but absent go to and fro for ever.
         """
         rows = block.rows
         gradient, precision = self._curvature(block, last=last)
@@ -158,7 +167,10 @@ class _LocalStage:
         return gradient, information
 
     def _scores(self, block: Block, information: str = "") -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-        """For each modality its gradient in h, the slope ``size dH / dh`` [n, K], and the weighted information on the factors."""
+        """For each modality its gradient in h, and the slope ``size dH / dh`` [n, K].
+
+        The weighted information on the factors comes with them.
+        """
         h = self.base[block.rows] + self.e[block.rows]
         factors = h.clamp(*MEAN_RANGE).exp() if self.model.nonnegative else h
         for name, view in self.model.items():
@@ -172,16 +184,20 @@ class _LocalStage:
             yield weight * slope * score, slope, None if fisher is None else weight * fisher
 
     def _field_information(self, information: Tensor) -> Tensor:
-        """``1 / (gamma_k + [H_i^-1]_kk)``: what a spot says about its field once all else is integrated out [n, T].
+        """``1 / (gamma_k + [H_i^-1]_kk)``.
 
-        The nonspatial factors of the spot keep their prior precision ``1 / gamma``; the other fields are taken as unknown.
+        What a spot says about its field once all else is integrated out [n, T].
+
+        The nonspatial factors of the spot keep their prior precision ``1 / gamma``; the other
+        fields are taken as unknown.
         """
         spread = torch.cat([self._spread(part) for part in information.split(MATRICES)])
         return 1 / (self.gamma[: self.T] + spread.to(information.dtype))
 
     def _spread(self, information: Tensor) -> Tensor:
         """``[H_i^-1]_kk`` [n, T] for some spots."""
-        precision = information.double()  # single precision finds a spot with fewer counts than factors singular
+        # single precision finds a spot with fewer counts than factors singular
+        precision = information.double()
         diagonal = precision.diagonal(dim1=1, dim2=2)
         diagonal += 1e-6
         diagonal[:, self.T :] += 1 / self.gamma[self.T :]
@@ -198,7 +214,8 @@ class _LocalStage:
             field = self.model.spatial.field
             located = [block.located for block in self.blocks]
             information = [self.information[block.rows] for block in self.blocks]
-            # where the deviations have settled, e / gamma is the gradient of the log-likelihood in the field
+            # where the deviations have settled, e / gamma is the gradient of the log-likelihood in
+            # the field
             gradient = (self.e / self.gamma)[:, : self.T]
             field.rescale(located, information, [gradient[block.rows] for block in self.blocks])
             field.set_precision(located, information)

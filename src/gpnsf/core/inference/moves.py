@@ -1,8 +1,11 @@
-"""Moves between optima that gradients do not find: merge two factors, divide one among others, give a nonspatial one a field.
+"""Moves between optima that gradients do not find.
 
-Each is a change of the parameters, followed by a few steps, and kept where the objective has risen (``training``). A factor that
-is merged away is switched off: next to no loadings, and its posterior at the prior. Switched-off factors are what moves make
-room from, so the numbers of factors stay as they were asked for.
+Merge two factors, divide one among others, give a nonspatial one a field.
+
+Each is a change of the parameters, followed by a few steps, and kept where the objective has risen
+(``training``). A factor that is merged away is switched off: next to no loadings, and its posterior
+at the prior. Switched-off factors are what moves make room from, so the numbers of factors stay as
+they were asked for.
 """
 
 from __future__ import annotations
@@ -27,7 +30,8 @@ __all__ = ["ALIVE", "Adopted", "Move", "adopt", "join", "log_factors", "make", "
 ALIVE = 1e-3  # share of the expected counts of some modality below which a factor is switched off
 WORTH = 1e-2  # share below which a factor is not worth a move
 ORDER = 0.5  # Moran's I of a nonspatial factor that may have a field
-SURE, ALIKE, SAME = 0.8, 0.6, 0.9  # likeness of spatial pairs merged together or singly, and of nonspatial pairs
+# likeness of spatial pairs merged together or singly, and of nonspatial pairs
+SURE, ALIKE, SAME = 0.8, 0.6, 0.9
 MOST_NOISE = 0.5  # of the square of a column of loadings, that can be taken out
 MIXED, HALF_MIXED = 0.1, 0.3  # share of a factor's loadings that those of others leave over
 LEAST_PART = 1e-3  # of a factor that another takes over
@@ -86,10 +90,13 @@ def neighbours(blocks: list[Block]) -> sp.csr_matrix:
 
 @torch.no_grad()
 def overlap(model: Factorization, m: Tensor) -> np.ndarray:
-    """Products [K, K] of the loadings of all modalities, in units of Poisson's noise and with that noise taken out.
+    """Products [K, K] of the loadings of all modalities, in units of Poisson's noise.
 
-    In counts a spot a feature has ``W_jk e_k`` of a factor, with standard error ``sqrt(W_jk e_k / N)``; divided by the root of all
-    its counts, each modality weighs by what it tells.
+    That noise is taken out.
+
+    In counts a spot a feature has ``W_jk e_k`` of a factor, with standard error
+    ``sqrt(W_jk e_k / N)``; divided by the root of all its counts, each modality weighs by what it
+    tells.
     """
     level = torch.cat([m.clamp(-12.0, 8.0).exp().mean(0), torch.ones(1, device=m.device)])
     products, noise = torch.zeros(2, model.n_factors, model.n_factors, device=m.device)
@@ -100,13 +107,17 @@ def overlap(model: Factorization, m: Tensor) -> np.ndarray:
         products = products + columns.T @ columns
         noise = noise + torch.diag((counts[:, :-1] / total).sum(0) / model.n_obs)
     squares, noise = products.diagonal(), noise.diagonal()
-    known = noise < MOST_NOISE * squares  # where it is most of a column, nobody can say what is left without it
+    # where it is most of a column, nobody can say what is left without it
+    known = noise < MOST_NOISE * squares
     products.diagonal().copy_(torch.where(known, squares - noise, squares).clamp_min(1e-30))
     return products.double().cpu().numpy()
 
 
 def mixture(products: np.ndarray, k: int, others: list[int]) -> tuple[float, np.ndarray]:
-    """Nonnegative weights with which the loadings of others make up those of factor k, and the share that is left over."""
+    """Nonnegative weights with which other loadings make up those of factor k.
+
+    The share that is left over comes with them.
+    """
     values, vectors = np.linalg.eigh(products[np.ix_(others, others)])
     root = np.sqrt(np.maximum(values, 1e-9 * values[-1]))
     weights, _ = nnls(root[:, None] * vectors.T, vectors.T @ products[others, k] / root)
@@ -115,7 +126,9 @@ def mixture(products: np.ndarray, k: int, others: list[int]) -> tuple[float, np.
 
 
 class _Standing:
-    """Where the factors stand: how large each is, how alike two are, and how much order a nonspatial one has.
+    """Where the factors stand.
+
+    How large each is, how alike two are, and how much order a nonspatial one has.
 
     Where log factors ``m`` [N, K] are given, likeness is that of loadings alone.
     """
@@ -148,13 +161,19 @@ class _Standing:
         return [k for k in factors if self.largest[k] > WORTH]
 
     def pairs(self, *, spatial: bool, above: float) -> list[tuple[int, int]]:
-        """Pairs more alike than a bound, the most alike first; the larger factor of a pair stands first."""
+        """Pairs more alike than a bound, the most alike first.
+
+        The larger factor of a pair stands first.
+        """
         pairs = [(k, l) for k, l in combinations(self.worth(spatial=spatial), 2) if self.likeness[k, l] > above]
         pairs.sort(key=lambda pair: -float(self.likeness[pair]))
         return [(k, l) if self.size[k] >= self.size[l] else (l, k) for k, l in pairs]
 
     def mixtures(self, below: float, candidates: list[int] | None = None) -> list[int]:
-        """Factors whose loadings are a mixture of those of spatial ones, but for a part, the best explained ones first."""
+        """Factors whose loadings are a mixture of spatial ones, but for a part.
+
+        The best explained ones come first.
+        """
         spatial, left = self.worth(spatial=True), {}
         for k in spatial if candidates is None else candidates:
             others = [l for l in spatial if l != k]
@@ -181,7 +200,10 @@ def proposals(model: Factorization, blocks: list[Block], graph: sp.csr_matrix) -
 
 
 def _promotions(standing: _Standing) -> Iterator[Move]:
-    """Nonspatial factors with order, each into a free spatial slot, or into that of a factor that others can take over."""
+    """Nonspatial factors with order, each into a free spatial slot.
+
+    Where no slot is free, it goes into that of a factor that others can take over.
+    """
     for k in sorted(standing.worth(spatial=False), key=lambda k: -standing.order[k]):
         if standing.order[k] < ORDER:
             return
@@ -222,7 +244,10 @@ def _sum(model: Factorization, m: Tensor, members: list[int]) -> tuple[Tensor, l
 
 
 def _divided(model: Factorization, m: Tensor, l: int, others: list[int]) -> dict[int, Tensor]:
-    """Log factors [N] of others once they have taken over factor l, as the mixture says that its loadings are."""
+    """Log factors [N] of others once they have taken over factor l.
+
+    They take it over as the mixture says that its loadings are.
+    """
     level = m.clamp(-12.0, 8.0).exp().mean(0)
     weights = mixture(overlap(model, m), l, others)[1]
     part = {k: float(weight * level[k] / level[l]) for k, weight in zip(others, weights, strict=True)}
@@ -239,7 +264,10 @@ def _put(
     like: int | None = None,
     share: float | None = None,
 ) -> None:
-    """Set factor k; with ``share``, its field gets that share of the variance, as a ridge with the rest as noise leaves it."""
+    """Set factor k; with ``share``, its field gets that share of the variance.
+
+    The field is the ridge fit with the rest as noise.
+    """
     shift = torch.zeros((), device=log_factor.device)
     if model.spatial is not None and k < model.n_spatial:
         shift = log_factor.mean()
@@ -275,10 +303,12 @@ def _switch_off(model: Factorization, k: int) -> None:
 def join(
     model: Factorization, blocks: list[Block], graph: sp.csr_matrix, ordered: Sequence[int] = ()
 ) -> dict[int, Adopted]:
-    """Factors with the loadings of a spatial one become part of it; with deviations around its field nothing is lost.
+    """Factors with the loadings of a spatial one become part of it.
 
-    Spatial factors and those nonspatial ones that are ``ordered`` may also have loadings that are a mixture of several. Where each
-    spatial factor that has taken over another begins is returned.
+    With deviations around its field nothing is lost.
+
+    Spatial factors and those nonspatial ones that are ``ordered`` may also have loadings that are a
+    mixture of several. Where each spatial factor that has taken over another begins is returned.
     """
     m, joined = log_factors(model, blocks), {}
 
@@ -327,7 +357,10 @@ def _equal(standing: _Standing) -> dict[int, list[int]]:
 
 @torch.no_grad()
 def adopt(model: Factorization, blocks: list[Block], graph: sp.csr_matrix, log_factor: Tensor) -> dict[int, Adopted]:
-    """Give the last spatial factors of a model the fields and deviations that log factors [N, n] ask for, without training."""
+    """Give the last spatial factors fields and deviations, without training.
+
+    Both are those that the log factors [N, n] ask for.
+    """
     if model.spatial is None:
         return {}
     located, adopted, field = [block.located for block in blocks], {}, model.spatial.field
@@ -341,6 +374,6 @@ def adopt(model: Factorization, blocks: list[Block], graph: sp.csr_matrix, log_f
 
 
 def _field_share(log_factor: Tensor, graph: sp.csr_matrix) -> float:
-    """Moran's I of a log factor [N], which is about the share of its variance that a field can hold."""
+    """Moran's I of a log factor [N], about the share of its variance that a field can hold."""
     order = float(morans_i(log_factor[:, None].double().cpu().numpy(), graph)[0])
     return min(max(order, SPLIT[0]), SPLIT[1])

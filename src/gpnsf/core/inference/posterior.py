@@ -1,4 +1,7 @@
-"""From a fitted model to plain numpy: moments, scale, order, totals and the uncertainty of importance scores."""
+"""From a fitted model to plain numpy.
+
+Moments, scale, order, totals and the uncertainty of importance scores.
+"""
 
 from __future__ import annotations
 
@@ -22,13 +25,17 @@ from gpnsf.core.types import Dataset, Posterior, rows_at_a_time
 
 __all__ = ["memory", "predict", "summarise"]
 
-VARIANCE_CAP = 0.25  # of a log factor, in the mean: beyond it exp(m + v/2) speaks of the prior's tail, not of the data
+# cap on the variance of a log factor, in the mean: beyond it exp(m + v/2) speaks of the prior's
+# tail, not of the data
+VARIANCE_CAP = 0.25
 SD_CAP = 9.0
-MIXING = 1.44  # ratio of the variance of spatial log factors to what the counts leave open: see docs/decisions.md
+# ratio of the variance of spatial log factors to what the counts leave open: see docs/decisions.md
+MIXING = 1.44
 LARGEST_SHIFT = 12.0  # of log loadings, to match the observed totals
 FEATURES = 10_000  # whose covariances [P, K, K] are made at a time
 PLACES = 20_000  # where a field is predicted at a time: inducing points need arrays [n, T, M]
-EMPTY = 1e-12  # size of a factor of which nothing is left: signed models may be asked for more than the data hold
+# size of a factor of which nothing is left: signed models may be asked for more than the data hold
+EMPTY = 1e-12
 NEGLIGIBLE = 1e-6  # loadings below this share of their feature's total are set to zero
 
 
@@ -47,7 +54,7 @@ def memory(shapes: Shapes, field: FieldSize) -> tuple[float, float, float]:
 
 @torch.no_grad()
 def summarise(model: Factorization, dataset: Dataset, blocks: list[Block], log_factors: LogFactors) -> Posterior:
-    """Posterior moments of the factors, each scaled to mean one over spots, in order of their expected signal."""
+    """Posterior moments of the factors, scaled to mean one, in order of their expected signal."""
     T = model.n_spatial
     mean, std, smooth, scale, smooth_scale = _scaled(model, blocks, log_factors)
     margins = {name: _margins(blocks, name) for name in model.names}
@@ -55,7 +62,8 @@ def summarise(model: Factorization, dataset: Dataset, blocks: list[Block], log_f
     result = _Result(mean, loadings, _centred_multipliers(model, blocks, loadings))
     result.match_totals(model, blocks, margins)
     order = result.sort(T)
-    mean = result.mean  # each under its old name: where spots are many, copies [N, K] are what fills the memory
+    # each under its old name: where spots are many, copies [N, K] are what fills the memory
+    mean = result.mean
     std = std[:, order]
     smooth = smooth[:, order]
     spatial_order = order[:T]
@@ -82,9 +90,12 @@ def summarise(model: Factorization, dataset: Dataset, blocks: list[Block], log_f
 
 
 def _scaled(model: Factorization, blocks: list[Block], log_factors: LogFactors) -> tuple[Tensor, ...]:
-    """Means, standard deviations, and means by the field alone [N, K], each divided by a scale; the scales of the two means [K].
+    """Means, standard deviations, and means by the field alone [N, K], each divided by a scale.
 
-    Rows without any count have what the field alone says of them, and the mean of every nonspatial factor.
+    The scales of the two means [K].
+
+    Rows without any count have what the field alone says of them, and the mean of every nonspatial
+    factor.
     """
     T = model.n_spatial
     mixing = torch.ones(model.n_factors, device=log_factors.m.device)
@@ -106,7 +117,10 @@ def _scaled(model: Factorization, blocks: list[Block], log_factors: LogFactors) 
 
 
 def _moments(nonnegative: bool, m: Tensor, v: Tensor, mixing: Tensor | float = MIXING) -> tuple[Tensor, Tensor]:
-    """Mean of exp(h), ``h ~ N(m, v)``, and standard deviation with v times ``mixing`` (signed models: both of h alone)."""
+    """Mean of exp(h), ``h ~ N(m, v)``, and standard deviation with v times ``mixing``.
+
+    For signed models both are of h alone.
+    """
     if not nonnegative:
         return m, v.sqrt()
     mean = v.clamp_max(VARIANCE_CAP).mul_(0.5).add_(m.clamp(-12.0, 8.0)).exp_()
@@ -114,13 +128,16 @@ def _moments(nonnegative: bool, m: Tensor, v: Tensor, mixing: Tensor | float = M
 
 
 def _scales(nonnegative: bool, factors: Tensor) -> Tensor:
-    """What each factor is divided by: its mean, or its root mean square if it has a sign; 1 for what is zero but for rounding."""
+    """Scale by which each factor is divided: its mean, or its root mean square if it has a sign.
+
+    1 for what is zero but for rounding.
+    """
     size = factors.mean(0) if nonnegative else (factors**2).mean(0).sqrt()
     return torch.where(size < EMPTY, 1.0, size)
 
 
 class _Margins(NamedTuple):
-    """What has to be known of all counts of a modality at once."""
+    """Margins of all counts of a modality."""
 
     seen: Tensor  # [P] whether a feature has any
     total: float
@@ -139,7 +156,10 @@ def _margins(blocks: list[Block], name: str) -> _Margins:
 
 
 def _scaled_loadings(view: ViewModel, margins: _Margins, scale: Tensor) -> Tensor:
-    """Loadings [P, K+1] that go with the scaled factors; traces are zero, and so are features without a count."""
+    """Loadings [P, K+1] that go with the scaled factors.
+
+    Traces are zero, and so are features without a count.
+    """
     W = view.loadings.mean * torch.cat([scale, torch.ones(1, device=scale.device)])
     if not view.loadings.nonnegative:
         return W
@@ -149,7 +169,10 @@ def _scaled_loadings(view: ViewModel, margins: _Margins, scale: Tensor) -> Tenso
 
 
 def _centred_multipliers(model: Factorization, blocks: list[Block], loadings: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Batch multipliers [S, P] with mean one over spots, by size factor; their mean goes into the loadings."""
+    """Batch multipliers [S, P] with mean one over spots, by size factor.
+
+    Their mean goes into the loadings.
+    """
     centred = {}
     for name, view in model.items():
         if view.log_multipliers is not None:
@@ -188,7 +211,10 @@ class _Result:
                 self._match_total(view.likelihood, name, blocks, margins[name].total)
 
     def sort(self, T: int) -> Tensor:
-        """Spatial factors first, each group by expected signal (factors have mean one); the new order [K]."""
+        """Spatial factors first, each group by expected signal (factors have mean one).
+
+        The new order [K].
+        """
         mass = torch.stack([W[:, :-1].abs().sum(0) for W in self.loadings.values()]).sum(0)
         spatial = torch.argsort(mass[:T], descending=True, stable=True)
         order = torch.cat([spatial, T + torch.argsort(mass[T:], descending=True, stable=True)])
@@ -199,11 +225,12 @@ class _Result:
     def _match_total(
         self, likelihood: AbstractLikelihood, name: str, blocks: list[Block], observed: float, n_iterations: int = 30
     ) -> None:
-        """Newton steps in the log factor, halved where they would leave the bracket of the solution."""
+        """Newton steps in the log factor, halved where they leave the solution's bracket."""
         W, at, low, high = self.loadings[name], 0.0, -LARGEST_SHIFT, LARGEST_SHIFT
         for _ in range(n_iterations):
             total, slope = self._totals(likelihood, name, blocks)
-            saturated = total < observed and slope <= 1e-4 * total  # probabilities that cannot grow any more
+            # probabilities that cannot grow any more
+            saturated = total < observed and slope <= 1e-4 * total
             if abs(total - observed) <= 1e-4 * observed or saturated:
                 break
             low, high = (at, high) if total < observed else (low, at)
@@ -217,7 +244,7 @@ class _Result:
         return sum(float(total) for total, _ in parts), sum(float(slope) for _, slope in parts)
 
     def variance_explained(self, model: Factorization, dataset: Dataset, blocks: list[Block]) -> dict[str, np.ndarray]:
-        """Share [K] of each modality's null deviance that is lost when one factor is held at its mean.
+        """Share [K] of each modality's null deviance lost with one factor held at its mean.
 
         The likelihood that judges is the scorer of its own.
         """
@@ -230,14 +257,17 @@ class _Result:
         return explained
 
     def _lost(self, likelihood: AbstractLikelihood, name: str, block: Block) -> Tensor:
-        """What the log-likelihood of a block loses [K] with one factor replaced by its mean over spots."""
+        """Loss of a block's log-likelihood [K] with one factor replaced by its mean over spots."""
         A = self.augmented(block, name)
         level = torch.cat([self.mean.mean(0), torch.ones(1, device=A.device)])
         changes = block.size[name] * level - A
         return likelihood.lost(block.counts[name], A, self.loadings_of(name, block), changes)[:-1]
 
     def deviations(self, model: Factorization, blocks: list[Block]) -> tuple[dict[str, np.ndarray], ...]:
-        """Standard deviations of each feature's importance [P] and loadings [P, K], from the Laplace covariance of these."""
+        """Standard deviations of each feature's importance [P] and loadings [P, K].
+
+        They follow from the Laplace covariance of the loadings.
+        """
         is_spatial = np.arange(model.n_factors) < model.n_spatial
         importance, loadings = {}, {}
         for name, view in model.items():
@@ -253,7 +283,7 @@ class _Result:
         return importance, loadings
 
     def _loading_information(self, likelihood: AbstractLikelihood, name: str, block: Block) -> Tensor:
-        """Information [P, K, K] of a block on the loadings, through the multipliers of its batch."""
+        """Information [P, K, K] of a block on the loadings, through its batch multipliers."""
         A, W = self.augmented(block, name), self.loadings_of(name, block)
         information = likelihood.loading_information(block.counts[name], A, W)
         return (
@@ -262,7 +292,10 @@ class _Result:
 
 
 def _deviations(W: np.ndarray, covariance: np.ndarray, is_spatial: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Standard deviations [P] of the importance and [P, K] of loadings with covariances [P, K, K]; 0 without signal."""
+    """Standard deviations [P] of the importance and [P, K] of loadings with covariances [P, K, K].
+
+    0 without signal.
+    """
     importance = simplex.importance_std(W, covariance, is_spatial)
     loadings = np.sqrt(np.maximum(np.diagonal(covariance, axis1=1, axis2=2), 0.0)) * W.any(axis=1, keepdims=True)
     return importance.astype(np.float32), loadings.astype(np.float32)
@@ -284,7 +317,10 @@ def _amplitude(model: Factorization, log_factors: LogFactors, order: Tensor) -> 
 
 
 def _field_state(model: Factorization, log_factors: LogFactors, scale: Tensor, order: Tensor) -> dict[str, Any]:
-    """What prediction needs: the field, the order and scale of its factors, and the spread of spots around it."""
+    """State for prediction: the field, its factors' order and scale, and the spread of spots.
+
+    The spread is that of the spots around the field.
+    """
     T = model.n_spatial
     state: dict[str, Any] = {
         "nonnegative": model.nonnegative,
@@ -304,9 +340,12 @@ def _array(tensor: Tensor) -> np.ndarray:
 
 @torch.no_grad()
 def predict(state: Mapping[str, Any], coords: np.ndarray, library: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation [n, T] of the spatial factors at ``coords`` (half-width units), from a field's state.
+    """Mean and standard deviation [n, T] of the spatial factors, from a field's state.
 
-    The counterpart of what :func:`summarise` stores: the field alone, with the spread of single spots around it.
+    They are those at ``coords``, in half-width units.
+
+    The counterpart of what :func:`summarise` stores: the field alone, with the spread of single
+    spots around it.
     """
     field = restore_field(state["process"])
     rows = [slice(start, start + PLACES) for start in range(0, max(len(coords), 1), PLACES)]

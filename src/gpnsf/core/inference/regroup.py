@@ -1,4 +1,7 @@
-"""Which factors are spatial may change after a fit: the same factors in a model with other numbers of each kind."""
+"""Which factors are spatial may change after a fit.
+
+The same factors in a model with other numbers of each kind.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,8 @@ def regrouped(
     Parameters
     ----------
     old, new
-        A fitted model, and one of the same data that was built with another number of spatial factors.
+        A fitted model, and one of the same data that was built with another number of spatial
+        factors.
     blocks
         Row blocks of the new model.
     m

@@ -35,7 +35,8 @@ class Schedule:
 
     max_steps: int = 600  # cap on the steps of the kept start, all phases together
     learning_rate: float = 0.2
-    tol: float = 2e-4  # gain of the objective per nonzero count over ten steps below which the fit has converged
+    # gain of the objective per nonzero count over ten steps below which the fit has converged
+    tol: float = 2e-4
     pick_steps: int = 25
     warmup_steps: int = 5
     kernel_steps: int = 40  # steps after which the kernel parameters are frozen
@@ -54,7 +55,7 @@ class Schedule:
         return min(1.0, (step + 1) / self.warmup_steps)
 
     def phases(self, polish: int) -> list[Phase]:
-        """What follows the choice of a start, with this many steps of exact likelihoods at the end.
+        """Phases after the choice of a start, with this many steps of exact likelihoods at the end.
 
         Two rounds of moves, each with what it takes to converge anew.
         """

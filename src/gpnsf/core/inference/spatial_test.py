@@ -1,8 +1,9 @@
-"""Whether a factor is spatial: divide the counts, fit each half, and look for its order in the other half.
+"""Spatial test of a factor: divide the counts, fit each half, find its order in the other half.
 
-A field follows noise as readily as signal, so neither its amplitude, nor the bound, nor Moran's I of the fitted factors can
-tell. Counts that took no part in the fit can: with its loadings, factors are estimated spot by spot, without any field, in
-both halves. In noise alone, a spot of the one half knows nothing of its neighbours in the other.
+A field follows noise as readily as signal, so neither its amplitude, nor the bound, nor Moran's I
+of the fitted factors can tell. Held-out counts can: with its loadings, factors
+are estimated spot by spot, without any field, in both halves. In noise alone, a spot of the one
+half knows nothing of its neighbours in the other.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ __all__ = ["CLEAR_Z", "MIN_Z", "SpatialTest", "halves", "passed", "spatial_test"
 MIN_Z = 3.0  # above which a factor counts as spatial
 CLEAR_Z = 6.0  # above which a factor shows that the data are not too shallow to judge each alone
 SCATTER = 4.0  # of z over factors with the same order: three standard deviations
-CHANCE = 2.0  # standard deviations of the order that real differences between spots have by chance, taken off z
+# standard deviations of the order that real differences between spots have by chance, taken off z
+CHANCE = 2.0
 MAX_SPOTS = 5_000
 MAX_NONZEROS = 2_000_000
 SCHEDULE = Schedule(max_steps=60, pick_steps=15, moves=0)
@@ -49,7 +51,9 @@ class SpatialTest:
 
     @property
     def slots(self) -> int:
-        """How many spatial factors a fit should begin with: all that are not in use without spatial order.
+        """How many spatial factors a fit should begin with.
+
+        All that are not in use without spatial order.
 
         As many as the test itself began with where no factor has order.
         """
@@ -61,16 +65,25 @@ class SpatialTest:
         return len(self.z[0]) - round(np.mean(plain)) if found else self.n_spatial
 
     def matched(self, log_factors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Z and one-sided p [K] of the factors of another fit with log factors [N, K], by the factors most like each."""
+        """Z and one-sided p [K] of the factors of another fit, by the factors most like each.
+
+        Its log factors are [N, K].
+        """
         z = self._of_most_alike(self.z, log_factors)
         return z, norm.sf(z)
 
     def noise(self, log_factors: np.ndarray) -> np.ndarray:
-        """Factors [K] of another fit of which counts that took no part show nothing, neither in a spot nor beside it."""
+        """Factors [K] of another fit of which held-out counts show nothing.
+
+        Held-out counts show it neither in a spot nor beside it.
+        """
         return np.all([self._of_most_alike(z, log_factors) < MIN_Z for z in (self.z, self.repeated)], axis=0)
 
     def _of_most_alike(self, values: list[np.ndarray], log_factors: np.ndarray) -> np.ndarray:
-        """Z [K] of both halves together, each by its factor most like that of another fit with log factors [N, K]."""
+        """Z [K] of both halves together, by the factor most like each of another fit.
+
+        The log factors of that fit are [N, K].
+        """
         wanted = _standard(log_factors[self.rows])
         pairs = zip(self.factors, values, strict=True)
         return np.sum([z[(_standard(factors).T @ wanted).argmax(0)] for factors, z in pairs], axis=0) / np.sqrt(2)
@@ -79,9 +92,9 @@ class SpatialTest:
 def passed(z: np.ndarray) -> np.ndarray:
     """Which spatial factors [T] are spatial.
 
-    Each that shows it alone. In very shallow data, where none can show it clearly, they may show it together, at the level that T
-    single tests have; none counts for more than it takes to pass alone. Then one is given up only if it falls short of what the
-    better half of them shows.
+    Each that shows it alone. In very shallow data, where none can show it clearly, they may show it
+    together, at the level that T single tests have; none counts for more than it takes to pass
+    alone. Then one is given up only if it falls short of what the better half of them shows.
     """
     T, alone = len(z), z > MIN_Z
     if not T:
@@ -111,8 +124,9 @@ def spatial_test(
 ) -> SpatialTest:
     """Test all factors of a model that ``build(dataset, n_spatial)`` makes.
 
-    The fits begin at the named start, or at the widest smoothing, which half of shallow counts may need; without a name at the
-    one of three that is best in the first half. They are short, and take no more than ``max_steps``.
+    The fits begin at the named start, or at the widest smoothing, which half of shallow counts may
+    need; without a name at the one of three that is best in the first half. They are short, and
+    take no more than ``max_steps``.
     """
     rng = np.random.default_rng(seed)
     schedule = replace(SCHEDULE, max_steps=min(SCHEDULE.max_steps, max_steps))
@@ -150,7 +164,10 @@ def _sample(dataset: Dataset, rng: np.random.Generator) -> np.ndarray:
 
 
 def _subset(dataset: Dataset, rows: np.ndarray) -> Dataset:
-    """Some rows of a dataset, under the likelihoods of the test; slices and batches that are left out lose their codes."""
+    """Some rows of a dataset, under the likelihoods of the test.
+
+    Slices and batches that are left out lose their codes.
+    """
     part = dataset.subset(rows)
     views = tuple(_fast(view) for view in part.views)
     library = np.unique(part.library, return_inverse=True)[1]
@@ -181,7 +198,10 @@ def _project(model: Factorization, centre: Tensor, without_field: Factorization,
 
 @torch.no_grad()
 def _log_rest(model: Factorization, m: Tensor) -> np.ndarray:
-    """Logarithm [n] of what the expected signal of each spot has beside the spatial factors, background included."""
+    """Logarithm [n] of the expected signal of each spot beside the spatial factors.
+
+    The background is included.
+    """
     H = torch.cat([m.clamp(*MEAN_RANGE).exp(), torch.ones_like(m[:, :1])], 1)
     mass = torch.stack([view.loadings.mean.abs().sum(0) for _, view in model.items()]).sum(0)
     signal = H * mass
@@ -192,15 +212,19 @@ def _log_rest(model: Factorization, m: Tensor) -> np.ndarray:
 def _crossed_order(
     fitted: np.ndarray, kept: np.ndarray, dataset: Dataset, n_spatial: int, log_rest: np.ndarray
 ) -> np.ndarray:
-    """Z [K] of the bivariate Moran's I between scores [n, K] of the kept half and the neighbours' scores in the fitted one.
+    """Z [K] of the bivariate Moran's I between the two halves of the counts.
 
-    Mean and variance are those over all permutations of the kept scores within slices. Near and wide neighbourhoods weigh
-    alike: in shallow data only wide ones average enough noise away. Scores of the same spot correlate by rho where spots
-    really differ. Differences without order have some by chance, and the fit may have picked them for it: as much as
-    ``CHANCE`` rho is taken off.
+    Scores [n, K] of the kept half, and those of the neighbours in the fitted one.
 
-    Relative to totals, all nonspatial factors are less where the spatial ones are more: their logarithms follow that of what is
-    left, ``log_rest`` [n], which the neighbours tell. That much of their order, with a slope of 1 at most, is taken out.
+    Mean and variance are those over all permutations of the kept scores within slices. Near and
+    wide neighbourhoods weigh alike: in shallow data only wide ones average enough noise away.
+    Scores of the same spot correlate by rho where spots really differ. Differences without order
+    have some by chance, and the fit may have picked them for it: as much as ``CHANCE`` rho is taken
+    off.
+
+    Relative to totals, all nonspatial factors are less where the spatial ones are more: their
+    logarithms follow that of what is left, ``log_rest`` [n], which the neighbours tell. That much
+    of their order, with a slope of 1 at most, is taken out.
     """
     slices = _slices(dataset)
     fitted = _standard(centred_within(fitted, slices))
@@ -223,7 +247,7 @@ def _crossed_order(
 
 
 def _repeated(fitted: np.ndarray, kept: np.ndarray, dataset: Dataset) -> np.ndarray:
-    """Z [K] of the correlation between the scores [n, K] of the same spots in both halves, within slices."""
+    """Z [K] of correlations, within slices, of scores [n, K] of the same spots in both halves."""
     one, other = (_standard(centred_within(scores, _slices(dataset))) for scores in (fitted, kept))
     return (one * other).sum(0) * np.sqrt(len(one))
 

@@ -101,7 +101,10 @@ class Stepper:
         self._adam.counts.zero_()
 
     def resume(self, state: State) -> None:
-        """Go on from a state of an interrupted fit; what it does not hold follows from the counts."""
+        """Go on from a state of an interrupted fit.
+
+        What it does not hold follows from the counts.
+        """
         self.model.prepare(self.blocks)
         self.restore(state)
         self._began -= state.walk.seconds[-1]
@@ -119,7 +122,7 @@ class Stepper:
         self.bar.refresh()
 
     def captured(self) -> State:
-        """A copy of the state, complete with what the model, Adam and the random generators hold of it."""
+        """A copy of the state, with what the model, Adam and the random generators hold."""
         state = self.state.copy()
         state.walk.here = self.here()
         state.moments, state.counts = self._adam.moments.clone(), self._adam.counts.clone()
@@ -129,7 +132,10 @@ class Stepper:
         return state
 
     def step(self, phase: str, rate: float) -> None:
-        """One full-batch step; where it ends in numbers that are not finite, a repair and the step again."""
+        """One full-batch step.
+
+        Where it ends in numbers that are not finite, a repair and the step again.
+        """
         walk = self.state.walk
         while not walk.stuck:
             loss, trouble = self._gradient()
@@ -149,7 +155,7 @@ class Stepper:
 
     @torch.no_grad()
     def gather_rows(self) -> None:
-        """Take over from other processes what they have found out about the rows of their blocks."""
+        """Take over from other processes the results for the rows of their blocks."""
         for parameter in self._rows:
             parameter.copy_(distributed.gathered(parameter, self.blocks))
 
@@ -165,7 +171,7 @@ class Stepper:
         logger.warning(self.state.repairs[-1])
 
     def _gradient(self) -> tuple[float, str]:
-        """The negative bound, its gradient accumulated over the blocks, and what is wrong with it."""
+        """The negative bound, gradients accumulated over the blocks, and what is wrong with it."""
         for parameter in self._parameters:
             parameter.grad = None
         parts, sums, trouble = [], dict[int, Tensor](), "objective not finite"
@@ -173,7 +179,8 @@ class Stepper:
             for block in distributed.mine(self.blocks):
                 part = self._objective.differentiable_loss(self.model, self.model.guide, block)
                 (part / self.nnz).backward()
-                parts.append(part.detach().float().double())  # sums that no order of blocks rounds differently
+                # sums that no order of blocks rounds differently
+                parts.append(part.detach().float().double())
                 if len(self.blocks) > 1:
                     self._put_away(sums)
             loss = float(sum(parts))  # where a GPU works ahead, it is waited for once a step
@@ -190,7 +197,10 @@ class Stepper:
         return loss, ""
 
     def _put_away(self, sums: dict[int, Tensor]) -> None:
-        """Add the gradients of a block in double precision: whose block it was, and in which order they come, then leaves no trace."""
+        """Add the gradients of a block in double precision.
+
+        Whose block it was, and in which order they come, then leaves no trace.
+        """
         for index, parameter in enumerate(self._shared):
             if parameter.grad is not None:
                 gradient = parameter.grad.double()
@@ -249,7 +259,10 @@ class Stepper:
 
 
 class Adam:
-    """Adam with its memory in two tensors that can be put away; torch's own takes a second to import its compiler."""
+    """Adam with its memory in two tensors that can be put away.
+
+    Torch's own takes a second to import its compiler.
+    """
 
     def __init__(self, parameters: list[Parameter]) -> None:
         self.parameters = parameters

@@ -1,7 +1,8 @@
 """Where a large fit begins: at the end of a fit of some of its counts, carried over to all of them.
 
-Starts, and the steps that choose among them, look at all counts many times. What they have to find out, smooth fields and what
-goes with them, a sample of the rows shows as well, and so does the modality that tells most. The fit itself then sees everything.
+Starts, and the steps that choose among them, look at all counts many times. What they have to find
+out, smooth fields and what goes with them, a sample of the rows shows as well, and so does the
+leading modality. The fit itself then sees everything.
 """
 
 from __future__ import annotations
@@ -28,13 +29,16 @@ __all__ = ["MANY", "SubsetStart", "continued", "lone", "sample", "sample_size"]
 ROWS = 40_000  # of a sample
 NONZEROS = 20_000_000  # of a sample that has more than the fewest rows
 FEWEST = 5_000
-MANY = 10_000_000  # nonzeros from which the modality that tells most goes ahead, if the others are larger
+# nonzeros from which the leading modality is fitted first, if the others are larger
+MANY = 10_000_000
 STRATUM = 200  # rows of a slice, a batch, or a set of modalities that is small, if it has as many
 N_UPDATES = 10
 
 
 def sample(dataset: Dataset, seed: int) -> np.ndarray | None:
-    """Rows in rising order, drawn in proportion from slices, batches and sets of modalities; None where all are to be taken.
+    """Rows in rising order, drawn in proportion from slices, batches and sets of modalities.
+
+    None where all are to be taken.
 
     Models of real values begin at a singular value decomposition of everything.
     """
@@ -65,7 +69,10 @@ def _has_real_values(dataset: Dataset) -> bool:
 
 
 def lone(dataset: Dataset) -> str | None:
-    """The modality that goes ahead of the others; None where it would save little, lacks many rows, or real values are fitted."""
+    """The modality that goes ahead of the others.
+
+    None where it would save little, lacks many rows, or real values are fitted.
+    """
     if dataset.nnz < MANY or _has_real_values(dataset):
         return None
     few = dataset.subset(np.unique(np.linspace(0, dataset.n_obs - 1, 500, dtype=np.int64)))
@@ -87,12 +94,12 @@ class SubsetStart:
     options: dict[str, Any]  # of the fit
 
     def __str__(self) -> str:
-        """What a checkpoint knows of it."""
+        """Text by which a checkpoint knows it."""
         return f"{self.init}, {'all' if self.rows is None else len(self.rows)} rows, {self.ahead or 'all modalities'}"
 
     @property
     def left(self) -> Schedule:
-        """What is left to do after it: mostly loadings, which need no long approach."""
+        """Schedule of the steps after it: mostly loadings, which need no long approach."""
         schedule = self.options["schedule"]
         return replace(
             schedule, pick_steps=5, min_steps=30, tail_steps=schedule.tail_steps // 2, tol=5 * schedule.tol, moves=0
@@ -148,7 +155,10 @@ def _field(model: Factorization, block: Block) -> Tensor:
 
 
 def _carried(model: Factorization, block: Block) -> Tensor:
-    """Nonspatial factors by multiplicative updates, shrunken towards one as by a gamma prior of their variance."""
+    """Nonspatial factors by multiplicative updates, shrunken towards one.
+
+    The shrinkage is that of a gamma prior of their variance.
+    """
     fixed = _field(model, block).clamp(-12.0, 8.0).exp()
     if model.nonspatial is None:
         return fixed.log()

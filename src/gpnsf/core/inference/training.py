@@ -1,7 +1,8 @@
 """The optimisation: full-batch Adam on Pyro's evidence lower bound, accumulated over row blocks.
 
-The only place with side effects: it moves parameters, draws a progress bar, writes checkpoints, and leaves torch's random
-state as it was. A fit is a :class:`~gpnsf.core.inference.checkpoint.State` and what follows from it, so it can go on from any step.
+The only place with side effects: it moves parameters, draws a progress bar, writes checkpoints, and
+leaves torch's random state as it was. A fit is a :class:`~gpnsf.core.inference.checkpoint.State`
+and what follows from it, so it can go on from any step.
 """
 
 from __future__ import annotations
@@ -37,9 +38,11 @@ __all__ = ["elbo", "few_threads", "fit", "give_back", "memory_of_polish"]
 logger = logging.getLogger("gpnsf")
 
 ROUNDING = 1e-6  # relative error of the bound in single precision
-POLISH_ENTRIES, FEWEST_POLISH = 1_000_000_000, 5  # of the dense passes of all polish steps, and the steps at least
+# entries of the dense passes of all polish steps, and the steps at least
+POLISH_ENTRIES, FEWEST_POLISH = 1_000_000_000, 5
 TRIALS, TRIAL_STEPS = 3, 10  # parts of the trial of a move, and steps of each
-HOPE = 2.0  # a trial ends where what is missing is more than this many times the gain of its last part
+# a trial ends where what is missing is more than this many times the gain of its last part
+HOPE = 2.0
 SMALL = 1_000_000  # nonzeros below which threads wait for each other longer than they work
 
 
@@ -63,10 +66,10 @@ def fit(
 ) -> History:
     """Try the starts, keep the one with the best objective, and go through the phases that follow.
 
-    ``init`` is a kind of start, starts, or None: the model as it stands.
-    ``blocks`` are those of the dataset at this ``block_size``, where the caller goes on with them and what they have kept. Of the
-    interruption of a ``nested`` fit the outer one tells.
-    With a ``checkpoint`` that holds a state of this fit, go on from there. The file is left for the caller to remove.
+    ``init`` is a kind of start, starts, or None: the model as it stands. ``blocks`` are those of
+    the dataset at this ``block_size``, where the caller goes on with them and what they have kept.
+    Of the interruption of a ``nested`` fit the outer one tells. With a ``checkpoint`` that holds a
+    state of this fit, go on from there. The file is left for the caller to remove.
     """
     schedule = schedule or Schedule()
     n_spatial, n_factors = model.n_spatial, model.n_factors
@@ -126,7 +129,7 @@ def elbo(model: Factorization, blocks: list[Block]) -> float:
 
 
 def give_back() -> None:
-    """Return to the system what the allocator has kept of freed memory: glibc sits on some 200 MB after a million spots."""
+    """Return freed memory to the system: glibc keeps some 200 MB after a million spots."""
     with suppress(OSError, AttributeError):  # not glibc
         ctypes.CDLL(None).malloc_trim(0)
 
@@ -135,7 +138,8 @@ def give_back() -> None:
 def few_threads(dataset: Dataset) -> Iterator[None]:
     """One torch thread for small data.
 
-    On 600 spots a second thread saves a third of the time on an idle machine, and costs six times as much on a busy one.
+    On 600 spots a second thread saves a third of the time on an idle machine, and costs six times
+    as much on a busy one.
     """
     before = torch.get_num_threads()
     if dataset.nnz < SMALL:
@@ -228,7 +232,7 @@ class _Run:
         state.phase, state.step, state.moved = number, 0, state.moved and phase.name != MOVE
 
     def _configure(self, phase: Phase) -> None:
-        """Let a phase learn what it is to learn: beyond the first steps, kernels drift with what the model cannot say."""
+        """Let a phase learn its part: later, kernels drift with what the model cannot say."""
         for _, view in self.model.items():
             view.likelihood.in_surrogate = view.likelihood.surrogate is not None and not phase.exact
         if self.model.spatial is not None and not phase.learns_kernel:
@@ -257,7 +261,7 @@ class _Run:
         return self.schedule.max_steps - sum(phase.length for phase in self.phases[-2:])
 
     def _move(self, phase: Phase) -> None:
-        """Try moves and keep those that raise the objective, the most promising ones first; look again after each."""
+        """Try moves, most promising first; keep those that raise the objective; then again."""
         able = [isinstance(view.loadings, GammaLoadings) for _, view in self.model.items()]
         if not all(able) or self.model.n_samples is not None or not self.schedule.moves:
             return
@@ -278,7 +282,7 @@ class _Run:
         return next(found, None)
 
     def _try(self, move: moves.Move, phase: Phase) -> bool:
-        """Make a move, give it a few steps if it needs them, and undo it if the objective stays below."""
+        """Make a move, with a few steps if needed, and undo it if the objective stays below."""
         stepper, room = self.stepper, self._room()
         snapshot = stepper.captured()
         before = elbo(self.model, self.blocks)
@@ -343,7 +347,7 @@ class _Run:
         return self.schedule.ending(min(self.schedule.polish_steps, max(FEWEST_POLISH, POLISH_ENTRIES // entries)))
 
     def _settle(self, since: int) -> None:
-        """Go back to the best parameters where the objective that began at step ``since`` has ended below its start."""
+        """Go back to the best parameters if the objective ended below where it was at ``since``."""
         walk = self.stepper.state.walk
         if walk.stuck:
             return  # at the best parameters already
@@ -355,9 +359,10 @@ class _Run:
             self.stepper.note(f"the ELBO ended at {last:.6g}, below its start at {first:.6g}: went back to its best")
 
     def _has_converged(self) -> bool:
-        """Whether the bound per nonzero count has stopped rising from one window of steps to the next.
+        """Whether the bound per nonzero count no longer rises from one window of steps to the next.
 
-        Both windows are averaged, since Adam oscillates. A Monte Carlo bound cannot be known better than its standard error.
+        Both windows are averaged, since Adam oscillates. A Monte Carlo bound cannot be known better
+        than its standard error.
         """
         elbo = self.stepper.state.walk.elbo
         if len(elbo) < 2 * WINDOW:

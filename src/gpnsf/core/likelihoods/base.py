@@ -1,4 +1,4 @@
-"""What a likelihood has to offer: dense density, closed-form bound, local curvature.
+"""Contract of a likelihood: dense density, closed-form bound, local curvature.
 
 With factors ``A`` [n, K+1] (size factors and the constant background column multiplied in) and
 loadings ``W`` [P, K+1] the rate is ``r = A W^T``. Under q the factors have geometric mean
@@ -42,7 +42,10 @@ class RowBlock(Protocol):
 
 
 class AbstractLikelihood(nn.Module, ABC):
-    """Conditional distribution of one modality given its rates; it may have a parameter per feature."""
+    """Conditional distribution of one modality given its rates.
+
+    It may have a parameter per feature.
+    """
 
     family: ClassVar[Family]
     uncertain_loadings: ClassVar[bool] = False  # whether `bound` makes use of ``geometric``
@@ -83,8 +86,8 @@ class AbstractLikelihood(nn.Module, ABC):
             Means [P, K+1] of the loadings.
         geometric
             Geometric means ``exp E log W`` [P, K+1] of uncertain loadings: they take the place of W
-            in the logarithms. Ignored where ``uncertain_loadings`` is false: there, loadings are point
-            estimates.
+            in the logarithms. Ignored where ``uncertain_loadings`` is false: there, loadings are
+            point estimates.
         """
 
     def prepare(self, counts: Iterable[SparseCounts]) -> None:
@@ -106,7 +109,9 @@ class AbstractLikelihood(nn.Module, ABC):
 
     @abstractmethod
     def curvature(self, counts: SparseCounts, A: Tensor, W: Tensor, information: bool) -> tuple[Tensor, Tensor | None]:
-        """Gradient [n, K] of the log-likelihood in the factors; if asked for, information [n, K, K].
+        """Gradient [n, K] of the log-likelihood in the factors.
+
+        If asked for, information [n, K, K].
 
         ``A`` and ``W`` hold the background as their last column, which gets neither.
         """

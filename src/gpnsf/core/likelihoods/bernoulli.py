@@ -115,7 +115,8 @@ class ClippedBernoulli(AbstractLikelihood):
         for rows in row_blocks(counts.shape[0], counts.shape[1]):
             p = self._probability(moments.mean[rows] @ W.T)
             y = counts.dense_rows(rows)
-            observed = moments.mean[rows, -1:] > 0  # size factor 0 marks rows that were not observed
+            # size factor 0 marks rows that were not observed
+            observed = moments.mean[rows, -1:] > 0
             total = total + ((y * torch.log(p + TINY) + (1 - y) * torch.log1p(-p)) * observed).sum()
         return torch.as_tensor(total)
 

@@ -56,7 +56,7 @@ class Gaussian(AbstractLikelihood):
         return -0.5 * (squares - 2 * cross + quadratic) - normaliser
 
     def curvature(self, counts: SparseCounts, A: Tensor, W: Tensor, information: bool) -> tuple[Tensor, Tensor | None]:
-        """``sum_j (y - r) w / sd^2`` and ``sum_j w w^T / sd^2``, the same for every observed row."""
+        """``sum_j (y - r) w / sd^2`` and ``sum_j w w^T / sd^2``, alike for all observed rows."""
         weighted = W * torch.exp(-2 * self.log_sd)[:, None]
         gram = W.T @ weighted
         gradient = (counts.product(weighted) - A @ gram)[:, :-1]

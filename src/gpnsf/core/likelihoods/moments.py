@@ -17,7 +17,10 @@ MEAN_CAP = 9.0
 
 @dataclass(frozen=True)
 class Moments:
-    """First two moments of the factors under q [n, K+1], size factors included; the last column carries the background."""
+    """First two moments of the factors under q [n, K+1], size factors included.
+
+    The last column carries the background.
+    """
 
     geometric: Tensor  # size * exp(m); for signed factors size * m
     mean: Tensor  # size * E H
@@ -47,7 +50,10 @@ def _beside(values: Tensor, background: float) -> Tensor:
 
 
 class _LogNormal(torch.autograd.Function):
-    """Geometric and arithmetic mean, in as few passes as possible: where spots are many these outlast the counts."""
+    """Geometric and arithmetic mean, in as few passes as possible.
+
+    Where spots are many these outlast the counts.
+    """
 
     @staticmethod
     def forward(ctx: Any, m: Tensor, v: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:

@@ -58,7 +58,7 @@ class NegativeBinomial(AbstractLikelihood):
         return nonzero + gammas - counts.log_factorials - zeros
 
     def curvature(self, counts: SparseCounts, A: Tensor, W: Tensor, information: bool) -> tuple[Tensor, Tensor | None]:
-        """``sum_j (y/r - (y + theta)/(theta + r)) w``, and the information that the nonzeros carry."""
+        """``sum_j (y/r - (y + theta)/(theta + r)) w``, and the information of the nonzeros."""
         theta = self.log_theta.exp()
         augmented = torch.cat([A, torch.ones_like(A[:, :1])], 1), torch.cat([W, theta[:, None]], 1)
         gradient = counts.half(A, W, "log") - counts.half(*augmented, "log")[:, :-1]

@@ -39,7 +39,7 @@ class Poisson(AbstractLikelihood):
         return nonzero - (moments.mean.sum(0) * W.sum(0)).sum() - counts.log_factorials
 
     def curvature(self, counts: SparseCounts, A: Tensor, W: Tensor, information: bool) -> tuple[Tensor, Tensor | None]:
-        """``sum_j (df/dr - 1) w``, f being the term of the nonzeros, and the information that they carry."""
+        """``sum_j (df/dr - 1) w``, f the term of the nonzeros, and their information."""
         gradient = counts.half(A, W, self.link)[:, :-1] - W.sum(0)[:-1]
         return gradient, counts.information(A, W, self.nonzero_information) if information else None
 

@@ -67,8 +67,9 @@ def build(
 ) -> Factorization:
     """Assemble a model; the only place that looks at the name of a preset.
 
-    ``lengthscale`` (half-width units) is held fixed when it is given. ``n_samples`` switches to the Monte Carlo objective.
-    ``loadings`` is "gamma" (posteriors) or "point" (estimates without a prior).
+    ``lengthscale`` (half-width units) is held fixed when it is given. ``n_samples`` switches to the
+    Monte Carlo objective. ``loadings`` is "gamma" (posteriors) or "point" (estimates without a
+    prior).
     """
     chosen = PRESETS[preset]
     spatial = nonspatial = None
@@ -97,7 +98,7 @@ def build(
 def _build_loadings(
     likelihood: AbstractLikelihood, n_factors: int, preset: Preset, n_batches: int, *, point: bool
 ) -> AbstractLoadings:
-    """Gamma posteriors, or point estimates where they are asked for or the bound knows no others."""
+    """Gamma posteriors, or point estimates where asked for or where the bound knows no others."""
     sizes = likelihood.n_features, n_factors
     if point or not preset.nonnegative or not likelihood.uncertain_loadings:
         return PointLoadings(*sizes, background=preset.background, nonnegative=preset.nonnegative)
@@ -131,7 +132,10 @@ def field_size(
 
 
 def _inducing_points(dataset: Dataset, n_inducing: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """k-means centres of the coordinates of each slice, or all distinct coordinates if they are no more than asked for."""
+    """k-means centres of the coordinates of each slice.
+
+    All distinct coordinates are taken if they are no more than asked for.
+    """
     from sklearn.cluster import KMeans
 
     centres, libraries = [], []
@@ -146,7 +150,7 @@ def _inducing_points(dataset: Dataset, n_inducing: int, seed: int) -> tuple[np.n
 
 
 def restore_field(state: dict[str, Any]) -> AbstractField:
-    """Rebuild a field from :meth:`AbstractField.state`, which may come from a file, for prediction."""
+    """Rebuild a field from :meth:`AbstractField.state`, perhaps from a file, to predict."""
     field = FIELDS[stored.option(state, "kind", FIELDS)].from_state(state)
     field.load_shared(state)
     return field.requires_grad_(False)

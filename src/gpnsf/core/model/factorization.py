@@ -5,9 +5,9 @@
     r_ij = size_i (sum_k W_jk exp(h_ik) + b_j)                         (eq. 4)
     y_ij ~ NB(r_ij, theta_j), Bernoulli(1 - exp(-r_ij)), ..            (eq. 5 and 6)
 
-h has a Gaussian guide, loadings W >= 0 and backgrounds b >= 0 have a gamma prior and a gamma guide; all hyperparameters are
-point estimates. The signed models ``fa`` and ``rsf`` put h itself in the place of exp(h); their W and b are free, and point
-estimates.
+h has a Gaussian guide, loadings W >= 0 and backgrounds b >= 0 have a gamma prior and a gamma guide;
+all hyperparameters are point estimates. The signed models ``fa`` and ``rsf`` put h itself in the
+place of exp(h); their W and b are free, and point estimates.
 """
 
 from __future__ import annotations
@@ -91,7 +91,8 @@ class ViewModel(nn.Module):
 class Factorization(nn.Module):
     """The joint model: factor blocks and modalities, as a Pyro program with its guide.
 
-    ``pyro.infer.SVI(model, model.guide, optimizer, ClosedFormELBO())`` trains it, and so does any other objective of Pyro.
+    ``pyro.infer.SVI(model, model.guide, optimizer, ClosedFormELBO())`` trains it, and so does any
+    other objective of Pyro.
     """
 
     def __init__(
@@ -137,18 +138,21 @@ class Factorization(nn.Module):
         return zip(self.names, self.views, strict=True)  # type: ignore[arg-type]
 
     def forward(self, block: Block) -> dict[str, Tensor]:
-        """The generative program, its parameters in Pyro's store, where ``pyro.infer.SVI`` looks for them."""
+        """The generative program, with parameters in Pyro's store for ``pyro.infer.SVI``."""
         self.register()
         return self.model(block)
 
     def register(self) -> None:
-        """Make the parameters that are learnt known to Pyro, under a name that no other model has."""
+        """Make learnt parameters known to Pyro, under a name that no other model has."""
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
                 pyro.param(f"{self._store_name}.{name}", parameter)
 
     def model(self, block: Block) -> dict[str, Tensor]:
-        """Latent variables, then the counts of every modality: drawn, or scored where the block holds them (eq. 1 to 6)."""
+        """Latent variables, then the counts of every modality.
+
+        Drawn, or scored where the block holds them (eq. 1 to 6).
+        """
         h = torch.cat([self._scaled(part.model, part.is_local, block) for part in self.parts], 1)
         factors = h.exp() if self.nonnegative else h
         draws = {}
@@ -174,7 +178,10 @@ class Factorization(nn.Module):
             self._scaled(view.loadings.guide, False, block, *arguments)
 
     def _scaled(self, sample: Callable[..., Any], is_local: bool, block: Block, *arguments: Any) -> Any:
-        """Sites under eta, shared out over the blocks where the latent variables are common to all of them."""
+        """Sites under eta.
+
+        They are shared out over the blocks where latent variables are common to all.
+        """
         arguments = arguments or (block.rows, block.located)
         with poutine.scale(scale=self.kl_weight * (1.0 if is_local else block.share)):
             return sample(*arguments)
@@ -182,7 +189,10 @@ class Factorization(nn.Module):
     def expected_log_likelihood(
         self, name: str, block: Block, h: tuple[Tensor, Tensor], W: PosteriorLoadings
     ) -> Tensor:
-        """Closed-form bound on ``E_q log p(y | h, W)`` of a modality, or its mean over draws of the rows of h (eq. 29 to 31)."""
+        """Closed-form bound on ``E_q log p(y | h, W)`` of a modality (eq. 29 to 31).
+
+        With draws it is the mean over draws of the rows of h.
+        """
         view, counts, size = dict(self.items())[name], block.counts[name], block.size[name]
         mean = view.as_seen(W.mean, block.batch)
         geometric = None if W.geometric is None else view.as_seen(W.geometric, block.batch)
@@ -191,7 +201,8 @@ class Factorization(nn.Module):
         if self.n_samples is None:
             return view.likelihood.bound(counts, moments, mean, geometric)
         m, v = h
-        scale, certain = v.clamp_min(1e-12).sqrt(), torch.zeros_like(v)  # the slope of the root is infinite at 0
+        # the slope of the root is infinite at 0
+        scale, certain = v.clamp_min(1e-12).sqrt(), torch.zeros_like(v)
         draws = [self._moments(m + scale * torch.randn_like(m), certain, size) for _ in range(self.n_samples)]
         return torch.stack([view.likelihood.bound(counts, draw, mean, geometric) for draw in draws]).mean()
 
@@ -218,7 +229,10 @@ class Factorization(nn.Module):
         self.end_pass()
 
     def end_pass(self) -> None:
-        """All blocks were seen: the next pass takes the posteriors of the loadings from what this one has summed up."""
+        """All blocks were seen.
+
+        The next pass takes the posteriors of the loadings from what this one has summed up.
+        """
         for _, view in self.items():
             view.loadings.end_pass()
 
@@ -246,7 +260,8 @@ class Factorization(nn.Module):
         sums = {}
         for name, view in self.items():
             view.likelihood.prepare(block.counts[name] for block in distributed.mine(blocks))
-            parts = [block.counts[name].column_sums for block in distributed.mine(blocks)]  # of one block at a time
+            # column sums of one block at a time
+            parts = [block.counts[name].column_sums for block in distributed.mine(blocks)]
             sums[name] = torch.stack(parts).double().sum(0)
             distributed.add_up(sums[name])
         strength = {name: view.weight * float(sums[name].sum()) / len(sums[name]) ** 0.5 for name, view in self.items()}
@@ -255,7 +270,10 @@ class Factorization(nn.Module):
 
     @torch.no_grad()
     def _first_multipliers(self, name: str, view: ViewModel, factors: Tensor, blocks: list[Block]) -> Tensor:
-        """Log ratio of what each batch holds of a feature to what a start expects, shrunken as under a gamma prior."""
+        """Log ratio of each batch's counts of a feature to those that a start expects.
+
+        It is shrunken as under a gamma prior.
+        """
         W = view.loadings.mean
         observed = torch.zeros(blocks[-1].batch + 1, len(W), device=W.device)
         expected = torch.zeros_like(observed)
@@ -269,7 +287,10 @@ class Factorization(nn.Module):
         return logs - logs.mean(0)
 
     def blocks(self, dataset: Dataset, block_size: int | None = None, *, counts: bool = True) -> list[Block]:
-        """Row blocks of a dataset, whose counts are read when they are asked for; one block in memory is the special case."""
+        """Row blocks of a dataset, whose counts are read when they are asked for.
+
+        One block in memory is the special case.
+        """
         shelf, n = Shelf(dataset.memory) if counts else None, distributed.number()
         # where nobody asks for a size, several processes get as many rows each
         n_parts = (

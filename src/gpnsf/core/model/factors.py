@@ -35,7 +35,10 @@ class AbstractFactors(nn.Module, ABC):
 
     @abstractmethod
     def divergence(self, rows: slice) -> Tensor:
-        """``KL(q || p)`` of the latent variables (eq. 28): of these rows where they are local, else of all."""
+        """``KL(q || p)`` of the latent variables (eq. 28).
+
+        It is that of these rows where they are local, else of all.
+        """
 
 
 class FieldFactors(AbstractFactors):
@@ -43,7 +46,8 @@ class FieldFactors(AbstractFactors):
 
         h_ik = f_k(s_i) + e_ik,  e_ik ~ N(0, gamma_k)
 
-    The nugget gamma is zero in training, where it would steal the signal of the field; the local stage estimates it.
+    The nugget gamma is zero in training, where it would steal the signal of the field; the local
+    stage estimates it.
     """
 
     is_local = False
@@ -53,7 +57,8 @@ class FieldFactors(AbstractFactors):
         super().__init__()
         self.field, self.n_factors = field, field.n_factors
         self.register_buffer("nugget", torch.zeros(field.n_factors), persistent=False)
-        self.deviations: tuple[Tensor, Tensor] | None = None  # mean and variance [N, T], after the local stage
+        # mean and variance [N, T], after the local stage
+        self.deviations: tuple[Tensor, Tensor] | None = None
 
     def model(self, rows: slice, located: Located) -> Tensor:
         """``u ~ N(0, I)``, ``f | u`` from the field (eq. 9 and 12), ``e ~ N(0, gamma)``."""

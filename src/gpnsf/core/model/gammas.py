@@ -1,11 +1,16 @@
-"""Gamma posteriors of loadings: geometric means for the log term, and their divergence from the prior.
+"""Gamma posteriors of loadings.
 
-With the prior ``W_jk ~ Gamma(alpha_k, beta_jk)`` and ``q(W_jk) = Gamma(a_jk, b_jk)``, b given and ``a = b E W``:
+Geometric means for the log term, and their divergence from the prior.
 
-    W^G = exp(E log W) = exp(psi(a)) / b                                            (eq. L3)
-    KL  = (a - alpha) psi(a) - lnGamma(a) + lnGamma(alpha) + alpha ln(b / beta) + beta E W - a    (eq. L4)
+With the prior ``W_jk ~ Gamma(alpha_k, beta_jk)`` and ``q(W_jk) = Gamma(a_jk, b_jk)``, b given and
+``a = b E W``:
 
-``beta = alpha / (mu_k m_j)``: mu_k is what a feature has of the factor on average, m_j the level of the feature.
+    W^G = exp(E log W) = exp(psi(a)) / b                                              (eq. L3)
+    KL  = (a - alpha) psi(a) - lnGamma(a) + lnGamma(alpha) + alpha ln(b / beta) + beta E W - a
+                                                                                  (eq. L4)
+
+``beta = alpha / (mu_k m_j)``: mu_k is what a feature has of the factor on average, m_j the level of
+the feature.
 """
 
 from __future__ import annotations
@@ -27,7 +32,7 @@ LOG_ROOT = 0.5 * math.log(2 * math.pi)
 def gamma_posterior(
     log_mean: Tensor, alpha: Tensor, mu: Tensor, level: Tensor, exposure: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Geometric means [P, K] and the divergence, summed, of posteriors with means ``exp(log_mean)``.
+    """Geometric means [P, K] and summed divergence of posteriors with means ``exp(log_mean)``.
 
     Parameters
     ----------
@@ -82,7 +87,11 @@ class _Compiled(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """``dW^G / dlog E W = W^G a psi'(a)``, ``dKL / dlog E W = a [(a - alpha) psi'(a) - 1] + beta E W``."""
+        """Gradients in the logarithm of the mean.
+
+        ``dW^G / dlog E W = W^G a psi'(a)``,
+        ``dKL / dlog E W = a [(a - alpha) psi'(a) - 1] + beta E W``.
+        """
         by_geometric, by_divergence, by_alpha = ctx.saved_tensors
         own, weight = gradients[0] * by_geometric, gradients[1]
         slope = own.add_(by_divergence, alpha=float(weight))
@@ -102,9 +111,10 @@ def _pass(  # type: ignore[no-untyped-def]
     divergence,
     by_alpha,
 ):
-    """Fill the outputs; psi, psi' and lnGamma by their series at ``a + 2``, taken back by the recurrence.
+    """Fill the outputs: psi, psi', lnGamma by series at ``a + 2``, and the recurrence back.
 
-    ``log_rate`` [K] is ``log(alpha / mu)``. ``divergence`` [K] lacks lnGamma(alpha), ``by_alpha`` psi(alpha).
+    ``log_rate`` [K] is ``log(alpha / mu)``. ``divergence`` [K] lacks lnGamma(alpha), ``by_alpha``
+    psi(alpha).
     """
     one, half = np.float32(1.0), np.float32(0.5)
     c6, c12, c30 = np.float32(1 / 6), np.float32(1 / 12), np.float32(1 / 30)
@@ -132,7 +142,8 @@ def _pass(  # type: ignore[no-untyped-def]
             digamma = log_y - series - ratio
             trigamma = inverse * (one + inverse * (half + inverse * (c6 - square * c30)))
             trigamma += (product + product + one) * part * part
-            rest = constant - np.float32(1.5) * log_y - a * (series + ratio)  # a psi(a) - lnGamma(a) - a
+            # a psi(a) - lnGamma(a) - a
+            rest = constant - np.float32(1.5) * log_y - a * (series + ratio)
             rest += np.log(product) - inverse * (c12 - square * c360)
             log_ratio, of_prior = log_b - log_beta, mean * beta
             value = np.exp(digamma - log_b)

@@ -2,12 +2,13 @@
 
 The last of the K+1 columns is the background. Nonnegative loadings have gamma posteriors,
 
-    W_jk ~ Gamma(alpha_k, alpha_k / (mu_k m_j))         prior: few features of a factor are large    (eq. L1)
-    q(W_jk) = Gamma(a_jk, b_jk),  b_jk = alpha_k / (mu_k m_j) + (w / kappa) sum_i nu_i E H_ik         (eq. L2)
+    W_jk ~ Gamma(alpha_k, alpha_k / (mu_k m_j)): few features of a factor are large    (eq. L1)
+    q(W_jk) = Gamma(a_jk, b_jk),  b_jk = alpha_k / (mu_k m_j) + (w / kappa) sum_i nu_i E H_ik  (L2)
 
-with the level m_j of the feature, and alpha_k and mu_k estimated for each factor: a factor that the counts do not ask for
-loses its loadings altogether (automatic relevance determination). b is the rate that is optimal for Poisson counts; only
-``a = b E W`` is learnt, so that there is one parameter a loading.
+with the level m_j of the feature, and alpha_k and mu_k estimated for each factor: a factor that the
+counts do not ask for loses its loadings altogether (automatic relevance determination). b is the
+rate that is optimal for Poisson counts; only ``a = b E W`` is learnt, so that there is one
+parameter a loading.
 """
 
 from __future__ import annotations
@@ -30,12 +31,12 @@ __all__ = ["AbstractLoadings", "GammaLoadings", "PointLoadings", "PosteriorLoadi
 FIRST_SHAPE, SHAPES = 0.5, (0.05, 20.0)  # of the prior: where it begins, and its range
 FULL_COUNTS = 100.0  # mean counts of a feature above which its loadings are charged in full
 CHARGES = (0.25, 0.5)  # weight of the divergence of loadings: see docs/decisions.md
-LEAST_OF_LEAD = 0.1  # of the modality that tells most
+LEAST_OF_LEAD = 0.1  # charge of the leading modality at the least
 SWITCHED_OFF = 1e-6  # loadings of a factor that is not in use, relative to the mean of all
 
 
 class PosteriorLoadings(NamedTuple):
-    """What the bound needs of q(W)."""
+    """Parts of q(W) that the bound needs."""
 
     mean: Tensor  # E W [P, K+1]
     geometric: Tensor | None  # exp E log W [P, K+1]; None where loadings are point estimates
@@ -60,7 +61,10 @@ class AbstractLoadings(nn.Module, ABC):
 
     @abstractmethod
     def posterior(self, multipliers: Tensor | None, weight: float) -> PosteriorLoadings:
-        """``q(W)``, with the multipliers [S, P] of batches and the weight of the counts over that of the divergences."""
+        """``q(W)``, with the multipliers [S, P] of batches.
+
+        ``weight`` is that of the counts over that of the divergences.
+        """
 
     @abstractmethod
     def model(self, name: str) -> Tensor:
@@ -78,13 +82,16 @@ class AbstractLoadings(nn.Module, ABC):
 
     @torch.no_grad()
     def load(self, loadings: Tensor) -> None:
-        """Start at loadings [P, K+1]; logarithms are taken of values floored at a thousandth of the mean."""
+        """Start at loadings [P, K+1].
+
+        Logarithms are taken of values floored at a thousandth of the mean.
+        """
         if self.nonnegative:
             loadings = loadings.clamp_min(max(float(loadings.mean()) * 1e-3, 1e-12)).log()
         self.raw.copy_(loadings)
 
     def prepare(self, column_sums: Tensor, *, leads: bool) -> None:
-        """See the total counts [P], and whether the modality tells most, before a start is tried."""
+        """See total counts [P], and whether this modality leads, before a start is tried."""
 
     def clamp_(self) -> None:
         """Keep the parameters of the prior inside their range."""
@@ -106,7 +113,8 @@ class PointLoadings(AbstractLoadings):
     def __init__(self, n_features: int, n_factors: int, *, background: bool, nonnegative: bool) -> None:
         super().__init__(n_features, n_factors, background=background)
         self.nonnegative = nonnegative
-        own = torch.Generator().manual_seed(0)  # a model is built without touching the global random state
+        # a model is built without touching the global random state
+        own = torch.Generator().manual_seed(0)
         flat = torch.full(self.shape, -math.log(n_factors + 1))
         self.raw = nn.Parameter(flat if nonnegative else torch.randn(self.shape, generator=own))
 
@@ -141,7 +149,10 @@ class GammaLoadings(AbstractLoadings):
 
     @torch.no_grad()
     def prepare(self, column_sums: Tensor, *, leads: bool) -> None:
-        """Levels, and what the divergence weighs: less where a feature has few counts, least in the modality that leads."""
+        """Levels, and what the divergence weighs.
+
+        The charge is less where a feature has few counts, least in the leading modality.
+        """
         least, most = CHARGES
         self.level.copy_((column_sums + 1) / (column_sums + 1).mean())
         self.charge.copy_((column_sums.mean() / FULL_COUNTS).clamp(LEAST_OF_LEAD if leads else least, most))
@@ -199,7 +210,10 @@ class GammaLoadings(AbstractLoadings):
 
     @torch.no_grad()
     def clamp_(self) -> None:
-        """Shapes beyond their range would say that all features are alike, or all but one are absent."""
+        """Keep shapes inside their range.
+
+        Beyond it all features are alike, or all but one are absent.
+        """
         self.log_shape.clamp_(*map(math.log, SHAPES))
 
     def _prior(self) -> tuple[Tensor, Tensor]:
@@ -208,7 +222,10 @@ class GammaLoadings(AbstractLoadings):
         return self.log_shape.exp(), mu
 
     def _prior_rates(self) -> tuple[Tensor, Tensor]:
-        """Shapes alpha [K] and rates beta [P, K] of the loadings that are there; K + 1 with a background."""
+        """Shapes alpha [K] and rates beta [P, K] of the loadings that are there.
+
+        K + 1 with a background.
+        """
         alpha, mu = (values[: self.n_columns] for values in self._prior())
         return alpha, alpha / (mu * self.level[:, None])
 

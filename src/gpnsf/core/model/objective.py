@@ -14,30 +14,36 @@ __all__ = ["ClosedFormELBO"]
 
 
 class ClosedFormELBO(ELBO):
-    """Negative evidence lower bound of a :class:`~gpnsf.core.model.Factorization`, without draws (eq. 27).
+    """Negative bound of a :class:`~gpnsf.core.model.Factorization`, without draws (eq. 27).
 
-    What the counts say, minus what the posteriors of factors and loadings are charged for leaving their priors. Loadings of
-    features with few counts are charged less than their divergence (``loadings.charge``, in docs/decisions.md): where the
-    charge is below 1, and where modalities or divergences are weighted, the value is an objective and no longer a bound.
+    What the counts say, minus what the posteriors of factors and loadings are charged for leaving
+    their priors. Loadings of features with few counts are charged less than their divergence
+    (``loadings.charge``, in docs/decisions.md): where the charge is below 1, and where modalities
+    or divergences are weighted, the value is an objective and no longer a bound.
 
-    It takes the place of ``pyro.infer.Trace_ELBO`` in ``pyro.infer.SVI(model, model.guide, optimizer, loss=...)``.
+    It takes the place of ``pyro.infer.Trace_ELBO`` in
+    ``pyro.infer.SVI(model, model.guide, optimizer, loss=...)``.
     """
 
     def differentiable_loss(self, model: Factorization, guide: Any, block: Block) -> Tensor:
         """The share of a row block in the negative bound; those of all blocks add up to it."""
-        h = model.marginals(block)  # q(h): mean and variance [n, K]                      eq. 32 to 34
+        # q(h): mean and variance [n, K], eq. 32 to 34
+        h = model.marginals(block)
         fit = divergence = prior = torch.zeros((), device=h[0].device)
         for part in model.parts:
-            divergence = divergence + (1 if part.is_local else block.share) * part.divergence(block.rows)  # eq. 28
+            # eq. 28
+            divergence = divergence + (1 if part.is_local else block.share) * part.divergence(block.rows)
         for name, view in model.items():
-            W = view.loadings.posterior(view.multipliers, view.weight / model.kl_weight)  # q(W): eq. L2 to L4
-            fit = fit + view.weight * model.expected_log_likelihood(name, block, h, W)  # eq. 29 to 31
+            # q(W): eq. L2 to L4
+            W = view.loadings.posterior(view.multipliers, view.weight / model.kl_weight)
+            # eq. 29 to 31
+            fit = fit + view.weight * model.expected_log_likelihood(name, block, h, W)
             divergence = divergence + block.share * W.divergence
             prior = prior + block.share * view.log_prior()  # of point estimates
         return model.kl_weight * divergence - prior - fit
 
     def loss_and_grads(self, model: Factorization, guide: Any, block: Block) -> float:
-        """Value and gradients of a block that holds all rows, as ``pyro.infer.SVI.step`` wants them."""
+        """Value and gradients of a block of all rows, as ``pyro.infer.SVI.step`` wants them."""
         model.register()
         loss = self.differentiable_loss(model, guide, block)
         loss.backward()

@@ -1,1 +1,1 @@
-"""What is worked out from factors, loadings and counts once they are there, in numpy."""
+"""Scores worked out from factors, loadings and counts once they are there, in numpy."""

@@ -9,7 +9,8 @@ __all__ = ["correlation", "divergence", "lattice", "relative_error", "rmse", "ss
 
 WINDOW = 7  # cells along one side of a window of the structural similarity
 CONTRAST = (0.01**2, 0.03**2)  # its constants, for values in [0, 1]
-FILLED = 0.4  # share of the cells of a lattice that have a spot; every second one of a hexagonal section has
+# share of the cells of a lattice that have a spot; every second one of a hexagonal section has
+FILLED = 0.4
 
 
 def relative_error(estimate: np.ndarray, truth: np.ndarray) -> float:
@@ -37,7 +38,10 @@ def correlation(estimate: np.ndarray, truth: np.ndarray) -> float:
 
 
 def lattice(coords: np.ndarray) -> np.ndarray | None:
-    """Cell [N, 2] of each spot, if the spots lie on a lattice that is filled well enough; else None."""
+    """Cell [N, 2] of each spot, if the spots lie on a lattice that is filled well enough.
+
+    None if they do not.
+    """
     if coords.shape[1] != 2:
         return None
     cells = np.empty(coords.shape, dtype=np.int64)
@@ -55,7 +59,10 @@ def lattice(coords: np.ndarray) -> np.ndarray | None:
 
 
 def ssim(estimate: np.ndarray, truth: np.ndarray, cells: np.ndarray) -> float:
-    """Mean structural similarity of maps [N] of values in [0, 1], over windows around the spots in their cells [N, 2]."""
+    """Mean structural similarity of maps [N] of values in [0, 1].
+
+    It is taken over windows around the spots in their cells [N, 2].
+    """
     maps = np.zeros((3, *(cells.max(axis=0) + 1)))
     maps[:, cells[:, 0], cells[:, 1]] = np.ones(len(cells)), estimate, truth
     filled, one, other = maps

@@ -1,8 +1,11 @@
-"""Which features follow the spatial factors: a score against rows of the factors that were permuted.
+"""Which features follow the spatial factors.
 
-A feature's null model is its background and its nonspatial factors, fitted to it alone. Its residuals ``e`` [N, P] meet the
-spatial factors in ``z_jk = sum_i (H_ik - mean) e_ij``, in units of the standard deviation that ``z_jk`` has over all
-permutations of the rows of H; the largest of a feature's T values is its score. Permuted rows give the same scores again.
+A score against rows of the factors that were permuted.
+
+A feature's null model is its background and its nonspatial factors, fitted to it alone. Its
+residuals ``e`` [N, P] meet the spatial factors in ``z_jk = sum_i (H_ik - mean) e_ij``, in units of
+the standard deviation that ``z_jk`` has over all permutations of the rows of H; the largest of a
+feature's T values is its score. Permuted rows give the same scores again.
 """
 
 from __future__ import annotations
@@ -33,14 +36,16 @@ def permutation_p_values(
     n_permutations: int,
     seed: int,
 ) -> np.ndarray:
-    """P values [P] of features with counts [n, P], each with at least one, against "no spatial factor matters".
+    """P values [P] of features against "no spatial factor matters".
 
-    ``spatial`` [n, T] are the factors that are permuted, within the slices ``library`` [n]. ``null`` [n, K0] are size
-    factors times the nonspatial factors and the constant one.
+    Counts are [n, P], each feature with at least one.
 
-    A score is compared with the permuted scores of the features whose residuals are about as skewed, so that p values can be
-    smaller than one over the number of permutations: standardised scores of two features differ in their null distribution
-    by little else.
+    ``spatial`` [n, T] are the factors that are permuted, within the slices ``library`` [n].
+    ``null`` [n, K0] are size factors times the nonspatial factors and the constant one.
+
+    A score is compared with the permuted scores of the features whose residuals are about as
+    skewed, so that p values can be smaller than one over the number of permutations: standardised
+    scores of two features differ in their null distribution by little else.
     """
     slices = [np.flatnonzero(library == code) for code in np.unique(library)]
     patterns = centred_within(np.asarray(spatial, dtype=np.float32), slices)
@@ -72,10 +77,11 @@ def _permuted(
 
 
 def _residuals(Y: np.ndarray, A: np.ndarray, multipliers: np.ndarray, binary: bool) -> np.ndarray:
-    """What ``multipliers * A W^T`` leaves of the counts [n, p], with W close to the maximum of the likelihood.
+    """Counts [n, p] minus ``multipliers * A W^T``, with W close to the maximum of the likelihood.
 
-    Plain differences: divided by their standard deviation they would weigh most where the nonspatial factors are small, and
-    there these are known worst, with errors that lean on the spatial factors.
+    Plain differences: divided by their standard deviation they would weigh most where the
+    nonspatial factors are small, and there these are known worst, with errors that lean on the
+    spatial factors.
     """
     A = A.astype(np.float32)
     mass = multipliers.T @ A  # [p, K0]
@@ -88,7 +94,7 @@ def _residuals(Y: np.ndarray, A: np.ndarray, multipliers: np.ndarray, binary: bo
 
 
 def _pooled(scores: np.ndarray, skewness: np.ndarray) -> np.ndarray:
-    """P values of the first row of scores [1 + B, P] among the other rows of the features in its pool."""
+    """P values of the first row of scores [1 + B, P] among the other rows of the feature pool."""
     p_values = np.empty(scores.shape[1])
     for pool in np.array_split(np.argsort(skewness, kind="stable"), max(1, len(skewness) // POOL)):
         null = np.sort(scores[1:, pool], axis=None)

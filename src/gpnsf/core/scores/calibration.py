@@ -44,5 +44,8 @@ def log_moments(mean: np.ndarray, std: np.ndarray, cap: float) -> tuple[np.ndarr
 
 
 def log_errors(truth: np.ndarray, centre: np.ndarray) -> np.ndarray:
-    """Errors [N, K] of log factors in the scale of the slots: factors are known up to a scale, and have mean one."""
+    """Errors [N, K] of log factors in the scale of the slots.
+
+    Factors are known up to a scale, and have mean one.
+    """
     return centre - np.log(truth / truth.mean(axis=0))

@@ -14,7 +14,8 @@ from sklearn.neighbors import kneighbors_graph
 __all__ = ["LEAST_STABLE", "METHODS", "cluster", "stability", "stable_number", "subsample_size"]
 
 METHODS = ("kmeans", "gmm", "leiden")
-LEAST_STABLE = 0.95  # of the best agreement between subsamples: below, a number of clusters is not stable
+# share of the best agreement between subsamples: below, a number of clusters is not stable
+LEAST_STABLE = 0.95
 N_SUBSAMPLES, SUBSAMPLE = 8, 0.8
 RESOLUTIONS = 1e-3, 1e2  # between which a graph falls into one and into very many communities
 HALVINGS = 40  # of this interval, on the log scale
@@ -29,7 +30,10 @@ def cluster(
     n_neighbors: int = 15,
     seed: int = 0,
 ) -> np.ndarray:
-    """Label [N] of each point [N, D], 0 for the largest cluster; communities of a graph may miss the number by a few."""
+    """Label [N] of each point [N, D], 0 for the largest cluster.
+
+    Communities of a graph may miss the number by a few.
+    """
     if method == "leiden":
         labels = _leiden(points, n_clusters, n_neighbors=n_neighbors, seed=seed)
     elif method == "gmm":
@@ -40,7 +44,9 @@ def cluster(
 
 
 def stability(points: np.ndarray, numbers: Iterable[int], *, method: str = "kmeans", seed: int = 0) -> np.ndarray:
-    """Mean adjusted Rand index of the labels of all points, for each number of clusters, over pairs of subsamples.
+    """Mean adjusted Rand index of labels over pairs of subsamples, by number of clusters.
+
+    The labels are those of all points.
 
     Each subsample is clustered, and all points get the label of the cluster they would belong to.
     """
@@ -78,7 +84,10 @@ def _mixture(n_clusters: int, n_init: int, seed: int) -> GaussianMixture:
 
 
 def _leiden(points: np.ndarray, n_clusters: int, *, n_neighbors: int, seed: int) -> np.ndarray:
-    """Communities of the graph of nearest neighbours, at the resolution that gives the number asked for or comes closest."""
+    """Communities of the graph of nearest neighbours, in the number asked for.
+
+    The resolution is the one that gives that number or comes closest.
+    """
     import igraph
 
     near = kneighbors_graph(points, min(n_neighbors, len(points) - 1))
@@ -100,7 +109,10 @@ def _leiden(points: np.ndarray, n_clusters: int, *, n_neighbors: int, seed: int)
 
 
 def _communities(graph: object, resolution: float, seed: int) -> np.ndarray:
-    """Labels [N]; igraph draws from one generator for the whole process, which is Python's own otherwise."""
+    """Labels [N], with a generator for igraph, which draws from Python's own otherwise.
+
+    It is one for the whole process.
+    """
     import igraph
 
     igraph.set_random_number_generator(random.Random(seed))

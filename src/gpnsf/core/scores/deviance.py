@@ -10,10 +10,11 @@ __all__ = ["feature_deviance", "largest"]
 
 
 def feature_deviance(counts: sp.csr_matrix, kind: str) -> np.ndarray:
-    """Deviance [P], "poisson" or "binomial", from shares of the row totals that are constant over the rows.
+    """Deviance [P], "poisson" or "binomial", from constant shares of the row totals.
 
-    With totals n_i and shares p_j the Poisson deviance is ``2 sum y log(y / (n p))``, since fitted and observed totals
-    agree. The binomial one adds ``2 sum (n - y) log((n - y) / (n (1 - p)))``, of which the zeros need column sums only.
+    With totals n_i and shares p_j the Poisson deviance is ``2 sum y log(y / (n p))``, since fitted
+    and observed totals agree. The binomial one adds ``2 sum (n - y) log((n - y) / (n (1 - p)))``,
+    of which the zeros need column sums only.
     """
     y, feature, n_features = counts.data.astype(np.float64), counts.indices, counts.shape[1]
     total = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
@@ -28,7 +29,7 @@ def feature_deviance(counts: sp.csr_matrix, kind: str) -> np.ndarray:
 
 
 def largest(values: np.ndarray, n_top: int) -> np.ndarray:
-    """Whether a value [P] is among the n largest and positive; ties go to the earlier one."""
+    """Mask [P] of the n largest values that are positive; ties go to the earlier one."""
     flags = np.zeros(len(values), dtype=bool)
     flags[np.argsort(-values, kind="stable")[:n_top]] = True
     return flags & (values > 0)

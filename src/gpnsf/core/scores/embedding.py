@@ -1,4 +1,7 @@
-"""Principal coordinates of what observations express: distances between them mean what distances between mixtures mean."""
+"""Principal coordinates of what observations express.
+
+Distances between them mean what distances between mixtures mean.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +21,18 @@ BLOCK_BYTES = 50_000_000  # of an array [rows, groups]
 
 
 def factors_used(is_spatial: np.ndarray) -> np.ndarray:
-    """Positions of the factors that span the embedding: the spatial ones, or all where fewer than two are spatial."""
+    """Positions of the factors that span the embedding.
+
+    The spatial ones, or all where fewer than two are spatial.
+    """
     return np.flatnonzero(is_spatial) if is_spatial.sum() > 1 else np.arange(len(is_spatial))
 
 
 def coordinates(factors: np.ndarray, loadings: Mapping[str, np.ndarray]) -> np.ndarray:
-    """The embedding [N, at most 15] of factors [N, K] and loadings: by composition, or by signal where any has a sign."""
+    """The embedding [N, at most 15] of factors [N, K] and loadings.
+
+    It is by composition, or by signal where any of them has a sign.
+    """
     signed = factors.min() < 0 or any((W < 0).any() for W in loadings.values())
     return signal(factors, loadings) if signed else composition(factors, loadings)
 
@@ -31,15 +40,17 @@ def coordinates(factors: np.ndarray, loadings: Mapping[str, np.ndarray]) -> np.n
 def composition(
     factors: np.ndarray, loadings: Mapping[str, np.ndarray], *, block_bytes: int = BLOCK_BYTES, seed: int = 0
 ) -> np.ndarray:
-    r"""Coordinates [N, d] whose distances are those of Hellinger between expected compositions, d = min(15, K).
+    r"""Coordinates [N, d] at Hellinger distances of expected compositions, d = min(15, K).
 
-    With ``E = H W^T`` and ``p_ij = E_ij / sum_j E_ij`` in each modality, the squared distance of i and l is
-    ``1/2 sum_j (sqrt(p_ij) - sqrt(p_lj))^2``, added over modalities. The arrays ``sqrt(p)`` [N, P] are never made:
+    With ``E = H W^T`` and ``p_ij = E_ij / sum_j E_ij`` in each modality, the squared distance of i
+    and l is ``1/2 sum_j (sqrt(p_ij) - sqrt(p_lj))^2``, added over modalities. The arrays
+    ``sqrt(p)`` [N, P] are never made:
 
-    - Features with proportional loadings can be added up, for then ``sum_j sqrt(p_ij p_lj)`` stays what it is. So features
-      are merged to at most 256 groups with like profiles ``W_jk / sum_k W_jk``, which can only make distances smaller.
-    - Axes are sought in a sample of 2,000 rows, some more than wanted; all rows are projected on them, block after block,
-      and turned to the principal axes of the projections.
+    - Features with proportional loadings can be added up, for then ``sum_j sqrt(p_ij p_lj)`` stays
+      what it is. So features are merged to at most 256 groups with like profiles
+      ``W_jk / sum_k W_jk``, which can only make distances smaller.
+    - Axes are sought in a sample of 2,000 rows, some more than wanted; all rows are projected on
+      them, block after block, and turned to the principal axes of the projections.
     """
     profiles = [_merged(W.astype(np.float64)) for W in loadings.values()]
     N, K = factors.shape
@@ -54,8 +65,12 @@ def composition(
 
 
 def signal(factors: np.ndarray, loadings: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Principal components [N, d] of signed factors in units of their signal, ``h_ik sqrt(sum_j W_jk^2)``."""
-    power = np.sum([np.square(W, dtype=np.float64).sum(axis=0) for W in loadings.values()], axis=0)  # [K]
+    """Principal components [N, d] of signed factors in units of signal.
+
+    The signal is ``h_ik sqrt(sum_j W_jk^2)``.
+    """
+    # [K]
+    power = np.sum([np.square(W, dtype=np.float64).sum(axis=0) for W in loadings.values()], axis=0)
     return _principal(factors.astype(np.float64) * np.sqrt(power), min(N_DIMS, factors.shape[1]))
 
 
@@ -70,7 +85,10 @@ def _roots(factors: np.ndarray, profiles: list[np.ndarray]) -> np.ndarray:
 
 
 def _principal(points: np.ndarray, n_dims: int) -> np.ndarray:
-    """Points [N, D], centred in place, on their first principal axes [N, n_dims]; axes that are not there are zero."""
+    """Points [N, D], centred in place, on their first principal axes [N, n_dims].
+
+    Axes that are not there are zero.
+    """
     points -= points.mean(axis=0)
     axes = _axes(points.T @ points, n_dims)
     found = np.zeros((len(points), n_dims), dtype=np.float32)
@@ -79,7 +97,7 @@ def _principal(points: np.ndarray, n_dims: int) -> np.ndarray:
 
 
 def _axes(scatter: np.ndarray, n_axes: int) -> np.ndarray:
-    """Leading eigenvectors [D, at most n_axes], largest first, each with its largest entry positive."""
+    """Leading eigenvectors [D, at most n_axes], largest first, largest entry positive."""
     D = len(scatter)
     axes = eigh(scatter, subset_by_index=(max(D - n_axes, 0), D - 1))[1][:, ::-1]
     return axes * np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(axes.shape[1])])
@@ -92,10 +110,13 @@ def _blocks(n_rows: int, row_bytes: int, block_bytes: int) -> Iterator[slice]:
 
 
 def _merged(W: np.ndarray) -> np.ndarray:
-    """Loadings [at most 256, K] of groups of features; the group that is widest for its signal is cut until there are so many.
+    """Loadings [at most 256, K] of groups of features.
 
-    A feature counts as much as its loadings ``c_j`` sum to, and lies at the roots of its profile: the scatter of a group,
-    ``sum_j c_j |r_j - mean|^2``, bounds what merging takes from a distance. Cuts are across the principal axis at the mean.
+    The group that is widest for its signal is cut until there are so many.
+
+    A feature counts as much as its loadings ``c_j`` sum to, and lies at the roots of its profile:
+    the scatter of a group, ``sum_j c_j |r_j - mean|^2``, bounds what merging takes from a distance.
+    Cuts are across the principal axis at the mean.
     """
     W = W[W.any(axis=1)]
     if len(W) <= GROUPS:

@@ -9,10 +9,12 @@ __all__ = ["over_representation", "signed_gain"]
 
 
 def signed_gain(loadings: np.ndarray) -> np.ndarray:
-    r"""How far each loading [P, K] lies from that of a feature like any other, :math:`e_{jk} = w_{j.} w_{.k} / w_{..}`.
+    r"""How far each loading [P, K] lies from that of a feature like any other.
 
-    Signed root of the Poisson deviance, :math:`\pm \sqrt{2 (w \log(w / e) - w + e)}`: specific and abundant features lie at
-    the ends, housekeeping genes and noise around zero.
+    That loading is :math:`e_{jk} = w_{j.} w_{.k} / w_{..}`.
+
+    Signed root of the Poisson deviance, :math:`\pm \sqrt{2 (w \log(w / e) - w + e)}`: specific and
+    abundant features lie at the ends, housekeeping genes and noise around zero.
     """
     W = np.abs(loadings).astype(np.float64)
     expected = W.sum(axis=1, keepdims=True) * (W.sum(axis=0) / max(W.sum(), np.finfo(float).tiny))
@@ -22,10 +24,12 @@ def signed_gain(loadings: np.ndarray) -> np.ndarray:
 
 
 def over_representation(member: np.ndarray, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Log odds ratios and one-sided hypergeometric p values [sets, K] of the chosen features [P, K] in sets [P, sets].
+    """Log odds ratios and one-sided hypergeometric p values [sets, K].
 
-    Half a feature is added to each cell of the table of the odds ratio, so that it stays finite; a set of all features or
-    none gets 0.
+    They are those of the chosen features [P, K] in sets [P, sets].
+
+    Half a feature is added to each cell of the table of the odds ratio, so that it stays finite; a
+    set of all features or none gets 0.
     """
     both = member.T.astype(np.float64) @ chosen  # [sets, K]
     size, number, total = member.sum(axis=0)[:, None], chosen.sum(axis=0), len(member)

@@ -1,7 +1,10 @@
-"""Links between two sets of features: how alike their loadings are, how often chance makes them so, and how well that ranks.
+"""Links between two sets of features.
 
-A feature's profile is ``s_jk = w_jk / sum_l |w_jl|``, the share of factor k in its expected signal, minus the share of the factor
-in the signal of its whole modality; where loadings have a sign, ``w_j`` itself. The score of a pair is the cosine of two profiles.
+How alike their loadings are, how often chance makes them so, and how well that ranks.
+
+A feature's profile is ``s_jk = w_jk / sum_l |w_jl|``, the share of factor k in its expected signal,
+minus the share of the factor in the signal of its whole modality; where loadings have a sign,
+``w_j`` itself. The score of a pair is the cosine of two profiles.
 """
 
 from __future__ import annotations
@@ -16,7 +19,10 @@ TINY = 1e-9  # rounding of a cosine
 
 
 def profiles(loadings: np.ndarray, *, signed: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Profiles [P, K] of unit length, and their length [P] before; 0 for features without signal or like all others."""
+    """Profiles [P, K] of unit length, and their length [P] before.
+
+    0 for features without signal or like all others.
+    """
     W = loadings.astype(np.float64)
     profile = W if signed else _centred_shares(W)
     length = np.linalg.norm(profile, axis=1)
@@ -30,13 +36,17 @@ def pair_scores(first: np.ndarray, second: np.ndarray, i: np.ndarray, j: np.ndar
 
 
 def strata(bins: np.ndarray, *matched: np.ndarray) -> np.ndarray:
-    """Code [n] of each pair's stratum: its bin, cut along each property [n] in turn into up to ``CUTS`` equal parts."""
+    """Code [n] of each pair's stratum.
+
+    Its bin, cut along each property [n] in turn into up to ``CUTS`` equal parts.
+    """
     codes = np.unique(bins, return_inverse=True)[1]
     for values in matched:
         order = np.lexsort((values, codes))
         sizes = np.bincount(codes)
         cuts = np.clip(sizes // STRATUM, 1, CUTS)
-        place = np.arange(len(order)) - np.repeat(sizes.cumsum() - sizes, sizes)  # within the stratum
+        # within the stratum
+        place = np.arange(len(order)) - np.repeat(sizes.cumsum() - sizes, sizes)
         part = place * np.repeat(cuts, sizes) // np.repeat(np.maximum(sizes, 1), sizes)
         codes[order] = np.unique(codes[order] * CUTS + part, return_inverse=True)[1]
     return codes
@@ -52,10 +62,13 @@ def pair_p_values(
     n_permutations: int,
     seed: int,
 ) -> np.ndarray:
-    """One-sided p values [n] of the pairs: how often a score as high is reached where the ``j`` of a stratum change places.
+    """One-sided p values [n] of the pairs.
 
-    Each ``i`` meets the ``j`` of ``n_permutations`` pairs of its stratum, or of all of them if there are fewer, its own among
-    them. All these scores together are the null of the stratum, so that p values can be smaller than one over their number.
+    How often a score as high is reached where the ``j`` of a stratum change places.
+
+    Each ``i`` meets the ``j`` of ``n_permutations`` pairs of its stratum, or of all of them if
+    there are fewer, its own among them. All these scores together are the null of the stratum, so
+    that p values can be smaller than one over their number.
     """
     rng = np.random.default_rng(seed)
     score, p_values = pair_scores(first, second, i, j), np.empty(len(i))
@@ -71,10 +84,13 @@ def pair_p_values(
 def matched_ranking(
     score: np.ndarray, truth: np.ndarray, bins: np.ndarray, weight: np.ndarray
 ) -> tuple[float, float, float]:
-    """AUROC, average precision and base rate within bins [n], averaged over them; NaN where no bin has both kinds of pairs.
+    """AUROC, average precision and base rate within bins [n], averaged over them.
 
-    Pairs count ``weight`` [n] times. AUROC is averaged by the number of comparisons, so that it is the share of pairs of a
-    link and another pair of the same bin that are in order; average precision and base rate are averaged by links.
+    NaN where no bin has both kinds of pairs.
+
+    Pairs count ``weight`` [n] times. AUROC is averaged by the number of comparisons, so that it is
+    the share of pairs of a link and another pair of the same bin that are in order; average
+    precision and base rate are averaged by links.
     """
     parts = [_ranking(score[rows], truth[rows], weight[rows]) for rows in (bins == code for code in np.unique(bins))]
     links, others, area, precision = np.array(parts).T
@@ -88,7 +104,10 @@ def matched_ranking(
 
 
 def _ranking(score: np.ndarray, truth: np.ndarray, weight: np.ndarray) -> tuple[float, float, float, float]:
-    """Weight of links and of other pairs, AUROC and average precision of one bin; ties count half, or stand at one rank."""
+    """Weight of links and of other pairs, AUROC and average precision of one bin.
+
+    Ties count half, or stand at one rank.
+    """
     group = np.unique(-score, return_inverse=True)[1]  # best first
     links, others = (np.bincount(group, weight * kind) for kind in (truth, ~truth))
     found, wrong = links.cumsum(), others.cumsum()
@@ -99,7 +118,10 @@ def _ranking(score: np.ndarray, truth: np.ndarray, weight: np.ndarray) -> tuple[
 
 
 def _centred_shares(W: np.ndarray) -> np.ndarray:
-    """Shares of the factors in each feature [P, K], minus those in all of them; 0 for features without signal."""
+    """Shares of the factors in each feature [P, K], minus those in all of them.
+
+    0 for features without signal.
+    """
     total = np.abs(W).sum(axis=1, keepdims=True)  # [P, 1]
     share = np.divide(W, total, out=np.zeros_like(W), where=total > 0)
     return np.where(total > 0, share - W.sum(axis=0) / max(total.sum(), np.finfo(float).tiny), 0.0)

@@ -1,8 +1,8 @@
 """Figures of merit: deviances, spatial autocorrelation, recovery of a known truth.
 
-Rates are products ``r_ij = sum_k A_ik W_jk``: ``A`` holds the factors with the constant column, multiplied by the size
-factors, ``W`` the loadings with the background. A deviance is twice the log likelihood that the saturated model has more;
-zero counts are part of it.
+Rates are products ``r_ij = sum_k A_ik W_jk``: ``A`` holds the factors with the constant column,
+multiplied by the size factors, ``W`` the loadings with the background. A deviance is twice the log
+likelihood that the saturated model has more; zero counts are part of it.
 """
 
 from __future__ import annotations
@@ -37,8 +37,9 @@ def deviance(
 ) -> tuple[float, int]:
     """Total deviance under the named likelihood, and the number of entries that it sums over.
 
-    ``dispersion`` is theta of "nb" or the noise standard deviation of "gaussian". ``rows`` [N] bool selects observations.
-    The result is infinite where a positive count meets a rate of exactly zero.
+    ``dispersion`` is theta of "nb" or the noise standard deviation of "gaussian". ``rows`` [N] bool
+    selects observations. The result is infinite where a positive count meets a rate of exactly
+    zero.
     """
     known = sorted(name for name, family in FAMILIES.items() if family.has_deviance)
     if likelihood not in known:
@@ -53,7 +54,10 @@ def deviance(
 
 
 def morans_i(values: np.ndarray, weights: sp.csr_matrix) -> np.ndarray:
-    """Moran's I [C] of each column of ``values`` [N, C] for neighbour weights [N, N]; 0 for a constant column."""
+    """Moran's I [C] of each column of ``values`` [N, C] for neighbour weights [N, N].
+
+    0 for a constant column.
+    """
     centred = np.asarray(values, dtype=np.float64)
     centred = centred - centred.mean(axis=0)
     variance = np.square(centred).mean(axis=0)
@@ -71,7 +75,10 @@ def centred_within(values: np.ndarray, slices: list[np.ndarray]) -> np.ndarray:
 
 
 def permutation_variance(one: np.ndarray, other: np.ndarray, slices: list[np.ndarray]) -> np.ndarray:
-    """Variance [T, P] of ``one^T other`` over all permutations of rows within slices, where both [n, T], [n, P] are centred."""
+    """Variance [T, P] of ``one^T other`` over permutations of rows within slices.
+
+    Both [n, T], [n, P] are centred; all permutations count.
+    """
     total = np.zeros((one.shape[1], other.shape[1]))
     for rows in slices:
         squares = np.square(one[rows]).sum(axis=0)[:, None] * np.square(other[rows]).sum(axis=0)
@@ -80,12 +87,16 @@ def permutation_variance(one: np.ndarray, other: np.ndarray, slices: list[np.nda
 
 
 def knn_weights(coords: np.ndarray, n_neighbors: int = 6) -> sp.csr_matrix:
-    """Row-normalised weights [N, N] of the nearest neighbours, a spot itself excluded even among coinciding spots."""
+    """Row-normalised weights [N, N] of the nearest neighbours.
+
+    A spot itself is excluded even among coinciding spots.
+    """
     n_obs = len(coords)
     n_neighbors = min(n_neighbors, n_obs - 1)
     found = cKDTree(coords).query(coords, range(1, n_neighbors + 2))[1]
     own = found == np.arange(n_obs)[:, None]
-    own[~own.any(axis=1), -1] = True  # more coinciding spots than neighbours: the spot itself was not among the found
+    # more coinciding spots than neighbours: the spot itself was not among the found
+    own[~own.any(axis=1), -1] = True
     data = np.full(n_obs * n_neighbors, 1 / max(n_neighbors, 1))
     indptr = np.arange(n_obs + 1) * n_neighbors
     weights = sp.csr_matrix((data, found[~own], indptr), shape=(n_obs, n_obs))
@@ -94,10 +105,12 @@ def knn_weights(coords: np.ndarray, n_neighbors: int = 6) -> sp.csr_matrix:
 
 
 def match_factors(truth: np.ndarray, estimate: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Pair columns of ``truth`` [N, K] with columns of ``estimate`` [N, L] so that the summed correlation is largest.
+    """Pair columns of ``truth`` [N, K] with columns of ``estimate`` [N, L].
 
-    Returns the column of the estimate for each column of the truth, and their correlations. With L < K the columns left
-    over get -1 and correlation 0.
+    The summed correlation is then largest.
+
+    Returns the column of the estimate for each column of the truth, and their correlations. With L
+    < K the columns left over get -1 and correlation 0.
     """
     correlation = _standardised(truth).T @ _standardised(estimate)  # [K, L]
     first, second = linear_sum_assignment(-correlation)
@@ -115,7 +128,10 @@ def _standardised(values: np.ndarray) -> np.ndarray:
 
 
 def coverage(truth: np.ndarray, mean: np.ndarray, sd: np.ndarray, level: float = 0.9) -> float:
-    """Share of true values inside the central normal intervals of the given level; on the log scale for factors."""
+    """Share of true values inside the central normal intervals of the given level.
+
+    For factors it is on the log scale.
+    """
     return float(np.mean(np.abs(truth - mean) <= ndtri((1 + level) / 2) * sd))
 
 

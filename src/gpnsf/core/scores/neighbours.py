@@ -29,15 +29,16 @@ class Ties:
         return strength / largest if largest > 0 else np.zeros(len(strength))
 
     def graph(self, bandwidth: float, region_bandwidth: float = 1.0) -> sp.csr_matrix:
-        """Strengths as a symmetric matrix [N, N] without a diagonal, whose row sums are at most 1."""
+        """Strengths as a symmetric matrix [N, N], no diagonal, row sums at most 1."""
         values = self.strength(bandwidth, region_bandwidth)
         return sp.csr_matrix((values, (self.row, self.column)), shape=(self.n_obs, self.n_obs))
 
 
 def ties(coords: np.ndarray, slices: np.ndarray, *, n_neighbors: int, regions: np.ndarray | None = None) -> Ties:
-    """Ties of each spot to its nearest ones in the same slice [N], and to those whose nearest it is.
+    """Ties of each spot to its nearest ones in the slice [N], and to those it is nearest to.
 
-    ``regions`` [N, R] describe the spots otherwise, by indicators of a region or by intensities of an image.
+    ``regions`` [N, R] describe the spots otherwise, by indicators of a region or by intensities of
+    an image.
     """
     rows, columns = [], []
     for name in dict.fromkeys(slices):

@@ -1,4 +1,7 @@
-"""Scores of cells that encoders read: principal components of log counts, and singular vectors of tf-idf weighted peaks."""
+"""Scores of cells that encoders read.
+
+Principal components of log counts, and singular vectors of tf-idf weighted peaks.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,10 @@ SCALE = 1e4
 
 
 def principal_components(counts: sp.csr_matrix, n_components: int, *, seed: int) -> np.ndarray:
-    """Scores [N, C] of log counts of equal totals, each feature at unit variance; nothing dense is made of them."""
+    """Scores [N, C] of log counts of equal totals, each feature at unit variance.
+
+    Nothing dense is made of them.
+    """
     from sklearn.decomposition import PCA
 
     logs = _per_total(counts, float(np.median(_totals(counts)[_totals(counts) > 0]))).log1p()
@@ -26,7 +32,10 @@ def principal_components(counts: sp.csr_matrix, n_components: int, *, seed: int)
 
 
 def semantic_index(counts: sp.csr_matrix, n_components: int, *, seed: int) -> np.ndarray:
-    """Scores [N, C] of cells on singular vectors of log tf-idf weights, those of each cell at mean 0 and unit variance."""
+    """Scores [N, C] of cells on singular vectors of log tf-idf weights.
+
+    Those of each cell at mean 0 and unit variance.
+    """
     from sklearn.utils.extmath import randomized_svd
 
     idf = counts.shape[0] / np.maximum(np.asarray(counts.sum(axis=0)).ravel(), 1.0)

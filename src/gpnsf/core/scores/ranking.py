@@ -44,7 +44,10 @@ class Weights:
         return _ratio(self.own, self.expected())
 
     def expected(self, background: np.ndarray | float = 0.0) -> np.ndarray:
-        """Loading [P] of a feature whose share of the factor is its share of everything, background [P] included."""
+        """Loading [P] of a feature whose share of the factor is its share of all counts.
+
+        The background [P] is included.
+        """
         whole = self.total + background
         return whole * (self.own.sum() / whole.sum() if self.own.any() else 1.0)
 
@@ -52,11 +55,14 @@ class Weights:
 def posterior(
     weights: Weights, std: np.ndarray, background: np.ndarray, *, n_obs: int, min_counts: float = MIN_COUNTS
 ) -> np.ndarray:
-    r"""Binary logarithm [P] of the lower end of the 90 % interval of each loading over the one expected; -inf: left out.
+    r"""Binary logarithm [P] of the lower end of each loading's interval over the one expected.
 
-    The interval is that of a gamma distribution with the posterior's mean and standard deviation [P]. Left out is what has less
-    than expected, or fewer expected counts, ``n_obs * loading`` since factors and size factors have mean 1, than
-    ``min_counts``; the 50 largest loadings are never too small.
+    The interval is that of 90 %; -inf: left out.
+
+    The interval is that of a gamma distribution with the posterior's mean and standard deviation
+    [P]. Left out is what has less than expected, or fewer expected counts, ``n_obs * loading``
+    since factors and size factors have mean 1, than ``min_counts``; the 50 largest loadings are
+    never too small.
     """
     own, expected = weights.own, weights.expected(background)
     counts = n_obs * own

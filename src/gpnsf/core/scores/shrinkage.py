@@ -1,8 +1,10 @@
-"""How far the loadings of rare features are to be trusted: a pull towards the feature's mean, chosen by cross-validation.
+"""How far the loadings of rare features are to be trusted.
 
-A feature with few counts has loadings that follow these counts. With ``n_j`` counts, its rates become
-``(1 - a_j) (H w_j + b_j) + a_j mean_j`` with ``a_j = strength / (strength + n_j)``: as if that many more counts had been seen that
-know nothing of the factors.
+A pull towards the feature's mean, chosen by cross-validation.
+
+A feature with few counts has loadings that follow these counts. With ``n_j`` counts, its rates
+become ``(1 - a_j) (H w_j + b_j) + a_j mean_j`` with ``a_j = strength / (strength + n_j)``: as if
+that many more counts had been seen that know nothing of the factors.
 """
 
 from __future__ import annotations
@@ -44,9 +46,12 @@ def known(
     *,
     extra: float = 0.0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mean rate [P] of each feature and how many counts [P] it has; those of open chromatin are open entries.
+    """Mean rate [P] of each feature and how many counts [P] it has.
 
-    Rates of a batch are mean rates times its multipliers [S, P]; for open chromatin that holds to first order.
+    Those of open chromatin are open entries.
+
+    Rates of a batch are mean rates times its multipliers [S, P]; for open chromatin that holds to
+    first order.
     """
     family = _judge(likelihood)
     mean = family.null_rates(counts, size, pseudocount=extra)
@@ -66,7 +71,8 @@ def best_strength(
 ) -> float:
     """The strength with the smallest deviance on rows whose counts the loadings have not seen.
 
-    Given are factors [n, K+1], the batch [n] of each row and the multipliers [S, P]. Features without loadings say nothing.
+    Given are factors [n, K+1], the batch [n] of each row and the multipliers [S, P]. Features
+    without loadings say nothing.
     """
     family, rng = _judge(likelihood), np.random.default_rng(0)
     wanted = min(FEATURES, int(counts.shape[1] * NONZEROS / max(counts.nnz, 1)) + 1)

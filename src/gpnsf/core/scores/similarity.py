@@ -12,7 +12,10 @@ SMALLEST = 1e-6  # weight, so that no row is without any
 
 
 def similar(shares: np.ndarray, candidates: np.ndarray, *, n_neighbors: int) -> sp.csr_matrix:
-    """Cosine similarities [N, n] of rows of ``shares`` [N, K] to those named by ``candidates`` [n], the largest of each row."""
+    """Cosine similarities [N, n] of ``shares`` [N, K] to those of ``candidates`` [n].
+
+    The largest of each row are kept.
+    """
     unit = np.asarray(shares, dtype=np.float64)
     unit = unit / np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), np.finfo(float).tiny)
     n_neighbors = min(n_neighbors, len(candidates))
@@ -25,7 +28,9 @@ def similar(shares: np.ndarray, candidates: np.ndarray, *, n_neighbors: int) -> 
 
 
 def mean_rates(weights: sp.csr_matrix, counts: sp.csr_matrix, size: np.ndarray) -> sp.csr_matrix:
-    """Rates [N, P] at size factor 1: weighted sums of counts [n, P] over weighted sums of size factors [n].
+    """Rates [N, P] at size factor 1.
+
+    Weighted sums of counts [n, P] over weighted sums of size factors [n].
 
     Shallow rows weigh little: no row is divided by its own total.
     """

@@ -23,7 +23,10 @@ def to_one(values: np.ndarray, *, axis: int = 1) -> np.ndarray:
 
 
 def observation_shares(factors: np.ndarray, loadings: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Shares [N, K] of each factor in the expected signal of a spot: ``H_ik sum_j W_jk``, rows summing to one."""
+    """Shares [N, K] of each factor in the expected signal of a spot.
+
+    ``H_ik sum_j W_jk``, rows summing to one.
+    """
     mass = np.sum([W.sum(axis=0, dtype=np.float64) for W in loadings.values()], axis=0)  # [K]
     return to_one(factors * mass)
 
@@ -31,12 +34,15 @@ def observation_shares(factors: np.ndarray, loadings: Mapping[str, np.ndarray]) 
 def observation_importance(
     factors: np.ndarray, loadings: Mapping[str, np.ndarray], is_spatial: np.ndarray
 ) -> np.ndarray:
-    """Share [N] of the expected signal of a spot that comes from spatial factors; the background is left out."""
+    """Share [N] of the expected signal of a spot that comes from spatial factors.
+
+    The background is left out.
+    """
     return observation_shares(np.abs(factors), _magnitudes(loadings))[:, is_spatial].sum(axis=1)
 
 
 def feature_importance(loadings: np.ndarray, is_spatial: np.ndarray) -> np.ndarray:
-    """Share [P] of the expected signal of a feature that comes from spatial factors (factors have mean one)."""
+    """Share [P] of a feature's expected signal that comes from spatial factors (mean one)."""
     return to_one(np.abs(loadings).astype(np.float64))[:, is_spatial].sum(axis=1)
 
 
@@ -46,7 +52,9 @@ def _magnitudes(loadings: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def importance_std(loadings: np.ndarray, covariance: np.ndarray, is_spatial: np.ndarray) -> np.ndarray:
-    """Standard deviation [P] of ``feature_importance`` by the delta method, from covariances [P, K, K] of the loadings.
+    """Standard deviation [P] of ``feature_importance`` by the delta method.
+
+    It follows from covariances [P, K, K] of the loadings.
 
     With ``s = sum_spatial w / sum w`` the gradient is ``(1[spatial] - s) / sum w``.
     """
@@ -58,6 +66,9 @@ def importance_std(loadings: np.ndarray, covariance: np.ndarray, is_spatial: np.
 
 
 def top_factor(loadings: np.ndarray) -> np.ndarray:
-    """Index [P] of the factor with the largest share of each feature; -1 for features without signal."""
+    """Index [P] of the factor with the largest share of each feature.
+
+    -1 for features without signal.
+    """
     magnitude = np.abs(loadings)
     return np.where(magnitude.sum(axis=1) > 0, magnitude.argmax(axis=1), -1)
