@@ -177,3 +177,27 @@ def test_upstream_is_before_the_start_and_intervals_are_half_open():
     for places, expected in ((before, [0]), (after, [1]), (touching, [])):
         assert genome.pairs_overlapping(genes, places, 2000)[0].tolist() == expected
     assert genome.pairs_overlapping(genes, peaks("chr2:1-9"), 2000)[0].size == 0
+
+
+@pytest.mark.parametrize("name", ["chr1", "Chr1", "CHR1", "1", 1, 1.0])
+def test_chromosomes_are_the_same_in_any_spelling(name):
+    var = pd.DataFrame({"chrom": [name], "start": [10], "end": [20]}, index=["a"])
+    assert genome.peak_positions(var, where="var")["chrom"].tolist() == ["chr1"]
+
+
+@pytest.mark.parametrize(
+    ("names", "wanted"),
+    [(["x", "X", "chrX", "chrx", 23], "chrX"), (["MT", "chrM", "m", 26], "chrM"), (["GL000194.1"], "chrGL000194.1")],
+)
+def test_sex_chromosomes_and_mitochondria_have_one_name(names, wanted):
+    var = pd.DataFrame({"chrom": pd.Series(names, dtype=object), "start": 1, "end": 2})
+    assert set(genome.peak_positions(var, where="var")["chrom"]) == {wanted}
+
+
+def test_places_without_a_chromosome_in_common_are_refused_and_lacking_ones_told(caplog):
+    places = pd.DataFrame({"chrom": ["chr1", "chr2"], "start": 1.0, "end": 2.0, "strand": "+"})
+    with pytest.raises(ValueError, match="got peaks on chr1, chr2 and genes on chr7"):
+        genome.same_chromosomes(places.assign(chrom="chr7"), places)
+    with caplog.at_level("INFO", logger="gpnsf"):
+        genome.same_chromosomes(places.iloc[:1], places)
+    assert "1 peaks on chr2, where there is no gene" in caplog.text

@@ -40,7 +40,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "lazy": set(),
     "settings": set(),
     "keys": set(),
-    "palette": set(),
+    "palette": {"checks"},
     "checks": {"keys", "core.families"},
     "arguments": {"keys", "checks"},
     "core.__init__": set(),

@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from matplotlib.colors import to_rgb
 
-from gpnsf.palette import CATEGORIES, category_colors
+from gpnsf.palette import CATEGORIES, category_colors, hex_colors
 
 # What is left of linear RGB without the long, middle and short cones (Machado et al. 2009, full severity)
 DEFICIENCIES = (
@@ -37,3 +38,10 @@ def test_twenty_colours_are_told_apart_with_any_colour_vision():
 
 def test_more_categories_repeat_colours():
     assert category_colors(22) == [*CATEGORIES, *CATEGORIES[:2]]
+
+
+def test_colours_may_be_names_numbers_or_tuples():
+    colors = ["red", "#00ff00", (0.0, 0.0, 1.0), np.array([0.0, 0.0, 0.0, 0.5])]
+    assert hex_colors(colors) == ["#ff0000ff", "#00ff00ff", "#0000ffff", "#00000080"]
+    with pytest.raises(ValueError, match=r"Expected colours as names.*; got \(300, 0, 0\)\. Pass"):
+        hex_colors([(300, 0, 0)])

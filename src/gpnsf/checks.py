@@ -288,4 +288,6 @@ def _complete(column: pd.Series, name: str) -> None:
     missing = int(column.isna().sum())
     if missing:
         found = f"{missing} of {len(column)} missing"
-        raise ValueError(problem(f"column {name!r} without missing values", found, "Fill them in with .fillna"))
+        filled = ".astype(object).fillna('unknown')" if column.dtype == "category" else ".fillna(...)"
+        remedy = f"Fill them in, for example by obs[{name!r}] = obs[{name!r}]{filled}, or leave these rows out"
+        raise ValueError(problem(f"column {name!r} without missing values", found, remedy))

@@ -20,6 +20,7 @@ __all__ = [
     "pairs_overlapping",
     "pairs_within",
     "peak_positions",
+    "same_chromosomes",
     "signed_distance",
     "starts",
 ]
@@ -30,6 +31,9 @@ PATTERN = r"^(?P<chrom>.+?)[:_-](?P<start>\d+)[_-](?P<end>\d+)$"
 GENE_NAMES = ("gene", "gene_name", "name")
 STRANDS = {"+": "+", "1": "+", "1.0": "+", "-": "-", "-1": "-", "-1.0": "-", ".": "", "?": "", "": ""}
 REMEDY = "Give them columns chrom, chromStart, chromEnd in var, or names like 'chr1:1000-1500'"
+
+SEX = ("x", "y")
+ALIASES = {"23": "X", "24": "Y", "25": "X", "26": "M", "m": "M", "mt": "M"}
 
 _log = logging.getLogger("gpnsf")
 
@@ -214,13 +218,31 @@ def _clean(table: pd.DataFrame, where: str) -> pd.DataFrame:
         raise ValueError(
             problem(f"a chromosome and 0 <= start <= end for every row of {where}", _count(wrong, shown), remedy)
         )
-    chrom = chrom.where(chrom.str.startswith("chr"), "chr" + chrom)
     return pd.DataFrame({"chrom": chrom, "start": ends[:, 0], "end": ends[:, 1]}, index=table.index)
 
 
 def _chromosome(name: Any) -> str:
-    """Its name as text; numbers in a column with gaps have become real."""
-    return str(int(name)) if isinstance(name, float) and name.is_integer() else str(name)
+    """Its name, of whatever case and with or without "chr", as "chr" and what sets it apart.
+
+    Numbers in a column with gaps have become real. Plink's numbers of the sex chromosomes and of the mitochondria are those of humans.
+    """
+    text = str(int(name)) if isinstance(name, float) and name.is_integer() else str(name).strip()
+    bare = text[3:] if text[:3].lower() == "chr" else text
+    own = bare.lstrip("_").lower()
+    return f"chr{ALIASES.get(own, own.upper() if own in SEX else bare)}"
+
+
+def same_chromosomes(genes: pd.DataFrame, peaks: pd.DataFrame) -> None:
+    """Say which chromosomes of peaks have no gene; refuse places that share none."""
+    here, there = (sorted(set(places["chrom"])) for places in (peaks, genes))
+    lacking = [name for name in here if name not in set(there)]
+    if len(lacking) == len(here):
+        found = f"peaks on {', '.join(here[:4])} and genes on {', '.join(there[:4])}"
+        remedy = "Check that both are of the same genome, and rename the chromosomes of one of them"
+        raise ValueError(problem("genes and peaks that share chromosomes", found, remedy))
+    if lacking:
+        number = int(peaks["chrom"].isin(lacking).sum())
+        _log.info("%d peaks on %s, where there is no gene", number, ", ".join(lacking[:4]))
 
 
 def _count(wrong: np.ndarray, texts: Sequence[Any]) -> str:

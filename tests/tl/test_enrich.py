@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import sys
 
 import fitted
@@ -71,7 +72,9 @@ def test_sets_come_as_dict_table_or_file(toy, sets, tmp_path):
     (tmp_path / "sets.gmt").write_text(text)
     table = pd.DataFrame(rows + rows[:3], columns=["source", "target"])
     expected = enrich(toy, sets)
-    for other in (table, tmp_path / "sets.gmt", str(tmp_path / "sets.gmt")):
+    (tmp_path / "sets.gmt.gz").write_bytes(gzip.compress(text.encode()))
+    usual = table.rename(columns={"source": "geneset", "target": "genesymbol"})
+    for other in (table, usual, tmp_path / "sets.gmt", str(tmp_path / "sets.gmt"), tmp_path / "sets.gmt.gz"):
         pd.testing.assert_frame_equal(enrich(toy, other), expected)
 
 

@@ -15,6 +15,7 @@ from anndata import AnnData
 from mudata import MuData
 
 from gpnsf import checks
+from gpnsf.io import names
 from gpnsf.keys import SPATIAL
 
 __all__ = [
@@ -30,9 +31,9 @@ __all__ = [
     "spot_distance",
 ]
 
-DEFAULT_MODALITIES = ("rna", "atac")
 
 _logger = logging.getLogger("gpnsf")
+DEFAULT_KINDS = ("rna", "atac")  # that are read without being asked for
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,8 @@ def open_data(
 ) -> Opened:
     """Check the object itself and find its modalities.
 
-    An AnnData is named after ``modalities`` or the only entry of ``likelihoods``, else "rna". Of a MuData, "rna" and
-    "atac" are read if it has any of them, else everything.
+    An AnnData is named after ``modalities`` or the only entry of ``likelihoods``, else "rna". Of a MuData, those whose
+    name says that they are RNA or ATAC are read if there are any, else everything.
     """
     owner(data)
     wanted = _wanted(modalities)
@@ -63,8 +64,13 @@ def open_data(
     for name, mod in mods.items():
         _check_modality(name, mod)
     checks.choices(wanted or (), mods, what="modalities", where="the data")
-    names = wanted or [name for name in DEFAULT_MODALITIES if name in mods] or list(mods)
-    return Opened(data, mods, {name: rows_of(data, name, mod) for name, mod in mods.items()}, tuple(names))
+    chosen = wanted or _known(list(mods)) or list(mods)
+    return Opened(data, mods, {name: rows_of(data, name, mod) for name, mod in mods.items()}, tuple(chosen))
+
+
+def _known(there: list[str]) -> list[str]:
+    """RNA and then ATAC, by the names that the field gives them."""
+    return [name for kind in DEFAULT_KINDS for name in there if names.kind(name) == kind]
 
 
 def owner(data: Any) -> None:

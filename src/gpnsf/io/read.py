@@ -18,12 +18,15 @@ from gpnsf import checks
 from gpnsf.arguments import Reading
 from gpnsf.core.families import FAMILIES
 from gpnsf.core.types import Dataset, View
+from gpnsf.io import names
 from gpnsf.io.objects import Opened, gather, holders, open_data, read_coords, read_labels
 from gpnsf.io.streaming import NOT_BINARY, StoredCounts, canonical, is_stored, loaded, memory_budget, sound
 
 __all__ = ["Layout", "normalise_coords", "read", "read_counts"]
 
-DEFAULT_LIKELIHOODS = {"rna": "nb", "atac": "bernoulli", "": "nb"}
+FEATURE_TYPES = "feature_types"  # var column of Cell Ranger
+FEW = 0.1  # of the observations of the smaller of two modalities
+SUFFIX = r"[-_]\d+$"
 SIZE_FLOOR = 0.05  # smallest size factor from totals: empty spots take the value of the field
 SPAN = (1e-30, 1e30)  # of coordinates: single precision holds their length scales
 
@@ -54,12 +57,15 @@ def read(
 ) -> tuple[Dataset, Layout]:
     """Read what a fit needs; ``spatial=False`` is for models without a field, which can do without coordinates.
 
-    ``default_likelihoods`` maps names of modalities to likelihoods, "" standing for any other name.
+    ``default_likelihoods`` maps kinds of modalities (:mod:`gpnsf.io.names`) to likelihoods, "" standing for any other.
     """
     reading = reading or Reading()
     opened = open_data(data, modalities=reading.modalities, likelihoods=reading.likelihoods)
-    kinds = _likelihoods(opened, reading.likelihoods, default_likelihoods or DEFAULT_LIKELIHOODS)
+    _tell(opened, chosen=reading.modalities is not None)
+    kinds = _likelihoods(opened, reading.likelihoods, default_likelihoods or names.LIKELIHOODS)
     features = _features(opened, reading.use_var)
+    for name in opened.names:
+        _check_types(opened.mods[name].var[features[name]], name)
     weights = _weights(opened, reading.modality_weights)
     layer = checks.per_modality(reading.layers, "layers", names=opened.names, known=opened.mods)
     library, libraries = pd.factorize(read_labels(opened, reading.library_key), sort=True)
@@ -89,6 +95,62 @@ def read(
     memory = memory_budget() if in_file else math.inf
     dataset = Dataset(coords=coords, library=library.astype(np.int64), views=tuple(views), memory=memory)
     return dataset if reading.batch_key is None else _by_batch(dataset, batch), layout
+
+
+def _tell(opened: Opened, *, chosen: bool) -> None:
+    """Warn of modalities that are left out for their names, and of modalities that share few observations."""
+    left_out = [] if chosen else [name for name in opened.mods if name not in opened.names]
+    if left_out:
+        _logger.warning(
+            "Modalities %s are left out: their names say neither RNA nor ATAC. Pass modalities=%s to fit them too.",
+            left_out,
+            [*opened.names, *left_out],
+        )
+    for i, one in enumerate(opened.names):
+        for other in opened.names[:i]:
+            shared, fewest = _shared(opened, one, other)
+            if shared < FEW * fewest:
+                _logger.warning(
+                    "Modalities %r and %r share %d observations, of %d and %d.%s",
+                    other,
+                    one,
+                    shared,
+                    len(opened.rows[other]),
+                    len(opened.rows[one]),
+                    _suffixes(opened, other, one, fewest),
+                )
+
+
+def _shared(opened: Opened, one: str, other: str) -> tuple[int, int]:
+    """Observations that two modalities share, and those of the smaller one."""
+    rows = opened.rows[one], opened.rows[other]
+    return len(np.intersect1d(*rows)), min(map(len, rows))
+
+
+def _suffixes(opened: Opened, one: str, other: str, fewest: int) -> str:
+    """What to do about it; barcodes that differ by a suffix are the usual cause."""
+    ours, theirs = (opened.mods[name].obs_names.astype(str) for name in (one, other))
+    bare, others = (own.str.replace(SUFFIX, "", regex=True) for own in (ours, theirs))
+    number = max(len(a.intersection(b)) for a, b in ((bare, theirs), (ours, others), (bare, others)))
+    shown = f" ({ours[0]!r} and {theirs[0]!r} are the first)"
+    if number >= FEW * fewest:
+        remedy = f"mod.obs_names = mod.obs_names.str.replace(r'{SUFFIX}', '', regex=True)"
+        return f" {number} names are alike but for a suffix{shown}: take it off by {remedy}, and build the MuData anew."
+    return f" Do their names follow one scheme{shown}? If they are of different spots, only their places tie them."
+
+
+def _check_types(var: pd.DataFrame, modality: str) -> None:
+    """Check that an AnnData does not hold features of several kinds, as readers of 10x files leave them."""
+    if FEATURE_TYPES not in var:
+        return
+    types = var[FEATURE_TYPES].astype(str).value_counts()
+    if len({names.kind(name) for name in types.index} - {""}) > 1:
+        found = ", ".join(f"{number} of {name!r}" for name, number in types.items())
+        remedy = (
+            f"Split it: MuData({{'rna': adata[:, adata.var.{FEATURE_TYPES} == 'Gene Expression'].copy(), 'atac': ...}}), "
+            "or name the features to fit in `use_var`"
+        )
+        raise ValueError(checks.problem(f"features of one kind in modality {modality!r}", found, remedy))
 
 
 def _by_batch(dataset: Dataset, batch: np.ndarray) -> Dataset:
@@ -123,7 +185,7 @@ def _likelihoods(opened: Opened, likelihoods: Any, defaults: Mapping[str, str]) 
             rule = "`likelihoods` to be among " + ", ".join(map(repr, FAMILIES))
             remedy = f"Pass for example likelihoods={{{name!r}: 'nb'}}"
             raise ValueError(checks.problem(rule, f"{kind!r} for modality {name!r}", remedy))
-    return {name: chosen.get(name, defaults.get(name, defaults[""])) for name in opened.names}
+    return {name: chosen.get(name, defaults.get(names.kind(name), defaults[""])) for name in opened.names}
 
 
 def _features(opened: Opened, use_var: Any) -> dict[str, np.ndarray]:

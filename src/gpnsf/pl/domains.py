@@ -10,7 +10,7 @@ import pandas as pd
 
 from gpnsf.checks import column, problem
 from gpnsf.io import fits
-from gpnsf.palette import category_colors
+from gpnsf.palette import category_colors, hex_colors
 from gpnsf.pl import canvas
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def _categories(fit: Fit, name: str) -> tuple[pd.Categorical, dict[str, str]]:
     for holder, own in zip(holders, texts, strict=True):
         stored = holder.uns.get(f"{name}_colors", ())
         if len(stored) >= len(own):
-            colors = dict(zip(own.values(), map(str, stored), strict=False)) | colors
+            colors = dict(zip(own.values(), hex_colors(stored), strict=False)) | colors
     values = pd.Series(fit.data.obs[name].to_numpy() if inside else fit.obs(name)).astype(object)
     texts_of = {value: text for own in texts for value, text in own.items()}
     return pd.Categorical(values.map(texts_of), categories=list(dict.fromkeys(texts_of.values()))), colors
@@ -148,7 +148,7 @@ def _colors(labels: pd.Categorical, stored: dict[str, str], palette: Sequence[st
             raise ValueError(
                 problem(f"`palette` with {number} colours", f"{len(palette)}", "Pass one for each category, or None")
             )
-        return [str(color) for color in palette[:number]]
+        return hex_colors(palette[:number])
     if set(labels.categories) <= stored.keys():
         return [stored[name] for name in labels.categories]
     return category_colors(number)

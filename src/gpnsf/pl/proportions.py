@@ -9,7 +9,7 @@ import numpy as np
 
 from gpnsf.checks import Rule, problem
 from gpnsf.io import deconvolved
-from gpnsf.palette import category_colors
+from gpnsf.palette import category_colors, hex_colors
 from gpnsf.pl import canvas, maps
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ def _pies(
     if palette is not None and len(palette) < len(names):
         rule, remedy = f"`palette` with {len(names)} colours", "Pass one for each type, or None"
         raise ValueError(problem(rule, str(len(palette)), remedy))
-    colors = category_colors(len(names)) if palette is None else [str(color) for color in palette[: len(names)]]
+    colors = category_colors(len(names)) if palette is None else hex_colors(palette[: len(names)])
     rest = np.clip(1 - values.sum(axis=1), 0, 1)
     if rest.max() > 1e-3:
         values, names, colors = np.column_stack([values, rest]), [*names, REST], [*colors, REST_COLOR]

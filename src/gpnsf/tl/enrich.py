@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,11 @@ if TYPE_CHECKING:
 __all__ = ["enrich"]
 
 METHODS = ("ora", "ulm")
+
+USUAL = {
+    "source": ("geneset", "gene_set", "set", "term", "pathway", "gs_name", "collection_name"),
+    "target": ("genesymbol", "gene_symbol", "gene", "symbol", "genes", "feature", "gene_name"),
+}
 
 _log = logging.getLogger("gpnsf")
 
@@ -190,8 +196,11 @@ def _uniform(network: pd.DataFrame, sets: pd.Index, n_features: int) -> np.ndarr
 def _network(gene_sets: Mapping[str, Sequence[str]] | pd.DataFrame | str | os.PathLike[str]) -> pd.DataFrame:
     """Columns ``source``, ``target`` and, if given, ``weight``; each pair once."""
     if isinstance(gene_sets, pd.DataFrame):
-        choices(("source", "target"), gene_sets.columns, what="columns", where="`gene_sets`")
-        table = gene_sets[[name for name in ("source", "target", "weight") if name in gene_sets]].copy()
+        table = gene_sets.rename(columns=_usual_columns(gene_sets))
+        choices(
+            ("source", "target"), table.columns, what="columns", where="`gene_sets`", remedy=f"Rename them: {USUAL}"
+        )
+        table = table[[name for name in ("source", "target", "weight") if name in table]].copy()
     elif isinstance(gene_sets, str | os.PathLike):
         table = _long(_gmt(Path(gene_sets)))
     elif isinstance(gene_sets, Mapping):
@@ -206,16 +215,33 @@ def _network(gene_sets: Mapping[str, Sequence[str]] | pd.DataFrame | str | os.Pa
     return table[~again]
 
 
+def _usual_columns(table: pd.DataFrame) -> dict[str, str]:
+    """Names of the columns of sets and members, as databases call them, to ours."""
+    found = {}
+    for ours, usual in USUAL.items():
+        there = [name for name in table.columns if str(name).lower() in usual]
+        if ours not in table and len(there) == 1:
+            found[there[0]] = ours
+    return found
+
+
 def _gmt(path: Path) -> dict[str, list[str]]:
     """Members of each set of a file: name, comment and members by tabs; lines of one name are one set."""
     sets: dict[str, list[str]] = {}
-    lines = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()]
+    lines = [line.split("\t") for line in _text(path).splitlines()]
     lines = [fields for fields in lines if len(fields) > 2]
     for name, _, *members in lines:
         sets.setdefault(name, []).extend(members)
     if len(sets) < len(lines):
         _log.info("gene_sets: %d line(s) name a set again, and their members join it", len(lines) - len(sets))
     return sets
+
+
+def _text(path: Path) -> str:
+    """The text of a file, which may be compressed."""
+    return (
+        gzip.decompress(path.read_bytes()).decode("utf-8") if path.suffix == ".gz" else path.read_text(encoding="utf-8")
+    )
 
 
 def _long(sets: Mapping[str, Sequence[str]]) -> pd.DataFrame:

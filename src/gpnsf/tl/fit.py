@@ -99,7 +99,7 @@ def fit(
         Upper bound of the number of spatial factors T of "gpnsf" and "nsfh"; the other models allow no choice. Default: all
         factors with spatial order in held-out counts are spatial. With ``split="assumed"`` their number, half of K by default.
     modalities
-        Names of the modalities to use. Default: "rna" and "atac" where they exist, else all.
+        Names of the modalities to use. Default: those whose names say RNA or ATAC, in any case ("gex", "Peaks"), else all.
     likelihoods
         By modality, or one for all: "nb", "poisson", "bernoulli" (open or closed, ``P(x > 0) = 1 - exp(-rate)``),
         "gaussian", or "bernoulli_clipped" (probability ``min(rate, 1)``, with ``objective="monte_carlo"`` only).

@@ -190,6 +190,7 @@ def _near(mods: dict[str, AnnData], rna: str, atac: str, annotation: Any, window
     """All pairs within the window, with their distance."""
     peaks = genome.peak_positions(mods[atac].var, where=f"modality {atac!r}")
     places = gene_places(mods[rna], rna, annotation)
+    genome.same_chromosomes(places, peaks)
     i, j = genome.pairs_within(places, peaks, window)
     distance = genome.signed_distance(places.iloc[i], peaks.iloc[j])
     return pd.DataFrame({"gene": places.index[i], "peak": peaks.index[j], "distance": distance})

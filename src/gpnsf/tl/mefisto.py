@@ -68,7 +68,7 @@ def mefisto(
     n_factors
         Number of factors K, at most the number of observations and of features. MEFISTO shrinks those that it has no use for.
     modalities
-        Names of the modalities to use. Default: "rna" and "atac" where they exist, else all.
+        Names of the modalities to use. Default: those whose names say RNA or ATAC, else all.
     layers
         Layer that holds the counts, by modality or for all. Default: ``X``.
     use_var

@@ -66,6 +66,7 @@ def nearest_genes(
     var = mods[atac].var
     peaks = genome.peak_positions(var, where=f"modality {atac!r}")
     genes = genome.genes_of(annotation, mods[rna].var if rna in mods else var, where=f"var of {rna!r}")
+    genome.same_chromosomes(genes, peaks)
     found = genome.nearest(peaks, genes)
     near, has = genes.iloc[np.maximum(found, 0)], found >= 0
     mods[atac].var[NEAREST] = np.where(has, near.index, "").astype(object)

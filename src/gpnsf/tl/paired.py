@@ -12,6 +12,7 @@ from mudata import MuData
 
 from gpnsf import checks
 from gpnsf.checks import problem
+from gpnsf.io.names import named
 from gpnsf.io.objects import open_data
 from gpnsf.io.read import read_counts
 from gpnsf.io.streaming import memory_budget
@@ -37,6 +38,7 @@ def read_pair(
     if not isinstance(mdata, MuData):
         remedy = "Build it by MuData({'rna': ..., 'atac': ...})"
         raise TypeError(problem("MuData with RNA and ATAC of the same cells", type(mdata).__name__, remedy))
+    names = (named(names[0], list(mdata.mod)), named(names[1], list(mdata.mod)))
     opened = open_data(mdata, modalities=names)
     layer = checks.per_modality(layers, "layers", names=opened.names, known=opened.mods)
     sides = []

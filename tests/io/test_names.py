@@ -1,0 +1,86 @@
+"""Modalities under the names that the field gives them, and what is told of those that do not fit together."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pytest
+from mudata import MuData
+
+import gpnsf
+from gpnsf.io.names import kind, named
+from gpnsf.io.read import read
+
+pytestmark = pytest.mark.filterwarnings("ignore:From 0.4 .update:FutureWarning")
+
+
+@pytest.mark.parametrize(
+    ("names", "likelihoods"),
+    [
+        (("gex", "atac"), ["nb", "bernoulli"]),
+        (("RNA", "ATAC"), ["nb", "bernoulli"]),
+        (("Gene Expression", "Peaks"), ["nb", "bernoulli"]),
+        (("peaks", "Gene-Expression"), ["bernoulli", "nb"]),
+    ],
+)
+def test_names_in_any_case_tell_the_likelihood(names, likelihoods, mdata):
+    other = MuData(dict(zip(names, (mdata["rna"].copy(), mdata["atac"].copy()), strict=True)))
+    other.obsm["spatial"] = mdata.obsm["spatial"]
+    dataset, layout = read(other)
+    assert layout.likelihoods == dict(zip(names, likelihoods, strict=True))
+    assert [kind(view.name) for view in dataset.views] == ["rna", "atac"]
+
+
+def test_a_name_means_the_only_modality_of_its_kind():
+    assert named("rna", ["gex", "peaks"]) == "gex"
+    assert named("rna", ["rna", "gex"]) == "rna"
+    assert named("rna", ["RNA", "gex"]) == "rna"  # two could be meant
+    assert kind("image") == kind("spliced") == ""
+    assert kind("prot") == kind("Antibody_Capture") == kind("ADT") == "protein"
+
+
+def test_what_is_left_out_is_told_and_can_be_asked_for(mdata, caplog):
+    image = mdata["rna"].copy()
+    mods = {"rna": mdata["rna"].copy(), "texture": image}
+    image.var_names = [f"texture_{i}" for i in range(image.n_vars)]
+    both = MuData(mods)
+    both.obsm["spatial"] = mdata.obsm["spatial"]
+    with caplog.at_level(logging.WARNING, logger="gpnsf"):
+        assert read(both)[1].modalities == ("rna",)
+        (record,) = caplog.records
+        assert "['texture'] are left out" in record.getMessage()
+        assert "modalities=['rna', 'texture']" in record.getMessage()
+        caplog.clear()
+        read(both, gpnsf.arguments.Reading(modalities=["rna", "texture"]))
+        assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda names: names + "-1", "200 names are alike but for a suffix"),
+        (lambda names: names.str.replace("spot", "cell"), "Do their names follow one scheme"),
+    ],
+)
+def test_modalities_that_share_no_observation_are_told_before_the_fit(change, says, caplog):
+    mdata = gpnsf.datasets.tissue(n_obs=200, n_genes=30, n_peaks=30, seed=0)
+    rna, atac = (mdata[name].copy() for name in ("rna", "atac"))
+    for mod in (rna, atac):
+        mod.obsm["spatial"] = mdata.obsm["spatial"]
+    rna.obs_names = change(rna.obs_names)
+    with caplog.at_level(logging.WARNING, logger="gpnsf"):
+        read(MuData({"rna": rna, "atac": atac}))
+    (record,) = caplog.records
+    assert "share 0 observations, of 200 and 200" in record.getMessage()
+    assert says in record.getMessage()
+
+
+def test_features_of_several_kinds_in_one_anndata_are_refused(adata):
+    adata.var["feature_types"] = np.where(np.arange(adata.n_vars) < 25, "Gene Expression", "Peaks")
+    with pytest.raises(
+        ValueError, match=r"features of one kind .* got 25 of 'Gene Expression', 15 of 'Peaks'. Split it"
+    ):
+        read(adata)
+    adata.var["genes"] = adata.var["feature_types"] == "Gene Expression"
+    assert read(adata, gpnsf.arguments.Reading(use_var="genes"))[0].views[0].counts.shape[1] == 25
