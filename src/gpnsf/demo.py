@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,18 +17,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from mudata import MuData
 
+    from gpnsf.pl.canvas import Section
+
 __all__ = ["FIGURES", "run", "save_figures"]
 
-# Small enough for well under a minute on two cores
-TISSUE = {
-    "n_obs": 900,
-    "n_genes": 300,
-    "n_peaks": 600,
-    "n_spatial": 4,
-    "n_nonspatial": 2,
-    "atac_depth": 100.0,
-    "lengthscales": (0.1, 0.3),
-}
+N_SPATIAL, N_NONSPATIAL = 4, 2  # factors
 MAPS = ("spatial_factors", "feature_maps", "observed_expected")  # what needs coordinates
 FIGURES = (*MAPS, "top_features", "loadings", "factor_correlation", "importance", "variance_explained", "convergence")
 
@@ -36,10 +29,10 @@ FIGURES = (*MAPS, "top_features", "loadings", "factor_correlation", "importance"
 def run(folder: Path, *, seed: int = 0) -> list[str]:
     """Simulate, fit, write the object and the figures into the folder; returns what was found, line by line."""
     folder.mkdir(parents=True, exist_ok=True)
-    mdata = gpnsf.datasets.tissue(**TISSUE, seed=seed)
+    mdata = _tissue(seed)
     start = time.perf_counter()
-    n_spatial, n_factors = TISSUE["n_spatial"], TISSUE["n_spatial"] + TISSUE["n_nonspatial"]
-    gpnsf.tl.fit(mdata, n_factors=n_factors, n_spatial=n_spatial, seed=seed)
+    n_factors = N_SPATIAL + N_NONSPATIAL
+    gpnsf.tl.fit(mdata, n_factors=n_factors, n_spatial=N_SPATIAL, seed=seed)
     seconds = time.perf_counter() - start
     paths = save_figures(mdata, folder)
     paths.append(_save(_against_truth(mdata), folder / "truth.png"))
@@ -47,7 +40,7 @@ def run(folder: Path, *, seed: int = 0) -> list[str]:
     mdata.write(paths[0])
     shapes = ", ".join(f"{name} {mod.n_vars} features" for name, mod in mdata.mod.items())
     return [
-        f"Simulated tissue: {mdata.n_obs} spots, {shapes}; {n_factors} factors, {n_spatial} of them spatial.",
+        f"Simulated tissue: {mdata.n_obs} spots, {shapes}; {n_factors} factors, {N_SPATIAL} of them spatial.",
         f"Fitted in {seconds:.1f} s.",
         "",
         *_factor_lines(mdata),
@@ -62,12 +55,26 @@ def run(folder: Path, *, seed: int = 0) -> list[str]:
 def save_figures(data: AnnData | MuData, folder: Path, *, key: str = "gpnsf") -> list[Path]:
     """Draw every figure of a fit into the folder as PNG; returns their paths."""
     fit = fits.find(data, key)
-    left_out = () if fit.has_coords else MAPS
+    left_out: tuple[str, ...] = () if fit.has_coords else MAPS
     left_out += () if fit.names.size > 1 else ("factor_correlation",)
     names = [name for name in FIGURES if name not in left_out]
     figures = {name: getattr(gpnsf.pl, name)(data, key=key, show=False, return_fig=True) for name in names}
     folder.mkdir(parents=True, exist_ok=True)
     return [_save(figure, folder / f"{name}.png") for name, figure in figures.items()]
+
+
+def _tissue(seed: int) -> MuData:
+    """Small enough for well under a minute on two cores."""
+    return gpnsf.datasets.tissue(
+        n_obs=900,
+        n_genes=300,
+        n_peaks=600,
+        n_spatial=N_SPATIAL,
+        n_nonspatial=N_NONSPATIAL,
+        atac_depth=100.0,
+        lengthscales=(0.1, 0.3),
+        seed=seed,
+    )
 
 
 def _save(figure: Figure, path: Path) -> Path:
@@ -139,7 +146,7 @@ def _against_truth(mdata: MuData) -> Figure:
     return figure
 
 
-def _panel(ax: Axes, where: Any, values: np.ndarray, title: str) -> None:
+def _panel(ax: Axes, where: Section, values: np.ndarray, title: str) -> None:
     """One factor, coloured up to its upper half percent, square-root scale."""
     from gpnsf.pl import canvas
 

@@ -114,7 +114,7 @@ def _full(values: np.ndarray, used: np.ndarray, fill: float = 0.0) -> np.ndarray
     return full
 
 
-def _record(posterior: Posterior, layout: Layout, info: Mapping[str, Any]) -> dict[str, Any]:
+def _record(posterior: Posterior, layout: Layout, info: Mapping[str, Any]) -> dict[str, object]:
     """The ``uns`` entry. ``field`` also holds the geometry that prediction needs: centre, scale and names of slices."""
     return _plain(
         {

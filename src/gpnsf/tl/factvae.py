@@ -269,7 +269,7 @@ def _write(
     codes: list[np.ndarray],
     loadings: list[np.ndarray],
     keys: Keys,
-    info: dict[str, Any],
+    info: dict[str, object],
 ) -> None:
     """All slots, after those of an earlier result."""
     for holder in (mdata, *mdata.mod.values()):

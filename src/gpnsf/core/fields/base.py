@@ -93,15 +93,15 @@ class AbstractField(nn.Module, ABC):
         """
 
     @abstractmethod
-    def own_state(self) -> dict[str, Any]:
+    def own_state(self) -> dict[str, object]:
         """What a backend adds to :meth:`state`."""
 
     @classmethod
     @abstractmethod
-    def from_state(cls, state: dict[str, Any]) -> AbstractField:
+    def from_state(cls, state: Mapping[str, object]) -> AbstractField:
         """The field that :meth:`state` describes, up to the parameters that all fields share; nothing in it is trusted."""
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, object]:
         """Plain arrays and scalars from which :func:`gpnsf.core.model.build.restore_field` rebuilds the field for prediction."""
         shared = {name: getattr(self, name).detach().cpu().numpy() for name in SHARED}
         return {
@@ -112,7 +112,7 @@ class AbstractField(nn.Module, ABC):
             **self.own_state(),
         }
 
-    def load_shared(self, state: dict[str, Any]) -> None:
+    def load_shared(self, state: Mapping[str, object]) -> None:
         """Take over the parameters that all fields share."""
         for name in SHARED:
             getattr(self, name).data.copy_(torch.as_tensor(state[name]))
@@ -219,7 +219,7 @@ def _one(values: Tensor, factor: int, axis: int) -> tuple[Tensor, Tensor]:
     return index, values.detach().index_select(axis, index)
 
 
-def stored_sizes(state: Mapping[str, Any]) -> tuple[int, int, int]:
+def stored_sizes(state: Mapping[str, object]) -> tuple[int, int, int]:
     """Slices, factors and dimensions of a stored field, once the parameters that all fields share agree on them."""
     sizes = stored.array(state, "slope", (None, None, None), low=-LARGEST, high=LARGEST).shape
     stored.whole(state, "n_libraries", low=sizes[0], high=sizes[0])

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import reduce
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from gpnsf.core import stored
 from gpnsf.core.inference.local_stage import LogFactors, covariances
 from gpnsf.core.likelihoods import AbstractLikelihood
 from gpnsf.core.model.build import restore_field
@@ -267,10 +268,10 @@ def _amplitude(model: Factorization, log_factors: LogFactors, order: Tensor) -> 
     return values
 
 
-def _field_state(model: Factorization, log_factors: LogFactors, scale: Tensor, order: Tensor) -> dict[str, Any]:
+def _field_state(model: Factorization, log_factors: LogFactors, scale: Tensor, order: Tensor) -> dict[str, object]:
     """What prediction needs: the field, the order and scale of its factors, and the spread of spots around it."""
     T = model.n_spatial
-    state: dict[str, Any] = {
+    state: dict[str, object] = {
         "nonnegative": model.nonnegative,
         "order": _array(order).astype(np.int64),
         "factor_mean": _array(scale[:T]),
@@ -287,12 +288,12 @@ def _array(tensor: Tensor) -> np.ndarray:
 
 
 @torch.no_grad()
-def predict(state: Mapping[str, Any], coords: np.ndarray, library: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def predict(state: Mapping[str, object], coords: np.ndarray, library: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation [n, T] of the spatial factors at ``coords`` (half-width units), from a field's state.
 
     The counterpart of what :func:`summarise` stores: the field alone, with the spread of single spots around it.
     """
-    field = restore_field(state["process"])
+    field = restore_field(stored.record(state, "process"))
     rows = [slice(start, start + PLACES) for start in range(0, max(len(coords), 1), PLACES)]
     parts = [field.marginals(field.locate(coords[part], library[part])) for part in rows]
     m, v = (torch.cat(moments) for moments in zip(*parts, strict=True))

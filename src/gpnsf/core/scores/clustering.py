@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import numpy as np
 from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score
 from sklearn.mixture import GaussianMixture
 from sklearn.neighbors import kneighbors_graph
+
+if TYPE_CHECKING:
+    import igraph
 
 __all__ = ["LEAST_STABLE", "METHODS", "cluster", "stability", "stable_number", "subsample_size"]
 
@@ -99,13 +103,13 @@ def _leiden(points: np.ndarray, n_clusters: int, *, n_neighbors: int, seed: int)
     return best
 
 
-def _communities(graph: object, resolution: float, seed: int) -> np.ndarray:
+def _communities(graph: igraph.Graph, resolution: float, seed: int) -> np.ndarray:
     """Labels [N]; igraph draws from one generator for the whole process, which is Python's own otherwise."""
     import igraph
 
     igraph.set_random_number_generator(random.Random(seed))
     try:
-        found = graph.community_leiden("modularity", resolution=resolution, n_iterations=4)  # type: ignore[attr-defined]
+        found = graph.community_leiden("modularity", resolution=resolution, n_iterations=4)
     finally:
         igraph.set_random_number_generator(random)
     return np.asarray(found.membership, dtype=np.int64)
