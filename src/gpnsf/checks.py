@@ -164,7 +164,8 @@ def per_modality(
         return {}
     if isinstance(value, str) and not numeric:
         return dict.fromkeys(names, value)
-    kind, example = (Real, "2.0") if numeric else (str, "'...'")
+    kind: type = Real if numeric else str
+    example = "2.0" if numeric else "'...'"
     wanted = f"`{argument}` to be a dict from modality to {'number' if numeric else 'string, or one string for all'}"
     remedy = f"Pass for example {argument}={{{names[0]!r}: {example}}}"
     if not isinstance(value, Mapping):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,18 +20,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from mudata import MuData
 
+    from gpnsf.pl.canvas import Section
+
 __all__ = ["FIGURES", "run", "save_figures"]
 
-# Small enough for well under a minute on two cores
-TISSUE = {
-    "n_obs": 900,
-    "n_genes": 300,
-    "n_peaks": 600,
-    "n_spatial": 4,
-    "n_nonspatial": 2,
-    "atac_depth": 100.0,
-    "lengthscales": (0.1, 0.3),
-}
+N_SPATIAL, N_NONSPATIAL = 4, 2  # factors
 MAPS = ("spatial_factors", "feature_maps", "observed_expected")  # what needs coordinates
 FIGURES = (*MAPS, "top_features", "loadings", "factor_correlation", "importance", "variance_explained", "convergence")
 
@@ -43,10 +36,10 @@ def run(folder: Path, *, seed: int = 0) -> list[str]:
     if target.exists():
         check_output(target, ".h5mu")
     folder.mkdir(exist_ok=True)
-    mdata = gpnsf.datasets.tissue(**TISSUE, seed=seed)
+    mdata = _tissue(seed)
     start = time.perf_counter()
-    n_spatial, n_factors = TISSUE["n_spatial"], TISSUE["n_spatial"] + TISSUE["n_nonspatial"]
-    gpnsf.tl.fit(mdata, n_factors=n_factors, n_spatial=n_spatial, seed=seed)
+    n_factors = N_SPATIAL + N_NONSPATIAL
+    gpnsf.tl.fit(mdata, n_factors=n_factors, n_spatial=N_SPATIAL, seed=seed)
     seconds = time.perf_counter() - start
     paths = save_figures(mdata, folder)
     paths.append(_save(_against_truth(mdata), folder / "truth.png"))
@@ -55,7 +48,7 @@ def run(folder: Path, *, seed: int = 0) -> list[str]:
     paths.insert(0, target)
     shapes = ", ".join(f"{name} {mod.n_vars} features" for name, mod in mdata.mod.items())
     return [
-        f"Simulated tissue: {mdata.n_obs} spots, {shapes}; {n_factors} factors, {n_spatial} of them spatial.",
+        f"Simulated tissue: {mdata.n_obs} spots, {shapes}; {n_factors} factors, {N_SPATIAL} of them spatial.",
         f"Fitted in {seconds:.1f} s.",
         "",
         *_factor_lines(mdata),
@@ -70,7 +63,7 @@ def run(folder: Path, *, seed: int = 0) -> list[str]:
 def save_figures(data: AnnData | MuData, folder: Path, *, key: str = "gpnsf") -> list[Path]:
     """Draw every figure of a fit into the folder as PNG; returns their paths."""
     fit = fits.find(data, key)
-    left_out = () if fit.has_coords else MAPS
+    left_out: tuple[str, ...] = () if fit.has_coords else MAPS
     left_out += () if fit.names.size > 1 else ("factor_correlation",)
     names = [name for name in FIGURES if name not in left_out]
     _check_folder(folder, names)
@@ -87,6 +80,20 @@ def _check_folder(folder: Path, names: Iterable[str]) -> None:
     elif folder.exists() or not folder.absolute().parent.is_dir():
         remedy = f"Write to another folder, or make it first: mkdir -p {folder}"
         raise NotADirectoryError(problem("a folder, or a new name in one that exists", str(folder), remedy))
+
+
+def _tissue(seed: int) -> MuData:
+    """Small enough for well under a minute on two cores."""
+    return gpnsf.datasets.tissue(
+        n_obs=900,
+        n_genes=300,
+        n_peaks=600,
+        n_spatial=N_SPATIAL,
+        n_nonspatial=N_NONSPATIAL,
+        atac_depth=100.0,
+        lengthscales=(0.1, 0.3),
+        seed=seed,
+    )
 
 
 def _save(figure: Figure, path: Path) -> Path:
@@ -158,7 +165,7 @@ def _against_truth(mdata: MuData) -> Figure:
     return figure
 
 
-def _panel(ax: Axes, where: Any, values: np.ndarray, title: str) -> None:
+def _panel(ax: Axes, where: Section, values: np.ndarray, title: str) -> None:
     """One factor, coloured up to its upper half percent, square-root scale."""
     from gpnsf.pl import canvas
 

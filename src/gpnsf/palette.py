@@ -29,7 +29,8 @@ def hex_colors(colors: Iterable[Any]) -> list[str]:
     found = []
     for color in colors:
         try:
-            found.append(to_hex(str(color) if isinstance(color, str) else tuple(map(float, color)), keep_alpha=True))
+            plain: Any = str(color) if isinstance(color, str) else tuple(map(float, color))
+            found.append(to_hex(plain, keep_alpha=True))
         except (TypeError, ValueError) as error:
             rule, remedy = "colours as names, '#rrggbb', or RGB(A) tuples between 0 and 1", "Pass for example '#0072B2'"
             raise ValueError(problem(rule, repr(color), remedy)) from error

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -20,7 +19,7 @@ REMEDY = "Restore what the fit has written, every slot subset alike, or run `gpn
 
 
 def array(
-    mapping: Mapping[str, Any],
+    mapping: Mapping[str, object],
     key: str,
     shape: Sequence[int | None],
     *,
@@ -49,7 +48,7 @@ def array(
 
 
 def number(
-    mapping: Mapping[str, Any], key: str, *, low: float, high: float = math.inf, where: str = "the record"
+    mapping: Mapping[str, object], key: str, *, low: float, high: float = math.inf, where: str = "the record"
 ) -> float:
     """A finite number in [low, high]."""
     value, what = _scalar(_entry(mapping, key, where)), f"{key!r} in {where}"
@@ -60,7 +59,7 @@ def number(
     return value
 
 
-def whole(mapping: Mapping[str, Any], key: str, *, low: int, high: int, where: str = "the record") -> int:
+def whole(mapping: Mapping[str, object], key: str, *, low: int, high: int, where: str = "the record") -> int:
     """An integer in [low, high]."""
     value = number(mapping, key, low=low, high=high, where=where)
     if value != int(value):
@@ -68,7 +67,7 @@ def whole(mapping: Mapping[str, Any], key: str, *, low: int, high: int, where: s
     return int(value)
 
 
-def flag(mapping: Mapping[str, Any], key: str, *, where: str = "the record") -> bool:
+def flag(mapping: Mapping[str, object], key: str, *, where: str = "the record") -> bool:
     """True or False."""
     value = _scalar(_entry(mapping, key, where))
     if not isinstance(value, bool):
@@ -76,7 +75,7 @@ def flag(mapping: Mapping[str, Any], key: str, *, where: str = "the record") -> 
     return value
 
 
-def text(mapping: Mapping[str, Any], key: str, *, where: str = "the record") -> str | None:
+def text(mapping: Mapping[str, object], key: str, *, where: str = "the record") -> str | None:
     """A string or None."""
     value = _scalar(_entry(mapping, key, where))
     if value is not None and not isinstance(value, str):
@@ -84,7 +83,7 @@ def text(mapping: Mapping[str, Any], key: str, *, where: str = "the record") -> 
     return value
 
 
-def option(mapping: Mapping[str, Any], key: str, known: Iterable[str], *, where: str = "the record") -> str:
+def option(mapping: Mapping[str, object], key: str, known: Iterable[str], *, where: str = "the record") -> str:
     """A string out of a closed list."""
     value, listed = text(mapping, key, where=where), list(known)
     if value is None or value not in listed:
@@ -93,7 +92,7 @@ def option(mapping: Mapping[str, Any], key: str, known: Iterable[str], *, where:
     return value
 
 
-def names(mapping: Mapping[str, Any], key: str, *, unique: bool = True, where: str = "the record") -> list[str]:
+def names(mapping: Mapping[str, object], key: str, *, unique: bool = True, where: str = "the record") -> list[str]:
     """One or more strings; no two alike if they are to be ``unique``."""
     value, what = _array(_entry(mapping, key, where), key, where), f"{key!r} in {where}"
     listed = np.atleast_1d(value).tolist()
@@ -105,7 +104,7 @@ def names(mapping: Mapping[str, Any], key: str, *, unique: bool = True, where: s
     return listed
 
 
-def record(mapping: Mapping[str, Any], key: str, *, where: str = "the record") -> Mapping[str, Any]:
+def record(mapping: Mapping[str, object], key: str, *, where: str = "the record") -> Mapping[str, object]:
     """A mapping."""
     value = _entry(mapping, key, where)
     if not isinstance(value, Mapping):
@@ -113,13 +112,13 @@ def record(mapping: Mapping[str, Any], key: str, *, where: str = "the record") -
     return value
 
 
-def _entry(mapping: Mapping[str, Any], key: str, where: str) -> Any:
+def _entry(mapping: Mapping[str, object], key: str, where: str) -> object:
     if key not in mapping:
         raise KeyError(problem(f"{key!r} in {where}", f"only {reprlib.repr([str(name) for name in mapping])}"))
     return mapping[key]
 
 
-def _array(value: Any, key: str, where: str) -> np.ndarray:
+def _array(value: object, key: str, where: str) -> np.ndarray:
     """An array of what was stored; ragged lists are refused."""
     try:
         return np.asarray(value)
@@ -127,7 +126,7 @@ def _array(value: Any, key: str, where: str) -> np.ndarray:
         raise TypeError(problem(f"{key!r} in {where} to be an array", type(value).__name__)) from error
 
 
-def _scalar(value: Any) -> Any:
+def _scalar(value: object) -> object:
     """A Python scalar where numpy holds one."""
     return value.item() if isinstance(value, np.generic | np.ndarray) and value.size == 1 else value
 
@@ -138,7 +137,7 @@ def _fits(shape: tuple[int, ...], wanted: Sequence[int | None]) -> bool:
     return free and all(m > 0 if n is None else n == m for m, n in zip(shape, wanted, strict=True))
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     return f"{reprlib.repr(value)} of type {type(value).__name__}"
 
 

@@ -193,6 +193,5 @@ class Posterior:
     order: np.ndarray  # [K] place that each factor had in the model
     lengthscale: np.ndarray  # [K] in half-width units, nan for nonspatial factors
     amplitude: np.ndarray  # [K] standard deviation of the field (nonspatial: of the log factor)
-    field: dict[str, Any]  # arrays that rebuild the field for prediction, see core.fields
-    # modality -> [P, S] of batches, if any
-    multipliers: dict[str, np.ndarray] = dataclass_field(default_factory=dict)
+    field: dict[str, object]  # arrays that rebuild the field for prediction, see core.fields
+    multipliers: dict[str, np.ndarray] = dataclass_field(default_factory=dict)  # modality -> [P, S], if any

@@ -6,7 +6,7 @@ RNA and open peaks, each group with features of its own.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import pandas as pd
@@ -20,27 +20,31 @@ from gpnsf.datasets.places import place
 
 __all__ = ["VARIANTS", "groups"]
 
-# What differs from the settings of "plain". Groups of the same number in `rna` or `atac` are alike
-# in that modality.
-VARIANTS: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "weak": {"fold": 2.5, "opening": 2.6},
-    "unequal": {"shares": (0.5, 0.25, 0.15, 0.07, 0.03)},
-    "closed": {"open_share": 0.01, "opening": 5.0},
-    "shallow": {"depth": 200.0},
-    "many": {"shares": (0.1,) * 10},
-    "alike_in_rna": {"rna": (0, 0, 1, 1, 2)},
-    "alike_in_atac": {"atac": (0, 0, 1, 1, 2)},
-    "crossed": {"rna": (0, 0, 1, 1, 2), "atac": (0, 1, 1, 2, 2)},
-}
-PLAIN: dict[str, Any] = {
-    "shares": (0.2,) * 5,  # of the cells, by group
-    "rna": None,  # every group differs from all others
-    "atac": None,
-    "fold": 4.0,  # expression of a gene in the group that it marks, relative to others
-    "depth": 2000.0,  # expected RNA counts of a cell, before dropout
-    "open_share": 0.05,  # rate at which a mean peak is open
-    "opening": 4.0,  # the same ratio for peaks
+
+@dataclass(frozen=True)
+class Settings:
+    """What a variant is made of; the defaults are those of "plain"."""
+
+    shares: tuple[float, ...] = (0.2,) * 5  # of the cells, by group
+    rna: tuple[int, ...] | None = None  # every group differs from all others
+    atac: tuple[int, ...] | None = None
+    fold: float = 4.0  # expression of a gene in the group that it marks, relative to others
+    depth: float = 2000.0  # expected RNA counts of a cell, before dropout
+    open_share: float = 0.05  # rate at which a mean peak is open
+    opening: float = 4.0  # the same ratio for peaks
+
+
+# What differs from the settings of "plain". Groups of the same number in `rna` or `atac` are alike in that modality.
+VARIANTS = {
+    "plain": Settings(),
+    "weak": Settings(fold=2.5, opening=2.6),
+    "unequal": Settings(shares=(0.5, 0.25, 0.15, 0.07, 0.03)),
+    "closed": Settings(open_share=0.01, opening=5.0),
+    "shallow": Settings(depth=200.0),
+    "many": Settings(shares=(0.1,) * 10),
+    "alike_in_rna": Settings(rna=(0, 0, 1, 1, 2)),
+    "alike_in_atac": Settings(atac=(0, 0, 1, 1, 2)),
+    "crossed": Settings(rna=(0, 0, 1, 1, 2), atac=(0, 1, 1, 2, 2)),
 }
 MARKERS = 0.05  # share of the features that mark a group, for each group
 DROPOUT = 0.3  # share of RNA counts, entry by entry, that is lost
@@ -108,14 +112,14 @@ def groups(
     Rule(int, 2000, low=1).check("n_genes", n_genes)
     Rule(int, 5000, low=1).check("n_peaks", n_peaks)
     Rule(int, 0, low=0).check("seed", seed)
-    chosen = PLAIN | VARIANTS[variant]
+    chosen = VARIANTS[variant]
     group_rng, rna_rng, atac_rng, place_rng = np.random.default_rng(seed).spawn(4)
-    group = group_rng.permutation(_members(chosen["shares"], n_obs))
-    n_groups = len(chosen["shares"])
-    rna_rates = _rates("rna", n_genes, chosen["rna"] or range(n_groups), chosen["fold"], rna_rng)
-    rna_rates *= chosen["depth"] / rna_rates.sum(axis=0)  # [P, groups]
-    atac_rates = _rates("atac", n_peaks, chosen["atac"] or range(n_groups), chosen["opening"], atac_rng)
-    atac_rates *= chosen["open_share"] / np.exp(SPREAD["atac"] ** 2 / 2)
+    group = group_rng.permutation(_members(chosen.shares, n_obs))
+    n_groups = len(chosen.shares)
+    rna_rates = _rates("rna", n_genes, chosen.rna or range(n_groups), chosen.fold, rna_rng)
+    rna_rates *= chosen.depth / rna_rates.sum(axis=0)  # [P, groups]
+    atac_rates = _rates("atac", n_peaks, chosen.atac or range(n_groups), chosen.opening, atac_rng)
+    atac_rates *= chosen.open_share / np.exp(SPREAD["atac"] ** 2 / 2)
     rna = _modality("gene", rna_rates, group, rna_rng)
     atac = _modality("peak", atac_rates, group, atac_rng)
     rna.X = _counts(rna_rates.T[group] * rna.obs["true_size"].to_numpy()[:, None], rna_rng)
@@ -128,7 +132,7 @@ def groups(
     marking = [mod.var_names[mod.var["marker"]] for mod in (rna, atac)]
     told = links["gene"].isin(marking[0]) & links["peak"].isin(marking[1])
     mdata.uns["true_links"] = links[told].reset_index(drop=True)
-    settings = {name: value for name, value in chosen.items() if value is not None}
+    settings = {name: value for name, value in asdict(chosen).items() if value is not None}
     mdata.uns["truth"] = {
         "simulated": True,
         "recipe": "groups",

@@ -146,8 +146,8 @@ def tissue(
     shared = {"factors": factors, "n_spatial": n_spatial, "library": library, "batch_effect": batch_effect}
     rna, rna_size = _features("gene", n_genes, rna_depth, rna_rng, theta=dispersion, **shared)
     atac, atac_size = _features("peak", n_peaks, atac_depth, atac_rng, binary=True, **shared)
-    settings |= {"atac_depth": atac_depth, "lengthscales": list(lengthscales)}
-    truth = {"recipe": "tissue", "n_spatial": n_spatial, "lengthscale": scales, "settings": settings}
+    used = settings | {"atac_depth": atac_depth, "lengthscales": list(lengthscales)}
+    truth = {"recipe": "tissue", "n_spatial": n_spatial, "lengthscale": scales, "settings": used}
     links = place(rna, atac, place_rng)
     mdata = assemble({"rna": rna, "atac": atac}, coords, factors, truth)
     mdata.uns["true_links"] = links
@@ -233,7 +233,7 @@ def _features(
 
     The loadings are scaled so that a spot expects ``depth`` counts.
     """
-    n_obs, n_factors = factors.shape
+    n_obs, n_factors = len(factors), factors.shape[1]
     size = rng.lognormal(0, SIZE_SD, n_obs)
     size = size / size.mean()
     loadings = rng.gamma(GAMMA_SHAPE, 1, (n_features, n_factors)) * rng.lognormal(0, 1, (n_features, 1))

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import h5py
 import mudata
@@ -81,7 +81,7 @@ def _check_room(path: Path) -> None:
         raise OSError(problem(f"room for a copy of {path.name} beside it", found, "Make room, or move the file"))
 
 
-def _open(path: Path, mode: str) -> Any:
+def _open(path: Path, mode: Literal["r", "r+"]) -> Any:
     """The root group of a file."""
     if not is_zarr(path):
         return h5py.File(path, mode)
@@ -101,13 +101,13 @@ def _object(root: Any, spatial_key: str) -> AnnData | MuData:
         return MuData(objects, **_annotations(root, spatial_key), **maps, axis=int(root.attrs.get("axis", 0)))
 
 
-def _annotations(group: Any, spatial_key: str) -> dict[str, Any]:
+def _annotations(group: Any, spatial_key: str) -> dict[str, object]:
     """What is small: tables of rows and features, and coordinates."""
     coords = {spatial_key: read_elem(group["obsm"][spatial_key])} if spatial_key in group.get("obsm", {}) else {}
     return {"obs": read_elem(group["obs"]), "var": read_elem(group["var"]), "obsm": coords}
 
 
-def _matrices(group: Any) -> dict[str, Any]:
+def _matrices(group: Any) -> dict[str, object]:
     """What may be large, as references into the file."""
     stored = group.get("layers", {})
     layers = {name: _matrix(stored[name]) for name in stored}
@@ -142,7 +142,7 @@ def _clear(group: Any, keys: Keys, prefixes: list[str]) -> None:
         place = group.require_group(attribute)
         if attribute in ("obs", "var"):
             names = tuple(prefix + name for prefix in prefixes for name in names)
-            _name_columns(place, lambda before, names=names: [name for name in before if name not in names])
+            _name_columns(place, [name for name in _columns(place) if name not in names])
         for name in names:
             if name in place:
                 del place[name]
@@ -159,15 +159,18 @@ def _fill(group: Any, holder: AnnData | MuData, keys: Keys) -> None:
                 value = pd.Categorical(value) if value.dtype == object else value.to_numpy()
             write_elem(place, name, value)
         if attribute in ("obs", "var"):
-            _name_columns(place, lambda before, there=there: before + there)
+            _name_columns(place, _columns(place) + there)
 
 
-def _name_columns(group: Any, change: Callable[[list[str]], list[str]]) -> None:
+def _columns(group: Any) -> list[str]:
+    """The list of the columns of a table."""
+    return [str(name) for name in group.attrs["column-order"]]
+
+
+def _name_columns(group: Any, names: list[str]) -> None:
     """Change the list of the columns of a table."""
-    before = [str(name) for name in group.attrs["column-order"]]
-    after = change(before)
-    if after != before:
-        group.attrs["column-order"] = after
+    if names != _columns(group):
+        group.attrs["column-order"] = names
 
 
 def _consolidate(path: Path) -> None:

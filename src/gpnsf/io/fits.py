@@ -333,7 +333,7 @@ def ranked(
     return pd.DataFrame({**about, **ranks, **{name: values[best] for name, values in columns.items()}}, index=best)
 
 
-def _record(data: AnnData | MuData, keys: Keys) -> Mapping[str, Any]:
+def _record(data: AnnData | MuData, keys: Keys) -> Mapping[str, object]:
     """``uns`` entry of the fit."""
     record = data.uns.get(keys.uns)
     if isinstance(record, Mapping) and "factor_names" in record:
@@ -347,7 +347,7 @@ def _record(data: AnnData | MuData, keys: Keys) -> Mapping[str, Any]:
     raise KeyError(problem(f"a fit in uns[{keys.uns!r}]", f"{type(data).__name__} with fits {fits}", remedy))
 
 
-def _modalities(data: AnnData | MuData, record: Mapping[str, Any], keys: Keys) -> dict[str, AnnData]:
+def _modalities(data: AnnData | MuData, record: Mapping[str, object], keys: Keys) -> dict[str, AnnData]:
     """The fitted modalities by name; an AnnData is its own only one."""
     names = stored.names(record, "modalities", where=f"uns[{keys.uns!r}]")
     if isinstance(data, AnnData):
@@ -383,7 +383,7 @@ def _loadings_std(modalities: Mapping[str, AnnData], n_factors: int, keys: Keys)
     }
 
 
-def _lengthscale(record: Mapping[str, Any], n_factors: int, where: str) -> np.ndarray:
+def _lengthscale(record: Mapping[str, object], n_factors: int, where: str) -> np.ndarray:
     """Length scales [K] in the units of the coordinates, nan for nonspatial factors."""
     kernel = stored.record(record, "kernel", where=where)
     values = stored.array(kernel, "lengthscale", (n_factors,), low=0, nan=True, where="the kernel of the fit")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import mudata
+import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
@@ -22,7 +22,7 @@ class Parcel:
 
     mods: dict[str, AnnData]
     obs: pd.DataFrame | None  # None: the only modality is the object
-    obsm: dict[str, Any]
+    obsm: dict[str, np.ndarray | pd.DataFrame]
 
     def unpacked(self) -> AnnData | MuData:
         """The object, to be changed at will."""
@@ -61,6 +61,6 @@ def pack(
     return Parcel(mods, data.obs if isinstance(data, MuData) else None, _kept(data, obsm))
 
 
-def _kept(holder: AnnData | MuData, key: str) -> dict[str, Any]:
+def _kept(holder: AnnData | MuData, key: str) -> dict[str, np.ndarray | pd.DataFrame]:
     """The one entry of obsm that is needed."""
     return {key: holder.obsm[key]} if key in holder.obsm else {}

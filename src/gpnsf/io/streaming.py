@@ -265,7 +265,7 @@ class _SparseSource(_Source):
     """Rows in compressed sparse row format, of HDF5 or zarr."""
 
     def __init__(self, stored: Any, modality: str) -> None:
-        group, self.shape = stored.group, tuple(map(int, stored.shape))
+        group, self.shape = stored.group, (int(stored.shape[0]), int(stored.shape[1]))
         self._data, self._indices = group["data"], group["indices"]
         self._pointers = np.asarray(group["indptr"][:]).astype(np.int64)
         n_stored = int(self._data.shape[0])
@@ -290,7 +290,7 @@ class _DenseSource(_Source):
             rule, remedy = f"numeric counts in modality {modality!r}", "Write the file again from its source"
             found = f"an array of shape {tuple(stored.shape)} and dtype {stored.dtype}"
             raise TypeError(checks.problem(rule, found, remedy))
-        self._array, self.shape = stored, tuple(map(int, stored.shape))
+        self._array, self.shape = stored, (int(stored.shape[0]), int(stored.shape[1]))
         super().__init__(modality, max(1, DENSE_ENTRIES // max(self.shape[1], 1)))
 
     def _read(self, start: int, stop: int) -> np.ndarray:

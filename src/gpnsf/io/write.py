@@ -153,7 +153,7 @@ def on_all_features(values: np.ndarray, used: np.ndarray, fill: float = 0.0) -> 
     return full
 
 
-def _record(posterior: Posterior, layout: Layout, info: Mapping[str, Any]) -> dict[str, Any]:
+def _record(posterior: Posterior, layout: Layout, info: Mapping[str, Any]) -> dict[str, object]:
     """The ``uns`` entry. ``field`` also holds the geometry that prediction needs: centre, scale and names of slices."""
     return _plain(
         {

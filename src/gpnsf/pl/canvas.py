@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -33,6 +33,7 @@ __all__ = [
     "columns",
     "finish",
     "grid",
+    "hand_over",
     "limits",
     "name_slices",
     "norm",
@@ -45,6 +46,8 @@ __all__ = [
     "tidy_bar",
     "title",
 ]
+
+T = TypeVar("T")
 
 PAGE = 7.2  # inches: two columns of a journal page
 TEXT, SMALL = 8.0, 7.0  # points
@@ -59,19 +62,20 @@ def style() -> Iterator[None]:
     """Fonts and lines of a printed figure; the user's own settings hold again afterwards."""
     import matplotlib as mpl
 
-    settings = {
-        "font.size": TEXT,
-        "axes.titlesize": TEXT,
-        "axes.labelsize": TEXT,
-        "axes.linewidth": 0.6,
-        "legend.fontsize": SMALL,
-        "legend.frameon": False,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.axisbelow": True,
-        "text.parse_math": False,  # a dollar sign in the name of a feature is one
-    }
-    with mpl.rc_context(settings):
+    with mpl.rc_context(
+        {
+            "font.size": TEXT,
+            "axes.titlesize": TEXT,
+            "axes.labelsize": TEXT,
+            "axes.linewidth": 0.6,
+            "legend.fontsize": SMALL,
+            "legend.frameon": False,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.axisbelow": True,
+            "text.parse_math": False,  # a dollar sign in the name of a feature is one
+        }
+    ):
         yield
 
 
@@ -90,8 +94,7 @@ def columns(
 ) -> int:
     """The columns asked for, or those near the shape ``target`` (width by height) with few gaps.
 
-    ``size(ncols)`` is the width and height in inches that a panel gets among that many columns,
-    ``most`` at the most.
+    ``size(ncols)`` is the width and height in inches of a panel among that many columns.
     """
     if ncols is not None:
         if ncols < 1:
@@ -106,25 +109,31 @@ def columns(
 
 
 def grid(
-    n_panels: int, *, width: float, height: float, ncols: int, ax: Axes | None = None, spare: float = 0.0
+    n_panels: int,
+    *,
+    width: float,
+    height: float,
+    ncols: int,
+    ax: Axes | None = None,
+    spare: float = 0.0,
+    gap: float = 0.03,
 ) -> tuple[Figure, list[Axes]]:
     """A figure of ``n_panels`` axes of a size in inches, or the axes handed in; none left empty.
 
-    ``spare`` inches are added on the right, for a legend or a shared colour bar.
+    ``spare`` inches are added on the right, for a legend or a shared colour bar, and ``gap`` on both sides of a panel.
     """
     from matplotlib import pyplot as plt
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     if ax is not None:
         if n_panels != 1:
-            raise ValueError(
-                problem("one panel for `ax`", f"{n_panels} panels", "Name a single one, or leave `ax` out")
-            )
+            remedy = "Name a single one, or leave `ax` out"
+            raise ValueError(problem("one panel for `ax`", f"{n_panels} panels", remedy))
         return ax.figure.canvas.figure, [ax]  # the whole figure, also of axes in a subfigure
     nrows = -(-n_panels // ncols)
-    figure, axes = plt.subplots(
-        nrows, ncols, figsize=(ncols * width + spare, nrows * height), squeeze=False, layout="constrained"
-    )
-    figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0.02, hspace=0.02)
+    layout = ConstrainedLayoutEngine(w_pad=gap, h_pad=0.03, wspace=0.02, hspace=0.02)
+    size = (ncols * width + spare, nrows * height)
+    figure, axes = plt.subplots(nrows, ncols, figsize=size, squeeze=False, layout=layout)
     for unused in axes.flat[n_panels:]:
         unused.remove()
     return figure, list(axes.flat[:n_panels])
@@ -133,13 +142,17 @@ def grid(
 def finish(
     figure: Figure, axes: Sequence[Axes], *, show: bool | None, return_fig: bool
 ) -> Axes | list[Axes] | Figure | None:
+    """Show the figure or hand it over, a single panel without a list around it."""
+    return hand_over(figure, axes[0] if len(axes) == 1 else list(axes), show=show, return_fig=return_fig)
+
+
+def hand_over(figure: Figure, drawn: T, *, show: bool | None, return_fig: bool) -> T | Figure | None:
     """Show the figure or hand it over.
 
-    ``show=None`` shows it where there is something to show it on (a window, a notebook), and
-    returns it otherwise.
+    ``show=None`` shows it in a window or a notebook, and returns it where there is neither.
     """
     from matplotlib import pyplot as plt
-    from matplotlib.backends import BackendFilter, backend_registry
+    from matplotlib.backends.registry import BackendFilter, backend_registry
 
     # a layout settles only once all titles and bars have been drawn
     figure.draw_without_rendering()
@@ -148,11 +161,7 @@ def finish(
         show = not headless and not return_fig
     if show:
         plt.show()
-    if return_fig:
-        return figure
-    if show:
-        return None
-    return axes[0] if len(axes) == 1 else list(axes)
+    return figure if return_fig else None if show else drawn
 
 
 @dataclass(frozen=True)
@@ -193,7 +202,7 @@ def section(
         raise ValueError(problem("a fit with slices for `library`", "one without `library_key`", remedy))
     names = np.zeros(len(coords), dtype=object) if slices is None else np.asarray(slices, dtype=object)
     rows = np.arange(len(coords))
-    if library is not None:
+    if slices is not None and library is not None:
         wanted = [library] if isinstance(library, str) else [str(name) for name in library]
         choices(wanted, slices.categories, what="slices", where=f"obs[{fit.params['library_key']!r}]")
         rows = np.flatnonzero(np.isin(names, wanted))
@@ -305,39 +314,32 @@ def colormap(signed: bool) -> Colormap:
 def title(ax: Axes, name: str, note: str = "") -> None:
     """A name above a panel, a note in small print below it."""
     ax.set_title(name, loc="left", pad=12 if note else 4)
-    ax.annotate(
-        note,
-        (0, 1),
-        (0, 2.5),
-        xycoords="axes fraction",
-        textcoords="offset points",
-        va="bottom",
-        fontsize=SMALL - 0.5,
-        color=GREY,
-    )
+    text = ax.annotate(note, (0, 1), (0, 2.5), xycoords="axes fraction", textcoords="offset points")
+    text.set(va="bottom", fontsize=SMALL - 0.5, color=GREY)
 
 
 def name_slices(ax: Axes, where: Section) -> None:
     """Names of the slices below each of them."""
-    style = {"ha": "center", "va": "top", "fontsize": SMALL - 1.5, "color": GREY}
     edge = (0.5 if where.down else -0.5) * where.diameter * (where.coords.shape[1] > 1)
     for name, (x, y) in where.labels.items():
-        ax.annotate(name, (x, y + edge), (0, -2), textcoords="offset points", **style)
+        label = ax.annotate(name, (x, y + edge), (0, -2), textcoords="offset points")
+        label.set(ha="center", va="top", fontsize=SMALL - 1.5, color=GREY)
 
 
-def colorbars(axes: Sequence[Axes]) -> None:
+def colorbars(axes: Sequence[Axes]) -> list[Axes]:
     """A slim bar beside each panel, inside its place in the grid: panels keep their shape."""
-    from matplotlib.transforms import ScaledTranslation
+    from matplotlib.transforms import BboxTransformTo, ScaledTranslation
 
-    figure = axes[0].figure
+    figure, bars = axes[0].figure, []
     for ax in axes:
         height = ax.get_window_extent().height / figure.dpi
         length = min(max(0.75 * height, 0.3), 1.1)
-        # inches from the middle right
-        corner = figure.dpi_scale_trans + ScaledTranslation(1, 0.5, ax.transAxes)
-        bar = ax.inset_axes([0.04, -length / 2, 0.06, length], transform=corner)
+        corner = ScaledTranslation(1, 0.5, BboxTransformTo(ax.bbox))  # in inches from the middle right
+        bar = ax.inset_axes((0.04, -length / 2, 0.06, length), transform=figure.dpi_scale_trans + corner)
         figure.colorbar(ax.collections[0], cax=bar)
         tidy_bar(bar, short=length < 0.5)
+        bars.append(bar)
+    return bars
 
 
 def tidy_bar(bar: Axes, *, short: bool = False) -> None:
@@ -348,7 +350,7 @@ def tidy_bar(bar: Axes, *, short: bool = False) -> None:
     if short:
         bar.yaxis.set_major_locator(FixedLocator([low, high]))
     elif bar.get_yscale() == "log":
-        bar.yaxis.set_major_locator(FixedLocator(np.geomspace(low, high, 3)))
+        bar.yaxis.set_major_locator(FixedLocator(np.geomspace(low, high, 3).tolist()))
     else:
         bar.yaxis.set_major_locator(MaxNLocator(3))
     bar.yaxis.set_minor_locator(NullLocator())
@@ -394,6 +396,6 @@ def _side_by_side(
 def _overlapping(low: np.ndarray, high: np.ndarray) -> bool:
     """Whether any two of the frames [slices, D] share more than an edge."""
     apart = (low[:, None] >= high[None]) | (high[:, None] <= low[None])  # [slices, slices, D]
-    together = ~apart.any(axis=2)
+    together = ~np.any(apart, axis=2)
     np.fill_diagonal(together, False)
     return bool(together.any())

@@ -163,7 +163,7 @@ def _compare_starts(ax: Axes, names: np.ndarray, ends: np.ndarray, *, kept: str)
     """How far each start stays behind the best one."""
     lines = np.arange(names.size)
     behind = ends.max() - ends
-    color = np.where(names == kept, PHASE_COLORS["main"], "0.6")
+    color = [PHASE_COLORS["main"] if name == kept else "0.6" for name in names]
     ax.hlines(lines, 0, behind, colors=color, linewidth=1.2)
     ax.scatter(behind, lines, c=color, s=14, linewidths=0, clip_on=False, zorder=3)
     ax.set_yticks(lines, names)

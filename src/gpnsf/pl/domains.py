@@ -105,7 +105,7 @@ def domains(
         _draw(axes[0], where, drawn, colors)
         _legend(axes[0], entries, title=key_added, columns=columns)
         canvas.name_slices(axes[0], where)
-    return canvas.finish(figure, axes, show=show, return_fig=return_fig)
+    return canvas.hand_over(figure, axes[0], show=show, return_fig=return_fig)
 
 
 def _categories(fit: Fit, name: str) -> tuple[pd.Categorical, dict[str, str]]:

@@ -238,5 +238,5 @@ def _calibration(ax: Axes, feature: _Feature) -> None:
     ends = np.array([min(1.08 * mean.min(), 0.0), max(1.08 * mean.max(), 1e-9)])
     ax.plot(ends, ends, color="0.7", linewidth=0.8, zorder=1)
     color = canvas.MODALITY_COLORS[0]
-    ax.errorbar(*mean, yerr=2 * error, color=color, fmt="o", markersize=2.5, linewidth=0.8)
+    ax.errorbar(mean[0], mean[1], yerr=2 * error, color=color, fmt="o", markersize=2.5, linewidth=0.8)
     ax.set(xlim=ends, ylim=(min(ends[0], (mean[1] - 2 * error).min()) if ends[0] < 0 else 0, None))

@@ -108,7 +108,7 @@ def top_features(
     colors = dict(zip(modalities, canvas.MODALITY_COLORS * len(modalities), strict=False))
     with canvas.style():
         width = _width(ncols, least)
-        figure, axes = canvas.grid(len(tables), width=width, height=height, ncols=ncols, ax=ax)
+        figure, axes = canvas.grid(len(tables), width=width, height=height, ncols=ncols, ax=ax, gap=0.06)
         for panel, (factor, table) in zip(axes, tables.items(), strict=True):
             _panel(panel, table, colors, method, [italic] if isinstance(italic, str) else italic)
             panel.set(ylim=(lines - 0.4, -0.6))
@@ -160,7 +160,7 @@ def _panel(ax: Axes, table: pd.DataFrame, colors: dict[str, str], method: str, i
     canvas.plain(ax)
     ax.tick_params(axis="y", length=0, labelsize=canvas.SMALL - 0.5)
     for label, name in zip(ax.get_yticklabels(), table["modality"], strict=True):
-        label.set_style("italic" if name in italic else "normal")
+        label.set_fontstyle("italic" if name in italic else "normal")
     ax.spines["bottom"].set_visible(False)
 
 
@@ -181,7 +181,6 @@ def _explain(axes: list[Axes], colors: dict[str, str], method: str, *, outside: 
     label = "share of the feature's signal" if method == "share" else "score relative to the best feature"
     handles = [Line2D([], [], color=color, marker="o", markersize=3, lw=1.2) for color in colors.values()]
     if outside:
-        figure.get_layout_engine().set(w_pad=0.06)
         figure.supxlabel(label, fontsize=canvas.SMALL, color=canvas.GREY)
     else:
         axes[0].set_xlabel(label, fontsize=canvas.SMALL, color=canvas.GREY)

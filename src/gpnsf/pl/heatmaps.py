@@ -127,7 +127,7 @@ def loadings(
         for panel, (name, positions) in zip(axes, tables.items(), strict=True):
             _panel(panel, fit, name, positions, chosen, cmap)
             for label in panel.get_yticklabels():
-                label.set_style("italic" if name in ([italic] if isinstance(italic, str) else italic) else "normal")
+                label.set_fontstyle("italic" if name in ([italic] if isinstance(italic, str) else italic) else "normal")
             canvas.title(panel, name, f"{quota} best feature{'s' * (quota > 1)} of each factor")
         _bar(axes, signed=fit.signed)
     return canvas.finish(figure, axes, show=show, return_fig=return_fig)
@@ -176,7 +176,7 @@ def _panel(
 
 def _bar(axes: list[Axes], *, signed: bool) -> None:
     """One bar for all panels: the ends of the scale are the same."""
-    shrink = float(np.clip(1.6 / axes[0].figure.get_figheight(), 0.2, 1))
+    shrink = float(np.clip(1.6 / axes[0].figure.canvas.figure.get_figheight(), 0.2, 1))
     bar = axes[0].figure.colorbar(axes[0].images[0], ax=axes, fraction=0.03, pad=0.02, shrink=shrink, aspect=22)
     canvas.tidy_bar(bar.ax)
     bar.ax.set_ylabel("signed share" if signed else "share of the feature's signal", fontsize=canvas.SMALL - 0.5)
@@ -270,7 +270,7 @@ def factor_correlation(
         )
         canvas.tidy_bar(bar.ax)
         bar.ax.set_ylabel("correlation", fontsize=canvas.SMALL - 0.5)
-    return canvas.finish(figure, [panel], show=show, return_fig=return_fig)
+    return canvas.hand_over(figure, panel, show=show, return_fig=return_fig)
 
 
 def _correlation(moments: dict[str, np.ndarray], moment: str, chosen: np.ndarray) -> np.ndarray:

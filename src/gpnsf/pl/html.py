@@ -10,7 +10,7 @@ import io
 from collections.abc import Iterable, Mapping
 from html import escape
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -103,7 +103,7 @@ def bullets(texts: Iterable[str]) -> str:
     return "<ul>" + "".join(f"<li>{escape(text)}</li>" for text in texts) + "</ul>"
 
 
-def shown(value: Any) -> str:
+def shown(value: object) -> str:
     """A value as text: numbers in four digits, sequences with commas, mappings as name = value."""
     value = value.item() if isinstance(value, np.ndarray | np.generic) and value.ndim == 0 else value
     if isinstance(value, bool) or value is None:
@@ -111,7 +111,8 @@ def shown(value: Any) -> str:
     if isinstance(value, Integral):
         return f"{value:,}"
     if isinstance(value, Real):
-        return "–" if np.isnan(value) else f"{value:,.4g}" if abs(value) < 1e6 else f"{value:.4g}"
+        number = float(value)
+        return "–" if np.isnan(number) else f"{number:,.4g}" if abs(number) < 1e6 else f"{number:.4g}"
     if isinstance(value, Mapping):
         return ", ".join(f"{name} = {shown(item)}" for name, item in value.items()) or "–"
     if isinstance(value, list | tuple | np.ndarray):
@@ -131,7 +132,7 @@ def table(frame: pd.DataFrame, caption: str) -> str:
     )
 
 
-def pairs(values: Mapping[str, Any], caption: str) -> str:
+def pairs(values: Mapping[str, object], caption: str) -> str:
     """A table of names and values."""
     lines = "\n".join(_line([str(name), shown(value)], ["", ""]) for name, value in values.items())
     return f'<div class="scroll"><table><caption>{escape(caption)}</caption>\n<tbody>\n{lines}\n</tbody></table></div>'

@@ -140,7 +140,7 @@ def _histogram(ax: Axes, values: np.ndarray, name: str, *, color: str) -> None:
         median = float(np.median(values))
         ax.axvline(median, color="black", linewidth=0.8, linestyle=(0, (3, 2)))
         note += f" · median {median:.2f}"
-    ax.hist(values, bins=np.linspace(0, 1, BINS + 1), color=color, edgecolor="white", linewidth=0.4)
+    ax.hist(values, bins=np.linspace(0, 1, BINS + 1).tolist(), color=color, edgecolor="white", linewidth=0.4)
     ax.set(xlim=(0, 1), xticks=[0, 0.5, 1], xlabel="spatial importance", ylabel=name)
     ax.set_xticklabels(["0", "0.5", "1"])
     ax.yaxis.set_major_locator(MaxNLocator(4, integer=True))

@@ -115,9 +115,9 @@ def links(
         _axis(panel, place, low, high)
         canvas.title(panel, gene, _note(drawn, max_q))
         figure.draw_without_rendering()  # the bar is as high as the panel
-        canvas.colorbars([panel])
-        panel.child_axes[0].set_title("score", fontsize=canvas.SMALL, pad=3)
-    return canvas.finish(figure, [panel], show=show, return_fig=return_fig)
+        (bar,) = canvas.colorbars([panel])
+        bar.set_title("score", fontsize=canvas.SMALL, pad=3)
+    return canvas.hand_over(figure, panel, show=show, return_fig=return_fig)
 
 
 def _read(
@@ -162,7 +162,7 @@ def _arcs(ax: Axes, table: pd.DataFrame, cmap: str | Colormap, norm: Normalize) 
     angle = np.linspace(0, np.pi, POINTS)
     x = site[:, None] + reach[:, None] * (1 - np.cos(angle)) / 2  # [n, POINTS]
     arcs = LineCollection(
-        np.stack([x, height[:, None] * np.sin(angle)], axis=2),
+        list(np.stack([x, height[:, None] * np.sin(angle)], axis=2)),
         cmap=cmap,
         norm=norm,
         linewidths=0.5 + 1.5 * np.clip(norm(table["score"].to_numpy()), 0, 1),

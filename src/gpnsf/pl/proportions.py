@@ -121,8 +121,18 @@ def proportions(
         if kind == "pies":
             figure, axes = _pies(where, values, names, palette=palette, ax=ax)
         else:
-            colors = {"scale": scale, "shared": shared_scale, "ends": (vmin, vmax), "quantiles": quantiles}
-            figure, axes = _maps(where, values, names, cmap=cmap, ncols=ncols, ax=ax, **colors)
+            figure, axes = _maps(
+                where,
+                values,
+                names,
+                scale=scale,
+                shared=shared_scale,
+                ends=(vmin, vmax),
+                quantiles=quantiles,
+                cmap=cmap,
+                ncols=ncols,
+                ax=ax,
+            )
         canvas.name_slices(axes[0], where)
     return canvas.finish(figure, axes, show=show, return_fig=return_fig)
 
@@ -186,7 +196,7 @@ def _draw(ax: Axes, where: canvas.Section, values: np.ndarray, colors: Sequence[
     # [n, types + 1]
     ends = np.concatenate([np.zeros((len(values), 1)), values.cumsum(axis=1)], axis=1)
     for column, color in enumerate(colors):
-        drawn = np.flatnonzero(values[:, column] > 1e-3)
+        drawn = np.flatnonzero(values[:, column] > 1e-3).tolist()
         polygons = [_slice(where, row, *ends[row, column : column + 2]) for row in drawn]
         ax.add_collection(PolyCollection(polygons, facecolors=color, linewidths=0, rasterized=True), autolim=False)
 

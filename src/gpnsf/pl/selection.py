@@ -86,7 +86,7 @@ def selection(
     >>> axes[0].get_xlabel()
     'factors'
     """
-    table, chosen = _opened(table, key)
+    table, n_spatial = _opened(table, key)
     if panel is not None and panel not in PANELS:
         raise ValueError(problem(f"`panel` to be one of {list(PANELS)}", repr(panel), "Pass one of these, or None"))
     several = bool(table.n_factors.duplicated().any())  # values of n_spatial that were asked for
@@ -97,13 +97,13 @@ def selection(
         figure, axes = canvas.grid(len(drawn), width=width, height=2.0, ncols=len(drawn), ax=ax)
         for name, place in zip(drawn, axes, strict=True):
             _curves(place, table, name, several=several)
-            _mark(place, table, name, chosen)
-        canvas.title(axes[0], axes[0].get_title(loc="left"), _note(table, chosen))
+            _mark(place, table, name, n_spatial)
+        canvas.title(axes[0], axes[0].get_title(loc="left"), _note(table, n_spatial))
     return canvas.finish(figure, axes, show=show, return_fig=return_fig)
 
 
-def _opened(source: Any, key: str) -> tuple[pd.DataFrame, Mapping[str, Any]]:
-    """The table and the numbers that were recommended, if any."""
+def _opened(source: Any, key: str) -> tuple[pd.DataFrame, int | None]:
+    """The table and the recommended number of spatial factors, if there is one."""
     if isinstance(source, pd.DataFrame):
         table, chosen = source, source.attrs
     else:
@@ -116,7 +116,7 @@ def _opened(source: Any, key: str) -> tuple[pd.DataFrame, Mapping[str, Any]]:
     choices(
         wanted, table.columns, what="the column", where="the table", remedy="Pass that of `gpnsf.tl.select_n_factors`"
     )
-    return table.sort_values("n_factors"), chosen
+    return table.sort_values("n_factors"), chosen.get("n_spatial")
 
 
 def _curves(ax: Axes, table: pd.DataFrame, name: str, *, several: bool) -> None:
@@ -151,10 +151,10 @@ def _curves(ax: Axes, table: pd.DataFrame, name: str, *, several: bool) -> None:
     canvas.plain(ax)
 
 
-def _mark(ax: Axes, table: pd.DataFrame, name: str, chosen: Mapping[str, Any]) -> None:
+def _mark(ax: Axes, table: pd.DataFrame, name: str, n_spatial: int | None) -> None:
     """A ring around the recommended point, and a line down to its number."""
     for _, line in table[table["recommended"].astype(bool)].iterrows():
-        value = chosen.get("n_spatial", line[name]) if name == "n_spatial" else line[name]
+        value = line[name] if name != "n_spatial" or n_spatial is None else n_spatial
         if np.isfinite(value):
             ax.scatter(
                 [line["n_factors"]],
@@ -169,10 +169,10 @@ def _mark(ax: Axes, table: pd.DataFrame, name: str, chosen: Mapping[str, Any]) -
         ax.axvline(line["n_factors"], color=MARK, linewidth=0.8, linestyle=":", zorder=0)
 
 
-def _note(table: pd.DataFrame, chosen: Mapping[str, Any]) -> str:
+def _note(table: pd.DataFrame, n_spatial: int | None) -> str:
     """Recommendation, in words."""
     marked = table[table["recommended"].astype(bool)]
     if marked.empty:
         return "too few counts to tell"
-    K, T = int(marked["n_factors"].iloc[0]), int(chosen.get("n_spatial", marked["n_spatial"].iloc[0]))
+    K, T = int(marked["n_factors"].iloc[0]), int(marked["n_spatial"].iloc[0] if n_spatial is None else n_spatial)
     return f"recommended: {K}, of which {T} spatial"

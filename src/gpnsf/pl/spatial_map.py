@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from gpnsf.io.fits import Fit
 
+    Features = str | Sequence[str] | Mapping[str, str | Sequence[str]] | None
+
 __all__ = ["spatial_map"]
 
 
@@ -151,7 +153,7 @@ class _Tile:
     y: np.ndarray  # [rows + 1] edges
 
 
-def _chosen(fit: Fit, factors: str | Sequence[str] | None, features: object, moment: str) -> np.ndarray:
+def _chosen(fit: Fit, factors: str | Sequence[str] | None, features: Features, moment: str) -> np.ndarray:
     """Positions of the factors to draw."""
     if moment not in ("mean", "std"):
         raise ValueError(problem("`moment` to be 'mean' or 'std'", repr(moment), "Pass one of the two"))
@@ -202,7 +204,7 @@ def _tile(points: np.ndarray, coords: np.ndarray) -> _Tile:
 
 
 def _values(
-    fit: Fit, table: pd.DataFrame, chosen: np.ndarray, features: object, moment: str
+    fit: Fit, table: pd.DataFrame, chosen: np.ndarray, features: Features, moment: str
 ) -> tuple[pd.DataFrame, dict[str, str]]:
     """Values [n, panels] on the lattice, and what is written below the titles."""
     # torch is loaded where a field is rebuilt, not by the figures

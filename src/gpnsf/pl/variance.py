@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
     from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
     from mudata import MuData
 
@@ -100,10 +101,10 @@ def variance_explained(
         axes[0].tick_params(length=0)
         axes[0].spines[:].set_visible(False)
         canvas.title(axes[0], "deviance explained", "per cent of each modality")
-    return canvas.finish(figure, axes, show=show, return_fig=return_fig)
+    return canvas.hand_over(figure, axes[0], show=show, return_fig=return_fig)
 
 
-def _cells(ax: Axes, explained: np.ndarray, cmap: object) -> None:
+def _cells(ax: Axes, explained: np.ndarray, cmap: str | Colormap) -> None:
     """Colours relative to the largest value of a row, and the values in per cent."""
     top = explained.max(axis=1, keepdims=True)
     relative = np.divide(explained, top, out=np.zeros_like(explained), where=top > 0).clip(0, 1)

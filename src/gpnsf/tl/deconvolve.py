@@ -83,7 +83,7 @@ def deconvolve(
     max_steps: int = 5000,
     tol: float = 1e-7,
     train: bool = True,
-    network: Mapping[str, Any] | None = None,
+    network: Mapping[str, object] | None = None,
     n_layers: int = 40,
     shared: bool = False,
     n_training: int = 150,
@@ -214,7 +214,7 @@ def deconvolve(
         V = deconvolution.exact(mixture)
     else:
         places = places_of(adata, np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel(), params)
-        costs = costs_of(adata, group_costs, record["types"], params)
+        costs = costs_of(adata, group_costs, record["types"], group_weight, region_key)
         if method == "graph":
             V, course = _minimum(mixture, places, costs, params)
             record |= course
@@ -234,8 +234,8 @@ def _check(adata: AnnData, params: Mapping[str, Any], network: Any) -> None:
         remedy = "Pass the modality that the reference describes, for example mdata['rna']"
         raise TypeError(problem("AnnData of spots", type(adata).__name__, remedy))
     owner(adata)
-    for name, rule in RULES.items():
-        rule.check(name, params[name])
+    for name, allowed in RULES.items():
+        allowed.check(name, params[name])
     checks.key_added(params["key_added"], ())
     if "types" not in adata.uns.get(params["key_added"], {"types": ()}):
         rule, remedy = "`key_added` that no other tool has used", "Pass for example key_added='proportions'"
@@ -247,7 +247,7 @@ def _check(adata: AnnData, params: Mapping[str, Any], network: Any) -> None:
 
 def _minimum(
     mixture: Mixture, places: Places, costs: np.ndarray, params: Mapping[str, Any]
-) -> tuple[np.ndarray, dict[str, Any]]:
+) -> tuple[np.ndarray, dict[str, object]]:
     """Abundances [N, C] at the minimum of the objective, and the way to it."""
     graph = places.ties().graph(places.unit, params["region_bandwidth"])
     weights = {name: params[f"{name}_weight"] for name in ("spatial", "total", "group")}
@@ -262,7 +262,7 @@ def _minimum(
     return solution.V, {"objective": solution.trace, "converged": solution.converged}
 
 
-def _stored(adata: AnnData, key: str) -> Mapping[str, Any]:
+def _stored(adata: AnnData, key: str) -> Mapping[str, object]:
     """The network of an earlier deconvolution."""
     record = adata.uns.get(ProportionKeys(key).uns)
     if isinstance(record, Mapping) and isinstance(record.get("network"), Mapping):

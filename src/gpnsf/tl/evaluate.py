@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -116,16 +116,23 @@ class _Judged:
         return self.held_out if rows == "holdout" else ~self.held_out
 
 
-def _line(judged: _Judged, counts: sp.csr_matrix, size: np.ndarray, rows: str) -> dict[str, Any]:
+def _line(judged: _Judged, counts: sp.csr_matrix, size: np.ndarray, rows: str) -> dict[str, str | float]:
     """One line of the table."""
     selected = judged.select(rows)
     checks.positive(size[selected], what=f"size factors of the rows {rows!r} of modality {judged.name!r}")
-    line = {"modality": judged.name, "rows": rows, "likelihood": judged.likelihood}
+    found = {}
     for column, model in _models(judged, size).items():
         total, n_entries = _deviance(judged, counts, model, selected)
-        line[column] = total / n_entries
-    explained = 1 - line["deviance"] / line["null_deviance"]
-    return line | {"explained": explained, "n_obs": int(selected.sum()), "n_features": counts.shape[1]}
+        found[column] = total / n_entries
+    return {
+        "modality": judged.name,
+        "rows": rows,
+        "likelihood": judged.likelihood,
+        **found,
+        "explained": 1 - found["deviance"] / found["null_deviance"],
+        "n_obs": int(selected.sum()),
+        "n_features": counts.shape[1],
+    }
 
 
 def _models(judged: _Judged, size: np.ndarray) -> dict[str, tuple[np.ndarray, list[np.ndarray]]]:
@@ -171,7 +178,7 @@ def _open(fit: Fit, name: str) -> _Judged:
     mod, rows, likelihood = fit.modalities[name], fit.rows[name], fit.likelihoods[name]
     held_out = measured.held_out(fit, name)
     loadings = np.column_stack([fit.loadings[name], fit.var(name, fit.keys.background)])
-    seen = loadings.any(axis=1)
+    seen = np.any(loadings, axis=1)
     counts = measured.counts_of(fit, name, seen)
     counted = counts[~held_out].getnnz(axis=0) > 0
     seen[seen], counts = counted, counts[:, counted]

@@ -270,7 +270,7 @@ def _slots(
     codes: list[np.ndarray],
     loadings: list[np.ndarray],
     keys: Keys,
-    info: dict[str, Any],
+    info: dict[str, object],
 ) -> list[Slot]:
     """All that is written."""
     slots: list[Slot] = [(mdata, "obsm", keys.factors, np.hstack(codes[::-1])), (mdata, "uns", keys.uns, info)]

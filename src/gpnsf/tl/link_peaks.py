@@ -128,8 +128,8 @@ def link_peaks(
         raise ValueError(problem("pairs of a gene and a peak with signal", found, remedy))
     table, i, j = table[told].copy(), i[told], j[told]
     stratum = links.strata(bins_of(table["distance"], DISTANCES), lengths[1][j], lengths[0][i])
-    table["score"] = links.pair_scores(*profiles, i, j)
-    table["p"] = links.pair_p_values(*profiles, i, j, stratum, n_permutations=n_permutations, seed=seed)
+    table["score"] = links.pair_scores(profiles[0], profiles[1], i, j)
+    table["p"] = links.pair_p_values(profiles[0], profiles[1], i, j, stratum, n_permutations=n_permutations, seed=seed)
     if genes is not None:
         table = table[asked[told]].copy()
     table["q"] = false_discovery_control(table["p"])
@@ -178,8 +178,10 @@ def _read(mdata: MuData, pair: tuple[str, str], key: str) -> tuple[dict[str, Ann
     loadings: list[np.ndarray] = []
     for name in pair:
         shape = opened.mods[name].n_vars, loadings[0].shape[1] if loadings else None
-        ends = {"low": -LARGEST_LOADING, "high": LARGEST_LOADING}
-        loadings.append(stored.array(opened.mods[name].varm, slot, shape, **ends, where=f"varm of {name!r}"))
+        found = stored.array(
+            opened.mods[name].varm, slot, shape, low=-LARGEST_LOADING, high=LARGEST_LOADING, where=f"varm of {name!r}"
+        )
+        loadings.append(found)
     if loadings[0].shape[1] < 2:
         rule = "at least two factors, whose shares differ between features"
         raise ValueError(problem(rule, f"{loadings[0].shape[1]} alone", "Fit more factors"))

@@ -7,7 +7,6 @@ import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
-from typing import Any
 
 import numpy as np
 from anndata import AnnData
@@ -158,7 +157,10 @@ def mefisto(
     found = core.fit(
         tables,
         core.apart(dataset.coords, dataset.library),
-        **{name: params[name] for name in ("n_factors", "n_inducing", "max_steps", "seed")},
+        n_factors=n_factors,
+        n_inducing=n_inducing,
+        max_steps=max_steps,
+        seed=seed,
         progress=settings.progress if progress is None else progress,
     )
     _check_finite(found)
@@ -198,7 +200,7 @@ def _check_finite(found: core.Mefisto) -> None:
 
 
 def _slots(
-    data: AnnData | MuData, found: core.Mefisto, layout: read.Layout, keys: Keys, info: Mapping[str, Any]
+    data: AnnData | MuData, found: core.Mefisto, layout: read.Layout, keys: Keys, info: Mapping[str, object]
 ) -> list[Slot]:
     """All that is written."""
     mods = {name: data.mod[name] if isinstance(data, MuData) else data for name in layout.modalities}
@@ -225,7 +227,7 @@ def _rows(
     ]
 
 
-def _record(found: core.Mefisto, layout: read.Layout, info: Mapping[str, Any]) -> dict[str, Any]:
+def _record(found: core.Mefisto, layout: read.Layout, info: Mapping[str, object]) -> dict[str, object]:
     """The ``uns`` entry."""
     return {
         **info,

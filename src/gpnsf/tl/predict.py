@@ -91,6 +91,7 @@ def predict(
         rule = f"`coords` with {n_dims} column(s), as in the fit"
         raise ValueError(checks.problem(rule, f"shape {points.shape}", f"Pass an array [n, {n_dims}]"))
     mean = np.full((len(points), len(fit.names)), float(bool(state["nonnegative"])), dtype=np.float32)
+    assert fit.std is not None  # there is a field
     std = np.broadcast_to(np.sqrt(fit.mean.var(0) + (fit.std**2).mean(0)), mean.shape).astype(np.float32)
     if fit.is_spatial.any():
         own = read.normalise_coords(points, codes, np.asarray(state["centre"]), float(state["scale"]))
@@ -156,7 +157,7 @@ def _expected(fit: fits.Fit, factors: np.ndarray, features: Any, obs: pd.DataFra
     """Expected counts [n, features] at size factor 1."""
     prefixed = isinstance(features, Mapping)
     wanted = dict(features) if prefixed else _modalities_of(fit, features)
-    columns = {}
+    columns: dict[str, np.ndarray] = {}
     for modality, names in wanted.items():
         fit.modality_names(modality)
         chosen = fit.feature_indices(modality, names)

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Mapping
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -169,16 +169,20 @@ def scai(
     if layer_added is not None:
         check_layer(layer_added, sides[1], what="averaged ATAC")
     found = core.fit(
-        *(core.normalised(side.counts) for side in sides),
+        core.normalised(sides[0].counts),
+        core.normalised(sides[1].counts),
         n_factors,
         weights=core.Weights(alpha=alpha, beta=beta, lam=lam, gamma=gamma, mask=mask),
-        **{name: params[name] for name in ("n_restarts", "max_steps", "tol", "seed")},
+        n_restarts=n_restarts,
+        max_steps=max_steps,
+        tol=tol,
+        seed=seed,
         progress=settings.progress if progress is None else progress,
     )
     layer = None if layer_added is None else core.averaged(found.similarity, sides[1].counts)[sides[1].rows]
     record = _record(found, params, [side.name for side in sides], time.perf_counter() - began)
     slots = _slots(mdata, sides, found, Keys(key_added), record)
-    if layer is not None:
+    if layer_added is not None:
         slots.append((sides[1].mod, "layers", layer_added, layer))
     put(mdata, slots, instead_of=Keys(key_added).slots)
     _log.info("scAI: %d cells, %d steps, %.1f s", mdata.n_obs, len(found.trace), record["seconds"])
@@ -195,7 +199,7 @@ def _check_memory(n_obs: int) -> None:
         raise MemoryError(problem(rule, f"{n_obs} cells, which need {needed / 1e9:.3g} GB", remedy))
 
 
-def _record(found: core.Outcome, params: dict[str, Any], names: list[str], seconds: float) -> dict[str, Any]:
+def _record(found: core.Outcome, params: dict[str, object], names: list[str], seconds: float) -> dict[str, object]:
     """The ``uns`` entry."""
     n_factors = found.factors.shape[1]
     return {
@@ -215,7 +219,7 @@ def _record(found: core.Outcome, params: dict[str, Any], names: list[str], secon
     }
 
 
-def _slots(mdata: MuData, sides: list[Side], found: core.Outcome, keys: Keys, record: dict[str, Any]) -> list[Slot]:
+def _slots(mdata: MuData, sides: list[Side], found: core.Outcome, keys: Keys, record: dict[str, object]) -> list[Slot]:
     """All that is written."""
     slots: list[Slot] = [(mdata, "obsm", keys.factors, found.factors), (mdata, "uns", keys.uns, record)]
     for side, loadings in zip(sides, found.loadings, strict=True):

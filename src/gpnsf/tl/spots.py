@@ -28,9 +28,10 @@ def places_of(adata: AnnData, totals: np.ndarray, params: Mapping[str, Any]) -> 
     return Places(coords, slices, totals, unit, params["n_neighbors"], regions, labels)
 
 
-def costs_of(adata: AnnData, table: pd.DataFrame | None, names: list[str], params: Mapping[str, Any]) -> np.ndarray:
+def costs_of(
+    adata: AnnData, table: pd.DataFrame | None, names: list[str], weight: float, key: str | None
+) -> np.ndarray:
     """Costs [N, C] of the types in the region of each spot, over their sum."""
-    weight, key = params["group_weight"], params["region_key"]
     if (table is None) is not (weight == 0):
         found = f"group_weight={weight:g} with group_costs={'None' if table is None else 'a table'}"
         remedy = "Pass a table of regions by types and a weight above 0, or neither"

@@ -28,10 +28,10 @@ def unrolled(
     profiles: np.ndarray,
     costs: np.ndarray,
     params: Mapping[str, Any],
-    arrays: Mapping[str, Any] | None,
+    arrays: Mapping[str, object] | None,
     *,
     shown: bool,
-) -> tuple[np.ndarray, dict[str, Any]]:
+) -> tuple[np.ndarray, dict[str, object]]:
     """Abundances [N, C], and the network as arrays; it begins as it was stored in ``arrays``, or as the arguments say."""
     device = resolved(params["device"])
     network = (_fresh(params) if arrays is None else _restored(arrays, params)).to(device)
@@ -63,7 +63,7 @@ def _fresh(params: Mapping[str, Any]) -> Network:
     )
 
 
-def _restored(arrays: Mapping[str, Any], params: Mapping[str, Any]) -> Network:
+def _restored(arrays: Mapping[str, object], params: Mapping[str, Any]) -> Network:
     """A network as it was stored."""
     where = "the network"
     n_layers = stored.whole(arrays, "n_layers", low=1, high=MOST_LAYERS, where=where)

@@ -31,7 +31,7 @@ class Shelf:
         self._room = room
         self._kept: dict[tuple[int, str], SparseCounts] = {}
         self._last: dict[tuple[int, str], SparseCounts] = {}  # all of one block
-        self._facts: dict[tuple[int, str], dict[str, Any]] = {}  # of blocks that were here
+        self._facts: dict[tuple[int, str], dict[str, object]] = {}  # of blocks that were here
 
     def take(self, block: int, name: str, read: Callable[[], SparseCounts]) -> SparseCounts:
         """Counts of a modality in the block that begins at a row."""

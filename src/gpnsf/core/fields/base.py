@@ -111,22 +111,16 @@ class AbstractField(nn.Module, ABC):
         """
 
     @abstractmethod
-    def own_state(self) -> dict[str, Any]:
-        """Entries that a backend adds to :meth:`state`."""
+    def own_state(self) -> dict[str, object]:
+        """What a backend adds to :meth:`state`."""
 
     @classmethod
     @abstractmethod
-    def from_state(cls, state: dict[str, Any]) -> AbstractField:
-        """The field that :meth:`state` describes, up to the parameters that all fields share.
+    def from_state(cls, state: Mapping[str, object]) -> AbstractField:
+        """The field that :meth:`state` describes, up to the parameters that all fields share; nothing in it is trusted."""
 
-        Nothing in it is trusted.
-        """
-
-    def state(self) -> dict[str, Any]:
-        """Plain arrays and scalars that hold the field for prediction.
-
-        :func:`gpnsf.core.model.build.restore_field` rebuilds it from them.
-        """
+    def state(self) -> dict[str, object]:
+        """Plain arrays and scalars from which :func:`gpnsf.core.model.build.restore_field` rebuilds the field for prediction."""
         shared = {name: getattr(self, name).detach().cpu().numpy() for name in SHARED}
         return {
             "kind": self.kind,
@@ -136,7 +130,7 @@ class AbstractField(nn.Module, ABC):
             **self.own_state(),
         }
 
-    def load_shared(self, state: dict[str, Any]) -> None:
+    def load_shared(self, state: Mapping[str, object]) -> None:
         """Take over the parameters that all fields share."""
         for name in SHARED:
             getattr(self, name).data.copy_(torch.as_tensor(state[name]))
@@ -250,7 +244,7 @@ def _one(values: Tensor, factor: int, axis: int) -> tuple[Tensor, Tensor]:
     return index, values.detach().index_select(axis, index)
 
 
-def stored_sizes(state: Mapping[str, Any]) -> tuple[int, int, int]:
+def stored_sizes(state: Mapping[str, object]) -> tuple[int, int, int]:
     """Slices, factors and dimensions of a stored field.
 
     All parameters that fields share must agree on them.

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pyro.distributions as dist
@@ -81,7 +81,7 @@ class HilbertField(AbstractField):
         device = self.u_loc.device
         outside = np.linalg.norm(np.maximum(np.abs(coords) - np.asarray(self.reach), 0.0), axis=1)
         matrix = _interpolation(coords, library, self.reach, self.shape, self.n_libraries)
-        cache: dict[str, Any] = {"matrix": _csr(matrix, device), "transposed": _csr(matrix.T.tocsr(), device)}
+        cache: dict[str, Tensor] = {"matrix": _csr(matrix, device), "transposed": _csr(matrix.T.tocsr(), device)}
         if outside.any():
             cache["outside"] = torch.as_tensor(outside, dtype=torch.float32, device=device)
         return Located(*to_tensors(coords, library, device), cache)
@@ -208,22 +208,23 @@ class HilbertField(AbstractField):
         moved = [place.cache["transposed"] @ part.contiguous() for place, part in zip(located, values, strict=True)]
         return torch.stack(moved).sum(0).reshape(self.n_libraries, -1, self.n_factors)
 
-    def own_state(self) -> dict[str, Any]:
+    def own_state(self) -> dict[str, object]:
         """Extent, basis and the variance at the nodes."""
         with torch.no_grad():
             variance = self._node_moments()[1].cpu().numpy()
         return {"extent": np.asarray(self.extent), "n_basis": self.n_basis, "node_variance": variance}
 
     @classmethod
-    def from_state(cls, state: dict[str, Any]) -> HilbertField:
+    def from_state(cls, state: Mapping[str, object]) -> HilbertField:
         """Same basis, variance at the nodes as it was."""
         n_libraries, n_factors, n_dims = stored_sizes(state)
         extent = stored.array(state, "extent", (n_dims,), low=1e-6, high=10)
-        grid = _grid(extent.tolist(), stored.whole(state, "n_basis", low=1, high=MAX_BASIS))
+        n_basis = stored.whole(state, "n_basis", low=1, high=MAX_BASIS)
+        grid = _grid(extent.tolist(), n_basis)
         n_nodes, n_weights = math.prod(grid.shape), math.prod(grid.sizes)
         stored.array(state, "u_loc", (n_libraries, n_factors, n_weights), low=-LARGEST, high=LARGEST)
         variance = stored.array(state, "node_variance", (n_libraries * n_nodes, n_factors), low=0, high=LARGEST**4)
-        field = cls(str(state["kernel"]), n_factors, n_libraries, extent.tolist(), n_basis=int(state["n_basis"]))
+        field = cls(str(state["kernel"]), n_factors, n_libraries, extent.tolist(), n_basis=n_basis)
         field.node_variance = torch.as_tensor(variance, dtype=torch.float32)
         return field
 

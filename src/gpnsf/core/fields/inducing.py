@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyro.distributions as dist
@@ -155,13 +154,13 @@ class InducingField(AbstractField):
             gram, slope = (rows * weights[:, factor]) @ rows.T, rows @ slopes[:, factor]
             self._rescale(factor, evidence_scale([(gram, slope, self.u_loc[factor])]))
 
-    def own_state(self) -> dict[str, Any]:
+    def own_state(self) -> dict[str, object]:
         """Inducing points and the covariance of q(u)."""
         names = ["centres", "centre_library", "u_tril", "u_log_scale"]
         return {"covariance": self.covariance, **{name: getattr(self, name).detach().cpu().numpy() for name in names}}
 
     @classmethod
-    def from_state(cls, state: dict[str, Any]) -> InducingField:
+    def from_state(cls, state: Mapping[str, object]) -> InducingField:
         """Same inducing points, same q(u)."""
         n_libraries, n_factors, n_dims = stored_sizes(state)
         centres = stored.array(state, "centres", (None, n_dims), low=-LARGEST, high=LARGEST)

@@ -98,7 +98,7 @@ class State:
 
 _WALK = {"elbo": [0.0], "seconds": [0.0], "phase": [""], "halvings": 0, "stuck": False, "best_elbo": 0.0}
 _PLACES = ("best", "here")
-_STATE: dict[str, Any] = {
+_STATE: dict[str, object] = {
     "starts": {"": 0.0},
     "repairs": [""],
     "phase": 0,
@@ -110,12 +110,12 @@ _STATE: dict[str, Any] = {
 _TENSORS = ("moments", "counts", "random", "random_cuda")
 
 
-def fingerprint(model: nn.Module, dataset: Dataset, arguments: Mapping[str, Any]) -> dict[str, Any]:
+def fingerprint(model: nn.Module, dataset: Dataset, arguments: Mapping[str, object]) -> dict[str, object]:
     """Arguments, versions, data, and the model as it was built.
 
     They must be the same for a state to be one of this fit.
     """
-    facts: dict[str, Any] = {"format": FORMAT, **arguments, **{name: version(name) for name in VERSIONS}}
+    facts: dict[str, object] = {"format": FORMAT, **arguments, **{name: version(name) for name in VERSIONS}}
     for name, module in model.named_modules():
         prefix = f"{name}." if name else ""
         plain = {key: value for key, value in vars(module).items() if isinstance(value, bool | int | float | str)}
@@ -162,7 +162,7 @@ class Checkpoint:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self._check()
-        self._fingerprint: dict[str, Any] = {}
+        self._fingerprint: dict[str, object] = {}
         self._kept: State | None = None
         self._written, self._cost, self._failed = -math.inf, 0.0, False
 
@@ -180,7 +180,7 @@ class Checkpoint:
             found = f"{str(self.path)!r} ({_reason(error)})"
             raise kind(f"Expected `checkpoint` to be a file that can be written; got {found}. {remedy}.") from error
 
-    def open(self, fingerprint: dict[str, Any], like: State) -> State | None:
+    def open(self, fingerprint: dict[str, object], like: State) -> State | None:
         """The state that the file holds, if there is one.
 
         It must be of this very fit, with tensors shaped as in ``like``.
@@ -281,10 +281,10 @@ def _short(value: Any) -> str:
     return value[:80] if isinstance(value, str) else reprlib.repr(value)
 
 
-def _pack(state: State) -> tuple[dict[str, Any], dict[str, Any]]:
+def _pack(state: State) -> tuple[dict[str, object], dict[str, Any]]:
     """A state as what JSON can hold, and arrays."""
     walks = {"walk": state.walk, "kept": state.kept}
-    facts: dict[str, Any] = {key: getattr(state, key) for key in _STATE}
+    facts: dict[str, object] = {key: getattr(state, key) for key in _STATE}
     tensors = {name: getattr(state, name) for name in _TENSORS}
     for name, walk in walks.items():
         facts[name] = walk and {key: getattr(walk, key) for key in _WALK}

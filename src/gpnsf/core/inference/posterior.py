@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import reduce
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from gpnsf.core import stored
 from gpnsf.core.families import FAMILIES
 from gpnsf.core.fields.base import FieldSize
 from gpnsf.core.inference.local_stage import LogFactors, covariances
@@ -316,13 +317,13 @@ def _amplitude(model: Factorization, log_factors: LogFactors, order: Tensor) -> 
     return values
 
 
-def _field_state(model: Factorization, log_factors: LogFactors, scale: Tensor, order: Tensor) -> dict[str, Any]:
+def _field_state(model: Factorization, log_factors: LogFactors, scale: Tensor, order: Tensor) -> dict[str, object]:
     """State for prediction: the field, its factors' order and scale, and the spread of spots.
 
     The spread is that of the spots around the field.
     """
     T = model.n_spatial
-    state: dict[str, Any] = {
+    state: dict[str, object] = {
         "nonnegative": model.nonnegative,
         "order": _array(order).astype(np.int64),
         "factor_mean": _array(scale[:T]),
@@ -339,15 +340,15 @@ def _array(tensor: Tensor) -> np.ndarray:
 
 
 @torch.no_grad()
-def predict(state: Mapping[str, Any], coords: np.ndarray, library: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation [n, T] of the spatial factors, from a field's state.
+def predict(state: Mapping[str, object], coords: np.ndarray, library: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation [n, T] of the spatial factors at ``coords`` (half-width units), from a field's state.
 
     They are those at ``coords``, in half-width units.
 
     The counterpart of what :func:`summarise` stores: the field alone, with the spread of single
     spots around it.
     """
-    field = restore_field(state["process"])
+    field = restore_field(stored.record(state, "process"))
     rows = [slice(start, start + PLACES) for start in range(0, max(len(coords), 1), PLACES)]
     parts = [field.marginals(field.locate(coords[part], library[part])) for part in rows]
     m, v = (torch.cat(moments) for moments in zip(*parts, strict=True))

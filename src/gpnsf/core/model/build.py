@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -149,7 +149,7 @@ def _inducing_points(dataset: Dataset, n_inducing: int, seed: int) -> tuple[np.n
     return np.concatenate(centres), np.concatenate(libraries)
 
 
-def restore_field(state: dict[str, Any]) -> AbstractField:
+def restore_field(state: Mapping[str, object]) -> AbstractField:
     """Rebuild a field from :meth:`AbstractField.state`, perhaps from a file, to predict."""
     field = FIELDS[stored.option(state, "kind", FIELDS)].from_state(state)
     field.load_shared(state)

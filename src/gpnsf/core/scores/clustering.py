@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import numpy as np
 from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score
 from sklearn.mixture import GaussianMixture
 from sklearn.neighbors import kneighbors_graph
+
+if TYPE_CHECKING:
+    import igraph
 
 __all__ = ["LEAST_STABLE", "METHODS", "cluster", "stability", "stable_number", "subsample_size"]
 
@@ -108,7 +112,7 @@ def _leiden(points: np.ndarray, n_clusters: int, *, n_neighbors: int, seed: int)
     return best
 
 
-def _communities(graph: object, resolution: float, seed: int) -> np.ndarray:
+def _communities(graph: igraph.Graph, resolution: float, seed: int) -> np.ndarray:
     """Labels [N], with a generator for igraph, which draws from Python's own otherwise.
 
     It is one for the whole process.
@@ -117,7 +121,7 @@ def _communities(graph: object, resolution: float, seed: int) -> np.ndarray:
 
     igraph.set_random_number_generator(random.Random(seed))
     try:
-        found = graph.community_leiden("modularity", resolution=resolution, n_iterations=4)  # type: ignore[attr-defined]
+        found = graph.community_leiden("modularity", resolution=resolution, n_iterations=4)
     finally:
         igraph.set_random_number_generator(random)
     return np.asarray(found.membership, dtype=np.int64)
