@@ -147,10 +147,7 @@ def finish(
 
 
 def hand_over(figure: Figure, drawn: T, *, show: bool | None, return_fig: bool) -> T | Figure | None:
-    """Show the figure or hand it over.
-
-    ``show=None`` shows it in a window or a notebook, and returns it where there is neither.
-    """
+    """Show the figure or hand it over; None shows it in a window or a notebook, and hands it over elsewhere."""
     from matplotlib import pyplot as plt
     from matplotlib.backends.registry import BackendFilter, backend_registry
 
