@@ -36,6 +36,7 @@ def test_a_name_means_the_only_modality_of_its_kind():
     assert named("rna", ["gex", "peaks"]) == "gex"
     assert named("rna", ["rna", "gex"]) == "rna"
     assert named("rna", ["RNA", "gex"]) == "rna"  # two could be meant
+    assert named("peaks", ["rna", "atac"]) == "peaks"  # a name that was asked for is taken as it is
     assert kind("image") == kind("spliced") == ""
     assert kind("prot") == kind("Antibody_Capture") == kind("ADT") == "protein"
 

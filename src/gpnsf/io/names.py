@@ -19,6 +19,6 @@ def kind(name: str) -> str:
 
 
 def named(wanted: str, there: list[str]) -> str:
-    """The modality that is meant by a name: the one of that name, or the only one of its kind."""
-    alike = [name for name in there if kind(name) and kind(name) == kind(wanted)]
+    """The modality that is meant by "rna" or "atac": the one of that name, or the only one of its kind; else the name itself."""
+    alike = [name for name in there if kind(name) == wanted]
     return wanted if wanted in there or len(alike) != 1 else alike[0]
