@@ -104,11 +104,14 @@ def _per_modality(text: str) -> str | dict[str, str]:
 
 def _weights(text: str) -> dict[str, float]:
     """Read ``rna=1,atac=0.5``."""
+    wanted = f"expected MODALITY=NUMBER,MODALITY=NUMBER; got {text!r}"
     parts = _per_modality(text)
+    if isinstance(parts, str):
+        raise argparse.ArgumentTypeError(wanted)
     try:
         return {name: float(value) for name, value in parts.items()}
-    except (AttributeError, ValueError):
-        raise argparse.ArgumentTypeError(f"expected MODALITY=NUMBER,MODALITY=NUMBER; got {text!r}") from None
+    except ValueError:
+        raise argparse.ArgumentTypeError(wanted) from None
 
 
 def _or_none(text: str) -> str | None:

@@ -154,7 +154,7 @@ def _factors(fit: fits.Fit, found: fits.Fit, rows: np.ndarray) -> list[dict[str,
     """A line for each factor."""
     truth = fit.mean.astype(np.float64)
     columns, recovery = metrics.match_factors(truth[rows], found.mean[rows])
-    centre, sd = log_moments(found.mean[:, columns], found.std[:, columns], VARIANCE_CAP)
+    centre, sd = log_moments(found.mean[:, columns], np.asarray(found.std)[:, columns], VARIANCE_CAP)
     error = log_errors(truth, centre)[rows]
     lost = columns < 0  # of a fit with fewer factors
     error[:, lost] = np.nan

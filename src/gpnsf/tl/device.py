@@ -22,7 +22,7 @@ def resolved(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        if device.type == "cuda" and device.index is None and distributed.number() > 1:
+        if name == "cuda" and distributed.number() > 1:
             device = torch.device("cuda", torch.cuda.current_device())  # each process has one of its own
         if device.type not in ("cpu", "cuda"):
             raise RuntimeError("no such kind of device is supported")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -175,7 +175,7 @@ def _lengthscales(fitted: _Fitted) -> Iterator[str]:
 def _basis(fitted: _Fitted) -> Iterator[str]:
     """Kernels that are too rough for the basis functions of the field."""
     process = fitted.posterior.field.get("process")
-    if process is None or process["kind"] != HilbertField.kind:
+    if not isinstance(process, Mapping) or process["kind"] != HilbertField.kind:
         return
     kernel, n_basis, names = process["kernel"], process["n_basis"], factor_names(fitted.posterior.is_spatial)
     kept = retained_variance(kernel, fitted.posterior.lengthscale, process["extent"], n_basis)

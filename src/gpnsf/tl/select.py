@@ -133,7 +133,8 @@ def _check(
     n_factors: Sequence[int] | None, n_spatial: Sequence[int] | None, fit_arguments: Mapping[str, Any], **options: Any
 ) -> None:
     """Check the arguments that are not those of a fit."""
-    for name, values, low in (("n_factors", n_factors, 1), ("n_spatial", n_spatial, 0)):
+    lists: list[tuple[str, object, int]] = [("n_factors", n_factors, 1), ("n_spatial", n_spatial, 0)]
+    for name, values, low in lists:
         if values is None:
             continue
         if isinstance(values, str) or not isinstance(values, Iterable) or not list(values):

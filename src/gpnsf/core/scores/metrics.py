@@ -127,7 +127,7 @@ def _standardised(values: np.ndarray) -> np.ndarray:
     return centred / np.where(constant, np.inf, length)
 
 
-def coverage(truth: np.ndarray, mean: np.ndarray, sd: np.ndarray, level: float = 0.9) -> float:
+def coverage(truth: np.ndarray | float, mean: np.ndarray, sd: np.ndarray, level: float = 0.9) -> float:
     """Share of true values inside the central normal intervals of the given level.
 
     For factors it is on the log scale.
