@@ -16,6 +16,7 @@ __all__ = ["check_input", "check_output", "is_zarr", "replacing"]
 FORMATS = (".h5ad", ".h5mu", ".zarr")
 OURS = (b'name="generator" content="gpnsf"', b"Software\0gpnsf")  # in the first bytes of our pages and pictures
 OPENING = 4096  # bytes
+BROKEN = (OSError, RuntimeError, KeyError, ValueError, TypeError)  # of files that are damaged, as readers raise them
 ANNDATA = {"X", "layers", "obs", "obsm", "obsp", "raw", "uns", "var", "varm", "varp"}
 MUDATA = {"mod", "obs", "obsm", "obsmap", "obsp", "uns", "var", "varm", "varmap", "varp"}
 SPATIALDATA = {"images", "labels", "points", "shapes", "tables", "table"}
@@ -139,7 +140,7 @@ def _kind(path: Path) -> str:
             if "matrix" in root and "obs" not in root:
                 return "10x"
             return _annotated(root.attrs, set(root)) or "hdf5"
-    except OSError:  # cut short
+    except BROKEN:
         return "hdf5"
 
 
@@ -147,8 +148,11 @@ def _kind_of_group(path: Path) -> str:
     """The kind of a zarr group."""
     import zarr
 
-    root = zarr.open_group(path, mode="r", use_consolidated=False)
-    names = set(root)
+    try:
+        root = zarr.open_group(path, mode="r", use_consolidated=False)
+        names = set(root)
+    except BROKEN:
+        return "zarr"
     if "spatialdata_attrs" in root.attrs or (names & SPATIALDATA and not names & {"obs", "var"}):
         return "spatialdata"
     found = _annotated(root.attrs, names)
