@@ -15,7 +15,7 @@ FACTORIES = {getattr(torch, name) for name in ("arange", "empty", "eye", "full",
 FACTORIES |= {torch.as_tensor, torch.from_numpy, torch.tensor, torch.zeros}
 ON_THE_CPU = {"initial.py", "checkpoint.py"}  # starts are searched for there
 # into parameters at once, or from one array to another
-COPIED = {("fields.py", name) for name in ("_ridge", "gradient", "load_shared")} | {("hilbert.py", "retained_variance")}
+COPIED = {("base.py", name) for name in ("_ridge", "gradient", "load_shared")} | {("hilbert.py", "retained_variance")}
 OPTIONS = {
     "default": {},
     "slices": {"library_key": "slice", "batch_key": "slice"},
@@ -40,7 +40,7 @@ class Watch(TorchFunctionMode):
                 frame = frame.f_back
             file, name = Path(frame.f_code.co_filename), frame.f_code.co_name
             # a model is built on the CPU and moved
-            if file.parent.name == "core" and name != "__init__" and file.name not in ON_THE_CPU:
+            if "gpnsf/core/" in file.as_posix() and name != "__init__" and file.name not in ON_THE_CPU:
                 self.seen.add((file.name, name))
         return result
 
