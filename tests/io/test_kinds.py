@@ -154,3 +154,46 @@ def test_a_result_needs_a_folder_that_exists_and_its_own_name(tmp_path):
         check_output(tmp_path / "new" / "out.h5ad", ".h5ad")
     with pytest.raises(ValueError, match=r"a result named \*.h5ad"):
         check_output(tmp_path / "out.h5mu", ".h5ad")
+
+
+def test_an_anndata_with_more_in_its_root_is_read_but_not_replaced(adata, tmp_path):
+    adata.write(tmp_path / "a.h5ad")
+    with h5py.File(tmp_path / "a.h5ad", "r+") as file:
+        file["raw.X"] = np.ones(3)  # as anndata before 0.7
+    check_input(tmp_path / "a.h5ad")
+    with pytest.raises(FileExistsError):
+        check_output(tmp_path / "a.h5ad", ".h5ad")
+
+
+def test_a_report_replaces_no_data_whatever_its_name(adata, tmp_path):
+    gpnsf.tl.fit(adata, n_factors=2, max_steps=2, split="assumed", progress=False)
+    adata.write(tmp_path / "fit.h5ad")
+    before = contents(tmp_path)
+    with pytest.raises(FileExistsError, match="an AnnData in HDF5"):
+        gpnsf.pl.report(adata, tmp_path / "fit.h5ad")
+    assert contents(tmp_path) == before
+
+
+def test_a_folder_that_was_set_aside_comes_back(adata, tmp_path, monkeypatch):
+    adata.write_zarr(tmp_path / "out.zarr")
+    before = contents(tmp_path)
+
+    def broken(self: Path, target: Path) -> None:
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr(Path, "replace", broken)
+    with pytest.raises(OSError, match="the disk is gone"), replacing(tmp_path / "out.zarr") as partial:
+        partial.mkdir()
+    assert contents(tmp_path) == before
+
+
+def test_a_link_goes_on_leading_to_the_result(adata, tmp_path):
+    (tmp_path / "disk").mkdir()
+    adata.write_zarr(tmp_path / "disk" / "out.zarr")
+    (tmp_path / "out.zarr").symlink_to(tmp_path / "disk" / "out.zarr", target_is_directory=True)
+    with replacing(tmp_path / "out.zarr") as partial:
+        partial.mkdir()
+        (partial / "new").write_text("1")
+    assert (tmp_path / "out.zarr").is_symlink()
+    assert [path.name for path in (tmp_path / "disk" / "out.zarr").iterdir()] == ["new"]
+    assert sorted(path.name for path in (tmp_path / "disk").iterdir()) == ["out.zarr"]

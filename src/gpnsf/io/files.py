@@ -17,7 +17,7 @@ from anndata.io import read_elem, sparse_dataset, write_elem
 from mudata import MuData
 
 from gpnsf.checks import problem
-from gpnsf.io.kinds import check_input, is_zarr
+from gpnsf.io.kinds import check_input, is_zarr, replacing
 from gpnsf.keys import Keys
 
 __all__ = ["opened", "save"]
@@ -55,17 +55,13 @@ def save(path: str | os.PathLike[str], data: AnnData | MuData, keys: Keys) -> No
     if is_zarr(path):
         _renew(_open(path, "r+"), data, keys, lambda: _consolidate(path))
         return
-    partial = path.with_name(f"{path.name}.partial")
-    try:
+    with replacing(path) as partial:
         shutil.copyfile(path, partial)
         shutil.copymode(path, partial)
         with _open(partial, "r+") as root:
             _renew(root, data, keys, lambda: None)
         with partial.open("rb+") as file:
             os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _check_room(path: Path) -> None:

@@ -57,7 +57,7 @@ def check_input(path: Path) -> None:
                 problem(f"a file {', '.join(FORMATS)}", str(path), "Convert it with anndata or mudata first")
             )
         raise FileNotFoundError(problem("a file that exists", str(path), "Check the path"))
-    found = _kind(path)
+    found, _ = _look(path)
     kind = KINDS[found]
     in_a_store = found == "anndata zarr" and not path.suffix  # a table of a SpatialData store
     if path.suffix in kind.suffixes or in_a_store:
@@ -70,12 +70,12 @@ def check_input(path: Path) -> None:
     raise ValueError(problem(rule, f"{path}, which is {kind.words}", remedy))
 
 
-def check_output(path: Path, suffix: str, *, source: Path | None = None) -> None:
-    """Check that a result may be written to a path, before any work is done.
+def check_output(path: Path, suffix: str | None, *, source: Path | None = None) -> None:
+    """Check that a result may be written to a path, before any work is done; without a suffix, a page of any name.
 
     Its folder is there; what is there under its name may be replaced only if it is such a result itself, and not the source.
     """
-    if path.suffix != suffix:
+    if suffix is not None and path.suffix != suffix:
         raise ValueError(problem(f"a result named *{suffix}", str(path), f"Write to {path.with_suffix(suffix)}"))
     if not path.absolute().parent.is_dir():
         remedy = f"Make it first: mkdir -p {path.parent}"
@@ -84,10 +84,10 @@ def check_output(path: Path, suffix: str, *, source: Path | None = None) -> None
         return
     if source is not None and path.samefile(source):
         raise ValueError(problem("a result beside its source", f"{path} as both", "Write to another path"))
-    found = _kind(path)
-    if suffix in KINDS[found].suffixes or (found == "file" and _is_ours(path)):
+    found, others = _look(path)
+    if (suffix in KINDS[found].suffixes and not others) or (found == "file" and _is_ours(path)):
         return
-    rule = f"a path that is free, or an earlier result *{suffix} to be replaced"
+    rule = f"a path that is free, or an earlier result *{suffix or path.suffix} to be replaced"
     raise FileExistsError(problem(rule, f"{path}, which is {KINDS[found].words}", "Write to another path, or move it"))
 
 
@@ -97,17 +97,21 @@ def replacing(path: Path) -> Iterator[Path]:
 
     At any moment the target, or what was there before, is whole; a folder is set aside until the new one is in its place.
     """
+    path = path.resolve()
     partial = path.with_name(f".{path.stem}.partial{path.suffix}")
     before = path.with_name(f".{path.stem}.before{path.suffix}")
     try:
         _remove(partial)
         yield partial
         if path.is_dir():
+            _remove(before)
             path.rename(before)
         partial.replace(path)
-        _remove(before)
     finally:
         _remove(partial)
+        if before.exists() and not path.exists():
+            before.rename(path)
+        _remove(before)
 
 
 def is_zarr(path: Path) -> bool:
@@ -127,46 +131,45 @@ def _is_ours(path: Path) -> bool:
     return not opening or any(mark in opening for mark in OURS)
 
 
-def _kind(path: Path) -> str:
-    """Key of ``KINDS`` of a path that exists."""
+def _look(path: Path) -> tuple[str, set[str]]:
+    """Key of ``KINDS`` of a path that exists, and what an AnnData or MuData has beside it in its root."""
     import h5py
 
     if path.is_dir():
-        return _kind_of_group(path) if is_zarr(path) else "folder"
+        return _look_into_zarr(path) if is_zarr(path) else ("folder", set())
     if not h5py.is_hdf5(path):
-        return "file"
+        return "file", set()
     try:
         with h5py.File(path, "r") as root:
-            if "matrix" in root and "obs" not in root:
-                return "10x"
-            return _annotated(root.attrs, set(root)) or "hdf5"
+            names = set(root)
+            found, others = _annotated(root.attrs, names)
     except BROKEN:
-        return "hdf5"
+        return "hdf5", set()
+    return found or ("10x" if "matrix" in names else "hdf5"), others
 
 
-def _kind_of_group(path: Path) -> str:
-    """The kind of a zarr group."""
+def _look_into_zarr(path: Path) -> tuple[str, set[str]]:
+    """The same of a zarr group."""
     import zarr
 
     try:
         root = zarr.open_group(path, mode="r", use_consolidated=False)
         names = set(root)
     except BROKEN:
-        return "zarr"
-    if "spatialdata_attrs" in root.attrs or (names & SPATIALDATA and not names & {"obs", "var"}):
-        return "spatialdata"
-    found = _annotated(root.attrs, names)
-    return f"{found} zarr" if found else "zarr"
+        return "zarr", set()
+    found, others = _annotated(root.attrs, names)
+    if "spatialdata_attrs" in root.attrs or (names & SPATIALDATA and not found):
+        return "spatialdata", set()
+    return f"{found} zarr" if found else "zarr", others
 
 
-def _annotated(attrs: Any, names: set[str]) -> str | None:
-    """Give "anndata" or "mudata", if a root group holds that and nothing else."""
-    kind = str(attrs.get("encoding-type", "")).lower()
-    if "obs" not in names or "var" not in names:
-        return None
-    if "mod" in names or kind == "mudata":
-        return "mudata" if names <= MUDATA else None
-    return "anndata" if names <= ANNDATA else None
+def _annotated(attrs: Any, names: set[str]) -> tuple[str, set[str]]:
+    """Give "anndata" or "mudata" if a root group holds one, else "", and what else it holds."""
+    if not {"obs", "var"} <= names:
+        return "", set()
+    if "mod" in names or str(attrs.get("encoding-type", "")).lower() == "mudata":
+        return "mudata", names - MUDATA
+    return "anndata", names - ANNDATA
 
 
 def _tables(path: Path) -> str:

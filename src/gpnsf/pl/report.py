@@ -79,7 +79,7 @@ def report(
     target = Path(path)
     if target.is_dir():
         raise IsADirectoryError(problem("a file to write to", f"the folder {target}", "Add a name such as fit.html"))
-    check_output(target, target.suffix)
+    check_output(target, None)
     sections = [(section.title, _body(section, fit)) for section in SECTIONS if section.needed(fit)]
     shapes = ", ".join(f"{name} {mod.n_obs:,} x {mod.n_vars:,}" for name, mod in fit.modalities.items())
     kinds = f"{fit.names.size} factors, {int(fit.is_spatial.sum())} of them spatial"
