@@ -194,6 +194,13 @@ def test_sex_chromosomes_and_mitochondria_have_one_name(names, wanted):
     assert set(genome.peak_positions(var, where="var")["chrom"]) == {wanted}
 
 
+def test_numbers_of_a_species_with_many_chromosomes_stay():
+    names = [f"chr{number}" for number in range(20, 40)] + ["chrX"]  # a dog has 38 and X, a zebrafish 25
+    for own in (names, names[:6]):
+        var = pd.DataFrame({"chrom": own, "start": 1, "end": 2})
+        assert genome.peak_positions(var, where="var")["chrom"].tolist() == own
+
+
 def test_places_without_a_chromosome_in_common_are_refused_and_lacking_ones_told(caplog):
     places = pd.DataFrame({"chrom": ["chr1", "chr2"], "start": 1.0, "end": 2.0, "strand": "+"})
     with pytest.raises(ValueError, match="got peaks on chr1, chr2 and genes on chr7"):

@@ -32,8 +32,8 @@ GENE_NAMES = ("gene", "gene_name", "name")
 STRANDS = {"+": "+", "1": "+", "1.0": "+", "-": "-", "-1": "-", "-1.0": "-", ".": "", "?": "", "": ""}
 REMEDY = "Give them columns chrom, chromStart, chromEnd in var, or names like 'chr1:1000-1500'"
 
-SEX = ("x", "y")
-ALIASES = {"23": "X", "24": "Y", "25": "X", "26": "M", "m": "M", "mt": "M"}
+ALIASES = {"x": "X", "y": "Y", "m": "M", "mt": "M"}
+PLINK = {"chr23": "chrX", "chr24": "chrY", "chr26": "chrM"}
 
 _log = logging.getLogger("gpnsf")
 
@@ -218,18 +218,24 @@ def _clean(table: pd.DataFrame, where: str) -> pd.DataFrame:
         raise ValueError(
             problem(f"a chromosome and 0 <= start <= end for every row of {where}", _count(wrong, shown), remedy)
         )
-    return pd.DataFrame({"chrom": chrom, "start": ends[:, 0], "end": ends[:, 1]}, index=table.index)
+    return pd.DataFrame({"chrom": _as_of_humans(chrom), "start": ends[:, 0], "end": ends[:, 1]}, index=table.index)
 
 
 def _chromosome(name: Any) -> str:
     """Its name, of whatever case and with or without "chr", as "chr" and what sets it apart.
 
-    Numbers in a column with gaps have become real. Plink's numbers of the sex chromosomes and of the mitochondria are those of humans.
+    Numbers in a column with gaps have become real.
     """
     text = str(int(name)) if isinstance(name, float) and name.is_integer() else str(name).strip()
     bare = text[3:] if text[:3].lower() == "chr" else text
     own = bare.lstrip("_").lower()
-    return f"chr{ALIASES.get(own, own.upper() if own in SEX else bare)}"
+    return f"chr{ALIASES.get(own, bare)}"
+
+
+def _as_of_humans(chrom: pd.Series) -> pd.Series:
+    """X, Y and M in place of the numbers that plink gives them, unless others tell that the species has so many chromosomes."""
+    others = chrom.str[3:].where(chrom.str[3:].str.isdecimal(), "0").astype(int)
+    return chrom if ((others == 25) | (others > 26)).any() else chrom.replace(PLINK)
 
 
 def same_chromosomes(genes: pd.DataFrame, peaks: pd.DataFrame) -> None:
