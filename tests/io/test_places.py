@@ -23,6 +23,7 @@ TEXTS = {
     "index of pandas": ",x,y\n0,1,20\n1,2,30\n2,3.5,40\n",
     "more columns": "x,area,y\n1,7,20\n2,7,30\n3.5,7,40\n",
     "no header": "1,20\n2,30\n3.5,40\n",
+    "quoted, no header": '"1","20"\n"2","30"\n"3.5","40"\n',
     "no header, barcodes": "a,1,20\nb,2,30\nc,3.5,40\n",
 }
 

@@ -26,9 +26,7 @@ class Compared:
 
     likelihood: str
     observed: np.ndarray  # [N, F] counts per size factor; 0 and 1 for open chromatin; values as they are if real
-    expected: (
-        np.ndarray
-    )  # [N, F] in the same unit: rates, probabilities of open chromatin at the size factor of the cell
+    expected: np.ndarray  # [N, F] in the same unit: rates, probabilities of open chromatin at the cell's size factor
     weight: np.ndarray  # [N] what an observation counts in a mean: its size factor, or 1
 
     @property

@@ -41,9 +41,9 @@ def read_table(path: Path) -> pd.DataFrame:
             line = next((line for line in file if line.strip()), "")
         separator = max(SEPARATORS, key=line.count)
         separator = separator if separator in line else r"\s+"
-        fields = pd.Series(line.strip().split(separator) if separator in SEPARATORS else line.split())
-        words = pd.to_numeric(fields, errors="coerce").isna().to_numpy()
-        has_header = bool(words[1:].any() or (words.all() and len(words)))
+        first = pd.read_csv(path, sep=separator, header=None, nrows=1, dtype=str, encoding="utf-8-sig").iloc[0]
+        words = pd.to_numeric(first, errors="coerce").isna().to_numpy()
+        has_header = bool(words[1:].any() or words.all())
         table = pd.read_csv(path, sep=separator, header=0 if has_header else None, encoding="utf-8-sig")
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise ValueError(problem("a table of coordinates", f"{path}: {error}", "Write it as CSV")) from error

@@ -305,6 +305,7 @@ def _builder(asked: Arguments, n_spatial: int, scale: float, device: torch.devic
     }
 
     def built(dataset: Dataset, n_spatial: int, n_factors: int = model.n_factors) -> Factorization:
+        """A model of a dataset, on the device of the fit."""
         return models.build(model.model, dataset, n_factors=n_factors, n_spatial=n_spatial, **options).to(device)
 
     return built

@@ -86,6 +86,8 @@ def predict(
     state = fit.field
     libraries = [str(name) for name in state["libraries"]]
     n_dims = np.asarray(state["centre"]).shape[1]
+    if isinstance(coords, pd.DataFrame):
+        coords = in_order(coords, n_dims, fit.axes)
     points, codes, obs = _places(fit, coords, library, libraries)
     if fit.is_spatial.any() and points.shape[1] != n_dims:
         rule = f"`coords` with {n_dims} column(s), as in the fit"
@@ -131,9 +133,8 @@ def _places(
         codes = np.zeros(len(fit.mean), dtype=np.int64) if names is None else _codes(list(map(str, names)), libraries)
         points = fit.coords if fit.has_coords or fit.is_spatial.any() else np.zeros((len(fit.mean), 1))
         return points, codes, pd.DataFrame(index=fit.data.obs_names.copy())
-    index = pd.RangeIndex(len(coords) if hasattr(coords, "__len__") else 0)
-    if isinstance(coords, pd.DataFrame):
-        index, coords = coords.index, in_order(coords, np.asarray(fit.field["centre"]).shape[1], fit.axes)
+    numbers = pd.RangeIndex(len(coords) if hasattr(coords, "__len__") else 0)
+    index = coords.index if isinstance(coords, pd.DataFrame) else numbers
     points = checks.coordinates(coords, where="`coords`", obs_names=[f"row {i}" for i in index])
     if library is None and len(libraries) > 1:
         rule = f"`library` to name one of the slices {libraries}"

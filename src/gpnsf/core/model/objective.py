@@ -14,7 +14,7 @@ __all__ = ["ClosedFormELBO"]
 
 
 class ClosedFormELBO(ELBO):  # type: ignore[misc]
-    """Negative evidence lower bound of a :class:`~gpnsf.core.model.Factorization`, without draws (eq. 27).
+    """Negative evidence lower bound of a :class:`~gpnsf.core.model.factorization.Factorization`, without draws (eq. 27).
 
     What the counts say, minus what the posteriors of factors and loadings are charged for leaving
     their priors. Loadings of features with few counts are charged less than their divergence
