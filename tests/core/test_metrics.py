@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import permutations, product
+
 import numpy as np
 import pytest
 import reference
@@ -175,6 +177,23 @@ def test_morans_i_equals_a_loop_over_pairs(rng):
     weights = metrics.knn_weights(coords, 5)
     expected = [reference.morans_i(column, weights.toarray()) for column in values.T]
     np.testing.assert_allclose(metrics.morans_i(values, weights), expected)
+
+
+def test_morans_i_has_no_unit_of_the_weights(rng):
+    values, weights = rng.random((30, 3)), metrics.knn_weights(rng.random((30, 2)), 5)
+    np.testing.assert_allclose(metrics.morans_i(values, 3 * weights), metrics.morans_i(values, weights))
+
+
+def test_the_variance_over_permutations_is_that_of_all_of_them_within_slices(rng):
+    slices = [np.array([0, 2, 4, 6]), np.array([1, 3, 5])]
+    one, other = (metrics.centred_within(rng.random((7, n)), slices) for n in (2, 3))
+    products = []
+    for first, second in product(*(permutations(rows) for rows in slices)):
+        order = np.empty(7, dtype=int)
+        for rows, permuted in zip(slices, (first, second), strict=True):
+            order[rows] = permuted
+        products.append(one.T @ other[order])
+    np.testing.assert_allclose(metrics.permutation_variance(one, other, slices), np.var(products, axis=0))
 
 
 def test_morans_i_of_smooth_mixed_and_constant_columns(rng):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 
 import anndata as ad
 import mudata as md
@@ -130,6 +131,26 @@ def test_loadings_are_spread_over_all_features(partial):
     assert (rna.var.dtypes[numbers] == np.float32).all()
     assert "gpnsf_dispersion" not in atac.var
     np.testing.assert_allclose(rna.var["gpnsf_background"][chosen], result.background["rna"], rtol=1e-6)
+
+
+def test_batches_leave_features_that_were_not_fitted_as_they_are(partial):
+    chosen = np.array([False, True, True, False, True, True])
+    partial["rna"].var["chosen"] = chosen
+    dataset, layout = read(partial, use_var="chosen")
+    multipliers = {"rna": np.full((4, 2), 0.5, np.float32)}
+    result = replace(posterior(dataset), multipliers=multipliers)
+    write(partial, result, layout, keys=Keys("gpnsf"), info=INFO)
+    assert partial["rna"].varm["gpnsf_batch"].tolist() == [[0.5, 0.5] if fitted else [1, 1] for fitted in chosen]
+    assert "gpnsf_batch" not in partial["atac"].varm
+
+
+def test_the_record_is_a_copy(adata):
+    result, layout = fitted(adata)
+    result.field["u_loc"] += 1
+    stored = adata.uns["gpnsf"]["field"]
+    assert (stored["u_loc"] == 0).all()
+    assert not np.shares_memory(stored["centre"], layout.centre)
+    assert not np.shares_memory(adata.uns["gpnsf"]["history"]["elbo"], INFO["history"]["elbo"])
 
 
 def test_importance_and_top_factors(partial):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import scipy.sparse as sp
+import sections
 from anndata import AnnData
 
 from gpnsf.datasets import tissue
@@ -51,6 +52,12 @@ def test_each_open_peak_goes_to_one_half(mdata):
     train, test = (mdata["atac"].layers[f"thinned_{half}"] for half in ("train", "test"))
     assert train.multiply(test).nnz == 0
     assert train.nnz + test.nnz == mdata["atac"].X.nnz
+
+
+def test_modalities_of_the_same_counts_are_split_each_for_itself(adata):
+    mdata = sections.mudata(rna=adata.copy(), again=adata.copy())
+    thin(mdata, modalities=["rna", "again"])
+    assert (mdata["rna"].layers["thinned_train"] != mdata["again"].layers["thinned_train"]).nnz > 100
 
 
 def test_a_modality_is_split_alike_whether_others_are_or_not(mdata):

@@ -64,6 +64,18 @@ def test_training_rows_equal_the_dense_formulas(toy):
     np.testing.assert_allclose(table["explained"], 1 - table["deviance"] / table["null_deviance"])
 
 
+def test_rates_are_those_of_the_batch_of_a_row():
+    data = fitted.anndata(n_obs=100, likelihood="poisson")
+    batch, multipliers = np.arange(100) % 2, np.random.default_rng(0).lognormal(0, 0.3, (data.n_vars, 2))
+    data.obs["run"] = np.array(["one", "two"])[batch]
+    data.varm["gpnsf_batch"] = multipliers
+    data.uns["gpnsf"]["batches"] = ["one", "two"]
+    data.uns["gpnsf"]["params"]["batch_key"] = "run"
+    rate = dense_rates(data, data, totals(data, np.ones(100, dtype=bool))) * multipliers.T[batch]
+    found = line(evaluate(data), "rna", "train")["deviance"]
+    assert found == pytest.approx(poisson(data.X.toarray(), rate)[:, :-1].mean(), rel=1e-5)
+
+
 def test_null_model_has_one_rate_per_feature_from_the_training_rows():
     data = fitted.anndata(n_obs=100, likelihood="poisson")
     held = np.arange(100) % 4 == 0

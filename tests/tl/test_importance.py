@@ -8,6 +8,7 @@ import pytest
 import scipy.sparse as sp
 
 import gpnsf
+from gpnsf.tl import importance
 from gpnsf.tl.importance import spatial_importance
 
 KEY = "gpnsf_spatial_importance"
@@ -102,6 +103,23 @@ def test_views_and_disagreeing_slots_are_refused():
     data.obsm["X_gpnsf_std"] = data.obsm["X_gpnsf_std"][:, :2]
     with pytest.raises(ValueError, match=r"'X_gpnsf_std' in obsm of shape \(36, 4\).*got \(36, 2\)"):
         spatial_importance(data)
+
+
+def test_the_null_model_has_size_factors_and_the_nonspatial_factors(monkeypatch):
+    asked = []
+
+    def p_values(counts, spatial, null, *arguments, **options):
+        asked.append((spatial, null))
+        return np.full(counts.shape[1], 0.5)
+
+    monkeypatch.setattr(importance, "permutation_p_values", p_values)
+    data = fitted.anndata(n_obs=64)
+    spatial_importance(data, null="permutation")
+    ((spatial, null),) = asked
+    size = np.asarray(data.X.sum(axis=1)).ravel()
+    expected = np.column_stack([data.obsm["X_gpnsf"][:, 2:], np.ones(64)]) * (size / size.mean())[:, None]
+    np.testing.assert_allclose(null, expected, rtol=1e-5)
+    np.testing.assert_array_equal(spatial, data.obsm["X_gpnsf_smooth"][:, :2])
 
 
 def simulated(depth=0.3):

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from gpnsf.core.scores.ranking import Weights
 from gpnsf.io import fits
 from gpnsf.keys import Keys
 from gpnsf.tl.rank import rank_features
@@ -15,6 +16,12 @@ COLUMNS = ["factor", "modality", "feature", "rank", "score", "loading", "loading
 @pytest.fixture(scope="module")
 def toy():
     return fitted.mudata(n_obs=81)
+
+
+def test_what_is_expected_of_a_factor_counts_the_background_as_well():
+    weights = Weights(np.array([[1.0, 1.0], [1.0, 0.0]]), 0)
+    np.testing.assert_allclose(weights.expected(), [4 / 3, 2 / 3])  # the factor has two thirds of everything
+    np.testing.assert_allclose(weights.expected(np.array([0.0, 1.0])), [1.0, 1.0])  # and half of it with the background
 
 
 def with_loadings(W):
