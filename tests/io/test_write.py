@@ -136,7 +136,7 @@ def test_loadings_are_spread_over_all_features(partial):
 def test_batches_leave_features_that_were_not_fitted_as_they_are(partial):
     chosen = np.array([False, True, True, False, True, True])
     partial["rna"].var["chosen"] = chosen
-    dataset, layout = read(partial, use_var="chosen")
+    dataset, layout = read(partial, Reading(use_var="chosen"))
     multipliers = {"rna": np.full((4, 2), 0.5, np.float32)}
     result = replace(posterior(dataset), multipliers=multipliers)
     write(partial, result, layout, keys=Keys("gpnsf"), info=INFO)
