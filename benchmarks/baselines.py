@@ -18,7 +18,13 @@ BANDWIDTHS = (0.06, 0.1, 0.16, 0.24)  # of the Gaussian kernel, in half-widths o
 def klnmf(counts, n_factors: int, seed: int) -> np.ndarray:
     """Factors [N, K] of sklearn's KL-NMF."""
     nmf = NMF(
-        n_factors, beta_loss="kullback-leibler", solver="mu", init="nndsvda", max_iter=200, tol=1e-5, random_state=seed
+        n_factors,
+        beta_loss="kullback-leibler",
+        solver="mu",
+        init="nndsvda",
+        max_iter=200,
+        tol=1e-5,
+        random_state=seed,
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
@@ -47,7 +53,9 @@ def recovery(truth: np.ndarray, found: np.ndarray) -> float:
     return float(match_factors(truth, found)[1].mean())
 
 
-def smoothed_recovery(counts, coords: np.ndarray, truth: np.ndarray, n_factors: int, seed: int) -> np.ndarray:
+def smoothed_recovery(
+    counts, coords: np.ndarray, truth: np.ndarray, n_factors: int, seed: int
+) -> np.ndarray:
     """Recovery of the spatial patterns [bandwidths] by KL-NMF of kernel-smoothed counts."""
     smoothed = (kernel_mean(counts, coords, bandwidth) for bandwidth in BANDWIDTHS)
     return np.array([recovery(truth, klnmf(values, n_factors, seed)) for values in smoothed])

@@ -43,7 +43,13 @@ def domains(data, regions: np.ndarray, **arguments) -> float:
 
 def ours(data, seed: int, modalities: list[str]) -> float:
     """Fit under a key of its own; CPU seconds."""
-    arguments = {"n_factors": 12, "n_spatial": 8, "modalities": modalities, "seed": seed, "key_added": f"seed{seed}"}
+    arguments = {
+        "n_factors": 12,
+        "n_spatial": 8,
+        "modalities": modalities,
+        "seed": seed,
+        "key_added": f"seed{seed}",
+    }
     with measured() as run:
         gpnsf.tl.fit(data, progress=False, **arguments)
     return run.cpu
@@ -56,7 +62,14 @@ def smoothed_nmf(data, n_neighbors: int, seed: int) -> tuple[np.ndarray, float]:
         if n_neighbors:
             weights = knn_weights(np.asarray(data.obsm["spatial"]), n_neighbors)
             counts = (counts + n_neighbors * (weights @ counts)) / (n_neighbors + 1)
-        nmf = NMF(10, beta_loss="kullback-leibler", solver="mu", init="nndsvda", max_iter=200, random_state=seed)
+        nmf = NMF(
+            10,
+            beta_loss="kullback-leibler",
+            solver="mu",
+            init="nndsvda",
+            max_iter=200,
+            random_state=seed,
+        )
         factors = nmf.fit_transform(counts) * nmf.components_.sum(1)
     return np.sqrt(factors / factors.sum(1, keepdims=True)), run.cpu
 
@@ -65,10 +78,16 @@ def draw(fitted) -> None:
     """The figures of the docs: the spatial factors of one fit, and the domains beside the regions."""
     figures = {
         "cortex_factors": gpnsf.pl.spatial_factors(
-            fitted, key="seed0", factors=[f"spatial_{k}" for k in range(1, 9)], scale="sqrt", return_fig=True
+            fitted,
+            key="seed0",
+            factors=[f"spatial_{k}" for k in range(1, 9)],
+            scale="sqrt",
+            return_fig=True,
         ),
         "cortex_domains": gpnsf.pl.domains(fitted, key="seed0", return_fig=True),
-        "cortex_regions": gpnsf.pl.domains(fitted, key="seed0", key_added="region", return_fig=True),
+        "cortex_regions": gpnsf.pl.domains(
+            fitted, key="seed0", key_added="region", return_fig=True
+        ),
     }
     for name, figure in figures.items():
         figure.savefig(FIGURES / f"{name}.png", dpi=150, bbox_inches="tight")
@@ -90,7 +109,11 @@ def main() -> None:
     rows = []
 
     def add(method: str, scores: list[float], cpu: list[float]) -> None:
-        row = {"method": method, "ARI": f"{np.mean(scores):.3f} ± {np.std(scores):.3f}", "CPU s": f"{np.mean(cpu):.1f}"}
+        row = {
+            "method": method,
+            "ARI": f"{np.mean(scores):.3f} ± {np.std(scores):.3f}",
+            "CPU s": f"{np.mean(cpu):.1f}",
+        }
         rows.append(row)
         print(row, flush=True)
 
@@ -99,7 +122,11 @@ def main() -> None:
         cpu = [ours(fitted, seed, modalities) for seed in seeds]
         keys = [f"seed{seed}" for seed in seeds]
         add(f"gpnsf, {label}", [domains(fitted, regions, key=key) for key in keys], cpu)
-        add(f"gpnsf, {label}, consensus of {len(keys)} fits", [domains(fitted, regions, consensus=keys)], [sum(cpu)])
+        add(
+            f"gpnsf, {label}, consensus of {len(keys)} fits",
+            [domains(fitted, regions, consensus=keys)],
+            [sum(cpu)],
+        )
         if label == "RNA + ATAC":
             draw(fitted)
     for n_neighbors in (0, 6, 18):
@@ -107,7 +134,9 @@ def main() -> None:
         name = f"KL-NMF of {n_neighbors}-neighbour means, RNA" if n_neighbors else "KL-NMF, RNA"
         add(name, [score(embedding, regions) for embedding, _ in runs], [cpu for _, cpu in runs])
     add("coordinates alone", [score(np.asarray(data.obsm["spatial"]), regions)], [0.0])
-    rows += [{"method": f"{name} (quoted)", "ARI": value, "CPU s": ""} for name, value in QUOTED.items()]
+    rows += [
+        {"method": f"{name} (quoted)", "ARI": value, "CPU s": ""} for name, value in QUOTED.items()
+    ]
     note = (
         "Semi-synthetic data: real SNARE-seq cells placed at osmFISH cortex positions, 602 spots, 8 regions. "
         f"`tl.domains(n_domains=8)`, and the same k-means for the others; mean ± sd over {len(seeds)} seeds of the method. gpnsf: K = 12, T = 8, defaults otherwise. "

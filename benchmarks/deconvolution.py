@@ -33,8 +33,18 @@ from gpnsf.core.scores.neighbours import ties
 from gpnsf.datasets.files import load
 
 LAYERS = 150
-LEARNED = {"l1": 27.5, "l2": 47.5, "l3": 27.5, "s1": 2.75, "s2": 2.75}  # as published with the four types on a square
-GRID = {"spatial_weight": (0.01, 0.03, 0.1, 0.3, 1.0, 3.0), "total_weight": (0.1, 1.0), "bandwidth": (0.5, 1.0, 2.0)}
+LEARNED = {
+    "l1": 27.5,
+    "l2": 47.5,
+    "l3": 27.5,
+    "s1": 2.75,
+    "s2": 2.75,
+}  # as published with the four types on a square
+GRID = {
+    "spatial_weight": (0.01, 0.03, 0.1, 0.3, 1.0, 3.0),
+    "total_weight": (0.1, 1.0),
+    "bandwidth": (0.5, 1.0, 2.0),
+}
 FULL = 10_000.0  # counts of a spot at full depth
 TUNING, N_OTHERS, EPOCHS = (
     100,
@@ -86,16 +96,25 @@ def square() -> None:
     truth = adata.obsm["true_proportions"].to_numpy()
     profiles = adata.varm["reference_mean"]
     X, B = np.asarray(adata.to_df()).T.astype(float), profiles.to_numpy(dtype=float)
-    coords, regions = adata.obsm["spatial"].astype(float), adata.obs["region"].astype(str).to_numpy()
+    coords, regions = (
+        adata.obsm["spatial"].astype(float),
+        adata.obs["region"].astype(str).to_numpy(),
+    )
     off = dict.fromkeys(("l1", "l2", "l3"), 0.0)
     found = {
-        f"published layer, {LAYERS} layers, published weights": published(X, B, coords, regions, **LEARNED),
-        f"the same layer, {LAYERS} layers, weights 0": published(X, B, coords, regions, **{**LEARNED, **off}),
+        f"published layer, {LAYERS} layers, published weights": published(
+            X, B, coords, regions, **LEARNED
+        ),
+        f"the same layer, {LAYERS} layers, weights 0": published(
+            X, B, coords, regions, **{**LEARNED, **off}
+        ),
         f"plain multiplicative least squares, {LAYERS} steps": _plain(X, B),
         "exact least squares, no weighting of genes": _rows([nnls(B, x)[0] for x in X.T]),
         'gpnsf, method="nnls"': shares(adata, profiles, method="nnls"),
         'gpnsf, method="graph"': shares(adata, profiles),
-        'gpnsf, method="graph", spatial_weight=0.001': shares(adata, profiles, spatial_weight=0.001),
+        'gpnsf, method="graph", spatial_weight=0.001': shares(
+            adata, profiles, spatial_weight=0.001
+        ),
     }
     rows = [{"method": name, **_measures(V, truth, coords)} for name, V in found.items()]
     note = (
@@ -120,10 +139,21 @@ def depths(n_sets: int) -> None:
             "graph": {},
             "tuned": best,
             "own": {"method": "unrolled"},
-            "taught": {"method": "unrolled", "train": False, "network": _taught(others, shared=False)},
-            "shared": {"method": "unrolled", "train": False, "network": _taught(others, shared=True)},
+            "taught": {
+                "method": "unrolled",
+                "train": False,
+                "network": _taught(others, shared=False),
+            },
+            "shared": {
+                "method": "unrolled",
+                "train": False,
+                "network": _taught(others, shared=True),
+            },
         }
-        mean = {name: float(np.mean([_error(*pair, **chosen) for pair in sets])) for name, chosen in options.items()}
+        mean = {
+            name: float(np.mean([_error(*pair, **chosen) for pair in sets]))
+            for name, chosen in options.items()
+        }
         rows.append(
             {
                 "counts of a spot": f"{FULL * share:,.0f}",
@@ -169,19 +199,30 @@ def seqfish() -> None:
     adata = load("seqfish_gridded_deconv")
     cells = adata.obsm["true_cell_counts"]
     X, number = adata.to_df().to_numpy(dtype=float), cells.to_numpy(dtype=float)
-    own = pd.DataFrame([nnls(number, gene)[0] for gene in X.T], index=adata.var_names, columns=cells.columns)
+    own = pd.DataFrame(
+        [nnls(number, gene)[0] for gene in X.T], index=adata.var_names, columns=cells.columns
+    )
     own = own / own.sum() * 1e4
     noise = np.random.default_rng(0).lognormal(0, 0.5, own.shape)
     rows = []
-    for (name, reference), share in product({"own": own, "own, noisy": own * noise}.items(), (1.0, 0.01)):
+    for (name, reference), share in product(
+        {"own": own, "own, noisy": own * noise}.items(), (1.0, 0.01)
+    ):
         thin = adata.copy()
-        thin.X = sp.csr_matrix(np.random.default_rng(1).binomial(X.astype(int), share).astype(np.float32))
+        thin.X = sp.csr_matrix(
+            np.random.default_rng(1).binomial(X.astype(int), share).astype(np.float32)
+        )
         for method in METHODS:
             shares(thin, reference, method, method=method)
         table = gpnsf.tl.evaluate_deconvolution(thin, cells, key=METHODS)
         for line in table.itertuples():
             rows.append(
-                {"profiles": name, "counts of a spot": f"{thin.X.sum() / 72:,.0f}", "method": line.method} | _line(line)
+                {
+                    "profiles": name,
+                    "counts of a spot": f"{thin.X.sum() / 72:,.0f}",
+                    "method": line.method,
+                }
+                | _line(line)
             )
         print(table.round(3).to_string(), flush=True)
     note = (
@@ -221,7 +262,9 @@ def pdac_simulated() -> None:
             truth = _regional(section, number, kind, rng)
             X = truth @ B.to_numpy().T
             X = np.round(np.maximum(X + rng.normal(0, 0.5, X.shape), 0)) if noisy else X
-            spots = anndata.AnnData(X.astype(np.float32), obs=section.obs, var=pd.DataFrame(index=B.index))
+            spots = anndata.AnnData(
+                X.astype(np.float32), obs=section.obs, var=pd.DataFrame(index=B.index)
+            )
             spots.obsm["spatial"] = section.obsm["spatial"]
             for name, option in options.items():
                 if "unrolled" in name and number in networks:
@@ -229,7 +272,9 @@ def pdac_simulated() -> None:
                 errors[name].append(agreement.relative_error(shares(spots, B, **option), truth))
             networks.setdefault(number, spots.uns["proportions"]["network"])
         cells = {name: f"{np.mean(values):.4f}" for name, values in errors.items()}
-        rows.append({"types": number, "proportions": kind, "counts": "noisy" if noisy else "exact", **cells})
+        rows.append(
+            {"types": number, "proportions": kind, "counts": "noisy" if noisy else "exact", **cells}
+        )
         print(rows[-1], flush=True)
     note = (
         "Relative error, mean over two draws, after the protocol of STL NMF: proportions by the annotated regions of PDAC-A (426 spots), mixed from its inDrop profiles "
@@ -287,7 +332,9 @@ def tissues() -> None:
     )
     write_table("deconvolution_tissue", pd.DataFrame(rows), note)
     path = FIGURES / "deconvolution_lymphnode.png"
-    gpnsf.pl.proportions(lymph, return_fig=True, show=False).savefig(path, dpi=110, bbox_inches="tight")
+    gpnsf.pl.proportions(lymph, return_fig=True, show=False).savefig(
+        path, dpi=110, bbox_inches="tight"
+    )
     Image.open(path).convert("RGB").quantize(256).save(path, optimize=True)  # a third as large
 
 
@@ -298,7 +345,9 @@ def _rows(V) -> np.ndarray:
 
 def _measures(V, truth, coords) -> dict[str, str]:
     cells = agreement.lattice(coords)
-    similar = np.mean([agreement.ssim(one, other, cells) for one, other in zip(V.T, truth.T, strict=True)])
+    similar = np.mean(
+        [agreement.ssim(one, other, cells) for one, other in zip(V.T, truth.T, strict=True)]
+    )
     return {
         "relative error": f"{agreement.relative_error(V, truth):.4f}",
         "RMSE": f"{agreement.rmse(V, truth):.4f}",
@@ -310,31 +359,48 @@ def _measures(V, truth, coords) -> dict[str, str]:
 
 def _line(line) -> dict[str, str]:
     """The measures of one line of `tl.evaluate_deconvolution`."""
-    names = {"relative_error": "relative error", "rmse": "RMSE", "jsd": "JSD", "pcc": "PCC", "ssim": "SSIM"}
+    names = {
+        "relative_error": "relative error",
+        "rmse": "RMSE",
+        "jsd": "JSD",
+        "pcc": "PCC",
+        "ssim": "SSIM",
+    }
     return {title: f"{getattr(line, name):.3f}" for name, title in names.items()}
 
 
 def _simulated(seed: int, depth: float):
     """Simulated spots and their true profiles."""
-    spots, _ = gpnsf.datasets.mixture(n_obs=196, n_genes=200, n_types=6, depth=depth, difference=0.5, seed=seed)
-    profiles = pd.DataFrame(spots.varm["true_profiles"], index=spots.var_names, columns=spots.uns["truth"]["types"])
+    spots, _ = gpnsf.datasets.mixture(
+        n_obs=196, n_genes=200, n_types=6, depth=depth, difference=0.5, seed=seed
+    )
+    profiles = pd.DataFrame(
+        spots.varm["true_profiles"], index=spots.var_names, columns=spots.uns["truth"]["types"]
+    )
     return spots, profiles
 
 
 def _error(spots, profiles, **options) -> float:
-    return agreement.relative_error(shares(spots, profiles, **options), spots.obsm["true_proportions"])
+    return agreement.relative_error(
+        shares(spots, profiles, **options), spots.obsm["true_proportions"]
+    )
 
 
 def _tuned(pairs) -> dict[str, float]:
     """Weights and bandwidth with the smallest mean error."""
     choices = [dict(zip(GRID, values, strict=True)) for values in product(*GRID.values())]
-    return min(choices, key=lambda c: np.mean([_error(*pair, solver="fista", **c) for pair in pairs]))
+    return min(
+        choices, key=lambda c: np.mean([_error(*pair, solver="fista", **c) for pair in pairs])
+    )
 
 
 def _pdac():
     """The section and the profiles that come with it."""
     adata = load("pdac_a")
-    names = {"index": adata.uns["reference_mean_genes"], "columns": adata.uns["reference_mean_types"]}
+    names = {
+        "index": adata.uns["reference_mean_genes"],
+        "columns": adata.uns["reference_mean_types"],
+    }
     return adata, pd.DataFrame(adata.uns["reference_mean"], **names)
 
 
@@ -345,11 +411,15 @@ def _regional(section, number: str, kind: str, rng) -> np.ndarray:
         table = np.vstack([0.55 * np.eye(3) + 0.15, np.full(3, 1 / 3)])
     else:
         table = np.exp(rng.standard_normal((4, 5)))
-    V = (table / table.sum(axis=1, keepdims=True))[[regions.index(name) for name in section.obs["region"]]]
+    V = (table / table.sum(axis=1, keepdims=True))[
+        [regions.index(name) for name in section.obs["region"]]
+    ]
     if kind == "v1":
         V = np.maximum(V + rng.normal(0, 0.05, V.shape), 0)
     elif kind == "v2":
-        kernel = np.exp(-(cdist(section.obsm["spatial"], section.obsm["spatial"]) ** 2) / (2 * 0.5**2))
+        kernel = np.exp(
+            -(cdist(section.obsm["spatial"], section.obsm["spatial"]) ** 2) / (2 * 0.5**2)
+        )
         V = kernel @ V
     return V / V.sum(axis=1, keepdims=True)
 
@@ -363,7 +433,9 @@ def _unseen(adata, reference, options) -> float:
     seen = adata.copy()
     seen.X = sp.csr_matrix(half.astype(np.float32))
     V = shares(seen, reference, **options)
-    table = matched(profiles_of(reference, label_key=options.get("label_key"), layer=None), adata.var_names)
+    table = matched(
+        profiles_of(reference, label_key=options.get("label_key"), layer=None), adata.var_names
+    )
     rest = (X - half)[:, adata.var_names.get_indexer(table.index)]
     B = table.to_numpy()
     deviances = []
@@ -395,7 +467,9 @@ PARTS = {"square": square, "seqfish": seqfish, "pdac": pdac_simulated, "tissue":
 def main() -> None:
     """The tables that are asked for."""
     arguments = parser(__doc__)
-    arguments.add_argument("--only", nargs="+", choices=["depth", *PARTS], default=["depth", *PARTS])
+    arguments.add_argument(
+        "--only", nargs="+", choices=["depth", *PARTS], default=["depth", *PARTS]
+    )
     arguments.add_argument("--sets", type=int, default=4, help="simulated sections of a depth")
     chosen = arguments.parse_args()
     warnings.simplefilter("ignore")

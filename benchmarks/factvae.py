@@ -26,7 +26,13 @@ from gpnsf.io.read import read_counts
 
 FEW = 2  # seeds of what is shown beside the default
 HELD_OUT = 0.2  # of the overlaps
-SIMULATED = {"n_obs": 1000, "n_genes": 600, "n_peaks": 1500, "rna_depth": 2000.0, "atac_depth": 300.0}
+SIMULATED = {
+    "n_obs": 1000,
+    "n_genes": 600,
+    "n_peaks": 1500,
+    "rna_depth": 2000.0,
+    "atac_depth": 300.0,
+}
 ARMS = {
     "as it is": {},
     "alignment=False": {"alignment": False},
@@ -41,7 +47,9 @@ def agreement(codes: np.ndarray, truth: np.ndarray, seed: int) -> tuple[float, f
     return adjusted_rand_score(truth, found), normalized_mutual_info_score(truth, found)
 
 
-def line(codes: str, scores: list[tuple[float, float]], seconds: float | None = None) -> dict[str, str]:
+def line(
+    codes: str, scores: list[tuple[float, float]], seconds: float | None = None
+) -> dict[str, str]:
     """Mean and sd over seeds as a row of the table."""
     mean, sd = np.mean(scores, axis=0), np.std(scores, axis=0)
     row = {
@@ -58,12 +66,18 @@ def line(codes: str, scores: list[tuple[float, float]], seconds: float | None = 
 def inputs(mdata, n_seeds: int) -> list[dict]:
     """K-means on what the encoders read."""
     truth = mdata.obs["cell_type"].to_numpy()
-    rna, atac = (read_counts(mdata[name], layer=None, likelihood="poisson", modality=name) for name in ("rna", "atac"))
+    rna, atac = (
+        read_counts(mdata[name], layer=None, likelihood="poisson", modality=name)
+        for name in ("rna", "atac")
+    )
     parts = {
         "no model: 50 principal components of RNA": principal_components(rna, 50, seed=0),
         "no model: LSI of ATAC, 100 components": semantic_index(atac, 100, seed=0),
     }
-    return [line(name, [agreement(codes, truth, seed) for seed in range(n_seeds)]) for name, codes in parts.items()]
+    return [
+        line(name, [agreement(codes, truth, seed) for seed in range(n_seeds)])
+        for name, codes in parts.items()
+    ]
 
 
 def fitted(name: str, arm: str, seed: int, judge: Callable | None, options: dict) -> dict:
@@ -73,12 +87,20 @@ def fitted(name: str, arm: str, seed: int, judge: Callable | None, options: dict
     gpnsf.tl.factvae(mdata, seed=seed, progress=False, **ARMS[arm], **options)
     seconds, truth = time.process_time() - began, mdata.obs["cell_type"].to_numpy()
     holders = {"joint": mdata, "RNA": mdata["rna"], "ATAC": mdata["atac"]}
-    scores = {part: agreement(holder.obsm["X_factvae"], truth, seed) for part, holder in holders.items()}
+    scores = {
+        part: agreement(holder.obsm["X_factvae"], truth, seed) for part, holder in holders.items()
+    }
     print(name, arm, seed, scores, flush=True)
-    return {"scores": scores, "seconds": seconds, "judged": judge(mdata, options) if judge else None}
+    return {
+        "scores": scores,
+        "seconds": seconds,
+        "judged": judge(mdata, options) if judge else None,
+    }
 
 
-def clustering(name: str, table: str, arms: dict[str, int], note: str, n_jobs: int, judge=None, **options) -> dict:
+def clustering(
+    name: str, table: str, arms: dict[str, int], note: str, n_jobs: int, judge=None, **options
+) -> dict:
     """Write the table of one data set, and return what was judged, by arm."""
     todo = [(arm, seed) for arm, n_seeds in arms.items() for seed in range(n_seeds)]
     results = Parallel(n_jobs, backend="multiprocessing")(
@@ -90,17 +112,29 @@ def clustering(name: str, table: str, arms: dict[str, int], note: str, n_jobs: i
         seconds = float(np.mean([result["seconds"] for result in done]))
         for part in ("joint", "RNA", "ATAC"):
             scores = [result["scores"][part] for result in done]
-            rows.append(line(f"FactVAE, {arm}: {part}", scores, seconds if part == "joint" else None))
-    write_table(table, pd.DataFrame(rows), f"{note} Mean (sd) over seeds of the fit and of k-means. {machine()}.")
+            rows.append(
+                line(f"FactVAE, {arm}: {part}", scores, seconds if part == "joint" else None)
+            )
+    write_table(
+        table,
+        pd.DataFrame(rows),
+        f"{note} Mean (sd) over seeds of the fit and of k-means. {machine()}.",
+    )
     return {
-        arm: [result["judged"] for result, (other, _) in zip(results, todo, strict=True) if other == arm]
+        arm: [
+            result["judged"]
+            for result, (other, _) in zip(results, todo, strict=True)
+            if other == arm
+        ]
         for arm in arms
     }
 
 
 def without(table: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
     """Links that are not among some pairs."""
-    keys = (pd.MultiIndex.from_frame(frame[["gene", "peak"]].astype(object)) for frame in (table, pairs))
+    keys = (
+        pd.MultiIndex.from_frame(frame[["gene", "peak"]].astype(object)) for frame in (table, pairs)
+    )
     return table[~next(keys).isin(next(keys))].reset_index(drop=True)
 
 
@@ -109,7 +143,9 @@ def overlaps(mdata, options: dict) -> list[float]:
     known = mdata.uns["factvae"]["overlaps"]
     if known.empty:  # without the regulatory loss nothing is trained: the same pairs are looked for
         aside = load("snareseq_human_celllines")
-        gpnsf.tl.factvae(aside, seed=int(mdata.uns["factvae"]["seed"]), max_epochs=1, progress=False, **options)
+        gpnsf.tl.factvae(
+            aside, seed=int(mdata.uns["factvae"]["seed"]), max_epochs=1, progress=False, **options
+        )
         known = aside.uns["factvae"]["overlaps"]
     gpnsf.tl.link_peaks(mdata, annotation=options["annotation"], key="factvae")
     table = mdata.uns["factvae_links"]
@@ -119,7 +155,12 @@ def overlaps(mdata, options: dict) -> list[float]:
     mdata.uns["factvae_links"] = table
     ours, rival = (
         gpnsf.tl.evaluate_links(
-            mdata, known[~known["trained"]], score=score, distances=BINS, n_bootstrap=20, key="factvae"
+            mdata,
+            known[~known["trained"]],
+            score=score,
+            distances=BINS,
+            n_bootstrap=20,
+            key="factvae",
         )
         for score in ("score", "spearman")
     )
@@ -128,10 +169,17 @@ def overlaps(mdata, options: dict) -> list[float]:
 
 def cells(n_seeds: int, n_jobs: int) -> None:
     """Cell lines: clusters, and overlaps of genes and peaks that were held out."""
-    arms = {"as it is": n_seeds, "alignment=False": n_seeds, "regulatory_weight=0": FEW, 'variant="paper"': FEW}
+    arms = {
+        "as it is": n_seeds,
+        "alignment=False": n_seeds,
+        "regulatory_weight=0": FEW,
+        'variant="paper"': FEW,
+    }
     note = "SNARE-seq mixture of four cell lines, 1,047 cells, 500 genes, the 5,000 peaks of largest deviance."
     options = {"annotation": data_dir() / "genes_hg38.csv", "held_out_pairs": HELD_OUT}
-    judged = clustering("snareseq_human_celllines", "factvae_cells", arms, note, n_jobs, overlaps, **options)
+    judged = clustering(
+        "snareseq_human_celllines", "factvae_cells", arms, note, n_jobs, overlaps, **options
+    )
     rows = []
     for arm, values in judged.items():
         area, precision, base, rival, trained, n_links = np.mean(values, axis=0)
@@ -160,7 +208,13 @@ def cortex(n_seeds: int, n_jobs: int) -> None:
         "Semi-synthetic: real SNARE-seq cells of the mouse cortex, 2,984 of 11 types, 1,176 genes, the 5,000 peaks of largest "
         "deviance. No places of genes, so no regulatory loss."
     )
-    clustering("semi_cortex_cells", "factvae_cortex", {"as it is": n_seeds, "alignment=False": FEW}, note, n_jobs)
+    clustering(
+        "semi_cortex_cells",
+        "factvae_cortex",
+        {"as it is": n_seeds, "alignment=False": FEW},
+        note,
+        n_jobs,
+    )
 
 
 def links(n_seeds: int, _: int) -> None:
@@ -175,11 +229,18 @@ def links(n_seeds: int, _: int) -> None:
             mdata.uns["factvae_links"]["spearman"] = spearman(mdata, mdata.uns["factvae_links"])
             truth = mdata.uns["true_links"]
             judged, rival = (
-                gpnsf.tl.evaluate_links(mdata, truth, score=score, distances=BINS, n_bootstrap=20, key="factvae")
+                gpnsf.tl.evaluate_links(
+                    mdata, truth, score=score, distances=BINS, n_bootstrap=20, key="factvae"
+                )
                 for score in ("score", "spearman")
             )
             table = mdata.uns["factvae_links"]
-            scores = [*judged["estimate"], judged["base"][1], rival["estimate"][0], (table["q"] <= 0.1).sum()]
+            scores = [
+                *judged["estimate"],
+                judged["base"][1],
+                rival["estimate"][0],
+                (table["q"] <= 0.1).sum(),
+            ]
             found.append(scores)
         area, precision, base, spearmans, sure = np.mean(found, axis=0)
         rows.append(

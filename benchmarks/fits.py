@@ -20,7 +20,13 @@ CHUNK = 50_000
 
 
 def section(
-    path: Path, n_obs: int, *, n_genes: int = 2_000, depth: float = 48.0, n_spatial: int = 8, n_nonspatial: int = 2
+    path: Path,
+    n_obs: int,
+    *,
+    n_genes: int = 2_000,
+    depth: float = 48.0,
+    n_spatial: int = 8,
+    n_nonspatial: int = 2,
 ) -> Path:
     """A section written chunk by chunk, unless it is there: exact Poisson counts, drawn factor by factor and gene by gene."""
     if path.exists():
@@ -35,7 +41,9 @@ def section(
     table = AnnData(obs=pd.DataFrame({"true_size": size}, index=names("spot", n_obs)))
     table.obsm["spatial"], table.obsm["true_factors"] = coords, factors.astype(np.float32)
     var = AnnData(var=pd.DataFrame(index=names("gene", n_genes))).var
-    parts = (draw(expected[start : start + CHUNK], cumulated, rng) for start in range(0, n_obs, CHUNK))
+    parts = (
+        draw(expected[start : start + CHUNK], cumulated, rng) for start in range(0, n_obs, CHUNK)
+    )
     unfinished = path.with_suffix(".part")
     with h5py.File(unfinished, "w") as file:
         write_elem(file, "/", table)
@@ -61,11 +69,22 @@ def append_rows(group: h5py.Group, parts: Iterable[sp.csr_matrix]) -> None:
     group["indptr"] = np.cumsum(np.concatenate(lengths))
 
 
-def true_factors(coords: np.ndarray, n_spatial: int, n_nonspatial: int, rng: np.random.Generator) -> np.ndarray:
+def true_factors(
+    coords: np.ndarray, n_spatial: int, n_nonspatial: int, rng: np.random.Generator
+) -> np.ndarray:
     """Log-normal fields made of random waves, and factors without any order; mean one."""
-    waves, shift = rng.standard_normal((n_spatial, 30, 2)) / 0.25, rng.uniform(0, 2 * np.pi, (n_spatial, 30))
-    fields = [np.cos(coords @ w.T + b).sum(1) * np.sqrt(2 / 30) for w, b in zip(waves, shift, strict=True)]
-    H = np.exp(np.column_stack([1.2 * np.column_stack(fields), rng.standard_normal((len(coords), n_nonspatial))]))
+    waves, shift = (
+        rng.standard_normal((n_spatial, 30, 2)) / 0.25,
+        rng.uniform(0, 2 * np.pi, (n_spatial, 30)),
+    )
+    fields = [
+        np.cos(coords @ w.T + b).sum(1) * np.sqrt(2 / 30) for w, b in zip(waves, shift, strict=True)
+    ]
+    H = np.exp(
+        np.column_stack(
+            [1.2 * np.column_stack(fields), rng.standard_normal((len(coords), n_nonspatial))]
+        )
+    )
     return H / H.mean(0)
 
 
@@ -92,7 +111,12 @@ def fit(path: Path, *, threads: int, **options: Any) -> dict[str, float]:
 
 
 def fit_here(
-    path: str, *, in_memory: bool = True, memory_budget: float | None = None, n_spatial: int = 8, **options: Any
+    path: str,
+    *,
+    in_memory: bool = True,
+    memory_budget: float | None = None,
+    n_spatial: int = 8,
+    **options: Any,
 ) -> dict[str, float]:
     """One fit in this process; a file that is not read into memory gets the slots."""
     import gpnsf

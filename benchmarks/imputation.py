@@ -60,7 +60,12 @@ def missing(make, seed: int) -> dict[str, float]:
         """Of rates [N, P] at size factor 1."""
         p = -np.expm1(-size[rows, None] * rates[rows])
         y = counts[rows].toarray()
-        return float(-2 * (y * np.log(np.maximum(p, 1e-12)) + (1 - y) * np.log1p(-np.minimum(p, 1 - 1e-12))).mean())
+        return float(
+            -2
+            * (
+                y * np.log(np.maximum(p, 1e-12)) + (1 - y) * np.log1p(-np.minimum(p, 1 - 1e-12))
+            ).mean()
+        )
 
     def rates(fitted: MuData, **how) -> np.ndarray:
         """What is expected, before it becomes a probability."""
@@ -68,7 +73,9 @@ def missing(make, seed: int) -> dict[str, float]:
         values = values.toarray() if hasattr(values, "toarray") else values
         return -np.log1p(-np.minimum(values.astype(float), 1 - 1e-6))
 
-    null = np.broadcast_to(FAMILIES["bernoulli"].null_rates(counts, size, rows=~lacking), counts.shape)
+    null = np.broadcast_to(
+        FAMILIES["bernoulli"].null_rates(counts, size, rows=~lacking), counts.shape
+    )
     fitted, raw, alike = rates(part), rates(part, shrinkage=0.0), rates(part, method="similarity")
     return {
         "per-peak mean": deviance(null, lacking),
@@ -87,7 +94,11 @@ def missing_table(seeds: range) -> None:
     for name, make in {"simulated tissue": simulated, "semi-synthetic cortex": cortex}.items():
         runs = pd.DataFrame([missing(make, seed) for seed in seeds]).mean()
         ratio = runs["imputed"] / runs["measured, same spots"]
-        relative = runs["imputed"] / runs["per-peak mean"] / (runs["measured, other spots"] / runs["mean, other spots"])
+        relative = (
+            runs["imputed"]
+            / runs["per-peak mean"]
+            / (runs["measured, other spots"] / runs["mean, other spots"])
+        )
         rows.append(
             {
                 "data": name,
@@ -108,22 +119,40 @@ def missing_table(seeds: range) -> None:
 
 def holdout(n_obs: int, n_spatial: int, seed: int) -> dict[str, object]:
     """Predicted factors at spots that were held out, beside those of a fit that has them."""
-    data = gpnsf.datasets.tissue(n_obs=n_obs, n_genes=600, n_peaks=1200, n_spatial=n_spatial, seed=seed)
+    data = gpnsf.datasets.tissue(
+        n_obs=n_obs, n_genes=600, n_peaks=1200, n_spatial=n_spatial, seed=seed
+    )
     gpnsf.pp.split(data, fraction=0.1, seed=seed)
-    options = {"n_factors": n_spatial + 2, "n_spatial": n_spatial, "seed": seed, "progress": False, "copy": True}
-    whole, part = gpnsf.tl.fit(data, **options), gpnsf.tl.fit(data, holdout_key="holdout", **options)
+    options = {
+        "n_factors": n_spatial + 2,
+        "n_spatial": n_spatial,
+        "seed": seed,
+        "progress": False,
+        "copy": True,
+    }
+    whole, part = (
+        gpnsf.tl.fit(data, **options),
+        gpnsf.tl.fit(data, holdout_key="holdout", **options),
+    )
     held, spatial = data.obs["holdout"].to_numpy(), part.uns["gpnsf"]["is_spatial"]
     predicted = gpnsf.tl.predict(part, data.obsm["spatial"][held]).X[:, spatial]
     reference = whole.obsm["X_gpnsf"]
     columns, _ = metrics.match_factors(part.obsm["X_gpnsf"][~held][:, spatial], reference[~held])
-    r = [np.corrcoef(predicted[:, k], reference[held][:, column])[0, 1] for k, column in enumerate(columns)]
+    r = [
+        np.corrcoef(predicted[:, k], reference[held][:, column])[0, 1]
+        for k, column in enumerate(columns)
+    ]
     row = {"spots": n_obs, "spatial factors": len(r), "seed": seed, "held out": int(held.sum())}
     return row | {"smallest r": f"{min(r):.3f}", "mean r": f"{np.mean(r):.3f}"}
 
 
 def holdout_table(seeds: range) -> None:
     """Two sizes of sections."""
-    rows = [holdout(n_obs, n_spatial, seed) for n_obs, n_spatial in ((2500, 8), (1000, 6)) for seed in seeds]
+    rows = [
+        holdout(n_obs, n_spatial, seed)
+        for n_obs, n_spatial in ((2500, 8), (1000, 6))
+        for seed in seeds
+    ]
     note = (
         "Simulated tissue; correlation of what `tl.predict` gives at held-out spots with `X_gpnsf` of a fit that has them. In the "
         f"smaller section the shortest length scale is two distances of neighbouring spots. {machine()}."
@@ -165,7 +194,8 @@ def simulated_slices(seed: int) -> dict[str, str]:
         alone.append(recovery(single, np.ones(single.n_obs, bool)))
     row = {"data": f"simulated, seed {seed}", "figure": "r of spatial factors, by slice"}
     return row | {
-        name: " / ".join(f"{r:.3f}" for r in values) for name, values in {"together": together, "alone": alone}.items()
+        name: " / ".join(f"{r:.3f}" for r in values)
+        for name, values in {"together": together, "alone": alone}.items()
     }
 
 
@@ -184,9 +214,15 @@ def tumour_slices() -> dict[str, str]:
         return line["deviance"] * line["n_obs"] * line["n_features"], line["n_obs"]
 
     joint = total(gpnsf.tl.fit(data, library_key="section", copy=True, **options))
-    batched = total(gpnsf.tl.fit(data, library_key="section", batch_key="section", copy=True, **options))
+    batched = total(
+        gpnsf.tl.fit(data, library_key="section", batch_key="section", copy=True, **options)
+    )
     alone = np.sum(
-        [total(gpnsf.tl.fit(data[names == name].copy(), copy=True, **options)) for name in np.unique(names)], axis=0
+        [
+            total(gpnsf.tl.fit(data[names == name].copy(), copy=True, **options))
+            for name in np.unique(names)
+        ],
+        axis=0,
     )
     per_entry = {
         name: f"{deviance / rows / data.n_vars:.4f}"

@@ -50,7 +50,9 @@ def spearman(mdata, table: pd.DataFrame) -> np.ndarray:
     ranks = []
     for name, column in (("rna", "gene"), ("atac", "peak")):
         counts = average @ sp.csr_matrix(mdata[name].X)
-        counts = sp.csc_matrix(sp.diags(1 / np.maximum(np.asarray(counts.sum(axis=1)).ravel(), 1)) @ counts)
+        counts = sp.csc_matrix(
+            sp.diags(1 / np.maximum(np.asarray(counts.sum(axis=1)).ravel(), 1)) @ counts
+        )
         wanted = mdata[name].var_names.get_indexer(table[column])
         unique, position = np.unique(wanted, return_inverse=True)
         ranked = rankdata(counts[:, unique].toarray(), axis=0)
@@ -92,7 +94,11 @@ def with_decoys(pairs: pd.DataFrame, seed: int) -> pd.DataFrame:
     rng = np.random.default_rng(seed)
     bins = np.digitize(pairs["distance"].abs().fillna(0), BINS, right=True)
     decoys = [
-        pairs.assign(peak=pairs.groupby(bins)["peak"].transform(lambda column: rng.permutation(column.to_numpy())))
+        pairs.assign(
+            peak=pairs.groupby(bins)["peak"].transform(
+                lambda column: rng.permutation(column.to_numpy())
+            )
+        )
         for _ in range(N_DECOYS)
     ]
     return pd.concat([pairs, *decoys], ignore_index=True).drop_duplicates(["gene", "peak"])
@@ -105,10 +111,21 @@ def simulations(n_seeds: int) -> None:
         gpnsf.tl.link_peaks(mdata)
         judge(f"simulated tissue, seed {seed}", "planted", mdata, mdata.uns["true_links"])
     for reads in (75.0, 300.0):
-        mdata = simulated(0, n_obs=1000, n_genes=600, n_peaks=1500, rna_depth=2000.0, atac_depth=reads)
+        mdata = simulated(
+            0, n_obs=1000, n_genes=600, n_peaks=1500, rna_depth=2000.0, atac_depth=reads
+        )
         gpnsf.tl.link_peaks(mdata)
-        judge(f"a smaller tissue, {reads:.0f} ATAC reads a spot", "planted", mdata, mdata.uns["true_links"])
-    rng, levels, places = np.random.default_rng(0), (0.01, 0.05, 0.2), ["chrom", "chromStart", "chromEnd"]
+        judge(
+            f"a smaller tissue, {reads:.0f} ATAC reads a spot",
+            "planted",
+            mdata,
+            mdata.uns["true_links"],
+        )
+    rng, levels, places = (
+        np.random.default_rng(0),
+        (0.01, 0.05, 0.2),
+        ["chrom", "chromStart", "chromEnd"],
+    )
     rates, false = [], []
     for mdata in fits:
         for _ in range(10):
@@ -147,7 +164,10 @@ def cell_lines(n_factors: int) -> None:
     middle = (peaks["start"] + peaks["end"]).to_numpy() / 2
     inside = (genes["start"].to_numpy() <= middle) & (middle <= genes["end"].to_numpy())
     judge(name, "in the gene's body", mdata, table[inside])
-    for label, pairs in (("all near pairs against decoys", table), ("promoters against decoys", near)):
+    for label, pairs in (
+        ("all near pairs against decoys", table),
+        ("promoters against decoys", near),
+    ):
         gpnsf.tl.link_peaks(mdata, pairs=with_decoys(pairs[["gene", "peak", "distance"]], seed=0))
         judge(name, label, mdata, pairs)
 

@@ -54,7 +54,9 @@ def counts(n_obs: int, n_features: int, per_row: int, link: str) -> sp.csr_matri
     rng = np.random.default_rng(0)
     popularity = np.cumsum(rng.gamma(0.7, size=n_features))
     sizes = rng.poisson(1.07 * per_row * rng.gamma(4, 0.25, n_obs))  # some features are drawn twice
-    rows = [np.unique(np.searchsorted(popularity, popularity[-1] * rng.random(size))) for size in sizes]
+    rows = [
+        np.unique(np.searchsorted(popularity, popularity[-1] * rng.random(size))) for size in sizes
+    ]
     pointers = np.cumsum([0, *map(len, rows)])
     indices = np.concatenate(rows).astype(np.int32)
     values = np.ones(len(indices)) if link == "cloglog" else 1 + rng.poisson(0.5, len(indices))
@@ -67,7 +69,10 @@ class Work:
     def __init__(self, n_obs: int, n_features: int, per_row: int, link: str, K: int = 20) -> None:
         self.link = link
         self.matrix = counts(n_obs, n_features, per_row, link)
-        self.G, W = (0.1 + torch.rand(n, K, generator=torch.Generator().manual_seed(n)) for n in self.matrix.shape)
+        self.G, W = (
+            0.1 + torch.rand(n, K, generator=torch.Generator().manual_seed(n))
+            for n in self.matrix.shape
+        )
         self.W = W * (0.02 if link == "cloglog" else 1.0)
         by_rows = Pattern.read(self.matrix, "cpu")
         by_columns, self._information = by_rows.transposed(), torch.zeros(n_obs, K, K)
@@ -114,6 +119,9 @@ def compiled_c(work: Work) -> float | None:
 
     def run() -> None:
         outputs = np.zeros_like(inputs[3]), np.zeros_like(inputs[4])
-        terms(ctypes.c_long(matrix.shape[0]), *(array.ctypes.data_as(ctypes.c_void_p) for array in (*inputs, *outputs)))
+        terms(
+            ctypes.c_long(matrix.shape[0]),
+            *(array.ctypes.data_as(ctypes.c_void_p) for array in (*inputs, *outputs)),
+        )
 
     return best(run)

@@ -20,7 +20,13 @@ def fitted(mdata, likelihood: str, seed: int) -> tuple[float, float, float]:
     adata = mdata["rna"].copy()
     with measured() as run:
         gpnsf.tl.fit(
-            adata, n_factors=7, n_spatial=4, likelihoods=likelihood, size_factors=None, seed=seed, progress=False
+            adata,
+            n_factors=7,
+            n_spatial=4,
+            likelihoods=likelihood,
+            size_factors=None,
+            seed=seed,
+            progress=False,
         )
     truth, found = mdata.obsm["true_factors"], adata.obsm["X_gpnsf"]
     spatial = match_factors(truth[:, :4], found[:, :4])[1].mean()
@@ -43,9 +49,18 @@ def mefisto(mdata, seed: int) -> tuple[float, float, float]:
     """The same of MEFISTO with seven factors, in 200 steps at most, normalised by log1p alone: totals carry signal here."""
     adata = mdata["rna"].copy()
     with measured() as run:
-        gpnsf.tl.mefisto(adata, n_factors=7, size_factors=None, max_steps=200, seed=seed, progress=False)
-    print("converged:", adata.uns["mefisto"]["converged"], "scale:", adata.uns["mefisto"]["kernel"]["scale"].round(2))
-    signed = np.hstack([adata.obsm["X_mefisto"], -adata.obsm["X_mefisto"]])  # either sign may stand for a pattern
+        gpnsf.tl.mefisto(
+            adata, n_factors=7, size_factors=None, max_steps=200, seed=seed, progress=False
+        )
+    print(
+        "converged:",
+        adata.uns["mefisto"]["converged"],
+        "scale:",
+        adata.uns["mefisto"]["kernel"]["scale"].round(2),
+    )
+    signed = np.hstack(
+        [adata.obsm["X_mefisto"], -adata.obsm["X_mefisto"]]
+    )  # either sign may stand for a pattern
     correlation = match_factors(mdata.obsm["true_factors"], signed)[1]
     return correlation[:4].mean(), correlation[4:].mean(), run.cpu
 
@@ -54,7 +69,9 @@ def main() -> None:
     """Every method on the same draws."""
     arguments = parser(__doc__)
     arguments.add_argument("--seeds", type=int, default=3)
-    arguments.add_argument("--mefisto", action="store_true", help="a table of its own, with MEFISTO in it")
+    arguments.add_argument(
+        "--mefisto", action="store_true", help="a table of its own, with MEFISTO in it"
+    )
     options = arguments.parse_args()
     methods = {
         "gpnsf, Poisson": lambda mdata, seed: fitted(mdata, "poisson", seed),
@@ -69,9 +86,14 @@ def main() -> None:
     rows = []
     for data in sections:
         for depth in depths:
-            draws = [getattr(gpnsf.datasets, data)(depth=depth, seed=seed) for seed in range(options.seeds)]
+            draws = [
+                getattr(gpnsf.datasets, data)(depth=depth, seed=seed)
+                for seed in range(options.seeds)
+            ]
             for method, run in methods.items():
-                spatial, nonspatial, cpu = np.array([run(draw, seed) for seed, draw in enumerate(draws)]).T
+                spatial, nonspatial, cpu = np.array(
+                    [run(draw, seed) for seed, draw in enumerate(draws)]
+                ).T
                 rows.append(
                     {
                         "simulated data": data,

@@ -58,4 +58,6 @@ def in_fresh_process(*arguments: str, threads: int) -> str:
 
 def parser(doc: str) -> argparse.ArgumentParser:
     """Arguments of a benchmark, described by its docstring."""
-    return argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    return argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )

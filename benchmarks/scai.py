@@ -23,7 +23,15 @@ from sklearn.decomposition import NMF, PCA
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 import gpnsf
-from gpnsf.core.companions.scai import Averages, Weights, memory, normalised, redundancy, start, step
+from gpnsf.core.companions.scai import (
+    Averages,
+    Weights,
+    memory,
+    normalised,
+    redundancy,
+    start,
+    step,
+)
 from gpnsf.datasets.files import load
 from gpnsf.datasets.groups import VARIANTS
 
@@ -57,7 +65,9 @@ def joint_nmf(parts: list[sp.csr_matrix], k: int) -> np.ndarray:
     return largest(NMF(k, init="nndsvda", max_iter=300, random_state=0).fit_transform(side))
 
 
-def published(parts: list[sp.csr_matrix], k: int, seed: int, *, n_steps: int = 300, n_starts: int = 2) -> np.ndarray:
+def published(
+    parts: list[sp.csr_matrix], k: int, seed: int, *, n_steps: int = 300, n_starts: int = 2
+) -> np.ndarray:
     """Largest factor by the published updates from random starts, at the default weights of the R package."""
     share, alpha, lam, gamma = 0.25, 1.0, 1e5, 1.0
     X1, X2 = (sp.csr_matrix(X.T, dtype=np.float32) for X in parts)  # features x cells
@@ -106,7 +116,9 @@ def agreement(variant: str, seed: int) -> dict[str, float]:
 def groups(n_seeds: int, n_jobs: int) -> None:
     """Agreement with the true groups, mean and lowest over seeds."""
     cases = [(variant, seed) for variant in VARIANTS for seed in range(n_seeds)]
-    found = pd.DataFrame(Parallel(n_jobs, backend="multiprocessing")(delayed(agreement)(*case) for case in cases))
+    found = pd.DataFrame(
+        Parallel(n_jobs, backend="multiprocessing")(delayed(agreement)(*case) for case in cases)
+    )
     found.insert(0, "groups", [variant for variant, _ in cases])
     table = found.groupby("groups", sort=False).agg(_mean).reset_index()
     note = (
@@ -165,16 +177,22 @@ def averages(n_seeds: int, _: int) -> None:
             mdata = gpnsf.datasets.groups(variant, seed=seed)
             atac, k = mdata["atac"], mdata.obsm["true_factors"].shape[1]
             truth = mdata.obsm["true_factors"] @ atac.varm["true_loadings"].T
-            marking = np.flatnonzero(atac.var["marker"].to_numpy() & (np.asarray(atac.X.sum(axis=0)).ravel() > 0))
+            marking = np.flatnonzero(
+                atac.var["marker"].to_numpy() & (np.asarray(atac.X.sum(axis=0)).ravel() > 0)
+            )
             estimates = {"normalised counts": normalised(atac.X).toarray()}
             for mask in (0.25, 1.0):
                 scai(mdata, k, mask=mask, seed=seed, layer_added="averaged")
                 estimates[f"averaged, mask = {mask:g}"] = atac.layers["averaged"]
-            estimates["X_scai @ scai_loadings.T"] = mdata.obsm["X_scai"] @ atac.varm["scai_loadings"].T
+            estimates["X_scai @ scai_loadings.T"] = (
+                mdata.obsm["X_scai"] @ atac.varm["scai_loadings"].T
+            )
             for name, X in estimates.items():
                 each = [np.corrcoef(X[:, j], truth[:, j])[0, 1] for j in marking]
                 scores.setdefault(name, []).append(float(np.nanmean(each)))
-        lines.append({"groups": variant} | {name: f"{np.mean(each):.2f}" for name, each in scores.items()})
+        lines.append(
+            {"groups": variant} | {name: f"{np.mean(each):.2f}" for name, each in scores.items()}
+        )
         print(lines[-1], flush=True)
     note = (
         "Mean correlation over the cells, for peaks that mark groups, with the true rate of the cell's group at size 1; mean of "

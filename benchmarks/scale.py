@@ -75,7 +75,14 @@ def compared() -> Iterator[tuple[str, Work, str, float, float, float | None]]:
         work = Work(*shape)
         for what, run in work.asked().items():
             c = compiled_c(work) if what == VALUE_AND_GRADIENTS else None
-            yield name, work, what, best(partial(run, work.ours)), best(partial(run, work.theirs), 2), c
+            yield (
+                name,
+                work,
+                what,
+                best(partial(run, work.ours)),
+                best(partial(run, work.theirs), 2),
+                c,
+            )
 
 
 def growth(folder: Path) -> Section:
@@ -119,7 +126,9 @@ def sweep(folder: Path) -> Rows:
 def grown(folder: Path, n_obs: int, depth: float, n_genes: int, K: int) -> dict[str, float]:
     """One fit of simulated counts that have as many factors as the model."""
     split = {"n_spatial": K * 4 // 5, "n_nonspatial": K - K * 4 // 5}
-    path = section(folder / f"{n_obs}_{depth}_{n_genes}_{K}.h5ad", n_obs, n_genes=n_genes, depth=depth, **split)
+    path = section(
+        folder / f"{n_obs}_{depth}_{n_genes}_{K}.h5ad", n_obs, n_genes=n_genes, depth=depth, **split
+    )
     with h5py.File(path) as file:
         nnz = len(file["X/data"])
     seen = fit(path, threads=1, likelihoods="poisson", n_factors=K, n_spatial=split["n_spatial"])
@@ -134,17 +143,26 @@ def line(x: pd.Series, y: pd.Series) -> tuple[float, float]:
 
 def draw(seen: pd.DataFrame, intercept: float, slope: float) -> None:
     """The figure of the docs: what is measured in rows, what is varied in columns, and dotted a guide of slope one."""
-    axes = {"observations": "n_obs", "nonzero counts, by depth": "nnz", "features": "n_genes", "factors": "K"}
+    axes = {
+        "observations": "n_obs",
+        "nonzero counts, by depth": "nnz",
+        "features": "n_genes",
+        "factors": "K",
+    }
     measured = {"step": "seconds a step", "wall": "wall seconds a fit", "memory": "peak memory, GB"}
     with plt.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
-        figure, panels = plt.subplots(3, 4, figsize=(9, 6.4), sharex="col", sharey="row", layout="constrained")
+        figure, panels = plt.subplots(
+            3, 4, figsize=(9, 6.4), sharex="col", sharey="row", layout="constrained"
+        )
         for column, (varied, x) in zip(panels.T, axes.items(), strict=True):
             rows = seen[seen["varied"] == varied]
             for ax, y in zip(column, measured, strict=True):
                 curve(ax, rows[x].to_numpy(float), rows[y].to_numpy())
             column[-1].set_xlabel(varied)
         rows = seen[seen["varied"] == "observations"]
-        panels[0, 0].plot(rows["n_obs"], intercept + slope * rows["nnz"], color=ORANGE, lw=1.2, zorder=1)
+        panels[0, 0].plot(
+            rows["n_obs"], intercept + slope * rows["nnz"], color=ORANGE, lw=1.2, zorder=1
+        )
         for ax, label in zip(panels[:, 0], measured.values(), strict=True):
             ax.set_ylabel(label)
         for ax in panels[-1]:
@@ -163,12 +181,16 @@ def curve(ax: Axes, x: np.ndarray, y: np.ndarray) -> None:
     """Measurements on logarithmic axes, the last one in numbers."""
     ax.set(xscale="log", yscale="log", ymargin=0.12)
     ax.plot(x, y, "o-", color=BLUE, ms=4, lw=1.2)
-    ax.annotate(f"{y[-1]:.2g}", (x[-1], y[-1]), (0, 5), textcoords="offset points", ha="right", color=BLUE)
+    ax.annotate(
+        f"{y[-1]:.2g}", (x[-1], y[-1]), (0, 5), textcoords="offset points", ha="right", color=BLUE
+    )
     for axis, subs, text in (
         (ax.xaxis, (1, 3), EngFormatter(sep="")),
         (ax.yaxis, (1, 2, 5), FuncFormatter(lambda value, _: f"{value:g}")),
     ):
-        axis.set(major_locator=LogLocator(subs=subs), major_formatter=text, minor_locator=NullLocator())
+        axis.set(
+            major_locator=LogLocator(subs=subs), major_formatter=text, minor_locator=NullLocator()
+        )
 
 
 def guide(ax: Axes, label: str) -> None:
@@ -176,7 +198,9 @@ def guide(ax: Axes, label: str) -> None:
     x, y = (values[len(values) // 2] for values in ax.lines[0].get_data())
     ax.axline((x, y), (10 * x, 10 * y), color=GREY, lw=0.8, ls=":")
     top = ax.get_ylim()[1]
-    ax.annotate(label, (x * top / y, top), (-6, -6), textcoords="offset points", ha="right", color=GREY)
+    ax.annotate(
+        label, (x * top / y, top), (-6, -6), textcoords="offset points", ha="right", color=GREY
+    )
 
 
 def cores(folder: Path) -> Section:
@@ -223,11 +247,21 @@ def multiome(folder: Path) -> Section:
 
     path = folder / "tissue.h5mu"
     if not path.exists():
-        sizes = {"n_obs": 9_200, "n_genes": 20_000, "n_peaks": 120_000, "rna_depth": 2_400.0, "atac_depth": 5_600.0}
+        sizes = {
+            "n_obs": 9_200,
+            "n_genes": 20_000,
+            "n_peaks": 120_000,
+            "rna_depth": 2_400.0,
+            "atac_depth": 5_600.0,
+        }
         gpnsf.datasets.tissue(**sizes, n_spatial=12, n_nonspatial=8, seed=1).write(path)
     model = {"n_factors": 20, "n_spatial": 12, "threads": THREADS[-1]}
     rows = told(
-        {"RNA": rna, "ATAC": "bernoulli", **measures(fit(path, likelihoods={"rna": rna, "atac": "bernoulli"}, **model))}
+        {
+            "RNA": rna,
+            "ATAC": "bernoulli",
+            **measures(fit(path, likelihoods={"rna": rna, "atac": "bernoulli"}, **model)),
+        }
         for rna in ("nb", "poisson")
     )
     note = f"""9,200 spots x (20,000 genes + 120,000 peaks), `datasets.tissue` with negative binomial counts, K = 12 + 8,
@@ -248,7 +282,13 @@ process: the largest over the maximum of the factor (bar: 1e-4)."""
 
 def distributed(path: Path, folder: Path) -> Rows:
     """The same fit by ever more processes."""
-    asked = ["--likelihoods=poisson", "--split=assumed", "--n-factors=10", "--n-spatial=8", "--block-size=25000"]
+    asked = [
+        "--likelihoods=poisson",
+        "--split=assumed",
+        "--n-factors=10",
+        "--n-spatial=8",
+        "--block-size=25000",
+    ]
     asked.append("--no-progress")
     factors = {}
     for n in THREADS:
@@ -263,7 +303,9 @@ def distributed(path: Path, folder: Path) -> Rows:
             "steps": len(fitted.uns["gpnsf"]["history"]["elbo"]),
             "fit, wall s": f"{fitted.uns['gpnsf']['seconds']:.0f}",
             "command, wall s": f"{wall:.0f}",
-            "difference": f"{(np.abs(factors[n] - factors[1]).max(0) / factors[1].max(0)).max():.1e}" if n > 1 else "",
+            "difference": f"{(np.abs(factors[n] - factors[1]).max(0) / factors[1].max(0)).max():.1e}"
+            if n > 1
+            else "",
         }
 
 
@@ -317,8 +359,12 @@ SECTIONS = {run.__name__: run for run in (kernel, cores, growth, multiome, strea
 def main() -> None:
     """Every section, each with a table of its own."""
     arguments = parser(__doc__)
-    arguments.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), metavar="SECTION")
-    arguments.add_argument("--folder", type=Path, help="where large simulated data are kept; default: nowhere")
+    arguments.add_argument(
+        "--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), metavar="SECTION"
+    )
+    arguments.add_argument(
+        "--folder", type=Path, help="where large simulated data are kept; default: nowhere"
+    )
     chosen = arguments.parse_args()
     with tempfile.TemporaryDirectory() as nowhere:
         folder = chosen.folder or Path(nowhere)

@@ -22,7 +22,9 @@ def ggblocks(depth: float, seed: int, n_peaks: int = 300):
 
 def tissue(depth: float, seed: int):
     """8 spatial and 2 nonspatial factors, 900 spots, RNA alone; 4,000 counts a spot at full depth."""
-    return gpnsf.datasets.tissue(n_obs=900, n_genes=500, n_peaks=50, rna_depth=4000 * depth, seed=seed)["rna"]
+    return gpnsf.datasets.tissue(
+        n_obs=900, n_genes=500, n_peaks=50, rna_depth=4000 * depth, seed=seed
+    )["rna"]
 
 
 RUNS = [  # name, simulation, depth, seeds of the data, true T and K - T, size factors
@@ -30,8 +32,22 @@ RUNS = [  # name, simulation, depth, seeds of the data, true T and K - T, size f
     ("ggblocks, 1 %, RNA + 300 peaks", ggblocks, 0.01, (10, 11), (4, 3), None),
     ("tissue, full, RNA", tissue, 1.0, (10, 11, 12), (8, 2), "total"),
     ("tissue, 30 %, RNA", tissue, 0.3, (10, 11), (8, 2), "total"),
-    ("ggblocks, 1 %, RNA + 500 peaks", lambda *draw: ggblocks(*draw, n_peaks=500), 0.01, (10,), (4, 3), None),
-    ("ggblocks, 1 %, RNA", lambda depth, seed: ggblocks(depth, seed)["rna"], 0.01, (10,), (4, 3), None),
+    (
+        "ggblocks, 1 %, RNA + 500 peaks",
+        lambda *draw: ggblocks(*draw, n_peaks=500),
+        0.01,
+        (10,),
+        (4, 3),
+        None,
+    ),
+    (
+        "ggblocks, 1 %, RNA",
+        lambda depth, seed: ggblocks(depth, seed)["rna"],
+        0.01,
+        (10,),
+        (4, 3),
+        None,
+    ),
 ]
 
 
@@ -57,10 +73,22 @@ def main() -> None:
                     progress=False,
                 )
             K, found = table.attrs["n_factors"], table.attrs["n_spatial"]
-            right = "" if K is None else "yes" if max(abs(found - T), abs(K - found - rest)) <= 1 else "NO"
+            right = (
+                ""
+                if K is None
+                else "yes"
+                if max(abs(found - T), abs(K - found - rest)) <= 1
+                else "NO"
+            )
             row = {"simulated data": name, "seed": seed, "true T + (K - T)": f"{T} + {rest}"}
-            row |= {"chosen": "cannot tell" if K is None else f"{found} + {K - found}", "within 1": right}
-            row |= {"numbers tried": ", ".join(map(str, table.n_factors)), "s per fit": f"{table.seconds.mean():.1f}"}
+            row |= {
+                "chosen": "cannot tell" if K is None else f"{found} + {K - found}",
+                "within 1": right,
+            }
+            row |= {
+                "numbers tried": ", ".join(map(str, table.n_factors)),
+                "s per fit": f"{table.seconds.mean():.1f}",
+            }
             row |= {"s": f"{run.wall:.0f}"}
             rows.append(row)
             print(row, table.attrs["reason"], flush=True)

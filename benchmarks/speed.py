@@ -37,7 +37,14 @@ def run(case: str, likelihood: str, split: str) -> dict[str, float]:
     adata, n_spatial = mdata["rna"].copy(), settings["n_spatial"]
     n_factors, fit = n_spatial + settings["n_nonspatial"], loaded()
     with measured() as seen:
-        fit(adata, n_factors=n_factors, n_spatial=n_spatial, likelihoods=likelihood, split=split, progress=False)
+        fit(
+            adata,
+            n_factors=n_factors,
+            n_spatial=n_spatial,
+            likelihoods=likelihood,
+            split=split,
+            progress=False,
+        )
     totals = np.asarray(adata.X.sum(1)).ravel()
     # size factors are not identified: the truth is put on the scale of those that the fit used
     ratio = np.asarray(mdata.obs["true_size_rna"]) / (totals / totals.mean())
@@ -64,7 +71,11 @@ def main() -> None:
     rows = []
     for case, (_, reference) in CASES.items():
         for likelihood, split in product(LIKELIHOODS, SPLITS):
-            seen = json.loads(in_fresh_process(__file__, "--only", case, likelihood, split, threads=chosen.threads))
+            seen = json.loads(
+                in_fresh_process(
+                    __file__, "--only", case, likelihood, split, threads=chosen.threads
+                )
+            )
             rows.append(
                 {
                     "simulated tissue": case,

@@ -24,7 +24,9 @@ T = 4  # spatial patterns of ggblocks and quilt
 LEVEL = 0.9
 Z = 1.6448536269514722  # of that level
 COUNTS_NEEDED = 20  # of a gene whose intervals are judged
-LEAST_SHARE = 0.02  # of a gene's mean that a factor has, where the interval of its loading is judged
+LEAST_SHARE = (
+    0.02  # of a gene's mean that a factor has, where the interval of its loading is judged
+)
 DEFAULT_SPLIT = inspect.signature(gpnsf.tl.fit).parameters["split"].default
 QUIET = {"n_peaks": 36}  # ATAC that is simulated along, as small as the recipe allows
 NO_GENES = {"n_genes": 36}
@@ -35,11 +37,20 @@ def patterns_recovered(data, n_factors: int, seed: int, **arguments) -> SimpleNa
     truth = data.obsm["true_factors"]
     with measured() as run:
         fitted = gpnsf.tl.fit(
-            data, n_factors=n_factors, n_spatial=T, size_factors=None, seed=seed, progress=False, copy=True, **arguments
+            data,
+            n_factors=n_factors,
+            n_spatial=T,
+            size_factors=None,
+            seed=seed,
+            progress=False,
+            copy=True,
+            **arguments,
         )
     found = fitted.obsm["X_gpnsf"]
     nonspatial = recovery(truth[:, T:], found[:, T:]) if n_factors > T else np.nan
-    return SimpleNamespace(spatial=recovery(truth[:, :T], found[:, :T]), nonspatial=nonspatial, cpu=run.cpu)
+    return SimpleNamespace(
+        spatial=recovery(truth[:, :T], found[:, :T]), nonspatial=nonspatial, cpu=run.cpu
+    )
 
 
 def compared(draws: list, modality: str, n_factors: int, arguments: dict) -> dict:
@@ -51,7 +62,9 @@ def compared(draws: list, modality: str, n_factors: int, arguments: dict) -> dic
         likelihoods = {"likelihoods": {modality: "nb" if modality == "rna" else "bernoulli"}}
         runs.append(patterns_recovered(adata, n_factors, seed, **likelihoods, **arguments))
         raw.append(recovery(truth, klnmf(adata.X, n_factors, seed)))
-        smooth.append([smoothed_recovery(adata.X, coords, truth, K, seed) for K in sorted({T, n_factors})])
+        smooth.append(
+            [smoothed_recovery(adata.X, coords, truth, K, seed) for K in sorted({T, n_factors})]
+        )
     spatial = np.array([run.spatial for run in runs])
     smooth = np.mean(smooth, axis=0)  # [number of components, bandwidths]
     return {
@@ -81,7 +94,9 @@ def with_bars(row: dict, bar: float) -> dict:
 def depth(n_seeds: int, arguments: dict) -> Iterator[dict]:
     """Recovery of ggblocks whose counts were thinned binomially; the simulated size factors are 1, so size_factors=None."""
     for share, bar in {0.1: 0.985, 0.02: 0.965, 0.005: 0.93, 0.0025: 0.89}.items():
-        draws = [gpnsf.datasets.ggblocks(depth=share, seed=seed, **QUIET) for seed in range(n_seeds)]
+        draws = [
+            gpnsf.datasets.ggblocks(depth=share, seed=seed, **QUIET) for seed in range(n_seeds)
+        ]
         row = compared(draws, "rna", 7, arguments)
         total = np.mean([mdata["rna"].X.sum(1).mean() for mdata in draws])
         yield {"ggblocks": f"{share:.2%}", "counts a spot": f"{total:.0f}", **with_bars(row, bar)}
@@ -91,7 +106,10 @@ def binary(n_seeds: int, arguments: dict) -> Iterator[dict]:
     """Recovery of ggblocks from open and closed peaks, four spatial factors only; no size factors were simulated."""
     bars = {(0.15, 0.02): 0.955, (0.06, 0.01): 0.925, (0.03, 0.01): 0.87, (0.02, 0.01): 0.79}
     for is_open, bar in bars.items():
-        draws = [gpnsf.datasets.ggblocks(atac_open=is_open, seed=seed, **NO_GENES) for seed in range(n_seeds)]
+        draws = [
+            gpnsf.datasets.ggblocks(atac_open=is_open, seed=seed, **NO_GENES)
+            for seed in range(n_seeds)
+        ]
         row = compared(draws, "atac", T, arguments)
         yield {"open inside / outside": "{} / {}".format(*is_open), **with_bars(row, bar)}
 
@@ -103,7 +121,9 @@ def joint(n_seeds: int, arguments: dict) -> Iterator[dict]:
         for seed in range(n_seeds):
             mdata = gpnsf.datasets.ggblocks(depth=share, atac_open=is_open, seed=seed)
             rna = patterns_recovered(mdata["rna"], 7, seed, likelihoods={"rna": "nb"}, **arguments)
-            atac = patterns_recovered(mdata["atac"], T, seed, likelihoods={"atac": "bernoulli"}, **arguments)
+            atac = patterns_recovered(
+                mdata["atac"], T, seed, likelihoods={"atac": "bernoulli"}, **arguments
+            )
             runs.append([rna, atac, patterns_recovered(mdata, 7, seed, **arguments)])
         r = np.array([[fit.spatial for fit in run] for run in runs])  # [seeds, 3]
         rna, atac, both = (f"{value:.3f}" for value in r.mean(0))
@@ -125,12 +145,20 @@ def quilt(n_seeds: int, arguments: dict) -> Iterator[dict]:
     yield {"quilt": "100%", **with_bars(row, 0.98)}
 
 
-def null(n_seeds: int, arguments: dict, n_sets: int = 5, n_permutations: int = 10) -> Iterator[dict]:
+def null(
+    n_seeds: int, arguments: dict, n_sets: int = 5, n_permutations: int = 10
+) -> Iterator[dict]:
     """What stays spatial when the coordinates are permuted, on ggblocks with 10 % of the counts."""
     kept, scores, complete, cost = [], [], [], []
     for seed in range(n_sets):
         adata = gpnsf.datasets.ggblocks(depth=0.1, seed=seed, **QUIET)["rna"]
-        common = {"n_factors": 7, "n_spatial": T, "size_factors": None, "progress": False, "copy": True}
+        common = {
+            "n_factors": 7,
+            "n_spatial": T,
+            "size_factors": None,
+            "progress": False,
+            "copy": True,
+        }
         with measured() as assumed:
             gpnsf.tl.fit(adata, seed=seed, **common, **{**arguments, "split": "assumed"})
         with measured() as tested:
@@ -152,7 +180,9 @@ def null(n_seeds: int, arguments: dict, n_sets: int = 5, n_permutations: int = 1
             "score": np.mean(scores[-n_permutations:]),
         }
         yield _null_row(done, complete[-1:], cost[-1:])
-    yield _null_row({"data set": "all", "kept": np.mean(kept), "score": np.mean(scores)}, complete, cost)
+    yield _null_row(
+        {"data set": "all", "kept": np.mean(kept), "score": np.mean(scores)}, complete, cost
+    )
 
 
 def _null_row(done: dict, complete: list[bool], cost: list[float]) -> dict:
@@ -175,7 +205,15 @@ def importance(n_seeds: int, arguments: dict) -> Iterator[dict]:
             errors, covered, bias = [], [], []
             for seed in range(n_seeds):
                 adata = simulate(share, seed)
-                gpnsf.tl.fit(adata, n_factors=7, n_spatial=T, size_factors=None, seed=seed, progress=False, **arguments)
+                gpnsf.tl.fit(
+                    adata,
+                    n_factors=7,
+                    n_spatial=T,
+                    size_factors=None,
+                    seed=seed,
+                    progress=False,
+                    **arguments,
+                )
                 score = _importance(adata, adata.var["true_spatial_importance"].to_numpy())
                 errors.append(score.error)
                 covered.append(score.covered)
@@ -218,7 +256,10 @@ def _mixed(share: float, seed: int, proportion: np.ndarray):
 
 def _importance(adata, truth: np.ndarray) -> SimpleNamespace:
     """Error of the scores of all genes, and coverage for those with counts enough."""
-    score, std = (adata.var[f"gpnsf_spatial_importance{suffix}"].to_numpy(np.float64) for suffix in ("", "_std"))
+    score, std = (
+        adata.var[f"gpnsf_spatial_importance{suffix}"].to_numpy(np.float64)
+        for suffix in ("", "_std")
+    )
     deep = np.asarray(adata.X.sum(0)).ravel() > COUNTS_NEEDED
     return SimpleNamespace(
         error=importance_error(truth, score),
@@ -234,7 +275,15 @@ def genes(n_seeds: int, arguments: dict) -> Iterator[dict]:
         for seed in range(n_seeds):
             proportion = np.where(np.random.default_rng([seed, 3]).random(500) < 1 / 3, 0.0, 0.5)
             adata = _mixed(share, seed, proportion)
-            gpnsf.tl.fit(adata, n_factors=7, n_spatial=T, size_factors=None, seed=seed, progress=False, **arguments)
+            gpnsf.tl.fit(
+                adata,
+                n_factors=7,
+                n_spatial=T,
+                size_factors=None,
+                seed=seed,
+                progress=False,
+                **arguments,
+            )
             with measured() as run:
                 gpnsf.tl.spatial_importance(adata, null="permutation", seed=seed)
             p, q = (adata.var[f"gpnsf_spatial_importance_{letter}"].to_numpy() for letter in "pq")
@@ -257,11 +306,21 @@ def genes(n_seeds: int, arguments: dict) -> Iterator[dict]:
 
 def calibration(n_seeds: int, arguments: dict) -> Iterator[dict]:
     """Intervals of log factors and of importance on a simulated tissue, at training and at held-out spots."""
-    cases = [(4000.0, "true_size"), (400.0, "true_size"), (120.0, "true_size"), (4000.0, "total"), (400.0, "total")]
+    cases = [
+        (4000.0, "true_size"),
+        (400.0, "true_size"),
+        (120.0, "true_size"),
+        (4000.0, "total"),
+        (400.0, "total"),
+    ]
     for counts, source in cases:
         runs = [_calibrated(counts, source, seed, arguments) for seed in range(n_seeds)]
         mean = pd.DataFrame(runs).mean()
-        bars = 0.87 <= mean["spatial"] <= 0.93 and mean["held out"] >= 0.85 and 0.87 <= mean["importance"] <= 0.95
+        bars = (
+            0.87 <= mean["spatial"] <= 0.93
+            and mean["held out"] >= 0.85
+            and 0.87 <= mean["importance"] <= 0.95
+        )
         bars = bars and 0.87 <= mean["loadings"] <= 0.93
         yield {
             "counts a spot": f"{counts:.0f}",
@@ -306,7 +365,9 @@ def _calibrated(counts: float, source: str, seed: int, arguments: dict) -> dict[
 def _matched(truth: np.ndarray, mean: np.ndarray, n_spatial: int) -> np.ndarray:
     """The factor that each true one is, spatial and nonspatial ones apart."""
     parts = slice(0, n_spatial), slice(n_spatial, truth.shape[1])
-    return np.concatenate([match_factors(np.exp(truth[:, p]), mean[:, p])[0] + p.start for p in parts])
+    return np.concatenate(
+        [match_factors(np.exp(truth[:, p]), mean[:, p])[0] + p.start for p in parts]
+    )
 
 
 def _loadings_covered(adata, size: np.ndarray, order: np.ndarray) -> float:
@@ -314,7 +375,10 @@ def _loadings_covered(adata, size: np.ndarray, order: np.ndarray) -> float:
     truth = adata.varm["true_loadings"] * size
     matter = truth > LEAST_SHARE * truth.sum(1, keepdims=True)
     matter &= np.asarray(adata.X.sum(0)).reshape(-1, 1) > COUNTS_NEEDED
-    found, std = (adata.varm[slot][:, order].astype(np.float64) for slot in ("gpnsf_loadings", "gpnsf_loadings_std"))
+    found, std = (
+        adata.varm[slot][:, order].astype(np.float64)
+        for slot in ("gpnsf_loadings", "gpnsf_loadings_std")
+    )
     return coverage(truth[matter], found[matter], std[matter], LEVEL)
 
 
@@ -324,7 +388,9 @@ def _importance_columns(adata) -> dict[str, float]:
     return {"importance": score.covered, "importance error": score.error}
 
 
-def _intervals(truth: np.ndarray, mean: np.ndarray, std: np.ndarray, held: np.ndarray, n_spatial: int) -> dict:
+def _intervals(
+    truth: np.ndarray, mean: np.ndarray, std: np.ndarray, held: np.ndarray, n_spatial: int
+) -> dict:
     """Coverage of the 90 % intervals of log factors of mean one, and of those whose mean log error is removed."""
     centre, sd = log_moments(mean, std, VARIANCE_CAP)
     error = log_errors(np.exp(truth), centre)
@@ -344,13 +410,17 @@ def _intervals(truth: np.ndarray, mean: np.ndarray, std: np.ndarray, held: np.nd
     }
 
 
-SECTIONS = {run.__name__: run for run in (depth, binary, joint, null, importance, genes, calibration, quilt)}
+SECTIONS = {
+    run.__name__: run for run in (depth, binary, joint, null, importance, genes, calibration, quilt)
+}
 
 
 def main() -> None:
     """Every section, each with a table of its own."""
     arguments = parser(__doc__)
-    arguments.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), metavar="SECTION")
+    arguments.add_argument(
+        "--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), metavar="SECTION"
+    )
     arguments.add_argument("--seeds", type=int, default=3)
     arguments.add_argument("--split", default=DEFAULT_SPLIT)
     chosen = arguments.parse_args()

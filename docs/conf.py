@@ -74,7 +74,11 @@ class Slots(SphinxDirective):
         rows = [
             "| where | slot | content |",
             "|---|---|---|",
-            *(_slot_row(keys, name) for keys in (Keys(), ProportionKeys()) for name in _slot_names(keys)),
+            *(
+                _slot_row(keys, name)
+                for keys in (Keys(), ProportionKeys())
+                for name in _slot_names(keys)
+            ),
         ]
         return self.parse_text_to_nodes("\n".join(rows))
 
@@ -88,7 +92,9 @@ def _slot_names(keys: object) -> list[str]:
 def _slot_row(keys: object, name: str) -> str:
     """Split "``where``: content." into the cells of a row."""
     where, content = re.split(r":\s+", getdoc(getattr(type(keys), name)), maxsplit=1)
-    where, content = (re.sub(r"\s+", " ", text).replace("``", "`").rstrip(".") for text in (where, content))
+    where, content = (
+        re.sub(r"\s+", " ", text).replace("``", "`").rstrip(".") for text in (where, content)
+    )
     return f"| {where} | `{getattr(keys, name)}` | {content} |"
 
 

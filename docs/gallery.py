@@ -27,7 +27,9 @@ HERE = Path(__file__).parent
 PAGE, FOLDER = HERE / "gallery.md", HERE / "_static" / "gallery"
 ENTRY = re.compile(r"!\[.+?\]\(_static/gallery/(\w+)\.png\)\n+```python\n(.*?)```", re.DOTALL)
 DPI = 110
-LARGE = 150_000  # bytes of a picture beyond which it gets a palette, which makes it a third as large
+LARGE = (
+    150_000  # bytes of a picture beyond which it gets a palette, which makes it a third as large
+)
 
 
 def entries() -> dict[str, str]:
@@ -49,7 +51,10 @@ def fitted(path: Path | None) -> mudata.MuData:
 def tumour() -> dict[str, object]:
     """The section of the deconvolution, and the profiles that come with it."""
     spots = load("pdac_a")
-    names = {"index": spots.uns["reference_mean_genes"], "columns": spots.uns["reference_mean_types"]}
+    names = {
+        "index": spots.uns["reference_mean_genes"],
+        "columns": spots.uns["reference_mean_types"],
+    }
     return {"spots": spots, "profiles": pd.DataFrame(spots.uns["reference_mean"], **names)}
 
 
@@ -63,11 +68,17 @@ def draw(code: str, mdata: mudata.MuData | None) -> plt.Figure:
 def main() -> None:
     """All pictures, or those that are named."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", choices=[[], *entries()], help="pictures; all by default")
+    parser.add_argument(
+        "names", nargs="*", choices=[[], *entries()], help="pictures; all by default"
+    )
     parser.add_argument("--fit", type=Path, help="where the fit is kept")
     arguments = parser.parse_args()
     FOLDER.mkdir(parents=True, exist_ok=True)
-    chosen = {name: code for name, code in entries().items() if not arguments.names or name in arguments.names}
+    chosen = {
+        name: code
+        for name, code in entries().items()
+        if not arguments.names or name in arguments.names
+    }
     mdata = fitted(arguments.fit) if any("mdata" in code for code in chosen.values()) else None
     for name, code in chosen.items():
         path = FOLDER / f"{name}.png"

@@ -35,7 +35,9 @@ def coordinates(shape: str, n_obs: int, seed: int = 0) -> np.ndarray:
     return 1000 * np.column_stack([1.2 * radius * np.cos(angle), radius * np.sin(angle)])
 
 
-def _truth(coords: np.ndarray, n_factors: int, n_spatial: int, rng: np.random.Generator) -> np.ndarray:
+def _truth(
+    coords: np.ndarray, n_factors: int, n_spatial: int, rng: np.random.Generator
+) -> np.ndarray:
     """Factors [N, K]: smooth bumps, then independent noise; mean 1 each."""
     span = np.ptp(coords, axis=0)
     centres = coords.min(axis=0) + span * rng.uniform(0.1, 0.9, (n_spatial, coords.shape[1]))
@@ -53,16 +55,25 @@ def _truth(coords: np.ndarray, n_factors: int, n_spatial: int, rng: np.random.Ge
 def _features(n_features: int, kind: str) -> list[str]:
     """Names of genes or of peaks."""
     if kind == "atac":
-        return [f"chr{1 + j % 19}:{3_000_000 + 7919 * j}-{3_000_500 + 7919 * j}" for j in range(n_features)]
+        return [
+            f"chr{1 + j % 19}:{3_000_000 + 7919 * j}-{3_000_500 + 7919 * j}"
+            for j in range(n_features)
+        ]
     return [f"Gene{j + 1}" for j in range(n_features)]
 
 
-def _counts(factors: np.ndarray, n_features: int, depth: float, kind: str, rng: np.random.Generator) -> AnnData:
+def _counts(
+    factors: np.ndarray, n_features: int, depth: float, kind: str, rng: np.random.Generator
+) -> AnnData:
     """Simulated counts: each feature loads on one factor strongly and on another one weakly."""
     n_factors = factors.shape[1]
     loadings = np.zeros((n_features, n_factors))
-    loadings[np.arange(n_features), np.arange(n_features) % n_factors] = rng.gamma(1.0, depth, n_features)
-    loadings[np.arange(n_features), rng.integers(0, n_factors, n_features)] += rng.gamma(1.0, depth / 3, n_features)
+    loadings[np.arange(n_features), np.arange(n_features) % n_factors] = rng.gamma(
+        1.0, depth, n_features
+    )
+    loadings[np.arange(n_features), rng.integers(0, n_factors, n_features)] += rng.gamma(
+        1.0, depth / 3, n_features
+    )
     counts = rng.poisson(factors @ loadings.T + depth / 10).astype(np.float32)
     counts[:, -1] = 0
     if kind == "atac":
@@ -86,14 +97,21 @@ def mudata(
     rng = np.random.default_rng(seed)
     coords = np.concatenate([coordinates(shape, n_obs, seed + s) for s in range(n_slices)])
     factors = _truth(coords, n_factors, n_spatial, rng)
-    mods = {"rna": _counts(factors, n_genes, 4.0, "rna", rng), "atac": _counts(factors, n_peaks, 0.2, "atac", rng)}
+    mods = {
+        "rna": _counts(factors, n_genes, 4.0, "rna", rng),
+        "atac": _counts(factors, n_peaks, 0.2, "atac", rng),
+    }
     for mod in mods.values():
         mod.obs_names = [f"spot{i}" for i in range(len(coords))]
-        mod.obs["section"] = pd.Categorical([f"slice {'ABCDEFGH'[s]}" for s in range(n_slices) for _ in range(n_obs)])
+        mod.obs["section"] = pd.Categorical(
+            [f"slice {'ABCDEFGH'[s]}" for s in range(n_slices) for _ in range(n_obs)]
+        )
     data = MuData(mods)
     data.obsm["spatial"] = coords
     data.obs["section"] = data["rna"].obs["section"]
-    fill(data, factors, n_spatial=n_spatial, library_key="section" if n_slices > 1 else None, key=key)
+    fill(
+        data, factors, n_spatial=n_spatial, library_key="section" if n_slices > 1 else None, key=key
+    )
     return data
 
 
@@ -140,21 +158,30 @@ def fill(
         mod.varm[keys.loadings], W = np.split(W, [mod.n_vars])
         background = 0.05 * np.asarray(mod.X.mean(axis=0)).ravel() / max(size[name].mean(), 1)
         mod.varm[keys.loadings_std] = (
-            0.1 * mod.varm[keys.loadings] + np.float32(0.01) * mod.varm[keys.loadings].any(axis=1)[:, None]
+            0.1 * mod.varm[keys.loadings]
+            + np.float32(0.01) * mod.varm[keys.loadings].any(axis=1)[:, None]
         )
         mod.var[keys.background] = background.astype(np.float32)
         if likelihoods[name] == "nb":
             mod.var[keys.dispersion] = np.float32(20.0)
         _fill_importance(mod, H, {name: mod.varm[keys.loadings]}, n_spatial, keys)
     for holder in {id(item): item for item in [data, *mods.values()]}.values():
-        holder.obsm[keys.factors], holder.obsm[keys.smooth], holder.obsm[keys.std] = H, (0.9 * H + 0.1), std
+        holder.obsm[keys.factors], holder.obsm[keys.smooth], holder.obsm[keys.std] = (
+            H,
+            (0.9 * H + 0.1),
+            std,
+        )
     loadings = {name: mod.varm[keys.loadings] for name, mod in mods.items()}
     used = embedding.factors_used(np.arange(factors.shape[1]) < n_spatial)
-    points = embedding.coordinates((0.9 * H + 0.1)[:, used], {name: W[:, used] for name, W in loadings.items()})
+    points = embedding.coordinates(
+        (0.9 * H + 0.1)[:, used], {name: W[:, used] for name, W in loadings.items()}
+    )
     for holder in (data, *mods.values()):
         holder.obsm[keys.embedding] = points
     data.obs[keys.importance] = _obs_importance(H, loadings, n_spatial)
-    data.uns[keys.uns] = _record(loadings, likelihoods, coords, factors.shape[1], n_spatial, library_key)
+    data.uns[keys.uns] = _record(
+        loadings, likelihoods, coords, factors.shape[1], n_spatial, library_key
+    )
 
 
 def _factorise(counts: np.ndarray, factors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -172,7 +199,9 @@ def _obs_importance(H: np.ndarray, loadings: dict[str, np.ndarray], n_spatial: i
     return (signal[:, :n_spatial].sum(axis=1) / signal.sum(axis=1)).astype(np.float32)
 
 
-def _fill_importance(mod: AnnData, H: np.ndarray, loadings: dict[str, np.ndarray], n_spatial: int, keys: Keys) -> None:
+def _fill_importance(
+    mod: AnnData, H: np.ndarray, loadings: dict[str, np.ndarray], n_spatial: int, keys: Keys
+) -> None:
     """Importance columns of one modality."""
     (W,) = loadings.values()
     total = W.sum(axis=1)
@@ -250,6 +279,8 @@ def history(*, polish: bool = True, seed: int = 0) -> dict[str, np.ndarray]:
     lengths = {"pick": 25, "main": 80, "tail": 20} | ({"polish": 20} if polish else {})
     phase = np.concatenate([np.full(n, name, dtype=object) for name, n in lengths.items()])
     step = np.arange(phase.size)
-    elbo = -14000 - 3000 * np.exp(-step / 9) - 200 * np.exp(-step / 45) + rng.normal(0, 2, step.size)
+    elbo = (
+        -14000 - 3000 * np.exp(-step / 9) - 200 * np.exp(-step / 45) + rng.normal(0, 2, step.size)
+    )
     elbo[phase == "polish"] += 1500
     return {"elbo": elbo, "seconds": 0.02 * (step + 1), "phase": phase.astype(str)}

@@ -18,7 +18,9 @@ SHAPES = {
 }
 
 
-def increment(n_obs: int, n_features: int, per_row: int, likelihood: str, n_factors: int) -> tuple[float, float]:
+def increment(
+    n_obs: int, n_features: int, per_row: int, likelihood: str, n_factors: int
+) -> tuple[float, float]:
     """Bytes that a short fit of noise adds to what the process holds, and those that were forecast."""
     from anndata import AnnData
 
@@ -32,12 +34,19 @@ def increment(n_obs: int, n_features: int, per_row: int, likelihood: str, n_fact
     per_row = max(1, per_row)
     indices = np.sort(rng.integers(0, n_features, (n_obs, per_row), dtype=np.int32), axis=1).ravel()
     pointers = np.arange(0, len(indices) + 1, per_row)
-    counts = sp.csr_matrix((np.ones(len(indices), np.float32), indices, pointers), (n_obs, n_features))
+    counts = sp.csr_matrix(
+        (np.ones(len(indices), np.float32), indices, pointers), (n_obs, n_features)
+    )
     counts.sum_duplicates()
     counts.data[:] = 1
     adata = AnnData(counts)
     adata.obsm["spatial"] = rng.uniform(0, 1, (n_obs, 2))
-    options = {"likelihoods": likelihood, "n_factors": n_factors, "split": "assumed", "max_steps": 8}
+    options = {
+        "likelihoods": likelihood,
+        "n_factors": n_factors,
+        "split": "assumed",
+        "max_steps": 8,
+    }
     if likelihood != "nb":  # its forecast is 36 % above the peak of a fit from one start
         options["init"] = "spot"
     found = gpnsf.tl.forecast(adata, **options)

@@ -20,9 +20,12 @@ def write_file(path: str, n_obs: int, n_features: int, density: float) -> None:
     coords = rng.uniform(-1, 1, (n_obs, 2))
     per_row = rng.poisson(density * n_features * np.exp(0.5 * np.sin(3 * coords[:, 0])))
     right = rng.random(per_row.sum()) < np.repeat(0.5 + 0.4 * np.sin(4 * coords[:, 1]), per_row)
-    feature = (rng.integers(0, n_features // 2, per_row.sum()) + right * (n_features // 2)).astype(np.int32)
+    feature = (rng.integers(0, n_features // 2, per_row.sum()) + right * (n_features // 2)).astype(
+        np.int32
+    )
     counts = sp.csr_matrix(
-        (np.ones(len(feature), np.float32), feature, np.append(0, np.cumsum(per_row))), (n_obs, n_features)
+        (np.ones(len(feature), np.float32), feature, np.append(0, np.cumsum(per_row))),
+        (n_obs, n_features),
     )
     counts.sum_duplicates()
     adata = AnnData(counts)
@@ -35,7 +38,9 @@ def fit_within(path: str, limit: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     import gpnsf
 
-    gpnsf.tl.fit(path, n_factors=10, likelihoods="bernoulli", split="assumed", max_steps=12, progress=False)
+    gpnsf.tl.fit(
+        path, n_factors=10, likelihoods="bernoulli", split="assumed", max_steps=12, progress=False
+    )
 
 
 def peak_of_fit(path: str) -> int:
@@ -46,10 +51,20 @@ def peak_of_fit(path: str) -> int:
     subset_start.ROWS = 5_000
     with gpnsf.settings.override(memory_budget=0):
         gpnsf.tl.fit(
-            path, n_factors=4, likelihoods="poisson", split="assumed", max_steps=4, block_size=5_000, progress=False
+            path,
+            n_factors=4,
+            likelihoods="poisson",
+            split="assumed",
+            max_steps=4,
+            block_size=5_000,
+            progress=False,
         )
     # not of getrusage, which begins at what the parent held when it made this process
-    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+    (line,) = [
+        line
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith("VmHWM")
+    ]
     return int(line.split()[1]) * 1024
 
 

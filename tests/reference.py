@@ -88,7 +88,9 @@ def neighbours(coords: np.ndarray, n_neighbors: int) -> np.ndarray:
     """Weights of the nearest other spots, rows summing to one."""
     weights = np.zeros((len(coords), len(coords)))
     for i, here in enumerate(coords):
-        distance = [math.inf if j == i else math.dist(here, there) for j, there in enumerate(coords)]
+        distance = [
+            math.inf if j == i else math.dist(here, there) for j, there in enumerate(coords)
+        ]
         for j in sorted(range(len(coords)), key=distance.__getitem__)[:n_neighbors]:
             weights[i, j] = 1 / n_neighbors
     return weights
@@ -121,7 +123,9 @@ def zinb_log_prob(x: float, mean: float, theta: float, logit: float) -> float:
     """Zero-inflated negative binomial: log of ``pi 1[x = 0] + (1 - pi) NB(x; mean, theta)``, variance ``mean + mean**2 / theta``."""
     pi = 1 / (1 + math.exp(-logit))
     choose = math.lgamma(x + theta) - math.lgamma(theta) - math.lgamma(x + 1)
-    nb = math.exp(choose + theta * math.log(theta / (theta + mean)) + x * math.log(mean / (theta + mean)))
+    nb = math.exp(
+        choose + theta * math.log(theta / (theta + mean)) + x * math.log(mean / (theta + mean))
+    )
     return math.log((pi if x == 0 else 0.0) + (1 - pi) * nb)
 
 
@@ -178,7 +182,11 @@ def scai_objective(
     K = H.shape[1]
     fit = w.alpha * ((X1 - H @ W1.T) ** 2).sum() + ((T @ X2 / w.mask - H @ W2.T) ** 2).sum()
     fit += w.beta * ((X2 - H @ W2.T) ** 2).sum()
-    return fit + w.lam / K * ((T - R * (H @ H.T)) ** 2).sum() + w.gamma / K * (H.sum(axis=1) ** 2).sum()
+    return (
+        fit
+        + w.lam / K * ((T - R * (H @ H.T)) ** 2).sum()
+        + w.gamma / K * (H.sum(axis=1) ** 2).sum()
+    )
 
 
 def scai_step(
@@ -202,7 +210,10 @@ def scai_step(
     for i in range(N):
         for k in range(K):
             pull[i, k] = w.lam / K * sum((T[i, j] + T[j, i]) * H[j, k] for j in range(N))
-            push[i, k] = w.lam / K * sum((S[i, j] + S[j, i]) * H[j, k] for j in range(N)) + w.gamma / K * H[i].sum()
+            push[i, k] = (
+                w.lam / K * sum((S[i, j] + S[j, i]) * H[j, k] for j in range(N))
+                + w.gamma / K * H[i].sum()
+            )
     for k in range(K):
         for i in range(N):
             up = w.alpha * (X1 @ W1)[i, k] + (T @ X2 @ W2)[i, k] / s + w.beta * (X2 @ W2)[i, k]

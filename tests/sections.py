@@ -16,13 +16,17 @@ from mudata import MuData
 __all__ = ["anndata", "digest", "mudata", "pair", "partial", "section"]
 
 
-def anndata(n_obs: int = 20, n_vars: int = 6, *, mean: float = 15.0, prefix: str = "gene", seed: int = 0) -> ad.AnnData:
+def anndata(
+    n_obs: int = 20, n_vars: int = 6, *, mean: float = 15.0, prefix: str = "gene", seed: int = 0
+) -> ad.AnnData:
     """Counts on a 10 : 1 grid with obs names that sort otherwise than they stand."""
     rng = np.random.default_rng(seed)
     adata = ad.AnnData(sp.csr_matrix(rng.poisson(mean, (n_obs, n_vars)).astype(np.float32)))
     adata.obs_names = [f"spot{(7 * i) % n_obs}" for i in range(n_obs)]
     adata.var_names = [f"{prefix}{j}" for j in range(n_vars)]
-    adata.obsm["spatial"] = 100 + 5.0 * np.column_stack([np.arange(n_obs) // 2, np.arange(n_obs) % 2])
+    adata.obsm["spatial"] = 100 + 5.0 * np.column_stack(
+        [np.arange(n_obs) // 2, np.arange(n_obs) % 2]
+    )
     return adata
 
 
@@ -58,7 +62,9 @@ def pair() -> MuData:
     """A simulated MuData whose modalities both carry the coordinates."""
     rna = section()
     peaks = np.random.default_rng(1).random((24, 10)) < 0.4
-    atac = ad.AnnData(sp.csr_matrix(peaks.astype(np.float32)), obs=pd.DataFrame(index=rna.obs_names))
+    atac = ad.AnnData(
+        sp.csr_matrix(peaks.astype(np.float32)), obs=pd.DataFrame(index=rna.obs_names)
+    )
     atac.var_names = [f"chr1:{100 * j}-{100 * j + 50}" for j in range(10)]
     atac.obsm["spatial"] = rna.obsm["spatial"].copy()
     return mudata(rna=rna, atac=atac)
@@ -71,10 +77,21 @@ def digest(value: Any) -> str:
     def feed(item: Any) -> None:
         sha.update(type(item).__name__.encode())
         if isinstance(item, MuData | ad.AnnData):
-            for part in ("obs", "var", "obsm", "varm", "uns", *(["layers"] if isinstance(item, ad.AnnData) else [])):
+            for part in (
+                "obs",
+                "var",
+                "obsm",
+                "varm",
+                "uns",
+                *(["layers"] if isinstance(item, ad.AnnData) else []),
+            ):
                 feed(getattr(item, part))
             feed(dict(item.mod) if isinstance(item, MuData) else item.X)
-            feed({name: np.asarray(item.obsmap[name]) for name in item.mod} if isinstance(item, MuData) else None)
+            feed(
+                {name: np.asarray(item.obsmap[name]) for name in item.mod}
+                if isinstance(item, MuData)
+                else None
+            )
         elif isinstance(item, pd.DataFrame | pd.Series):
             feed(str(item.dtypes))
             feed(item.to_csv())

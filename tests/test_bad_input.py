@@ -50,7 +50,9 @@ def counts(value: float, dtype: type = np.float32) -> Callable[[], ad.AnnData]:
 
 def coords(change: Callable[[np.ndarray], Any]) -> Callable[[], ad.AnnData]:
     """A section with other coordinates."""
-    return changed(lambda adata: adata.obsm.__setitem__("spatial", change(adata.obsm["spatial"].copy())))
+    return changed(
+        lambda adata: adata.obsm.__setitem__("spatial", change(adata.obsm["spatial"].copy()))
+    )
 
 
 def nan_point(xy: np.ndarray) -> np.ndarray:
@@ -140,9 +142,13 @@ class Case:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-def option(name: str, value: Any, error: type[Exception] = ValueError, says: str = "", **others: Any) -> Case:
+def option(
+    name: str, value: Any, error: type[Exception] = ValueError, says: str = "", **others: Any
+) -> Case:
     """A mistake in one argument, of otherwise good input."""
-    return Case(f"{name}={value!r:.40}", section, error, says or f"`{name}`", {name: value, **others})
+    return Case(
+        f"{name}={value!r:.40}", section, error, says or f"`{name}`", {name: value, **others}
+    )
 
 
 CASES = [
@@ -296,7 +302,15 @@ CASES = [
 def run(data: Any, **options: Any) -> None:
     """The shortest fit there is."""
     gpnsf.tl.fit(
-        data, **{"n_factors": 3, "max_steps": 2, "init": "random", "refine": False, "progress": False, **options}
+        data,
+        **{
+            "n_factors": 3,
+            "max_steps": 2,
+            "init": "random",
+            "refine": False,
+            "progress": False,
+            **options,
+        },
     )
 
 
@@ -316,7 +330,9 @@ def test_a_mistake_is_explained_and_changes_nothing(case):
 
 
 def test_every_argument_of_fit_is_a_field_with_the_same_default_and_a_rule_or_judged_by_the_data():
-    signature = {n: p.default for n, p in inspect.signature(gpnsf.tl.fit).parameters.items() if n != "data"}
+    signature = {
+        n: p.default for n, p in inspect.signature(gpnsf.tl.fit).parameters.items() if n != "data"
+    }
     held = [own for part in (Reading, Model, Training, Call) for own in dataclasses.fields(part)]
     assert {own.name: own.default for own in held} == signature
     by_the_data = {"modalities", "likelihoods", "layers", "use_var", "modality_weights"}
@@ -340,7 +356,9 @@ def test_an_unknown_device_is_refused():
         lambda d: d.obsm["spatial"].__setitem__((0, 0), -1),
         lambda d: d.uns.__setitem__("gpnsf", {"a": {"b": 1}}),
         lambda d: setattr(d, "X", d.X.astype(np.float64)),
-        lambda d: d.layers["counts"].indices.__setitem__(slice(0, 2), d.layers["counts"].indices[1::-1].copy()),
+        lambda d: d.layers["counts"].indices.__setitem__(
+            slice(0, 2), d.layers["counts"].indices[1::-1].copy()
+        ),
     ],
 )
 def test_the_digest_sees_changes(change):
@@ -445,4 +463,6 @@ def test_reading_changes_nothing(name):
     reading = Arguments.of(options).reading
     dataset, _ = read(data, reading, spatial="model" not in options)
     assert sections.digest(data) == before
-    assert all(view.counts.has_canonical_format and view.counts.data.all() for view in dataset.views)
+    assert all(
+        view.counts.has_canonical_format and view.counts.data.all() for view in dataset.views
+    )

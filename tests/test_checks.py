@@ -19,7 +19,8 @@ def test_the_example_of_a_rule_follows_it(name):
         rule.check(name, None)
     else:
         with pytest.raises(
-            TypeError, match=rf"`{name}` to be .*; got None of type NoneType\. Pass for example {name}="
+            TypeError,
+            match=rf"`{name}` to be .*; got None of type NoneType\. Pass for example {name}=",
         ):
             rule.check(name, None)
 
@@ -43,7 +44,12 @@ def test_values_outside_of_a_rule_are_value_errors(rule, good, bad):
 
 @pytest.mark.parametrize(
     ("kind", "wrong"),
-    [(int, [1.0, "1", True, np.bool_(1)]), (float, ["1", True, 1j, [1.0]]), (str, [1, b"a"]), (bool, [0, 1, "no"])],
+    [
+        (int, [1.0, "1", True, np.bool_(1)]),
+        (float, ["1", True, 1j, [1.0]]),
+        (str, [1, b"a"]),
+        (bool, [0, 1, "no"]),
+    ],
 )
 def test_values_of_another_type_are_type_errors(kind, wrong):
     for value in wrong:
@@ -88,7 +94,9 @@ def test_keys_that_are_free(key):
     checks.key_added(key, ["rna", "atac"])
 
 
-@pytest.mark.parametrize(("key", "modalities"), [("rna", ["rna"]), ("fit", ["X_fit"]), ("fit", ["X_fit_std"])])
+@pytest.mark.parametrize(
+    ("key", "modalities"), [("rna", ["rna"]), ("fit", ["X_fit"]), ("fit", ["X_fit_std"])]
+)
 def test_keys_that_shadow_a_modality(key, modalities):
     with pytest.raises(ValueError, match="reserves"):
         checks.key_added(key, modalities)
@@ -97,9 +105,16 @@ def test_keys_that_shadow_a_modality(key, modalities):
 def test_per_modality_takes_a_string_for_all_or_a_dict_for_some():
     names, known = ["rna", "atac"], ["rna", "atac", "protein"]
     assert checks.per_modality(None, "layers", names=names, known=known) == {}
-    assert checks.per_modality("counts", "layers", names=names, known=known) == {"rna": "counts", "atac": "counts"}
-    assert checks.per_modality({"atac": "a", "protein": "b"}, "layers", names=names, known=known) == {"atac": "a"}
-    assert checks.per_modality({"rna": 2}, "w", names=names, known=known, numeric=True) == {"rna": 2}
+    assert checks.per_modality("counts", "layers", names=names, known=known) == {
+        "rna": "counts",
+        "atac": "counts",
+    }
+    assert checks.per_modality(
+        {"atac": "a", "protein": "b"}, "layers", names=names, known=known
+    ) == {"atac": "a"}
+    assert checks.per_modality({"rna": 2}, "w", names=names, known=known, numeric=True) == {
+        "rna": 2
+    }
     with pytest.raises(TypeError):
         checks.per_modality({"rna": True}, "w", names=names, known=known, numeric=True)
 
@@ -109,25 +124,41 @@ def test_per_modality_takes_a_string_for_all_or_a_dict_for_some():
     [
         ("nb", [[1, 2], [0, 2.5]], "1 fractional value(s), the first in feature 'b'"),
         ("poisson", [[-1, 2], [0.5, 1]], "1 negative value(s), the first in feature 'a'"),
-        ("bernoulli", [[np.nan, 2], [np.inf, 1]], "2 NaN or infinite value(s), the first in feature 'a'"),
+        (
+            "bernoulli",
+            [[np.nan, 2], [np.inf, 1]],
+            "2 NaN or infinite value(s), the first in feature 'a'",
+        ),
     ],
 )
 def test_counts_name_what_is_wrong_with_them(likelihood, values, says):
     with pytest.raises(ValueError, match="modality 'rna'") as caught:
-        checks.counts(sp.csr_matrix(values, dtype=float), likelihood, modality="rna", features=["a", "b"])
+        checks.counts(
+            sp.csr_matrix(values, dtype=float), likelihood, modality="rna", features=["a", "b"]
+        )
     assert says in str(caught.value)
 
 
 def test_counts_are_there_and_not_all_zero():
-    with pytest.raises(ValueError, match=r"modality 'rna'; got only zeros in 2 x 2 values\. Pass layers="):
+    with pytest.raises(
+        ValueError, match=r"modality 'rna'; got only zeros in 2 x 2 values\. Pass layers="
+    ):
         checks.some(sp.csr_matrix((2, 2)), modality="rna")
-    with pytest.raises(ValueError, match=r"modality 'rna' not to be empty; got shape \(2, 0\)\. Pass data"):
+    with pytest.raises(
+        ValueError, match=r"modality 'rna' not to be empty; got shape \(2, 0\)\. Pass data"
+    ):
         checks.extent(2, 0, modality="rna")
 
 
 @pytest.mark.parametrize(
     ("likelihood", "value"),
-    [("gaussian", -1.5), ("bernoulli", 0.5), ("bernoulli_clipped", 7), ("nb", 2.0**30), ("poisson", 3)],
+    [
+        ("gaussian", -1.5),
+        ("bernoulli", 0.5),
+        ("bernoulli_clipped", 7),
+        ("nb", 2.0**30),
+        ("poisson", 3),
+    ],
 )
 def test_counts_that_a_likelihood_takes(likelihood, value):
     checks.counts(sp.csr_matrix([[0, value]]), likelihood, modality="rna", features=["a", "b"])
@@ -153,7 +184,11 @@ def test_coordinates_in_one_dimension_become_a_column():
 
 
 @pytest.mark.parametrize(
-    "values", [pd.DataFrame({"x": pd.array([0, None, 2], dtype="Int64")}), np.array([[0.0], [np.nan], [1.0]])]
+    "values",
+    [
+        pd.DataFrame({"x": pd.array([0, None, 2], dtype="Int64")}),
+        np.array([[0.0], [np.nan], [1.0]]),
+    ],
 )
 def test_missing_coordinates_are_named(values):
     with pytest.raises(ValueError, match="in 1 row.s., the first 'b'"):
@@ -161,7 +196,8 @@ def test_missing_coordinates_are_named(values):
 
 
 @pytest.mark.parametrize(
-    "values", [np.array([[True], [False]]), pd.DataFrame({"x": [True, False]}), np.array([[1j], [0]])]
+    "values",
+    [np.array([[True], [False]]), pd.DataFrame({"x": [True, False]}), np.array([[1j], [0]])],
 )
 def test_coordinates_that_are_no_numbers(values):
     with pytest.raises(TypeError, match="numeric"):
@@ -169,7 +205,12 @@ def test_coordinates_that_are_no_numbers(values):
 
 
 @pytest.mark.parametrize(
-    "column", [[True, False], pd.array([True, False], dtype="boolean"), np.array([True, False], dtype=object)]
+    "column",
+    [
+        [True, False],
+        pd.array([True, False], dtype="boolean"),
+        np.array([True, False], dtype=object),
+    ],
 )
 def test_flags_of_any_boolean_kind(column):
     flags = checks.flags(pd.Series(column), name="x", remedy="Pass another")
@@ -177,7 +218,9 @@ def test_flags_of_any_boolean_kind(column):
     assert flags.tolist() == [True, False]
 
 
-@pytest.mark.parametrize("column", [[3, 12], ["3", "12"], pd.Categorical([3, 12]), pd.Categorical(["3", "12"])])
+@pytest.mark.parametrize(
+    "column", [[3, 12], ["3", "12"], pd.Categorical([3, 12]), pd.Categorical(["3", "12"])]
+)
 def test_labels_become_strings(column):
     assert checks.labels(pd.Series(column), name="x").tolist() == ["3", "12"]
 
@@ -187,7 +230,9 @@ def test_missing_labels_are_counted():
         checks.labels(pd.Series(["a", None, None], dtype="category"), name="x")
 
 
-@pytest.mark.parametrize("values", [[1, 2], pd.array([1, 2], dtype="Int32"), np.array([1, 2], dtype=np.float32)])
+@pytest.mark.parametrize(
+    "values", [[1, 2], pd.array([1, 2], dtype="Int32"), np.array([1, 2], dtype=np.float32)]
+)
 def test_positive_numbers(values):
     assert checks.positive(values, what="x").tolist() == [1.0, 2.0]
 

@@ -43,9 +43,13 @@ def refused(capsys, *argv: str) -> str:
     return printed.err
 
 
-@pytest.mark.parametrize("start", [["-m", "gpnsf"], ["-c", "import sys; from gpnsf.cli import main; sys.exit(main())"]])
+@pytest.mark.parametrize(
+    "start", [["-m", "gpnsf"], ["-c", "import sys; from gpnsf.cli import main; sys.exit(main())"]]
+)
 def test_version_is_printed(start):
-    done = subprocess.run([sys.executable, *start, "--version"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, *start, "--version"], capture_output=True, text=True, check=True
+    )
     assert done.stdout == f"gpnsf {gpnsf.__version__}\n"
 
 
@@ -76,14 +80,21 @@ def test_every_argument_of_fit_has_an_option():
 
 
 def test_forecast_prints_what_a_fit_with_the_same_options_would_take(source, capsys):
-    assert cli.main(["forecast", source, "--n-factors", "3", "--likelihoods", "poisson", "--no-refine"]) == 0
+    assert (
+        cli.main(
+            ["forecast", source, "--n-factors", "3", "--likelihoods", "poisson", "--no-refine"]
+        )
+        == 0
+    )
     found = gpnsf.tl.forecast(source, n_factors=3, likelihoods="poisson", refine=False)
     assert capsys.readouterr().out == f"{found}\n"
 
 
 def test_a_fit_that_cannot_fit_ends_in_a_message(source, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("gpnsf.io.streaming.available_memory", lambda: 1e6)
-    assert "Expected a fit that fits into memory; got" in refused(capsys, "fit", source, str(tmp_path / "out.h5mu"))
+    assert "Expected a fit that fits into memory; got" in refused(
+        capsys, "fit", source, str(tmp_path / "out.h5mu")
+    )
     assert not (tmp_path / "out.h5mu").exists()
 
 
@@ -110,7 +121,12 @@ def test_options_reach_fit_in_its_own_terms(source, tmp_path, monkeypatch, capsy
 
 def test_fit_writes_the_annotated_object(source, tmp_path, capsys):
     target = tmp_path / "out.h5mu"
-    assert cli.main(["fit", source, str(target), "--n-factors", "2", "--max-steps", "3", "--no-progress"]) == 0
+    assert (
+        cli.main(
+            ["fit", source, str(target), "--n-factors", "2", "--max-steps", "3", "--no-progress"]
+        )
+        == 0
+    )
     assert mudata.read_h5mu(target).obsm["X_gpnsf"].shape == (150, 2)
     assert str(target) in capsys.readouterr().out
 
@@ -125,7 +141,9 @@ def test_fit_reads_anndata(adata, tmp_path):
 def test_predict_gives_factors_at_the_coordinates_of_a_table(fitted, tmp_path):
     coords = mudata.read_h5mu(fitted).obsm["spatial"][:5]
     pd.DataFrame(coords, columns=["x", "y"]).to_csv(tmp_path / "coords.csv", index=False)
-    assert cli.main(["predict", fitted, str(tmp_path / "coords.csv"), str(tmp_path / "out.h5ad")]) == 0
+    assert (
+        cli.main(["predict", fitted, str(tmp_path / "coords.csv"), str(tmp_path / "out.h5ad")]) == 0
+    )
     predicted = anndata.read_h5ad(tmp_path / "out.h5ad")
     expected = gpnsf.tl.predict(mudata.read_h5mu(fitted), coords)
     np.testing.assert_allclose(predicted.X, expected.X, rtol=1e-5)
@@ -172,7 +190,9 @@ def test_simulate_writes_what_the_function_gives(name, values, tmp_path):
     assert cli.main(["simulate", name, str(target), "--seed", "3", "--set", *values]) == 0
     options = dict(map(cli.read_assignment, values))
     expected = getattr(gpnsf.datasets, name)(seed=3, **options)
-    np.testing.assert_array_equal(mudata.read_h5mu(target).obsm["true_factors"], expected.obsm["true_factors"])
+    np.testing.assert_array_equal(
+        mudata.read_h5mu(target).obsm["true_factors"], expected.obsm["true_factors"]
+    )
 
 
 def test_benchmark_runs_a_file_with_its_arguments(tmp_path, monkeypatch):
@@ -204,7 +224,10 @@ def test_benchmark_runs_a_file_with_its_arguments(tmp_path, monkeypatch):
         (["fit", "{source}", "new/out.h5mu"], "mkdir -p new"),
         (["report", "{source}", "page.html"], "got page.html, which is a file of another kind"),
         (["simulate", "tissue", "broken.h5mu"], "got broken.h5mu, which is a file of another kind"),
-        (["predict", "{source}", "coords.csv", "mine.h5ad"], "got mine.h5ad, which is HDF5 of another kind"),
+        (
+            ["predict", "{source}", "coords.csv", "mine.h5ad"],
+            "got mine.h5ad, which is HDF5 of another kind",
+        ),
     ],
 )
 def test_bad_input_is_refused_in_one_message(argv, message, source, tmp_path, monkeypatch, capsys):
@@ -234,17 +257,31 @@ def test_demo_finds_the_truth_and_writes_a_file_and_figures(tmp_path, capsys):
     assert written == {"gpnsf-demo.h5mu", "truth.png", *(f"{name}.png" for name in demo.FIGURES)}
     printed = capsys.readouterr().out
     assert all(name in printed for name in written)
-    correlations = [float(line.split()[-1]) for line in printed.splitlines() if line.startswith("  spatial ")]
+    correlations = [
+        float(line.split()[-1]) for line in printed.splitlines() if line.startswith("  spatial ")
+    ]
     assert len(correlations) == 4
     assert min(correlations) > 0.95
 
 
-@pytest.mark.filterwarnings("ignore:Writing zarr v2", "ignore:zarr v3 autosharding", "ignore:Consolidated metadata")
+@pytest.mark.filterwarnings(
+    "ignore:Writing zarr v2", "ignore:zarr v3 autosharding", "ignore:Consolidated metadata"
+)
 @pytest.mark.parametrize("suffix", [".h5ad", pytest.param(".zarr", marks=pytest.mark.slow)])
 def test_a_large_file_is_copied_and_its_counts_stay_there(adata, tmp_path, monkeypatch, suffix):
     source, target, small = (tmp_path / f"{name}{suffix}" for name in ("in", "out", "small"))
     cli._write(adata, source)
-    options = ["--n-factors", "2", "--max-steps", "3", "--init", "spot", "--split", "assumed", "--no-progress"]
+    options = [
+        "--n-factors",
+        "2",
+        "--max-steps",
+        "3",
+        "--init",
+        "spot",
+        "--split",
+        "assumed",
+        "--no-progress",
+    ]
     assert cli.main(["fit", str(source), str(small), *options]) == 0
     monkeypatch.setattr(cli, "LARGE", 0)
     monkeypatch.setattr(cli, "_read", None)
@@ -254,10 +291,14 @@ def test_a_large_file_is_copied_and_its_counts_stay_there(adata, tmp_path, monke
     found, expected = cli._read(target), cli._read(small)
     np.testing.assert_array_equal(found.obsm["X_gpnsf"], expected.obsm["X_gpnsf"])
     assert "X_gpnsf" not in cli._read(source).obsm
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([source.name, target.name, small.name])
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        [source.name, target.name, small.name]
+    )
 
 
-def test_a_large_file_may_be_its_own_target_and_is_left_alone_after_an_error(adata, tmp_path, monkeypatch, capsys):
+def test_a_large_file_may_be_its_own_target_and_is_left_alone_after_an_error(
+    adata, tmp_path, monkeypatch, capsys
+):
     path, other = tmp_path / "in.h5ad", tmp_path / "out.h5ad"
     adata.X[-1, -1] = -1
     adata.write(path)
@@ -265,7 +306,9 @@ def test_a_large_file_may_be_its_own_target_and_is_left_alone_after_an_error(ada
     monkeypatch.setattr(cli, "LARGE", 0)
     options = ["--n-factors", "2", "--max-steps", "3", "--no-progress"]
     for target in (path, other):
-        assert "Expected nonnegative counts" in refused(capsys, "fit", str(path), str(target), *options)
+        assert "Expected nonnegative counts" in refused(
+            capsys, "fit", str(path), str(target), *options
+        )
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["in.h5ad"]
     adata.X[-1, -1] = 1

@@ -16,19 +16,32 @@ from gpnsf.core.inference import initial, posterior, spatial_test, subset_start
 
 DOCS = Path(__file__).parents[1] / "docs"
 GALLERY = (DOCS / "gallery.md").read_text(encoding="utf-8")
-PICTURES = re.findall(r"!\[(.+?)\]\((_static/gallery/\w+\.png)\)\n+```python\n(.*?)```", GALLERY, re.DOTALL)
+PICTURES = re.findall(
+    r"!\[(.+?)\]\((_static/gallery/\w+\.png)\)\n+```python\n(.*?)```", GALLERY, re.DOTALL
+)
 
 SECTIONS = dict(
-    re.findall(r"\n## (\w[\w ]+)\n(.*?)(?=\n## |\Z)", (DOCS / "chain.md").read_text(encoding="utf-8"), re.DOTALL)
+    re.findall(
+        r"\n## (\w[\w ]+)\n(.*?)(?=\n## |\Z)",
+        (DOCS / "chain.md").read_text(encoding="utf-8"),
+        re.DOTALL,
+    )
 )
-RECIPES = {name: "\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL)) for name, text in SECTIONS.items()}
+RECIPES = {
+    name: "\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL))
+    for name, text in SECTIONS.items()
+}
 
 
 def calls(code: str) -> list[tuple[str, set[str]]]:
     """Functions of ``gpnsf.pl`` that a block calls, with the names of their arguments."""
     nodes = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)]
     named = [(ast.unparse(node.func), {keyword.arg for keyword in node.keywords}) for node in nodes]
-    return [(name.removeprefix("gpnsf.pl."), arguments) for name, arguments in named if name.startswith("gpnsf.pl.")]
+    return [
+        (name.removeprefix("gpnsf.pl."), arguments)
+        for name, arguments in named
+        if name.startswith("gpnsf.pl.")
+    ]
 
 
 @pytest.mark.parametrize(
@@ -65,7 +78,9 @@ def test_a_picture_is_there_and_small_and_its_code_fits_the_function(path, code)
 
 
 def test_no_picture_is_left_over():
-    assert {path.name for path in (DOCS / "_static/gallery").iterdir()} == {Path(path).name for _, path, _ in PICTURES}
+    assert {path.name for path in (DOCS / "_static/gallery").iterdir()} == {
+        Path(path).name for _, path, _ in PICTURES
+    }
     assert GALLERY.count("_static/gallery/") == len(PICTURES)
 
 
@@ -88,7 +103,9 @@ def fitted_section():
 def test_the_label_of_the_recipes_is_the_factor_with_the_largest_share(fitted_section):
     factors = fitted_section["factors"]
     spatial = factors.var["is_spatial"].to_numpy()
-    expected = (factors.layers["smooth"] * factors.var["importance"].to_numpy())[:, spatial].argmax(axis=1)
+    expected = (factors.layers["smooth"] * factors.var["importance"].to_numpy())[:, spatial].argmax(
+        axis=1
+    )
     assert (factors.obs["top_factor"] == factors.var_names[spatial][expected]).all()
     assert factors.obs["top_factor"].nunique() > 1
 
@@ -104,9 +121,15 @@ def test_a_recipe_runs(name, fitted_section, tmp_path, monkeypatch):
     names = {**fitted_section, **held}
     exec(RECIPES[name], names)
     check = {
-        "scanpy": lambda: names["factors"].obsm["X_umap"].shape[0] == 400 and len(names["genes"]) >= 10,
+        "scanpy": lambda: (
+            names["factors"].obsm["X_umap"].shape[0] == 400 and len(names["genes"]) >= 10
+        ),
         "squidpy": lambda: names["moran"]["spatial_1"] > 0.3 and names["enrichment"].shape[0] > 1,
-        "muon": lambda: "X_umap" in names["mdata"].obsm and "X_gpnsf_embedding" in names["mdata"]["rna"].obsm,
-        "spatialdata": lambda: (tmp_path / "factors.zarr").is_dir() and names["sdata"].tables["factors"].n_vars == 4,
+        "muon": lambda: (
+            "X_umap" in names["mdata"].obsm and "X_gpnsf_embedding" in names["mdata"]["rna"].obsm
+        ),
+        "spatialdata": lambda: (
+            (tmp_path / "factors.zarr").is_dir() and names["sdata"].tables["factors"].n_vars == 4
+        ),
     }[name]
     assert check()

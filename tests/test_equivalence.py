@@ -38,7 +38,9 @@ def perturbed(model: Factorization, seed: int = 0) -> Factorization:
 
 
 def model_of(preset: str, dataset: Dataset, n_spatial: int, **options: Any) -> Factorization:
-    return perturbed(build(preset, dataset, n_factors=K, n_spatial=n_spatial, n_inducing=20, **options))
+    return perturbed(
+        build(preset, dataset, n_factors=K, n_spatial=n_spatial, n_inducing=20, **options)
+    )
 
 
 def loss(model: Factorization, dataset: Dataset, block_size: int | None = None) -> torch.Tensor:
@@ -49,7 +51,11 @@ def loss(model: Factorization, dataset: Dataset, block_size: int | None = None) 
 def gradients(model: Factorization, dataset: Dataset, **options: Any) -> dict[str, torch.Tensor]:
     model.zero_grad()
     loss(model, dataset, **options).backward()
-    return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    return {
+        name: parameter.grad
+        for name, parameter in model.named_parameters()
+        if parameter.grad is not None
+    }
 
 
 def same(one: torch.Tensor, other: torch.Tensor, rtol: float = 1e-4) -> None:
@@ -58,14 +64,19 @@ def same(one: torch.Tensor, other: torch.Tensor, rtol: float = 1e-4) -> None:
 
 def one_value_per_spot(values: np.ndarray, coords: np.ndarray) -> Dataset:
     """A dataset of one real-valued feature."""
-    counts, everywhere = sp.csr_matrix(values[:, None].astype(np.float32)), np.ones(len(values), bool)
+    counts, everywhere = (
+        sp.csr_matrix(values[:, None].astype(np.float32)),
+        np.ones(len(values), bool),
+    )
     view = View("rna", "gaussian", counts, everywhere.astype(np.float32), everywhere)
     return Dataset(coords, np.zeros(len(coords), np.int64), (view,))
 
 
 def exact_kernel(coords: np.ndarray, lengthscale: float) -> torch.Tensor:
     places = torch.as_tensor(coords).double()
-    return KERNELS["matern32"].covariance(torch.cdist(places, places), torch.tensor(lengthscale).double())
+    return KERNELS["matern32"].covariance(
+        torch.cdist(places, places), torch.tensor(lengthscale).double()
+    )
 
 
 # ---- Gaussian processes ---------------------------------------------------------------------------------------------
@@ -78,20 +89,30 @@ def test_inducing_points_everywhere_are_gaussian_process_regression():
     kernel = amplitude**2 * exact_kernel(coords, lengthscale)
     values = rng.multivariate_normal(np.zeros(40), (kernel + noise**2 * torch.eye(40)).numpy())
     dataset = one_value_per_spot(values, coords)
-    model = build("rsf", dataset, n_factors=1, n_spatial=1, field="inducing", lengthscale=lengthscale)
+    model = build(
+        "rsf", dataset, n_factors=1, n_spatial=1, field="inducing", lengthscale=lengthscale
+    )
     view, field = dict(model.items())["rna"], model.spatial.field
     view.loadings.raw.data = torch.tensor([[1.0, 0.0]])
     view.likelihood.log_sd.data.fill_(np.log(noise))
     field.log_amplitude.data.fill_(np.log(amplitude))
-    y, root = torch.as_tensor(values), torch.linalg.cholesky(exact_kernel(field.centres.numpy(), lengthscale))
+    y, root = (
+        torch.as_tensor(values),
+        torch.linalg.cholesky(exact_kernel(field.centres.numpy(), lengthscale)),
+    )
     order = [int(np.flatnonzero((coords == centre).all(1))[0]) for centre in field.centres.numpy()]
     A = amplitude * root[np.argsort(order)]  # values at the coordinates = A u
     precision = torch.eye(40).double() + A.T @ A / noise**2
     mean = torch.linalg.solve(precision, A.T @ y) / noise**2
     tril = torch.linalg.cholesky(torch.linalg.inv(precision))
     field.u_loc.data = mean[None].float()
-    field.u_tril.data, field.u_log_scale.data = tril[None].float(), tril.diagonal().log()[None].float()
-    evidence = torch.distributions.MultivariateNormal(torch.zeros(40).double(), kernel + noise**2 * torch.eye(40))
+    field.u_tril.data, field.u_log_scale.data = (
+        tril[None].float(),
+        tril.diagonal().log()[None].float(),
+    )
+    evidence = torch.distributions.MultivariateNormal(
+        torch.zeros(40).double(), kernel + noise**2 * torch.eye(40)
+    )
     expected = evidence.log_prob(y).item()
     assert training.elbo(model, model.blocks(dataset)) == pytest.approx(expected, abs=0.05)
     m, v = (moment.detach()[:, 0].double() for moment in model.marginals(model.blocks(dataset)[0]))
@@ -129,13 +150,18 @@ def test_slices_are_sections_that_are_infinitely_far_apart(field):
     if field == "hilbert":
         apart = HilbertField("matern32", 1, 2, [1.0, 1.0], n_basis=8)
         alone = [HilbertField("matern32", 1, 1, [1.0, 1.0], n_basis=8) for _ in range(2)]
-        weights = torch.randn(2, 1, apart.u_loc.shape[2], generator=torch.Generator().manual_seed(0))
+        weights = torch.randn(
+            2, 1, apart.u_loc.shape[2], generator=torch.Generator().manual_seed(0)
+        )
         apart.u_loc.data = weights
         for one, own in zip(alone, weights, strict=True):
             one.u_loc.data = own[None]
     else:
         apart = InducingField("matern32", 1, 2, coords, both)
-        alone = [InducingField("matern32", 1, 1, coords[both == code], np.zeros(15, np.int64)) for code in (0, 1)]
+        alone = [
+            InducingField("matern32", 1, 1, coords[both == code], np.zeros(15, np.int64))
+            for code in (0, 1)
+        ]
         weights = torch.randn(1, 30, generator=torch.Generator().manual_seed(0))
         apart.u_loc.data = weights
         for one, own in zip(alone, weights.split(15, dim=1), strict=True):
@@ -151,10 +177,14 @@ def test_slices_are_sections_that_are_infinitely_far_apart(field):
 
 
 @each_field
-@pytest.mark.parametrize(("general", "special", "n_spatial"), [("nsfh", "nsf", K), ("nsfh", "pnmf", 0)])
+@pytest.mark.parametrize(
+    ("general", "special", "n_spatial"), [("nsfh", "nsf", K), ("nsfh", "pnmf", 0)]
+)
 def test_a_hybrid_with_one_kind_of_factors_is_the_pure_model(general, special, n_spatial, field):
     dataset = toy_dataset(TWO)
-    hybrid, pure = (model_of(preset, dataset, n_spatial, field=field) for preset in (general, special))
+    hybrid, pure = (
+        model_of(preset, dataset, n_spatial, field=field) for preset in (general, special)
+    )
     assert hybrid.state_dict().keys() == pure.state_dict().keys()
     torch.testing.assert_close(loss(hybrid, dataset), loss(pure, dataset), rtol=0, atol=0)
 
@@ -162,7 +192,9 @@ def test_a_hybrid_with_one_kind_of_factors_is_the_pure_model(general, special, n
 @each_field
 def test_without_background_gpnsf_is_the_hybrid(field):
     dataset = toy_dataset(TWO)
-    full, hybrid = (model_of(preset, dataset, 2, field=field, loadings="point") for preset in ("gpnsf", "nsfh"))
+    full, hybrid = (
+        model_of(preset, dataset, 2, field=field, loadings="point") for preset in ("gpnsf", "nsfh")
+    )
     assert (loss(full, dataset) - loss(hybrid, dataset)).abs() > 1
     for view in full.views:
         view.loadings.raw.data[:, -1] = -80.0
@@ -183,7 +215,9 @@ def test_negative_binomial_is_poisson_for_large_theta():
     counts, gaps = toy_dataset({"rna": "poisson"}), []
     expected = loss(model_of("gpnsf", counts, 2), counts)
     (view,) = counts.views
-    as_nb = Dataset(counts.coords, counts.library, (View("rna", "nb", view.counts, view.size, view.observed),))
+    as_nb = Dataset(
+        counts.coords, counts.library, (View("rna", "nb", view.counts, view.size, view.observed),)
+    )
     model = build("gpnsf", as_nb, n_factors=K, n_spatial=2)
     model.load_state_dict(model_of("gpnsf", counts, 2).state_dict(), strict=False)
     likelihood = dict(model.items())["rna"].likelihood
@@ -204,7 +238,9 @@ def narrow(model: Factorization, log_scale: float) -> None:
             parameter.data.zero_()
 
 
-@pytest.mark.parametrize("likelihood", [name for name, kind in LIKELIHOODS.items() if kind.family.has_bound])
+@pytest.mark.parametrize(
+    "likelihood", [name for name, kind in LIKELIHOODS.items() if kind.family.has_bound]
+)
 @each_field
 def test_the_closed_form_tends_to_monte_carlo_as_the_guide_narrows(likelihood, field):
     """Value and gradients agree in the limit; the divergence is the same on both sides."""
@@ -212,7 +248,9 @@ def test_the_closed_form_tends_to_monte_carlo_as_the_guide_narrows(likelihood, f
     preset = "rsf" if likelihood == "gaussian" else "nsfh"
     model = model_of(preset, dataset, K if preset == "rsf" else 2, field=field)
     narrow(model, -9.0)
-    if field == "inducing":  # what is left of the prior between inducing points would keep the spread up
+    if (
+        field == "inducing"
+    ):  # what is left of the prior between inducing points would keep the spread up
         model.spatial.field.log_amplitude.data.fill_(-5.0)
         model.spatial.field.u_loc.data.mul_(100.0)
     values, slopes = [], []
@@ -224,12 +262,16 @@ def test_the_closed_form_tends_to_monte_carlo_as_the_guide_narrows(likelihood, f
             slopes.append(gradients(model, dataset))
     torch.testing.assert_close(values[0], values[1], rtol=2e-3, atol=0.1)
     for name in ("views.0.loadings.raw", "spatial.field.u_loc"):
-        cosine = torch.cosine_similarity(slopes[0][name].flatten(), slopes[1][name].flatten(), dim=0)
+        cosine = torch.cosine_similarity(
+            slopes[0][name].flatten(), slopes[1][name].flatten(), dim=0
+        )
         assert cosine > 0.999, name
         assert slopes[1][name].norm() / slopes[0][name].norm() == pytest.approx(1, abs=0.02), name
 
 
-@pytest.mark.parametrize("likelihood", [name for name, kind in LIKELIHOODS.items() if kind.family.has_bound])
+@pytest.mark.parametrize(
+    "likelihood", [name for name, kind in LIKELIHOODS.items() if kind.family.has_bound]
+)
 def test_the_closed_form_is_a_bound(likelihood):
     dataset = toy_dataset({"rna": likelihood}, n_obs=40)
     preset = "rsf" if likelihood == "gaussian" else "nsfh"
@@ -264,7 +306,8 @@ def test_blocks_are_the_full_batch(preset, field):
 def test_the_order_of_spots_does_not_matter(field):
     dataset, order = toy_dataset(TWO, missing=7), np.random.default_rng(0).permutation(60)
     views = tuple(
-        View(v.name, v.likelihood, v.counts[order], v.size[order], v.observed[order], v.weight) for v in dataset.views
+        View(v.name, v.likelihood, v.counts[order], v.size[order], v.observed[order], v.weight)
+        for v in dataset.views
     )
     shuffled = Dataset(dataset.coords[order], dataset.library[order], views)
     model, other = (model_of("nsf", dataset, K, field=field) for _ in range(2))
@@ -276,11 +319,16 @@ def test_the_order_of_modalities_and_features_does_not_matter():
     model = model_of("gpnsf", dataset, 2)
     expected = loss(model, dataset)
     views = tuple(
-        View(v.name, v.likelihood, v.counts[:, order], v.size, v.observed, v.weight) for v in dataset.views[::-1]
+        View(v.name, v.likelihood, v.counts[:, order], v.size, v.observed, v.weight)
+        for v in dataset.views[::-1]
     )
-    other = build("gpnsf", Dataset(dataset.coords, dataset.library, views), n_factors=K, n_spatial=2)
+    other = build(
+        "gpnsf", Dataset(dataset.coords, dataset.library, views), n_factors=K, n_spatial=2
+    )
     state = {
-        name.replace("views.0", "views.x").replace("views.1", "views.0").replace("views.x", "views.1"): value
+        name.replace("views.0", "views.x")
+        .replace("views.1", "views.0")
+        .replace("views.x", "views.1"): value
         for name, value in model.state_dict().items()
     }
     state = {name: value[order] if name.endswith("raw") else value for name, value in state.items()}
@@ -308,7 +356,9 @@ def test_a_modality_of_weight_two_is_there_twice():
     model, other = (model_of("nsf", data, K, loadings="point") for data in both)
     other.load_state_dict(model.state_dict(), strict=False)
     other.views[1].load_state_dict(model.views[0].state_dict())
-    same(loss(other, Dataset(dataset.coords, dataset.library, twice)), loss(model, heavy), rtol=1e-5)
+    same(
+        loss(other, Dataset(dataset.coords, dataset.library, twice)), loss(model, heavy), rtol=1e-5
+    )
 
 
 def test_held_out_rows_are_rows_that_are_not_there():
@@ -328,7 +378,9 @@ def test_one_row_per_block_walks_like_all_rows_at_once():
     dataset, walks = toy_dataset({"rna": "nb"}, n_obs=30), []
     for block_size in (None, 1):
         model = build("gpnsf", dataset, n_factors=K, n_spatial=2)
-        history = training.fit(model, dataset, init="spot", schedule=Schedule(max_steps=8), block_size=block_size)
+        history = training.fit(
+            model, dataset, init="spot", schedule=Schedule(max_steps=8), block_size=block_size
+        )
         walks.append(history.elbo)
     np.testing.assert_allclose(*walks, rtol=1e-4)
 
@@ -342,7 +394,9 @@ def test_layers_that_have_learned_nothing_are_steps_of_the_solver(shared):
     rng, n_types, n_layers = np.random.default_rng(0), 4, 30
     coords = rng.uniform(0, 5, (40, 2))
     profiles = rng.lognormal(0, 1, (60, n_types))
-    counts = sp.csr_matrix(rng.poisson(5 * rng.dirichlet(np.ones(n_types), 40) @ profiles.T).astype(float))
+    counts = sp.csr_matrix(
+        rng.poisson(5 * rng.dirichlet(np.ones(n_types), 40) @ profiles.T).astype(float)
+    )
     mixture = deconvolution.summarised(counts, profiles)
     tied, costs = ties(coords, np.zeros(40), n_neighbors=5), rng.dirichlet(np.ones(n_types), 40)
     penalties = deconvolution.Penalties(tied.graph(0.8), costs, spatial=0.3, total=0.2, group=0.4)

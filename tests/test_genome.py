@@ -7,7 +7,12 @@ import pytest
 from gpnsf import genome
 
 GENES = pd.DataFrame(
-    {"gene": ["A", "B", "C"], "chrom": ["chr1", "chr1", "2"], "start": [1000, 5000, 800], "end": [2000, 9000, 900]}
+    {
+        "gene": ["A", "B", "C"],
+        "chrom": ["chr1", "chr1", "2"],
+        "start": [1000, 5000, 800],
+        "end": [2000, 9000, 900],
+    }
 )
 
 
@@ -51,7 +56,10 @@ def random_places(rng, n_genes=40, n_peaks=90):
         }
     )
     low = rng.integers(0, 6000, n_peaks)
-    names = [f"chr{c}:{a}-{a + 101}" for c, a in zip(rng.choice(["1", "2", "Y"], n_peaks), low, strict=True)]
+    names = [
+        f"chr{c}:{a}-{a + 101}"
+        for c, a in zip(rng.choice(["1", "2", "Y"], n_peaks), low, strict=True)
+    ]
     return genome.gene_positions(genes, where="the test"), peaks(*names)
 
 
@@ -81,9 +89,13 @@ def test_columns_come_before_names(table):
 
 
 def test_unreadable_peaks_are_counted_with_an_example():
-    with pytest.raises(ValueError, match=r"place on the genome.*2 of 3 without, the first 'peak_1'.*chr1:1000-1500"):
+    with pytest.raises(
+        ValueError, match=r"place on the genome.*2 of 3 without, the first 'peak_1'.*chr1:1000-1500"
+    ):
         peaks("chr1:1-2", "peak_1", "chr1:5")
-    with pytest.raises(ValueError, match=r"start <= end.*1 of 2 without, the first 'chr1:9-2 at chr1 9 2'"):
+    with pytest.raises(
+        ValueError, match=r"start <= end.*1 of 2 without, the first 'chr1:9-2 at chr1 9 2'"
+    ):
         peaks("chr1:1-2", "chr1:9-2")
 
 
@@ -97,7 +109,9 @@ def test_genes_come_from_tables_and_files(tmp_path):
 
 
 def test_of_genes_that_occur_again_the_first_is_kept_and_those_without_a_place_go():
-    twice = pd.concat([GENES, GENES.iloc[:1].assign(start=7), GENES.iloc[:1].assign(gene="D", start=np.nan)])
+    twice = pd.concat(
+        [GENES, GENES.iloc[:1].assign(start=7), GENES.iloc[:1].assign(gene="D", start=np.nan)]
+    )
     table = genome.gene_positions(twice, where="the test")
     assert table.index.tolist() == ["A", "B", "C"]
     assert table.loc["A", "start"] == 1000
@@ -142,7 +156,9 @@ def test_nearest_is_the_smallest_distance():
 
 def test_strands_are_signs_or_numbers():
     for strand in (["+", "-", "."], [1, -1, None], ["1", "-1", ""], [1.0, -1.0, np.nan]):
-        assert genome.gene_positions(GENES.assign(strand=strand), where="the test")["strand"].tolist() == ["+", "-", ""]
+        assert genome.gene_positions(GENES.assign(strand=strand), where="the test")[
+            "strand"
+        ].tolist() == ["+", "-", ""]
     with pytest.raises(ValueError, match="'plus'"):
         genome.gene_positions(GENES.assign(strand=["+", "plus", "-"]), where="the test")
 
@@ -155,14 +171,18 @@ def test_chromosomes_may_be_numbers_and_peaks_have_one():
 
 
 def test_genes_without_a_name_are_left_out():
-    assert genome.gene_positions(GENES.assign(gene=["A", None, "C"]), where="the test").index.tolist() == ["A", "C"]
+    assert genome.gene_positions(
+        GENES.assign(gene=["A", None, "C"]), where="the test"
+    ).index.tolist() == ["A", "C"]
 
 
 @pytest.mark.parametrize("upstream", [0, 150])
 @pytest.mark.parametrize("seed", range(3))
 def test_overlapping_pairs_are_those_of_a_naive_loop(seed, upstream):
     genes, places = random_places(np.random.default_rng(seed))
-    places["end"] += np.random.default_rng(seed).integers(0, 800, len(places))  # peaks of unequal length
+    places["end"] += np.random.default_rng(seed).integers(
+        0, 800, len(places)
+    )  # peaks of unequal length
     i, j = genome.pairs_overlapping(genes, places, upstream)
     assert set(zip(i.tolist(), j.tolist(), strict=True)) == naive_overlaps(genes, places, upstream)
     assert len(i) == len(set(zip(i.tolist(), j.tolist(), strict=True)))
@@ -170,10 +190,20 @@ def test_overlapping_pairs_are_those_of_a_naive_loop(seed, upstream):
 
 def test_upstream_is_before_the_start_and_intervals_are_half_open():
     table = pd.DataFrame(
-        {"gene": ["F", "B"], "chrom": "chr1", "start": [5000, 5000], "end": [6000, 6000], "strand": ["+", "-"]}
+        {
+            "gene": ["F", "B"],
+            "chrom": "chr1",
+            "start": [5000, 5000],
+            "end": [6000, 6000],
+            "strand": ["+", "-"],
+        }
     )
     genes = genome.gene_positions(table, where="the test")
-    before, after, touching = peaks("chr1:3500-3600"), peaks("chr1:7400-7500"), peaks("chr1:2900-3000")
+    before, after, touching = (
+        peaks("chr1:3500-3600"),
+        peaks("chr1:7400-7500"),
+        peaks("chr1:2900-3000"),
+    )
     for places, expected in ((before, [0]), (after, [1]), (touching, [])):
         assert genome.pairs_overlapping(genes, places, 2000)[0].tolist() == expected
     assert genome.pairs_overlapping(genes, peaks("chr2:1-9"), 2000)[0].size == 0
@@ -187,7 +217,11 @@ def test_chromosomes_are_the_same_in_any_spelling(name):
 
 @pytest.mark.parametrize(
     ("names", "wanted"),
-    [(["x", "X", "chrX", "chrx", 23], "chrX"), (["MT", "chrM", "m", 26], "chrM"), (["GL000194.1"], "chrGL000194.1")],
+    [
+        (["x", "X", "chrX", "chrx", 23], "chrX"),
+        (["MT", "chrM", "m", 26], "chrM"),
+        (["GL000194.1"], "chrGL000194.1"),
+    ],
 )
 def test_sex_chromosomes_and_mitochondria_have_one_name(names, wanted):
     var = pd.DataFrame({"chrom": pd.Series(names, dtype=object), "start": 1, "end": 2})
@@ -195,7 +229,9 @@ def test_sex_chromosomes_and_mitochondria_have_one_name(names, wanted):
 
 
 def test_numbers_of_a_species_with_many_chromosomes_stay():
-    names = [f"chr{number}" for number in range(20, 40)] + ["chrX"]  # a dog has 38 and X, a zebrafish 25
+    names = [f"chr{number}" for number in range(20, 40)] + [
+        "chrX"
+    ]  # a dog has 38 and X, a zebrafish 25
     for own in (names, names[:6]):
         var = pd.DataFrame({"chrom": own, "start": 1, "end": 2})
         assert genome.peak_positions(var, where="var")["chrom"].tolist() == own

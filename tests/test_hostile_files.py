@@ -29,7 +29,9 @@ PATHS = ("../../x", "a/b", "/etc/passwd", "C:\\x")
 READERS: dict[str, Callable[[Any], Any]] = {
     "find": fits.find,
     "predict": gpnsf.tl.predict,
-    "predict_elsewhere": lambda data: gpnsf.tl.predict(data, np.full((3, 2), 1e3), library="a", features="gene0"),
+    "predict_elsewhere": lambda data: gpnsf.tl.predict(
+        data, np.full((3, 2), 1e3), library="a", features="gene0"
+    ),
     "rank": gpnsf.tl.rank_features,
     "factor_adata": gpnsf.tl.factor_adata,
     "importance": lambda data: gpnsf.tl.spatial_importance(data, copy=True),
@@ -85,7 +87,9 @@ class Damage:
     field: str = "hilbert"
 
 
-def entry(where: Callable[[Any], Any], key: str, value: Any, refused_by: set[str], field: str = "hilbert") -> Damage:
+def entry(
+    where: Callable[[Any], Any], key: str, value: Any, refused_by: set[str], field: str = "hilbert"
+) -> Damage:
     """Another value of an entry; a function makes it of the old one."""
 
     def change(data: Any) -> None:
@@ -95,7 +99,9 @@ def entry(where: Callable[[Any], Any], key: str, value: Any, refused_by: set[str
     return Damage(f"{key}={getattr(value, '__name__', value)!r:.50}", change, refused_by, field)
 
 
-def missing(where: Callable[[Any], Any], key: str, refused_by: set[str], field: str = "hilbert") -> Damage:
+def missing(
+    where: Callable[[Any], Any], key: str, refused_by: set[str], field: str = "hilbert"
+) -> Damage:
     return Damage(f"no {key}", lambda data: where(data).pop(key), refused_by, field)
 
 
@@ -149,18 +155,33 @@ def params(data: Any) -> dict[str, Any]:
 
 DAMAGES = [
     # slots of observations and features
-    *(entry(lambda d: d.obsm, "X_gpnsf", change, ALL) for change in (narrow, words, with_nan, huge, complex_)),
-    *(entry(lambda d: d.obsm, "X_gpnsf_std", change, ALL) for change in (narrow, words, with_nan, negative)),
-    *(entry(lambda d: d.varm, "gpnsf_loadings", change, ALL) for change in (narrow, words, with_inf)),
+    *(
+        entry(lambda d: d.obsm, "X_gpnsf", change, ALL)
+        for change in (narrow, words, with_nan, huge, complex_)
+    ),
+    *(
+        entry(lambda d: d.obsm, "X_gpnsf_std", change, ALL)
+        for change in (narrow, words, with_nan, negative)
+    ),
+    *(
+        entry(lambda d: d.varm, "gpnsf_loadings", change, ALL)
+        for change in (narrow, words, with_inf)
+    ),
     *(missing(lambda d: d.obsm, key, ALL) for key in ("X_gpnsf", "X_gpnsf_smooth", "X_gpnsf_std")),
     missing(lambda d: d.varm, "gpnsf_loadings", ALL),
-    *(entry(lambda d: d.varm, "gpnsf_loadings_std", change, ALL) for change in (narrow, words, with_nan, negative)),
+    *(
+        entry(lambda d: d.varm, "gpnsf_loadings_std", change, ALL)
+        for change in (narrow, words, with_nan, negative)
+    ),
     *(entry(lambda d: d.varm, "gpnsf_loadings", change, ALL) for change in (negative, huge)),
     *(
         entry(lambda d: d.var, "gpnsf_background", change, {"evaluate", "rank"})
         for change in (words, with_nan, negative)
     ),
-    *(entry(lambda d: d.var, "gpnsf_dispersion", change, {"evaluate"}) for change in (words, with_inf, negative)),
+    *(
+        entry(lambda d: d.var, "gpnsf_dispersion", change, {"evaluate"})
+        for change in (words, with_inf, negative)
+    ),
     entry(lambda d: d.var, "gpnsf_spatial_importance", words, {"rank"}),
     missing(lambda d: d.var, "gpnsf_spatial_importance", {"rank"}),
     entry(lambda d: d.obsm, "spatial", lambda xy: xy[:, :1], PREDICT & {"predict"}),
@@ -171,7 +192,10 @@ DAMAGES = [
     entry(lambda d: d.obs, "depth", negative, {"evaluate"}),
     missing(lambda d: d.obs, "depth", {"evaluate"}),
     # the record
-    *(missing(record, key, ALL) for key in ("factor_names", "is_spatial", "kernel", "likelihoods", "modalities")),
+    *(
+        missing(record, key, ALL)
+        for key in ("factor_names", "is_spatial", "kernel", "likelihoods", "modalities")
+    ),
     missing(record, "field", PREDICT),
     missing(record, "params", {"predict", "evaluate", "factor_adata"}),
     entry(record, "factor_names", ["a", "a", "b"], ALL),
@@ -205,12 +229,18 @@ DAMAGES = [
     entry(params, "library_key", np.arange(3), {"predict"}),
     entry(params, "spatial_key", 3, {"predict", "factor_adata"}),
     # geometry
-    *(missing(state, key, PREDICT) for key in ("process", "centre", "scale", "libraries", "order", "nugget")),
+    *(
+        missing(state, key, PREDICT)
+        for key in ("process", "centre", "scale", "libraries", "order", "nugget")
+    ),
     *(entry(state, "scale", value, PREDICT) for value in (0.0, -1.0, np.nan, "1", np.arange(2.0))),
     *(entry(state, "centre", change, PREDICT) for change in (fewer, narrow, flat, words, with_nan)),
     *(entry(state, "factor_mean", change, PREDICT) for change in (fewer, words, negative, huge)),
     *(entry(state, "nugget", change, PREDICT) for change in (fewer, words, negative, with_nan)),
-    *(entry(state, "order", np.array(value), PREDICT) for value in ([0], [0, 0], [1, 2], [-1, 0], [0.0, 1.0])),
+    *(
+        entry(state, "order", np.array(value), PREDICT)
+        for value in ([0], [0, 0], [1, 2], [-1, 0], [0.0, 1.0])
+    ),
     entry(state, "libraries", ["a", "a"], PREDICT),
     entry(state, "libraries", ["a"], PREDICT),
     entry(state, "libraries", [f"s{i}" for i in range(5_000)], PREDICT),
@@ -221,32 +251,77 @@ DAMAGES = [
         damage
         for field in ("hilbert", "inducing")
         for damage in [
-            *(missing(process, key, PREDICT, field) for key in ("kind", "kernel", "n_libraries", "u_loc", "slope")),
-            *(entry(process, "kind", value, PREDICT, field) for value in ("__import__('os')", "../../x", 3, "")),
-            *(entry(process, "kernel", value, PREDICT, field) for value in ("__import__('os')", 3, "gaussian")),
-            *(entry(process, "n_libraries", value, PREDICT, field) for value in (10**12, -1, 0, 2.5, "2", np.inf)),
-            *(entry(process, "slope", change, PREDICT, field) for change in (fewer, narrow, flat, words, with_nan)),
+            *(
+                missing(process, key, PREDICT, field)
+                for key in ("kind", "kernel", "n_libraries", "u_loc", "slope")
+            ),
+            *(
+                entry(process, "kind", value, PREDICT, field)
+                for value in ("__import__('os')", "../../x", 3, "")
+            ),
+            *(
+                entry(process, "kernel", value, PREDICT, field)
+                for value in ("__import__('os')", 3, "gaussian")
+            ),
+            *(
+                entry(process, "n_libraries", value, PREDICT, field)
+                for value in (10**12, -1, 0, 2.5, "2", np.inf)
+            ),
+            *(
+                entry(process, "slope", change, PREDICT, field)
+                for change in (fewer, narrow, flat, words, with_nan)
+            ),
             *(
                 entry(process, "u_loc", change, PREDICT, field)
                 for change in (fewer, narrow, flat, words, with_inf, huge)
             ),
-            *(entry(process, "log_lengthscale", change, PREDICT, field) for change in (fewer, words, with_nan, huge)),
-            *(entry(process, "log_amplitude", change, PREDICT, field) for change in (fewer, with_inf, huge)),
+            *(
+                entry(process, "log_lengthscale", change, PREDICT, field)
+                for change in (fewer, words, with_nan, huge)
+            ),
+            *(
+                entry(process, "log_amplitude", change, PREDICT, field)
+                for change in (fewer, with_inf, huge)
+            ),
         ]
     ),
-    *(entry(process, "n_basis", value, PREDICT) for value in (10**9, 10**30, 0, -28, 27, 28.5, "28", np.nan)),
-    *(entry(process, "extent", change, PREDICT) for change in (fewer, negative, huge, words, with_nan)),
+    *(
+        entry(process, "n_basis", value, PREDICT)
+        for value in (10**9, 10**30, 0, -28, 27, 28.5, "28", np.nan)
+    ),
+    *(
+        entry(process, "extent", change, PREDICT)
+        for change in (fewer, negative, huge, words, with_nan)
+    ),
     entry(process, "extent", np.array([1e-9, 1.0]), PREDICT),
-    *(entry(process, "node_variance", change, PREDICT) for change in (fewer, narrow, flat, words, negative, with_nan)),
+    *(
+        entry(process, "node_variance", change, PREDICT)
+        for change in (fewer, narrow, flat, words, negative, with_nan)
+    ),
     missing(process, "node_variance", PREDICT),
     missing(process, "extent", PREDICT),
-    *(entry(process, "centres", change, PREDICT, "inducing") for change in (fewer, narrow, flat, words, huge)),
+    *(
+        entry(process, "centres", change, PREDICT, "inducing")
+        for change in (fewer, narrow, flat, words, huge)
+    ),
     entry(process, "centres", np.zeros((20_000, 2)), PREDICT, "inducing"),
-    *(entry(process, "centre_library", change, PREDICT, "inducing") for change in (fewer, words, negative, with_nan)),
+    *(
+        entry(process, "centre_library", change, PREDICT, "inducing")
+        for change in (fewer, words, negative, with_nan)
+    ),
     entry(process, "centre_library", np.full(8, 10**12), PREDICT, "inducing"),
-    *(entry(process, "u_tril", change, PREDICT, "inducing") for change in (fewer, narrow, flat, words, with_nan)),
-    *(entry(process, "u_log_scale", change, PREDICT, "inducing") for change in (fewer, words, with_inf, huge)),
-    *(entry(process, "covariance", value, PREDICT, "inducing") for value in ("diagonal", "half", 3)),
+    *(
+        entry(process, "u_tril", change, PREDICT, "inducing")
+        for change in (fewer, narrow, flat, words, with_nan)
+    ),
+    *(
+        entry(process, "u_log_scale", change, PREDICT, "inducing")
+        for change in (fewer, words, with_inf, huge)
+    ),
+    *(
+        entry(process, "covariance", value, PREDICT, "inducing")
+        for value in ("diagonal", "half", 3)
+    ),
     missing(process, "centres", PREDICT, "inducing"),
 ]
 
@@ -263,7 +338,10 @@ TRACE = {"convergence"}
 FIGURE_DAMAGES = [
     *(missing(record, key, TRACE) for key in ("history", "starts", "converged", "seconds")),
     *(missing(history, key, TRACE) for key in ("elbo", "phase")),
-    *(entry(history, "elbo", change, TRACE) for change in (fewer, words, with_nan, lambda elbo: elbo[:0])),
+    *(
+        entry(history, "elbo", change, TRACE)
+        for change in (fewer, words, with_nan, lambda elbo: elbo[:0])
+    ),
     *(entry(history, "phase", value, TRACE) for value in (fewer, [], [1, 2, 3, 4], {"a": "b"})),
     entry(starts, "best", "../../x", TRACE),
     entry(starts, "random", "-100", TRACE),
@@ -276,7 +354,9 @@ FIGURE_DAMAGES = [
     entry(lambda d: d.obsm, "spatial", words, {"spatial_factors", "draw_importance"}),
     entry(lambda d: d.obs, "gpnsf_spatial_importance", words, {"draw_importance"}),
     entry(lambda d: d.obs, "gpnsf_spatial_importance", with_nan, {"draw_importance"}),
-    entry(lambda d: d.var, "gpnsf_spatial_importance", with_inf, {"top_features", "draw_importance"}),
+    entry(
+        lambda d: d.var, "gpnsf_spatial_importance", with_inf, {"top_features", "draw_importance"}
+    ),
     entry(lambda d: d.varm, "gpnsf_loadings", np.zeros_like, {"top_features"}),
     entry(record, "factor_names", ["a", "a", "b"], set(FIGURES)),
 ]
@@ -366,7 +446,9 @@ def test_names_are_labels_and_nothing_else(tmp_path, monkeypatch):
     readers = {**READERS, "predict_elsewhere": gpnsf.tl.predict, **FIGURES}
     assert refusals(data, readers) == set()
     demo.save_figures(data, inside / "figures")
-    written = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+    written = {
+        path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()
+    }
     assert written == {f"a/b/c/figures/{name}.png" for name in demo.FIGURES}
 
 
@@ -511,7 +593,9 @@ def test_the_command_line_says_that_a_file_is_damaged(damage, sound, tmp_path, c
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize("damage", [in_h5(words_for_counts), in_h5(stray_indices)], ids=lambda damage: damage.__name__)
+@pytest.mark.parametrize(
+    "damage", [in_h5(words_for_counts), in_h5(stray_indices)], ids=lambda damage: damage.__name__
+)
 def test_damaged_counts_are_refused_before_compiled_code_sees_them(damage, sound, tmp_path, capsys):
     path = tmp_path / "fit.h5ad"
     path.write_bytes(sound.read_bytes())
@@ -523,7 +607,16 @@ def test_damaged_counts_are_refused_before_compiled_code_sees_them(damage, sound
 
 # ---- nothing in a file is run ---------------------------------------------------------------------------------------
 
-FORBIDDEN = {"eval", "exec", "compile", "__import__", "torch.load", "yaml.load", "joblib.load", "pd.read_pickle"}
+FORBIDDEN = {
+    "eval",
+    "exec",
+    "compile",
+    "__import__",
+    "torch.load",
+    "yaml.load",
+    "joblib.load",
+    "pd.read_pickle",
+}
 MODULES = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal", "yaml"}
 PARALLEL = {"Parallel", "delayed", "parallel_config"}  # of joblib: between processes of our own
 
@@ -536,19 +629,29 @@ def runs(tree: ast.AST) -> set[str]:
             found |= {alias.name for alias in node.names if alias.name.split(".")[0] in MODULES}
         elif isinstance(node, ast.ImportFrom):
             names = {alias.name for alias in node.names}
-            if (node.module or "").split(".")[0] in MODULES and not (node.module == "joblib" and names <= PARALLEL):
+            if (node.module or "").split(".")[0] in MODULES and not (
+                node.module == "joblib" and names <= PARALLEL
+            ):
                 found.add(node.module)
-            found |= {alias.name for alias in node.names if f"{node.module}.{alias.name}" in FORBIDDEN}
+            found |= {
+                alias.name for alias in node.names if f"{node.module}.{alias.name}" in FORBIDDEN
+            }
         elif isinstance(node, ast.Call):
             name = ast.unparse(node.func)
-            found |= {name} if name in FORBIDDEN or name.endswith(("read_pickle", "to_pickle", "torch.load")) else set()
+            found |= (
+                {name}
+                if name in FORBIDDEN or name.endswith(("read_pickle", "to_pickle", "torch.load"))
+                else set()
+            )
             found |= {"allow_pickle" for keyword in node.keywords if keyword.arg == "allow_pickle"}
     return found
 
 
 def test_nothing_in_the_package_turns_data_into_code():
     root = Path(gpnsf.__file__).parent
-    found = {path.name: runs(ast.parse(path.read_text(encoding="utf-8"))) for path in root.rglob("*.py")}
+    found = {
+        path.name: runs(ast.parse(path.read_text(encoding="utf-8"))) for path in root.rglob("*.py")
+    }
     assert len(found) > 40
     assert not {name: calls for name, calls in found.items() if calls}
 

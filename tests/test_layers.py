@@ -12,11 +12,20 @@ import gpnsf
 from gpnsf.core.families import FAMILIES
 
 ROOT = Path(gpnsf.__file__).parent
-FILES = {path.relative_to(ROOT).with_suffix("").as_posix().replace("/", "."): path for path in ROOT.rglob("*.py")}
+FILES = {
+    path.relative_to(ROOT).with_suffix("").as_posix().replace("/", "."): path
+    for path in ROOT.rglob("*.py")
+}
 MODULES = {name: path for name, path in FILES.items() if not name.endswith("__init__")}
 TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in FILES.items()}
 
-DATA = {"keys", "settings", "checks", "arguments", "io.fits"}  # what every layer that knows AnnData may use
+DATA = {
+    "keys",
+    "settings",
+    "checks",
+    "arguments",
+    "io.fits",
+}  # what every layer that knows AnnData may use
 
 # The rooms of the core: each imports itself and those before it. Those of numpy know no torch.
 FIRST = {"core.types", "core.stored", "core.distributed"}
@@ -61,7 +70,9 @@ MAY_IMPORT: dict[str, set[str]] = {
 TORCH = {"torch", "pyro"}
 SCVERSE = {"anndata", "mudata", "scanpy", "squidpy", "muon"}
 NEVER = {
-    **dict.fromkeys(("lazy", "settings", "keys", "palette", "checks", "arguments", "demo", "cli"), TORCH),
+    **dict.fromkeys(
+        ("lazy", "settings", "keys", "palette", "checks", "arguments", "demo", "cli"), TORCH
+    ),
     "io": {*TORCH, "scanpy", "squidpy", "matplotlib"},
     "core": {*SCVERSE, "matplotlib"},
     **dict.fromkeys(NUMPY, {*TORCH, *SCVERSE, "matplotlib"}),
@@ -69,7 +80,12 @@ NEVER = {
     "pl": TORCH,
     "datasets": {*TORCH, "matplotlib"},
 }
-PYRO_SITES = {"core.model.factors", "core.model.loadings", "core.model.factorization", "core.companions.factvae"}
+PYRO_SITES = {
+    "core.model.factors",
+    "core.model.loadings",
+    "core.model.factorization",
+    "core.companions.factvae",
+}
 
 
 def offenders(found: Mapping[str, Collection]) -> dict[str, Collection]:
@@ -121,7 +137,11 @@ def own_imports(tree: ast.AST) -> set[str]:
 
 def private_uses(tree: ast.AST) -> set[str]:
     """Private names that a file takes from another file of gpnsf."""
-    found = {name for name in imports(tree) if name.startswith("gpnsf.") and name.split(".")[-1].startswith("_")}
+    found = {
+        name
+        for name in imports(tree)
+        if name.startswith("gpnsf.") and name.split(".")[-1].startswith("_")
+    }
     modules = {
         alias.asname or alias.name
         for node in ast.walk(tree)
@@ -129,7 +149,11 @@ def private_uses(tree: ast.AST) -> set[str]:
         for alias in node.names
     }
     for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in modules:
+        if (
+            isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name)
+            and node.value.id in modules
+        ):
             if node.attr.startswith("_") and not node.attr.endswith("__"):
                 found.add(f"{node.value.id}.{node.attr}")
     return found - {"gpnsf.__version__"}
@@ -138,8 +162,14 @@ def private_uses(tree: ast.AST) -> set[str]:
 def pyro_sites(tree: ast.AST) -> set[str]:
     """Statements of the probabilistic model, however pyro was imported."""
     verbs = {"sample", "plate", "factor", "deterministic"}
-    called = {f"{node.value.id}.{node.attr}" for node in ast.walk(tree) if _is_attribute_of_name(node)}
-    return {name for name in called | imports(tree) if name.split(".")[0] == "pyro" and name.split(".")[-1] in verbs}
+    called = {
+        f"{node.value.id}.{node.attr}" for node in ast.walk(tree) if _is_attribute_of_name(node)
+    }
+    return {
+        name
+        for name in called | imports(tree)
+        if name.split(".")[0] == "pyro" and name.split(".")[-1] in verbs
+    }
 
 
 def _is_attribute_of_name(node: ast.AST) -> bool:
@@ -151,8 +181,12 @@ def comparisons(tree: ast.AST) -> set[str]:
     classes, found = {type(family).__name__ for family in FAMILIES.values()}, set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Compare):
-            found |= {leaf.value for leaf in ast.walk(node) if isinstance(leaf, ast.Constant)} & set(FAMILIES)
-        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("startswith", "endswith", "isinstance")):
+            found |= {
+                leaf.value for leaf in ast.walk(node) if isinstance(leaf, ast.Constant)
+            } & set(FAMILIES)
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(
+            ("startswith", "endswith", "isinstance")
+        ):
             leaves = {getattr(leaf, "id", getattr(leaf, "value", None)) for leaf in ast.walk(node)}
             found |= {leaf for leaf in leaves if isinstance(leaf, str)} & {*classes, *FAMILIES}
     return found
@@ -161,12 +195,16 @@ def comparisons(tree: ast.AST) -> set[str]:
 def prints(tree: ast.AST) -> list[int]:
     """Lines that print."""
     calls = (node for node in ast.walk(tree) if isinstance(node, ast.Call))
-    return [node.lineno for node in calls if isinstance(node.func, ast.Name) and node.func.id == "print"]
+    return [
+        node.lineno for node in calls if isinstance(node.func, ast.Name) and node.func.id == "print"
+    ]
 
 
 def functions(tree: ast.AST) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
     """Every function and method."""
-    return [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    return [
+        node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
 
 
 def length(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
@@ -178,9 +216,16 @@ def length(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
 def undocumented(tree: ast.Module) -> list[str]:
     """Public functions, classes and methods without a docstring."""
     kinds = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
-    public = [node for node in tree.body if isinstance(node, kinds) and not node.name.startswith("_")]
+    public = [
+        node for node in tree.body if isinstance(node, kinds) and not node.name.startswith("_")
+    ]
     classes = [node for node in public if isinstance(node, ast.ClassDef)]
-    members = [node for owner in classes for node in owner.body if isinstance(node, kinds) and node.name[0] != "_"]
+    members = [
+        node
+        for owner in classes
+        for node in owner.body
+        if isinstance(node, kinds) and node.name[0] != "_"
+    ]
     return [node.name for node in public + members if not ast.get_docstring(node)]
 
 
@@ -195,7 +240,11 @@ def test_a_file_imports_only_what_its_layer_may():
 
 
 def test_every_row_stands_for_a_file_or_a_package():
-    assert not [name for name in MAY_IMPORT if name not in FILES and not (ROOT / name.replace(".", "/")).is_dir()]
+    assert not [
+        name
+        for name in MAY_IMPORT
+        if name not in FILES and not (ROOT / name.replace(".", "/")).is_dir()
+    ]
 
 
 def test_a_file_leaves_foreign_libraries_to_their_layer():
@@ -210,15 +259,27 @@ def test_no_private_name_crosses_a_file():
 
 def test_nobody_compares_the_name_or_the_class_of_a_likelihood():
     own = {"core.families", "core.likelihoods"}
-    assert offenders({name: comparisons(tree) for name, tree in TREES.items() if not covered(name, own)}) == {}
+    assert (
+        offenders(
+            {name: comparisons(tree) for name, tree in TREES.items() if not covered(name, own)}
+        )
+        == {}
+    )
 
 
 def test_the_probabilistic_model_is_written_in_one_place():
-    assert offenders({name: pyro_sites(tree) for name, tree in TREES.items() if name not in PYRO_SITES}) == {}
+    assert (
+        offenders(
+            {name: pyro_sites(tree) for name, tree in TREES.items() if name not in PYRO_SITES}
+        )
+        == {}
+    )
 
 
 def test_imports_have_no_cycle():
-    assert not left_in_cycles({name: own_imports(TREES[name]) & MODULES.keys() - {name} for name in MODULES})
+    assert not left_in_cycles(
+        {name: own_imports(TREES[name]) & MODULES.keys() - {name} for name in MODULES}
+    )
 
 
 def test_rooms_of_the_core_have_no_cycle():
@@ -226,7 +287,9 @@ def test_rooms_of_the_core_have_no_cycle():
     for name in MODULES:
         for room in (room for room in ROOMS if covered(name, {room})):
             used = own_imports(TREES[name])
-            graph[room] |= {other for other in ROOMS if any(covered(each, {other}) for each in used)}
+            graph[room] |= {
+                other for other in ROOMS if any(covered(each, {other}) for each in used)
+            }
     assert not left_in_cycles({room: others - {room} for room, others in graph.items()})
 
 
@@ -239,7 +302,11 @@ def test_a_file_is_short_says_what_it_is_and_lists_what_it_offers():
     assert {name: n for name, n in lines.items() if n > 400} == {}
     assert [name for name, tree in TREES.items() if not ast.get_docstring(tree)] == []
     full = {name: tree for name, tree in TREES.items() if len(tree.body) > 1}
-    lists = {name for name, tree in full.items() if any(ast.unparse(n).startswith("__all__ =") for n in tree.body)}
+    lists = {
+        name
+        for name, tree in full.items()
+        if any(ast.unparse(n).startswith("__all__ =") for n in tree.body)
+    }
     assert full.keys() - lists == {"__main__"}
 
 
@@ -249,7 +316,15 @@ def test_files_have_public_names():
 
 
 def test_functions_are_short_and_the_public_ones_documented():
-    assert offenders({name: {f.name for f in functions(tree) if length(f) > 60} for name, tree in TREES.items()}) == {}
+    assert (
+        offenders(
+            {
+                name: {f.name for f in functions(tree) if length(f) > 60}
+                for name, tree in TREES.items()
+            }
+        )
+        == {}
+    )
     assert offenders({name: undocumented(tree) for name, tree in TREES.items()}) == {}
 
 
@@ -271,8 +346,16 @@ def test_only_the_command_line_prints():
         (pyro_sites, "import pyro\npyro.sample('x', d)", {"pyro.sample"}),
         (pyro_sites, "from pyro import plate", {"pyro.plate"}),
         (prints, "def f():\n    print(1)", [2]),
-        (comparisons, "a = 'nb'\nif b in ('gaussian', 'c') or d == 'poisson': pass", {"gaussian", "poisson"}),
-        (comparisons, "isinstance(a, Poisson) or b.startswith('bernoulli')", {"Poisson", "bernoulli"}),
+        (
+            comparisons,
+            "a = 'nb'\nif b in ('gaussian', 'c') or d == 'poisson': pass",
+            {"gaussian", "poisson"},
+        ),
+        (
+            comparisons,
+            "isinstance(a, Poisson) or b.startswith('bernoulli')",
+            {"Poisson", "bernoulli"},
+        ),
         (undocumented, "class A:\n    'a'\n    def b(self): pass\ndef c(): pass", ["c", "b"]),
     ],
 )

@@ -24,10 +24,25 @@ class Geometric(NegativeBinomial):
     def draw(self, rate: np.ndarray, dispersion: Any, rng: np.random.Generator) -> np.ndarray:
         return super().draw(rate, 1.0, rng)
 
-    def split(self, counts: sp.csr_matrix, dispersion: Any, share: float, rng: np.random.Generator, **options):
+    def split(
+        self,
+        counts: sp.csr_matrix,
+        dispersion: Any,
+        share: float,
+        rng: np.random.Generator,
+        **options,
+    ):
         return super().split(counts, np.ones(counts.shape[1]), share, rng, **options)
 
-    def deviance(self, counts: sp.csr_matrix, A: np.ndarray, W: np.ndarray, dispersion: Any = None, *, rows=None):
+    def deviance(
+        self,
+        counts: sp.csr_matrix,
+        A: np.ndarray,
+        W: np.ndarray,
+        dispersion: Any = None,
+        *,
+        rows=None,
+    ):
         return super().deviance(counts, A, W, np.ones(counts.shape[1]), rows=rows)
 
 

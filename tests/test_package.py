@@ -25,7 +25,18 @@ from gpnsf.settings import Settings
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("pp", "tl", "pl", "datasets")
 PUBLIC = [f"{package}.{name}" for package in PACKAGES for name in getattr(gpnsf, package).__all__]
-HEAVY = {"torch", "pyro", "scanpy", "squidpy", "muon", "matplotlib.pyplot", "sklearn", "numba", "anndata", "mudata"}
+HEAVY = {
+    "torch",
+    "pyro",
+    "scanpy",
+    "squidpy",
+    "muon",
+    "matplotlib.pyplot",
+    "sklearn",
+    "numba",
+    "anndata",
+    "mudata",
+}
 
 
 def run(code: str) -> str:
@@ -41,7 +52,9 @@ def loaded_by(code: str) -> set[str]:
 
 def readme_example(number: int) -> str:
     """The n-th Python block of the README."""
-    return re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)[number]
+    return re.findall(
+        r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL
+    )[number]
 
 
 def test_import_loads_nothing_heavy():
@@ -56,18 +69,36 @@ def test_torch_stays_out_of_what_does_not_fit(package):
 
 def test_a_saved_fit_is_read_without_torch():
     names = ("factor_adata", "rank_features", "spatial_importance")
-    assert not loaded_by(f"from gpnsf.tl import {', '.join(names)}") & {"torch", "pyro", "scanpy", "squidpy"}
+    assert not loaded_by(f"from gpnsf.tl import {', '.join(names)}") & {
+        "torch",
+        "pyro",
+        "scanpy",
+        "squidpy",
+    }
 
 
 def test_what_is_imported_is_declared_and_the_other_way_round():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    requirements = [*project["dependencies"], *extras["enrich"], *extras["leiden"], *extras["mefisto"]]
+    requirements = [
+        *project["dependencies"],
+        *extras["enrich"],
+        *extras["leiden"],
+        *extras["mefisto"],
+    ]
     declared = {re.match(r"[\w-]+", requirement)[0] for requirement in requirements}
     modules = {{"pyro-ppl": "pyro", "scikit-learn": "sklearn"}.get(name, name) for name in declared}
-    trees = (ast.walk(ast.parse(path.read_text(encoding="utf-8"))) for path in (ROOT / "src").rglob("*.py"))
+    trees = (
+        ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for path in (ROOT / "src").rglob("*.py")
+    )
     nodes = [node for tree in trees for node in tree]
-    imported = {alias.name.split(".")[0] for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    imported = {
+        alias.name.split(".")[0]
+        for node in nodes
+        if isinstance(node, ast.Import)
+        for alias in node.names
+    }
     imported |= {node.module.split(".")[0] for node in nodes if isinstance(node, ast.ImportFrom)}
     assert imported - set(sys.stdlib_module_names) - {"gpnsf"} == modules
 
@@ -79,9 +110,17 @@ def test_version_is_that_of_the_distribution():
 
 
 def test_a_public_name_is_a_function_even_where_its_file_was_imported_first():
-    homes = [getattr(getattr(gpnsf, package), name).__module__ for package, name in (p.split(".") for p in PUBLIC)]
+    homes = [
+        getattr(getattr(gpnsf, package), name).__module__
+        for package, name in (p.split(".") for p in PUBLIC)
+    ]
     code = f"import importlib, gpnsf\nfor home in {homes}: importlib.import_module(home)\n"
-    assert run(f"{code}print(all(callable(f) for f in [{', '.join(f'gpnsf.{name}' for name in PUBLIC)}]))") == "True\n"
+    assert (
+        run(
+            f"{code}print(all(callable(f) for f in [{', '.join(f'gpnsf.{name}' for name in PUBLIC)}]))"
+        )
+        == "True\n"
+    )
 
 
 @pytest.mark.parametrize("name", PUBLIC)
@@ -179,7 +218,10 @@ def test_an_unknown_setting_is_refused():
 def test_override_sets_and_restores_even_after_an_error():
     log = logging.getLogger("gpnsf")
     before = log.level
-    with suppress(RuntimeError), gpnsf.settings.override(verbosity="error", progress=False) as inside:
+    with (
+        suppress(RuntimeError),
+        gpnsf.settings.override(verbosity="error", progress=False) as inside,
+    ):
         assert (inside.verbosity, inside.progress, log.level) == ("error", False, logging.ERROR)
         raise RuntimeError
     assert (gpnsf.settings.verbosity, gpnsf.settings.progress, log.level) == ("info", True, before)
@@ -187,6 +229,13 @@ def test_override_sets_and_restores_even_after_an_error():
 
 def test_the_log_has_one_handler_of_its_own_unless_the_application_logs():
     count = "print(len(logging.getLogger('gpnsf').handlers), logging.getLogger('gpnsf').propagate)"
-    alone = "import logging, importlib, sys, gpnsf; gpnsf.settings\ndel sys.modules['gpnsf.settings']\n"
-    assert run(f"{alone}importlib.import_module('gpnsf.settings'); {count}").split() == ["1", "False"]
-    assert run(f"import logging; logging.basicConfig(); import gpnsf; gpnsf.settings; {count}").split() == ["0", "True"]
+    alone = (
+        "import logging, importlib, sys, gpnsf; gpnsf.settings\ndel sys.modules['gpnsf.settings']\n"
+    )
+    assert run(f"{alone}importlib.import_module('gpnsf.settings'); {count}").split() == [
+        "1",
+        "False",
+    ]
+    assert run(
+        f"import logging; logging.basicConfig(); import gpnsf; gpnsf.settings; {count}"
+    ).split() == ["0", "True"]

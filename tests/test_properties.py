@@ -24,7 +24,11 @@ from gpnsf.core.types import Dataset
 from gpnsf.io.read import Layout, read
 
 few = settings(
-    max_examples=25, deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=25,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow],
 )
 DTYPES = (
     "int8",
@@ -54,7 +58,9 @@ def duplicated(X: sp.csr_matrix) -> sp.csr_matrix:
 def zeros_stored(X: sp.csr_matrix) -> sp.csr_matrix:
     """Every entry stored, zeros too."""
     n, p = X.shape
-    return sp.csr_matrix((X.toarray().ravel(), np.tile(np.arange(p), n), np.arange(n + 1) * p), shape=X.shape)
+    return sp.csr_matrix(
+        (X.toarray().ravel(), np.tile(np.arange(p), n), np.arange(n + 1) * p), shape=X.shape
+    )
 
 
 LAYOUTS: dict[str, Callable[[sp.csr_matrix], Any]] = {
@@ -93,13 +99,18 @@ def make(array: np.ndarray, prefix: str = "gene") -> ad.AnnData:
         [f"spot{i}" for i in range(len(array))],
         [f"{prefix}{j}" for j in range(array.shape[1])],
     )
-    adata.obsm["spatial"] = np.column_stack(np.divmod(np.arange(len(array)), 4)).astype(float) * [3, 2]
+    adata.obsm["spatial"] = np.column_stack(np.divmod(np.arange(len(array)), 4)).astype(float) * [
+        3,
+        2,
+    ]
     adata.obs["slice"] = np.where(np.arange(len(array)) % 3, "b", "a")
     adata.obs["held"] = np.arange(len(array)) == 1
     return adata
 
 
-def same(first: tuple[Dataset, Layout], second: tuple[Dataset, Layout], rows: np.ndarray | None = None) -> None:
+def same(
+    first: tuple[Dataset, Layout], second: tuple[Dataset, Layout], rows: np.ndarray | None = None
+) -> None:
     """The two say the same; with ``rows``, once the rows of the first are taken in this order."""
     (one, about), (other, about_other) = first, second
     rows = np.arange(one.n_obs) if rows is None else rows
@@ -126,7 +137,12 @@ def untouched(data: Any, **options: Any) -> tuple[Dataset, Layout]:
 
 
 @few
-@given(counts(), st.sampled_from(DTYPES), st.sampled_from(list(LAYOUTS)), st.sampled_from(["X", "layer"]))
+@given(
+    counts(),
+    st.sampled_from(DTYPES),
+    st.sampled_from(list(LAYOUTS)),
+    st.sampled_from(["X", "layer"]),
+)
 def test_dtype_and_layout_say_nothing(array, dtype, layout, place):
     array = array.astype(dtype)
     canonical, other = make(array.astype(np.float32)), make(array)
@@ -141,7 +157,11 @@ def test_dtype_and_layout_say_nothing(array, dtype, layout, place):
 
 
 @few
-@given(counts(), st.sampled_from(["csr", "csc", "dense"]), st.sampled_from(["int32", "float32", "float64"]))
+@given(
+    counts(),
+    st.sampled_from(["csr", "csc", "dense"]),
+    st.sampled_from(["int32", "float32", "float64"]),
+)
 def test_a_file_that_stays_on_disk_is_read_as_if_in_memory(array, layout, dtype):
     adata = make(array)
     expected = read(adata)
@@ -170,7 +190,9 @@ def test_a_copied_view_is_what_it_shows(array, kept):
     part = make(array[rows])
     part.obs_names, part.obs = adata.obs_names[rows], adata.obs.iloc[rows].copy()
     part.obsm["spatial"] = adata.obsm["spatial"][rows]
-    same(read(part, Reading(library_key="slice")), untouched(adata[rows].copy(), library_key="slice"))
+    same(
+        read(part, Reading(library_key="slice")), untouched(adata[rows].copy(), library_key="slice")
+    )
     with pytest.raises(ValueError, match="a view of"):
         read(adata[rows])
 
@@ -215,7 +237,9 @@ COORDS: dict[str, Callable[[ad.AnnData], Any]] = {
     "float32": lambda a: a.obsm["spatial"].astype(np.float32),
     "column order": lambda a: np.asfortranarray(a.obsm["spatial"]),
     "DataFrame": lambda a: pd.DataFrame(a.obsm["spatial"], index=a.obs_names, columns=["x", "y"]),
-    "integer DataFrame": lambda a: pd.DataFrame(a.obsm["spatial"].astype(int), index=a.obs_names, columns=["x", "y"]),
+    "integer DataFrame": lambda a: pd.DataFrame(
+        a.obsm["spatial"].astype(int), index=a.obs_names, columns=["x", "y"]
+    ),
     "nullable DataFrame": lambda a: pd.DataFrame(
         a.obsm["spatial"].astype(int), index=a.obs_names, columns=["x", "y"]
     ).astype("Int32"),
@@ -246,7 +270,10 @@ def apart(draw: st.DrawFn) -> tuple[ad.AnnData, ad.AnnData, np.ndarray]:
     has_rna[0] = True
     orders = [rng.permutation(np.flatnonzero(has)) for has in (has_rna, has_peaks)]
     return (
-        *(make(X, name)[rows].copy() for X, name, rows in zip((rna, peaks), ("gene", "peak"), orders, strict=True)),
+        *(
+            make(X, name)[rows].copy()
+            for X, name, rows in zip((rna, peaks), ("gene", "peak"), orders, strict=True)
+        ),
         rna,
     )
 
@@ -266,7 +293,8 @@ def test_cells_are_matched_by_name(modalities):
         assert set(np.flatnonzero(view.observed)) == set(rows[trained])
         assert not view.size[~view.observed].any()
         np.testing.assert_array_equal(
-            dataset.library[rows], (mod.obs["slice"] == "b") if len(set(dataset.library)) == 2 else 0
+            dataset.library[rows],
+            (mod.obs["slice"] == "b") if len(set(dataset.library)) == 2 else 0,
         )
 
 
@@ -276,7 +304,9 @@ def test_the_order_of_cells_within_modalities_says_nothing(modalities, seed):
     rna, atac, _ = modalities
     rng = np.random.default_rng(seed)
     one = sections.mudata(rna=rna, atac=atac)
-    other = sections.mudata(rna=rna[rng.permutation(rna.n_obs)].copy(), atac=atac[rng.permutation(atac.n_obs)].copy())
+    other = sections.mudata(
+        rna=rna[rng.permutation(rna.n_obs)].copy(), atac=atac[rng.permutation(atac.n_obs)].copy()
+    )
     rows = one.obs_names.get_indexer(other.obs_names)
     same(read(one, Reading(library_key="slice")), untouched(other, library_key="slice"), rows)
 
@@ -286,25 +316,42 @@ def fitted(data: ad.AnnData | MuData) -> ad.AnnData | MuData:
     before = sections.digest(data)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
-        result = gpnsf.tl.fit(data, n_factors=3, max_steps=3, init="random", split="assumed", progress=False, copy=True)
+        result = gpnsf.tl.fit(
+            data,
+            n_factors=3,
+            max_steps=3,
+            init="random",
+            split="assumed",
+            progress=False,
+            copy=True,
+        )
     assert sections.digest(data) == before
     return result
 
 
 @pytest.mark.parametrize(
-    ("layout", "dtype"), [*((layout, "float64") for layout in LAYOUTS), ("csr", "uint8"), ("csc", "int64")]
+    ("layout", "dtype"),
+    [*((layout, "float64") for layout in LAYOUTS), ("csr", "uint8"), ("csc", "int64")],
 )
 def test_layouts_give_the_same_fit_to_the_bit(layout, dtype):
     array = np.random.default_rng(0).poisson(6.0, (40, 20))
     other = make(array)
     other.X = LAYOUTS[layout](sp.csr_matrix(array.astype(dtype)))
-    np.testing.assert_array_equal(fitted(make(array)).obsm["X_gpnsf"], fitted(other).obsm["X_gpnsf"])
+    np.testing.assert_array_equal(
+        fitted(make(array)).obsm["X_gpnsf"], fitted(other).obsm["X_gpnsf"]
+    )
 
 
 def test_a_modality_in_another_order_gives_the_same_fit():
     rng = np.random.default_rng(1)
-    rna, atac = make(rng.poisson(6.0, (40, 20))), make((rng.random((40, 20)) < 0.4).astype(int), "peak")
-    one, other = sections.mudata(rna=rna, atac=atac), sections.mudata(rna=rna, atac=atac[rng.permutation(40)].copy())
+    rna, atac = (
+        make(rng.poisson(6.0, (40, 20))),
+        make((rng.random((40, 20)) < 0.4).astype(int), "peak"),
+    )
+    one, other = (
+        sections.mudata(rna=rna, atac=atac),
+        sections.mudata(rna=rna, atac=atac[rng.permutation(40)].copy()),
+    )
     assert (one.obs_names == other.obs_names).all()
     first, second = fitted(one), fitted(other)
     np.testing.assert_array_equal(first.obsm["X_gpnsf"], second.obsm["X_gpnsf"])

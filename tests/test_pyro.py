@@ -43,7 +43,9 @@ def problem(preset: str, field: str = "hilbert", **options):
     likelihoods = TWO if PRESETS[preset].nonnegative else {"rna": "gaussian"}
     dataset = toy_dataset(likelihoods, n_obs=40)
     n_spatial = SPATIAL[PRESETS[preset].spatial]
-    model = build(preset, dataset, n_factors=3, n_spatial=n_spatial, field=field, n_inducing=15, **options)
+    model = build(
+        preset, dataset, n_factors=3, n_spatial=n_spatial, field=field, n_inducing=15, **options
+    )
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data += 0.2 * torch.randn_like(parameter)
@@ -67,7 +69,11 @@ def toy(n_obs: int = 40, **options):
 def latent(trace: poutine.Trace) -> dict[str, dist.Distribution]:
     """Distributions of the latent variables; counts and log priors count as observed."""
     sites = trace.nodes.items()
-    return {name: site["fn"] for name, site in sites if site["type"] == "sample" and not site["is_observed"]}
+    return {
+        name: site["fn"]
+        for name, site in sites
+        if site["type"] == "sample" and not site["is_observed"]
+    }
 
 
 def both(model: Factorization, block) -> tuple[poutine.Trace, poutine.Trace]:
@@ -108,7 +114,9 @@ def test_the_closed_form_is_a_bound_on_what_draws_say(preset, field):
     """The negative bound of Pyro, on average over draws, is no larger; for real values both are the same."""
     _, model, block = problem(preset, field)
     with torch.no_grad():
-        draws = torch.tensor([Trace_ELBO().loss(model.model, model.guide, block) for _ in range(60)])
+        draws = torch.tensor(
+            [Trace_ELBO().loss(model.model, model.guide, block) for _ in range(60)]
+        )
         closed = ClosedFormELBO().loss(model, model.guide, block)
     error = 4 * draws.std().item() / 60**0.5
     assert draws.mean().item() <= closed + error
@@ -120,7 +128,9 @@ def test_the_bound_holds_under_weights_of_divergences_and_modalities():
     _, model, block = problem("gpnsf", kl_weight=3.0)
     next(iter(model.views)).weight = 2.0
     with torch.no_grad():
-        draws = torch.tensor([Trace_ELBO().loss(model.model, model.guide, block) for _ in range(60)])
+        draws = torch.tensor(
+            [Trace_ELBO().loss(model.model, model.guide, block) for _ in range(60)]
+        )
         closed = ClosedFormELBO().loss(model, model.guide, block)
     error = 4 * draws.std().item() / 60**0.5
     assert 0.6 * closed <= draws.mean().item() <= closed + error
@@ -131,10 +141,17 @@ def test_the_generative_process_draws_factors_then_loadings_then_counts(preset):
     dataset, model, _ = problem(preset)
     (block,) = model.blocks(dataset, counts=False)
     trace = poutine.trace(model.model).get_trace(block)
-    names = [name for name, site in trace.nodes.items() if site["type"] == "sample" and name[-6:] != "_prior"]
+    names = [
+        name
+        for name, site in trace.nodes.items()
+        if site["type"] == "sample" and name[-6:] != "_prior"
+    ]
     factors = [name for name in names if name in ("u", "h_nonspatial")]
     assert names[: len(factors)] == factors
-    expected = [[f"{name}_loadings", name] if PRESETS[preset].nonnegative else [name] for name in model.names]
+    expected = [
+        [f"{name}_loadings", name] if PRESETS[preset].nonnegative else [name]
+        for name in model.names
+    ]
     assert names[len(factors) :] == sum(expected, [])
     assert torch.isfinite(trace.log_prob_sum())
 
@@ -158,7 +175,10 @@ def test_predictive_draws_from_the_posterior_are_like_the_data():
         prior = Predictive(model, num_samples=100)(block)["rna"]
         draws = Predictive(model, guide=model.guide, num_samples=100)(block)["rna"]
     mean, counts = draws.mean(0).numpy(), view.counts.toarray()
-    found, before = (np.corrcoef(values.ravel(), counts.ravel())[0, 1] for values in (mean, prior.median(0)[0].numpy()))
+    found, before = (
+        np.corrcoef(values.ravel(), counts.ravel())[0, 1]
+        for values in (mean, prior.median(0)[0].numpy())
+    )
     assert found > max(0.8, before + 0.1)  # levels of features are known a priori
     assert mean.sum() == pytest.approx(counts.sum(), rel=0.05)
 
@@ -166,7 +186,9 @@ def test_predictive_draws_from_the_posterior_are_like_the_data():
 def test_counts_are_scored_only_where_a_block_holds_them():
     _, model, block = problem("gpnsf")
     sites = poutine.trace(model.model).get_trace(block).nodes
-    scored = {name for name, site in sites.items() if site["type"] == "sample" and site["is_observed"]}
+    scored = {
+        name for name, site in sites.items() if site["type"] == "sample" and site["is_observed"]
+    }
     assert scored == {"rna", "rna_prior", "atac", "atac_prior"}
 
 
@@ -212,7 +234,9 @@ def test_draws_lead_to_about_the_same_optimum():
             svi.step(block)
         with torch.no_grad():
             draws = [Trace_ELBO().loss(model.model, model.guide, block) for _ in range(50)]
-            rates.append((model.moments("rna", block).mean @ model.views[0].loadings.mean.T).numpy())
+            rates.append(
+                (model.moments("rna", block).mean @ model.views[0].loadings.mean.T).numpy()
+            )
         values.append(np.mean(draws))
     assert values[1] == pytest.approx(values[0], rel=0.03)
     assert np.corrcoef(rates[0].ravel(), rates[1].ravel())[0, 1] > 0.98
@@ -292,7 +316,9 @@ def test_two_fits_in_one_process_do_not_meet(simulated):
     gpnsf.tl.fit(other, **options)
     gpnsf.tl.fit(again, **options)
     np.testing.assert_array_equal(first.obsm["X_gpnsf"], again.obsm["X_gpnsf"])
-    np.testing.assert_array_equal(first["atac"].varm["gpnsf_loadings"], again["atac"].varm["gpnsf_loadings"])
+    np.testing.assert_array_equal(
+        first["atac"].varm["gpnsf_loadings"], again["atac"].varm["gpnsf_loadings"]
+    )
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -301,7 +327,9 @@ def test_global_state_is_as_before(simulated, preset, objective):
     adata = simulated["rna"].copy()
     adata.obsm["spatial"] = simulated.obsm["spatial"]
     before = _global_state()
-    gpnsf.tl.fit(adata, preset, n_factors=3, objective=objective, init="spot", max_steps=3, progress=False)
+    gpnsf.tl.fit(
+        adata, preset, n_factors=3, objective=objective, init="spot", max_steps=3, progress=False
+    )
     assert _global_state() == before
 
 
@@ -310,7 +338,8 @@ def _global_state() -> dict:
         "torch": torch.get_rng_state().tolist(),
         "numpy": np.random.get_state()[1].tolist(),  # noqa: NPY002
         "pyro": [
-            pyro.settings.get(name) for name in ("validate_distributions_pyro", "validate_infer", "validate_poutine")
+            pyro.settings.get(name)
+            for name in ("validate_distributions_pyro", "validate_infer", "validate_poutine")
         ],
         "distributions": torch.distributions.Distribution._validate_args,
         "store": list(pyro.get_param_store().keys()),

@@ -31,7 +31,8 @@ class Draw:
         self.n_obs = round(np.exp(rng.uniform(np.log(3), np.log(300))))
         self.names = ("rna", "atac") if self.chance(0.4) else ("rna",)
         self.likelihoods = {
-            name: "gaussian" if self.signed else self.one_of(*COUNTED, "gaussian") for name in self.names
+            name: "gaussian" if self.signed else self.one_of(*COUNTED, "gaussian")
+            for name in self.names
         }
         self.field = self.one_of("hilbert", "inducing")
         self.coords = self.draw_coords()
@@ -62,7 +63,9 @@ class Draw:
         if self.field == "inducing":
             kinds["cube"] = rng.random((n, 3))
         coords = kinds[self.one_of(*kinds)] * 10 ** rng.uniform(-6, 6)
-        coords[1] += (coords[0] == coords[1]).all() * (1 + coords.max())  # one place for all is refused
+        coords[1] += (coords[0] == coords[1]).all() * (
+            1 + coords.max()
+        )  # one place for all is refused
         return coords
 
     def draw_data(self) -> ad.AnnData | md.MuData:
@@ -78,9 +81,14 @@ class Draw:
             if name == "atac" and self.chance(0.5):
                 rows = self.rng.permutation(rows)
             counts = self.draw_counts(len(rows), self.likelihoods[name])
-            matrix = self.one_of(sp.csr_matrix, sp.csc_matrix, np.asarray)(counts.astype(np.float32))
+            matrix = self.one_of(sp.csr_matrix, sp.csc_matrix, np.asarray)(
+                counts.astype(np.float32)
+            )
             mod = ad.AnnData(matrix)
-            mod.obs_names, mod.var_names = names[rows], [f"{name}{j}" for j in range(counts.shape[1])]
+            mod.obs_names, mod.var_names = (
+                names[rows],
+                [f"{name}{j}" for j in range(counts.shape[1])],
+            )
             mod.obsm["spatial"] = self.coords[rows]
             mods[name] = mod
         data = sections.mudata(**mods) if len(mods) > 1 or self.chance(0.1) else mods["rna"]
@@ -118,7 +126,10 @@ class Draw:
 
     def draw_options(self) -> dict[str, Any]:
         """Arguments of the fit."""
-        rng, n_features = self.rng, sum(mod.n_vars for mod in getattr(self.data, "mod", {"rna": self.data}).values())
+        rng, n_features = (
+            self.rng,
+            sum(mod.n_vars for mod in getattr(self.data, "mod", {"rna": self.data}).values()),
+        )
         K = int(rng.integers(1, min(self.n_obs, n_features, 6) + 1))
         hybrid = self.model in ("nsfh", "gpnsf")
         monte_carlo = "bernoulli_clipped" in self.likelihoods.values() or self.chance(0.15)
@@ -131,7 +142,9 @@ class Draw:
             "kernel": self.one_of("matern12", "matern32", "matern52", "rbf"),
             "field": self.field,
             "n_inducing": int(rng.integers(1, 60)) if self.field == "inducing" else None,
-            "lengthscale": float(np.ptp(self.coords) * 10 ** rng.uniform(-1.2, 1)) if self.chance(0.2) else None,
+            "lengthscale": float(np.ptp(self.coords) * 10 ** rng.uniform(-1.2, 1))
+            if self.chance(0.2)
+            else None,
             "kl_weight": self.one_of(1.0, 1.0, 0.0, 5.0),
             "objective": "monte_carlo" if monte_carlo else "closed_form",
             "n_samples": int(rng.integers(1, 4)),
@@ -143,7 +156,9 @@ class Draw:
             "holdout_key": "held" if self.chance(0.2) else None,
             "max_steps": int(np.exp(rng.uniform(np.log(5), np.log(41)))),
             "learning_rate": float(10 ** rng.uniform(-2, 0)),
-            "block_size": int(rng.integers(-(-self.n_obs // 8), self.n_obs + 1)) if self.chance(0.2) else None,
+            "block_size": int(rng.integers(-(-self.n_obs // 8), self.n_obs + 1))
+            if self.chance(0.2)
+            else None,
             "seed": int(rng.integers(1000)),
         }
 
@@ -156,9 +171,19 @@ def slots(data: ad.AnnData | md.MuData) -> dict[str, np.ndarray]:
             mapping = getattr(holder, attribute)
             found |= {f"{name}.{attribute}.{key}": mapping[key] for key in keys if key in mapping}
     record = found.pop(".uns.gpnsf")
-    kernel = {**record["kernel"], "lengthscale": record["kernel"]["lengthscale"][record["is_spatial"]]}
-    numbers = {name: record[name] for name in ("variance_explained", "starts", "seconds", "peak_memory", "is_spatial")}
-    flat(numbers | {"kernel": kernel, "history": record["history"], "field": record["field"]}, "uns", found)
+    kernel = {
+        **record["kernel"],
+        "lengthscale": record["kernel"]["lengthscale"][record["is_spatial"]],
+    }
+    numbers = {
+        name: record[name]
+        for name in ("variance_explained", "starts", "seconds", "peak_memory", "is_spatial")
+    }
+    flat(
+        numbers | {"kernel": kernel, "history": record["history"], "field": record["field"]},
+        "uns",
+        found,
+    )
     arrays = {name: np.asarray(value) for name, value in found.items()}
     return {name: array for name, array in arrays.items() if array.dtype.kind in "biuf"}
 
@@ -173,20 +198,26 @@ def flat(record: dict[str, Any], prefix: str, into: dict[str, Any]) -> None:
 
 def wrong_totals(draw: Draw) -> list[str]:
     """Modalities whose expected total over the training rows is not the observed one."""
-    dataset, layout = read(draw.data, Reading(**{name: draw.options[name] for name in READ}), spatial=False)
+    dataset, layout = read(
+        draw.data, Reading(**{name: draw.options[name] for name in READ}), spatial=False
+    )
     factors, wrong = draw.data.obsm["X_gpnsf"].astype(float), []
     for view in dataset.views:
         mod = draw.data.mod[view.name] if isinstance(draw.data, md.MuData) else draw.data
         observed = view.counts.sum(dtype=float)
         if (view.counts.data < 0).any():
             continue
-        rates = factors @ mod.varm["gpnsf_loadings"].T.astype(float) + mod.var["gpnsf_background"].to_numpy(float)
+        rates = factors @ mod.varm["gpnsf_loadings"].T.astype(float) + mod.var[
+            "gpnsf_background"
+        ].to_numpy(float)
         rates = rates * view.size[:, None]
         expected = {"bernoulli": -np.expm1(-rates), "bernoulli_clipped": np.minimum(rates, 1)}.get(
             view.likelihood, rates
         )
         if abs(expected.sum() - observed) > 0.01 * observed:
-            wrong.append(f"{view.name} ({view.likelihood}) total {expected.sum():g} for {observed:g}")
+            wrong.append(
+                f"{view.name} ({view.likelihood}) total {expected.sum():g} for {observed:g}"
+            )
     return wrong
 
 
@@ -201,14 +232,20 @@ def failures(seed: int) -> list[str]:
     found = slots(result)
     predicted = gpnsf.tl.predict(result)
     found |= {"prediction": predicted.X, "std of the prediction": predicted.layers["std"]}
-    wrong += [f"{name} is not finite" for name, array in found.items() if not np.isfinite(array).all()]
+    wrong += [
+        f"{name} is not finite" for name, array in found.items() if not np.isfinite(array).all()
+    ]
     factors = result.obsm["X_gpnsf"].astype(float)
     size = np.sqrt((factors**2).mean(0)) if signed else factors.mean(0)
-    size = size[(size > 1e-9) | (not signed)]  # the data may hold fewer components than were asked for
+    size = size[
+        (size > 1e-9) | (not signed)
+    ]  # the data may hold fewer components than were asked for
     wrong += [f"factors of size {size}"] * (not np.allclose(size, 1, atol=1e-3))
     for name, array in found.items():
         if "importance" in name:
-            wrong += [f"{name} outside [0, 1]"] * (not (array.min() >= 0 and array.max() <= 1 + 1e-6))
+            wrong += [f"{name} outside [0, 1]"] * (
+                not (array.min() >= 0 and array.max() <= 1 + 1e-6)
+            )
         elif name.split(".")[-1].startswith(("X_gpnsf", "gpnsf_")) and not (
             "embedding" in name or (signed and "std" not in name)
         ):

@@ -24,12 +24,21 @@ def fit_case(name: str) -> dict[str, np.ndarray]:
     import gpnsf
     from gpnsf.core.inference import subset_start
 
-    mdata = gpnsf.datasets.tissue(n_obs=240, n_genes=40, n_peaks=50, n_spatial=2, n_nonspatial=1, seed=0)
+    mdata = gpnsf.datasets.tissue(
+        n_obs=240, n_genes=40, n_peaks=50, n_spatial=2, n_nonspatial=1, seed=0
+    )
     mdata.obs["slice"] = np.where(np.arange(mdata.n_obs) % 2, "a", "b")
     rows, fewest = subset_start.ROWS, subset_start.FEWEST
     if name == "pilot":
         subset_start.ROWS = subset_start.FEWEST = 160
-    options = {"n_factors": 4, "n_spatial": 2, "max_steps": 20, "block_size": 60, "progress": False, **CASES[name]}
+    options = {
+        "n_factors": 4,
+        "n_spatial": 2,
+        "max_steps": 20,
+        "block_size": 60,
+        "progress": False,
+        **CASES[name],
+    }
     gpnsf.tl.fit(mdata, **options)
     subset_start.ROWS, subset_start.FEWEST = rows, fewest
     info = mdata.uns["gpnsf"]
@@ -52,7 +61,9 @@ def main(task: str, target: str) -> None:
     distributed.join()
     try:
         if task == "fit":
-            found = {f"{name} {slot}": value for name in CASES for slot, value in fit_case(name).items()}
+            found = {
+                f"{name} {slot}": value for name in CASES for slot, value in fit_case(name).items()
+            }
             np.savez(f"{target}.{dist.get_rank()}.npz", **found)
         elif task == "error":
             distributed.from_first(lambda: 1 / 0)

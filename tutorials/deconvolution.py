@@ -57,7 +57,13 @@ gpnsf.tl.evaluate_deconvolution(spots, "true_proportions", key=keys).round(3)
 
 # %%
 gpnsf.tl.deconvolve(
-    spots, cells, label_key="cell_type", method="unrolled", n_layers=30, n_training=60, key_added="learned"
+    spots,
+    cells,
+    label_key="cell_type",
+    method="unrolled",
+    n_layers=30,
+    n_training=60,
+    key_added="learned",
 )
 gpnsf.tl.evaluate_deconvolution(spots, "true_proportions", key=[*keys, "learned"]).round(3)
 
@@ -68,7 +74,9 @@ gpnsf.tl.evaluate_deconvolution(spots, "true_proportions", key=[*keys, "learned"
 # %%
 network = spots.uns["learned"]["network"]
 other, _ = gpnsf.datasets.mixture(n_obs=225, n_genes=200, n_types=5, depth=100.0, seed=1)
-profiles = pd.DataFrame(other.varm["true_profiles"], index=other.var_names, columns=other.uns["truth"]["types"])
+profiles = pd.DataFrame(
+    other.varm["true_profiles"], index=other.var_names, columns=other.uns["truth"]["types"]
+)
 gpnsf.tl.deconvolve(other, profiles, method="unrolled", train=False, network=network)
 gpnsf.tl.evaluate_deconvolution(other, "true_proportions").round(3)
 

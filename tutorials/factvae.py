@@ -30,7 +30,14 @@ gpnsf.settings.progress = False
 
 # %%
 mdata = gpnsf.datasets.tissue(
-    n_obs=400, n_genes=200, n_peaks=400, n_spatial=4, n_nonspatial=2, rna_depth=2000, atac_depth=150, seed=0
+    n_obs=400,
+    n_genes=200,
+    n_peaks=400,
+    n_spatial=4,
+    n_nonspatial=2,
+    rna_depth=2000,
+    atac_depth=150,
+    seed=0,
 )
 mdata
 
@@ -42,7 +49,10 @@ mdata
 
 # %%
 gpnsf.tl.factvae(mdata, n_latent=15, held_out_pairs=0.2, max_epochs=30, seed=0)
-print(mdata.obsm["X_factvae"].shape, mdata.uns["factvae"]["overlaps"]["trained"].value_counts().to_dict())
+print(
+    mdata.obsm["X_factvae"].shape,
+    mdata.uns["factvae"]["overlaps"]["trained"].value_counts().to_dict(),
+)
 
 # %% [markdown]
 # A tenth of the cells trains nothing; training stops where their loss stops falling, or at `max_epochs`.
@@ -95,7 +105,9 @@ print(
 # model thinks, not data: do not fit it again.
 
 # %%
-gpnsf.tl.factvae(mdata, n_latent=15, max_epochs=30, regulatory_weight=0, layer_added="factvae_augmented")
+gpnsf.tl.factvae(
+    mdata, n_latent=15, max_epochs=30, regulatory_weight=0, layer_added="factvae_augmented"
+)
 atac = mdata["atac"]
 rate = atac.layers["factvae_augmented"]
 print(

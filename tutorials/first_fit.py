@@ -32,7 +32,14 @@ gpnsf.settings.progress = False
 
 # %%
 mdata = gpnsf.datasets.tissue(
-    n_obs=900, n_genes=300, n_peaks=600, n_spatial=4, n_nonspatial=2, atac_depth=100, lengthscales=(0.1, 0.3), seed=0
+    n_obs=900,
+    n_genes=300,
+    n_peaks=600,
+    n_spatial=4,
+    n_nonspatial=2,
+    atac_depth=100,
+    lengthscales=(0.1, 0.3),
+    seed=0,
 )
 print({name: mod.shape for name, mod in mdata.mod.items()}, mdata.obsm["spatial"].shape)
 
@@ -72,7 +79,9 @@ truth = truth / (truth @ mdata["rna"].varm["true_loadings"].sum(axis=0))[:, None
 found = mdata.obsm["X_gpnsf"]
 names = list(mdata.uns["gpnsf"]["factor_names"])
 correlation = np.corrcoef(truth, found, rowvar=False)[: truth.shape[1], truth.shape[1] :]
-pd.DataFrame(correlation, index=[f"true {k + 1}" for k in range(truth.shape[1])], columns=names).round(2)
+pd.DataFrame(
+    correlation, index=[f"true {k + 1}" for k in range(truth.shape[1])], columns=names
+).round(2)
 
 # %% [markdown]
 # ## Genes and peaks

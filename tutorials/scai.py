@@ -34,7 +34,9 @@ gpnsf.settings.progress = False
 # %%
 mdata = gpnsf.datasets.groups("crossed", seed=0)
 for name, mod in mdata.mod.items():
-    print(f"{name}: {mod.n_obs} cells, {mod.n_vars} features, {mod.X.nnz / np.prod(mod.shape):.0%} not zero")
+    print(
+        f"{name}: {mod.n_obs} cells, {mod.n_vars} features, {mod.X.nnz / np.prod(mod.shape):.0%} not zero"
+    )
 
 # %% [markdown]
 # ## The fit
@@ -62,8 +64,14 @@ print("redundancy of the loadings, by start:", np.round(record["redundancy"], 2)
 # %%
 gpnsf.tl.domains(mdata, n_domains=5, key="scai", key_added="cluster")
 truth = mdata.obs["true_group"]
-print(f"agreement with the true groups (adjusted Rand index): {adjusted_rand_score(truth, mdata.obs['cluster']):.2f}")
-pd.crosstab(truth, np.array(record["factor_names"])[mdata.obsm["X_scai"].argmax(axis=1)], colnames=["largest factor"])
+print(
+    f"agreement with the true groups (adjusted Rand index): {adjusted_rand_score(truth, mdata.obs['cluster']):.2f}"
+)
+pd.crosstab(
+    truth,
+    np.array(record["factor_names"])[mdata.obsm["X_scai"].argmax(axis=1)],
+    colnames=["largest factor"],
+)
 
 # %% [markdown]
 # `tl.factor_adata` hands the factors to scanpy, where `sc.pp.neighbors(factors, use_rep="X_scai_embedding")`, UMAP and Leiden follow as usual.
@@ -79,9 +87,9 @@ factors.var[["importance"]].round(2)
 # shared by two factors, while peaks still separate them.
 
 # %%
-gpnsf.tl.rank_features(mdata, modality="atac", key="scai", n_features=2)[["factor", "feature", "share", "lift"]].round(
-    2
-)
+gpnsf.tl.rank_features(mdata, modality="atac", key="scai", n_features=2)[
+    ["factor", "feature", "share", "lift"]
+].round(2)
 
 # %%
 gpnsf.pl.loadings(mdata, key="scai", n_features=4)
@@ -99,9 +107,17 @@ best = gpnsf.tl.rank_features(mdata, modality="atac", key="scai", n_features=6)[
 order = np.argsort(truth.cat.codes.to_numpy(), kind="stable")
 fig, axes = plt.subplots(1, 2, figsize=(8, 3.2), sharey=True, layout="constrained")
 for ax, values, title in zip(
-    axes, (atac[:, best].X.toarray(), atac[:, best].layers["averaged"]), ("open", "averaged"), strict=True
+    axes,
+    (atac[:, best].X.toarray(), atac[:, best].layers["averaged"]),
+    ("open", "averaged"),
+    strict=True,
 ):
-    ax.imshow((values / values.max(axis=0))[order].T, aspect="auto", interpolation="nearest", cmap="magma_r")
+    ax.imshow(
+        (values / values.max(axis=0))[order].T,
+        aspect="auto",
+        interpolation="nearest",
+        cmap="magma_r",
+    )
     ax.set(title=title, xlabel="cells, by true group")
 _ = axes[0].set(ylabel="best peaks")
 
@@ -114,4 +130,6 @@ _ = axes[0].set(ylabel="best peaks")
 
 # %%
 gpnsf.tl.link_peaks(mdata, key="scai")
-gpnsf.tl.evaluate_links(mdata, mdata.uns["true_links"], key="scai")[["metric", "estimate", "base", "n_links"]].round(2)
+gpnsf.tl.evaluate_links(mdata, mdata.uns["true_links"], key="scai")[
+    ["metric", "estimate", "base", "n_links"]
+].round(2)

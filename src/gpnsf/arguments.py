@@ -51,7 +51,9 @@ class Model:
     model: str = _ruled("gpnsf", Rule(str, "gpnsf", options=MODELS))
     n_factors: int = _ruled(12, Rule(int, 12, low=1))
     n_spatial: int | None = _ruled(None, Rule(int, 6, low=0, optional=True))
-    kernel: str = _ruled("matern32", Rule(str, "matern32", options=("matern12", "matern32", "matern52", "rbf")))
+    kernel: str = _ruled(
+        "matern32", Rule(str, "matern32", options=("matern12", "matern32", "matern52", "rbf"))
+    )
     field: str = _one_of("hilbert", "inducing")
     n_inducing: int | None = _ruled(None, Rule(int, 200, low=1, optional=True))
     lengthscale: float | None = _ruled(None, Rule(float, 0.2, low=0, above=True, optional=True))
@@ -87,7 +89,9 @@ class Call:
 
     key_added: str = _ruled("gpnsf", Rule(str, "gpnsf"))
     progress: bool | None = _ruled(None, Rule(bool, False, optional=True))
-    checkpoint: str | os.PathLike[str] | None = _ruled(None, Rule(os.PathLike, "fit.npz", optional=True))
+    checkpoint: str | os.PathLike[str] | None = _ruled(
+        None, Rule(os.PathLike, "fit.npz", optional=True)
+    )
     copy: bool = _ruled(False, Rule(bool, False))
 
 
@@ -106,7 +110,11 @@ def check_arguments(values: Mapping[str, Any]) -> None:
     n_factors, n_spatial = values.get("n_factors"), values.get("n_spatial")
     if n_factors is not None and n_spatial is not None and n_spatial > n_factors:
         found = f"n_spatial={n_spatial} with n_factors={n_factors}"
-        raise ValueError(problem("`n_spatial` of at most `n_factors`", found, "Lower n_spatial or raise n_factors"))
+        raise ValueError(
+            problem(
+                "`n_spatial` of at most `n_factors`", found, "Lower n_spatial or raise n_factors"
+            )
+        )
 
 
 @dataclass(frozen=True)
@@ -127,10 +135,18 @@ class Arguments:
             return {own.name: values[own.name] for own in fields(part) if own.name in values}
 
         return cls(
-            Reading(**chosen(Reading)), Model(**chosen(Model)), Training(**chosen(Training)), Call(**chosen(Call))
+            Reading(**chosen(Reading)),
+            Model(**chosen(Model)),
+            Training(**chosen(Training)),
+            Call(**chosen(Call)),
         )
 
     @property
     def record(self) -> dict[str, Any]:
         """What ``uns`` keeps: arguments that decide the result, and where it went."""
-        return {**vars(self.reading), **vars(self.model), **vars(self.training), "key_added": self.call.key_added}
+        return {
+            **vars(self.reading),
+            **vars(self.model),
+            **vars(self.training),
+            "key_added": self.call.key_added,
+        }

@@ -70,17 +70,27 @@ class Rule:
         """Raise TypeError or ValueError unless ``value`` follows the rule."""
         if value is None and self.optional:
             return
-        texts = f"`{name}` to be {self.wanted}", reprlib.repr(value), f"Pass for example {name}={self.example!r}"
+        texts = (
+            f"`{name}` to be {self.wanted}",
+            reprlib.repr(value),
+            f"Pass for example {name}={self.example!r}",
+        )
         is_bool = isinstance(value, bool | np.bool_)
         if is_bool is not (self.kind is bool) or not isinstance(value, _TYPES[self.kind][0]):
-            raise TypeError(problem(texts[0], f"{texts[1]} of type {type(value).__name__}", texts[2]))
-        if (self.options and value not in self.options) or (self.kind in (int, float) and not self._inside(value)):
+            raise TypeError(
+                problem(texts[0], f"{texts[1]} of type {type(value).__name__}", texts[2])
+            )
+        if (self.options and value not in self.options) or (
+            self.kind in (int, float) and not self._inside(value)
+        ):
             raise ValueError(problem(*texts))
 
     @property
     def wanted(self) -> str:
         """The rule in words."""
-        words = "one of " + ", ".join(map(repr, self.options)) if self.options else _TYPES[self.kind][1]
+        words = (
+            "one of " + ", ".join(map(repr, self.options)) if self.options else _TYPES[self.kind][1]
+        )
         if self.low > -math.inf:
             words += f" {'above' if self.above else 'of at least'} {self.low:g}"
         if self.high < math.inf:
@@ -105,9 +115,7 @@ def combination(
     """Check that model, likelihoods, objective, field, number of coordinates and batches go together."""
     if model in _SIGNED_MODELS and batch_key is not None:
         rule = f"no batches for model={model!r}: multipliers need rates that are not negative"
-        remedy = (
-            "Centre the features within each batch and leave batch_key out, or use a nonnegative model such as 'gpnsf'"
-        )
+        remedy = "Centre the features within each batch and leave batch_key out, or use a nonnegative model such as 'gpnsf'"
         raise ValueError(problem(rule, f"batch_key={batch_key!r}", remedy))
     counted = [f"{name}: {kind}" for name, kind in likelihoods.items() if not FAMILIES[kind].signed]
     if model in _SIGNED_MODELS and counted:
@@ -117,10 +125,16 @@ def combination(
     unbounded = [kind for kind in likelihoods.values() if not FAMILIES[kind].has_bound]
     if objective == "closed_form" and unbounded:
         rule = f"objective='monte_carlo' for the likelihood {unbounded[0]!r}, which has no closed-form bound"
-        raise ValueError(problem(rule, f"objective={objective!r}", "Pass objective='monte_carlo' or use 'bernoulli'"))
+        raise ValueError(
+            problem(
+                rule, f"objective={objective!r}", "Pass objective='monte_carlo' or use 'bernoulli'"
+            )
+        )
     if n_dims == 3 and field == "hilbert" and n_spatial:
         rule = "1 or 2 coordinates for field='hilbert'"
-        raise ValueError(problem(rule, "3 coordinates", "Pass field='inducing' for data in three dimensions"))
+        raise ValueError(
+            problem(rule, "3 coordinates", "Pass field='inducing' for data in three dimensions")
+        )
 
 
 def sizes(n_factors: int, *, n_obs: int, n_features: int) -> None:
@@ -130,7 +144,9 @@ def sizes(n_factors: int, *, n_obs: int, n_features: int) -> None:
         found = f"n_factors={n_factors} for {n_obs} observations and {n_features} features"
         raise ValueError(
             problem(
-                f"`n_factors` of at most {limit}, no larger than the data", found, f"Pass n_factors={limit} or fewer"
+                f"`n_factors` of at most {limit}, no larger than the data",
+                found,
+                f"Pass n_factors={limit} or fewer",
             )
         )
 
@@ -146,14 +162,18 @@ def key_added(key: str, modalities: Iterable[str]) -> None:
         raise ValueError(problem(rule, f"{key!r}, which takes the name {clash[0]!r}", example))
 
 
-def choices(found: Iterable[str], known: Iterable[str], *, what: str, where: str, remedy: str = "") -> None:
+def choices(
+    found: Iterable[str], known: Iterable[str], *, what: str, where: str, remedy: str = ""
+) -> None:
     """Check that all names exist."""
     options = dict.fromkeys(str(name) for name in known)
     unknown = [name for name in found if not isinstance(name, Hashable) or name not in options]
     if unknown:
         listed = ", ".join(map(repr, list(options)[:20])) or "none"
         remedy = remedy or ("Use one of these names" if options else f"Add {unknown[0]!r} first")
-        raise KeyError(problem(f"{what} to exist in {where} (there: {listed})", repr(unknown[0]), remedy))
+        raise KeyError(
+            problem(f"{what} to exist in {where} (there: {listed})", repr(unknown[0]), remedy)
+        )
 
 
 def per_modality(
@@ -171,20 +191,36 @@ def per_modality(
     if not isinstance(value, Mapping):
         raise TypeError(problem(wanted, f"{value!r} of type {type(value).__name__}", remedy))
     choices(value, known, what=f"modalities named in `{argument}`", where="the data")
-    wrong = {name: item for name, item in value.items() if not isinstance(item, kind) or isinstance(item, bool)}
+    wrong = {
+        name: item
+        for name, item in value.items()
+        if not isinstance(item, kind) or isinstance(item, bool)
+    }
     if wrong:
         raise TypeError(problem(wanted, repr(wrong), remedy))
     return {name: value[name] for name in names if name in value}
 
 
-def counts(matrix: sp.csr_matrix, likelihood: str, *, modality: str, features: Sequence[str]) -> None:
+def counts(
+    matrix: sp.csr_matrix, likelihood: str, *, modality: str, features: Sequence[str]
+) -> None:
     """Check the nonzeros [N, P] of a modality, or of some of its rows, against its likelihood."""
     layer = f"layers={{{modality!r}: 'counts'}}"
     finite = f"Set missing values to 0, leave these features out with `use_var`, or pass {layer} to read another layer"
-    _refuse(matrix, lambda x: ~np.isfinite(x), "finite values", "NaN or infinite", finite, modality, features)
+    _refuse(
+        matrix,
+        lambda x: ~np.isfinite(x),
+        "finite values",
+        "NaN or infinite",
+        finite,
+        modality,
+        features,
+    )
     rule = f"values of at most {LARGEST_VALUE:g} (their squares are summed in single precision)"
     rescale = "Convert them to another unit, or leave these features out with `use_var`"
-    _refuse(matrix, lambda x: np.abs(x) > LARGEST_VALUE, rule, "larger", rescale, modality, features)
+    _refuse(
+        matrix, lambda x: np.abs(x) > LARGEST_VALUE, rule, "larger", rescale, modality, features
+    )
     raw = f"Pass {layer} if a layer holds raw counts, or likelihoods={{{modality!r}: 'gaussian'}} for other data"
     for illegal in FAMILIES[likelihood].illegal:
         rule = f"{illegal.wanted} for likelihood {likelihood!r}"
@@ -195,7 +231,11 @@ def extent(n_obs: int, n_features: int, *, modality: str) -> None:
     """Check that a modality has cells and features."""
     if not n_obs or not n_features:
         remedy = "Pass data with cells and features, or a `use_var` that is true somewhere"
-        raise ValueError(problem(f"modality {modality!r} not to be empty", f"shape {(n_obs, n_features)}", remedy))
+        raise ValueError(
+            problem(
+                f"modality {modality!r} not to be empty", f"shape {(n_obs, n_features)}", remedy
+            )
+        )
 
 
 def some(counts: Any, *, modality: str) -> None:
@@ -203,8 +243,12 @@ def some(counts: Any, *, modality: str) -> None:
     if not counts.nnz:
         layer = f"layers={{{modality!r}: 'counts'}}"
         rule = f"at least one nonzero value in modality {modality!r}"
-        remedy = f"Pass {layer} if a layer holds the counts, or leave the modality out with `modalities`"
-        raise ValueError(problem(rule, f"only zeros in {counts.shape[0]} x {counts.shape[1]} values", remedy))
+        remedy = (
+            f"Pass {layer} if a layer holds the counts, or leave the modality out with `modalities`"
+        )
+        raise ValueError(
+            problem(rule, f"only zeros in {counts.shape[0]} x {counts.shape[1]} values", remedy)
+        )
 
 
 def _refuse(
@@ -226,10 +270,16 @@ def _refuse(
 def coordinates(values: Any, *, where: str, obs_names: Sequence[str]) -> np.ndarray:
     """Coordinates [N, D] in float64 from an array or a DataFrame with one to three finite numeric columns."""
     rule = f"{where} to be a numeric array or DataFrame with 1 to 3 columns"
-    remedy = "Store coordinates there as an [n_obs, 2] array, or name another slot with `spatial_key`"
+    remedy = (
+        "Store coordinates there as an [n_obs, 2] array, or name another slot with `spatial_key`"
+    )
     if isinstance(values, pd.DataFrame):
         numeric = len(values.columns) == len(values.select_dtypes("number").columns)
-        array = values.to_numpy(dtype=np.float64, na_value=np.nan) if numeric else values.to_numpy(dtype=object)
+        array = (
+            values.to_numpy(dtype=np.float64, na_value=np.nan)
+            if numeric
+            else values.to_numpy(dtype=object)
+        )
     else:
         array = np.asarray(values)
     if array.dtype.kind not in "iuf":
@@ -241,7 +291,11 @@ def coordinates(values: Any, *, where: str, obs_names: Sequence[str]) -> np.ndar
     lost = np.flatnonzero(~np.isfinite(array).all(axis=1))
     if lost.size:
         found = f"NaN or infinite coordinates in {lost.size} row(s), the first {str(obs_names[lost[0]])!r}"
-        raise ValueError(problem(f"finite coordinates in {where}", found, "Remove these observations or repair them"))
+        raise ValueError(
+            problem(
+                f"finite coordinates in {where}", found, "Remove these observations or repair them"
+            )
+        )
     return array
 
 
@@ -250,7 +304,9 @@ def column(table: pd.DataFrame, name: str, *, where: str) -> pd.Series:
     found = table[name]
     if isinstance(found, pd.DataFrame):
         remedy = "Rename the others, or remove them"
-        raise ValueError(problem(f"one column {name!r} in {where}", f"{found.shape[1]} of that name", remedy))
+        raise ValueError(
+            problem(f"one column {name!r} in {where}", f"{found.shape[1]} of that name", remedy)
+        )
     return found
 
 
@@ -289,6 +345,8 @@ def _complete(column: pd.Series, name: str) -> None:
     missing = int(column.isna().sum())
     if missing:
         found = f"{missing} of {len(column)} missing"
-        filled = ".astype(object).fillna('unknown')" if column.dtype == "category" else ".fillna(...)"
+        filled = (
+            ".astype(object).fillna('unknown')" if column.dtype == "category" else ".fillna(...)"
+        )
         remedy = f"Fill them in, for example by obs[{name!r}] = obs[{name!r}]{filled}, or leave these rows out"
         raise ValueError(problem(f"column {name!r} without missing values", found, remedy))

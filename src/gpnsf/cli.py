@@ -55,10 +55,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="gpnsf", description="Spatial factors of count data with coordinates.")
+    parser = argparse.ArgumentParser(
+        prog="gpnsf", description="Spatial factors of count data with coordinates."
+    )
     parser.add_argument("--version", action="version", version=f"gpnsf {gpnsf.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    adders = (_add_demo, _add_fit, _add_forecast, _add_predict, _add_plot, _add_report, _add_simulate, _add_benchmark)
+    adders = (
+        _add_demo,
+        _add_fit,
+        _add_forecast,
+        _add_predict,
+        _add_plot,
+        _add_report,
+        _add_simulate,
+        _add_benchmark,
+    )
     for add in adders:
         add(commands)
     return parser
@@ -66,7 +77,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _command(commands: Any, run: Callable[..., int | None], help: str) -> argparse.ArgumentParser:
     """Add a command named after its function."""
-    command = commands.add_parser(run.__name__.lstrip("_"), help=help, description=f"{help[0].upper()}{help[1:]}.")
+    command = commands.add_parser(
+        run.__name__.lstrip("_"), help=help, description=f"{help[0].upper()}{help[1:]}."
+    )
     command.set_defaults(run=run)
     return command
 
@@ -74,9 +87,15 @@ def _command(commands: Any, run: Callable[..., int | None], help: str) -> argpar
 def _add_demo(commands: Any) -> None:
     demo = _command(commands, _demo, "simulate a small tissue, fit it, and compare with the truth")
     demo.add_argument(
-        "--out", type=Path, default=Path("gpnsf-demo"), metavar="DIR", help="where results go (%(default)s)"
+        "--out",
+        type=Path,
+        default=Path("gpnsf-demo"),
+        metavar="DIR",
+        help="where results go (%(default)s)",
     )
-    demo.add_argument("--seed", type=int, default=0, help="seed of simulation and fit (%(default)s)")
+    demo.add_argument(
+        "--seed", type=int, default=0, help="seed of simulation and fit (%(default)s)"
+    )
 
 
 def _demo(out: Path, seed: int) -> None:
@@ -98,7 +117,9 @@ def _per_modality(text: str) -> str | dict[str, str]:
         return text
     parts = [part.partition("=") for part in text.split(",")]
     if not all(name and sign and value for name, sign, value in parts):
-        raise argparse.ArgumentTypeError(f"expected NAME or MODALITY=NAME,MODALITY=NAME; got {text!r}")
+        raise argparse.ArgumentTypeError(
+            f"expected NAME or MODALITY=NAME,MODALITY=NAME; got {text!r}"
+        )
     return {name: value for name, _, value in parts}
 
 
@@ -122,16 +143,35 @@ def _or_none(text: str) -> str | None:
 FIT_OPTIONS: dict[str, dict[str, Any]] = {
     "model": {"help": "gpnsf, nsfh, nsf, pnmf, rsf or fa"},
     "n_factors": {"type": int, "help": "most factors that are fitted"},
-    "n_spatial": {"type": int, "help": "most factors that are spatial; default: as many as are found"},
+    "n_spatial": {
+        "type": int,
+        "help": "most factors that are spatial; default: as many as are found",
+    },
     "modalities": {"type": _names, "metavar": "A,B", "help": "modalities to fit"},
-    "likelihoods": {"type": _per_modality, "metavar": "A=NAME,B=NAME", "help": "nb, poisson, bernoulli, gaussian"},
-    "layers": {"type": _per_modality, "metavar": "A=NAME,B=NAME", "help": "layers that hold the counts"},
-    "use_var": {"type": _per_modality, "metavar": "NAME", "help": "boolean var column of the features to fit"},
+    "likelihoods": {
+        "type": _per_modality,
+        "metavar": "A=NAME,B=NAME",
+        "help": "nb, poisson, bernoulli, gaussian",
+    },
+    "layers": {
+        "type": _per_modality,
+        "metavar": "A=NAME,B=NAME",
+        "help": "layers that hold the counts",
+    },
+    "use_var": {
+        "type": _per_modality,
+        "metavar": "NAME",
+        "help": "boolean var column of the features to fit",
+    },
     "spatial_key": {"help": "obsm slot of the coordinates"},
     "library_key": {"help": "obs column of sections"},
     "batch_key": {"help": "obs column of batches, whose features get multipliers"},
     "size_factors": {"type": _or_none, "help": "total, none, or an obs column"},
-    "modality_weights": {"type": _weights, "metavar": "A=X,B=X", "help": "weights in the objective"},
+    "modality_weights": {
+        "type": _weights,
+        "metavar": "A=X,B=X",
+        "help": "weights in the objective",
+    },
     "kernel": {"help": "matern12, matern32, matern52 or rbf"},
     "field": {"help": "hilbert or inducing"},
     "n_inducing": {"type": int, "help": "number of inducing points"},
@@ -141,8 +181,13 @@ FIT_OPTIONS: dict[str, dict[str, Any]] = {
     "objective": {"help": "closed_form or monte_carlo"},
     "n_samples": {"type": int, "help": "draws a step of the Monte Carlo objective"},
     "init": {"help": "auto, smooth, spot or random"},
-    "split": {"help": "tested (default): by counts held back; assumed: spatial factors are as asked for"},
-    "refine": {"action": argparse.BooleanOptionalAction, "help": "refine each observation after the fit"},
+    "split": {
+        "help": "tested (default): by counts held back; assumed: spatial factors are as asked for"
+    },
+    "refine": {
+        "action": argparse.BooleanOptionalAction,
+        "help": "refine each observation after the fit",
+    },
     "holdout_key": {"help": "boolean obs column of rows that train nothing"},
     "max_steps": {"type": int, "help": "cap on the optimisation"},
     "learning_rate": {"type": float, "help": "of the optimiser"},
@@ -152,20 +197,31 @@ FIT_OPTIONS: dict[str, dict[str, Any]] = {
     "seed": {"type": int, "help": "seed, at least 0"},
     "key_added": {"help": "prefix of the slots"},
     "progress": {"action": argparse.BooleanOptionalAction, "help": "progress bar"},
-    "checkpoint": {"type": Path, "metavar": "FILE", "help": "keeps the state of an interrupted fit; repeat to go on"},
+    "checkpoint": {
+        "type": Path,
+        "metavar": "FILE",
+        "help": "keeps the state of an interrupted fit; repeat to go on",
+    },
 }
 
 
 def _add_fit(commands: Any) -> None:
     fit = _command(commands, _fit, "fit a model to a file and write the annotated object")
-    fit.add_argument("source", type=Path, metavar="IN", help="h5mu, h5ad or zarr; a large one is read block by block")
+    fit.add_argument(
+        "source",
+        type=Path,
+        metavar="IN",
+        help="h5mu, h5ad or zarr; a large one is read block by block",
+    )
     fit.add_argument("target", type=Path, metavar="OUT", help="same format as IN")
     _add_fit_options(fit)
 
 
 def _add_fit_options(command: argparse.ArgumentParser) -> None:
     for name, option in FIT_OPTIONS.items():
-        command.add_argument(f"--{name.replace('_', '-')}", dest=name, default=argparse.SUPPRESS, **option)
+        command.add_argument(
+            f"--{name.replace('_', '-')}", dest=name, default=argparse.SUPPRESS, **option
+        )
 
 
 def _fit(source: Path, target: Path, **options: Any) -> None:
@@ -266,7 +322,9 @@ def _plot(source: Path, folder: Path, key: str) -> None:
 def _add_report(commands: Any) -> None:
     report = _command(commands, _report, "write a fit to one HTML page")
     report.add_argument("source", type=Path, metavar="IN", help="h5mu, h5ad or zarr with a fit")
-    report.add_argument("target", type=Path, metavar="OUT.html", help="a page that needs no other file")
+    report.add_argument(
+        "target", type=Path, metavar="OUT.html", help="a page that needs no other file"
+    )
     report.add_argument("--title", help="title of the page")
     report.add_argument("--key", default="gpnsf", help="prefix of the slots (%(default)s)")
 
@@ -300,7 +358,9 @@ def _simulate(name: str, target: Path, seed: int, values: list[str]) -> None:
     choices(options, sorted(known), what="arguments in `--set`", where=f"gpnsf.datasets.{name}")
     mdata = function(seed=seed, **options)
     _write(mdata, target)
-    shapes = ", ".join(f"{modality} {mod.n_obs} x {mod.n_vars}" for modality, mod in mdata.mod.items())
+    shapes = ", ".join(
+        f"{modality} {mod.n_obs} x {mod.n_vars}" for modality, mod in mdata.mod.items()
+    )
     print(f"simulated {name} ({shapes}): {target}")
 
 
@@ -317,7 +377,9 @@ def read_assignment(text: str) -> tuple[str, Any]:
 def _add_benchmark(commands: Any) -> None:
     benchmark = _command(commands, _benchmark, "run a benchmark of a source checkout")
     benchmark.add_argument("name", metavar="NAME", help="file in benchmarks/, without .py")
-    benchmark.add_argument("rest", nargs=argparse.REMAINDER, metavar="...", help="arguments of the benchmark")
+    benchmark.add_argument(
+        "rest", nargs=argparse.REMAINDER, metavar="...", help="arguments of the benchmark"
+    )
 
 
 def _benchmark(name: str, rest: list[str]) -> int:
@@ -327,7 +389,9 @@ def _benchmark(name: str, rest: list[str]) -> int:
         remedy = "Clone the repository and install it with pip install -e ."
         raise FileNotFoundError(problem("a source checkout, installed in place", found, remedy))
     choices([name], names, what="benchmark", where="benchmarks/")
-    return subprocess.run([sys.executable, str(BENCHMARKS / f"{name}.py"), *rest], check=False).returncode
+    return subprocess.run(
+        [sys.executable, str(BENCHMARKS / f"{name}.py"), *rest], check=False
+    ).returncode
 
 
 def _read(path: Path) -> AnnData | MuData:
@@ -336,11 +400,18 @@ def _read(path: Path) -> AnnData | MuData:
     import mudata
 
     check_input(path)
-    readers = {".h5ad": anndata.read_h5ad, ".h5mu": mudata.read_h5mu, ".zarr": mudata.read_zarr, "": anndata.read_zarr}
+    readers = {
+        ".h5ad": anndata.read_h5ad,
+        ".h5mu": mudata.read_h5mu,
+        ".zarr": mudata.read_zarr,
+        "": anndata.read_zarr,
+    }
     try:
         return readers[path.suffix](path)
     except Exception as error:  # what a reader raises on a damaged file is not documented
-        raise ValueError(problem(f"a readable {path.suffix[1:]} file", f"{path}: {error}", "Write it again")) from error
+        raise ValueError(
+            problem(f"a readable {path.suffix[1:]} file", f"{path}: {error}", "Write it again")
+        ) from error
 
 
 def _write(data: AnnData | MuData, path: Path) -> None:

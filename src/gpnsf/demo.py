@@ -26,7 +26,15 @@ __all__ = ["FIGURES", "run", "save_figures"]
 
 N_SPATIAL, N_NONSPATIAL = 4, 2  # factors
 MAPS = ("spatial_factors", "feature_maps", "observed_expected")  # what needs coordinates
-FIGURES = (*MAPS, "top_features", "loadings", "factor_correlation", "importance", "variance_explained", "convergence")
+FIGURES = (
+    *MAPS,
+    "top_features",
+    "loadings",
+    "factor_correlation",
+    "importance",
+    "variance_explained",
+    "convergence",
+)
 
 
 def run(folder: Path, *, seed: int = 0) -> list[str]:
@@ -67,7 +75,9 @@ def save_figures(data: AnnData | MuData, folder: Path, *, key: str = "gpnsf") ->
     left_out += () if fit.names.size > 1 else ("factor_correlation",)
     names = [name for name in FIGURES if name not in left_out]
     _check_folder(folder, names)
-    figures = {name: getattr(gpnsf.pl, name)(data, key=key, show=False, return_fig=True) for name in names}
+    figures = {
+        name: getattr(gpnsf.pl, name)(data, key=key, show=False, return_fig=True) for name in names
+    }
     folder.mkdir(exist_ok=True)
     return [_save(figure, folder / f"{name}.png") for name, figure in figures.items()]
 
@@ -79,7 +89,9 @@ def _check_folder(folder: Path, names: Iterable[str]) -> None:
             check_output(folder / f"{name}.png", ".png")
     elif folder.exists() or not folder.absolute().parent.is_dir():
         remedy = f"Write to another folder, or make it first: mkdir -p {folder}"
-        raise NotADirectoryError(problem("a folder, or a new name in one that exists", str(folder), remedy))
+        raise NotADirectoryError(
+            problem("a folder, or a new name in one that exists", str(folder), remedy)
+        )
 
 
 def _tissue(seed: int) -> MuData:
@@ -133,16 +145,23 @@ def _factor_lines(mdata: MuData) -> list[str]:
 
 def _true_names(mdata: MuData) -> list[str]:
     n_factors, n_spatial = mdata.obsm["true_factors"].shape[1], int(mdata.uns["truth"]["n_spatial"])
-    return [f"spatial {k + 1}" if k < n_spatial else f"nonspatial {k - n_spatial + 1}" for k in range(n_factors)]
+    return [
+        f"spatial {k + 1}" if k < n_spatial else f"nonspatial {k - n_spatial + 1}"
+        for k in range(n_factors)
+    ]
 
 
 def _importance_lines(mdata: MuData) -> list[str]:
     """Spatial importance of the features of each modality against the truth."""
     lines = []
     for name, mod in mdata.mod.items():
-        truth, found = (mod.var[f"{kind}_spatial_importance"].to_numpy() for kind in ("true", "gpnsf"))
+        truth, found = (
+            mod.var[f"{kind}_spatial_importance"].to_numpy() for kind in ("true", "gpnsf")
+        )
         r = np.corrcoef(truth, found)[0, 1]
-        lines.append(f"  {name:<14} mean {found.mean():.2f} (simulated {truth.mean():.2f}), correlation {r:.2f}")
+        lines.append(
+            f"  {name:<14} mean {found.mean():.2f} (simulated {truth.mean():.2f}), correlation {r:.2f}"
+        )
     return ["Spatial importance of the features:", *lines]
 
 
@@ -159,7 +178,9 @@ def _against_truth(mdata: MuData) -> Figure:
         figure, axes = canvas.grid(2 * n_spatial, width=width, height=height, ncols=n_spatial)
         for k in range(n_spatial):
             _panel(axes[k], where, truth[:, k], f"simulated {k + 1}")
-            name = fit.names[columns[k]] if columns[k] >= 0 else "none"  # fewer found than simulated
+            name = (
+                fit.names[columns[k]] if columns[k] >= 0 else "none"
+            )  # fewer found than simulated
             found = fit.mean[:, columns[k]] * (columns[k] >= 0)
             _panel(axes[n_spatial + k], where, found, f"{name}, r = {correlations[k]:.2f}")
     return figure
@@ -170,5 +191,11 @@ def _panel(ax: Axes, where: Section, values: np.ndarray, title: str) -> None:
     from gpnsf.pl import canvas
 
     low, high = canvas.limits(values, quantiles=(0.005, 0.995))
-    canvas.spots(ax, where, values, cmap=canvas.colormap(signed=False), norm=canvas.norm("sqrt", max(low, 0.0), high))
+    canvas.spots(
+        ax,
+        where,
+        values,
+        cmap=canvas.colormap(signed=False),
+        norm=canvas.norm("sqrt", max(low, 0.0), high),
+    )
     ax.set_title(title, loc="left")

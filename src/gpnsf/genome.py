@@ -29,7 +29,17 @@ COLUMNS = (("chrom", "chromStart", "chromEnd"), ("chrom", "start", "end"))
 INTERVAL = "interval"
 PATTERN = r"^(?P<chrom>.+?)[:_-](?P<start>\d+)[_-](?P<end>\d+)$"
 GENE_NAMES = ("gene", "gene_name", "name")
-STRANDS = {"+": "+", "1": "+", "1.0": "+", "-": "-", "-1": "-", "-1.0": "-", ".": "", "?": "", "": ""}
+STRANDS = {
+    "+": "+",
+    "1": "+",
+    "1.0": "+",
+    "-": "-",
+    "-1": "-",
+    "-1.0": "-",
+    ".": "",
+    "?": "",
+    "": "",
+}
 REMEDY = "Give them columns chrom, chromStart, chromEnd in var, or names like 'chr1:1000-1500'"
 
 ALIASES = {"x": "X", "y": "Y", "m": "M", "mt": "M"}
@@ -57,7 +67,9 @@ def peak_positions(var: pd.DataFrame, *, where: str) -> pd.DataFrame:
     return _clean(table.set_axis(var.index), where)
 
 
-def gene_positions(annotation: pd.DataFrame | str | os.PathLike[str], *, where: str) -> pd.DataFrame:
+def gene_positions(
+    annotation: pd.DataFrame | str | os.PathLike[str], *, where: str
+) -> pd.DataFrame:
     """``chrom``, ``start``, ``end`` and ``strand`` ("+", "-" or "") of genes by name, from a table or a csv file.
 
     Genes without a name or a place are left out; of genes that occur several times the first is kept.
@@ -66,9 +78,20 @@ def gene_positions(annotation: pd.DataFrame | str | os.PathLike[str], *, where: 
     places = _from_columns(table, where)
     if places is None:
         remedy = "Pass a table with columns gene, chrom, start, end and, if known, strand"
-        choices(["chrom"], [*map(str, table.columns)], what="positions of genes", where=where, remedy=remedy)
-        raise KeyError(problem(f"columns start and end in {where}", str(list(table.columns)), remedy))
-    names = next((column(table, name, where=where) for name in GENE_NAMES if name in table), table.index.to_series())
+        choices(
+            ["chrom"],
+            [*map(str, table.columns)],
+            what="positions of genes",
+            where=where,
+            remedy=remedy,
+        )
+        raise KeyError(
+            problem(f"columns start and end in {where}", str(list(table.columns)), remedy)
+        )
+    names = next(
+        (column(table, name, where=where) for name in GENE_NAMES if name in table),
+        table.index.to_series(),
+    )
     known = places.notna().all(axis=1).to_numpy() & names.notna().to_numpy()
     places = _clean(places[known].set_axis(names.astype(str).to_numpy()[known]), where)
     places["strand"] = _strands(table, where)[known]
@@ -95,7 +118,9 @@ def starts(genes: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate([forward, backward]), sites
 
 
-def pairs_within(genes: pd.DataFrame, peaks: pd.DataFrame, window: float) -> tuple[np.ndarray, np.ndarray]:
+def pairs_within(
+    genes: pd.DataFrame, peaks: pd.DataFrame, window: float
+) -> tuple[np.ndarray, np.ndarray]:
     """Positions of gene and peak [n] of all pairs whose peak has its middle within ``window`` bases of a start of the gene."""
     gene, sites = starts(genes)
     chrom, centre = peaks["chrom"].to_numpy(), middle(peaks)
@@ -110,7 +135,9 @@ def pairs_within(genes: pd.DataFrame, peaks: pd.DataFrame, window: float) -> tup
     return _ordered(found)
 
 
-def pairs_overlapping(genes: pd.DataFrame, peaks: pd.DataFrame, upstream: float) -> tuple[np.ndarray, np.ndarray]:
+def pairs_overlapping(
+    genes: pd.DataFrame, peaks: pd.DataFrame, upstream: float
+) -> tuple[np.ndarray, np.ndarray]:
     """Positions of gene and peak [n] of all pairs whose peak overlaps the body of the gene or ``upstream`` bases before its start.
 
     Intervals are half open. Where the strand is not known, either end of a gene may be its start.
@@ -151,7 +178,10 @@ def nearest(peaks: pd.DataFrame, genes: pd.DataFrame) -> np.ndarray:
     chrom, centre = peaks["chrom"].to_numpy(), middle(peaks)
     found = np.full(len(peaks), -1)
     for name in np.unique(chrom):
-        here, own = np.flatnonzero(chrom == name), np.flatnonzero(genes["chrom"].to_numpy()[gene] == name)
+        here, own = (
+            np.flatnonzero(chrom == name),
+            np.flatnonzero(genes["chrom"].to_numpy()[gene] == name),
+        )
         if own.size:
             own = own[np.argsort(sites[own], kind="stable")]
             right = np.searchsorted(sites[own], centre[here])
@@ -189,7 +219,11 @@ def _strands(table: pd.DataFrame, where: str) -> np.ndarray:
     wrong = ~texts.isin(STRANDS).to_numpy()
     if wrong.any():
         rule = f"a strand of '+', '-', '.', '?', 1 or -1 for every gene in {where}, or none"
-        raise ValueError(problem(rule, _count(wrong, texts.to_numpy()), "Correct these rows, or remove the column"))
+        raise ValueError(
+            problem(
+                rule, _count(wrong, texts.to_numpy()), "Correct these rows, or remove the column"
+            )
+        )
     return texts.map(STRANDS).to_numpy()
 
 
@@ -199,7 +233,10 @@ def _from_columns(table: pd.DataFrame, where: str) -> pd.DataFrame | None:
     if names is None:
         return None
     return pd.DataFrame(
-        {new: column(table, name, where=where) for new, name in zip(("chrom", "start", "end"), names, strict=True)}
+        {
+            new: column(table, name, where=where)
+            for new, name in zip(("chrom", "start", "end"), names, strict=True)
+        }
     )
 
 
@@ -213,12 +250,20 @@ def _clean(table: pd.DataFrame, where: str) -> pd.DataFrame:
         remedy = "Correct these rows, or leave them out"
         shown = [
             f"{name} at {place}"
-            for name, place in zip(table.index, table.astype(str).agg(" ".join, axis=1), strict=True)
+            for name, place in zip(
+                table.index, table.astype(str).agg(" ".join, axis=1), strict=True
+            )
         ]
         raise ValueError(
-            problem(f"a chromosome and 0 <= start <= end for every row of {where}", _count(wrong, shown), remedy)
+            problem(
+                f"a chromosome and 0 <= start <= end for every row of {where}",
+                _count(wrong, shown),
+                remedy,
+            )
         )
-    return pd.DataFrame({"chrom": _as_of_humans(chrom), "start": ends[:, 0], "end": ends[:, 1]}, index=table.index)
+    return pd.DataFrame(
+        {"chrom": _as_of_humans(chrom), "start": ends[:, 0], "end": ends[:, 1]}, index=table.index
+    )
 
 
 def _chromosome(name: Any) -> str:

@@ -27,7 +27,9 @@ class LazyPackage(ModuleType):
             return import_module(f"{self.__name__}.{name}")
         if name not in self._attributes:
             offers = ", ".join(sorted({*self._submodules, *self._attributes}))
-            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}; it offers {offers}")
+            raise AttributeError(
+                f"module {self.__name__!r} has no attribute {name!r}; it offers {offers}"
+            )
         value = getattr(import_module(f"{self.__name__}.{self._attributes[name]}"), name)
         self.__dict__[name] = value
         return value
@@ -40,10 +42,18 @@ class LazyPackage(ModuleType):
 
     def __dir__(self) -> list[str]:
         """Public names, imported or not."""
-        return sorted({*self._submodules, *self._attributes, *(name for name in self.__dict__ if name[:2] == "__")})
+        return sorted(
+            {
+                *self._submodules,
+                *self._attributes,
+                *(name for name in self.__dict__ if name[:2] == "__"),
+            }
+        )
 
 
-def attach(package: str, *, submodules: Iterable[str] = (), attributes: Mapping[str, str] | None = None) -> None:
+def attach(
+    package: str, *, submodules: Iterable[str] = (), attributes: Mapping[str, str] | None = None
+) -> None:
     """Make a package lazy; ``attributes`` maps each public name to the file that holds it."""
     module = sys.modules[package]
     module.__class__ = LazyPackage

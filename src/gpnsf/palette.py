@@ -12,8 +12,30 @@ __all__ = ["CATEGORIES", "category_colors", "hex_colors"]
 # The first seven are those of Okabe & Ito; each further one is the colour that lies farthest, in CIELAB, from all before
 # it, for normal vision and for the simulated lack of either of the three cones.
 CATEGORIES = (
-    *("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#6A00FF", "#552A00", "#00FF95"),
-    *("#6A0055", "#2A2AAA", "#BFEAD4", "#6A80FF", "#D40040", "#6AEAFF", "#BFAA55", "#950040", "#6A55FF", "#00D495"),
+    *(
+        "#0072B2",
+        "#E69F00",
+        "#009E73",
+        "#CC79A7",
+        "#56B4E9",
+        "#D55E00",
+        "#F0E442",
+        "#6A00FF",
+        "#552A00",
+        "#00FF95",
+    ),
+    *(
+        "#6A0055",
+        "#2A2AAA",
+        "#BFEAD4",
+        "#6A80FF",
+        "#D40040",
+        "#6AEAFF",
+        "#BFAA55",
+        "#950040",
+        "#6A55FF",
+        "#00D495",
+    ),
 )
 
 
@@ -32,6 +54,9 @@ def hex_colors(colors: Iterable[Any]) -> list[str]:
             plain: Any = str(color) if isinstance(color, str) else tuple(map(float, color))
             found.append(to_hex(plain, keep_alpha=True))
         except (TypeError, ValueError) as error:
-            rule, remedy = "colours as names, '#rrggbb', or RGB(A) tuples between 0 and 1", "Pass for example '#0072B2'"
+            rule, remedy = (
+                "colours as names, '#rrggbb', or RGB(A) tuples between 0 and 1",
+                "Pass for example '#0072B2'",
+            )
             raise ValueError(problem(rule, repr(color), remedy)) from error
     return found

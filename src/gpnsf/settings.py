@@ -49,10 +49,14 @@ class Settings:
     def __setattr__(self, name: str, value: Any) -> None:
         """Refuse unknown names and values; the level reaches the log at once."""
         if name not in _CHECKS:
-            raise AttributeError(f"Settings are {', '.join(_CHECKS)}; got {name!r}. Set one of those.")
+            raise AttributeError(
+                f"Settings are {', '.join(_CHECKS)}; got {name!r}. Set one of those."
+            )
         accepts, rule = _CHECKS[name]
         if not accepts(value):
-            raise ValueError(f"Setting `{name}` must be {rule}; got {value!r}. Nothing was changed: set it again.")
+            raise ValueError(
+                f"Setting `{name}` must be {rule}; got {value!r}. Nothing was changed: set it again."
+            )
         super().__setattr__(name, value)
         if name == "verbosity":
             _log.setLevel(value.upper())
@@ -87,7 +91,9 @@ def _is_device(value: Any) -> bool:
 
 def _is_budget(value: Any) -> bool:
     """Tell whether this is a number of bytes, or None."""
-    return value is None or (isinstance(value, int | float) and not isinstance(value, bool) and value >= 0)
+    return value is None or (
+        isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
+    )
 
 
 _CHECKS = {

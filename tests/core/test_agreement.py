@@ -12,7 +12,10 @@ from gpnsf.core.scores import agreement
 RNG = np.random.default_rng(0)
 ONE, OTHER = RNG.dirichlet(np.ones(4), 30), RNG.dirichlet(np.ones(4), 30)
 MEASURES = {
-    agreement.relative_error: (0.0, lambda a, b: math.sqrt(sum((a - b).ravel() ** 2) / sum(b.ravel() ** 2))),
+    agreement.relative_error: (
+        0.0,
+        lambda a, b: math.sqrt(sum((a - b).ravel() ** 2) / sum(b.ravel() ** 2)),
+    ),
     agreement.rmse: (0.0, lambda a, b: math.sqrt(sum((a - b).ravel() ** 2) / a.size)),
     agreement.correlation: (1.0, lambda a, b: np.corrcoef(a.ravel(), b.ravel())[0, 1]),
 }
@@ -29,7 +32,10 @@ def test_the_divergence_is_that_of_jensen_and_shannon():
     def entropy(p):
         return -sum(float(x) * math.log(x) for x in p if x > 0)
 
-    rows = [entropy((p + q) / 2) - (entropy(p) + entropy(q)) / 2 for p, q in zip(ONE, OTHER, strict=True)]
+    rows = [
+        entropy((p + q) / 2) - (entropy(p) + entropy(q)) / 2
+        for p, q in zip(ONE, OTHER, strict=True)
+    ]
     assert agreement.divergence(ONE, OTHER) == pytest.approx(np.mean(np.sqrt(rows)))
     assert agreement.divergence(np.eye(2), np.eye(2)[::-1]) == pytest.approx(math.sqrt(math.log(2)))
     assert agreement.divergence(np.eye(2), np.eye(2)) == 0.0
@@ -40,7 +46,9 @@ def test_a_constant_has_no_correlation():
 
 
 def test_structural_similarity_by_loops():
-    cells = np.column_stack(np.divmod(np.arange(60), 10))[RNG.permutation(60)[:50]]  # a lattice with holes
+    cells = np.column_stack(np.divmod(np.arange(60), 10))[
+        RNG.permutation(60)[:50]
+    ]  # a lattice with holes
     one, other = RNG.random(50), RNG.random(50)
     total = 0.0
     for here in cells:
@@ -58,7 +66,12 @@ def test_structural_similarity_by_loops():
     [
         (np.column_stack(np.divmod(np.arange(20), 5)), True),
         (100 + 7.5 * np.column_stack(np.divmod(np.arange(20), 5)), True),
-        (np.column_stack([np.arange(20) // 5, 2 * (np.arange(20) % 5) + (np.arange(20) // 5) % 2]), True),
+        (
+            np.column_stack(
+                [np.arange(20) // 5, 2 * (np.arange(20) % 5) + (np.arange(20) // 5) % 2]
+            ),
+            True,
+        ),
         (RNG.random((20, 2)), False),
         (np.arange(20.0)[:, None], False),
         (np.zeros((20, 2)), False),

@@ -17,14 +17,22 @@ def problem():
     spatial = np.column_stack([np.arange(N) < 100, np.arange(N) >= 300]).astype(float) + 0.1
     nonspatial = rng.lognormal(0, 1, N)
     follows = np.arange(P) % 2 == 0
-    rate = nonspatial[:, None] * rng.gamma(2, 0.5, P) + follows * spatial[:, np.arange(P) % 4 // 2] + 0.05
+    rate = (
+        nonspatial[:, None] * rng.gamma(2, 0.5, P)
+        + follows * spatial[:, np.arange(P) % 4 // 2]
+        + 0.05
+    )
     null = np.column_stack([nonspatial, np.ones(N)])
     return sp.csr_matrix(rng.poisson(rate).astype(np.float32)), spatial, null, follows
 
 
-def values(counts, spatial, null, *, library=None, batches=None, binary=False, n_permutations=50, seed=0):
+def values(
+    counts, spatial, null, *, library=None, batches=None, binary=False, n_permutations=50, seed=0
+):
     library = np.zeros(N, dtype=int) if library is None else library
-    batches = (np.zeros(N, dtype=int), np.ones((1, counts.shape[1]))) if batches is None else batches
+    batches = (
+        (np.zeros(N, dtype=int), np.ones((1, counts.shape[1]))) if batches is None else batches
+    )
     options = {"binary": binary, "n_permutations": n_permutations, "seed": seed}
     return permutation_p_values(counts, spatial, null, library, batches, **options)
 
@@ -58,7 +66,9 @@ def test_p_values_equal_a_loop_over_permutations(problem):
         scores.append(correlation.max(axis=0))
     scores = np.array(scores)
     naive = [(1 + (scores[1:] >= scores[0, j]).sum()) / (1 + 30 * 7) for j in range(7)]
-    np.testing.assert_allclose(p, naive, atol=3 / 211)  # the loadings are not quite at their maximum
+    np.testing.assert_allclose(
+        p, naive, atol=3 / 211
+    )  # the loadings are not quite at their maximum
 
 
 def test_blocks_of_features_change_nothing(problem, monkeypatch):
@@ -85,7 +95,10 @@ def test_what_batches_multiply_is_no_pattern(binary):
     nonspatial = rng.lognormal(0, 1, N)
     counts = rng.poisson(multipliers[codes] * (0.3 * nonspatial[:, None] + 0.2))
     counts = sp.csr_matrix((np.minimum(counts, 1) if binary else counts).astype(np.float32))
-    spatial, null = codes[:, None] + 0.1 * rng.random((N, 1)), np.column_stack([nonspatial, np.ones(N)])
+    spatial, null = (
+        codes[:, None] + 0.1 * rng.random((N, 1)),
+        np.column_stack([nonspatial, np.ones(N)]),
+    )
     assert (values(counts, spatial, null, binary=binary) < 0.05).mean() > 0.3
     p = values(counts, spatial, null, batches=(codes, multipliers), binary=binary)
     assert (p < 0.05).mean() < 0.12

@@ -45,8 +45,12 @@ def test_numba_is_the_first_choice_on_the_cpu_and_torch_elsewhere():
     assert backend("cuda") == "torch"
 
 
-@pytest.mark.parametrize(("broken", "error"), [(Uncompiled, "NotImplementedError"), (Wrong, "ArithmeticError")])
-def test_torch_takes_over_from_what_does_not_work_and_the_log_says_so_once(broken, error, monkeypatch, caplog):
+@pytest.mark.parametrize(
+    ("broken", "error"), [(Uncompiled, "NotImplementedError"), (Wrong, "ArithmeticError")]
+)
+def test_torch_takes_over_from_what_does_not_work_and_the_log_says_so_once(
+    broken, error, monkeypatch, caplog
+):
     monkeypatch.setattr(backends, "Simd", broken)
     with caplog.at_level(logging.WARNING, logger="gpnsf"):
         assert [backend("cpu"), backend("cpu")] == [f"torch ({error})"] * 2

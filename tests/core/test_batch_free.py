@@ -52,7 +52,9 @@ def test_without_batches_there_is_nothing_to_estimate():
 def test_row_blocks_never_mix_batches(block_size):
     dataset = batched()
     blocks = model_of(dataset).blocks(dataset, block_size)
-    assert [i for block in blocks for i in range(block.rows.start, block.rows.stop)] == list(range(60))
+    assert [i for block in blocks for i in range(block.rows.start, block.rows.stop)] == list(
+        range(60)
+    )
     for block in blocks:
         assert (dataset.batch[block.rows] == block.batch).all()
     assert sum(block.share for block in blocks) == pytest.approx(1)
@@ -70,7 +72,10 @@ def test_a_multiplier_scales_the_rates_of_its_batch_and_costs_its_prior():
     dataset = batched({"rna": "poisson"})
     model, plain = (model_of(dataset, sd=sd, loadings="point") for sd in (0.4, 0.0))
     (name, view), (_, other) = next(model.items()), next(plain.items())
-    expected = loss(plain, plain.blocks(dataset)).item() + (0.5 * (view.log_multipliers / BATCH_SD) ** 2).sum().item()
+    expected = (
+        loss(plain, plain.blocks(dataset)).item()
+        + (0.5 * (view.log_multipliers / BATCH_SD) ** 2).sum().item()
+    )
     for block in plain.blocks(dataset):
         moments = plain.moments(name, block)
         own, multipliers = other.loadings.mean, view.log_multipliers[block.batch].exp()[:, None]
@@ -84,11 +89,17 @@ def test_loadings_are_exposed_to_the_multipliers_of_their_feature():
     model = model_of(dataset, sd=0.4)
     blocks, (name, view) = model.blocks(dataset), next(model.items())
     model.look(blocks)
-    own = torch.stack([model.moments(name, block).mean.sum(0) for block in blocks])  # a block is a batch here
+    own = torch.stack(
+        [model.moments(name, block).mean.sum(0) for block in blocks]
+    )  # a block is a batch here
     site = poutine.trace(view.loadings.guide).get_trace("W", view.multipliers, 1.0).nodes["W"]
-    without = poutine.trace(view.loadings.guide).get_trace("W", 0 * view.multipliers, 1.0).nodes["W"]
+    without = (
+        poutine.trace(view.loadings.guide).get_trace("W", 0 * view.multipliers, 1.0).nodes["W"]
+    )
     rates = site["fn"].base_dist.rate - without["fn"].base_dist.rate
-    torch.testing.assert_close(rates, view.multipliers.T @ own / view.loadings.charge, rtol=1e-4, atol=1e-2)
+    torch.testing.assert_close(
+        rates, view.multipliers.T @ own / view.loadings.charge, rtol=1e-4, atol=1e-2
+    )
 
 
 def test_blocks_of_any_size_add_up_to_the_same_objective():
@@ -121,7 +132,11 @@ def test_what_is_reported_has_mean_one_and_the_rates_of_the_model(stage):
     np.testing.assert_allclose(size @ multipliers.T[BATCH] / size.sum(), 1, rtol=1e-5)
     ratio = np.log(multipliers).T - next(iter(model.views)).log_multipliers.detach().numpy()
     np.testing.assert_allclose(ratio, np.broadcast_to(ratio[0], ratio.shape), atol=1e-5)
-    rates = size[:, None] * multipliers.T[BATCH] * (result.mean @ result.loadings["rna"].T + result.background["rna"])
+    rates = (
+        size[:, None]
+        * multipliers.T[BATCH]
+        * (result.mean @ result.loadings["rna"].T + result.background["rna"])
+    )
     assert rates.sum() == pytest.approx(dataset.views[0].counts.sum(), rel=0.01)
 
 
@@ -135,7 +150,9 @@ def test_the_information_on_loadings_goes_through_the_multipliers():
     results = []
     for candidate, data in ((model, dataset), (other, replace(dataset, views=(deeper,)))):
         blocks = candidate.blocks(data)
-        results.append(summarise(candidate, data, blocks, mean_field(candidate, blocks)).importance_std["rna"])
+        results.append(
+            summarise(candidate, data, blocks, mean_field(candidate, blocks)).importance_std["rna"]
+        )
     np.testing.assert_allclose(results[0], results[1], rtol=1e-3)
 
 
@@ -144,10 +161,15 @@ def test_starts_see_counts_without_the_difference_between_batches():
     view = dataset.views[0]
     counts = view.counts.toarray() + 20
     counts[BATCH == 2, 0] *= 8
-    dataset = replace(dataset, views=(replace(view, counts=type(view.counts)(counts), size=np.ones(60, np.float32)),))
+    dataset = replace(
+        dataset,
+        views=(replace(view, counts=type(view.counts)(counts), size=np.ones(60, np.float32)),),
+    )
     seen = corrected(dataset).views[0].counts.toarray()
     per_batch = np.array([seen[BATCH == code].mean(0) for code in range(3)])
-    np.testing.assert_allclose(per_batch, np.broadcast_to(per_batch.mean(0), per_batch.shape), rtol=0.05)
+    np.testing.assert_allclose(
+        per_batch, np.broadcast_to(per_batch.mean(0), per_batch.shape), rtol=0.05
+    )
     assert dataset.views[0].counts[BATCH == 2][:, 0].mean() > 100
 
 
@@ -165,7 +187,9 @@ def test_a_fit_finds_the_gene_that_one_batch_lacks(likelihoods):
     (view,) = (view for view in dataset.views if view.name == name)
     counts = view.counts.toarray()
     counts[BATCH == 0, 3] = 0
-    views = tuple(replace(v, counts=type(v.counts)(counts)) if v is view else v for v in dataset.views)
+    views = tuple(
+        replace(v, counts=type(v.counts)(counts)) if v is view else v for v in dataset.views
+    )
     dataset = replace(dataset, views=views)
     model = build("gpnsf", dataset, n_factors=3, n_spatial=2)
     fit(model, dataset, schedule=Schedule(max_steps=60))

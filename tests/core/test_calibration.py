@@ -30,14 +30,18 @@ def test_draws_have_the_mean_and_the_variance_of_their_likelihood(likelihood, bl
     assert counts.dtype == np.float32
     standard = (counts.toarray() - mean).mean(axis=0) / np.sqrt(variance.mean(axis=0) / N)
     assert np.abs(standard).max() < 4
-    np.testing.assert_allclose(((counts.toarray() - mean) ** 2).mean(axis=0), variance.mean(axis=0), rtol=0.35)
+    np.testing.assert_allclose(
+        ((counts.toarray() - mean) ** 2).mean(axis=0), variance.mean(axis=0), rtol=0.35
+    )
 
 
 @pytest.mark.parametrize("block", [calibration.BLOCK, 50 * P])
 def test_rates_have_the_multipliers_of_their_batch(block, monkeypatch):
     monkeypatch.setattr(calibration, "BLOCK", block)
     codes, multipliers = np.arange(N) % 3, np.random.default_rng(3).lognormal(size=(3, P))
-    counts = simulate_counts(A, W, "poisson", np.nan, np.random.default_rng(2), (codes, multipliers)).toarray()
+    counts = simulate_counts(
+        A, W, "poisson", np.nan, np.random.default_rng(2), (codes, multipliers)
+    ).toarray()
     for code in range(3):
         mean = multipliers[code] * RATE[codes == code]
         standard = (counts[codes == code] - mean).sum(axis=0) / np.sqrt(mean.sum(axis=0))

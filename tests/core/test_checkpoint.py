@@ -39,9 +39,13 @@ class Killed(BaseException):
     """Nothing is done after it."""
 
 
-def problem(likelihoods: dict[str, str] | None = None, **options: Any) -> tuple[Factorization, Dataset]:
+def problem(
+    likelihoods: dict[str, str] | None = None, **options: Any
+) -> tuple[Factorization, Dataset]:
     dataset = toy_dataset(likelihoods or TWO, n_features=options.pop("n_features", 10))
-    return build("gpnsf", dataset, **{"n_factors": 3, "n_spatial": 2, "n_inducing": 20, **options}), dataset
+    return build(
+        "gpnsf", dataset, **{"n_factors": 3, "n_spatial": 2, "n_inducing": 20, **options}
+    ), dataset
 
 
 class Starts(tuple):
@@ -52,12 +56,16 @@ class Starts(tuple):
 
 
 @cache
-def starts_of(n_factors: int, n_spatial: int, n_features: int, *likelihoods: tuple[str, str]) -> Starts:
+def starts_of(
+    n_factors: int, n_spatial: int, n_features: int, *likelihoods: tuple[str, str]
+) -> Starts:
     dataset = toy_dataset(dict(likelihoods), n_features=n_features)
     return Starts(initial.starts(dataset, n_factors, n_spatial, nonnegative=True))
 
 
-def fitted(path: Path | None = None, schedule: Schedule = BRIEF, **options: Any) -> tuple[Factorization, History]:
+def fitted(
+    path: Path | None = None, schedule: Schedule = BRIEF, **options: Any
+) -> tuple[Factorization, History]:
     model, dataset = problem(**options)
     likelihoods = options.get("likelihoods", TWO)
     n_features = dataset.views[0].counts.shape[1]
@@ -66,7 +74,9 @@ def fitted(path: Path | None = None, schedule: Schedule = BRIEF, **options: Any)
     return model, training.fit(model, dataset, init=starts, schedule=schedule, checkpoint=store)
 
 
-def stop_at(monkeypatch: pytest.MonkeyPatch, call: int, error: type[BaseException], broken: int = -1) -> None:
+def stop_at(
+    monkeypatch: pytest.MonkeyPatch, call: int, error: type[BaseException], broken: int = -1
+) -> None:
     """Raise at one call of the objective; at another, which counts from the first fit, it is not a number."""
     calls = iter(range(10**6))
 
@@ -82,7 +92,12 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, call: int, error: type[BaseExceptio
 
 
 def interrupt(
-    path: Path | None, call: int, error: type[BaseException], *args: Any, broken: int = -1, **options: Any
+    path: Path | None,
+    call: int,
+    error: type[BaseException],
+    *args: Any,
+    broken: int = -1,
+    **options: Any,
 ) -> None:
     """A fit that is interrupted."""
     with pytest.MonkeyPatch.context() as patch:
@@ -100,7 +115,9 @@ def same(one: tuple[Factorization, History], other: tuple[Factorization, History
         history_2.starts,
         history_2.repairs,
     )
-    for (name, value), again in zip(model.state_dict().items(), model_2.state_dict().values(), strict=True):
+    for (name, value), again in zip(
+        model.state_dict().items(), model_2.state_dict().values(), strict=True
+    ):
         assert torch.equal(value, again), name
     assert (np.diff(history_2.seconds) > 0).all()
 
@@ -160,7 +177,12 @@ def test_a_fit_may_be_interrupted_again_and_again(patience, path, uninterrupted,
 @pytest.mark.parametrize("call", [6, 30])
 @pytest.mark.parametrize(
     "options",
-    [{"n_samples": 2}, {"field": "inducing"}, {"lengthscale": 0.3}, {"likelihoods": {"rna": "gaussian"}}],
+    [
+        {"n_samples": 2},
+        {"field": "inducing"},
+        {"lengthscale": 0.3},
+        {"likelihoods": {"rna": "gaussian"}},
+    ],
     ids=str,
 )
 def test_other_models_go_on_too(options, call, path):
@@ -189,7 +211,13 @@ slow = pytest.mark.slow
 @pytest.mark.usefixtures("bold")
 @pytest.mark.parametrize(
     ("number", "later"),
-    [(1, 6), *(pytest.param(number, later, marks=slow) for number, later in ((0, 0), (0, 26), (1, 26), (2, 6)))],
+    [
+        (1, 6),
+        *(
+            pytest.param(number, later, marks=slow)
+            for number, later in ((0, 0), (0, 26), (1, 26), (2, 6))
+        ),
+    ],
 )
 def test_a_fit_goes_on_around_its_moves(number, later, path):
     """Interrupted in the first look after the first, a middle and the last move, in its trial, and afterwards."""
@@ -262,9 +290,7 @@ def test_a_checkpoint_changes_nothing(path, uninterrupted):
 def test_ctrl_c_says_where_it_stopped_and_how_to_go_on(call, where, path, log):
     with pytest.raises(KeyboardInterrupt):
         interrupt(path, call, KeyboardInterrupt)
-    text = (
-        f"Interrupted after {where}; the data are untouched. The same call with checkpoint='{path}' goes on from there."
-    )
+    text = f"Interrupted after {where}; the data are untouched. The same call with checkpoint='{path}' goes on from there."
     assert text in log.text
     fitted(path)
     assert f"Going on after {where.split(' (')[0]}, as {path} says" in log.text
@@ -273,13 +299,19 @@ def test_ctrl_c_says_where_it_stopped_and_how_to_go_on(call, where, path, log):
 def test_ctrl_c_without_a_checkpoint_says_what_would_have_helped(log):
     with pytest.raises(KeyboardInterrupt):
         interrupt(None, 6, KeyboardInterrupt)
-    assert "Interrupted after step 2 (pick); the data are untouched. With checkpoint=PATH the same call" in log.text
+    assert (
+        "Interrupted after step 2 (pick); the data are untouched. With checkpoint=PATH the same call"
+        in log.text
+    )
 
 
 def test_ctrl_c_before_the_first_step_says_that_there_is_nothing(path, log):
     with pytest.raises(KeyboardInterrupt):
         interrupt(path, 0, KeyboardInterrupt)
-    assert "Interrupted after step 0 (pick); the data are untouched. No checkpoint was written." in log.text
+    assert (
+        "Interrupted after step 0 (pick); the data are untouched. No checkpoint was written."
+        in log.text
+    )
     assert not path.exists()
 
 
@@ -301,17 +333,27 @@ def full_disk(monkeypatch: pytest.MonkeyPatch, first: int, error: BaseException)
 
 
 @pytest.mark.parametrize("first", [0, 9])
-def test_a_full_disk_is_warned_about_once_and_the_fit_goes_on(first, path, log, uninterrupted, monkeypatch):
+def test_a_full_disk_is_warned_about_once_and_the_fit_goes_on(
+    first, path, log, uninterrupted, monkeypatch
+):
     with monkeypatch.context() as patch:
         full_disk(patch, first, OSError(errno.ENOSPC, "No space left on device"))
         same(uninterrupted, fitted(path))
-    (text,) = [record.getMessage() for record in log.records if "could not be written" in record.getMessage()]
+    (text,) = [
+        record.getMessage()
+        for record in log.records
+        if "could not be written" in record.getMessage()
+    ]
     assert str(path) in text
     assert "No space left on device" in text
-    assert len(list(path.parent.iterdir())) == (first > 0)  # the last good one stays, half a file does not
+    assert len(list(path.parent.iterdir())) == (
+        first > 0
+    )  # the last good one stays, half a file does not
     if first:
         same(uninterrupted, fitted(path))
-        assert "Going on after step 1," in log.text  # the ninth write: four steps of two starts, and one more
+        assert (
+            "Going on after step 1," in log.text
+        )  # the ninth write: four steps of two starts, and one more
 
 
 def test_death_while_writing_leaves_the_last_file(path, uninterrupted, monkeypatch):
@@ -354,7 +396,9 @@ def test_a_file_holds_numbers_and_json_only(path):
 )
 def test_a_place_that_cannot_be_written_is_refused_at_once(name, error, found, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(error, match=rf"Expected `checkpoint` to be a file.*; got .*{found}.*\. Name a file in"):
+    with pytest.raises(
+        error, match=rf"Expected `checkpoint` to be a file.*; got .*{found}.*\. Name a file in"
+    ):
         Checkpoint(tmp_path / name)
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
 
@@ -398,11 +442,17 @@ def test_a_file_of_another_fit_is_refused_by_name_of_the_difference(found, chang
     assert path.read_bytes() == before
 
 
-@pytest.mark.parametrize("what", ["counts of rna", "size factors of atac", "coordinates", "shape of atac"])
+@pytest.mark.parametrize(
+    "what", ["counts of rna", "size factors of atac", "coordinates", "shape of atac"]
+)
 def test_a_file_of_other_data_is_refused_by_name_of_the_difference(what, path):
     fitted(path)
     model, dataset = problem()
-    view = next(view for view in dataset.views if view.name == what.split()[-1]) if " " in what else None
+    view = (
+        next(view for view in dataset.views if view.name == what.split()[-1])
+        if " " in what
+        else None
+    )
     if what == "coordinates":
         dataset.coords[3] += 1e-6
     elif what.startswith("size"):
@@ -412,7 +462,9 @@ def test_a_file_of_other_data_is_refused_by_name_of_the_difference(what, path):
     else:
         view.counts.resize(view.counts.shape[0], view.counts.shape[1] + 1)
     facts = fingerprint(model, dataset, {})
-    assert what in {name for name, value in fingerprint(*problem(), {}).items() if facts[name] != value}
+    assert what in {
+        name for name, value in fingerprint(*problem(), {}).items() if facts[name] != value
+    }
     store = Checkpoint(path)
     with pytest.raises(ValueError, match=f"differs in .*{what if what[:5] != 'shape' else ''}"):
         training.fit(model, dataset, schedule=BRIEF, checkpoint=store)
@@ -421,7 +473,9 @@ def test_a_file_of_other_data_is_refused_by_name_of_the_difference(what, path):
 def test_files_of_other_versions_are_refused(path, monkeypatch):
     fitted(path)
     monkeypatch.setattr(files, "version", lambda name: "99.1")
-    with pytest.raises(ValueError, match=r"differs in gpnsf \(0.1.0 there, 99.1 here\), torch \(.*, pyro-ppl"):
+    with pytest.raises(
+        ValueError, match=r"differs in gpnsf \(0.1.0 there, 99.1 here\), torch \(.*, pyro-ppl"
+    ):
         fitted(path)
 
 
@@ -448,7 +502,11 @@ def asked() -> list[Any]:
     model, dataset = problem()
     stepper_like: list[Any] = []
     with pytest.MonkeyPatch.context() as patch, TemporaryDirectory() as folder:
-        patch.setattr(Checkpoint, "open", lambda store, facts, like: stepper_like.extend([facts, like]) or _stop())
+        patch.setattr(
+            Checkpoint,
+            "open",
+            lambda store, facts, like: stepper_like.extend([facts, like]) or _stop(),
+        )
         with pytest.raises(Killed):
             training.fit(model, dataset, schedule=BRIEF, checkpoint=Checkpoint(f"{folder}/fit.npz"))
     return stepper_like
@@ -461,7 +519,8 @@ def _stop() -> None:
 def refused(path: Path) -> str:
     before = path.read_bytes()
     with pytest.raises(
-        ValueError, match=r"Expected `checkpoint` to name a .*fit.npz', which .*\. .*delete this one"
+        ValueError,
+        match=r"Expected `checkpoint` to name a .*fit.npz', which .*\. .*delete this one",
     ) as caught:
         reopened(path)
     assert path.read_bytes() == before
@@ -482,7 +541,8 @@ def test_a_truncated_file_is_refused(share, path, content):
 
 
 @pytest.mark.parametrize(
-    "other", [b"hello", b"PK\x03\x04" + bytes(100), b"\x89HDF\r\n\x1a\n" + bytes(1000), bytes(10**5)]
+    "other",
+    [b"hello", b"PK\x03\x04" + bytes(100), b"\x89HDF\r\n\x1a\n" + bytes(1000), bytes(10**5)],
 )
 def test_another_kind_of_file_is_refused(other, path):
     path.write_bytes(other)
@@ -491,7 +551,9 @@ def test_another_kind_of_file_is_refused(other, path):
 
 def test_flipped_bits_never_crash(path, content):
     generator, n_refused = np.random.default_rng(0), 0
-    for position in generator.integers(len(content), size=60).tolist() + list(range(len(content) - 60, len(content))):
+    for position in generator.integers(len(content), size=60).tolist() + list(
+        range(len(content) - 60, len(content))
+    ):
         spoilt = bytearray(content)
         spoilt[position] ^= 1 << int(generator.integers(8))
         path.write_bytes(spoilt)
@@ -503,7 +565,9 @@ def test_flipped_bits_never_crash(path, content):
     assert n_refused > 60
 
 
-def rewritten(content: bytes, name: str, replacement: bytes | None, method: int = zipfile.ZIP_STORED) -> bytes:
+def rewritten(
+    content: bytes, name: str, replacement: bytes | None, method: int = zipfile.ZIP_STORED
+) -> bytes:
     """The archive with another member in place of one, or without it."""
     target = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(target, "w", method) as new:
@@ -526,7 +590,9 @@ def header(text: str) -> bytes:
     return b"\x93NUMPY\x01\x00" + len(padded).to_bytes(2, "little") + padded.encode() + bytes(4)
 
 
-@pytest.mark.parametrize("name", ["facts", "walk.here", "walk.best", "moments", "counts", "random", "random_cuda"])
+@pytest.mark.parametrize(
+    "name", ["facts", "walk.here", "walk.best", "moments", "counts", "random", "random_cuda"]
+)
 @pytest.mark.parametrize(
     "replacement",
     [
@@ -538,7 +604,9 @@ def header(text: str) -> bytes:
         npy(np.array(["text"])),
         npy(np.array([{"a": 1}], dtype=object), allow_pickle=True),
         header("{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000,), }"),
-        header("{'descr': '|u1', 'fortran_order': False, 'shape': (99999999999999999999999999,), }"),
+        header(
+            "{'descr': '|u1', 'fortran_order': False, 'shape': (99999999999999999999999999,), }"
+        ),
         header("{'descr': '<f4', 'fortran_order': False, 'shape': (-1, -1), }"),
         header("{'descr': '|O', 'fortran_order': False, 'shape': (1,), }"),
         header("__import__('os').system('false')"),
@@ -602,7 +670,9 @@ def test_facts_of_the_wrong_kind_are_refused(change, path, content):
     refused(path)
 
 
-@pytest.mark.parametrize("text", [b"", b"[]", b"7", b"{", b"[" * 10**5, b"\xff", b'{"fingerprint": {"format": 1}}'])
+@pytest.mark.parametrize(
+    "text", [b"", b"[]", b"7", b"{", b"[" * 10**5, b"\xff", b'{"fingerprint": {"format": 1}}']
+)
 def test_text_of_the_wrong_kind_is_refused(text, path, content):
     path.write_bytes(rewritten(content, "facts", npy(np.frombuffer(text, dtype=np.uint8))))
     assert len(re.sub(r"'.*fit.npz'", "", refused(path))) < 800

@@ -68,7 +68,10 @@ def test_more_starts_do_not_fit_worse():
     points = np.random.default_rng(4).standard_normal((100, 2))
 
     def within(labels):
-        return sum(((points[labels == k] - points[labels == k].mean(0)) ** 2).sum() for k in np.unique(labels))
+        return sum(
+            ((points[labels == k] - points[labels == k].mean(0)) ** 2).sum()
+            for k in np.unique(labels)
+        )
 
     assert within(cluster(points, 8, n_init=20)) <= within(cluster(points, 8, n_init=1)) + 1e-9
     assert adjusted_rand_score(cluster(points, 8), cluster(points, 8)) == 1

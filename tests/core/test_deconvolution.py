@@ -15,20 +15,39 @@ from gpnsf.core.companions.pseudospots import drawn, smooth
 from gpnsf.core.scores.neighbours import ties
 
 
-def problem(seed: int = 0, *, n_side: int = 6, n_genes: int = 40, n_types: int = 4, depth: float = 300.0, **weights):
+def problem(
+    seed: int = 0,
+    *,
+    n_side: int = 6,
+    n_genes: int = 40,
+    n_types: int = 4,
+    depth: float = 300.0,
+    **weights,
+):
     """Simulated spots on a lattice: their mixture, penalties, true proportions, counts and profiles."""
     rng = np.random.default_rng(seed)
     coords = np.column_stack(np.divmod(np.arange(n_side**2), n_side)).astype(float)
     profiles = rng.lognormal(0, 1, (n_genes, 1)) * rng.lognormal(0, 0.8, (n_genes, n_types))
     profiles /= profiles.sum(axis=0)
-    truth = smooth(coords, n_types, lengthscale=2.0, amplitude=1.5, abundance=0.3, noise=0.1, rng=rng)
+    truth = smooth(
+        coords, n_types, lengthscale=2.0, amplitude=1.5, abundance=0.3, noise=0.1, rng=rng
+    )
     counts = drawn(truth, profiles, depth * rng.lognormal(0, 0.4, len(coords)), rng)
     graph = ties(coords, np.zeros(len(coords)), n_neighbors=4).graph(1.0)
     penalties = Penalties(graph, rng.dirichlet(np.ones(n_types), len(coords)), **weights)
     return deconvolution.summarised(counts, profiles), penalties, truth, counts, profiles
 
 
-WEIGHTS = [(0, 0, 0), (0.05, 0, 0), (0, 1, 0), (0.1, 0.1, 0), (0, 0, 1), (0.05, 1, 0.05), (1, 10, 1), (30, 0.01, 0)]
+WEIGHTS = [
+    (0, 0, 0),
+    (0.05, 0, 0),
+    (0, 1, 0),
+    (0.1, 0.1, 0),
+    (0, 0, 1),
+    (0.05, 1, 0.05),
+    (1, 10, 1),
+    (30, 0.01, 0),
+]
 each_weight = pytest.mark.parametrize("weights", WEIGHTS, ids=str)
 
 
@@ -98,7 +117,9 @@ def test_no_step_goes_uphill(seed, n_obs, n_types, spatial, total, group, scale,
     seen = np.ones(n_obs)
     seen[0] = 0.0 if unseen else 1.0
     A = np.triu(rng.gamma(0.3, 1.0, (n_obs, n_obs)) * (rng.random((n_obs, n_obs)) < 0.5), 1)
-    mixture = Mixture(scale * seen[:, None] * (X @ B), scale * B.T @ B, scale * float((X**2).sum()), seen)
+    mixture = Mixture(
+        scale * seen[:, None] * (X @ B), scale * B.T @ B, scale * float((X**2).sum()), seen
+    )
     costs = rng.dirichlet(np.ones(n_types), n_obs)
     penalties = Penalties(sp.csr_matrix(A + A.T), costs, spatial, total, group)
     start = rng.gamma(0.5, 1.0, (n_obs, n_types))
@@ -152,7 +173,9 @@ def test_weak_penalties_approach_least_squares():
 def test_least_squares_bear_types_that_cannot_be_told_apart():
     mixture, *_ = problem()
     which = np.array([0, 1, 2, 3, 0])
-    twice = Mixture(mixture.cross[:, which], mixture.gram[np.ix_(which, which)], mixture.square, mixture.seen)
+    twice = Mixture(
+        mixture.cross[:, which], mixture.gram[np.ix_(which, which)], mixture.square, mixture.seen
+    )
     V = deconvolution.exact(twice)
     np.testing.assert_allclose(V[:, 0] + V[:, -1], deconvolution.exact(mixture)[:, 0], atol=1e-8)
 
@@ -182,7 +205,9 @@ def test_a_spot_without_counts_takes_after_its_neighbours():
     counts = counts.tolil()
     counts[14] = 0
     mixture = deconvolution.summarised(counts.tocsr(), profiles)
-    share = deconvolution.normalised(deconvolution.accelerated(mixture, penalties, tol=1e-12, max_steps=9999).V)[0]
+    share = deconvolution.normalised(
+        deconvolution.accelerated(mixture, penalties, tol=1e-12, max_steps=9999).V
+    )[0]
     around = penalties.graph[14].toarray().ravel()
     np.testing.assert_allclose(share[14], around @ share / around.sum(), atol=0.02)
     assert deconvolution.exact(mixture)[14].sum() == 0
@@ -198,7 +223,9 @@ def test_costs_of_a_region_keep_a_type_away():
     mixture, free, *_ = problem(depth=50.0, **named((0, 0.1, 0)))
     costs = np.tile([1.0, 0, 0, 0], (36, 1))
     priced = Penalties(free.graph, costs, 0.0, 0.1, 5.0)
-    with_costs, without = (deconvolution.accelerated(mixture, p, tol=1e-10).V for p in (priced, free))
+    with_costs, without = (
+        deconvolution.accelerated(mixture, p, tol=1e-10).V for p in (priced, free)
+    )
     assert with_costs[:, 0].sum() < 0.5 * without[:, 0].sum()
 
 

@@ -11,11 +11,16 @@ from torch.overrides import TorchFunctionMode
 
 import gpnsf
 
-FACTORIES = {getattr(torch, name) for name in ("arange", "empty", "eye", "full", "linspace", "ones", "rand", "randn")}
+FACTORIES = {
+    getattr(torch, name)
+    for name in ("arange", "empty", "eye", "full", "linspace", "ones", "rand", "randn")
+}
 FACTORIES |= {torch.as_tensor, torch.from_numpy, torch.tensor, torch.zeros}
 ON_THE_CPU = {"initial.py", "checkpoint.py"}  # starts are searched for there
 # into parameters at once, or from one array to another
-COPIED = {("base.py", name) for name in ("_ridge", "gradient", "load_shared")} | {("hilbert.py", "retained_variance")}
+COPIED = {("base.py", name) for name in ("_ridge", "gradient", "load_shared")} | {
+    ("hilbert.py", "retained_variance")
+}
 OPTIONS = {
     "default": {},
     "slices": {"library_key": "slice", "batch_key": "slice"},
@@ -40,7 +45,11 @@ class Watch(TorchFunctionMode):
                 frame = frame.f_back
             file, name = Path(frame.f_code.co_filename), frame.f_code.co_name
             # a model is built on the CPU and moved
-            if "gpnsf/core/" in file.as_posix() and name != "__init__" and file.name not in ON_THE_CPU:
+            if (
+                "gpnsf/core/" in file.as_posix()
+                and name != "__init__"
+                and file.name not in ON_THE_CPU
+            ):
                 self.seen.add((file.name, name))
         return result
 
@@ -50,7 +59,14 @@ def test_tensors_of_a_fit_are_made_where_the_model_is(name, monkeypatch):
     monkeypatch.setenv("GPNSF_KERNEL", "torch")  # which a GPU uses
     mdata = gpnsf.datasets.tissue(n_obs=90, n_genes=20, n_peaks=20, n_spatial=2, seed=0)
     mdata.obs["slice"] = ["a", "b"] * 45
-    options = {"n_factors": 4, "n_spatial": 2, "max_steps": 8, "init": "spot", "progress": False, **OPTIONS[name]}
+    options = {
+        "n_factors": 4,
+        "n_spatial": 2,
+        "max_steps": 8,
+        "init": "spot",
+        "progress": False,
+        **OPTIONS[name],
+    }
     with Watch() as watch:
         gpnsf.tl.fit(mdata, **options)
     assert watch.seen <= COPIED

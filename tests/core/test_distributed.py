@@ -24,7 +24,12 @@ def together(*arguments: str) -> list[tuple[int, str]]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    shared = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+    }
     started = [
         subprocess.Popen(
             [sys.executable, "-W", "ignore", *arguments],
@@ -60,7 +65,9 @@ def test_shares_are_neighbours_and_of_like_size(two, n_parts, share):
 
 
 def test_a_process_without_a_block_is_one_too_many(two):
-    with pytest.raises(ValueError, match=r"at least one block of rows for each of 2 processes; got 1 .*fewer"):
+    with pytest.raises(
+        ValueError, match=r"at least one block of rows for each of 2 processes; got 1 .*fewer"
+    ):
         distributed.mine([1])
 
 
@@ -100,7 +107,9 @@ def test_processes_stop_together(task, first, second):
 
 @pytest.mark.slow
 def test_the_command_line_writes_one_file(tmp_path):
-    adata = gpnsf.datasets.tissue(n_obs=200, n_genes=40, n_peaks=20, n_spatial=2, seed=0)["rna"].copy()
+    adata = gpnsf.datasets.tissue(n_obs=200, n_genes=40, n_peaks=20, n_spatial=2, seed=0)[
+        "rna"
+    ].copy()
     adata.write_h5ad(tmp_path / "in.h5ad")
     paths = [str(tmp_path / name) for name in ("in.h5ad", "out.h5ad")]
     options = ["--n-factors", "3", "--max-steps", "20", "--no-progress"]
@@ -112,7 +121,11 @@ def test_the_command_line_writes_one_file(tmp_path):
 
 @pytest.mark.slow
 def test_a_checkpoint_is_refused(tmp_path):
-    gpnsf.datasets.tissue(n_obs=90, n_genes=20, n_peaks=20, seed=0)["rna"].copy().write_h5ad(tmp_path / "in.h5ad")
+    gpnsf.datasets.tissue(n_obs=90, n_genes=20, n_peaks=20, seed=0)["rna"].copy().write_h5ad(
+        tmp_path / "in.h5ad"
+    )
     paths = [str(tmp_path / name) for name in ("in.h5ad", "out.h5ad")]
-    results = together("-m", "gpnsf", "fit", *paths, "--n-factors", "3", "--checkpoint", str(tmp_path / "c.npz"))
+    results = together(
+        "-m", "gpnsf", "fit", *paths, "--n-factors", "3", "--checkpoint", str(tmp_path / "c.npz")
+    )
     assert all(status == 2 and "Leave checkpoint out" in text for status, text in results)

@@ -66,7 +66,9 @@ def test_proportional_features_can_be_merged_without_loss(monkeypatch):
     copies = {"rna": np.vstack([t * loadings["rna"] for t in times])}
     monkeypatch.setattr(embedding, "GROUPS", 60)
     np.testing.assert_allclose(
-        distances(composition(H, copies)), distances(composition(H, {"rna": loadings["rna"]})), atol=2e-6
+        distances(composition(H, copies)),
+        distances(composition(H, {"rna": loadings["rna"]})),
+        atol=2e-6,
     )
 
 
@@ -117,7 +119,9 @@ def test_blocks_are_bounded(monkeypatch):
     H, loadings = simulated(n_obs=500)
     rows, whole = [], embedding._roots
     monkeypatch.setattr(embedding, "SAMPLE", 20)
-    monkeypatch.setattr(embedding, "_roots", lambda factors, W: rows.append(len(factors)) or whole(factors, W))
+    monkeypatch.setattr(
+        embedding, "_roots", lambda factors, W: rows.append(len(factors)) or whole(factors, W)
+    )
     composition(H, loadings, block_bytes=50 * 8 * 100)
     assert max(rows) == 50
     assert len(rows) == 11

@@ -15,8 +15,13 @@ def test_over_representation_is_the_exact_test_of_the_table():
     for s in range(4):
         for k in range(3):
             inside, best = member[:, s], chosen[:, k]
-            cells = [[np.sum(inside & best), np.sum(inside & ~best)], [np.sum(~inside & best), np.sum(~inside & ~best)]]
-            assert p_values[s, k] == pytest.approx(fisher_exact(cells, alternative="greater").pvalue)
+            cells = [
+                [np.sum(inside & best), np.sum(inside & ~best)],
+                [np.sum(~inside & best), np.sum(~inside & ~best)],
+            ]
+            assert p_values[s, k] == pytest.approx(
+                fisher_exact(cells, alternative="greater").pvalue
+            )
             (a, b), (c, d) = np.array(cells) + 0.5
             assert score[s, k] == pytest.approx(np.log(a * d / (b * c)))
 

@@ -6,7 +6,11 @@ from gpnsf.core.scores.expected import expected, expected_shares
 
 
 def test_expected_values_by_likelihood():
-    H, W, b = np.array([[1.0, 2.0], [0.0, 1.0]]), np.array([[0.5, 0.0], [1.0, 1.0]]), np.array([0.1, 0.0])
+    H, W, b = (
+        np.array([[1.0, 2.0], [0.0, 1.0]]),
+        np.array([[0.5, 0.0], [1.0, 1.0]]),
+        np.array([0.1, 0.0]),
+    )
     rate = np.array([[0.6, 3.0], [0.1, 1.0]])
     for kind, values in {
         "nb": rate,
@@ -17,7 +21,9 @@ def test_expected_values_by_likelihood():
         found = expected(kind, H, W, b)
         np.testing.assert_allclose(found, values, rtol=1e-6)
         assert found.dtype == np.float32
-    np.testing.assert_allclose(expected("nb", H, W, b, np.array([2.0, 3.0])), rate * [[2], [3]], rtol=1e-6)
+    np.testing.assert_allclose(
+        expected("nb", H, W, b, np.array([2.0, 3.0])), rate * [[2], [3]], rtol=1e-6
+    )
 
 
 def test_shares_are_a_softmax_over_features():

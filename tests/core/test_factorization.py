@@ -27,12 +27,26 @@ each_preset = pytest.mark.parametrize("preset", PRESETS)
 each_field = pytest.mark.parametrize("field", FIELDS)
 
 
-def model_of(preset: str = "gpnsf", likelihoods: dict[str, str] | None = None, *, seed: int = 0, **options: Any):
+def model_of(
+    preset: str = "gpnsf",
+    likelihoods: dict[str, str] | None = None,
+    *,
+    seed: int = 0,
+    **options: Any,
+):
     """A dataset, and a model of it whose parameters are away from their start."""
     likelihoods = likelihoods or ({"rna": "gaussian"} if preset in SIGNED else TWO)
-    data = {key: options.pop(key) for key in ("n_obs", "n_libraries", "n_dims", "missing") if key in options}
+    data = {
+        key: options.pop(key)
+        for key in ("n_obs", "n_libraries", "n_dims", "missing")
+        if key in options
+    }
     dataset = toy_dataset(likelihoods, **data)
-    model = build(preset, dataset, **{"n_factors": 3, "n_spatial": SPATIAL[preset], "n_inducing": 20, **options})
+    model = build(
+        preset,
+        dataset,
+        **{"n_factors": 3, "n_spatial": SPATIAL[preset], "n_inducing": 20, **options},
+    )
     generator = torch.Generator().manual_seed(seed)
     for parameter in learnt(model).values():
         parameter.data += 0.2 * torch.randn(parameter.shape, generator=generator)
@@ -41,7 +55,9 @@ def model_of(preset: str = "gpnsf", likelihoods: dict[str, str] | None = None, *
 
 def learnt(model: Factorization) -> dict[str, torch.nn.Parameter]:
     """Parameters that steps move."""
-    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return {
+        name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad
+    }
 
 
 def gradients(model: Factorization, blocks: list[Block]) -> dict[str, torch.Tensor]:
@@ -53,9 +69,15 @@ def gradients(model: Factorization, blocks: list[Block]) -> dict[str, torch.Tens
 def divergence(model: Factorization, block: Block) -> torch.Tensor:
     """Sum of the divergences of all latent variables, each as the scale of its site has it, without the weight of all."""
     drawn = poutine.trace(model.guide).get_trace(block)
-    prior, sites = poutine.trace(poutine.replay(model.model, drawn)).get_trace(block).nodes, drawn.nodes
+    prior, sites = (
+        poutine.trace(poutine.replay(model.model, drawn)).get_trace(block).nodes,
+        drawn.nodes,
+    )
     latent = {name: site for name, site in sites.items() if site["type"] == "sample"}
-    parts = [site["scale"] * kl_divergence(site["fn"], prior[name]["fn"]) for name, site in latent.items()]
+    parts = [
+        site["scale"] * kl_divergence(site["fn"], prior[name]["fn"])
+        for name, site in latent.items()
+    ]
     return sum(parts) / model.kl_weight
 
 
@@ -64,7 +86,9 @@ def expected_log_likelihood(model: Factorization, block: Block) -> torch.Tensor:
     total = 0.0
     for name, view in model.items():
         W = view.loadings.posterior(view.multipliers, view.weight / model.kl_weight)
-        total += view.weight * view.likelihood.bound(block.counts[name], model.moments(name, block), *W[:2])
+        total += view.weight * view.likelihood.bound(
+            block.counts[name], model.moments(name, block), *W[:2]
+        )
         total += block.share * view.log_prior()
     return total
 
@@ -117,7 +141,9 @@ def test_every_parameter_is_trained(preset, field):
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
 def test_every_parameter_of_a_likelihood_is_trained(likelihood):
     preset = "rsf" if likelihood == "gaussian" else "gpnsf"
-    dataset, model = model_of(preset, {"rna": likelihood}, n_samples=2 if likelihood == "bernoulli_clipped" else None)
+    dataset, model = model_of(
+        preset, {"rna": likelihood}, n_samples=2 if likelihood == "bernoulli_clipped" else None
+    )
     for name, gradient in gradients(model, model.blocks(dataset)).items():
         assert torch.isfinite(gradient).all(), name
         assert gradient.abs().sum() > 0, name
@@ -149,15 +175,20 @@ def test_many_inducing_points_get_a_diagonal_covariance(monkeypatch):
         assert model.spatial.field.covariance == expected
 
 
-@pytest.mark.parametrize(("asked", "n_libraries", "expected"), [(20, 1, 20), (500, 1, 60), (20, 2, 20), (None, 1, 60)])
+@pytest.mark.parametrize(
+    ("asked", "n_libraries", "expected"), [(20, 1, 20), (500, 1, 60), (20, 2, 20), (None, 1, 60)]
+)
 def test_inducing_points_are_centres_or_all_coordinates(asked, n_libraries, expected):
     dataset = toy_dataset(TWO, n_libraries=n_libraries)
-    field = build("nsf", dataset, n_factors=2, n_spatial=2, field="inducing", n_inducing=asked).spatial.field
+    field = build(
+        "nsf", dataset, n_factors=2, n_spatial=2, field="inducing", n_inducing=asked
+    ).spatial.field
     assert len(field.centres) == len(field.centre_library) == expected
     assert np.abs(field.centres.numpy()).max() <= 1
     if expected == 60:
         np.testing.assert_array_equal(
-            np.sort(field.centres.numpy(), axis=0), np.sort(dataset.coords, axis=0).astype(np.float32)
+            np.sort(field.centres.numpy(), axis=0),
+            np.sort(dataset.coords, axis=0).astype(np.float32),
         )
     if n_libraries == 2:
         assert field.centre_library.bincount().tolist() == [10, 10]
@@ -188,7 +219,11 @@ def test_no_missing_support():
 @each_preset
 @each_field
 def test_every_modality_is_drawn_from_the_prior(preset, field):
-    kinds = {"a": "gaussian", "b": "gaussian"} if preset in SIGNED else {name: name for name in LIKELIHOODS}
+    kinds = (
+        {"a": "gaussian", "b": "gaussian"}
+        if preset in SIGNED
+        else {name: name for name in LIKELIHOODS}
+    )
     dataset, model = model_of(preset, kinds, field=field)
     draws = model.prior_predictive(dataset, seed=1)
     assert draws.keys() == kinds.keys()
@@ -210,11 +245,19 @@ def test_a_draw_is_reproducible_and_leaves_the_random_state_alone():
 @each_field
 def test_draws_have_the_mean_of_the_model(field):
     """``E y = size (sum_k W_jk exp(v_k / 2) + b_j)`` under the prior, with v the variance of a log factor."""
-    dataset, model = model_of(likelihoods={"rna": "poisson"}, field=field, n_obs=40, loadings="point")
-    for parameter in (model.spatial.field.slope, model.spatial.field.log_amplitude, model.nonspatial.log_sigma):
+    dataset, model = model_of(
+        likelihoods={"rna": "poisson"}, field=field, n_obs=40, loadings="point"
+    )
+    for parameter in (
+        model.spatial.field.slope,
+        model.spatial.field.log_amplitude,
+        model.nonspatial.log_sigma,
+    ):
         parameter.data.fill_(0.0 if parameter is model.spatial.field.slope else np.log(0.5))
     model.spatial.field.log_lengthscale.data.fill_(np.log(0.2))
-    draws = np.mean([model.prior_predictive(dataset, seed=seed)["rna"] for seed in range(200)], axis=0)
+    draws = np.mean(
+        [model.prior_predictive(dataset, seed=seed)["rna"] for seed in range(200)], axis=0
+    )
     W = dict(model.items())["rna"].loadings.mean.detach().numpy()
     rate = W[:, :3].sum(1) * np.exp(0.125) + W[:, 3]
     inside = np.abs(dataset.coords).max(1) < 0.8
@@ -252,7 +295,9 @@ def test_blocks_are_the_full_batch(preset, field, block_size):
     torch.testing.assert_close(loss(model, parts), loss(model, whole), rtol=1e-5, atol=1e-3)
     expected = gradients(model, whole)
     for name, gradient in gradients(model, parts).items():
-        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-4 * float(expected[name].abs().max()))
+        torch.testing.assert_close(
+            gradient, expected[name], rtol=1e-4, atol=1e-4 * float(expected[name].abs().max())
+        )
 
 
 @each_field
@@ -275,7 +320,9 @@ def test_weights_of_modalities_scale_their_likelihood_alone():
     before = loss(model, [block])
     view = dict(model.items())["atac"]
     view.weight = 3.0
-    term = view.likelihood.bound(block.counts["atac"], model.moments("atac", block), view.loadings.mean)
+    term = view.likelihood.bound(
+        block.counts["atac"], model.moments("atac", block), view.loadings.mean
+    )
     torch.testing.assert_close(loss(model, [block]), before - 2 * term, rtol=1e-5, atol=1e-2)
 
 
@@ -285,11 +332,15 @@ def test_rows_without_counts_take_no_part_in_the_likelihood(preset):
     gradient = gradients(model, model.blocks(dataset))["nonspatial.loc"]
     (block,) = model.blocks(dataset)
     view = dict(model.items())["atac"]
-    bound = view.likelihood.bound(block.counts["atac"], model.moments("atac", block), view.loadings.mean)
+    bound = view.likelihood.bound(
+        block.counts["atac"], model.moments("atac", block), view.loadings.mean
+    )
     (own,) = torch.autograd.grad(bound, model.nonspatial.loc)
     assert (own[:4] == 0).all()
     assert (own[4:] != 0).any(1).all()
-    assert (gradient[:4] != 0).any(1).all()  # the other modality and the prior still speak of these rows
+    assert (
+        (gradient[:4] != 0).any(1).all()
+    )  # the other modality and the prior still speak of these rows
 
 
 @pytest.mark.parametrize("likelihood", ["poisson", "bernoulli", "nb"])

@@ -35,7 +35,9 @@ def nonspatial() -> tuple[NormalFactors, None]:
 
 
 BLOCKS = {FieldFactors: spatial, NormalFactors: nonspatial}
-each_block = pytest.mark.parametrize("build", BLOCKS.values(), ids=[kind.__name__ for kind in BLOCKS])
+each_block = pytest.mark.parametrize(
+    "build", BLOCKS.values(), ids=[kind.__name__ for kind in BLOCKS]
+)
 every_row = slice(0, N)
 
 
@@ -48,7 +50,9 @@ def _keep_random_state():
 
 def latent(trace: poutine.Trace) -> dict[str, torch.Size]:
     """Names and shapes of the latent variables."""
-    return {name: site["value"].shape for name, site in trace.nodes.items() if site["type"] == "sample"}
+    return {
+        name: site["value"].shape for name, site in trace.nodes.items() if site["type"] == "sample"
+    }
 
 
 def test_no_missing_block():
@@ -81,8 +85,12 @@ def test_the_prior_has_the_moments_it_claims(build):
         draws = torch.stack([block.model(every_row, located) for _ in range(800)])
     inside = torch.as_tensor(np.abs(COORDS).max(1) < 0.8)
     expected = torch.tensor([-0.5, 0.5]).exp()
-    torch.testing.assert_close(draws.mean(0)[inside] / expected, torch.zeros(int(inside.sum()), T), atol=0.2, rtol=0)
-    torch.testing.assert_close(draws.std(0)[inside].mean(0) / expected, torch.ones(T), atol=0.15, rtol=0)
+    torch.testing.assert_close(
+        draws.mean(0)[inside] / expected, torch.zeros(int(inside.sum()), T), atol=0.2, rtol=0
+    )
+    torch.testing.assert_close(
+        draws.std(0)[inside].mean(0) / expected, torch.ones(T), atol=0.15, rtol=0
+    )
 
 
 @each_block
@@ -95,12 +103,16 @@ def test_marginals_are_those_of_the_guide(build):
         else:
             draws = torch.stack(
                 [
-                    poutine.trace(block.guide).get_trace(every_row, None).nodes["h_nonspatial"]["value"]
+                    poutine.trace(block.guide)
+                    .get_trace(every_row, None)
+                    .nodes["h_nonspatial"]["value"]
                     for _ in range(3000)
                 ]
             )
         mean, variance = block.marginals(every_row, located)
-    torch.testing.assert_close((draws.mean(0) - mean) / variance.sqrt(), torch.zeros(N, T), atol=0.12, rtol=0)
+    torch.testing.assert_close(
+        (draws.mean(0) - mean) / variance.sqrt(), torch.zeros(N, T), atol=0.12, rtol=0
+    )
     tolerance = 0.35 if isinstance(block, FieldFactors) else 0.15  # the grid interpolates variances
     torch.testing.assert_close(draws.var(0) / variance, torch.ones(N, T), atol=tolerance, rtol=0)
 
@@ -129,7 +141,9 @@ def test_the_divergence_is_that_of_the_sites(build):
     block, located = build()
     prior = poutine.trace(block.model).get_trace(every_row, located).nodes
     sites = poutine.trace(block.guide).get_trace(every_row, located).nodes
-    expected = sum(kl_divergence(site["fn"], prior[name]["fn"]) for name, site in sites.items() if "fn" in site)
+    expected = sum(
+        kl_divergence(site["fn"], prior[name]["fn"]) for name, site in sites.items() if "fn" in site
+    )
     torch.testing.assert_close(block.divergence(every_row), expected)
     halves = [block.divergence(rows) for rows in (slice(0, 12), slice(12, N))]
     torch.testing.assert_close(sum(halves) if block.is_local else halves[0], expected)
@@ -153,12 +167,16 @@ def test_with_a_nugget_spots_deviate_from_their_field():
     block.nugget.copy_(torch.tensor([0.3, 0.1]))
     block.deviations = torch.full((N, T), 0.5), torch.full((N, T), 0.04)
     with torch.no_grad():
-        model, guide = (poutine.trace(part).get_trace(every_row, located) for part in (block.model, block.guide))
+        model, guide = (
+            poutine.trace(part).get_trace(every_row, located) for part in (block.model, block.guide)
+        )
         assert latent(model) == latent(guide)
         assert latent(model).keys() == {"u", "e"}
         field = block.field.conditional(model.nodes["u"]["value"], located)[0]
     torch.testing.assert_close(model.nodes["_RETURN"]["value"], field + model.nodes["e"]["value"])
-    torch.testing.assert_close(model.nodes["e"]["fn"].base_dist.scale[0], torch.tensor([0.3, 0.1]).sqrt())
+    torch.testing.assert_close(
+        model.nodes["e"]["fn"].base_dist.scale[0], torch.tensor([0.3, 0.1]).sqrt()
+    )
     mean, variance = block.marginals(every_row, located)
     torch.testing.assert_close(mean, plain[0] + 0.5)
     torch.testing.assert_close(variance, plain[1] + 0.04)

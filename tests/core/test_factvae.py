@@ -10,7 +10,15 @@ from reference import zinb_log_prob
 from scipy.stats import nbinom
 from torch.nn import functional
 
-from gpnsf.core.companions.factvae import Autoencoder, Counts, Decoder, Encoder, alignment_loss, regulatory_loss, zinb
+from gpnsf.core.companions.factvae import (
+    Autoencoder,
+    Counts,
+    Decoder,
+    Encoder,
+    alignment_loss,
+    regulatory_loss,
+    zinb,
+)
 
 
 def sparse(x):
@@ -25,8 +33,14 @@ def entries():
     """Counts with means, dispersions and logits of each entry."""
     rng = np.random.default_rng(0)
     x = rng.poisson(rng.gamma(0.5, 3.0, (6, 9))).astype(np.float32)
-    log_mean, theta, logits = rng.normal(size=(6, 9)), rng.gamma(2.0, 1.0, (6, 9)), 2 * rng.normal(size=(6, 9))
-    return x, *(torch.as_tensor(values, dtype=torch.float32) for values in (log_mean, theta, logits))
+    log_mean, theta, logits = (
+        rng.normal(size=(6, 9)),
+        rng.gamma(2.0, 1.0, (6, 9)),
+        2 * rng.normal(size=(6, 9)),
+    )
+    return x, *(
+        torch.as_tensor(values, dtype=torch.float32) for values in (log_mean, theta, logits)
+    )
 
 
 def test_log_likelihood_is_that_of_a_naive_loop_and_of_pyro(entries):
@@ -47,10 +61,14 @@ def test_without_zero_inflation_it_is_scipys_negative_binomial(entries):
     assert found == pytest.approx(nbinom.logpmf(x, size, size / (size + mean)).sum(), rel=1e-5)
 
 
-@pytest.mark.parametrize(("mean", "theta", "logit"), [(0.3, 0.5, -1.0), (4.0, 2.0, 1.5), (2.0, 30.0, -6.0)])
+@pytest.mark.parametrize(
+    ("mean", "theta", "logit"), [(0.3, 0.5, -1.0), (4.0, 2.0, 1.5), (2.0, 30.0, -6.0)]
+)
 def test_probabilities_sum_to_one(mean, theta, logit):
     x = np.arange(400, dtype=np.float32)[:, None]
-    of_each = [zinb(sparse(x[i : i + 1]), *one(math.log(mean), theta, logit)).item() for i in range(len(x))]
+    of_each = [
+        zinb(sparse(x[i : i + 1]), *one(math.log(mean), theta, logit)).item() for i in range(len(x))
+    ]
     assert np.exp(of_each).sum() == pytest.approx(1.0, abs=1e-4)
 
 
@@ -80,7 +98,9 @@ def test_shares_sum_to_one_and_begin_at_those_of_the_features():
     ours, share = decoder(as_published=False)
     codes = torch.randn(5, 3)
     np.testing.assert_allclose(ours.log_shares(codes).exp().sum(dim=1).detach(), 1, rtol=1e-5)
-    np.testing.assert_allclose(ours.log_shares(torch.zeros(1, 3)).exp()[0].detach(), share, rtol=1e-5)
+    np.testing.assert_allclose(
+        ours.log_shares(torch.zeros(1, 3)).exp()[0].detach(), share, rtol=1e-5
+    )
 
 
 def test_shares_do_not_depend_on_the_mean_of_the_embeddings():
@@ -103,7 +123,9 @@ def test_the_published_decoder_has_three_matrices_and_dispersions_by_softmax():
     assert (theta >= 1).all()
     assert (theta <= math.e).all()
     torch.testing.assert_close(published.zero_logits(codes), codes @ published.zeros.T)
-    torch.testing.assert_close(published.log_shares(codes), functional.log_softmax(codes @ published.features.T, dim=1))
+    torch.testing.assert_close(
+        published.log_shares(codes), functional.log_softmax(codes @ published.features.T, dim=1)
+    )
     assert published.compared is published.features
 
 
@@ -129,7 +151,11 @@ def test_the_loss_is_a_weighted_bound():
     net = Autoencoder(encoder, decoder(as_published=False)[0], fit_weight=0.3, kl_weight=0.7)
     loc, log_var = encoder(scores)
     posterior = torch.distributions.Normal(loc, (0.5 * log_var).exp())
-    kl = torch.distributions.kl_divergence(posterior, torch.distributions.Normal(0.0, 1.0)).sum(dim=1).mean()
+    kl = (
+        torch.distributions.kl_divergence(posterior, torch.distributions.Normal(0.0, 1.0))
+        .sum(dim=1)
+        .mean()
+    )
     expected = 0.7 * kl - 0.3 * net.decoder.log_prob(loc, counts)
     torch.testing.assert_close(net.loss(scores, counts, draw=False), expected)
     assert net.loss(scores, counts) != net.loss(scores, counts)  # draws
@@ -150,7 +176,10 @@ def test_regulatory_loss_is_the_squared_distance_of_cosines_from_one():
     rng = np.random.default_rng(0)
     genes, peaks = rng.normal(size=(4, 3)), rng.normal(size=(6, 3))
     pairs = np.array([[0, 1, 3], [5, 2, 2]])
-    cosines = [genes[i] @ peaks[j] / np.linalg.norm(genes[i]) / np.linalg.norm(peaks[j]) for i, j in pairs.T]
+    cosines = [
+        genes[i] @ peaks[j] / np.linalg.norm(genes[i]) / np.linalg.norm(peaks[j])
+        for i, j in pairs.T
+    ]
     found = regulatory_loss(torch.as_tensor(genes), torch.as_tensor(peaks), torch.as_tensor(pairs))
     assert found.item() == pytest.approx(np.mean([(cosine - 1) ** 2 for cosine in cosines]))
 
@@ -163,5 +192,7 @@ def test_alignment_compares_structures_whichever_the_axes():
     assert alignment_loss(codes, turned).item() == pytest.approx(0, abs=1e-12)
     unit = [values / values.norm(dim=1, keepdim=True) for values in (codes, other)]
     first, second = (values @ values.T for values in unit)
-    expected = np.mean([1 - (a @ b / a.norm() / b.norm()).item() for a, b in zip(first, second, strict=True)])
+    expected = np.mean(
+        [1 - (a @ b / a.norm() / b.norm()).item() for a, b in zip(first, second, strict=True)]
+    )
     assert alignment_loss(codes, other).item() == pytest.approx(expected)

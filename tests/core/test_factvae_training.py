@@ -53,7 +53,9 @@ def test_the_outcome_has_codes_of_cells_and_embeddings_of_features(sides):
 def test_the_same_seed_gives_the_same_bits_and_leaves_torchs_random_state(sides):
     torch.manual_seed(5)
     state = torch.random.get_rng_state()
-    first, second, third = (train(*sides, NO_PAIRS, replace(PLAN, seed=seed), device=CPU) for seed in (1, 1, 2))
+    first, second, third = (
+        train(*sides, NO_PAIRS, replace(PLAN, seed=seed), device=CPU) for seed in (1, 1, 2)
+    )
     assert torch.equal(torch.random.get_rng_state(), state)
     for a, b, c in zip(first.codes, second.codes, third.codes, strict=True):
         np.testing.assert_array_equal(a, b)
@@ -62,10 +64,18 @@ def test_the_same_seed_gives_the_same_bits_and_leaves_torchs_random_state(sides)
 
 @pytest.mark.parametrize(
     "change",
-    [{"batch_size": 40}, {"learning_rate": 3e-3}, {"as_published": True}, {"n_latent": 4}, {"alignment": False}],
+    [
+        {"batch_size": 40},
+        {"learning_rate": 3e-3},
+        {"as_published": True},
+        {"n_latent": 4},
+        {"alignment": False},
+    ],
 )
 def test_every_option_of_the_plan_changes_the_outcome(sides, change):
-    first, second = (train(*sides, NO_PAIRS, plan, device=CPU) for plan in (PLAN, replace(PLAN, **change)))
+    first, second = (
+        train(*sides, NO_PAIRS, plan, device=CPU) for plan in (PLAN, replace(PLAN, **change))
+    )
     assert not np.array_equal(first.codes[1], second.codes[1])
 
 
@@ -89,7 +99,11 @@ def test_alignment_makes_the_codes_of_peaks_resemble_those_of_genes(sides):
         assert bool(outcome.history["alignment"].any()) is alignment
         units = [codes / np.linalg.norm(codes, axis=1, keepdims=True) for codes in outcome.codes]
         first, second = (unit @ unit.T for unit in units)
-        cosine = (first * second).sum(axis=1) / np.linalg.norm(first, axis=1) / np.linalg.norm(second, axis=1)
+        cosine = (
+            (first * second).sum(axis=1)
+            / np.linalg.norm(first, axis=1)
+            / np.linalg.norm(second, axis=1)
+        )
         return 1 - cosine.mean()
 
     assert distance(True) < 0.9 * distance(False)
@@ -121,14 +135,22 @@ def test_rows_are_read_from_the_nonzeros(sides):
 
 def test_cosines_of_responses_are_correlations_of_log_shares():
     rng = np.random.default_rng(0)
-    codes, embeddings = [rng.normal(size=(40, 3)) + 2 for _ in range(2)], [rng.normal(size=(p, 3)) for p in (5, 8)]
+    codes, embeddings = (
+        [rng.normal(size=(40, 3)) + 2 for _ in range(2)],
+        [rng.normal(size=(p, 3)) for p in (5, 8)],
+    )
     embeddings = [W - W.mean(axis=0) for W in embeddings]
-    logs = [np.log(expected_shares(z, W, np.zeros(len(W)))) for z, W in zip(codes, embeddings, strict=True)]
+    logs = [
+        np.log(expected_shares(z, W, np.zeros(len(W))))
+        for z, W in zip(codes, embeddings, strict=True)
+    ]
     logs = [values - values.mean(axis=1, keepdims=True) for values in logs]
     genes, peaks = responses(codes, embeddings)
     assert genes.shape == (5, 6)
     unit = [W / np.linalg.norm(W, axis=1, keepdims=True) for W in (genes, peaks)]
-    np.testing.assert_allclose(unit[0] @ unit[1].T, np.corrcoef(*logs, rowvar=False)[:5, 5:], atol=1e-5)
+    np.testing.assert_allclose(
+        unit[0] @ unit[1].T, np.corrcoef(*logs, rowvar=False)[:5, 5:], atol=1e-5
+    )
     np.testing.assert_allclose(np.linalg.norm(peaks, axis=1), logs[1].std(axis=0), rtol=1e-5)
     turn = np.linalg.qr(rng.normal(size=(3, 3)))[0]
     turned = responses([codes[0] @ turn, codes[1]], [embeddings[0] @ turn, embeddings[1]])

@@ -43,7 +43,9 @@ def test_every_family_has_a_bound_of_its_own_and_the_other_way_round():
 @pytest.mark.parametrize("name", FAMILIES)
 def test_nothing_stands_in_for_what_stands_in_for_another(name):
     for other in {FAMILIES[name].fast, FAMILIES[name].scorer, LIKELIHOODS[name].surrogate} - {None}:
-        assert FAMILIES[other].fast is FAMILIES[other].scorer is LIKELIHOODS[other].surrogate is None
+        assert (
+            FAMILIES[other].fast is FAMILIES[other].scorer is LIKELIHOODS[other].surrogate is None
+        )
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -66,10 +68,14 @@ def test_draws_are_legal_and_have_the_mean_that_is_expected(name):
 @pytest.mark.parametrize("likelihood", ["poisson", "nb", "bernoulli", "gaussian"])
 def test_parts_are_independent(likelihood, share):
     rng = np.random.default_rng(0)
-    first, second = FAMILIES[likelihood].split(drawn(likelihood, rng), np.array([THETA]), share, rng)
+    first, second = FAMILIES[likelihood].split(
+        drawn(likelihood, rng), np.array([THETA]), share, rng
+    )
     assert abs(correlation(first, second)) < 4 / np.sqrt(N)
     ratio = {"gaussian": 1.0, "bernoulli": np.expm1(-0.3 * share) / np.expm1(-0.3 * (1 - share))}
-    assert first.mean() / second.mean() == pytest.approx(ratio.get(likelihood, share / (1 - share)), rel=0.05)
+    assert first.mean() / second.mean() == pytest.approx(
+        ratio.get(likelihood, share / (1 - share)), rel=0.05
+    )
 
 
 def test_binomial_parts_of_negative_binomial_counts_are_not():
@@ -80,7 +86,9 @@ def test_binomial_parts_of_negative_binomial_counts_are_not():
 
 def test_counts_add_up_and_keep_their_pattern():
     rng = np.random.default_rng(1)
-    counts = sp.random(50, 20, 0.3, format="csr", random_state=1, data_rvs=lambda n: rng.integers(1, 9, n)).astype("f4")
+    counts = sp.random(
+        50, 20, 0.3, format="csr", random_state=1, data_rvs=lambda n: rng.integers(1, 9, n)
+    ).astype("f4")
     for theta in (np.full(20, 2.0), np.zeros(20)):
         first, second = FAMILIES["nb"].split(counts, theta, 0.8, rng)
         np.testing.assert_array_equal((first + second).toarray(), counts.toarray())
@@ -92,16 +100,22 @@ def test_counts_add_up_and_keep_their_pattern():
 def test_dispersion_of_a_part(share):
     rng, nb, gaussian = np.random.default_rng(2), FAMILIES["nb"], FAMILIES["gaussian"]
     part = nb.split(drawn("nb", rng), np.array([THETA]), share, rng)[0].toarray()
-    assert part.mean() ** 2 / (part.var() - part.mean()) == pytest.approx(nb.part_dispersion(THETA, share), rel=0.1)
+    assert part.mean() ** 2 / (part.var() - part.mean()) == pytest.approx(
+        nb.part_dispersion(THETA, share), rel=0.1
+    )
     first, second = gaussian.split(drawn("gaussian", rng), np.array([THETA]), share, rng)
     assert first.toarray().std() == pytest.approx(gaussian.part_dispersion(THETA, share), rel=0.02)
-    assert second.toarray().std() == pytest.approx(gaussian.part_dispersion(THETA, 1 - share), rel=0.02)
+    assert second.toarray().std() == pytest.approx(
+        gaussian.part_dispersion(THETA, 1 - share), rel=0.02
+    )
 
 
 def test_open_peaks_have_their_share_of_the_rate():
     rng = np.random.default_rng(3)
     for part, rate in zip(
-        FAMILIES["bernoulli"].split(drawn("bernoulli", rng), None, 0.8, rng), (0.24, 0.06), strict=True
+        FAMILIES["bernoulli"].split(drawn("bernoulli", rng), None, 0.8, rng),
+        (0.24, 0.06),
+        strict=True,
     ):
         assert -np.log1p(-part.mean()) == pytest.approx(rate, rel=0.05)
         assert set(part.data) == {1.0}

@@ -45,10 +45,17 @@ def hilbert(
 
 
 def inducing(
-    n_dims: int = 2, n_libraries: int = 1, n_factors: int = T, kernel: str = "matern32", n_points: int = 12, **options
+    n_dims: int = 2,
+    n_libraries: int = 1,
+    n_factors: int = T,
+    kernel: str = "matern32",
+    n_points: int = 12,
+    **options,
 ) -> InducingField:
     library = np.repeat(np.arange(n_libraries), n_points)
-    return InducingField(kernel, n_factors, n_libraries, points(len(library), n_dims, seed=9), library, **options)
+    return InducingField(
+        kernel, n_factors, n_libraries, points(len(library), n_dims, seed=9), library, **options
+    )
 
 
 BACKENDS: dict[str, Callable[..., AbstractField]] = {
@@ -113,7 +120,10 @@ def on_nodes(field: AbstractField, n: int = 15) -> Located:
     if not isinstance(field, HilbertField):
         coords = points(n, field.n_dims)
         return field.locate(coords, np.arange(n) % field.n_libraries)
-    axes = [np.linspace(-reach, reach, size) for reach, size in zip(field.reach, field.shape, strict=True)]
+    axes = [
+        np.linspace(-reach, reach, size)
+        for reach, size in zip(field.reach, field.shape, strict=True)
+    ]
     rng = np.random.default_rng(0)
     coords = np.column_stack([rng.choice(axis[1:-1], n) for axis in axes])
     return field.locate(coords, np.arange(n) % field.n_libraries)
@@ -156,12 +166,16 @@ def test_marginals_are_those_of_sampled_weights(name):
     located = on_nodes(field)
     torch.manual_seed(0)
     with torch.no_grad():
-        draws = torch.stack([field.conditional(field.posterior().sample(), located)[0] for _ in range(2000)])
+        draws = torch.stack(
+            [field.conditional(field.posterior().sample(), located)[0] for _ in range(2000)]
+        )
         rest = field.conditional(field.u_loc, located)[1]
         mean, variance = field.marginals(located)
     spread = variance.sqrt()
     assert ((draws.mean(0) - mean).abs() / spread).max() < 0.15
-    torch.testing.assert_close((draws.var(0) + rest) / variance, torch.ones_like(variance), rtol=0.2, atol=0)
+    torch.testing.assert_close(
+        (draws.var(0) + rest) / variance, torch.ones_like(variance), rtol=0.2, atol=0
+    )
 
 
 @each_backend
@@ -231,7 +245,9 @@ def test_far_from_all_data_the_prior_returns(name):
     far = np.array([[60.0, 0.0], [-60.0, 60.0]], np.float32)
     mean, variance = field.marginals(field.locate(far, zeros(2)))
     torch.testing.assert_close(mean, torch.zeros(2, T), atol=1e-5, rtol=0)
-    torch.testing.assert_close(variance, (2 * field.log_amplitude).exp().expand(2, T), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        variance, (2 * field.log_amplitude).exp().expand(2, T), atol=1e-5, rtol=1e-5
+    )
 
 
 def test_beyond_its_nodes_the_grid_leaves_continuously():
@@ -261,13 +277,18 @@ def test_state_restores_the_field(name, n_libraries, refined):
 
 @each_backend
 def test_state_holds_plain_values(name):
-    assert all(isinstance(value, str | int | float | np.ndarray) for value in BACKENDS[name]().state().values())
+    assert all(
+        isinstance(value, str | int | float | np.ndarray)
+        for value in BACKENDS[name]().state().values()
+    )
 
 
 @each_backend
 def test_gradients_are_finite_and_reach_every_parameter_of_q(name):
     field = randomise(BACKENDS[name]())
-    coords = field.centres.numpy() if isinstance(field, InducingField) else points(12)  # inducing: distances of zero
+    coords = (
+        field.centres.numpy() if isinstance(field, InducingField) else points(12)
+    )  # inducing: distances of zero
     mean, variance = field.marginals(field.locate(coords, zeros(len(coords))))
     (mean.sin().sum() + variance.sum()).backward()
     unused = {"u_tril"} if name == "inducing, diagonal" else set()
@@ -283,8 +304,12 @@ def test_kernel_parameters_stay_in_their_range(name):
     field.log_lengthscale.data = torch.tensor([-30.0, 30.0])
     field.log_amplitude.data = torch.tensor([30.0, -30.0])
     field.clamp_()
-    torch.testing.assert_close(field.log_lengthscale.exp().detach(), torch.tensor(LENGTHSCALE_RANGE))
-    torch.testing.assert_close(field.log_amplitude.exp().detach(), torch.tensor(AMPLITUDE_RANGE[::-1]))
+    torch.testing.assert_close(
+        field.log_lengthscale.exp().detach(), torch.tensor(LENGTHSCALE_RANGE)
+    )
+    torch.testing.assert_close(
+        field.log_amplitude.exp().detach(), torch.tensor(AMPLITUDE_RANGE[::-1])
+    )
 
 
 @each_backend
@@ -300,7 +325,9 @@ def test_a_start_is_taken_over(name):
     options = {"n_points": 60} if "inducing" in name else {}
     field = BACKENDS[name](**options)
     coords = points(150)
-    target = torch.as_tensor(np.column_stack([np.sin(3 * coords[:, 0]), 2 * np.cos(2 * coords[:, 1])]))
+    target = torch.as_tensor(
+        np.column_stack([np.sin(3 * coords[:, 0]), 2 * np.cos(2 * coords[:, 1])])
+    )
     target = target - target.mean(0)
     places = [field.locate(coords[:90], zeros(90)), field.locate(coords[90:], zeros(60))]
     field.load(target, places, noise_sd=0.1)
@@ -314,10 +341,14 @@ def test_a_start_is_taken_over(name):
 
 
 @torch.no_grad()
-def basis_covariance(coords: np.ndarray, kernel: str, n_basis: int, lengthscale: float, n_dims: int) -> Tensor:
+def basis_covariance(
+    coords: np.ndarray, kernel: str, n_basis: int, lengthscale: float, n_dims: int
+) -> Tensor:
     """``Phi S Phi^T`` [n, n] by conditioning on one weight after the other, one factor each."""
     n_weights = math.prod(hilbert(n_dims, n_basis=n_basis).sizes)
-    field = hilbert(n_dims, n_factors=n_weights, kernel=kernel, n_basis=n_basis, lengthscale=lengthscale)
+    field = hilbert(
+        n_dims, n_factors=n_weights, kernel=kernel, n_basis=n_basis, lengthscale=lengthscale
+    )
     A = field.conditional(torch.eye(n_weights)[None], field.locate(coords, zeros(len(coords))))[0]
     return A @ A.T
 
@@ -336,7 +367,8 @@ def test_covariance_tends_to_the_kernel_as_the_basis_grows(kernel, n_dims):
 
 
 @pytest.mark.parametrize(
-    ("kernel", "tolerance"), [("matern12", 0.2), ("matern32", 0.05), ("matern52", 0.03), ("rbf", 0.03)]
+    ("kernel", "tolerance"),
+    [("matern12", 0.2), ("matern32", 0.05), ("matern52", 0.03), ("rbf", 0.03)],
 )
 def test_prior_variance_is_the_squared_amplitude_inside_the_tissue(kernel, tolerance):
     field = at_prior(hilbert(kernel=kernel, n_basis=28, lengthscale=0.2))
@@ -350,7 +382,9 @@ def test_prior_variance_is_the_squared_amplitude_inside_the_tissue(kernel, toler
 @pytest.mark.parametrize("extent", [(1.0,), (1.0, 0.6)])
 def test_what_the_basis_keeps_of_the_prior_variance_in_the_middle(kernel, extent):
     middle = np.zeros((1, len(extent)), np.float32)
-    fields = [at_prior(HilbertField(kernel, 1, 1, extent, lengthscale=0.15, n_basis=n)) for n in (20, 200)]
+    fields = [
+        at_prior(HilbertField(kernel, 1, 1, extent, lengthscale=0.15, n_basis=n)) for n in (20, 200)
+    ]
     few, many = (field.marginals(field.locate(middle, zeros(1)))[1].item() for field in fields)
     kept, almost_one = (retained_variance(kernel, np.array([0.15]), extent, n) for n in (20, 200))
     np.testing.assert_allclose(kept, few / many, rtol=0.06 if kernel == "matern12" else 0.02)
@@ -358,7 +392,10 @@ def test_what_the_basis_keeps_of_the_prior_variance_in_the_middle(kernel, extent
 
 
 def test_rough_kernels_and_short_length_scales_need_more_basis_functions():
-    kept = {kernel: retained_variance(kernel, np.array([0.05, 0.2, np.nan]), (1.0, 1.0), 28) for kernel in KERNELS}
+    kept = {
+        kernel: retained_variance(kernel, np.array([0.05, 0.2, np.nan]), (1.0, 1.0), 28)
+        for kernel in KERNELS
+    }
     assert all(values[0] < values[1] and np.isnan(values[2]) for values in kept.values())
     order = [kept[kernel][1] for kernel in ("matern12", "matern32", "matern52", "rbf")]
     assert order == sorted(order)
@@ -384,16 +421,23 @@ def test_prior_variance_is_the_squared_amplitude_everywhere(kernel, covariance):
     field = at_prior(inducing(kernel=kernel, covariance=covariance))
     mean, variance = field.marginals(field.locate(points(60, reach=2.0), zeros(60)))
     assert mean.abs().max() == 0
-    torch.testing.assert_close(variance, (2 * field.log_amplitude).exp().expand(60, T), rtol=1e-3, atol=0)
+    torch.testing.assert_close(
+        variance, (2 * field.log_amplitude).exp().expand(60, T), rtol=1e-3, atol=0
+    )
 
 
 @pytest.mark.parametrize("n_dims", [1, 2, 3])
 def test_at_the_inducing_points_the_conditional_returns_their_values(n_dims):
     field = inducing(n_dims=n_dims, n_points=15, lengthscale=0.4)
-    centres, u = field.centres.numpy(), torch.randn(T, 15, generator=torch.Generator().manual_seed(0))
+    centres, u = (
+        field.centres.numpy(),
+        torch.randn(T, 15, generator=torch.Generator().manual_seed(0)),
+    )
     values = torch.linalg.cholesky(exact(centres, "matern32", 0.4)) @ u.double().T
     mean, variance = field.conditional(u, field.locate(centres, zeros(15)))
-    torch.testing.assert_close(mean.detach().double(), values, atol=0.03, rtol=0)  # jitter keeps close points apart
+    torch.testing.assert_close(
+        mean.detach().double(), values, atol=0.03, rtol=0
+    )  # jitter keeps close points apart
     assert variance.max() < 1e-3
 
 
@@ -407,7 +451,9 @@ def test_the_conditional_is_that_of_the_exact_process():
     mean, variance = field.conditional(u.float().expand(T, -1), field.locate(coords, zeros(9)))
     solved = torch.linalg.solve(K, cross.T)
     torch.testing.assert_close(mean[:, 0].double(), solved.T @ values, atol=5e-3, rtol=0)
-    torch.testing.assert_close(variance[:, 0].double(), 1 - (cross.T * solved).sum(0), atol=1e-3, rtol=0)
+    torch.testing.assert_close(
+        variance[:, 0].double(), 1 - (cross.T * solved).sum(0), atol=1e-3, rtol=0
+    )
 
 
 def test_weights_are_kept_while_the_lengthscale_is_fixed_and_remade_when_it_moves():
@@ -431,7 +477,9 @@ def test_a_kernel_matrix_beyond_repair_is_an_error():
 def test_coinciding_inducing_points_are_survived():
     centres = np.repeat(points(4), 2, axis=0)
     field = randomise(InducingField("rbf", T, 1, centres, zeros(8)))
-    assert all(torch.isfinite(part).all() for part in field.marginals(field.locate(points(6), zeros(6))))
+    assert all(
+        torch.isfinite(part).all() for part in field.marginals(field.locate(points(6), zeros(6)))
+    )
 
 
 # ---- the exact covariance given what the spots say ------------------------------------------------------------------
@@ -440,13 +488,17 @@ def test_coinciding_inducing_points_are_survived():
 @pytest.mark.parametrize("covariance", ["full", "diagonal"])
 def test_set_precision_is_the_exact_posterior_with_all_coordinates_inducing(covariance):
     coords = points(30)
-    field = InducingField("matern32", 1, 1, coords, zeros(30), lengthscale=0.4, covariance=covariance)
+    field = InducingField(
+        "matern32", 1, 1, coords, zeros(30), lengthscale=0.4, covariance=covariance
+    )
     field.log_amplitude.data.fill_(math.log(1.3))
     information = 5 * torch.rand(30, 1, generator=torch.Generator().manual_seed(0))
     places = [field.locate(coords[:10], zeros(10)), field.locate(coords[10:], zeros(20))]
     field.set_precision(places, [information[:10], information[10:]])
     K = 1.3**2 * exact(coords, "matern32", 0.4)
-    expected = torch.linalg.inv(torch.linalg.inv(K) + torch.diag(information[:, 0].double())).diagonal()
+    expected = torch.linalg.inv(
+        torch.linalg.inv(K) + torch.diag(information[:, 0].double())
+    ).diagonal()
     found = torch.cat([field.marginals(place)[1][:, 0] for place in places]).detach().double()
     torch.testing.assert_close(found, expected, rtol=5e-3, atol=1e-3)
 
@@ -472,8 +524,12 @@ def test_between_the_nodes_set_precision_is_close_to_the_exact_process():
     information = torch.full((120, 1), 4.0)
     located = field.locate(coords, zeros(120))
     field.set_precision([located], [information])
-    expected = torch.linalg.inv(torch.linalg.inv(exact(coords, "matern32", 0.3)) + 4 * torch.eye(120)).diagonal()
-    torch.testing.assert_close(field.marginals(located)[1][:, 0].double(), expected, rtol=0.15, atol=0.01)
+    expected = torch.linalg.inv(
+        torch.linalg.inv(exact(coords, "matern32", 0.3)) + 4 * torch.eye(120)
+    ).diagonal()
+    torch.testing.assert_close(
+        field.marginals(located)[1][:, 0].double(), expected, rtol=0.15, atol=0.01
+    )
 
 
 @each_backend
@@ -482,14 +538,17 @@ def test_without_information_set_precision_returns_the_prior(name):
     located = on_nodes(field)
     field.set_precision([located], [torch.zeros(15, T)])
     found = field.marginals(located)[1]
-    torch.testing.assert_close(found, at_prior_like(field).marginals(located)[1], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(
+        found, at_prior_like(field).marginals(located)[1], rtol=1e-3, atol=1e-4
+    )
 
 
 def at_prior_like(field: AbstractField) -> AbstractField:
     """The same kernel parameters with q(u) = p(u)."""
     other = BACKENDS["hilbert" if isinstance(field, HilbertField) else "inducing"]()
     other.load_state_dict(
-        {key: value for key, value in field.state_dict().items() if not key.startswith("u_")}, strict=False
+        {key: value for key, value in field.state_dict().items() if not key.startswith("u_")},
+        strict=False,
     )
     other.u_loc.data.zero_()
     other.u_log_scale.data.zero_()
@@ -500,7 +559,9 @@ def test_the_scale_with_the_highest_evidence_is_that_of_the_dense_marginal_likel
     generator = torch.Generator().manual_seed(0)
     A, u = torch.randn(60, 8, generator=generator), torch.randn(8, generator=generator)
     noise_var = 0.3
-    y = 2.5 * A @ torch.randn(8, generator=generator) + noise_var**0.5 * torch.randn(60, generator=generator)
+    y = 2.5 * A @ torch.randn(8, generator=generator) + noise_var**0.5 * torch.randn(
+        60, generator=generator
+    )
     found = evidence_scale([(A.T @ A / noise_var, A.T @ (y - A @ u) / noise_var, u)])
     log_s = torch.linspace(-MAX_LOG_SCALE, MAX_LOG_SCALE, 61)
     dense = []
@@ -518,7 +579,10 @@ def test_another_amplitude_leaves_the_mean_where_it_is(name):
     located = on_nodes(field)
     before, amplitude = field.marginals(located)[0].detach(), field.log_amplitude.detach().clone()
     generator = torch.Generator().manual_seed(1)
-    information, gradient = 5 + torch.rand(15, T, generator=generator), 9 * torch.randn(15, T, generator=generator)
+    information, gradient = (
+        5 + torch.rand(15, T, generator=generator),
+        9 * torch.randn(15, T, generator=generator),
+    )
     field.rescale([located], [information], [gradient])
     assert (field.log_amplitude - amplitude).abs().min() > 0.01
     torch.testing.assert_close(field.marginals(located)[0].detach(), before, rtol=1e-4, atol=1e-4)

@@ -20,7 +20,12 @@ class Remote:
 
 
 def dataset(
-    n_obs=20_000, n_features=2_000, nnz=2_000_000, likelihood="poisson", memory=np.inf, n_libraries=1
+    n_obs=20_000,
+    n_features=2_000,
+    nnz=2_000_000,
+    likelihood="poisson",
+    memory=np.inf,
+    n_libraries=1,
 ) -> Dataset:
     coords = np.random.default_rng(0).uniform(-1, 1, (n_obs, 2)).astype(np.float32)
     ones = np.ones(n_obs)
@@ -35,7 +40,9 @@ def expect(data: Dataset, n_factors: int = 10, n_spatial: int = 5, **options):
 def test_counts_in_a_file_are_needed_and_those_in_memory_are_held():
     counts = sp.random(300, 40, 0.2, "csr", np.float32, random_state=0)
     ones = np.ones(300)
-    inside = Dataset(np.zeros((300, 2)), np.zeros(300, int), (View("rna", "poisson", counts, ones, ones > 0),))
+    inside = Dataset(
+        np.zeros((300, 2)), np.zeros(300, int), (View("rna", "poisson", counts, ones, ones > 0),)
+    )
     outside = replace(inside, views=(replace(inside.views[0], counts=Remote(300, 40, counts.nnz)),))
     held, read = expect(inside), expect(outside)
     assert held.held == held.parts["counts"] == read.parts["counts"] == 8 * counts.nnz
@@ -43,7 +50,10 @@ def test_counts_in_a_file_are_needed_and_those_in_memory_are_held():
 
 
 def test_what_does_not_fit_into_the_budget_is_read_again_at_every_step():
-    kept, read = expect(dataset(nnz=40_000_000)), expect(dataset(nnz=40_000_000, memory=0), block_size=1_000)
+    kept, read = (
+        expect(dataset(nnz=40_000_000)),
+        expect(dataset(nnz=40_000_000, memory=0), block_size=1_000),
+    )
     assert kept.parts["counts"] == 3.2e8
     assert read.parts["counts"] == 8 * 2_000_000
     assert read.stages["optimisation"] > 1.5 * kept.stages["optimisation"]
@@ -89,7 +99,11 @@ def test_a_large_fit_begins_with_a_part_of_the_rows_or_with_the_modality_that_te
     assert many.stages["starts"] < 1.5 * few.stages["starts"]
     one = dataset(nnz=12_000_000)
     both = replace(
-        one, views=(*one.views, replace(one.views[0], name="atac", counts=Remote(20_000, 90_000, 30_000_000)))
+        one,
+        views=(
+            *one.views,
+            replace(one.views[0], name="atac", counts=Remote(20_000, 90_000, 30_000_000)),
+        ),
     )
     assert expect(both).stages["starts"] < 2 * expect(one).stages["starts"]
 
@@ -97,7 +111,10 @@ def test_a_large_fit_begins_with_a_part_of_the_rows_or_with_the_modality_that_te
 def test_points_cost_what_rows_times_points_cost():
     found = expect(dataset(), field="inducing", n_inducing=100)
     assert found.parts["outputs"] > 4 * 20_000 * 100 * 5
-    assert expect(dataset(), field="inducing", n_inducing=200).parts["gradient"] > 1.8 * found.parts["gradient"]
+    assert (
+        expect(dataset(), field="inducing", n_inducing=200).parts["gradient"]
+        > 1.8 * found.parts["gradient"]
+    )
 
 
 def test_signed_models_begin_at_dense_arrays():

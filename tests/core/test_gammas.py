@@ -35,7 +35,9 @@ def distributions(log_mean, alpha, mu, level, exposure) -> tuple[Gamma, Gamma]:
     return Gamma(a, b), Gamma(alpha.expand_as(beta), beta)
 
 
-def slopes(function, inputs: tuple[torch.Tensor, ...], weights: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def slopes(
+    function, inputs: tuple[torch.Tensor, ...], weights: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
     """Values, and gradients of a weighted sum of them in log means and shapes."""
     log_mean, alpha = (value.clone().requires_grad_() for value in inputs[:2])
     geometric, divergence = function(log_mean, alpha, *inputs[2:])
@@ -71,11 +73,17 @@ def test_the_compiled_pass_is_the_formulas(width, spread):
     shape = distributions(*inputs)[0].concentration
     assert spread < 5 or (shape.min() < 1e-2 and shape.max() > 1e3)
     weights = torch.randn(P, K, generator=torch.Generator().manual_seed(1)).double()
-    found, expected = (slopes(function, inputs, weights) for function in (gamma_posterior, gammas._by_torch))
+    found, expected = (
+        slopes(function, inputs, weights) for function in (gamma_posterior, gammas._by_torch)
+    )
     torch.testing.assert_close(found[0], expected[0], rtol=3e-5, atol=1e-9)
     torch.testing.assert_close(found[1].double(), expected[1], rtol=1e-5, atol=1e-3)
-    torch.testing.assert_close(found[2], expected[2], rtol=1e-3, atol=2e-4 * float(expected[2].abs().max()))
-    torch.testing.assert_close(found[3], expected[3], rtol=1e-3, atol=1e-4 * float(expected[3].abs().max()))
+    torch.testing.assert_close(
+        found[2], expected[2], rtol=1e-3, atol=2e-4 * float(expected[2].abs().max())
+    )
+    torch.testing.assert_close(
+        found[3], expected[3], rtol=1e-3, atol=1e-4 * float(expected[3].abs().max())
+    )
 
 
 def test_gradients_are_slopes():
@@ -95,14 +103,18 @@ def test_gradients_are_slopes():
         up[:, k], down[k] = step, step * alpha[k]
         expected = (value(log_mean + up, alpha) - value(log_mean - up, alpha)) / (2 * step)
         assert by_mean[:, k].sum().item() == pytest.approx(1.7 * expected.item(), rel=1e-3)
-        expected = (value(log_mean, alpha + down) - value(log_mean, alpha - down)) / (2 * step * alpha[k])
+        expected = (value(log_mean, alpha + down) - value(log_mean, alpha - down)) / (
+            2 * step * alpha[k]
+        )
         assert by_alpha[k].item() == pytest.approx(1.7 * expected.item(), rel=1e-3)
 
 
 def test_loadings_that_are_all_but_zero_are_finite_and_can_come_back():
     inputs = list(problem(0.1))
     inputs[0] = inputs[0] - 40.0
-    geometric, divergence, slope, _ = slopes(gamma_posterior, tuple(inputs), torch.ones(P, K).double())
+    geometric, divergence, slope, _ = slopes(
+        gamma_posterior, tuple(inputs), torch.ones(P, K).double()
+    )
     assert all(torch.isfinite(values).all() for values in (geometric, divergence, slope))
     assert (geometric == 0).all() or geometric.max() < 1e-10
     assert (slope != 0).all()

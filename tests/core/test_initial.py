@@ -36,7 +36,9 @@ def test_each_kind_has_its_starts(kind):
     assert [start.name for start in starts(toy_dataset(TWO), kinds=[kind])] == NAMES[kind]
 
 
-@pytest.mark.parametrize(("kind", "expected"), [("auto", ["spot"]), ("smooth", ["spot"]), ("random", ["random"])])
+@pytest.mark.parametrize(
+    ("kind", "expected"), [("auto", ["spot"]), ("smooth", ["spot"]), ("random", ["random"])]
+)
 def test_without_spatial_factors_nothing_is_smoothed(kind, expected):
     assert [start.name for start in starts(toy_dataset(TWO), n_spatial=0, kinds=[kind])] == expected
 
@@ -48,7 +50,9 @@ def test_many_spots_get_two_starts(monkeypatch):
 
 @each_kind
 @pytest.mark.parametrize("n_spatial", [0, 1, 2, 3])
-@pytest.mark.parametrize(("n_libraries", "missing", "n_dims"), [(1, 0, 2), (2, 9, 2), (1, 0, 1), (1, 5, 3)])
+@pytest.mark.parametrize(
+    ("n_libraries", "missing", "n_dims"), [(1, 0, 2), (2, 9, 2), (1, 0, 1), (1, 5, 3)]
+)
 def test_a_start_is_legal(kind, n_spatial, n_libraries, missing, n_dims):
     dataset = toy_dataset(TWO, n_libraries=n_libraries, missing=missing, n_dims=n_dims)
     for start in starts(dataset, n_spatial=n_spatial, kinds=[kind]):
@@ -66,7 +70,9 @@ def test_a_start_is_legal(kind, n_spatial, n_libraries, missing, n_dims):
 def test_a_start_is_reproducible(kind):
     dataset = toy_dataset(TWO)
     before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
-    for one, other in zip(starts(dataset, kinds=[kind]), starts(dataset, kinds=[kind]), strict=True):
+    for one, other in zip(
+        starts(dataset, kinds=[kind]), starts(dataset, kinds=[kind]), strict=True
+    ):
         np.testing.assert_array_equal(one.factors, other.factors)
         np.testing.assert_array_equal(one.loadings["atac"], other.loadings["atac"])
     assert torch.equal(before[0], torch.get_rng_state())
@@ -75,7 +81,9 @@ def test_a_start_is_reproducible(kind):
 
 @pytest.mark.parametrize("kind", ["spot", "random", "smooth"])
 def test_seeds_give_different_starts(kind):
-    first, second = (starts(toy_dataset(TWO), kinds=[kind], seed=seed)[0].factors for seed in (0, 1))
+    first, second = (
+        starts(toy_dataset(TWO), kinds=[kind], seed=seed)[0].factors for seed in (0, 1)
+    )
     assert (first != second).any()
 
 
@@ -85,7 +93,9 @@ def test_expected_totals_are_near_the_observed_ones(kind):
     dataset = toy_dataset({"rna": "poisson"})
     for start in starts(dataset, kinds=[kind]):
         A = np.column_stack([start.factors, np.ones(60)]) * dataset.views[0].size[:, None]
-        assert (A @ start.loadings["rna"].T).sum() == pytest.approx(dataset.views[0].counts.sum(), rel=0.01)
+        assert (A @ start.loadings["rna"].T).sum() == pytest.approx(
+            dataset.views[0].counts.sum(), rel=0.01
+        )
 
 
 @pytest.mark.parametrize("n_spatial", [0, 2])
@@ -146,7 +156,9 @@ def test_features_and_rows_without_counts_are_survived():
     counts.eliminate_zeros()
     view = dataset.views[0]
     changed = Dataset(
-        dataset.coords, dataset.library, (type(view)(view.name, "poisson", counts, view.size, view.observed),)
+        dataset.coords,
+        dataset.library,
+        (type(view)(view.name, "poisson", counts, view.size, view.observed),),
     )
     for start in starts(changed):
         assert np.isfinite(start.factors).all()
@@ -163,7 +175,9 @@ def test_slices_are_not_smoothed_into_each_other():
     counts.eliminate_zeros()
     ones = np.ones(80, np.float32)
     coords = np.repeat(dataset.coords[:40], 2, axis=0)  # rows take turns between the slices
-    apart = Dataset(coords, dataset.library, (type(view)("rna", "poisson", counts, ones, view.observed),))
+    apart = Dataset(
+        coords, dataset.library, (type(view)("rna", "poisson", counts, ones, view.observed),)
+    )
     for start in starts(apart, n_factors=1, n_spatial=1, kinds=["smooth"]):
         factor = start.factors[:, 0]
         assert factor[dataset.library == 0].min() > 3 * factor[dataset.library == 1].max()
@@ -172,9 +186,14 @@ def test_slices_are_not_smoothed_into_each_other():
 @pytest.mark.parametrize("kind", ["smooth", "spot"])
 def test_a_start_is_near_a_clear_truth(kind):
     mdata = ggblocks(n_side=18, n_genes=80, n_peaks=20, seed=1)
-    dataset, _ = read.read(mdata, Reading(likelihoods="poisson", size_factors=None, modalities=["rna"]))
+    dataset, _ = read.read(
+        mdata, Reading(likelihoods="poisson", size_factors=None, modalities=["rna"])
+    )
     truth = mdata.obsm["true_factors"][:, :4]
-    best = max(match_factors(truth, start.factors[:, :4])[1].mean() for start in starts(dataset, 7, 4, kinds=[kind]))
+    best = max(
+        match_factors(truth, start.factors[:, :4])[1].mean()
+        for start in starts(dataset, 7, 4, kinds=[kind])
+    )
     assert best > 0.8
     random = starts(dataset, 7, 4, kinds=["random"])[0]
     assert match_factors(truth, random.factors[:, :4])[1].mean() < 0.3

@@ -32,7 +32,10 @@ def covariance(name: str, distance: float, lengthscale: float = LENGTHSCALE) -> 
 
 def density(name: str, frequency: float, n_dims: int) -> float:
     """One spectral density in double precision."""
-    squared, scale = torch.tensor(frequency**2, dtype=torch.float64), torch.tensor(LENGTHSCALE, dtype=torch.float64)
+    squared, scale = (
+        torch.tensor(frequency**2, dtype=torch.float64),
+        torch.tensor(LENGTHSCALE, dtype=torch.float64),
+    )
     return math.exp(KERNELS[name].log_spectral_density(squared, scale, n_dims))
 
 
@@ -43,7 +46,9 @@ def test_no_missing_kernel():
 @each_kernel
 @pytest.mark.parametrize("distance", [0.0, 0.01, 0.2, 0.9, 3.0])
 def test_covariance_is_the_definition(name, distance):
-    assert covariance(name, distance) == pytest.approx(matern(distance, LENGTHSCALE, SMOOTHNESS[name]), abs=1e-12)
+    assert covariance(name, distance) == pytest.approx(
+        matern(distance, LENGTHSCALE, SMOOTHNESS[name]), abs=1e-12
+    )
 
 
 @each_kernel
@@ -63,7 +68,9 @@ def test_only_the_ratio_of_distance_and_lengthscale_counts(name):
 @each_dimension
 def test_matrices_are_symmetric_and_positive_definite(name, n_dims):
     points = torch.as_tensor(np.random.default_rng(0).uniform(-1, 1, (40, n_dims)))
-    matrix = KERNELS[name].covariance(torch.cdist(points, points), torch.tensor(LENGTHSCALE, dtype=torch.float64))
+    matrix = KERNELS[name].covariance(
+        torch.cdist(points, points), torch.tensor(LENGTHSCALE, dtype=torch.float64)
+    )
     torch.testing.assert_close(matrix, matrix.T)
     torch.testing.assert_close(matrix.diagonal(), torch.ones(40, dtype=torch.float64))
     assert torch.linalg.eigvalsh(matrix).min() > -1e-10
@@ -71,7 +78,10 @@ def test_matrices_are_symmetric_and_positive_definite(name, n_dims):
 
 @each_kernel
 def test_gradients_are_finite_at_distance_zero(name):
-    distance, scale = torch.zeros(1, requires_grad=True), torch.full((1,), LENGTHSCALE, requires_grad=True)
+    distance, scale = (
+        torch.zeros(1, requires_grad=True),
+        torch.full((1,), LENGTHSCALE, requires_grad=True),
+    )
     KERNELS[name].covariance(distance, scale).sum().backward()
     assert torch.isfinite(distance.grad).all()
     assert scale.grad.item() == 0.0
@@ -92,7 +102,9 @@ def test_spectral_density_integrates_to_one(name, n_dims):
 @pytest.mark.parametrize("frequency", [0.0, 1.0, 4.0, 12.0])
 def test_spectral_density_is_the_fourier_transform_of_the_covariance(name, n_dims, frequency):
     def shell(r: float) -> float:
-        return SURFACE[n_dims] * r ** (n_dims - 1) * covariance(name, r) * WAVE[n_dims](frequency * r)
+        return (
+            SURFACE[n_dims] * r ** (n_dims - 1) * covariance(name, r) * WAVE[n_dims](frequency * r)
+        )
 
     transform = quad(shell, 0, 40 * LENGTHSCALE, limit=400, epsabs=1e-10)[0]
     assert density(name, frequency, n_dims) == pytest.approx(transform, rel=1e-5, abs=1e-9)

@@ -12,7 +12,13 @@ from torch import Tensor
 
 from gpnsf.core.counts import rowblocks
 from gpnsf.core.counts.sparse import SparseCounts
-from gpnsf.core.likelihoods import LIKELIHOODS, AbstractLikelihood, NegativeBinomial, Poisson, bernoulli
+from gpnsf.core.likelihoods import (
+    LIKELIHOODS,
+    AbstractLikelihood,
+    NegativeBinomial,
+    Poisson,
+    bernoulli,
+)
 from gpnsf.core.likelihoods.moments import MEAN_CAP, MEAN_RANGE, Moments
 
 N, P, K = 20, 6, 2
@@ -55,7 +61,11 @@ class Case:
 
     def log_prob(self, A: Tensor, W: Tensor) -> Tensor:
         """Dense log-likelihood of the observed rows given factors A [N, K+1]."""
-        return self.likelihood.distribution((A @ W.T)[self.observed]).log_prob(self.dense[self.observed]).sum()
+        return (
+            self.likelihood.distribution((A @ W.T)[self.observed])
+            .log_prob(self.dense[self.observed])
+            .sum()
+        )
 
 
 def as_counts(values: Tensor) -> SparseCounts:
@@ -97,7 +107,10 @@ def test_bound_without_variance_is_the_log_likelihood(name):
     case = make(name)
     A = case.at(case.m).mean
     torch.testing.assert_close(
-        case.likelihood.bound(case.counts, case.at(case.m), case.W), case.log_prob(A, case.W), rtol=1e-5, atol=1e-3
+        case.likelihood.bound(case.counts, case.at(case.m), case.W),
+        case.log_prob(A, case.W),
+        rtol=1e-5,
+        atol=1e-3,
     )
 
 
@@ -163,7 +176,9 @@ def test_bound_is_below_the_expectation_and_close_to_it(name, seed):
     case = make(name, seed)
     draws = torch.stack(
         [
-            case.log_prob(case.at(case.m + case.v.sqrt() * torch.randn_like(case.m)).mean, case.W).detach()
+            case.log_prob(
+                case.at(case.m + case.v.sqrt() * torch.randn_like(case.m)).mean, case.W
+            ).detach()
             for _ in range(1500)
         ]
     )
@@ -177,7 +192,9 @@ def test_gaussian_expectation_is_exact():
     case = make("gaussian")
     draws = torch.stack(
         [
-            case.log_prob(case.at(case.m + case.v.sqrt() * torch.randn_like(case.m)).mean, case.W).detach()
+            case.log_prob(
+                case.at(case.m + case.v.sqrt() * torch.randn_like(case.m)).mean, case.W
+            ).detach()
             for _ in range(3000)
         ]
     )
@@ -192,10 +209,14 @@ def test_gradient_of_the_bound_tends_to_that_of_the_log_likelihood(name):
     (expected,) = torch.autograd.grad(case.log_prob(case.at(m).mean, case.W), m)
     gaps = []
     for variance in (0.3, 0.03, 1e-6):
-        bound = case.likelihood.bound(case.counts, case.moments(m, torch.full_like(m, variance)), case.W)
+        bound = case.likelihood.bound(
+            case.counts, case.moments(m, torch.full_like(m, variance)), case.W
+        )
         gaps.append((torch.autograd.grad(bound, m)[0] - expected).norm() / expected.norm())
     assert gaps[-1] < 1e-4
-    assert gaps == sorted(gaps, reverse=True) or name == "gaussian"  # its gradient does not depend on the variance
+    assert (
+        gaps == sorted(gaps, reverse=True) or name == "gaussian"
+    )  # its gradient does not depend on the variance
 
 
 @each_likelihood
@@ -223,12 +244,22 @@ def test_uncertain_loadings_take_their_geometric_mean_in_the_logarithms_alone(na
 def test_rows_with_size_zero_add_nothing(name):
     case = make(name)
     keep = torch.nonzero(case.observed)[:, 0]
-    small = Case(case.likelihood, case.m[keep], case.v[keep], case.size[keep], case.W, as_counts(case.dense[keep]))
+    small = Case(
+        case.likelihood,
+        case.m[keep],
+        case.v[keep],
+        case.size[keep],
+        case.W,
+        as_counts(case.dense[keep]),
+    )
     both = [c.likelihood.bound(c.counts, c.moments(c.m, c.v), c.W) for c in (case, small)]
     torch.testing.assert_close(*both)
     score, information = case.likelihood.curvature(case.counts, case.at(case.m).mean, case.W, True)
     rows = list(UNOBSERVED)
-    contribution = case.size[rows] * score[rows], case.size[rows][..., None] ** 2 * information[rows]
+    contribution = (
+        case.size[rows] * score[rows],
+        case.size[rows][..., None] ** 2 * information[rows],
+    )
     for part in contribution:
         torch.testing.assert_close(part, torch.zeros_like(part))
 
@@ -285,7 +316,11 @@ def test_information_is_the_negative_hessian(name):
     for i in torch.nonzero(case.observed)[:6, 0].tolist():
 
         def row(a: Tensor, i: int = i) -> Tensor:
-            return case.likelihood.distribution(case.W @ torch.cat([a, A[i, K:]])).log_prob(case.dense[i]).sum()
+            return (
+                case.likelihood.distribution(case.W @ torch.cat([a, A[i, K:]]))
+                .log_prob(case.dense[i])
+                .sum()
+            )
 
         hessian = torch.autograd.functional.hessian(row, A[i, :K])
         torch.testing.assert_close(found[i], -hessian, rtol=1e-3, atol=1e-3)
@@ -301,14 +336,18 @@ def test_information_is_the_covariance_of_the_score(name):
     scale = information.mean(0).diagonal().sqrt()
     mean, covariance = score.mean(0) / scale, torch.cov(score.T) / (scale[:, None] * scale)
     torch.testing.assert_close(mean, torch.zeros(K), rtol=0, atol=4 / n_draws**0.5)
-    torch.testing.assert_close(covariance, information.mean(0) / (scale[:, None] * scale), rtol=0, atol=0.12)
+    torch.testing.assert_close(
+        covariance, information.mean(0) / (scale[:, None] * scale), rtol=0, atol=0.12
+    )
 
 
 @each_likelihood
 def test_totals_are_the_expected_total_and_its_slope(name):
     case = make(name)
     A, log_scale = case.at(case.m).mean, torch.zeros((), requires_grad=True)
-    expected = case.likelihood.distribution(A @ (case.W * log_scale.exp()).T).mean[case.observed].sum()
+    expected = (
+        case.likelihood.distribution(A @ (case.W * log_scale.exp()).T).mean[case.observed].sum()
+    )
     (slope,) = torch.autograd.grad(expected, log_scale)
     total, derivative = case.likelihood.totals(A, case.W)
     torch.testing.assert_close(total.float(), expected.detach(), rtol=1e-4, atol=1e-4)
@@ -369,7 +408,8 @@ def test_negative_binomial_begins_as_poisson():
     case.likelihood.prepare([case.counts])
     moments = case.moments(case.m, case.v)
     torch.testing.assert_close(
-        case.likelihood.bound(case.counts, moments, case.W), Poisson(P).bound(case.counts, moments, case.W)
+        case.likelihood.bound(case.counts, moments, case.W),
+        Poisson(P).bound(case.counts, moments, case.W),
     )
     assert case.likelihood.log_prior() == 0.0
 
@@ -380,12 +420,16 @@ def test_negative_binomial_has_a_prior_on_theta():
     assert likelihood.log_prior().item() == pytest.approx(-1.0)
 
 
-def simulated_counts(theta: float, n: int = 1500, n_features: int = 8) -> tuple[Tensor, Tensor, np.ndarray]:
+def simulated_counts(
+    theta: float, n: int = 1500, n_features: int = 8
+) -> tuple[Tensor, Tensor, np.ndarray]:
     """Factors [n, 2], loadings [P, 2] and negative binomial counts around their rates."""
     rng = np.random.default_rng(0)
     A = np.exp(0.5 * rng.standard_normal((n, 2))).astype(np.float32)
     W = rng.uniform(1, 5, (n_features, 2)).astype(np.float32)
-    counts = rng.poisson(rng.gamma(theta, 1 / theta, (n, n_features)) * (A @ W.T)).astype(np.float32)
+    counts = rng.poisson(rng.gamma(theta, 1 / theta, (n, n_features)) * (A @ W.T)).astype(
+        np.float32
+    )
     return torch.as_tensor(A), torch.as_tensor(W), counts
 
 
@@ -396,7 +440,9 @@ def test_theta_is_recovered(theta, n_blocks):
     likelihood = NegativeBinomial(len(W))
     likelihood.prepare([])
     parts = np.array_split(np.arange(len(A)), n_blocks)
-    blocks = [(SparseCounts(sp.csr_matrix(counts[rows])), Moments.certain(A[rows]), W) for rows in parts]
+    blocks = [
+        (SparseCounts(sp.csr_matrix(counts[rows])), Moments.certain(A[rows]), W) for rows in parts
+    ]
     likelihood.leave_surrogate(blocks)
     assert likelihood.dispersion().mean().item() == pytest.approx(theta, rel=0.15)
     assert not likelihood.in_surrogate
@@ -424,7 +470,9 @@ def test_gaussian_prepares_its_noise_from_the_data():
     values = torch.randn(300, P) * torch.arange(1, P + 1)
     likelihood = LIKELIHOODS["gaussian"](P)
     likelihood.prepare([as_counts(values[:100]), as_counts(values[100:])])
-    torch.testing.assert_close(likelihood.dispersion(), (values**2).mean(0).sqrt(), rtol=1e-4, atol=0)
+    torch.testing.assert_close(
+        likelihood.dispersion(), (values**2).mean(0).sqrt(), rtol=1e-4, atol=0
+    )
 
 
 @each_likelihood
@@ -445,7 +493,9 @@ def parts(moments: Moments) -> tuple[Tensor, Tensor, Tensor]:
 
 def test_lognormal_moments():
     m, v, size = torch.tensor([[0.3]]), torch.tensor([[0.4]]), torch.tensor([[2.0]])
-    draws = 2 * torch.exp(0.3 + 0.4**0.5 * torch.randn(400_000, generator=torch.Generator().manual_seed(0)))
+    draws = 2 * torch.exp(
+        0.3 + 0.4**0.5 * torch.randn(400_000, generator=torch.Generator().manual_seed(0))
+    )
     geometric, mean, variance = parts(Moments.lognormal(m, v, size))
     assert mean[0].tolist() == pytest.approx([draws.mean().item(), 2.0], rel=0.01)
     assert geometric[0].tolist() == pytest.approx([draws.log().mean().exp().item(), 2.0], rel=0.01)
@@ -454,8 +504,14 @@ def test_lognormal_moments():
 
 def test_the_gradient_of_lognormal_moments_is_that_of_their_formula():
     generator = torch.Generator().manual_seed(0)
-    m, v = 6 * torch.randn(40, 3, generator=generator), 3 * torch.rand(40, 3, generator=generator)  # some are clamped
-    size, (a, b) = torch.rand(40, 1, generator=generator) + 0.5, torch.randn(2, 40, 4, generator=generator)
+    m, v = (
+        6 * torch.randn(40, 3, generator=generator),
+        3 * torch.rand(40, 3, generator=generator),
+    )  # some are clamped
+    size, (a, b) = (
+        torch.rand(40, 1, generator=generator) + 0.5,
+        torch.randn(2, 40, 4, generator=generator),
+    )
 
     def gradients(means):
         at = m.clone().requires_grad_(), v.clone().requires_grad_()
@@ -472,8 +528,12 @@ def test_the_gradient_of_lognormal_moments_is_that_of_their_formula():
 
 
 def test_normal_moments_keep_their_sign():
-    moments = parts(Moments.normal(torch.tensor([[-0.3]]), torch.tensor([[0.4]]), torch.tensor([[2.0]])))
-    assert [part[0].tolist() for part in moments] == [pytest.approx(row) for row in ([-0.6, 2], [-0.6, 2], [1.6, 0])]
+    moments = parts(
+        Moments.normal(torch.tensor([[-0.3]]), torch.tensor([[0.4]]), torch.tensor([[2.0]]))
+    )
+    assert [part[0].tolist() for part in moments] == [
+        pytest.approx(row) for row in ([-0.6, 2], [-0.6, 2], [1.6, 0])
+    ]
 
 
 def test_extreme_log_factors_have_finite_moments():

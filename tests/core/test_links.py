@@ -32,7 +32,9 @@ def test_scores_are_cosines():
     rng = np.random.default_rng(1)
     first, second = profiles(loadings(rng, 20))[0], profiles(loadings(rng, 30))[0]
     i, j = rng.integers(20, size=50), rng.integers(30, size=50)
-    np.testing.assert_allclose(pair_scores(first, second, i, j), (first @ second.T)[i, j], atol=1e-12)
+    np.testing.assert_allclose(
+        pair_scores(first, second, i, j), (first @ second.T)[i, j], atol=1e-12
+    )
 
 
 def test_strata_lie_within_bins_and_order_the_property():
@@ -71,7 +73,8 @@ def test_p_values_of_pairs_that_agree_are_small():
     p = pair_p_values(unit, unit, same, same, np.zeros(200, dtype=int), n_permutations=500, seed=0)
     assert p.max() < 0.05
     np.testing.assert_array_equal(
-        p, pair_p_values(unit, unit, same, same, np.zeros(200, dtype=int), n_permutations=500, seed=9)
+        p,
+        pair_p_values(unit, unit, same, same, np.zeros(200, dtype=int), n_permutations=500, seed=9),
     )
 
 
@@ -97,7 +100,9 @@ def test_a_score_that_only_knows_the_bin_is_worth_nothing():
 
 
 def test_without_both_kinds_there_is_no_ranking():
-    assert np.isnan(matched_ranking(np.arange(3.0), np.ones(3, bool), np.zeros(3, int), np.ones(3))).all()
+    assert np.isnan(
+        matched_ranking(np.arange(3.0), np.ones(3, bool), np.zeros(3, int), np.ones(3))
+    ).all()
 
 
 def test_loadings_with_a_sign_are_profiles_themselves():

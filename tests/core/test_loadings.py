@@ -75,10 +75,15 @@ def test_the_prior_has_a_mean_for_each_factor_and_level():
 def test_the_mean_of_the_prior_is_where_the_divergence_is_least():
     """Type-II maximum likelihood: that is why no gradient goes through it."""
     loadings = gamma()
-    prior, own = (law(site(program, *args)) for program, args in ((loadings.model, ()), (loadings.guide, (None, 1.0))))
+    prior, own = (
+        law(site(program, *args))
+        for program, args in ((loadings.model, ()), (loadings.guide, (None, 1.0)))
+    )
 
     def divergence(factor: float) -> float:
-        return kl_divergence(own, type(prior)(prior.concentration, prior.rate * factor)).sum().item()
+        return (
+            kl_divergence(own, type(prior)(prior.concentration, prior.rate * factor)).sum().item()
+        )
 
     assert divergence(1.0) < min(divergence(0.99), divergence(1.01))
 
@@ -112,8 +117,14 @@ def test_the_exposure_is_the_sum_of_a_pass_in_blocks_of_any_size():
 def test_batches_see_loadings_through_their_multipliers():
     loadings = gamma(n_batches=2)
     multipliers = torch.rand(2, P) + 0.5
-    own = law(site(loadings.guide, multipliers, 1.0)).rate - law(site(loadings.guide, 0 * multipliers, 1.0)).rate
-    expected = multipliers[0][:, None] * loadings.exposure[0] + multipliers[1][:, None] * loadings.exposure[1]
+    own = (
+        law(site(loadings.guide, multipliers, 1.0)).rate
+        - law(site(loadings.guide, 0 * multipliers, 1.0)).rate
+    )
+    expected = (
+        multipliers[0][:, None] * loadings.exposure[0]
+        + multipliers[1][:, None] * loadings.exposure[1]
+    )
     torch.testing.assert_close(own, expected / loadings.charge)
 
 

@@ -20,10 +20,18 @@ TWO = {"rna": "poisson", "atac": "bernoulli"}
 SPATIAL = {"fa": 0, "rsf": 2, "pnmf": 0, "nsf": 2, "nsfh": 1, "gpnsf": 1}
 
 
-def problem(preset: str, likelihoods: dict[str, str] | None = None, *, field: str = "hilbert", **data):
+def problem(
+    preset: str, likelihoods: dict[str, str] | None = None, *, field: str = "hilbert", **data
+):
     """A dataset of 60 spots and a model of two factors away from its start."""
-    dataset = toy_dataset(likelihoods or ({"rna": "gaussian"} if preset in ("fa", "rsf") else TWO), **data)
-    options = {"field": field, "n_inducing": 30, "loadings": "point"}  # the stage knows the means of loadings alone
+    dataset = toy_dataset(
+        likelihoods or ({"rna": "gaussian"} if preset in ("fa", "rsf") else TWO), **data
+    )
+    options = {
+        "field": field,
+        "n_inducing": 30,
+        "loadings": "point",
+    }  # the stage knows the means of loadings alone
     model = build(preset, dataset, n_factors=2, n_spatial=SPATIAL[preset], **options)
     generator = torch.Generator().manual_seed(0)
     for parameter in (parameter for parameter in model.parameters() if parameter.requires_grad):
@@ -58,10 +66,17 @@ def test_gaussian_deviations_are_exact(preset):
     dataset, model = problem(preset)
     (block,) = model.blocks(dataset)
     result, view = local(model, [block]), dict(model.items())["rna"]
-    W, precision = view.loadings.mean.detach()[:, :2], torch.exp(-2 * view.likelihood.log_sd.detach())
+    W, precision = (
+        view.loadings.mean.detach()[:, :2],
+        torch.exp(-2 * view.likelihood.log_sd.detach()),
+    )
     base = result.field_m if preset == "rsf" else torch.zeros(60, 2)
     C = torch.linalg.inv((W.T * precision) @ W + torch.diag(1 / result.gamma))
-    residual = torch.as_tensor(dataset.views[0].counts.toarray()) - base @ W.T - view.loadings.mean.detach()[:, 2]
+    residual = (
+        torch.as_tensor(dataset.views[0].counts.toarray())
+        - base @ W.T
+        - view.loadings.mean.detach()[:, 2]
+    )
     e = residual * precision @ W @ C
     torch.testing.assert_close(result.m, base + e, rtol=0.02, atol=0.02)
     own = C.diagonal().expand(60, -1)
@@ -78,7 +93,9 @@ def test_deviations_are_where_the_posterior_is_flat(preset, likelihoods):
     result = local(model, model.blocks(dataset))
     base = torch.cat([result.field_m, torch.zeros(60, 2 - model.n_spatial)], 1)
     slope = score(model, dataset, result.m) - (result.m - base) / result.gamma
-    missed = (slope.abs() * torch.minimum(result.v, result.gamma).sqrt()).amax(1)  # step left, in standard deviations
+    missed = (slope.abs() * torch.minimum(result.v, result.gamma).sqrt()).amax(
+        1
+    )  # step left, in standard deviations
     assert missed.max() < 0.1  # what the last update of gamma leaves
 
 
@@ -110,7 +127,9 @@ def test_rows_without_data_keep_the_field_and_the_prior(preset, field):
     torch.testing.assert_close(result.m[:6, :T], result.field_m[:6], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(result.m[:6, T:], torch.zeros(6, 2 - T), atol=1e-3, rtol=0)
     torch.testing.assert_close(result.v[:6, T:], result.gamma[T:].expand(6, -1), rtol=0.05, atol=0)
-    torch.testing.assert_close(result.v[:6, :T], result.field_v[:6] + result.gamma[:T], rtol=0.05, atol=0)
+    torch.testing.assert_close(
+        result.v[:6, :T], result.field_v[:6] + result.gamma[:T], rtol=0.05, atol=0
+    )
     assert (result.v[:6].mean(0) > result.v[6:].mean(0)).all()
 
 
@@ -131,21 +150,30 @@ def test_without_a_local_stage_the_guide_speaks(preset):
     (block,) = model.blocks(dataset)
     result, (m, v), T = mean_field(model, [block]), model.marginals(block), SPATIAL[preset]
     torch.testing.assert_close((result.m, result.v), (m.detach(), v.detach()))
-    torch.testing.assert_close((result.field_m, result.field_v), (m.detach()[:, :T], v.detach()[:, :T]))
+    torch.testing.assert_close(
+        (result.field_m, result.field_v), (m.detach()[:, :T], v.detach()[:, :T])
+    )
     assert (result.gamma[:T] == 0).all()
     if model.nonspatial is not None:
-        torch.testing.assert_close(result.gamma[T:], (2 * model.nonspatial.log_sigma).exp().detach())
+        torch.testing.assert_close(
+            result.gamma[T:], (2 * model.nonspatial.log_sigma).exp().detach()
+        )
 
 
 def test_spots_with_fewer_counts_than_factors_are_survived():
     """All loadings are equal and each spot has one count only: what it says about two factors has rank one."""
     rng, n_obs = np.random.default_rng(0), 50
     counts = sp.csr_matrix(
-        (rng.integers(100, 300, n_obs).astype(np.float32), (np.arange(n_obs), rng.integers(0, 6, n_obs)))
+        (
+            rng.integers(100, 300, n_obs).astype(np.float32),
+            (np.arange(n_obs), rng.integers(0, 6, n_obs)),
+        )
     )
     ones = np.ones(n_obs, np.float32)
     coords = rng.uniform(-1, 1, (n_obs, 2)).astype(np.float32)
-    dataset = Dataset(coords, np.zeros(n_obs, np.int64), (View("rna", "poisson", counts, ones, ones > 0),))
+    dataset = Dataset(
+        coords, np.zeros(n_obs, np.int64), (View("rna", "poisson", counts, ones, ones > 0),)
+    )
     model = build("nsf", dataset, n_factors=2, n_spatial=2)
     result = local(model, model.blocks(dataset))
     assert torch.isfinite(result.m).all()
@@ -155,7 +183,9 @@ def test_spots_with_fewer_counts_than_factors_are_survived():
 @pytest.mark.parametrize("size", [1.0, 1e3, 1e6, 1e12, 1e24])
 def test_a_dominant_direction_leaves_a_covariance(size):
     direction = torch.tensor([1.0, 2.0, -1.0, 0.5])
-    exact = torch.eye(4).double() * 1.5 - 1.5**2 * size / (1 + 1.5 * size * 6.25) * torch.outer(direction, direction)
+    exact = torch.eye(4).double() * 1.5 - 1.5**2 * size / (1 + 1.5 * size * 6.25) * torch.outer(
+        direction, direction
+    )
     precision = size * torch.outer(direction, direction) + torch.eye(4) / 1.5
     covariance = local_stage.covariances(precision[None])[0].double()
     assert torch.isfinite(covariance).all()
@@ -171,21 +201,31 @@ def test_loadings_and_field_mean_stay_as_they_are():
     before = {name: value.clone() for name, value in model.state_dict().items()}
     field = model.spatial.field.marginals(blocks[0].located)[0].detach()
     result = local(model, blocks)
-    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    changed = {
+        name for name, value in model.state_dict().items() if not torch.equal(value, before[name])
+    }
     assert changed == {"spatial.field.u_loc", "spatial.field.log_amplitude"}
     torch.testing.assert_close(result.field_m, field)
-    torch.testing.assert_close(model.spatial.field.marginals(blocks[0].located)[0], field, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        model.spatial.field.marginals(blocks[0].located)[0], field, rtol=1e-4, atol=1e-4
+    )
 
 
-def drawn(preset: str, *, depth: float, n_obs: int = 150) -> tuple[Dataset, Factorization, torch.Tensor]:
+def drawn(
+    preset: str, *, depth: float, n_obs: int = 150
+) -> tuple[Dataset, Factorization, torch.Tensor]:
     """Counts drawn from a model with known loadings, and the log factors [N, 2] behind them."""
     rng = np.random.default_rng(0)
     coords = rng.uniform(-0.9, 0.9, (n_obs, 2)).astype(np.float32)
     ones, empty = np.ones(n_obs, np.float32), sp.csr_matrix((n_obs, 30), dtype=np.float32)
-    dataset = Dataset(coords, np.zeros(n_obs, np.int64), (View("rna", "poisson", empty, ones, ones > 0),))
+    dataset = Dataset(
+        coords, np.zeros(n_obs, np.int64), (View("rna", "poisson", empty, ones, ones > 0),)
+    )
     model = build(preset, dataset, n_factors=2, n_spatial=SPATIAL[preset], loadings="point")
     view = dict(model.items())["rna"]
-    view.loadings.raw.data = torch.as_tensor(np.log(depth * rng.gamma(0.5, 1.0, (30, 3)) + 1e-3), dtype=torch.float32)
+    view.loadings.raw.data = torch.as_tensor(
+        np.log(depth * rng.gamma(0.5, 1.0, (30, 3)) + 1e-3), dtype=torch.float32
+    )
     if model.nonspatial is not None:
         model.nonspatial.log_sigma.data.fill_(np.log(0.7))
     (block,) = model.blocks(dataset, counts=False)
@@ -199,7 +239,11 @@ def drawn(preset: str, *, depth: float, n_obs: int = 150) -> tuple[Dataset, Fact
     counts = sp.csr_matrix(sites["rna"]["value"].detach().numpy())
     if model.spatial is not None:
         model.spatial.field.u_loc.data.copy_(sites["u"]["value"])
-    return Dataset(coords, dataset.library, (View("rna", "poisson", counts, ones, ones > 0),)), model, h.detach()
+    return (
+        Dataset(coords, dataset.library, (View("rna", "poisson", counts, ones, ones > 0),)),
+        model,
+        h.detach(),
+    )
 
 
 @pytest.mark.parametrize("depth", [0.2, 2.0])
@@ -247,13 +291,19 @@ def test_the_field_knows_more_than_its_prior_where_spots_are():
     result = local(model, blocks)
     prior = (2 * model.spatial.field.log_amplitude).exp().detach()
     assert (result.field_v < 0.5 * prior).float().mean() > 0.9
-    torch.testing.assert_close(result.field_v, model.spatial.field.marginals(blocks[0].located)[1].detach())
+    torch.testing.assert_close(
+        result.field_v, model.spatial.field.marginals(blocks[0].located)[1].detach()
+    )
 
 
 def test_the_stage_stops_after_its_rounds(monkeypatch):
     dataset, model = problem("gpnsf")
     rounds = []
     original = local_stage._LocalStage.update_gamma
-    monkeypatch.setattr(local_stage._LocalStage, "update_gamma", lambda stage: (rounds.append(1), original(stage))[1])
+    monkeypatch.setattr(
+        local_stage._LocalStage,
+        "update_gamma",
+        lambda stage: (rounds.append(1), original(stage))[1],
+    )
     local(model, model.blocks(dataset, 30))
     assert len(rounds) == len(local_stage.NEWTON_STEPS)

@@ -20,17 +20,23 @@ def waves(n_side: int = 9) -> tuple[np.ndarray, np.ndarray]:
     return coords, np.column_stack([np.sin(2 * coords[:, 0]), np.cos(3 * coords[:, 1])])
 
 
-def table(patterns: np.ndarray, n_features: int = 24, noise: float = 0.5, seed: int = 0) -> np.ndarray:
+def table(
+    patterns: np.ndarray, n_features: int = 24, noise: float = 0.5, seed: int = 0
+) -> np.ndarray:
     """Simulated centred values [N, P]; each feature follows one pattern."""
     rng = np.random.default_rng(seed)
     W = np.zeros((n_features, patterns.shape[1]))
-    W[np.arange(n_features), np.arange(n_features) % patterns.shape[1]] = rng.normal(1.5, 0.3, n_features)
+    W[np.arange(n_features), np.arange(n_features) % patterns.shape[1]] = rng.normal(
+        1.5, 0.3, n_features
+    )
     values = patterns @ W.T + noise * rng.standard_normal((len(patterns), n_features))
     return values - values.mean(axis=0)
 
 
 def fit(tables, coords, **options) -> mefisto.Mefisto:
-    return mefisto.fit(tables, coords, **{"n_factors": 2, "n_inducing": 100, "max_steps": 31, "seed": 0, **options})
+    return mefisto.fit(
+        tables, coords, **{"n_factors": 2, "n_inducing": 100, "max_steps": 31, "seed": 0, **options}
+    )
 
 
 def test_log_normalised_values_are_centred_and_scaled_over_what_is_observed():
@@ -107,13 +113,17 @@ def test_the_field_is_the_conditional_mean_at_the_inducing_points():
     values, ell, share = rng.standard_normal(10), 0.5, 0.7
     found = mefisto._field(coords, inducing, values, ell, share)
     K = share * np.exp(-0.5 * ((coords[:, None] - coords[inducing]) ** 2).sum(2) / ell**2)
-    np.testing.assert_allclose(found, K @ np.linalg.solve(K[inducing] + (1 - share) * np.eye(10), values))
+    np.testing.assert_allclose(
+        found, K @ np.linalg.solve(K[inducing] + (1 - share) * np.eye(10), values)
+    )
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_seed_other_inducing_points():
     coords, patterns = waves(11)
     values = table(patterns)
-    first, again, other = (fit({"rna": values}, coords, seed=seed, max_steps=21) for seed in (0, 0, 1))
+    first, again, other = (
+        fit({"rna": values}, coords, seed=seed, max_steps=21) for seed in (0, 0, 1)
+    )
     np.testing.assert_array_equal(first.mean, again.mean)
     np.testing.assert_array_equal(first.elbo, again.elbo)
     assert not np.array_equal(first.mean, other.mean)
@@ -122,7 +132,8 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_other_inducing_point
 def test_more_inducing_points_change_the_fit_until_it_is_exact():
     coords, patterns = waves(11)
     fewer, exact, more = (
-        fit({"rna": table(patterns[:, :1])}, coords, n_factors=1, max_steps=21, n_inducing=n) for n in (100, 121, 150)
+        fit({"rna": table(patterns[:, :1])}, coords, n_factors=1, max_steps=21, n_inducing=n)
+        for n in (100, 121, 150)
     )
     assert not np.array_equal(fewer.mean, exact.mean)
     np.testing.assert_array_equal(exact.mean, more.mean)
@@ -141,7 +152,10 @@ def test_steps_are_capped_and_convergence_is_told():
 def test_memory_is_about_what_is_taken():
     rng = np.random.default_rng(0)
     for n_obs, n_features, n_inducing in ((400, 20, 100), (110, 1500, 120), (150, 20, 200)):
-        tables, coords = {"rna": rng.standard_normal((n_obs, n_features))}, rng.uniform(-1, 1, (n_obs, 2))
+        tables, coords = (
+            {"rna": rng.standard_normal((n_obs, n_features))},
+            rng.uniform(-1, 1, (n_obs, 2)),
+        )
         tracemalloc.start()
         fit(tables, coords, n_inducing=n_inducing, max_steps=20)
         taken = tracemalloc.get_traced_memory()[1]

@@ -30,7 +30,11 @@ def problem(rng):
 
 def naive(likelihood, counts, A, W, dispersion):
     function = getattr(reference, f"{likelihood}_deviance")
-    return function(counts, A, W, dispersion) if likelihood in ("nb", "gaussian") else function(counts, A, W)
+    return (
+        function(counts, A, W, dispersion)
+        if likelihood in ("nb", "gaussian")
+        else function(counts, A, W)
+    )
 
 
 def log_density(likelihood, counts, mean, dispersion):
@@ -46,7 +50,9 @@ def log_density(likelihood, counts, mean, dispersion):
 
 @pytest.mark.parametrize("likelihood", CASES)
 @pytest.mark.parametrize("block", [rates.BLOCK, 7])
-def test_deviances_equal_a_loop_over_all_entries_whatever_the_block(problem, likelihood, block, monkeypatch):
+def test_deviances_equal_a_loop_over_all_entries_whatever_the_block(
+    problem, likelihood, block, monkeypatch
+):
     monkeypatch.setattr(rates, "BLOCK", block)
     counts, A, W, dispersion = problem
     total, n_entries = metrics.deviance(likelihood, sp.csr_matrix(counts), A, W, dispersion)
@@ -70,14 +76,18 @@ def test_a_deviance_is_twice_the_distance_to_the_saturated_model(problem, likeli
 def test_the_poisson_deviance_is_that_of_sklearn(problem):
     counts, A, W, _ = problem
     total, n_entries = metrics.deviance("poisson", sp.csr_matrix(counts), A, W)
-    assert total / n_entries == pytest.approx(mean_poisson_deviance(counts.ravel(), (A @ W.T).ravel()))
+    assert total / n_entries == pytest.approx(
+        mean_poisson_deviance(counts.ravel(), (A @ W.T).ravel())
+    )
 
 
 @pytest.mark.parametrize("likelihood", CASES)
 def test_rows_select_observations_and_deviances_add_up(problem, rng, likelihood):
     counts, A, W, dispersion = problem
     counts, rows = sp.csr_matrix(counts), rng.random(N) < 0.4
-    parts = [metrics.deviance(likelihood, counts, A, W, dispersion, rows=part) for part in (rows, ~rows)]
+    parts = [
+        metrics.deviance(likelihood, counts, A, W, dispersion, rows=part) for part in (rows, ~rows)
+    ]
     whole = metrics.deviance(likelihood, counts, A, W, dispersion)
     np.testing.assert_allclose(np.sum(parts, axis=0), whole)
     assert parts[0][1] == rows.sum() * P
@@ -88,14 +98,19 @@ def test_the_format_of_the_counts_does_not_matter_and_stays(problem, likelihood)
     counts, A, W, dispersion = problem
     plain = sp.csr_matrix(counts.astype(np.float32))
     row, column = np.nonzero(np.ones_like(counts))
-    stored_zeros = sp.csr_matrix((counts[row, column].astype(np.float32), (row, column)), shape=counts.shape)
+    stored_zeros = sp.csr_matrix(
+        (counts[row, column].astype(np.float32), (row, column)), shape=counts.shape
+    )
     twice = sp.csr_matrix(
-        (np.repeat(plain.data / 2, 2), np.repeat(plain.indices, 2), 2 * plain.indptr), shape=counts.shape
+        (np.repeat(plain.data / 2, 2), np.repeat(plain.indices, 2), 2 * plain.indptr),
+        shape=counts.shape,
     )
     expected = metrics.deviance(likelihood, plain, A, W, dispersion)
     for other in (stored_zeros, twice):
         n_stored = other.nnz
-        assert metrics.deviance(likelihood, other, A, W, dispersion) == pytest.approx(expected, rel=1e-6)
+        assert metrics.deviance(likelihood, other, A, W, dispersion) == pytest.approx(
+            expected, rel=1e-6
+        )
         assert other.nnz == n_stored
 
 
@@ -103,7 +118,9 @@ def test_a_large_theta_is_the_poisson_limit(problem):
     counts, A, W, _ = problem
     expected, _ = metrics.deviance("poisson", sp.csr_matrix(counts), A, W)
     for theta in (1e9, np.inf):
-        assert metrics.deviance("nb", sp.csr_matrix(counts), A, W, np.full(P, theta))[0] == pytest.approx(expected)
+        assert metrics.deviance("nb", sp.csr_matrix(counts), A, W, np.full(P, theta))[
+            0
+        ] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("likelihood", ["poisson", "nb", "bernoulli"])
@@ -137,7 +154,9 @@ def test_null_rates_maximise_the_likelihood(problem, rng, likelihood):
     def value(rate):
         return metrics.deviance(likelihood, counts, size[:, None], rate[:, None], dispersion)[0]
 
-    assert FAMILIES[likelihood].null_deviance(counts, size, dispersion)[0] == pytest.approx(value(rate))
+    assert FAMILIES[likelihood].null_deviance(counts, size, dispersion)[0] == pytest.approx(
+        value(rate)
+    )
     for j in range(P):
         change = np.where(np.arange(P) == j, 0.01, 0.0)
         assert value(rate) <= min(value(rate * (1 + change)), value(rate * (1 - change))) + 1e-9
@@ -149,17 +168,22 @@ def test_null_rates_of_features_that_are_always_or_never_open():
     assert always > 20
     assert never == 0
     assert often == pytest.approx(np.log(3))  # probability 2/3 to be open
-    assert FAMILIES["bernoulli"].null_deviance(sp.csr_matrix(counts[:, :2]), np.ones(3))[0] == pytest.approx(
-        0, abs=1e-6
-    )
+    assert FAMILIES["bernoulli"].null_deviance(sp.csr_matrix(counts[:, :2]), np.ones(3))[
+        0
+    ] == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize("likelihood", ["poisson", "bernoulli"])
 def test_null_rates_come_from_the_training_rows(likelihood):
-    counts, train = sp.csr_matrix([[1, 0], [0, 0], [1, 1], [0, 1]]), np.array([True, True, False, False])
+    counts, train = (
+        sp.csr_matrix([[1, 0], [0, 0], [1, 1], [0, 1]]),
+        np.array([True, True, False, False]),
+    )
     size = np.ones(4)
     assert FAMILIES[likelihood].null_deviance(counts, size, rows=~train, train=train)[0] == np.inf
-    total, n_entries = FAMILIES[likelihood].null_deviance(counts, size, rows=~train, train=train, pseudocount=0.5)
+    total, n_entries = FAMILIES[likelihood].null_deviance(
+        counts, size, rows=~train, train=train, pseudocount=0.5
+    )
     assert np.isfinite(total)
     assert n_entries == 4
 
@@ -168,7 +192,9 @@ def test_a_deviance_names_what_is_wrong_with_it(problem):
     counts, A, W, _ = problem
     with pytest.raises(ValueError, match="known likelihood; got 'gamma'"):
         metrics.deviance("gamma", sp.csr_matrix(counts), A, W)
-    with pytest.raises(ValueError, match="'nb' deviance needs one dispersion per feature; got none for 17 features"):
+    with pytest.raises(
+        ValueError, match="'nb' deviance needs one dispersion per feature; got none for 17 features"
+    ):
         metrics.deviance("nb", sp.csr_matrix(counts), A, W)
 
 
@@ -181,7 +207,9 @@ def test_morans_i_equals_a_loop_over_pairs(rng):
 
 def test_morans_i_has_no_unit_of_the_weights(rng):
     values, weights = rng.random((30, 3)), metrics.knn_weights(rng.random((30, 2)), 5)
-    np.testing.assert_allclose(metrics.morans_i(values, 3 * weights), metrics.morans_i(values, weights))
+    np.testing.assert_allclose(
+        metrics.morans_i(values, 3 * weights), metrics.morans_i(values, weights)
+    )
 
 
 def test_the_variance_over_permutations_is_that_of_all_of_them_within_slices(rng):
@@ -193,7 +221,9 @@ def test_the_variance_over_permutations_is_that_of_all_of_them_within_slices(rng
         for rows, permuted in zip(slices, (first, second), strict=True):
             order[rows] = permuted
         products.append(one.T @ other[order])
-    np.testing.assert_allclose(metrics.permutation_variance(one, other, slices), np.var(products, axis=0))
+    np.testing.assert_allclose(
+        metrics.permutation_variance(one, other, slices), np.var(products, axis=0)
+    )
 
 
 def test_morans_i_of_smooth_mixed_and_constant_columns(rng):
@@ -221,7 +251,9 @@ def test_knn_weights_leave_out_the_spot_itself_among_coinciding_spots():
 
 def test_knn_weights_of_fewer_spots_than_neighbours():
     expected = (np.ones((3, 3)) - np.eye(3)) / 2
-    np.testing.assert_allclose(metrics.knn_weights(np.arange(6.0).reshape(3, 2), 6).toarray(), expected)
+    np.testing.assert_allclose(
+        metrics.knn_weights(np.arange(6.0).reshape(3, 2), 6).toarray(), expected
+    )
 
 
 def test_match_factors_undoes_a_permutation(rng):
@@ -234,7 +266,9 @@ def test_match_factors_undoes_a_permutation(rng):
 
 def test_match_factors_maximises_the_sum_and_not_the_first_pair(rng):
     a, b = np.linalg.qr(rng.random((50, 3)) - 0.5)[0].T[:2]
-    estimate = np.column_stack([a + 0.2 * b, a])  # the first truth prefers column 1, and only column 0 knows the second
+    estimate = np.column_stack(
+        [a + 0.2 * b, a]
+    )  # the first truth prefers column 1, and only column 0 knows the second
     columns, correlations = metrics.match_factors(np.column_stack([a, b]), estimate)
     np.testing.assert_array_equal(columns, [1, 0])
     expected = [np.corrcoef(a, estimate[:, 1])[0, 1], np.corrcoef(b, estimate[:, 0])[0, 1]]
@@ -246,7 +280,9 @@ def test_match_factors_with_fewer_or_constant_estimates(rng):
     columns, correlations = metrics.match_factors(truth, truth[:, [1]])
     np.testing.assert_array_equal(columns, [-1, 0, -1])
     np.testing.assert_allclose(correlations, [0, 1, 0])
-    columns, correlations = metrics.match_factors(truth[:, :2], np.column_stack([np.full(50, 0.1), truth[:, 0]]))
+    columns, correlations = metrics.match_factors(
+        truth[:, :2], np.column_stack([np.full(50, 0.1), truth[:, 0]])
+    )
     np.testing.assert_array_equal(columns, [1, 0])
     np.testing.assert_allclose(correlations, [1, 0])
 
@@ -254,9 +290,13 @@ def test_match_factors_with_fewer_or_constant_estimates(rng):
 @pytest.mark.parametrize("level", [0.5, 0.9])
 def test_coverage_of_exact_intervals_is_their_level(rng, level):
     mean, sd = rng.random(20_000), rng.gamma(3, 1, 20_000)
-    assert metrics.coverage(rng.normal(mean, sd), mean, sd, level) == pytest.approx(level, abs=0.015)
+    assert metrics.coverage(rng.normal(mean, sd), mean, sd, level) == pytest.approx(
+        level, abs=0.015
+    )
     assert metrics.coverage(mean, mean, 0 * sd, level) == 1
 
 
 def test_importance_error_is_the_mean_distance():
-    assert metrics.importance_error(np.array([0.0, 1.0, 0.5]), np.array([0.2, 1.0, 0.1])) == pytest.approx(0.2)
+    assert metrics.importance_error(
+        np.array([0.0, 1.0, 0.5]), np.array([0.2, 1.0, 0.1])
+    ) == pytest.approx(0.2)

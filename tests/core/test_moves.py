@@ -82,7 +82,10 @@ def test_two_halves_of_a_factor_are_proposed_and_become_one(move):
     divide(model, 0, 2)
     model.look(blocks)
     with torch.no_grad():
-        before = [model.moments(name, blocks[0]).mean @ view.loadings.mean.T for name, view in model.items()]
+        before = [
+            model.moments(name, blocks[0]).mean @ view.loadings.mean.T
+            for name, view in model.items()
+        ]
     proposed = [found for found in moves.proposals(model, blocks, graph) if not found.promotion]
     assert {proposed[0].divided, proposed[1].divided} == {0, 2}  # each is all there is of the other
     assert any(set(found.merges) & {(0, 2), (2, 0)} for found in proposed)
@@ -94,7 +97,10 @@ def test_two_halves_of_a_factor_are_proposed_and_become_one(move):
     assert (share[:, 2] < moves.ALIVE).all()
     assert (share[:, [0, 1]] > moves.ALIVE).all()
     with torch.no_grad():
-        after = [model.moments(name, blocks[0]).mean @ view.loadings.mean.T for name, view in model.items()]
+        after = [
+            model.moments(name, blocks[0]).mean @ view.loadings.mean.T
+            for name, view in model.items()
+        ]
     for one, other in zip(before, after, strict=True):
         assert (one - other).norm() < 0.1 * one.norm()  # a ridge smooths a little
 
@@ -175,9 +181,15 @@ def test_a_factor_that_is_a_mixture_is_divided_among_those_it_is_made_of():
         for view in model.views:
             W = view.loadings.mean
             view.loadings.raw[:, 2] = (0.5 * W[:, 0] + 0.5 * W[:, 1]).log()
-        before = [model.moments(name, blocks[0]).mean.sum(0) @ view.loadings.mean.T for name, view in model.items()]
+        before = [
+            model.moments(name, blocks[0]).mean.sum(0) @ view.loadings.mean.T
+            for name, view in model.items()
+        ]
         moves.make(Move(divided=2), model, blocks)
-        after = [model.moments(name, blocks[0]).mean.sum(0) @ view.loadings.mean.T for name, view in model.items()]
+        after = [
+            model.moments(name, blocks[0]).mean.sum(0) @ view.loadings.mean.T
+            for name, view in model.items()
+        ]
     assert (moves.shares(model, moves.log_factors(model, blocks))[:, 2] < moves.ALIVE).all()
     for one, other in zip(before, after, strict=True):
         assert (one - other).norm() < 0.15 * one.norm()  # what the fields leave of it
@@ -225,9 +237,13 @@ def test_a_move_that_is_undone_leaves_no_trace():
 def test_no_more_moves_are_tried_than_the_schedule_allows(monkeypatch):
     dataset, model, blocks, _ = problem(fitted=True)
     names = iter(range(100))
-    monkeypatch.setattr(moves, "proposals", lambda *_: iter([Move(((next(names) % 2, 2),), (3, 4 + next(names)))]))
     monkeypatch.setattr(
-        training._Run, "_try", lambda run, move, phase: run.stepper.state.tried.append(move.name) or False
+        moves, "proposals", lambda *_: iter([Move(((next(names) % 2, 2),), (3, 4 + next(names)))])
+    )
+    monkeypatch.setattr(
+        training._Run,
+        "_try",
+        lambda run, move, phase: run.stepper.state.tried.append(move.name) or False,
     )
     found = run(model, dataset, blocks)
     for _ in range(2):
@@ -240,7 +256,9 @@ def test_objectives_that_moves_cannot_compare_make_none(options, monkeypatch):
     monkeypatch.setattr(moves, "proposals", lambda *_: pytest.fail("looked for moves"))
     dataset = toy_dataset({"rna": "poisson"}, n_obs=40)
     model = build("gpnsf", dataset, n_factors=4, n_spatial=2, **options)
-    history = training.fit(model, dataset, init="spot", schedule=Schedule(max_steps=50, min_steps=20, tol=1.0))
+    history = training.fit(
+        model, dataset, init="spot", schedule=Schedule(max_steps=50, min_steps=20, tol=1.0)
+    )
     assert "move" not in history.phase
 
 
@@ -276,7 +294,9 @@ def test_adopted_factors_are_a_field_and_deviations():
     dataset, model, blocks, graph = problem()
     rng = np.random.default_rng(0)
     smooth = np.sin(3 * dataset.coords[:, 0])
-    wanted = torch.as_tensor(np.column_stack([smooth, smooth + rng.normal(size=N)]), dtype=torch.float32)
+    wanted = torch.as_tensor(
+        np.column_stack([smooth, smooth + rng.normal(size=N)]), dtype=torch.float32
+    )
     first = moves.log_factors(model, blocks)[:, 0]
     adopted = moves.adopt(model, blocks, graph, wanted)
     assert list(adopted) == [1, 2]  # the last spatial ones
@@ -323,7 +343,9 @@ def test_factors_are_carried_over_as_they_are(field):
         for name, value in one.likelihood.state_dict().items():
             assert torch.equal(value, other.likelihood.state_dict()[name])
     for name in ("log_lengthscale", "log_amplitude"):
-        assert torch.equal(getattr(new.spatial.field, name), getattr(old.spatial.field, name)[[2, 0]])
+        assert torch.equal(
+            getattr(new.spatial.field, name), getattr(old.spatial.field, name)[[2, 0]]
+        )
 
 
 def test_factors_that_change_sides_keep_their_pattern_and_rates():
@@ -338,7 +360,10 @@ def test_factors_that_change_sides_keep_their_pattern_and_rates():
         if k == 1:  # independent values into a field: what is smooth of them
             continue
         torch.testing.assert_close(
-            found[:, k] - found[:, k].mean(), m[:, source] - m[:, source].mean(), rtol=1e-4, atol=1e-4
+            found[:, k] - found[:, k].mean(),
+            m[:, source] - m[:, source].mean(),
+            rtol=1e-4,
+            atol=1e-4,
         )
         for one, other in zip(old.views, new.views, strict=True):
             rates = [torch.outer(h.exp(), W) for h, W in
@@ -356,7 +381,13 @@ def test_factors_that_the_counts_do_not_ask_for_are_dropped():
     W = rng.gamma(0.4, 2.0, (40, 2))
     counts = sp.csr_matrix(rng.poisson(truth @ W.T).astype(np.float32))
     adata = gpnsf_object(counts, xy)
-    options = {"likelihoods": "poisson", "size_factors": None, "split": "assumed", "init": "spot", "progress": False}
+    options = {
+        "likelihoods": "poisson",
+        "size_factors": None,
+        "split": "assumed",
+        "init": "spot",
+        "progress": False,
+    }
     gpnsf.tl.fit(adata, n_factors=10, n_spatial=5, max_steps=150, **options)
     info, found = adata.uns["gpnsf"], adata.obsm["X_gpnsf"]
     assert info["n_factors_asked"] == 10

@@ -26,7 +26,9 @@ def test_strengths_follow_the_equation():
     for i, j in zip(tied.row, tied.column, strict=True):
         d, z = np.linalg.norm(GRID[i] - GRID[j]), np.abs(regions[i] - regions[j]).sum()
         expected[i, j] = np.exp(-((d / 1.3) ** 2) - (z / 1.7) ** 2)
-    np.testing.assert_allclose(tied.graph(1.3, 1.7).toarray(), expected / expected.sum(axis=1).max(), rtol=1e-12)
+    np.testing.assert_allclose(
+        tied.graph(1.3, 1.7).toarray(), expected / expected.sum(axis=1).max(), rtol=1e-12
+    )
     assert set(np.round(tied.contrast, 9)) == {0.0, 2.0}
 
 

@@ -25,19 +25,25 @@ COUNTED = [name for name, preset in PRESETS.items() if preset.nonnegative]
 each_preset = pytest.mark.parametrize("preset", PRESETS)
 
 
-def problem(preset: str = "gpnsf", likelihoods: dict[str, str] | None = None, seed: int = 0, **options):
+def problem(
+    preset: str = "gpnsf", likelihoods: dict[str, str] | None = None, seed: int = 0, **options
+):
     """A dataset and a model of three factors away from its start."""
     field = options.pop("field", "hilbert")
     likelihoods = likelihoods or (TWO if preset in COUNTED else {"rna": "gaussian"})
     dataset = toy_dataset(likelihoods, **options)
-    model = build(preset, dataset, n_factors=3, n_spatial=SPATIAL[preset], field=field, n_inducing=20)
+    model = build(
+        preset, dataset, n_factors=3, n_spatial=SPATIAL[preset], field=field, n_inducing=20
+    )
     generator = torch.Generator().manual_seed(seed)
     for parameter in (parameter for parameter in model.parameters() if parameter.requires_grad):
         parameter.data += 0.5 * torch.randn(parameter.shape, generator=generator)
     return dataset, model
 
 
-def summarised(model: Factorization, dataset: Dataset, stage=mean_field, block_size: int | None = None) -> Posterior:
+def summarised(
+    model: Factorization, dataset: Dataset, stage=mean_field, block_size: int | None = None
+) -> Posterior:
     blocks = model.blocks(dataset, block_size)
     return posterior.summarise(model, dataset, blocks, stage(model, blocks))
 
@@ -70,12 +76,16 @@ def test_everything_is_finite_and_in_shape(preset, stage):
         assert (np.isfinite(std) & (std >= 0)).all()
         assert (std[result.loadings[view.name].any(axis=1)] > 0).all()
         assert result.variance_explained[view.name].shape == (3,)
-        assert ((result.importance_std[view.name] >= 0) & (result.importance_std[view.name] <= 0.5)).all()
+        assert (
+            (result.importance_std[view.name] >= 0) & (result.importance_std[view.name] <= 0.5)
+        ).all()
     assert result.is_spatial.tolist() == [True] * T + [False] * (3 - T)
     assert np.isfinite(result.lengthscale[:T]).all()
     assert np.isnan(result.lengthscale[T:]).all()
     assert (result.amplitude > 0).all()
-    assert result.dispersion.keys() == {view.name for view in dataset.views if view.likelihood in ("nb", "gaussian")}
+    assert result.dispersion.keys() == {
+        view.name for view in dataset.views if view.likelihood in ("nb", "gaussian")
+    }
 
 
 @pytest.mark.parametrize("preset", COUNTED)
@@ -160,8 +170,12 @@ def test_blocks_change_nothing(preset):
         np.testing.assert_allclose(getattr(parts, name), getattr(whole, name), rtol=1e-4, atol=1e-5)
     for name in whole.loadings:
         np.testing.assert_allclose(parts.loadings[name], whole.loadings[name], rtol=1e-4, atol=1e-6)
-        np.testing.assert_allclose(parts.importance_std[name], whole.importance_std[name], rtol=1e-2, atol=1e-5)
-        np.testing.assert_allclose(parts.variance_explained[name], whole.variance_explained[name], rtol=1e-2, atol=1e-4)
+        np.testing.assert_allclose(
+            parts.importance_std[name], whole.importance_std[name], rtol=1e-2, atol=1e-5
+        )
+        np.testing.assert_allclose(
+            parts.variance_explained[name], whole.variance_explained[name], rtol=1e-2, atol=1e-4
+        )
 
 
 # ---- moments --------------------------------------------------------------------------------------------------------
@@ -192,7 +206,9 @@ def test_the_variance_is_capped_in_the_mean():
     log_factors = given(0.0, 0.0, 60, 2)
     log_factors.v[7] = 6.0
     result = posterior.summarise(model, dataset, model.blocks(dataset), log_factors)
-    np.testing.assert_allclose(result.mean[7] / result.mean[0], np.exp(posterior.VARIANCE_CAP / 2), rtol=1e-5)
+    np.testing.assert_allclose(
+        result.mean[7] / result.mean[0], np.exp(posterior.VARIANCE_CAP / 2), rtol=1e-5
+    )
     assert (result.std[7] / result.mean[7] > 10).all()
 
 
@@ -213,7 +229,9 @@ def test_expected_totals_are_the_observed_ones(preset, likelihood):
     dataset, model = problem(preset, {"rna": likelihood}, missing=5)
     result = summarised(model, dataset, local)
     rate = rates(result, dataset, "rna")
-    expected = {"bernoulli": -np.expm1(-rate), "bernoulli_clipped": rate.clip(max=0.999)}.get(likelihood, rate)
+    expected = {"bernoulli": -np.expm1(-rate), "bernoulli_clipped": rate.clip(max=0.999)}.get(
+        likelihood, rate
+    )
     assert expected.sum() == pytest.approx(dataset.views[0].counts.sum(), rel=0.01)
 
 
@@ -224,7 +242,9 @@ def test_totals_are_matched_from_far_away(likelihood, shift):
     dataset, model = problem("gpnsf", {"rna": likelihood})
     dict(model.items())["rna"].loadings.raw.data += shift
     rate = rates(summarised(model, dataset), dataset, "rna")
-    expected = {"bernoulli": -np.expm1(-rate), "bernoulli_clipped": rate.clip(max=0.999)}.get(likelihood, rate)
+    expected = {"bernoulli": -np.expm1(-rate), "bernoulli_clipped": rate.clip(max=0.999)}.get(
+        likelihood, rate
+    )
     assert expected.sum() == pytest.approx(dataset.views[0].counts.sum(), rel=0.01)
 
 
@@ -232,7 +252,10 @@ def test_totals_are_matched_from_far_away(likelihood, shift):
 def test_loadings_do_not_run_away_where_everything_is_open(likelihood):
     dataset, model = problem("gpnsf", {"rna": likelihood})
     view = dataset.views[0]
-    dataset = replace(dataset, views=(replace(view, counts=sp.csr_matrix(np.ones(view.counts.shape, np.float32))),))
+    dataset = replace(
+        dataset,
+        views=(replace(view, counts=sp.csr_matrix(np.ones(view.counts.shape, np.float32))),),
+    )
     assert rates(summarised(model, dataset), dataset, "rna").max() < 1e5
 
 
@@ -245,7 +268,9 @@ def test_values_around_zero_keep_their_loadings():
     W = view.loadings.mean
     expected = torch.exp(m + 0.5 * v.clamp_max(posterior.VARIANCE_CAP)) @ W[:, :3].T + W[:, 3]
     np.testing.assert_allclose(
-        result.mean @ result.loadings["rna"].T + result.background["rna"], expected.detach(), rtol=1e-3
+        result.mean @ result.loadings["rna"].T + result.background["rna"],
+        expected.detach(),
+        rtol=1e-3,
     )
 
 
@@ -284,7 +309,9 @@ def test_variance_explained_is_the_deviance_that_a_constant_factor_loses(likelih
     dataset, model = problem("gpnsf", {"rna": likelihood})
     result, view = summarised(model, dataset), dataset.views[0]
     W = np.column_stack([result.loadings["rna"], result.background["rna"]])
-    null = FAMILIES["poisson" if likelihood == "nb" else likelihood].null_deviance(view.counts, view.size)[0]
+    null = FAMILIES["poisson" if likelihood == "nb" else likelihood].null_deviance(
+        view.counts, view.size
+    )[0]
 
     def total(factors: np.ndarray) -> float:
         A = np.column_stack([factors, np.ones(60)]) * view.size[:, None]
@@ -340,7 +367,9 @@ def test_the_null_deviance_of_peaks_is_the_exact_one_even_if_some_are_always_ope
     dataset = Dataset(np.zeros((400, 2), np.float32), np.zeros(400, np.int64), (view,))
     model = build("pnmf", dataset, n_factors=2, n_spatial=0)
     found = Bernoulli(60).flat_deviance(view, model.blocks(dataset, 150))
-    exact, _ = FAMILIES["bernoulli"].null_deviance(counts, view.size, None, rows=observed, train=observed)
+    exact, _ = FAMILIES["bernoulli"].null_deviance(
+        counts, view.size, None, rows=observed, train=observed
+    )
     assert found == pytest.approx(exact, rel=5e-3)
 
 
@@ -353,5 +382,7 @@ def test_the_null_deviance_of_counts_is_the_exact_one():
     dataset = Dataset(np.zeros((300, 2), np.float32), np.zeros(300, np.int64), (view,))
     model = build("pnmf", dataset, n_factors=2, n_spatial=0)
     found = Poisson(40).flat_deviance(view, model.blocks(dataset, 90))
-    exact, _ = FAMILIES["poisson"].null_deviance(counts, view.size, None, rows=view.observed, train=view.observed)
+    exact, _ = FAMILIES["poisson"].null_deviance(
+        counts, view.size, None, rows=view.observed, train=view.observed
+    )
     assert found == pytest.approx(exact, rel=1e-5)

@@ -13,7 +13,12 @@ FIELD = {"amplitude": 1.5, "abundance": 0.0, "noise": 0.0}
 
 
 def places(**changes) -> Places:
-    values = {"coords": GRID, "slices": np.repeat(["a", "b"], 450), "totals": np.full(900, 200.0), "unit": 1.0}
+    values = {
+        "coords": GRID,
+        "slices": np.repeat(["a", "b"], 450),
+        "totals": np.full(900, 200.0),
+        "unit": 1.0,
+    }
     return Places(**{**values, "n_neighbors": 4, **changes})
 
 
@@ -47,7 +52,9 @@ def test_counts_mix_the_profiles_at_the_given_depth(rng):
     counts = pseudospots.drawn(share, profiles, np.linspace(50, 150, 2000), rng)
     np.testing.assert_allclose(np.asarray(counts.sum(axis=1)).ravel()[1000:].mean(), 125, rtol=0.02)
     expected = (np.linspace(50, 150, 2000)[:, None] * (share @ profiles.T)).sum(axis=0)
-    np.testing.assert_allclose(np.asarray(counts.sum(axis=0)).ravel(), expected, atol=5 * np.sqrt(expected.max()))
+    np.testing.assert_allclose(
+        np.asarray(counts.sum(axis=0)).ravel(), expected, atol=5 * np.sqrt(expected.max())
+    )
 
 
 def test_a_patch_lies_in_one_slice_and_holds_together(rng):
@@ -73,11 +80,16 @@ def test_sections_are_those_of_the_data_and_of_the_seed(rng):
 def test_every_second_section_follows_the_regions(rng):
     labels = rng.choice(["x", "y"], 200)  # no smooth field follows them
     regions = np.eye(2)[(labels == "y").astype(int)]
-    marked = places(coords=GRID[:200], slices=np.zeros(200), totals=np.ones(200), labels=labels, regions=regions)
+    marked = places(
+        coords=GRID[:200], slices=np.zeros(200), totals=np.ones(200), labels=labels, regions=regions
+    )
     profiles = rng.dirichlet(np.ones(30), 3).T
     explained = []
     for _, _, truth in pseudospots.sections(marked, profiles, 2, seed=0):
-        within = sum(((truth[labels == name] - truth[labels == name].mean(axis=0)) ** 2).sum() for name in "xy")
+        within = sum(
+            ((truth[labels == name] - truth[labels == name].mean(axis=0)) ** 2).sum()
+            for name in "xy"
+        )
         explained.append(1 - within / ((truth - truth.mean(axis=0)) ** 2).sum())
     assert explained[0] < 0.1
     assert explained[1] > 0.5

@@ -49,7 +49,15 @@ def begun(seed: int, weights: Weights, n_factors: int = 3) -> tuple[Averages, sc
 
 def dense(data: Averages, found: scai.Solution) -> tuple:
     """What the reference takes."""
-    arrays = (data.rna.toarray(), data.atac.toarray(), data.mask, found.H, found.W1, found.W2, found.T.astype(float))
+    arrays = (
+        data.rna.toarray(),
+        data.atac.toarray(),
+        data.mask,
+        found.H,
+        found.W1,
+        found.W2,
+        found.T.astype(float),
+    )
     return *(np.array(array) for array in arrays), data.weights
 
 
@@ -68,7 +76,9 @@ def test_a_step_is_that_of_the_definition(weights):
 def test_the_objective_is_that_of_the_definition(weights):
     data, found = begun(1, weights)
     for _ in range(2):
-        assert scai.objective(data, found) == pytest.approx(reference.scai_objective(*dense(data, found)), rel=1e-5)
+        assert scai.objective(data, found) == pytest.approx(
+            reference.scai_objective(*dense(data, found)), rel=1e-5
+        )
         scai.step(data, found)
 
 
@@ -196,7 +206,8 @@ def test_the_number_of_factors_may_be_small_or_that_of_the_cells(n_factors):
 def test_empty_cells_and_silent_features_give_numbers():
     X1, X2, _ = clustered()
     X1, X2 = (
-        sp.csr_matrix(X.multiply(np.arange(90)[:, None] > 4).multiply(np.arange(X.shape[1]) > 2)) for X in (X1, X2)
+        sp.csr_matrix(X.multiply(np.arange(90)[:, None] > 4).multiply(np.arange(X.shape[1]) > 2))
+        for X in (X1, X2)
     )
     found = scai.fit(X1, X2, 3, max_steps=30)
     for values in (found.factors, *found.loadings, found.similarity, found.trace):
@@ -218,7 +229,9 @@ def test_factors_have_mean_one_and_come_in_order_and_expect_the_data():
     np.testing.assert_allclose(found.factors.mean(axis=0), 1, rtol=1e-5)
     assert (np.diff(sum(W.sum(axis=0) for W in found.loadings)) <= 0).all()
     for X, W in zip((X1, X2), found.loadings, strict=True):
-        assert (found.factors @ W.T).sum() == pytest.approx(X.sum(), rel=0.1)  # squares, not sums, are fitted
+        assert (found.factors @ W.T).sum() == pytest.approx(
+            X.sum(), rel=0.1
+        )  # squares, not sums, are fitted
 
 
 def test_similarities_outside_of_the_mask_are_those_of_the_factors():

@@ -22,9 +22,18 @@ def drawn(likelihood, mean, *, structure, n_obs=300, n_features=60, seed=0):
     for _ in range(100):
         rate = factors @ W.T
         dense = counts.toarray()
-        ratio = np.where(dense > 0, 1 / -np.expm1(-rate) if likelihood == "bernoulli" else dense / rate, 0)
+        ratio = np.where(
+            dense > 0, 1 / -np.expm1(-rate) if likelihood == "bernoulli" else dense / rate, 0
+        )
         W = W * (ratio.T @ factors) / factors.sum(axis=0)
-    return counts, np.ones(n_obs), factors, W, np.zeros(n_obs, dtype=np.int64), np.ones((1, n_features))
+    return (
+        counts,
+        np.ones(n_obs),
+        factors,
+        W,
+        np.zeros(n_obs, dtype=np.int64),
+        np.ones((1, n_features)),
+    )
 
 
 @pytest.mark.parametrize("likelihood", ["nb", "bernoulli"])
@@ -37,7 +46,10 @@ def test_features_without_structure_are_pulled_far_and_others_are_not(likelihood
 def test_the_pull_improves_predictions_of_new_counts(likelihood):
     counts, size, factors, W, *batches = drawn(likelihood, 0.05, structure=0.4)
     new, _, new_factors, *_ = drawn(likelihood, 0.05, structure=0.4, seed=1)
-    mean, n_counts = FAMILIES[likelihood].null_rates(counts, size), np.asarray(counts.sum(axis=0)).ravel()
+    mean, n_counts = (
+        FAMILIES[likelihood].null_rates(counts, size),
+        np.asarray(counts.sum(axis=0)).ravel(),
+    )
     strength = best_strength(likelihood, counts, size, factors, W, *batches)
     before, after, flat = (
         metrics.deviance(likelihood, new, new_factors, shrunk(W, mean, n_counts, a) + 1e-6)[0]
@@ -58,11 +70,17 @@ def test_what_is_pulled_keeps_its_mean():
 
 def test_counts_are_added_up_and_open_entries_are_counted():
     counts = sp.csr_matrix(np.array([[4.0, 0.0], [2.0, 1.0]]))
-    size, batch, multipliers = np.array([1.0, 3.0]), np.array([0, 1]), np.array([[2.0, 1.0], [1.0, 1.0]])
+    size, batch, multipliers = (
+        np.array([1.0, 3.0]),
+        np.array([0, 1]),
+        np.array([[2.0, 1.0], [1.0, 1.0]]),
+    )
     mean, n_counts = known("nb", counts, size, batch, multipliers)
     np.testing.assert_array_equal(n_counts, [6, 1])
     np.testing.assert_allclose(mean, [6 / 5, 1 / 4])
-    np.testing.assert_array_equal(known("bernoulli", counts, size, batch, multipliers, extra=0.5)[1], [2.5, 1.5])
+    np.testing.assert_array_equal(
+        known("bernoulli", counts, size, batch, multipliers, extra=0.5)[1], [2.5, 1.5]
+    )
 
 
 def test_features_without_loadings_have_no_say():

@@ -33,7 +33,9 @@ def draw(matrix: sp.csr_matrix, K: int) -> tuple[torch.Tensor, torch.Tensor]:
     return G, W * 10 ** (4 * torch.rand(len(W), 1, generator=generator) - 3)
 
 
-def reference(matrix: sp.csr_matrix, G: torch.Tensor, W: torch.Tensor, link: str) -> tuple[torch.Tensor, ...]:
+def reference(
+    matrix: sp.csr_matrix, G: torch.Tensor, W: torch.Tensor, link: str
+) -> tuple[torch.Tensor, ...]:
     """Value and gradients by dense algebra in double precision."""
     y, A, B = torch.as_tensor(matrix.toarray()).double(), G.double(), W.double()
     rate = A @ B.T + TINY
@@ -78,27 +80,38 @@ def test_rates_and_information_are_those_of_dense_algebra(K):
 @each_width
 @each_link
 @pytest.mark.parametrize("stripe", [backends.STRIPE_BYTES, 1_000])
-def test_values_with_one_column_changed_are_those_of_each_change_alone(K, link, stripe, monkeypatch):
+def test_values_with_one_column_changed_are_those_of_each_change_alone(
+    K, link, stripe, monkeypatch
+):
     monkeypatch.setattr(backends, "STRIPE_BYTES", stripe)
     monkeypatch.setattr(backends, "STRIPE_NONZEROS", 3)
     monkeypatch.setattr(backends, "THREAD_NONZEROS", 50)
     matrix = ladder()
     (G, W), pattern = draw(matrix, K), Pattern.read(matrix, "cpu")
-    changes = torch.rand(G.shape, generator=torch.Generator().manual_seed(1)) - G  # rates come down to almost nothing
+    changes = (
+        torch.rand(G.shape, generator=torch.Generator().manual_seed(1)) - G
+    )  # rates come down to almost nothing
     expected = []
     for k in range(K):
         changed = G.clone()
         changed[:, k] += changes[:, k]
         expected.append(reference(matrix, changed, W, link)[0])
     expected = torch.stack(expected)
-    torch.testing.assert_close(Simd(pattern).without(G, changes, W, link), expected, rtol=1e-5, atol=1e-3)
     torch.testing.assert_close(
-        Torch(pattern, pattern.transposed).without(G, changes, W, link), expected, rtol=1e-5, atol=1e-3
+        Simd(pattern).without(G, changes, W, link), expected, rtol=1e-5, atol=1e-3
+    )
+    torch.testing.assert_close(
+        Torch(pattern, pattern.transposed).without(G, changes, W, link),
+        expected,
+        rtol=1e-5,
+        atol=1e-3,
     )
 
 
 @each_link
-@pytest.mark.parametrize("rate", [0.0, 1e-15, 1e-9, 1e-4, 0.1, 0.3, 1.0, 3.0, 9.9, 30.0, 200.0, 1e4])
+@pytest.mark.parametrize(
+    "rate", [0.0, 1e-15, 1e-9, 1e-4, 0.1, 0.3, 1.0, 3.0, 9.9, 30.0, 200.0, 1e4]
+)
 def test_links_are_accurate_over_many_decades(link, rate):
     y, r = torch.full((1,), 2.0), torch.full((1, 1), rate)
     expected = LINKS[link](y.double(), r.double()[0] + TINY)
@@ -125,7 +138,11 @@ def test_what_is_not_finite_reaches_the_value(link, bad, where):
 def test_stripes_of_columns_add_up(link, monkeypatch):
     matrix = ladder()
     (G, W), whole = draw(matrix, 11), Simd(Pattern.read(matrix, "cpu"))
-    terms, rates, results = whole.terms(G, W, link, "GW"), whole.rates(G, W), torch.zeros(2, len(G), 11, 11)
+    terms, rates, results = (
+        whole.terms(G, W, link, "GW"),
+        whole.rates(G, W),
+        torch.zeros(2, len(G), 11, 11),
+    )
     whole.information(torch.ones(matrix.nnz), W, results[0])
     cuts, cut = [], simd.cut
     monkeypatch.setattr(simd, "cut", lambda *arrays: cuts.append(len(arrays[2])) or cut(*arrays))
@@ -137,7 +154,10 @@ def test_stripes_of_columns_add_up(link, monkeypatch):
     assert torch.equal(striped.rates(G, W), rates)
     striped.information(torch.ones(matrix.nnz), W, results[1])
     close(results[1], results[0].double())
-    assert cuts == [5, 3]  # six stripes where the gradient of W is gathered too, else four: each found once
+    assert cuts == [
+        5,
+        3,
+    ]  # six stripes where the gradient of W is gathered too, else four: each found once
 
 
 @each_link

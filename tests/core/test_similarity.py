@@ -24,4 +24,6 @@ def test_rates_are_ratios_of_sums():
     rng = np.random.default_rng(0)
     weights, counts, size = rng.random((3, 6)), rng.poisson(0.7, (6, 4)), rng.random(6)
     rates = mean_rates(sp.csr_matrix(weights), sp.csr_matrix(counts.astype(np.float32)), size)
-    np.testing.assert_allclose(rates.toarray(), weights @ counts / (weights @ size)[:, None], rtol=1e-5)
+    np.testing.assert_allclose(
+        rates.toarray(), weights @ counts / (weights @ size)[:, None], rtol=1e-5
+    )

@@ -26,25 +26,34 @@ def test_shares_are_the_definition():
     expected = np.zeros((N, K))
     for i in range(N):
         for k in range(K):
-            expected[i, k] = FACTORS[i, k] * sum(float(W[j, k]) for W in LOADINGS.values() for j in range(len(W)))
+            expected[i, k] = FACTORS[i, k] * sum(
+                float(W[j, k]) for W in LOADINGS.values() for j in range(len(W))
+            )
     expected /= expected.sum(1, keepdims=True)
     np.testing.assert_allclose(simplex.observation_shares(FACTORS, LOADINGS), expected)
 
 
 def test_observation_importance_is_the_spatial_share():
     shares = simplex.observation_shares(FACTORS, LOADINGS)
-    np.testing.assert_allclose(simplex.observation_importance(FACTORS, LOADINGS, IS_SPATIAL), shares[:, :2].sum(1))
+    np.testing.assert_allclose(
+        simplex.observation_importance(FACTORS, LOADINGS, IS_SPATIAL), shares[:, :2].sum(1)
+    )
 
 
 def test_feature_importance_is_the_spatial_share():
     W = LOADINGS["rna"]
-    np.testing.assert_allclose(simplex.feature_importance(W, IS_SPATIAL), W[:, :2].sum(1) / W.sum(1))
+    np.testing.assert_allclose(
+        simplex.feature_importance(W, IS_SPATIAL), W[:, :2].sum(1) / W.sum(1)
+    )
 
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_scores_lie_between_zero_and_one_for_signed_models_too(sign):
     W, H = sign * (LOADINGS["rna"] - 0.5), FACTORS - 1.0
-    for score in (simplex.feature_importance(W, IS_SPATIAL), simplex.observation_importance(H, {"rna": W}, IS_SPATIAL)):
+    for score in (
+        simplex.feature_importance(W, IS_SPATIAL),
+        simplex.observation_importance(H, {"rna": W}, IS_SPATIAL),
+    ):
         assert ((score >= 0) & (score <= 1)).all()
         assert score.std() > 0
 
@@ -60,7 +69,9 @@ def test_scores_are_exact_when_all_factors_are_of_one_kind(kinds, value):
     else:
         np.testing.assert_allclose(importance, 1, rtol=1e-6)
         np.testing.assert_allclose(simplex.feature_importance(W, kinds), 1, rtol=1e-6)
-    np.testing.assert_allclose(simplex.importance_std(W, np.tile(0.1 * np.eye(K), (7, 1, 1)), kinds), 0, atol=1e-6)
+    np.testing.assert_allclose(
+        simplex.importance_std(W, np.tile(0.1 * np.eye(K), (7, 1, 1)), kinds), 0, atol=1e-6
+    )
 
 
 def test_the_order_of_factors_does_not_matter():

@@ -54,9 +54,15 @@ def draw(name: str) -> tuple[np.ndarray, SparseCounts, torch.Tensor, torch.Tenso
     return dense, SparseCounts(sp.csr_matrix(dense)), G, W
 
 
-def reference(dense: np.ndarray, G: torch.Tensor, W: torch.Tensor, link: str) -> tuple[torch.Tensor, ...]:
+def reference(
+    dense: np.ndarray, G: torch.Tensor, W: torch.Tensor, link: str
+) -> tuple[torch.Tensor, ...]:
     """Value and gradients in double precision by autograd over the dense rates."""
-    A, B, y = G.double().requires_grad_(), W.double().requires_grad_(), torch.as_tensor(dense).double()
+    A, B, y = (
+        G.double().requires_grad_(),
+        W.double().requires_grad_(),
+        torch.as_tensor(dense).double(),
+    )
     value = DENSE[link](y, A @ B.T)[y > 0].sum()
     value.backward()
     return value.detach(), A.grad, B.grad
@@ -112,7 +118,8 @@ def test_gradient_is_the_slope_of_the_value(link):
     _, dG, dW = counts.terms(G, W, link)
     step, towards_G, towards_W = 1e-5, torch.randn(G.shape).double(), torch.randn(W.shape).double()
     up, down = (
-        reference(dense, G.double() + s * towards_G, W.double() + s * towards_W, link)[0] for s in (step, -step)
+        reference(dense, G.double() + s * towards_G, W.double() + s * towards_W, link)[0]
+        for s in (step, -step)
     )
     expected = (dG.double() * towards_G).sum() + (dW.double() * towards_W).sum()
     close((up - down) / (2 * step), expected, rtol=1e-4)
@@ -244,7 +251,9 @@ def test_no_dense_array_is_made(link):
     )
     matrix = sp.csr_matrix(entries, shape=(n_obs, n_features))
     counts = SparseCounts(matrix)
-    G, W = (torch.rand(n, 2, generator=torch.Generator().manual_seed(n)) + 0.1 for n in matrix.shape)
+    G, W = (
+        torch.rand(n, 2, generator=torch.Generator().manual_seed(n)) + 0.1 for n in matrix.shape
+    )
     value, dG, dW = counts.terms(G, W, link)
     coo = matrix.tocoo()
     rate = (G[coo.row].double() * W[coo.col].double()).sum(1)
@@ -259,7 +268,9 @@ def test_rows_can_be_taken_from_a_larger_matrix():
     counts = SparseCounts(matrix, rows=slice(3, 9))
     np.testing.assert_array_equal(counts.dense_rows(slice(0, 6)), MATRICES["gaps"][3:9])
     G, W = torch.rand(6, K) + 0.1, torch.rand(9, K) + 0.1
-    for found, expected in zip(counts.terms(G, W, "log"), reference(MATRICES["gaps"][3:9], G, W, "log"), strict=True):
+    for found, expected in zip(
+        counts.terms(G, W, "log"), reference(MATRICES["gaps"][3:9], G, W, "log"), strict=True
+    ):
         close(found, expected)
 
 

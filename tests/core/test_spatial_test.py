@@ -20,25 +20,40 @@ from gpnsf.io import read
 def dataset(counts: np.ndarray, likelihood: str, n_libraries: int = 1) -> Dataset:
     n = len(counts)
     rng = np.random.default_rng(0)
-    view = View("m", likelihood, sp.csr_matrix(counts.astype(np.float32)), np.ones(n, np.float32), np.ones(n, bool))
+    view = View(
+        "m",
+        likelihood,
+        sp.csr_matrix(counts.astype(np.float32)),
+        np.ones(n, np.float32),
+        np.ones(n, bool),
+    )
     library = np.arange(n) % n_libraries
     return Dataset(rng.uniform(-1, 1, (n, 2)).astype(np.float32), library, (view,))
 
 
-def crossed(fitted: np.ndarray, kept: np.ndarray, data: Dataset, n_spatial: int | None = None, rest: float = 0.0):
+def crossed(
+    fitted: np.ndarray,
+    kept: np.ndarray,
+    data: Dataset,
+    n_spatial: int | None = None,
+    rest: float = 0.0,
+):
     """Z of scores, all of them of spatial factors unless said otherwise."""
     n_spatial = fitted.shape[1] if n_spatial is None else n_spatial
     return module._crossed_order(fitted, kept, data, n_spatial, np.broadcast_to(rest, len(fitted)))
 
 
 @pytest.mark.parametrize(
-    ("likelihood", "rate"), [("poisson", 3.0), ("bernoulli", 0.05), ("bernoulli", 0.7), ("gaussian", 0)]
+    ("likelihood", "rate"),
+    [("poisson", 3.0), ("bernoulli", 0.05), ("bernoulli", 0.7), ("gaussian", 0)],
 )
 def test_halves_are_independent_given_the_rates(likelihood, rate):
     rng = np.random.default_rng(1)
     counts = rng.poisson(rate, (4_000, 6)) if rate else rng.normal(2.0, 1.5, (4_000, 6))
     counts = counts > 0 if likelihood == "bernoulli" else counts
-    one, other = (half.views[0].counts.toarray() for half in halves(dataset(counts, likelihood), rng))
+    one, other = (
+        half.views[0].counts.toarray() for half in halves(dataset(counts, likelihood), rng)
+    )
     if likelihood == "poisson":
         np.testing.assert_array_equal(one + other, counts)
     if likelihood == "bernoulli":
@@ -63,7 +78,9 @@ def test_halves_know_nothing_of_rows_that_were_not_observed():
 def test_scores_without_order_have_standard_z(n_libraries):
     data = dataset(np.ones((300, 1)), "poisson", n_libraries)
     rng = np.random.default_rng(2)
-    levels = 5.0 * data.library[:, None]  # slices may differ in level: scores are compared within them
+    levels = (
+        5.0 * data.library[:, None]
+    )  # slices may differ in level: scores are compared within them
     one, other = rng.normal(size=(2, 300, 500)) + levels
     z = crossed(one, other, data)
     assert (
@@ -114,7 +131,9 @@ def test_a_small_slice_takes_nothing_from_a_large_one():
     rng = np.random.default_rng(6)
     data = dataset(np.ones((912, 1)), "poisson")
     one, other = data.coords[:, :1] + rng.normal(scale=4, size=(2, 912, 40))
-    alone = crossed(one[:900], other[:900], replace(data, coords=data.coords[:900], library=data.library[:900]))
+    alone = crossed(
+        one[:900], other[:900], replace(data, coords=data.coords[:900], library=data.library[:900])
+    )
     library = np.repeat([0, 1, 2], [900, 11, 1])
     together = crossed(one, other, replace(data, library=library))
     np.testing.assert_allclose(together, alone, atol=0.5)
@@ -124,7 +143,9 @@ def test_a_small_slice_takes_nothing_from_a_large_one():
 def test_constant_scores_and_a_handful_of_spots_are_not_spatial():
     rng = np.random.default_rng(0)
     constant = np.ones((50, 2))
-    np.testing.assert_array_equal(crossed(constant, constant, dataset(np.ones((50, 1)), "poisson")), 0)
+    np.testing.assert_array_equal(
+        crossed(constant, constant, dataset(np.ones((50, 1)), "poisson")), 0
+    )
     for n in (1, 2, 4):
         scores = rng.normal(size=(2, n, 3))
         assert (crossed(*scores, data_of(n)) < MIN_Z).all()
@@ -137,10 +158,16 @@ def test_order_that_totals_give_to_what_is_left_is_no_order_of_its_own():
     rest = 0.5 * data.coords[:, 0]
     one, other = rest[:, None] + 0.3 * rng.normal(size=(2, 400, 30))
     assert crossed(one, other, data).min() > 3  # of spatial factors nothing is taken
-    assert crossed(one, other, data, 0).min() > 3  # nor where nothing is left over that could explain it
+    assert (
+        crossed(one, other, data, 0).min() > 3
+    )  # nor where nothing is left over that could explain it
     assert np.abs(crossed(one, other, data, 0, rest)).mean() < 1.5
-    np.testing.assert_array_equal(crossed(one, other, data, 10, rest)[:10], crossed(one, other, data)[:10])
-    assert crossed(4 * rest[:, None] + one, 4 * rest[:, None] + other, data, 0, rest).min() > 3  # a slope of 1 at most
+    np.testing.assert_array_equal(
+        crossed(one, other, data, 10, rest)[:10], crossed(one, other, data)[:10]
+    )
+    assert (
+        crossed(4 * rest[:, None] + one, 4 * rest[:, None] + other, data, 0, rest).min() > 3
+    )  # a slope of 1 at most
 
 
 def data_of(n: int) -> Dataset:
@@ -252,11 +279,19 @@ def test_noise_is_what_no_held_out_counts_show():
     ("z", "used", "expected"),
     [
         ([[9, 9, 9, 0], [9, 9, 9, 0]], [[1, 1, 1, 1]] * 2, 3),
-        ([[9, 9, 0, 9], [9, 9, 0, 9]], [[1, 1, 1, 1]] * 2, 3),  # a nonspatial factor with clear order needs a slot
+        (
+            [[9, 9, 0, 9], [9, 9, 0, 9]],
+            [[1, 1, 1, 1]] * 2,
+            3,
+        ),  # a nonspatial factor with clear order needs a slot
         ([[9, 9, 9, 4], [9, 9, 9, 5]], [[1, 1, 1, 1]] * 2, 3),  # whose order has to be clear
         ([[9, 9, 0, 0], [9, 9, 0, 0]], [[1, 1, 0, 1]] * 2, 3),  # one that is not in use leaves room
         ([[9, 9, 9, 0], [9, 0, 0, 0]], [[1, 1, 1, 1]] * 2, 2),  # the halves on average
-        ([[0, 0, 0, 0], [0, 0, 0, 0]], [[1, 1, 1, 1]] * 2, 3),  # no order at all: as many as the test had
+        (
+            [[0, 0, 0, 0], [0, 0, 0, 0]],
+            [[1, 1, 1, 1]] * 2,
+            3,
+        ),  # no order at all: as many as the test had
     ],
 )
 def test_a_fit_begins_with_slots_for_all_but_plain_factors(z, used, expected):

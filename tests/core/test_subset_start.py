@@ -92,15 +92,29 @@ def recovered(truth: np.ndarray, found: np.ndarray, n_spatial: int) -> np.ndarra
 def section(n_obs: int, n_genes: int, n_spatial: int, depth: float) -> tuple[AnnData, np.ndarray]:
     """Simulated counts with known size factors and factors."""
     mdata = tissue(
-        n_obs=n_obs, n_genes=n_genes, n_peaks=20, n_spatial=n_spatial, n_nonspatial=1, rna_depth=depth, seed=1
+        n_obs=n_obs,
+        n_genes=n_genes,
+        n_peaks=20,
+        n_spatial=n_spatial,
+        n_nonspatial=1,
+        rna_depth=depth,
+        seed=1,
     )
     adata = mdata["rna"].copy()
-    adata.obsm["spatial"], adata.obs["size"] = mdata.obsm["spatial"], np.asarray(mdata.obs["true_size_rna"])
+    adata.obsm["spatial"], adata.obs["size"] = (
+        mdata.obsm["spatial"],
+        np.asarray(mdata.obs["true_size_rna"]),
+    )
     return adata, np.asarray(mdata.obsm["true_factors"])
 
 
 def fit(adata: AnnData, n_spatial: int) -> np.ndarray:
-    options = {"likelihoods": "poisson", "size_factors": "size", "split": "assumed", "progress": False}
+    options = {
+        "likelihoods": "poisson",
+        "size_factors": "size",
+        "split": "assumed",
+        "progress": False,
+    }
     gpnsf.tl.fit(adata, n_factors=n_spatial + 1, n_spatial=n_spatial, **options)
     return adata.obsm["X_gpnsf"]
 
@@ -110,7 +124,9 @@ def test_rows_that_are_not_in_the_sample_come_as_near_to_their_truth(monkeypatch
     adata, truth = section(600, 60, 2, 1_000.0)
     begun = []
     load = training.Stepper.begin
-    monkeypatch.setattr(training.Stepper, "begin", lambda self, start: (begun.append(start), load(self, start))[1])
+    monkeypatch.setattr(
+        training.Stepper, "begin", lambda self, start: (begun.append(start), load(self, start))[1]
+    )
     fit(adata, 2)
     inside = np.zeros(600, bool)
     inside[subset_start.sample(read(adata)[0], seed=0)] = True
@@ -120,7 +136,13 @@ def test_rows_that_are_not_in_the_sample_come_as_near_to_their_truth(monkeypatch
 
 
 def test_the_sample_is_not_fitted_again_after_an_interruption(tmp_path, monkeypatch, adata):
-    options = {"n_factors": 3, "n_spatial": 2, "max_steps": 8, "split": "assumed", "progress": False}
+    options = {
+        "n_factors": 3,
+        "n_spatial": 2,
+        "max_steps": 8,
+        "split": "assumed",
+        "progress": False,
+    }
     other = adata.copy()
     monkeypatch.setattr("gpnsf.core.inference.local_stage.local", _stopped)
     with pytest.raises(KeyboardInterrupt):
@@ -157,7 +179,14 @@ def test_a_sample_costs_no_recovery(monkeypatch):
 
 def test_the_modality_that_tells_most_goes_ahead_of_larger_ones(monkeypatch):
     mdata = tissue(
-        n_obs=400, n_genes=80, n_peaks=900, n_spatial=3, n_nonspatial=1, rna_depth=400.0, atac_depth=300.0, seed=0
+        n_obs=400,
+        n_genes=80,
+        n_peaks=900,
+        n_spatial=3,
+        n_nonspatial=1,
+        rna_depth=400.0,
+        atac_depth=300.0,
+        seed=0,
     )
     data, _ = read(mdata, Reading(size_factors="true_size"))
     assert subset_start.lone(data) is None  # small

@@ -34,10 +34,14 @@ def problem(
 ) -> tuple[Factorization, Dataset]:
     dataset = toy_dataset(likelihoods or TWO)
     n_spatial = {0.0: 0, 0.5: 2, 1.0: 3}[PRESETS[preset].spatial]
-    return build(preset, dataset, n_factors=3, n_spatial=n_spatial, n_inducing=20, **options), dataset
+    return build(
+        preset, dataset, n_factors=3, n_spatial=n_spatial, n_inducing=20, **options
+    ), dataset
 
 
-def fitted(*args: Any, schedule: Schedule = SHORT, init: str = "spot", seed: int = 0, **options: Any):
+def fitted(
+    *args: Any, schedule: Schedule = SHORT, init: str = "spot", seed: int = 0, **options: Any
+):
     """A model and its history after a short fit."""
     model, dataset = problem(*args, **options)
     return model, training.fit(model, dataset, schedule=schedule, init=init, seed=seed)
@@ -59,7 +63,10 @@ def global_state() -> dict[str, Any]:
         "numpy": np.random.get_state()[1].tolist(),  # noqa: NPY002
         "python": random.getstate(),
         "parameters": dict(pyro.get_param_store().items()),
-        "validation": (pyro.settings.get("validate_distributions_pyro"), pyro.settings.get("validate_infer")),
+        "validation": (
+            pyro.settings.get("validate_distributions_pyro"),
+            pyro.settings.get("validate_infer"),
+        ),
         "torch validation": torch.distributions.Distribution._validate_args,
         "gradients": torch.is_grad_enabled(),
         "dtype": torch.get_default_dtype(),
@@ -104,7 +111,9 @@ def test_blocks_walk_the_same_way():
     walks = []
     for block_size in (None, 17):
         model, _ = problem()
-        walks.append(training.fit(model, dataset, schedule=SHORT, init="spot", block_size=block_size).elbo)
+        walks.append(
+            training.fit(model, dataset, schedule=SHORT, init="spot", block_size=block_size).elbo
+        )
     np.testing.assert_allclose(*walks, rtol=1e-4)
 
 
@@ -189,7 +198,9 @@ def test_kernel_parameters_are_frozen_even_if_the_fit_is_short(lengthscales):
 @pytest.mark.parametrize("lengthscale", [0.01, 0.37, 8.0])
 def test_a_given_lengthscale_stays(field, lengthscale):
     model, _ = fitted(lengthscale=lengthscale, field=field)
-    np.testing.assert_allclose(model.spatial.field.log_lengthscale.exp().tolist(), lengthscale, rtol=1e-5)
+    np.testing.assert_allclose(
+        model.spatial.field.log_lengthscale.exp().tolist(), lengthscale, rtol=1e-5
+    )
 
 
 # ---- trouble --------------------------------------------------------------------------------------------------------
@@ -224,7 +235,9 @@ def test_a_step_that_is_not_finite_is_rolled_back(step, monkeypatch, log):
 
 def test_adam_is_that_of_torch():
     generator = torch.Generator().manual_seed(0)
-    ours, theirs = ([torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(2, 2))] for _ in range(2))
+    ours, theirs = (
+        [torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(2, 2))] for _ in range(2)
+    )
     own, reference = Adam(ours), torch.optim.Adam(theirs, betas=(0.9, 0.99))
     for step in range(30):
         reference.param_groups[0]["lr"] = rate = 0.1 / (1 + step)
@@ -264,8 +277,12 @@ def test_a_fit_that_breaks_for_good_ends_at_its_best(first, likelihood, monkeypa
     break_steps(monkeypatch, set(range(first, 10_000)))
     model, history = fitted({"rna": likelihood}, schedule=Schedule(max_steps=100, tol=1e-12))
     assert not history.converged
-    step = first - (likelihood == "nb" and first > 80)  # the bound is looked at once more before the polish
-    text = f"step {step}: objective not finite after 8 repairs, stayed at the best parameters so far"
+    step = first - (
+        likelihood == "nb" and first > 80
+    )  # the bound is looked at once more before the polish
+    text = (
+        f"step {step}: objective not finite after 8 repairs, stayed at the best parameters so far"
+    )
     assert history.repairs[8] == text
     assert text in log.text
     assert np.isfinite(history.elbo).all()
@@ -278,9 +295,7 @@ def test_a_fit_that_breaks_for_good_ends_at_its_best(first, likelihood, monkeypa
 @pytest.mark.parametrize("max_steps", [1, 12, 100])
 def test_a_model_that_cannot_begin_is_given_up(max_steps, monkeypatch):
     break_steps(monkeypatch, set(range(1000)))
-    message = (
-        r"got none from 1 start\(s\), the last of them at step 0: objective not finite after 8 repairs, given up. Check"
-    )
+    message = r"got none from 1 start\(s\), the last of them at step 0: objective not finite after 8 repairs, given up. Check"
     with pytest.raises(FloatingPointError, match=message):
         fitted(schedule=Schedule(max_steps=max_steps))
 
@@ -348,7 +363,11 @@ def test_a_fit_never_ends_worse_than_it_began(likelihood, log):
     """At a rate at which Adam overshoots from the first step."""
     schedule = Schedule(max_steps=4, learning_rate=20.0, polish_rate=20.0)
     model, history = fitted({"rna": likelihood}, schedule=schedule)
-    (text,) = [text for text in history.repairs if text.startswith("step 3" if likelihood == "nb" else "step 4")]
+    (text,) = [
+        text
+        for text in history.repairs
+        if text.startswith("step 3" if likelihood == "nb" else "step 4")
+    ]
     assert "below its start" in text
     assert text in log.text
     if likelihood == "poisson":
@@ -357,7 +376,9 @@ def test_a_fit_never_ends_worse_than_it_began(likelihood, log):
 
 
 def test_bounds_that_hold_parameters_are_reported(monkeypatch):
-    monkeypatch.setattr(HilbertField, "clamp_", lambda field: field.log_amplitude.data.fill_(math.log(0.05)))
+    monkeypatch.setattr(
+        HilbertField, "clamp_", lambda field: field.log_amplitude.data.fill_(math.log(0.05))
+    )
     monkeypatch.setattr(training, "MEAN_RANGE", (-0.5, 8.0))
     _, history = fitted({"rna": "poisson"}, lengthscale=0.04)
     clamp, amplitude = history.notices
@@ -460,7 +481,9 @@ def test_monte_carlo_lands_near_the_closed_form():
         training.fit(model, dataset, schedule=schedule, init="spot")
         model.n_samples = None
         blocks = model.blocks(dataset)
-        results.append((training.elbo(model, blocks), model.marginals(blocks[0])[0].detach().numpy()))
+        results.append(
+            (training.elbo(model, blocks), model.marginals(blocks[0])[0].detach().numpy())
+        )
     (closed, m), (sampled, other) = results
     assert sampled == pytest.approx(closed, rel=0.03)
     for k in range(3):

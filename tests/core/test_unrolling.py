@@ -31,8 +31,13 @@ def examples(number: int, seed: int = 0, depth: float = 60.0):
 
 
 def error(network: Network, seed: int = 99) -> float:
-    pairs = [(normalised(unrolling.solve(network, one))[0], truth.numpy()) for one, truth in examples(6, seed)]
-    return float(np.mean([np.linalg.norm(share - truth) / np.linalg.norm(truth) for share, truth in pairs]))
+    pairs = [
+        (normalised(unrolling.solve(network, one))[0], truth.numpy())
+        for one, truth in examples(6, seed)
+    ]
+    return float(
+        np.mean([np.linalg.norm(share - truth) / np.linalg.norm(truth) for share, truth in pairs])
+    )
 
 
 @pytest.mark.parametrize("shared", [pytest.param(True, marks=pytest.mark.slow), False])
@@ -66,7 +71,9 @@ def test_arrays_bring_a_network_back():
     again = Network(6)
     again.restore(network.arrays())
     section = next(examples(1, seed=5))[0]
-    np.testing.assert_array_equal(unrolling.solve(again, section), unrolling.solve(network, section))
+    np.testing.assert_array_equal(
+        unrolling.solve(again, section), unrolling.solve(network, section)
+    )
 
 
 def test_the_same_sections_teach_the_same_to_the_bit():
@@ -93,8 +100,12 @@ def test_extreme_parameters_give_finite_abundances_and_gradients(value):
 def test_spots_without_counts_pass_through_the_layers():
     places, profiles = shapes()
     rng = np.random.default_rng(1)
-    counts = rng.poisson(np.outer(places.totals, profiles.mean(axis=1) / profiles.sum()) + 0.1).astype(float)
+    counts = rng.poisson(
+        np.outer(places.totals, profiles.mean(axis=1) / profiles.sum()) + 0.1
+    ).astype(float)
     counts[20] = 0
     mixture = summarised(sp.csr_matrix(counts), profiles)
-    V = unrolling.solve(Network(10), Section.of(mixture, ties(COORDS, np.zeros(64), n_neighbors=4), unit=1.0))
+    V = unrolling.solve(
+        Network(10), Section.of(mixture, ties(COORDS, np.zeros(64), n_neighbors=4), unit=1.0)
+    )
     assert np.isfinite(V).all()

@@ -14,7 +14,10 @@ RECIPES = pytest.mark.parametrize("simulate", [ggblocks, quilt])
 def expected(mdata, name):
     """Expected counts, or probabilities to be open, by the documented formula."""
     mod = mdata[name]
-    return mdata.obsm["true_factors"] @ mod.varm["true_loadings"].T + mod.var["true_background"].to_numpy()
+    return (
+        mdata.obsm["true_factors"] @ mod.varm["true_loadings"].T
+        + mod.var["true_background"].to_numpy()
+    )
 
 
 @RECIPES
@@ -58,7 +61,9 @@ def test_ggblocks_are_four_separate_shapes_in_their_own_quadrants():
     assert shapes.sum(axis=1).max() == 1
     np.testing.assert_allclose(shapes.mean(axis=0) * 36, [7, 8, 6, 5])
     right, top = x > x.mean(), y > y.mean()
-    for shape, quadrant in zip(shapes.T, [~right & top, right & top, ~right & ~top, right & ~top], strict=True):
+    for shape, quadrant in zip(
+        shapes.T, [~right & top, right & top, ~right & ~top, right & ~top], strict=True
+    ):
         assert quadrant[shape == 1].all()
 
 
@@ -102,7 +107,9 @@ def test_depth_thins_the_same_genes_and_leaves_peaks_alone():
     full, thin = ggblocks(**SMALL), ggblocks(**SMALL, depth=0.25)
     assert (full["rna"].X - thin["rna"].X).min() == 0
     assert thin["rna"].X.sum() == pytest.approx(0.25 * full["rna"].X.sum(), rel=0.05)
-    np.testing.assert_allclose(thin["rna"].varm["true_loadings"], 0.25 * full["rna"].varm["true_loadings"])
+    np.testing.assert_allclose(
+        thin["rna"].varm["true_loadings"], 0.25 * full["rna"].varm["true_loadings"]
+    )
     assert (full["atac"].X != thin["atac"].X).nnz == 0
 
 
@@ -117,7 +124,9 @@ def test_importance_is_the_spatial_share_of_the_signal_without_background():
         assert rna.var["true_spatial_importance"].iloc[gene] == pytest.approx(share, rel=1e-5)
     silent = factors.sum(axis=1) == 0
     assert (rna.obs["true_spatial_importance"][silent] == 0).all()
-    assert (rna.obs["true_spatial_importance"][factors[:, 4:].sum(axis=1) == 0][lambda s: s > 0] == 1).all()
+    assert (
+        rna.obs["true_spatial_importance"][factors[:, 4:].sum(axis=1) == 0][lambda s: s > 0] == 1
+    ).all()
     assert (mdata["atac"].var["true_spatial_importance"] == 1).all()
 
 
@@ -144,7 +153,9 @@ def test_files_keep_the_truth(simulate, tmp_path):
     mdata.write(tmp_path / "simulated.h5mu")
     read = mudata.read_h5mu(tmp_path / "simulated.h5mu")
     np.testing.assert_array_equal(read.obsm["true_factors"], mdata.obsm["true_factors"])
-    np.testing.assert_array_equal(read["atac"].varm["true_loadings"], mdata["atac"].varm["true_loadings"])
+    np.testing.assert_array_equal(
+        read["atac"].varm["true_loadings"], mdata["atac"].varm["true_loadings"]
+    )
     assert read.uns["truth"]["settings"]["n_side"] == 18
     assert list(read.uns["truth"]["factor_names"]) == mdata.uns["truth"]["factor_names"]
 

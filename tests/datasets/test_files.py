@@ -21,12 +21,17 @@ def folder(tmp_path, monkeypatch):
 
 def test_the_folder_comes_from_the_environment(folder, monkeypatch):
     assert data_dir() == folder
-    for unset in (lambda: monkeypatch.setenv("GPNSF_DATA_DIR", ""), lambda: monkeypatch.delenv("GPNSF_DATA_DIR")):
+    for unset in (
+        lambda: monkeypatch.setenv("GPNSF_DATA_DIR", ""),
+        lambda: monkeypatch.delenv("GPNSF_DATA_DIR"),
+    ):
         unset()
         assert data_dir() is None
 
 
-@pytest.mark.parametrize(("name", "kind"), [("both", MuData), ("both.h5mu", MuData), ("genes", AnnData)])
+@pytest.mark.parametrize(
+    ("name", "kind"), [("both", MuData), ("both.h5mu", MuData), ("genes", AnnData)]
+)
 def test_files_are_read_by_name_with_or_without_ending(folder, name, kind):
     data = load(name)
     assert isinstance(data, kind)
@@ -44,7 +49,9 @@ def test_an_absent_folder_is_an_error_that_names_the_variable(monkeypatch, value
     monkeypatch.delenv("GPNSF_DATA_DIR", raising=False)
     if value is not None:
         monkeypatch.setenv("GPNSF_DATA_DIR", value)
-    with pytest.raises(ValueError, match=r"Expected GPNSF_DATA_DIR to name a folder.*holds 'genes'"):
+    with pytest.raises(
+        ValueError, match=r"Expected GPNSF_DATA_DIR to name a folder.*holds 'genes'"
+    ):
         load("genes")
 
 

@@ -38,7 +38,9 @@ def test_counts_follow_the_documented_rates(variant):
     mdata = groups(variant, n_obs=2000, n_genes=40, n_peaks=40)
     for name, kept in (("rna", 1 - DROPOUT), ("atac", None)):
         mod = mdata[name]
-        rates = mod.obs["true_size"].to_numpy()[:, None] * (mdata.obsm["true_factors"] @ mod.varm["true_loadings"].T)
+        rates = mod.obs["true_size"].to_numpy()[:, None] * (
+            mdata.obsm["true_factors"] @ mod.varm["true_loadings"].T
+        )
         wanted = rates * kept if kept else -np.expm1(-rates)
         assert mod.X.sum() == pytest.approx(wanted.sum(), rel=0.05)
         correlation = np.corrcoef(np.asarray(mod.X.mean(axis=0)).ravel(), wanted.mean(axis=0))[0, 1]
@@ -46,7 +48,8 @@ def test_counts_follow_the_documented_rates(variant):
 
 
 @pytest.mark.parametrize(
-    ("variant", "sizes"), [("plain", [100] * 5), ("unequal", [250, 125, 75, 35, 15]), ("many", [50] * 10)]
+    ("variant", "sizes"),
+    [("plain", [100] * 5), ("unequal", [250, 125, 75, 35, 15]), ("many", [50] * 10)],
 )
 def test_groups_have_their_sizes(variant, sizes):
     found = groups(variant, n_obs=500, n_genes=5, n_peaks=5).obs["true_group"].value_counts()
@@ -60,7 +63,9 @@ def test_groups_have_their_sizes(variant, sizes):
 def test_a_modality_tells_only_its_kinds_of_cells_apart(variant, kinds):
     mdata = groups(variant, **SMALL)
     columns = [
-        np.unique(mdata[name].varm["true_loadings"] / mdata[name].varm["true_loadings"][-1:], axis=1)
+        np.unique(
+            mdata[name].varm["true_loadings"] / mdata[name].varm["true_loadings"][-1:], axis=1
+        )
         for name in mdata.mod
     ]
     assert tuple(column.shape[1] for column in columns) == kinds

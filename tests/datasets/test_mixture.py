@@ -18,7 +18,11 @@ def test_shapes_and_truth(drawn):
     spots, cells = drawn
     assert spots.shape == (100, 50)
     assert cells.shape == (120, 50)
-    assert cells.obs["cell_type"].value_counts().to_dict() == {"type_1": 40, "type_2": 40, "type_3": 40}
+    assert cells.obs["cell_type"].value_counts().to_dict() == {
+        "type_1": 40,
+        "type_2": 40,
+        "type_3": 40,
+    }
     assert (spots.var_names == cells.var_names).all()
     assert spots.uns["truth"]["simulated"]
     assert spots.uns["truth"]["types"] == ["type_1", "type_2", "type_3"]
@@ -40,7 +44,9 @@ def test_counts_follow_the_truth(drawn):
 def test_the_seed_decides(drawn):
     again = gpnsf.datasets.mixture(depth=500.0, seed=1, **SMALL)
     assert [digest(data) for data in again] == [digest(data) for data in drawn]
-    assert not np.array_equal(gpnsf.datasets.mixture(depth=500.0, seed=2, **SMALL)[0].X.toarray(), drawn[0].X.toarray())
+    assert not np.array_equal(
+        gpnsf.datasets.mixture(depth=500.0, seed=2, **SMALL)[0].X.toarray(), drawn[0].X.toarray()
+    )
 
 
 def test_regions_have_compositions_of_their_own():
@@ -52,10 +58,14 @@ def test_regions_have_compositions_of_their_own():
 
 
 def test_types_differ_as_asked_and_fields_are_as_smooth_as_asked():
-    alike, different = (gpnsf.datasets.mixture(difference=d, **SMALL)[0].varm["true_profiles"] for d in (0.1, 1.5))
+    alike, different = (
+        gpnsf.datasets.mixture(difference=d, **SMALL)[0].varm["true_profiles"] for d in (0.1, 1.5)
+    )
     assert np.corrcoef(alike.T)[0, 1] > 0.9 > np.corrcoef(different.T)[0, 1]
     steps = [
-        np.diff(gpnsf.datasets.mixture(lengthscale=scale, **SMALL)[0].obsm["true_proportions"], axis=0).std()
+        np.diff(
+            gpnsf.datasets.mixture(lengthscale=scale, **SMALL)[0].obsm["true_proportions"], axis=0
+        ).std()
         for scale in (0.05, 0.5)
     ]
     assert steps[0] > 1.5 * steps[1]

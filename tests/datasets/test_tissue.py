@@ -68,8 +68,13 @@ def test_spots_of_the_hexagonal_layout_have_six_neighbours_at_100_units():
 
 
 def test_cells_of_the_random_layout_are_scattered_at_the_same_density():
-    spread = {layout: tissue(**SMALL | {"n_obs": 600}, layout=layout).obsm["spatial"] for layout in ("hex", "random")}
-    np.testing.assert_allclose(np.ptp(spread["random"], axis=0), np.ptp(spread["hex"], axis=0), rtol=0.1)
+    spread = {
+        layout: tissue(**SMALL | {"n_obs": 600}, layout=layout).obsm["spatial"]
+        for layout in ("hex", "random")
+    }
+    np.testing.assert_allclose(
+        np.ptp(spread["random"], axis=0), np.ptp(spread["hex"], axis=0), rtol=0.1
+    )
     assert distances(spread["random"])[:, 0].std() > 20
 
 
@@ -105,14 +110,19 @@ def test_counts_follow_the_truth(dispersion, block, monkeypatch):
     assert abs(z.mean()) < 5 / np.sqrt(z.size)
     assert z.var() == pytest.approx(1, abs=0.15)  # rare counts have heavy tails
     empty = np.exp(-mean) if dispersion is None else (1 + mean / dispersion) ** -dispersion
-    assert abs((counts == 0).mean() - empty.mean()) < 5 * np.sqrt((empty * (1 - empty)).sum()) / empty.size
+    assert (
+        abs((counts == 0).mean() - empty.mean())
+        < 5 * np.sqrt((empty * (1 - empty)).sum()) / empty.size
+    )
 
 
 def test_peaks_are_binary_and_follow_the_truth():
     mdata = tissue(n_obs=400, n_genes=10, n_peaks=300)
     probability, counts = -np.expm1(-rates(mdata, "atac")), mdata["atac"].X
     assert (counts.data == 1).all()
-    assert abs(counts.sum() - probability.sum()) < 5 * np.sqrt((probability * (1 - probability)).sum())
+    assert abs(counts.sum() - probability.sum()) < 5 * np.sqrt(
+        (probability * (1 - probability)).sum()
+    )
     z = (counts.toarray() - probability) / np.sqrt(probability * (1 - probability))
     assert abs(z.mean()) < 5 / np.sqrt(z.size)
 
@@ -183,7 +193,9 @@ def test_bad_arguments_say_what_is_wrong(wrong, error, message):
 
 
 def test_sections_share_loadings_and_have_fields_and_multipliers_of_their_own():
-    mdata = tissue(**SMALL | {"n_obs": 450}, n_libraries=3, batch_effect=0.5, rna_depth=5e4, dispersion=None)
+    mdata = tissue(
+        **SMALL | {"n_obs": 450}, n_libraries=3, batch_effect=0.5, rna_depth=5e4, dispersion=None
+    )
     library = mdata.obs["library"].cat.codes.to_numpy()
     assert np.bincount(library).tolist() == [150] * 3
     np.testing.assert_allclose(mdata.obsm["true_factors"].mean(axis=0), 1, rtol=1e-4)

@@ -43,7 +43,10 @@ def test_precision_and_embedding_are_read_or_done_without(toy):
 
 def test_shares_are_those_of_the_expected_counts(toy):
     expected = [
-        sum(np.outer(toy.obsm["X_gpnsf"][:, k], mod.varm["gpnsf_loadings"][:, k]).sum() for mod in toy.mod.values())
+        sum(
+            np.outer(toy.obsm["X_gpnsf"][:, k], mod.varm["gpnsf_loadings"][:, k]).sum()
+            for mod in toy.mod.values()
+        )
         for k in range(4)
     ]
     np.testing.assert_allclose(fits.find(toy).shares, expected / np.sum(expected), rtol=1e-4)
@@ -112,11 +115,27 @@ def _drop(data, *path):
     [
         (lambda d: d.uns.pop("gpnsf"), KeyError, r"with fits \[\].*This looks like one modality"),
         (lambda d: _drop(d, "obsm", "X_gpnsf_smooth"), KeyError, "X_gpnsf_smooth.*fit` again"),
-        (lambda d: _drop(d["rna"], "varm", "gpnsf_loadings"), KeyError, "gpnsf_loadings.*varm of 'rna'"),
-        (lambda d: _drop(d["rna"], "varm", "gpnsf_loadings_std"), KeyError, "gpnsf_loadings_std.*varm of 'rna'"),
+        (
+            lambda d: _drop(d["rna"], "varm", "gpnsf_loadings"),
+            KeyError,
+            "gpnsf_loadings.*varm of 'rna'",
+        ),
+        (
+            lambda d: _drop(d["rna"], "varm", "gpnsf_loadings_std"),
+            KeyError,
+            "gpnsf_loadings_std.*varm of 'rna'",
+        ),
         (lambda d: d.mod.pop("atac"), KeyError, r"without \['atac'\]"),
-        (lambda d: d.uns["gpnsf"].update(factor_names=["a"]), ValueError, r"shape \(49, 1\).*got \(49, 4\)"),
-        (lambda d: d.uns["gpnsf"].update(is_spatial=[True]), ValueError, r"is_spatial.*shape \(4,\).*got \(1,\)"),
+        (
+            lambda d: d.uns["gpnsf"].update(factor_names=["a"]),
+            ValueError,
+            r"shape \(49, 1\).*got \(49, 4\)",
+        ),
+        (
+            lambda d: d.uns["gpnsf"].update(is_spatial=[True]),
+            ValueError,
+            r"is_spatial.*shape \(4,\).*got \(1,\)",
+        ),
         (
             lambda d: d["atac"].varm.update({"gpnsf_loadings": np.ones((80, 2))}),
             ValueError,

@@ -27,7 +27,10 @@ OPTIONS = ["--n-factors", "2", "--max-steps", "2", "--no-progress"]
 def contents(folder: Path) -> dict[str, str]:
     """Hash of every file below a folder."""
     files = (path for path in sorted(folder.rglob("*")) if path.is_file())
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+    }
 
 
 def spatialdata(path: Path, table: ad.AnnData) -> Path:
@@ -57,20 +60,27 @@ def foreign(kind: str, path: Path, adata: ad.AnnData) -> None:
 
 @pytest.mark.parametrize("kind", ["folder", "zarr", "spatialdata", "more than an AnnData"])
 @pytest.mark.parametrize("large", [False, True])
-def test_a_fit_replaces_no_folder_but_a_store_of_its_kind(kind, large, adata, tmp_path, monkeypatch, capsys):
+def test_a_fit_replaces_no_folder_but_a_store_of_its_kind(
+    kind, large, adata, tmp_path, monkeypatch, capsys
+):
     if large:
         monkeypatch.setattr(cli, "LARGE", 1)
     adata.write_zarr(tmp_path / "in.zarr")
     foreign(kind, tmp_path / "out.zarr", adata)
     before = contents(tmp_path)
-    assert cli.main(["fit", str(tmp_path / "in.zarr"), str(tmp_path / "out.zarr"), *OPTIONS]) == cli.BAD_INPUT
+    assert (
+        cli.main(["fit", str(tmp_path / "in.zarr"), str(tmp_path / "out.zarr"), *OPTIONS])
+        == cli.BAD_INPUT
+    )
     assert "Expected a path that is free, or an earlier result *.zarr" in capsys.readouterr().err
     assert contents(tmp_path) == before
 
 
 @pytest.mark.parametrize("large", [False, True])
 @pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
-def test_an_earlier_result_is_replaced_and_nothing_is_left_beside_it(large, suffix, adata, tmp_path, monkeypatch):
+def test_an_earlier_result_is_replaced_and_nothing_is_left_beside_it(
+    large, suffix, adata, tmp_path, monkeypatch
+):
     if large:
         monkeypatch.setattr(cli, "LARGE", 1)
     source, target = tmp_path / f"in{suffix}", tmp_path / f"out{suffix}"
@@ -101,7 +111,12 @@ def test_predictions_and_reports_do_not_take_the_place_of_their_source(adata, tm
     gpnsf.tl.fit(adata, n_factors=2, max_steps=2, split="assumed", progress=False)
     adata.write(tmp_path / "fit.h5ad")
     (tmp_path / "places.csv").write_text("x,y\n0,0\n")
-    arguments = ["predict", str(tmp_path / "fit.h5ad"), str(tmp_path / "places.csv"), str(tmp_path / "fit.h5ad")]
+    arguments = [
+        "predict",
+        str(tmp_path / "fit.h5ad"),
+        str(tmp_path / "places.csv"),
+        str(tmp_path / "fit.h5ad"),
+    ]
     assert cli.main(arguments) == cli.BAD_INPUT
     assert "as both" in capsys.readouterr().err
     assert "gpnsf" in ad.read_h5ad(tmp_path / "fit.h5ad").uns
@@ -142,7 +157,9 @@ def test_a_file_under_another_name_is_called_what_it_is(adata, mdata, tmp_path):
 def test_a_table_of_a_spatialdata_store_is_fitted_and_nothing_else_in_it_changes(adata, tmp_path):
     store = spatialdata(tmp_path / "section.zarr", adata)
     before = contents(store / "images")
-    gpnsf.tl.fit(store / "tables" / "table", n_factors=2, max_steps=2, split="assumed", progress=False)
+    gpnsf.tl.fit(
+        store / "tables" / "table", n_factors=2, max_steps=2, split="assumed", progress=False
+    )
     gpnsf.tl.fit(adata, n_factors=2, max_steps=2, split="assumed", progress=False)
     consolidated = zarr.open_consolidated(store)["tables/table/obsm/X_gpnsf"]
     np.testing.assert_array_equal(consolidated[:], adata.obsm["X_gpnsf"])
@@ -182,7 +199,10 @@ def test_a_folder_that_was_set_aside_comes_back(adata, tmp_path, monkeypatch):
         raise OSError("the disk is gone")
 
     monkeypatch.setattr(Path, "replace", broken)
-    with pytest.raises(OSError, match="the disk is gone"), replacing(tmp_path / "out.zarr") as partial:
+    with (
+        pytest.raises(OSError, match="the disk is gone"),
+        replacing(tmp_path / "out.zarr") as partial,
+    ):
         partial.mkdir()
     assert contents(tmp_path) == before
 

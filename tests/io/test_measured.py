@@ -29,7 +29,9 @@ def rates(data, name, positions):
 def test_counts_are_per_size_factor_beside_rates(toy):
     compared = compare(fits.find(toy), "rna", [3, 0])
     size = sizes(toy["rna"])
-    np.testing.assert_allclose(compared.observed, toy["rna"].X.toarray()[:, [3, 0]] / size[:, None], rtol=1e-6)
+    np.testing.assert_allclose(
+        compared.observed, toy["rna"].X.toarray()[:, [3, 0]] / size[:, None], rtol=1e-6
+    )
     np.testing.assert_allclose(compared.expected, rates(toy, "rna", [3, 0]), rtol=1e-5)
     np.testing.assert_allclose(compared.weight, size, rtol=1e-6)
     assert not compared.binary
@@ -39,7 +41,9 @@ def test_open_chromatin_is_0_or_1_beside_its_probability(toy):
     compared = compare(fits.find(toy), "atac", [5])
     size = sizes(toy["atac"])[:, None]
     np.testing.assert_array_equal(compared.observed, toy["atac"].X.toarray()[:, [5]] > 0)
-    np.testing.assert_allclose(compared.expected, 1 - np.exp(-size * rates(toy, "atac", [5])), rtol=1e-5)
+    np.testing.assert_allclose(
+        compared.expected, 1 - np.exp(-size * rates(toy, "atac", [5])), rtol=1e-5
+    )
     np.testing.assert_array_equal(compared.weight, 1)
     assert compared.binary
 

@@ -80,7 +80,8 @@ def test_modalities_that_share_no_observation_are_told_before_the_fit(change, sa
 def test_features_of_several_kinds_in_one_anndata_are_refused(adata):
     adata.var["feature_types"] = np.where(np.arange(adata.n_vars) < 25, "Gene Expression", "Peaks")
     with pytest.raises(
-        ValueError, match=r"features of one kind .* got 25 of 'Gene Expression', 15 of 'Peaks'. Split it"
+        ValueError,
+        match=r"features of one kind .* got 25 of 'Gene Expression', 15 of 'Peaks'. Split it",
     ):
         read(adata)
     adata.var["genes"] = adata.var["feature_types"] == "Gene Expression"

@@ -55,7 +55,9 @@ def test_what_cannot_be_told_is_refused(text, message, tmp_path):
 @pytest.fixture(scope="module")
 def fitted(simulated) -> ad.AnnData:
     rna = simulated["rna"].copy()
-    rna.obsm["spatial"] = pd.DataFrame(simulated.obsm["spatial"], columns=["col", "row"], index=rna.obs_names)
+    rna.obsm["spatial"] = pd.DataFrame(
+        simulated.obsm["spatial"], columns=["col", "row"], index=rna.obs_names
+    )
     gpnsf.tl.fit(rna, n_factors=2, n_spatial=2, max_steps=5, split="assumed", progress=False)
     return rna
 
@@ -77,4 +79,7 @@ def test_places_outside_of_the_tissue_are_told(fitted, caplog):
         assert not caplog.records
         gpnsf.tl.predict(fitted, coords * 0.001 - 1e5)
     (record,) = caplog.records
-    assert f"{len(coords)} of {len(coords)} places lie outside of the fitted tissue" in record.getMessage()
+    assert (
+        f"{len(coords)} of {len(coords)} places lie outside of the fitted tissue"
+        in record.getMessage()
+    )

@@ -62,10 +62,14 @@ def test_clean_counts_are_shared_not_copied(adata):
     assert np.shares_memory(counts.indices, adata.X.indices)
 
 
-@pytest.mark.parametrize("convert", [sp.csc_matrix, sp.csr_array, sp.csc_array, sp.coo_matrix, lambda X: X.toarray()])
+@pytest.mark.parametrize(
+    "convert", [sp.csc_matrix, sp.csr_array, sp.csc_array, sp.coo_matrix, lambda X: X.toarray()]
+)
 @pytest.mark.parametrize("dtype", [np.float64, np.int64, np.uint8, bool])
 def test_counts_of_any_kind_become_canonical(convert, dtype):
-    X = sp.random(8, 5, 0.4, format="csr", random_state=0, data_rvs=lambda n: np.arange(1, n + 1)).astype(dtype)
+    X = sp.random(
+        8, 5, 0.4, format="csr", random_state=0, data_rvs=lambda n: np.arange(1, n + 1)
+    ).astype(dtype)
     counts = canonical(convert(X), modality="rna")
     assert isinstance(counts, sp.csr_matrix)
     assert counts.dtype == np.float32
@@ -74,7 +78,11 @@ def test_counts_of_any_kind_become_canonical(convert, dtype):
 
 
 def test_duplicates_add_up_and_stored_zeros_vanish_on_a_copy():
-    data, indices, indptr = np.array([1, 0, 2, 3], np.float32), np.array([2, 1, 2, 0]), np.array([0, 3, 4])
+    data, indices, indptr = (
+        np.array([1, 0, 2, 3], np.float32),
+        np.array([2, 1, 2, 0]),
+        np.array([0, 3, 4]),
+    )
     before = data.copy(), indices.copy()
     counts = canonical(sp.csr_matrix((data, indices, indptr), shape=(2, 3)), modality="rna")
     np.testing.assert_array_equal(counts.toarray(), [[0, 0, 3], [3, 0, 0]])
@@ -90,7 +98,9 @@ def test_coordinates_keep_their_aspect(adata):
     np.testing.assert_allclose(np.ptp(dataset.coords, axis=0), [2.0, 2 / 9], rtol=1e-6)
     np.testing.assert_allclose(dataset.coords.max(0) + dataset.coords.min(0), 0, atol=1e-6)
     assert layout.scale == 22.5
-    np.testing.assert_allclose(layout.centre + layout.scale * dataset.coords, adata.obsm["spatial"], rtol=1e-6)
+    np.testing.assert_allclose(
+        layout.centre + layout.scale * dataset.coords, adata.obsm["spatial"], rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize("shift", [0.0, 1e7])
@@ -149,7 +159,9 @@ def test_cells_are_matched_by_name(partial):
 def test_obsmap_may_have_two_dimensions(partial, monkeypatch):
     flat, _ = read(partial)
     columns = {name: np.asarray(partial.obsmap[name]).reshape(-1, 1) for name in partial.mod}
-    monkeypatch.setattr(MuData, "obsmap", property(lambda _: columns))  # as in mudata 0.3.2 to 0.3.8
+    monkeypatch.setattr(
+        MuData, "obsmap", property(lambda _: columns)
+    )  # as in mudata 0.3.2 to 0.3.8
     column, _ = read(partial)
     np.testing.assert_array_equal(flat.views[1].counts.toarray(), column.views[1].counts.toarray())
 
@@ -158,7 +170,9 @@ def test_coordinates_of_modalities_complete_each_other(partial):
     for mod in partial.mod.values():
         mod.obsm["spatial"] /= 3
     partial["atac"].obsm["spatial"] = partial["atac"].obsm["spatial"].astype(np.float32)
-    expected = pd.DataFrame(anndata().obsm["spatial"] / 3, index=anndata().obs_names).loc[partial.obs_names]
+    expected = pd.DataFrame(anndata().obsm["spatial"] / 3, index=anndata().obs_names).loc[
+        partial.obs_names
+    ]
     dataset, layout = read(partial)
     np.testing.assert_allclose(layout.centre + layout.scale * dataset.coords, expected, rtol=1e-6)
 
@@ -202,7 +216,10 @@ def test_which_modalities_are_read(names, asked, read_names):
 
 def test_likelihoods_have_defaults_by_name(partial):
     assert read(partial)[1].likelihoods == {"rna": "nb", "atac": "bernoulli"}
-    assert read(partial, Reading(likelihoods="poisson"))[1].likelihoods == {"rna": "poisson", "atac": "poisson"}
+    assert read(partial, Reading(likelihoods="poisson"))[1].likelihoods == {
+        "rna": "poisson",
+        "atac": "poisson",
+    }
     assert read(partial, Reading(likelihoods={"rna": "gaussian"}))[1].likelihoods == {
         "rna": "gaussian",
         "atac": "bernoulli",
@@ -261,7 +278,11 @@ def test_size_factors_from_columns(partial):
     partial["rna"].obs["depth"] = 4
     rna, atac = read(partial, Reading(size_factors="depth"))[0].views
     np.testing.assert_array_equal(rna.size, rna.observed)
-    depth = pd.Series(1.0 + np.arange(17), index=partial["atac"].obs_names).reindex(partial.obs_names).fillna(0)
+    depth = (
+        pd.Series(1.0 + np.arange(17), index=partial["atac"].obs_names)
+        .reindex(partial.obs_names)
+        .fillna(0)
+    )
     np.testing.assert_allclose(atac.size, depth / 9, rtol=1e-6)
     partial.obs["depth"] = np.where(rna.observed, 2.0, np.nan)  # unknown where RNA is absent
     (rna,) = read(partial, Reading(modalities=["rna"], size_factors="depth"))[0].views
@@ -269,7 +290,9 @@ def test_size_factors_from_columns(partial):
 
 
 def test_gaussian_data_have_no_size_factors(adata):
-    assert (read(adata, Reading(likelihoods="gaussian", size_factors="total"))[0].views[0].size == 1).all()
+    assert (
+        read(adata, Reading(likelihoods="gaussian", size_factors="total"))[0].views[0].size == 1
+    ).all()
 
 
 def test_held_out_rows_train_nothing(partial):
@@ -317,7 +340,9 @@ def test_rows_of_a_batch_are_neighbours(adata):
     assert plain.batch is None
     assert layout.batches == ("a", "b", "c")
     assert (np.diff(dataset.batch) >= 0).all()
-    assert [layout.batches[code] for code in dataset.batch[layout.position]] == adata.obs["run"].tolist()
+    assert [layout.batches[code] for code in dataset.batch[layout.position]] == adata.obs[
+        "run"
+    ].tolist()
     np.testing.assert_array_equal(dataset.coords[layout.position], plain.coords)
     np.testing.assert_array_equal(dataset.views[0].size[layout.position], plain.views[0].size)
     assert (dataset.views[0].counts[layout.position] != plain.views[0].counts).nnz == 0

@@ -26,7 +26,15 @@ pytestmark = pytest.mark.filterwarnings(
 @pytest.fixture
 def counts() -> sp.csr_matrix:
     rng = np.random.default_rng(0)
-    return sp.random(60, 9, 0.4, "csr", np.float32, rng, data_rvs=lambda n: rng.integers(1, 9, n).astype(np.float32))
+    return sp.random(
+        60,
+        9,
+        0.4,
+        "csr",
+        np.float32,
+        rng,
+        data_rvs=lambda n: rng.integers(1, 9, n).astype(np.float32),
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -52,13 +60,17 @@ def stored(matrix, tmp_path, kind: str = "h5"):
 def opened(matrix, likelihood: str = "nb", use: np.ndarray | None = None) -> streaming.StoredCounts:
     use = np.ones(matrix.shape[1], bool) if use is None else use
     names = [f"gene{j}" for j in np.flatnonzero(use)]
-    return streaming.StoredCounts.open(matrix, modality="rna", use=use, likelihood=likelihood, features=names)
+    return streaming.StoredCounts.open(
+        matrix, modality="rna", use=use, likelihood=likelihood, features=names
+    )
 
 
 def unsorted(matrix: sp.csr_matrix) -> sp.csr_matrix:
     """Columns of each row in falling order."""
     rows = [slice(a, b) for a, b in zip(matrix.indptr, matrix.indptr[1:], strict=False)]
-    data, indices = (np.concatenate([part[row][::-1] for row in rows]) for part in (matrix.data, matrix.indices))
+    data, indices = (
+        np.concatenate([part[row][::-1] for row in rows]) for part in (matrix.data, matrix.indices)
+    )
     return sp.csr_matrix((data, indices, matrix.indptr), shape=matrix.shape)
 
 
@@ -66,7 +78,9 @@ def doubled(matrix: sp.csr_matrix) -> sp.csr_matrix:
     """Each value as two halves, and a stored zero in the first row."""
     data, indices = np.repeat(matrix.data / 2, 2), np.repeat(matrix.indices, 2)
     data, indices = np.append(0, data).astype(np.float32), np.append(0, indices)
-    return sp.csr_matrix((data, indices, np.append(0, 2 * matrix.indptr[1:] + 1)), shape=matrix.shape)
+    return sp.csr_matrix(
+        (data, indices, np.append(0, 2 * matrix.indptr[1:] + 1)), shape=matrix.shape
+    )
 
 
 FORMS = {
@@ -144,7 +158,8 @@ def test_arrays_that_contradict_each_other_are_refused(counts, tmp_path, name, c
     with h5py.File(tmp_path / "a.h5ad", "r") as file:
         matrix = sparse_dataset(file["X"])
         with pytest.raises(
-            ValueError, match=r"Expected a sound sparse matrix in modality 'rna'; got .*\. Build it anew"
+            ValueError,
+            match=r"Expected a sound sparse matrix in modality 'rna'; got .*\. Build it anew",
         ):
             opened(matrix)
 
@@ -155,7 +170,8 @@ def test_a_part_that_cannot_be_read_is_named(counts, tmp_path):
         if chunk.is_file() and not chunk.name.startswith((".", "zarr")):
             chunk.write_bytes(b"\xff" * 7)
     with pytest.raises(
-        ValueError, match=r"counts of modality 'rna' can be read; got an error in rows 5 to 6: .*\. Write"
+        ValueError,
+        match=r"counts of modality 'rna' can be read; got an error in rows 5 to 6: .*\. Write",
     ):
         found[5:10]
 
@@ -163,7 +179,9 @@ def test_a_part_that_cannot_be_read_is_named(counts, tmp_path):
 def test_words_are_refused(tmp_path):
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file["X"] = np.full((3, 2), b"a")
-        with pytest.raises(TypeError, match="Expected numeric counts in modality 'rna'; got an array of shape"):
+        with pytest.raises(
+            TypeError, match="Expected numeric counts in modality 'rna'; got an array of shape"
+        ):
             opened(file["X"])
 
 

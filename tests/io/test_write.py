@@ -33,7 +33,10 @@ INFO = {
         "layers": None,
         "seed": np.int64(0),
     },
-    "history": {"elbo": np.linspace(-9, -1, 4), "phase": np.array(["pick", "main", "main", "tail"])},
+    "history": {
+        "elbo": np.linspace(-9, -1, 4),
+        "phase": np.array(["pick", "main", "main", "tail"]),
+    },
     "converged": np.bool_(True),
     "repairs": [],
     "starts": {"smooth_0.06": -1.5, "best": "smooth_0.06"},
@@ -47,7 +50,10 @@ def posterior(dataset: Dataset, n_factors: int = K, n_spatial: int = 2) -> Poste
     """Random numbers in the shapes of a fit; the first feature of each modality has no signal."""
     rng = np.random.default_rng(0)
     sizes = {view.name: view.counts.shape[1] for view in dataset.views}
-    loadings = {name: rng.gamma(1.0, size=(size, n_factors)).astype(np.float32) for name, size in sizes.items()}
+    loadings = {
+        name: rng.gamma(1.0, size=(size, n_factors)).astype(np.float32)
+        for name, size in sizes.items()
+    }
     for W in loadings.values():
         W[0] = 0
     mean, smooth, std = rng.gamma(2.0, size=(3, dataset.n_obs, n_factors))
@@ -70,7 +76,9 @@ def posterior(dataset: Dataset, n_factors: int = K, n_spatial: int = 2) -> Poste
     )
 
 
-def fitted(data: MuData | ad.AnnData, key: str = "gpnsf", **options: object) -> tuple[Posterior, Layout]:
+def fitted(
+    data: MuData | ad.AnnData, key: str = "gpnsf", **options: object
+) -> tuple[Posterior, Layout]:
     dataset, layout = read(data, Reading(**options))
     result = posterior(dataset)
     write(data, result, layout, keys=Keys(key), info=INFO)
@@ -94,7 +102,11 @@ def test_factor_names_count_each_kind():
 
 def test_factors_reach_the_object_and_the_cells_of_each_modality(partial):
     result, _ = fitted(partial)
-    for slot, expected in [("X_gpnsf", result.mean), ("X_gpnsf_smooth", result.smooth), ("X_gpnsf_std", result.std)]:
+    for slot, expected in [
+        ("X_gpnsf", result.mean),
+        ("X_gpnsf_smooth", result.smooth),
+        ("X_gpnsf_std", result.std),
+    ]:
         stored = partial.obsm[slot]
         assert type(stored) is np.ndarray
         assert stored.dtype == np.float32
@@ -107,7 +119,9 @@ def test_factors_reach_the_object_and_the_cells_of_each_modality(partial):
 
 def test_the_embedding_is_that_of_the_spatial_factors(partial):
     result, layout = fitted(partial)
-    expected = composition(result.smooth[:, :2], {name: W[:, :2] for name, W in result.loadings.items()})
+    expected = composition(
+        result.smooth[:, :2], {name: W[:, :2] for name, W in result.loadings.items()}
+    )
     slot = partial.obsm["X_gpnsf_embedding"]
     assert slot.dtype == np.float32
     np.testing.assert_allclose(slot, expected, atol=1e-6)
@@ -124,13 +138,22 @@ def test_loadings_are_spread_over_all_features(partial):
     np.testing.assert_array_equal(rna.varm["gpnsf_loadings"][chosen], result.loadings["rna"])
     assert (rna.varm["gpnsf_loadings"][~chosen] == 0).all()
     np.testing.assert_array_equal(atac.varm["gpnsf_loadings"], result.loadings["atac"])
-    np.testing.assert_allclose(rna.varm["gpnsf_loadings_std"][chosen], result.loadings_std["rna"], rtol=1e-6)
+    np.testing.assert_allclose(
+        rna.varm["gpnsf_loadings_std"][chosen], result.loadings_std["rna"], rtol=1e-6
+    )
     assert (rna.varm["gpnsf_loadings_std"][~chosen] == 0).all()
-    numbers = ["gpnsf_background", "gpnsf_spatial_importance", "gpnsf_spatial_importance_std", "gpnsf_dispersion"]
+    numbers = [
+        "gpnsf_background",
+        "gpnsf_spatial_importance",
+        "gpnsf_spatial_importance_std",
+        "gpnsf_dispersion",
+    ]
     assert (rna.var.loc[~chosen, numbers] == 0).all(axis=None)
     assert (rna.var.dtypes[numbers] == np.float32).all()
     assert "gpnsf_dispersion" not in atac.var
-    np.testing.assert_allclose(rna.var["gpnsf_background"][chosen], result.background["rna"], rtol=1e-6)
+    np.testing.assert_allclose(
+        rna.var["gpnsf_background"][chosen], result.background["rna"], rtol=1e-6
+    )
 
 
 def test_batches_leave_features_that_were_not_fitted_as_they_are(partial):
@@ -140,7 +163,9 @@ def test_batches_leave_features_that_were_not_fitted_as_they_are(partial):
     multipliers = {"rna": np.full((4, 2), 0.5, np.float32)}
     result = replace(posterior(dataset), multipliers=multipliers)
     write(partial, result, layout, keys=Keys("gpnsf"), info=INFO)
-    assert partial["rna"].varm["gpnsf_batch"].tolist() == [[0.5, 0.5] if fitted else [1, 1] for fitted in chosen]
+    assert partial["rna"].varm["gpnsf_batch"].tolist() == [
+        [0.5, 0.5] if fitted else [1, 1] for fitted in chosen
+    ]
     assert "gpnsf_batch" not in partial["atac"].varm
 
 
@@ -159,7 +184,9 @@ def test_importance_and_top_factors(partial):
     np.testing.assert_allclose(partial.obs["gpnsf_spatial_importance"], expected, rtol=1e-6)
     for name, mod in partial.mod.items():
         own = observation_importance(result.mean, {name: result.loadings[name]}, result.is_spatial)
-        np.testing.assert_allclose(mod.obs["gpnsf_spatial_importance"], own[layout.rows[name]], rtol=1e-6)
+        np.testing.assert_allclose(
+            mod.obs["gpnsf_spatial_importance"], own[layout.rows[name]], rtol=1e-6
+        )
         shares = feature_importance(result.loadings[name], result.is_spatial)
         np.testing.assert_allclose(mod.var["gpnsf_spatial_importance"], shares, rtol=1e-6)
         names = np.array(partial.uns["gpnsf"]["factor_names"])

@@ -26,7 +26,12 @@ def test_the_trace_has_every_step_in_the_colour_of_its_phase(toy):
     np.testing.assert_allclose(np.concatenate([pick, main[1:], tail[1:], polish]), elbo)
     assert trace.lines[-1].get_xdata()[-1] == 145
     assert trace.texts[0].get_text() == "converged, 145 steps, 2.5 s"
-    assert [text.get_text() for text in trace.get_legend().get_texts()] == ["pick", "main", "tail", "polish"]
+    assert [text.get_text() for text in trace.get_legend().get_texts()] == [
+        "pick",
+        "main",
+        "tail",
+        "polish",
+    ]
     assert end.lines[0].get_xdata()[0] == 73
 
 
@@ -40,7 +45,12 @@ def test_the_last_half_is_relative_to_the_end_of_each_objective(toy):
 
 def test_starts_are_ordered_and_the_kept_one_stands_out(toy):
     ax = convergence(toy, panel="starts", show=False)
-    assert [label.get_text() for label in ax.get_yticklabels()] == ["smooth_0.1", "smooth_0.06", "spot", "smooth_0"]
+    assert [label.get_text() for label in ax.get_yticklabels()] == [
+        "smooth_0.1",
+        "smooth_0.06",
+        "spot",
+        "smooth_0",
+    ]
     behind, _ = ax.collections[1].get_offsets().T
     np.testing.assert_allclose(behind, [0, 0.785, 2.092, 5.28], atol=1e-6)
     colors = ax.collections[1].get_facecolors()

@@ -64,7 +64,12 @@ def test_any_column_of_categories_will_do(toy):
     toy["rna"].obs["region"] = np.where(np.arange(100) < 40, "a", "b")
     toy.obs["number"] = np.arange(100) % 4
     assert list(legend(domains(toy, key_added="region", show=False))) == ["a (40)", "b (60)"]
-    assert list(legend(domains(toy, key_added="number", show=False))) == ["0 (25)", "1 (25)", "2 (25)", "3 (25)"]
+    assert list(legend(domains(toy, key_added="number", show=False))) == [
+        "0 (25)",
+        "1 (25)",
+        "2 (25)",
+        "3 (25)",
+    ]
     with pytest.raises(ValueError, match="categories"):
         domains(toy, key_added="gpnsf_spatial_importance")
     with pytest.raises(KeyError, match="nowhere"):

@@ -31,7 +31,11 @@ def titles(axes):
 def overlaps(figure):
     """Pairs of texts of the figure that cover each other."""
     figure.draw_without_rendering()
-    texts = [text for text in figure.findobj(mpl.text.Text) if text.get_visible() and text.get_text().strip()]
+    texts = [
+        text
+        for text in figure.findobj(mpl.text.Text)
+        if text.get_visible() and text.get_text().strip()
+    ]
     boxes = [text.get_window_extent() for text in texts]
     inside = [box for box in boxes if box.width > 0]
     return sum(a.overlaps(b) for i, a in enumerate(inside) for b in inside[i + 1 :])
@@ -99,7 +103,9 @@ def test_moments(toy, moment, slot):
 def test_colour_limits_are_quantiles_unless_given(toy):
     values = toy.obsm["X_gpnsf"]
     for k, ax in enumerate(spatial_factors(toy, show=False)):
-        np.testing.assert_allclose(drawn(ax).get_clim(), np.quantile(values[:, k], (0.005, 0.995)), rtol=1e-5)
+        np.testing.assert_allclose(
+            drawn(ax).get_clim(), np.quantile(values[:, k], (0.005, 0.995)), rtol=1e-5
+        )
     for ax in spatial_factors(toy, show=False, vmin=0, vmax=3):
         assert drawn(ax).get_clim() == (0, 3)
 
@@ -190,9 +196,16 @@ def test_slices_that_overlap_stand_side_by_side():
     assert len(np.unique(places, axis=0)) == 4 * 49
     for start in range(0, 196, 49):
         np.testing.assert_allclose(
-            places[start : start + 49] - places[start], data.obsm["spatial"][:49] - data.obsm["spatial"][0], atol=1e-6
+            places[start : start + 49] - places[start],
+            data.obsm["spatial"][:49] - data.obsm["spatial"][0],
+            atol=1e-6,
         )
-    assert [text.get_text() for text in axes[0].texts[1:]] == ["slice A", "slice B", "slice C", "slice D"]
+    assert [text.get_text() for text in axes[0].texts[1:]] == [
+        "slice A",
+        "slice B",
+        "slice C",
+        "slice D",
+    ]
     assert len(axes[1].texts) == 1
 
 
@@ -234,7 +247,9 @@ def test_three_coordinates_are_seen_from_above():
 
 def test_few_and_coinciding_observations_can_be_drawn():
     data = fitted.anndata(n_obs=9, n_factors=2, n_spatial=1)
-    assert drawn(spatial_factors(data[:1].copy(), factors="spatial_1", show=False)).get_widths()[0] > 0
+    assert (
+        drawn(spatial_factors(data[:1].copy(), factors="spatial_1", show=False)).get_widths()[0] > 0
+    )
     data.obsm["spatial"][:] = 7
     assert drawn(spatial_factors(data, factors="spatial_1", show=False)).get_widths()[0] > 0
 
@@ -266,7 +281,9 @@ def test_mean_and_sd_stand_side_by_side(toy):
     assert titles(axes)[:4] == ["spatial_1", "sd", "spatial_2", "sd"]
     for k in range(5):
         np.testing.assert_array_equal(drawn(axes[2 * k]).get_array(), toy.obsm["X_gpnsf"][:, k])
-        np.testing.assert_array_equal(drawn(axes[2 * k + 1]).get_array(), toy.obsm["X_gpnsf_std"][:, k])
+        np.testing.assert_array_equal(
+            drawn(axes[2 * k + 1]).get_array(), toy.obsm["X_gpnsf_std"][:, k]
+        )
     assert axes[0].get_subplotspec().get_gridspec().ncols % 2 == 0
     with pytest.raises(ValueError, match="`moment`"):
         spatial_factors(toy, moment=())

@@ -40,9 +40,17 @@ def test_a_row_holds_a_factor_and_its_best_features(toy):
         np.testing.assert_array_equal(values(row[0]), toy.obsm["X_gpnsf"][:, k])
         notes = [ax.texts[0].get_text() for ax in row[1:]]
         assert notes == [f"{100 * share:.0f} % of its signal" for share in table["share"]]
-        np.testing.assert_allclose(values(row[1]), per_size(toy["rna"], table["feature"].iloc[0]), rtol=1e-5)
+        np.testing.assert_allclose(
+            values(row[1]), per_size(toy["rna"], table["feature"].iloc[0]), rtol=1e-5
+        )
         assert set(np.unique(values(row[3]))) <= {0.0, 1.0}
-        assert [len(ax.child_axes) for ax in row] == [1, 1, 1, 0, 0]  # nothing to read from a bar of 0 and 1
+        assert [len(ax.child_axes) for ax in row] == [
+            1,
+            1,
+            1,
+            0,
+            0,
+        ]  # nothing to read from a bar of 0 and 1
 
 
 def test_named_features_alone(toy):
@@ -70,7 +78,12 @@ def test_rows_of_factors_with_fewer_features_end_early():
     weights = data.varm["gpnsf_loadings"]
     weights[1:, 0] = 0
     axes = feature_maps(data, factors=["spatial_1", "spatial_2"], n_features=2, show=False)
-    assert [title.split("_")[0] for title in titles(axes)] == ["spatial", "Gene1", "spatial", *titles(axes)[3:]]
+    assert [title.split("_")[0] for title in titles(axes)] == [
+        "spatial",
+        "Gene1",
+        "spatial",
+        *titles(axes)[3:],
+    ]
     assert len(axes) == len(axes[0].figure.axes) == 5
 
 
@@ -99,7 +112,9 @@ def test_slices_and_profiles():
 
 @pytest.mark.parametrize("shape", ["hex", pytest.param("strip", marks=pytest.mark.slow)])
 def test_twenty_factors_stay_on_the_page(shape):
-    data = fitted.mudata(n_obs=144, n_factors=20, n_spatial=10, n_genes=100, n_peaks=100, shape=shape)
+    data = fitted.mudata(
+        n_obs=144, n_factors=20, n_spatial=10, n_genes=100, n_peaks=100, shape=shape
+    )
     figure = feature_maps(data, return_fig=True)
     assert figure.get_size_inches()[0] <= 8
     figure.draw_without_rendering()

@@ -35,7 +35,9 @@ def test_modalities_share_the_lines_in_colours_of_their_own(toy):
     figure = top_features(toy, n_features=7, return_fig=True)
     for ax in figure.axes:
         assert [name.startswith("Gene") for name in names(ax)] == [True] * 4 + [False] * 3
-        assert [label.get_style() == "italic" for label in ax.get_yticklabels()] == [True] * 4 + [False] * 3
+        assert [label.get_style() == "italic" for label in ax.get_yticklabels()] == [True] * 4 + [
+            False
+        ] * 3
         assert len(np.unique(ax.collections[1].get_facecolors(), axis=0)) == 2
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["rna", "atac"]
@@ -64,12 +66,18 @@ def test_factors_without_features_are_left_out():
 @pytest.mark.parametrize("n_factors", [2, 7, 12, 20])
 @pytest.mark.parametrize("modality", [None, "rna"])
 def test_names_never_overlap_and_stay_on_the_page(n_factors, modality):
-    data = fitted.mudata(n_obs=64, n_factors=n_factors, n_spatial=n_factors // 2, n_genes=100, n_peaks=100)
+    data = fitted.mudata(
+        n_obs=64, n_factors=n_factors, n_spatial=n_factors // 2, n_genes=100, n_peaks=100
+    )
     figure = top_features(data, modality=modality, return_fig=True)
     assert len(figure.axes) == n_factors
     assert figure.get_size_inches()[0] <= 7.3
     figure.draw_without_rendering()
-    texts = [text for text in figure.findobj(mpl.text.Text) if text.get_visible() and text.get_text().strip()]
+    texts = [
+        text
+        for text in figure.findobj(mpl.text.Text)
+        if text.get_visible() and text.get_text().strip()
+    ]
     boxes = [text.get_window_extent() for text in texts]
     # lines of text may touch: their boxes are as high as the tallest letters
     boxes = [box.shrunk(1, 0.9) for box in boxes]

@@ -28,11 +28,17 @@ def lines(ax):
 def clean(figure, *, page=7.9):
     """No two texts on one another, and all of them on the page."""
     figure.draw_without_rendering()
-    texts = [text for text in figure.findobj(mpl.text.Text) if text.get_visible() and text.get_text().strip()]
+    texts = [
+        text
+        for text in figure.findobj(mpl.text.Text)
+        if text.get_visible() and text.get_text().strip()
+    ]
     boxes = [text.get_window_extent() for text in texts]
     inner = [box.shrunk(1, 0.8) if box.width > box.height else box.shrunk(0.8, 1) for box in boxes]
     apart = not any(a.overlaps(b) for i, a in enumerate(inner) for b in inner[i + 1 :])
-    inside = min(box.x0 for box in boxes) >= -1 and max(box.x1 for box in boxes) <= figure.bbox.x1 + 1
+    inside = (
+        min(box.x0 for box in boxes) >= -1 and max(box.x1 for box in boxes) <= figure.bbox.x1 + 1
+    )
     return apart and inside and figure.get_size_inches()[0] <= page
 
 
@@ -43,8 +49,12 @@ def test_loadings_are_shares_of_the_best_features(toy):
         expected = list(dict.fromkeys(table.loc[table["modality"] == name, "feature"]))
         assert names(ax) == expected
         weights = toy[name].varm["gpnsf_loadings"][toy[name].var_names.get_indexer(expected)]
-        np.testing.assert_allclose(ax.images[0].get_array(), weights / weights.sum(axis=1, keepdims=True), rtol=1e-5)
-        assert {label.get_style() for label in ax.get_yticklabels()} == {"italic" if name == "rna" else "normal"}
+        np.testing.assert_allclose(
+            ax.images[0].get_array(), weights / weights.sum(axis=1, keepdims=True), rtol=1e-5
+        )
+        assert {label.get_style() for label in ax.get_yticklabels()} == {
+            "italic" if name == "rna" else "normal"
+        }
         assert lines(ax) == ([1.5], [])
 
 
@@ -96,7 +106,9 @@ def test_correlations_over_the_observations(toy):
 def test_fields_alone_can_be_correlated(toy):
     data = toy.copy()
     data.obsm["X_gpnsf_smooth"] = data.obsm["X_gpnsf_smooth"][::-1].copy() ** 2
-    ax = factor_correlation(data, moment="smooth", factors=["spatial_1", "nonspatial_2"], vmax=0.5, show=False)
+    ax = factor_correlation(
+        data, moment="smooth", factors=["spatial_1", "nonspatial_2"], vmax=0.5, show=False
+    )
     expected = np.corrcoef(data.obsm["X_gpnsf_smooth"][:, [0, 3]], rowvar=False)[0, 1]
     assert ax.images[0].get_array()[0, 1] == pytest.approx(expected, abs=1e-5)
     assert ax.images[0].get_clim() == (-0.5, 0.5)

@@ -48,7 +48,11 @@ def test_the_map_shows_observations_at_their_places(toy):
 
 
 def test_anndata_has_three_panels():
-    assert titles(importance(fitted.anndata(n_obs=36), show=False)) == ["rna", "observations", "observations in space"]
+    assert titles(importance(fitted.anndata(n_obs=36), show=False)) == [
+        "rna",
+        "observations",
+        "observations in space",
+    ]
 
 
 def test_importance_of_zero_throughout_is_drawn():

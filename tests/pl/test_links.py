@@ -62,7 +62,9 @@ def test_arcs_run_from_the_start_of_the_gene_to_its_peaks(toy):
     low, high = ax.get_xlim()
     assert low < 900_000
     assert high > 1_100_000
-    widths = dict(zip(ax.collections[0].get_array(), ax.collections[0].get_linewidths(), strict=True))
+    widths = dict(
+        zip(ax.collections[0].get_array(), ax.collections[0].get_linewidths(), strict=True)
+    )
     assert widths[0.9] > widths[0.5] > widths[-0.2]
     assert ax.child_axes[0].get_title() == "score"
 
@@ -90,7 +92,9 @@ def test_a_gene_without_strand_has_no_arrow_and_two_starts(toy):
     toy.uns["gpnsf_links"] = PAIRS.replace("Forward", "Unknown")
     ax = links(toy, "Unknown", min_score=-1.0, show=False)
     assert all(text.arrow_patch is None for text in ax.texts)
-    assert [ends[0] for ends in arcs(ax).values()] == pytest.approx([1_040_000, 1_000_000, 1_000_000])
+    assert [ends[0] for ends in arcs(ax).values()] == pytest.approx(
+        [1_040_000, 1_000_000, 1_000_000]
+    )
 
 
 def test_an_annotation_places_the_gene_and_ax_is_used(toy, tmp_path):

@@ -39,7 +39,15 @@ def test_one_map_a_type_with_its_mean(spots):
 
 
 def test_types_slices_and_scales_are_chosen(spots):
-    axes = draw(spots, types=["type_3", "type_1"], library="right", scale="sqrt", shared_scale=True, vmax=0.8, ncols=1)
+    axes = draw(
+        spots,
+        types=["type_3", "type_1"],
+        library="right",
+        scale="sqrt",
+        shared_scale=True,
+        vmax=0.8,
+        ncols=1,
+    )
     assert [ax.get_title(loc="left") for ax in axes] == ["type_3", "type_1"]
     for ax in axes:
         assert len(ax.collections[0].get_array()) == 32
@@ -54,7 +62,8 @@ def test_colours_sizes_and_quantiles_are_used(spots):
     assert ax.collections[0].get_cmap().name == "viridis"
     assert ax.collections[0].get_widths().max() == pytest.approx(0.4)
     np.testing.assert_allclose(
-        [ax.collections[0].norm.vmin, ax.collections[0].norm.vmax], np.quantile(column, [0.25, 0.75])
+        [ax.collections[0].norm.vmin, ax.collections[0].norm.vmax],
+        np.quantile(column, [0.25, 0.75]),
     )
 
 
@@ -65,14 +74,20 @@ def areas(ax) -> np.ndarray:
         x, y = polygon.vertices[:-1].T
         return 0.5 * abs(x @ np.roll(y, 1) - y @ np.roll(x, 1))
 
-    return np.array([sum(area(path) for path in slices.get_paths()) for slices in ax.collections[1:]])
+    return np.array(
+        [sum(area(path) for path in slices.get_paths()) for slices in ax.collections[1:]]
+    )
 
 
 def test_pies_have_slices_as_large_as_the_proportions(spots):
     ax = draw(spots, kind="pies")
     found = areas(ax)
-    np.testing.assert_allclose(found / found.sum(), spots.obsm["X_proportions"].mean(axis=0), atol=0.01)
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == [f"type_{k}" for k in (1, 2, 3, 4)]
+    np.testing.assert_allclose(
+        found / found.sum(), spots.obsm["X_proportions"].mean(axis=0), atol=0.01
+    )
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == [
+        f"type_{k}" for k in (1, 2, 3, 4)
+    ]
     assert [line.get_color() for line in ax.get_legend().get_lines()] == list(CATEGORIES[:4])
 
 
@@ -80,7 +95,9 @@ def test_what_is_not_drawn_of_a_pie_is_grey(spots):
     ax = draw(spots, kind="pies", types=["type_2"], palette=["#ff0000"])
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["type_2", "other"]
     found = areas(ax)
-    assert found[0] / found.sum() == pytest.approx(spots.obsm["X_proportions"][:, 1].mean(), abs=0.01)
+    assert found[0] / found.sum() == pytest.approx(
+        spots.obsm["X_proportions"][:, 1].mean(), abs=0.01
+    )
     assert ax.collections[1].get_facecolor()[0].tolist() == [1, 0, 0, 1]
 
 

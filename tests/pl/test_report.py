@@ -59,7 +59,9 @@ def written(data, path, **options):
 
 @pytest.fixture(scope="module")
 def fit():
-    data = gpnsf.datasets.tissue(n_obs=150, n_genes=40, n_peaks=60, n_spatial=2, n_nonspatial=1, seed=0)
+    data = gpnsf.datasets.tissue(
+        n_obs=150, n_genes=40, n_peaks=60, n_spatial=2, n_nonspatial=1, seed=0
+    )
     gpnsf.tl.fit(data, n_factors=3, max_steps=20, init="spot", progress=False)
     gpnsf.tl.link_peaks(data)
     gpnsf.tl.domains(data, n_domains=2, factors="all")
@@ -86,11 +88,18 @@ def undrawn(monkeypatch):
 def test_the_page_is_whole_and_needs_nothing_else(page):
     images = page.all("img")
     assert len(images) == 10
-    assert all(image["src"].startswith("data:image/png;base64,") and image["alt"] for image in images)
+    assert all(
+        image["src"].startswith("data:image/png;base64,") and image["alt"] for image in images
+    )
     for image in images:
         pixels = mpimg.imread(io.BytesIO(base64.b64decode(image["src"].partition(",")[2])))
         assert np.ptp(pixels[..., :3]) > 0.5
-    outside = [a for _, attributes in page.tags for k, a in attributes.items() if k in ("href", "src", "action")]
+    outside = [
+        a
+        for _, attributes in page.tags
+        for k, a in attributes.items()
+        if k in ("href", "src", "action")
+    ]
     assert all(address.startswith(("#", "data:")) for address in outside)
     assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in page.tags}
 
@@ -120,7 +129,11 @@ def test_sections_depend_on_what_there_is(tmp_path):
     data.uns["gpnsf"]["is_spatial"][:] = False
     del data.uns["gpnsf"]["variance_explained"]
     page = written(data, tmp_path / "fit.html", title="mine")
-    headings = [title for title in (section.title for section in SECTIONS) if f"\n{title}\n" in "\n".join(page.words)]
+    headings = [
+        title
+        for title in (section.title for section in SECTIONS)
+        if f"\n{title}\n" in "\n".join(page.words)
+    ]
     assert headings == [
         "Data", "How it was run", "Convergence", "Factors", "Top features", "Spatial importance",
     ]  # fmt: skip
@@ -194,7 +207,10 @@ def test_values_as_text(value, text):
 
 
 def test_a_folder_is_no_file(tmp_path):
-    with pytest.raises(IsADirectoryError, match=r"a file to write to; got the folder .* Add a name such as fit\.html"):
+    with pytest.raises(
+        IsADirectoryError,
+        match=r"a file to write to; got the folder .* Add a name such as fit\.html",
+    ):
         report(fitted.anndata(n_obs=64), tmp_path)
     with pytest.raises(KeyError, match="other"):
         report(fitted.anndata(n_obs=64), tmp_path / "fit.html", key="other")
@@ -210,18 +226,29 @@ def test_twenty_factors_make_a_page_of_a_few_megabytes(tmp_path):
 
 @pytest.mark.slow
 def test_a_browser_shows_the_page(fit, tmp_path):
-    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    browser = next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+    )
     if browser is None:
         pytest.skip("needs chromium: no such program in PATH")
     report(fit, tmp_path / "fit.html")
-    options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    options = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        f"--user-data-dir={tmp_path / 'profile'}",
+    ]
     address = (tmp_path / "fit.html").as_uri()
-    done = subprocess.run([browser, *options, "--dump-dom", address], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [browser, *options, "--dump-dom", address], capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0
     assert len(re.findall("<section", done.stdout)) == len(SECTIONS)
     shot = tmp_path / "page.png"
     subprocess.run(
-        [browser, *options, "--window-size=1100,6000", f"--screenshot={shot}", address], timeout=120, check=True
+        [browser, *options, "--window-size=1100,6000", f"--screenshot={shot}", address],
+        timeout=120,
+        check=True,
     )
     assert np.ptp(mpimg.imread(shot)[..., :3]) > 0.9
 
@@ -232,7 +259,9 @@ def test_a_browser_shows_the_page(fit, tmp_path):
 def test_links_without_places_have_a_table_alone(places, tmp_path):
     data = fitted.mudata(n_obs=64)
     peak = data["atac"].var_names[0]
-    data.uns["gpnsf_links"] = pd.DataFrame({"gene": ["Gene1"], "peak": [peak], "score": [0.5], "q": [0.1]})
+    data.uns["gpnsf_links"] = pd.DataFrame(
+        {"gene": ["Gene1"], "peak": [peak], "score": [0.5], "q": [0.1]}
+    )
     if places == "nobody":
         data.uns["gpnsf_links"] = data.uns["gpnsf_links"][:0]
     if places == "other names":
@@ -250,5 +279,11 @@ def test_links_without_places_have_a_table_alone(places, tmp_path):
 def test_columns_may_share_a_name():
     frame = pd.DataFrame([["a", 1.5]], columns=["factor", "factor"])
     page = Page(html.table(frame, "Twice."))
-    assert [word for word in page.words if word.strip()] == ["Twice.", "factor", "factor", "a", "1.5"]
+    assert [word for word in page.words if word.strip()] == [
+        "Twice.",
+        "factor",
+        "factor",
+        "a",
+        "1.5",
+    ]
     assert len([cell for cell in page.all("td") if cell.get("class") == "number"]) == 1

@@ -77,7 +77,10 @@ def test_a_line_for_each_number_of_spatial_factors(table):
     grid.loc[grid.n_spatial > 1, "n_spatial"] = 2
     axes = selection(grid, show=False)
     assert len(axes) == 2
-    assert [text.get_text() for text in axes[0].get_legend().get_texts()] == ["1 spatial", "2 spatial"]
+    assert [text.get_text() for text in axes[0].get_legend().get_texts()] == [
+        "1 spatial",
+        "2 spatial",
+    ]
 
 
 def test_what_is_returned_and_refused(table):

@@ -15,7 +15,14 @@ def fits(simulated):
     """Short fits of the simulated section, as a whole and cut into two slices that overlap."""
     whole, sliced = simulated.copy(), simulated.copy()
     sliced.obs["slice"] = np.where(np.arange(sliced.n_obs) % 2, "b", "a")
-    short = {"n_factors": 3, "n_spatial": 2, "max_steps": 10, "init": "spot", "split": "assumed", "progress": False}
+    short = {
+        "n_factors": 3,
+        "n_spatial": 2,
+        "max_steps": 10,
+        "init": "spot",
+        "split": "assumed",
+        "progress": False,
+    }
     gpnsf.tl.fit(whole, **short)
     gpnsf.tl.fit(sliced, library_key="slice", **short)
     return {"whole": whole, "sliced": sliced}
@@ -55,7 +62,9 @@ def test_features_and_spread_are_drawn(fitted):
     axes = spatial_map(fitted, factors="spatial_2", features={"atac": "peak_3"}, show=False)
     assert titles(axes) == ["spatial_2", "atac:peak_3"]
     assert spatial_map(fitted, features="gene_1", show=False).get_title(loc="left") == "gene_1"
-    spread = pictures(spatial_map(fitted, factors="spatial_1", moment="std", spacing=60.0, show=False))[0].get_array()
+    spread = pictures(
+        spatial_map(fitted, factors="spatial_1", moment="std", spacing=60.0, show=False)
+    )[0].get_array()
     predicted = gpnsf.tl.predict(fitted, gpnsf.pp.grid(fitted, spacing=60.0)).layers["std"][:, 0]
     assert spread.max() == pytest.approx(predicted.max())
 
@@ -69,7 +78,9 @@ def test_slices_lie_side_by_side(fits):
     assert len(pictures(single)) == 1
     lattice = gpnsf.pp.grid(fits["sliced"], spacing=60.0, library_key="slice")
     chosen = lattice[lattice["slice"] == "b"]
-    predicted = gpnsf.tl.predict(fits["sliced"], chosen[["x", "y"]], library=chosen["slice"].tolist())
+    predicted = gpnsf.tl.predict(
+        fits["sliced"], chosen[["x", "y"]], library=chosen["slice"].tolist()
+    )
     assert pictures(single)[0].get_array().sum() == pytest.approx(predicted.X[:, 0].sum(), rel=1e-4)
 
 
@@ -88,7 +99,11 @@ def test_what_is_returned(fitted):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"factors": "nonspatial_1"}, ValueError, "'nonspatial_1'. Draw it with pl.spatial_factors"),
+        (
+            {"factors": "nonspatial_1"},
+            ValueError,
+            "'nonspatial_1'. Draw it with pl.spatial_factors",
+        ),
         ({"moment": "smooth"}, ValueError, "`moment`"),
         ({"moment": "std", "features": "gene_1"}, ValueError, "`moment` to be 'mean' for"),
         ({"features": "nothing"}, KeyError, "nothing"),

@@ -53,6 +53,10 @@ def test_twenty_factors_are_readable():
     data = fitted.mudata(n_obs=64, n_factors=20, n_spatial=12)
     figure = variance_explained(data, return_fig=True)
     figure.draw_without_rendering()
-    boxes = [text.get_window_extent() for text in figure.axes[0].texts if text.get_text().replace(".", "").isdigit()]
+    boxes = [
+        text.get_window_extent()
+        for text in figure.axes[0].texts
+        if text.get_text().replace(".", "").isdigit()
+    ]
     assert len(boxes) == 40
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[i + 1 :])

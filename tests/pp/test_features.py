@@ -29,7 +29,9 @@ def deviance(counts, **options):
 @pytest.mark.parametrize("likelihood", ["poisson", "binomial"])
 def test_deviances_equal_a_loop_over_all_entries(counts, likelihood):
     found = deviance(counts, likelihood=likelihood)
-    np.testing.assert_allclose(found, reference.feature_deviance(counts, likelihood), rtol=1e-10, atol=1e-10)
+    np.testing.assert_allclose(
+        found, reference.feature_deviance(counts, likelihood), rtol=1e-10, atol=1e-10
+    )
     assert found[5] == 0
 
 
@@ -40,7 +42,9 @@ def test_the_only_feature_has_nothing_to_deviate_from(likelihood):
 
 def test_the_format_of_the_counts_does_not_matter(counts):
     row, column = np.nonzero(np.ones_like(counts))
-    with_zeros = sp.csr_matrix((counts[row, column].astype(float), (row, column)), shape=counts.shape)
+    with_zeros = sp.csr_matrix(
+        (counts[row, column].astype(float), (row, column)), shape=counts.shape
+    )
     for other in (sp.csr_matrix(counts), sp.csc_matrix(counts), sp.csr_array(counts), with_zeros):
         np.testing.assert_array_equal(deviance(other), deviance(counts))
     assert with_zeros.nnz == counts.size
@@ -75,7 +79,9 @@ def test_the_batch_is_read_from_the_object_or_its_modalities(mdata, where):
         holder.obs["batch"] = batch
     deviance_features(mdata, batch_key="batch")
     counts = mdata["rna"].X.toarray()
-    parts = [reference.feature_deviance(counts[batch == name], "poisson") for name in ("one", "two")]
+    parts = [
+        reference.feature_deviance(counts[batch == name], "poisson") for name in ("one", "two")
+    ]
     np.testing.assert_allclose(mdata["rna"].var["deviance"], np.sum(parts, axis=0), rtol=1e-6)
 
 
@@ -86,7 +92,9 @@ def test_each_modality_has_the_likelihood_of_its_counts(mdata):
         np.testing.assert_allclose(mdata[name].var["deviance"], expected, rtol=1e-6)
         assert mdata[name].var["highly_deviant"].dtype == bool
         top = np.argsort(-expected)[:7]
-        np.testing.assert_array_equal(np.flatnonzero(mdata[name].var["highly_deviant"]), np.sort(top))
+        np.testing.assert_array_equal(
+            np.flatnonzero(mdata[name].var["highly_deviant"]), np.sort(top)
+        )
 
 
 def test_genes_with_a_pattern_come_before_genes_without():
@@ -118,7 +126,9 @@ def test_only_the_documented_slots_are_written(mdata, slots, copy):
     before = slots(mdata)
     result = deviance_features(mdata, copy=copy)
     after = slots(result if copy else mdata)
-    new = {f"{name}/var/{column}" for name in mdata.mod for column in ("deviance", "highly_deviant")}
+    new = {
+        f"{name}/var/{column}" for name in mdata.mod for column in ("deviance", "highly_deviant")
+    }
     assert after.keys() - before.keys() == new
     assert {key: after[key] for key in before} == before
     if copy:
@@ -134,7 +144,11 @@ def test_only_the_documented_slots_are_written(mdata, slots, copy):
         ({"modality": "protein"}, KeyError, r"modalities to exist.*'rna', 'atac'.*got 'protein'"),
         ({"layer": "raw"}, KeyError, r"layer.*got 'raw'"),
         ({"batch_key": "batch"}, KeyError, r"`batch_key`.*got 'batch'"),
-        ({"likelihood": "gaussian"}, ValueError, r"`likelihood` .*'poisson', 'binomial'.*got 'gaussian'"),
+        (
+            {"likelihood": "gaussian"},
+            ValueError,
+            r"`likelihood` .*'poisson', 'binomial'.*got 'gaussian'",
+        ),
         ({"key_added": "a/b"}, ValueError, r"without '/'.*got 'a/b'"),
         ({"key_added": "highly_deviant"}, ValueError, r"other than 'highly_deviant'"),
         ({"key_added": 3}, TypeError, r"`key_added` .*string.*got 3"),
@@ -147,7 +161,9 @@ def test_bad_arguments_leave_the_object_as_it_is(mdata, slots, wrong, error, mes
     assert slots(mdata) == before
 
 
-@pytest.mark.parametrize(("value", "word"), [(-1.0, "negative"), (0.5, "fractional"), (np.nan, "NaN")])
+@pytest.mark.parametrize(
+    ("value", "word"), [(-1.0, "negative"), (0.5, "fractional"), (np.nan, "NaN")]
+)
 def test_counts_must_be_counts_and_a_later_modality_spoils_no_earlier_one(mdata, value, word):
     mdata["atac"].X.data[0] = value
     with pytest.raises(ValueError, match=rf"'atac'.*{word}"):
@@ -167,5 +183,8 @@ def test_cells_are_matched_where_modalities_hold_different_ones(mdata):
     part.obs["batch"] = batch
     deviance_features(part, batch_key="batch")
     counts = part["atac"].X.toarray()
-    parts = [reference.feature_deviance(counts[batch[120:30:-1] == name], "binomial") for name in ("one", "two")]
+    parts = [
+        reference.feature_deviance(counts[batch[120:30:-1] == name], "binomial")
+        for name in ("one", "two")
+    ]
     np.testing.assert_allclose(part["atac"].var["deviance"], np.sum(parts, axis=0), rtol=1e-6)

@@ -11,7 +11,10 @@ from gpnsf.pp import grid
 
 def section(coords, **obs):
     """An object that has coordinates and little else."""
-    data = ad.AnnData(np.ones((len(coords), 1), np.float32), obs=pd.DataFrame(obs, index=map(str, range(len(coords)))))
+    data = ad.AnnData(
+        np.ones((len(coords), 1), np.float32),
+        obs=pd.DataFrame(obs, index=map(str, range(len(coords)))),
+    )
     data.obsm["spatial"] = np.asarray(coords, float)
     return data
 
@@ -37,7 +40,9 @@ def test_points_are_regular_and_near_the_spots():
 def test_every_spot_is_covered_and_holes_stay_open():
     coords = square()
     lattice = grid(section(coords), margin=1.0)
-    assert cKDTree(lattice).query(coords)[0].max() <= 10 / 5  # the default spacing is a fifth of the distance of spots
+    assert (
+        cKDTree(lattice).query(coords)[0].max() <= 10 / 5
+    )  # the default spacing is a fifth of the distance of spots
     assert np.linalg.norm(lattice - coords.mean(axis=0), axis=1).min() > 3
 
 
@@ -72,7 +77,11 @@ def test_large_sections_get_a_coarser_lattice():
     [
         ({"spacing": 0.0}, ValueError, "`spacing`"),
         ({"spacing": "fine"}, TypeError, "`spacing`"),
-        ({"spacing": 1e-5}, ValueError, "spacing=1e-05, which makes .* Pass for example spacing=0.0"),
+        (
+            {"spacing": 1e-5},
+            ValueError,
+            "spacing=1e-05, which makes .* Pass for example spacing=0.0",
+        ),
         ({"margin": -1.0}, ValueError, "`margin`"),
         ({"library_key": "absent"}, KeyError, "absent"),
         ({"spatial_key": "absent"}, KeyError, "absent"),
@@ -87,7 +96,12 @@ def test_mistakes_are_explained(options, error, message):
 def test_the_proposed_spacing_is_accepted():
     with pytest.raises(ValueError, match="Pass for example") as raised:
         grid(section(square()), spacing=1e-3)
-    assert len(grid(section(square()), spacing=20 * float(str(raised.value).split("spacing=")[-1].strip("."))))
+    assert len(
+        grid(
+            section(square()),
+            spacing=20 * float(str(raised.value).split("spacing=")[-1].strip(".")),
+        )
+    )
 
 
 def test_slices_are_not_named_as_an_axis():

@@ -67,7 +67,11 @@ def test_only_the_documented_slot_is_written(mdata, slots, copy):
         ({"fraction": 0.0}, ValueError, r"`fraction` .*above 0; got 0\.0"),
         ({"fraction": 1}, ValueError, r"`fraction` below 1; got 1"),
         ({"fraction": "half"}, TypeError, r"`fraction` .*got 'half'"),
-        ({"fraction": 1e-6}, ValueError, r"either side of the split; got 0 of 150 held out with fraction=1e-06"),
+        (
+            {"fraction": 1e-6},
+            ValueError,
+            r"either side of the split; got 0 of 150 held out with fraction=1e-06",
+        ),
         ({"fraction": 1 - 1e-6}, ValueError, r"either side of the split; got 150 of 150"),
         ({"by": "region"}, KeyError, r"`by`.*got 'region'"),
         ({"by": 3}, TypeError, r"`by` .*string.*got 3"),

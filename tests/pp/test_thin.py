@@ -57,7 +57,9 @@ def test_each_open_peak_goes_to_one_half(mdata):
 def test_modalities_of_the_same_counts_are_split_each_for_itself(adata):
     mdata = sections.mudata(rna=adata.copy(), again=adata.copy())
     thin(mdata, modalities=["rna", "again"])
-    assert (mdata["rna"].layers["thinned_train"] != mdata["again"].layers["thinned_train"]).nnz > 100
+    assert (
+        mdata["rna"].layers["thinned_train"] != mdata["again"].layers["thinned_train"]
+    ).nnz > 100
 
 
 def test_a_modality_is_split_alike_whether_others_are_or_not(mdata):
@@ -116,7 +118,9 @@ def test_bad_arguments_leave_the_object_as_it_is(mdata, slots, wrong, error, mes
     assert slots(mdata) == before
 
 
-@pytest.mark.parametrize(("value", "word"), [(0.5, "fractional"), (-1.0, "negative"), (np.inf, "infinite")])
+@pytest.mark.parametrize(
+    ("value", "word"), [(0.5, "fractional"), (-1.0, "negative"), (np.inf, "infinite")]
+)
 def test_only_whole_counts_can_be_split(mdata, value, word):
     mdata["atac"].X.data[0] = value
     with pytest.raises(ValueError, match=rf"'atac'.*{word}"):

@@ -22,7 +22,13 @@ def fit(data: MuData | AnnData, **options):
 def sliced():
     """Simulated slices with batch effects; cells of the two alternate."""
     mdata = gpnsf.datasets.tissue(
-        n_obs=160, n_genes=40, n_peaks=60, n_spatial=2, rna_depth=800, n_libraries=2, batch_effect=0.5
+        n_obs=160,
+        n_genes=40,
+        n_peaks=60,
+        n_spatial=2,
+        rna_depth=800,
+        n_libraries=2,
+        batch_effect=0.5,
     )
     order = np.argsort(np.arange(160) % 80, kind="stable")
     mods = {name: mod[order].copy() for name, mod in mdata.mod.items()}
@@ -40,7 +46,9 @@ def test_multipliers_are_written_with_the_names_of_their_batches(sliced, tmp_pat
         assert multipliers.shape == (mod.n_vars, 2)
         assert (multipliers > 0).all()
         assert multipliers.mean(1) == pytest.approx(1, abs=0.2)
-    estimate, truth = (np.log(sliced["rna"].varm[key])[:, 0] for key in ("gpnsf_batch", "true_batch"))
+    estimate, truth = (
+        np.log(sliced["rna"].varm[key])[:, 0] for key in ("gpnsf_batch", "true_batch")
+    )
     assert np.corrcoef(estimate, truth)[0, 1] > 0.8
     sliced.write(tmp_path / "a.h5mu")
     again = md.read_h5mu(tmp_path / "a.h5mu")
@@ -81,11 +89,16 @@ def test_expected_totals_of_each_batch_are_the_observed_ones(sliced):
     fit(rna, batch_key="library", likelihoods="poisson", max_steps=80)
     total = np.asarray(rna.X.sum(1)).ravel()
     code = (rna.obs["library"] == "section_2").to_numpy().astype(int)
-    rate = rna.obsm["X_gpnsf"] @ rna.varm["gpnsf_loadings"].T + rna.var["gpnsf_background"].to_numpy()
+    rate = (
+        rna.obsm["X_gpnsf"] @ rna.varm["gpnsf_loadings"].T + rna.var["gpnsf_background"].to_numpy()
+    )
     expected = (total / total.mean())[:, None] * rna.varm["gpnsf_batch"].T[code] * rate
     for batch in (0, 1):
         observed = np.asarray(rna.X[code == batch].sum(0)).ravel()
-        assert np.corrcoef(np.log(observed + 1), np.log(expected[code == batch].sum(0) + 1))[0, 1] > 0.98
+        assert (
+            np.corrcoef(np.log(observed + 1), np.log(expected[code == batch].sum(0) + 1))[0, 1]
+            > 0.98
+        )
 
 
 @pytest.mark.slow
@@ -98,7 +111,11 @@ def test_multipliers_serve_to_judge_rows_that_were_held_out(sliced):
         explained.append(table.loc[("rna", "holdout"), "explained"])
     assert explained[1] > explained[0] + 0.02
     sliced["rna"].varm["gpnsf_batch"] = np.ones_like(sliced["rna"].varm["gpnsf_batch"])
-    without = gpnsf.tl.evaluate(sliced).set_index(["modality", "rows"]).loc[("rna", "holdout"), "explained"]
+    without = (
+        gpnsf.tl.evaluate(sliced)
+        .set_index(["modality", "rows"])
+        .loc[("rna", "holdout"), "explained"]
+    )
     assert without < explained[1] - 0.02
 
 
@@ -146,7 +163,11 @@ def three_slices(effect: float, seed: int) -> AnnData:
     rna = mdata["rna"].copy()
     kept = np.array([1, 160 / 320, 75 / 320])[np.arange(2400) // 800]
     counts = rna.X.data.astype(int)
-    rna.X.data = np.random.default_rng(seed).binomial(counts, np.repeat(kept, np.diff(rna.X.indptr))).astype(np.float32)
+    rna.X.data = (
+        np.random.default_rng(seed)
+        .binomial(counts, np.repeat(kept, np.diff(rna.X.indptr)))
+        .astype(np.float32)
+    )
     rna.obs["size"] = rna.obs["true_size"] * kept
     return rna
 

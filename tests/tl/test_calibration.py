@@ -12,7 +12,17 @@ import gpnsf
 from gpnsf.tl.calibration import check_calibration
 
 QUICK = {"max_steps": 5, "init": "spot", "progress": False}
-COLUMNS = ["simulation", "kind", "name", "is_spatial", "kept_spatial", "recovery", "error", "coverage", "n"]
+COLUMNS = [
+    "simulation",
+    "kind",
+    "name",
+    "is_spatial",
+    "kept_spatial",
+    "recovery",
+    "error",
+    "coverage",
+    "n",
+]
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +52,9 @@ def test_a_line_for_each_factor_and_for_the_features_of_each_modality(adata, tab
 def test_a_fit_that_finds_fewer_factors_has_lost_some(adata, monkeypatch):
     module = sys.modules[check_calibration.__module__]
     monkeypatch.setattr(
-        module, "refit", lambda data, **given: gpnsf.tl.fit(data, **{**given, "n_factors": 3, "n_spatial": 2})
+        module,
+        "refit",
+        lambda data, **given: gpnsf.tl.fit(data, **{**given, "n_factors": 3, "n_spatial": 2}),
     )
     found = check_calibration(adata, progress=False)
     lost = found[(found.kind == "factor") & (found.recovery == 0)]
@@ -69,7 +81,12 @@ def test_the_new_fit_gets_counts_of_the_old_one_where_it_reads_them(monkeypatch)
     data["atac"].var["used"] = np.arange(50) < 40
     data.obs["out"] = np.arange(144) < 10
     data.obs["slice"] = np.repeat(["a", "b"], 72)
-    where = {"layers": {"rna": "raw"}, "use_var": {"atac": "used"}, "holdout_key": "out", "library_key": "slice"}
+    where = {
+        "layers": {"rna": "raw"},
+        "use_var": {"atac": "used"},
+        "holdout_key": "out",
+        "library_key": "slice",
+    }
     gpnsf.tl.fit(data, n_factors=4, key_added="mine", **where, **QUICK)
     seen = []
 
@@ -96,11 +113,24 @@ def test_the_new_fit_gets_counts_of_the_old_one_where_it_reads_them(monkeypatch)
 
 def test_batches_are_simulated_with_their_multipliers_and_fitted_again(monkeypatch):
     mdata = gpnsf.datasets.tissue(
-        n_obs=200, n_genes=60, n_peaks=10, n_spatial=2, rna_depth=2000.0, n_libraries=2, batch_effect=0.7
+        n_obs=200,
+        n_genes=60,
+        n_peaks=10,
+        n_spatial=2,
+        rna_depth=2000.0,
+        n_libraries=2,
+        batch_effect=0.7,
     )
     adata = mdata["rna"][np.random.default_rng(0).permutation(200)].copy()
     adata.var["used"] = np.arange(60) >= 10
-    gpnsf.tl.fit(adata, n_factors=3, n_spatial=2, batch_key="library", use_var="used", **{**QUICK, "init": "random"})
+    gpnsf.tl.fit(
+        adata,
+        n_factors=3,
+        n_spatial=2,
+        batch_key="library",
+        use_var="used",
+        **{**QUICK, "init": "random"},
+    )
     seen = []
 
     def watched(simulated, **arguments):
@@ -127,7 +157,9 @@ def test_cells_that_lack_a_modality():
 
 @pytest.mark.slow
 def test_what_was_simulated_is_recovered_and_covered():
-    adata = gpnsf.datasets.tissue(n_obs=600, n_genes=300, n_peaks=10, n_spatial=4, rna_depth=1000.0)["rna"]
+    adata = gpnsf.datasets.tissue(
+        n_obs=600, n_genes=300, n_peaks=10, n_spatial=4, rna_depth=1000.0
+    )["rna"]
     gpnsf.tl.fit(adata, n_factors=5, n_spatial=4, progress=False)
     table = check_calibration(adata, progress=False)
     factors, importance = table[table.kind == "factor"], table[table.kind == "importance"]

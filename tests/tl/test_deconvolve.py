@@ -25,7 +25,9 @@ LEARN = {"method": "unrolled", "n_layers": 4, "n_training": 2, "progress": False
 
 @pytest.fixture(scope="module")
 def drawn():
-    return gpnsf.datasets.mixture(n_obs=144, n_genes=80, n_types=4, depth=150.0, n_regions=3, seed=0)
+    return gpnsf.datasets.mixture(
+        n_obs=144, n_genes=80, n_types=4, depth=150.0, n_regions=3, seed=0
+    )
 
 
 @pytest.fixture
@@ -65,7 +67,9 @@ def test_slots(spots, cells):
 
 
 def test_the_methods_rank_as_they_should_at_low_depth(spots, cells):
-    nnls, graph = (error(spots, cells, method=method, spatial_weight=0.3) for method in ("nnls", "graph"))
+    nnls, graph = (
+        error(spots, cells, method=method, spatial_weight=0.3) for method in ("nnls", "graph")
+    )
     assert graph < 0.85 * nnls
     assert nnls < 0.6
 
@@ -79,7 +83,10 @@ def test_learning_does_as_well_as_tuning(spots, cells):
 def test_a_table_of_profiles_says_the_same_as_the_cells(spots, cells):
     X = cells.X.toarray()
     X = X / X.sum(axis=1, keepdims=True)
-    means = {name: X[cells.obs["cell_type"] == name].mean(axis=0) for name in cells.obs["cell_type"].cat.categories}
+    means = {
+        name: X[cells.obs["cell_type"] == name].mean(axis=0)
+        for name in cells.obs["cell_type"].cat.categories
+    }
     table = pd.DataFrame(means, index=cells.var_names)
     expected = run(spots, cells).copy()
     found = run(spots, table.iloc[::-1], label_key=None)
@@ -101,12 +108,17 @@ def test_layers_are_read(spots, cells):
     expected = run(spots, cells).copy()
     spots.layers["counts"], cells.layers["counts"] = spots.X.copy(), cells.X.copy()
     spots.X, cells.X = spots.X.log1p(), cells.X.log1p()
-    np.testing.assert_array_equal(run(spots, cells, layer="counts", reference_layer="counts"), expected)
+    np.testing.assert_array_equal(
+        run(spots, cells, layer="counts", reference_layer="counts"), expected
+    )
     assert not np.array_equal(run(spots, cells, reference_layer="counts"), expected)
     assert not np.array_equal(run(spots, cells, layer="counts"), expected)
 
 
-DEFAULTS = {name: parameter.default for name, parameter in inspect.signature(gpnsf.tl.deconvolve).parameters.items()}
+DEFAULTS = {
+    name: parameter.default
+    for name, parameter in inspect.signature(gpnsf.tl.deconvolve).parameters.items()
+}
 CHANGES: dict[str, Any] = {
     "spatial_weight": 0.5, "total_weight": 2.0, "n_neighbors": 2, "bandwidth": 0.3, "region_key": "region",
     "library_key": "region", "max_steps": 5, "tol": 1e-2, "method": "nnls",
@@ -136,7 +148,8 @@ def test_an_option_of_learning_changes_the_result(spots, cells, name):
 def test_the_bandwidth_of_regions_changes_the_result(spots, cells):
     for options in ({}, LEARN):
         one, other = (
-            run(spots, cells, region_key="region", region_bandwidth=width, **options).copy() for width in (0.5, 5.0)
+            run(spots, cells, region_key="region", region_bandwidth=width, **options).copy()
+            for width in (0.5, 5.0)
         )
         assert np.abs(one - other).max() > 1e-5
 
@@ -163,7 +176,9 @@ def test_regions_may_be_categories_or_numbers_and_keep_compositions_apart(spots,
 
 
 def test_slices_are_deconvolved_as_if_alone(cells):
-    one, other = (gpnsf.datasets.mixture(n_obs=49, n_genes=80, n_types=4, seed=0)[0] for _ in range(2))
+    one, other = (
+        gpnsf.datasets.mixture(n_obs=49, n_genes=80, n_types=4, seed=0)[0] for _ in range(2)
+    )
     other = other[:, :].copy()
     other.X = other.X[::-1].copy()
     other.obs_names = [f"other_{name}" for name in other.obs_names]
@@ -174,19 +189,25 @@ def test_slices_are_deconvolved_as_if_alone(cells):
 
 def test_costs_keep_types_out_of_regions(spots, cells):
     costs = pd.DataFrame(
-        0.0, index=["region_3", "region_1", "region_2"], columns=["type_4", "type_2", "type_1", "type_3"]
+        0.0,
+        index=["region_3", "region_1", "region_2"],
+        columns=["type_4", "type_2", "type_1", "type_3"],
     )
     costs.loc["region_2", "type_3"] = 5.0
     for options in ({}, LEARN):
         plain = run(spots, cells, region_key="region", **options).copy()
-        priced = run(spots, cells, region_key="region", group_costs=costs, group_weight=5.0, **options)
+        priced = run(
+            spots, cells, region_key="region", group_costs=costs, group_weight=5.0, **options
+        )
         inside = (spots.obs["region"] == "region_2").to_numpy()
         assert priced[inside, 2].mean() < 0.7 * plain[inside, 2].mean()
 
 
 def test_columns_of_types_are_written_when_asked_for_and_do_not_outlive_a_new_run(spots, cells):
     run(spots, cells, obs_columns=True)
-    np.testing.assert_allclose(spots.obs["proportions_type_3"], spots.obsm["X_proportions"][:, 2], rtol=1e-5)
+    np.testing.assert_allclose(
+        spots.obs["proportions_type_3"], spots.obsm["X_proportions"][:, 2], rtol=1e-5
+    )
     cells.obs["cell_type"] = cells.obs["cell_type"].cat.rename_categories({"type_3": "other"})
     run(spots, cells)
     assert not [name for name in spots.obs if name.startswith("proportions_type")]
@@ -208,7 +229,9 @@ def test_nnls_needs_no_coordinates(spots, cells):
         run(spots, cells)
 
 
-@pytest.mark.parametrize("options", [{"method": "nnls"}, {}, LEARN], ids=["nnls", "graph", "unrolled"])
+@pytest.mark.parametrize(
+    "options", [{"method": "nnls"}, {}, LEARN], ids=["nnls", "graph", "unrolled"]
+)
 def test_the_same_seed_gives_the_same_bits_and_the_input_stays(spots, cells, options):
     before = digest(cells), digest(spots)
     results = []
@@ -216,9 +239,15 @@ def test_the_same_seed_gives_the_same_bits_and_the_input_stays(spots, cells, opt
         copy = spots.copy()
         run(copy, cells, **options)
         results.append(copy)
-    np.testing.assert_array_equal(results[0].obsm["X_proportions"], results[1].obsm["X_proportions"])
+    np.testing.assert_array_equal(
+        results[0].obsm["X_proportions"], results[1].obsm["X_proportions"]
+    )
     assert digest(cells) == before[0]
-    for slot, key in (("obsm", "X_proportions"), ("obs", "proportions_sum"), ("uns", "proportions")):
+    for slot, key in (
+        ("obsm", "X_proportions"),
+        ("obs", "proportions_sum"),
+        ("uns", "proportions"),
+    ):
         del getattr(results[0], slot)[key]
     assert digest(results[0]) == before[1]
 
@@ -233,7 +262,9 @@ def test_a_learned_network_survives_a_file_and_serves_other_spots(spots, cells, 
     np.testing.assert_array_equal(run(again, cells, **{**LEARN, "train": False}), expected)
     fresh = spots.copy()
     del fresh.uns["proportions"]
-    np.testing.assert_array_equal(run(fresh, cells, **LEARN, train=False, network=network), expected)
+    np.testing.assert_array_equal(
+        run(fresh, cells, **LEARN, train=False, network=network), expected
+    )
     goes_on = run(fresh, cells, **LEARN, network=network).copy()
     assert not np.array_equal(goes_on, expected)
     other, _ = gpnsf.datasets.mixture(n_obs=30, n_genes=80, n_types=4, seed=5)
@@ -256,7 +287,9 @@ def swap(name: str, value: Any) -> Callable[..., Any]:
     """Change one attribute or slot of the spots."""
 
     def change(spots, cells):
-        getattr(spots, name).update(value) if isinstance(value, dict) else setattr(spots, name, value(spots))
+        getattr(spots, name).update(value) if isinstance(value, dict) else setattr(
+            spots, name, value(spots)
+        )
         return spots, cells
 
     return change

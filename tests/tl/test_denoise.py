@@ -37,7 +37,9 @@ def data(partial):
 def rates(data, name):
     """Rates of all observations, as they were fitted."""
     mod = data[name]
-    return data.obsm["X_gpnsf"] @ mod.varm["gpnsf_loadings"].T + mod.var["gpnsf_background"].to_numpy()
+    return (
+        data.obsm["X_gpnsf"] @ mod.varm["gpnsf_loadings"].T + mod.var["gpnsf_background"].to_numpy()
+    )
 
 
 def seen(data):
@@ -53,7 +55,9 @@ def rows(data, name):
 
 def test_the_model_expects_rates_and_probabilities(data):
     assert gpnsf.tl.denoise(data, shrinkage=0.0) is None
-    np.testing.assert_allclose(data["rna"].layers[LAYER], rates(data, "rna")[rows(data, "rna")], rtol=1e-4)
+    np.testing.assert_allclose(
+        data["rna"].layers[LAYER], rates(data, "rna")[rows(data, "rna")], rtol=1e-4
+    )
     probability = 1 - np.exp(-rates(data, "atac")[rows(data, "atac")])
     np.testing.assert_allclose(data["atac"].layers[LAYER], probability, rtol=1e-4, atol=1e-7)
     assert data["atac"].layers[LAYER].dtype == np.float32
@@ -72,7 +76,9 @@ def test_rare_features_are_pulled_towards_their_mean(data):
     np.testing.assert_allclose(values, np.broadcast_to(mean, values.shape), rtol=1e-3, atol=1e-6)
     gpnsf.tl.denoise(data, modality="atac")
     gpnsf.tl.denoise(data, modality="atac", shrinkage=0.0, layer_added="fitted")
-    between = (mod.layers[LAYER] - mod.layers["fitted"])[:, :7] * (mean[:7] - mod.layers["fitted"][:, :7])
+    between = (mod.layers[LAYER] - mod.layers["fitted"])[:, :7] * (
+        mean[:7] - mod.layers["fitted"][:, :7]
+    )
     assert (between >= -1e-7).all()
     assert between.max() > 1e-5
 
@@ -82,7 +88,9 @@ def test_own_depth_multiplies_rates(data):
     total = np.asarray(data["rna"].X.sum(axis=1)).ravel()
     trained = ~data.obs["held"].to_numpy()
     size = np.where(trained, np.maximum(total / total[trained].mean(), 0.05), 1.0)
-    np.testing.assert_allclose(data["rna"].layers["own"], size[:, None] * rates(data, "rna"), rtol=1e-4)
+    np.testing.assert_allclose(
+        data["rna"].layers["own"], size[:, None] * rates(data, "rna"), rtol=1e-4
+    )
 
 
 def test_similarity_takes_means_over_measured_observations_alike(data):
@@ -103,7 +111,9 @@ def test_similarity_takes_means_over_measured_observations_alike(data):
         cosine = unit[at[measured]] @ unit[at[cell]]
         best = np.argsort(-cosine)[:5]
         expected = cosine[best] @ counts[measured][best] / (cosine[best] @ size[measured][best])
-        np.testing.assert_allclose(layer[cell].toarray().ravel(), np.minimum(expected, 1), rtol=1e-3, atol=1e-6)
+        np.testing.assert_allclose(
+            layer[cell].toarray().ravel(), np.minimum(expected, 1), rtol=1e-3, atol=1e-6
+        )
 
 
 @pytest.mark.parametrize("method", ["model", "similarity"])
@@ -116,10 +126,15 @@ def test_imputed_values_are_the_denoised_ones_and_those_of_the_others(data, meth
     assert imputed.obs_names.equals(data.obs_names)
     names = data.obs_names
     assert imputed.obs["measured"].sum() == 110
-    assert not imputed.obs["measured"][data.obs["held"].to_numpy() | ~names.isin(data["atac"].obs_names)].any()
+    assert not imputed.obs["measured"][
+        data.obs["held"].to_numpy() | ~names.isin(data["atac"].obs_names)
+    ].any()
     np.testing.assert_array_equal(imputed.obsm["spatial"], data.obsm["spatial"])
     gpnsf.tl.denoise(data, modality="atac", method=method)
-    layer, values = data["atac"][:, imputed.var_names].layers[LAYER], imputed[data["atac"].obs_names].X
+    layer, values = (
+        data["atac"][:, imputed.var_names].layers[LAYER],
+        imputed[data["atac"].obs_names].X,
+    )
     if method == "similarity":
         layer, values = layer.toarray(), values.toarray()
     np.testing.assert_allclose(values, layer, rtol=1e-5)
@@ -139,7 +154,9 @@ def test_an_anndata_is_its_own_modality(adata):
     gpnsf.tl.fit(adata, **SHORT)
     copied = gpnsf.tl.denoise(adata, copy=True)
     assert LAYER not in adata.layers
-    np.testing.assert_allclose(copied.layers[LAYER], gpnsf.tl.impute(adata, modality="rna").X, rtol=1e-5)
+    np.testing.assert_allclose(
+        copied.layers[LAYER], gpnsf.tl.impute(adata, modality="rna").X, rtol=1e-5
+    )
     np.testing.assert_allclose(copied.layers[LAYER].mean(), adata.X.mean(), rtol=0.3)
 
 
@@ -191,7 +208,8 @@ def test_signed_factors_have_no_shares(adata):
     gpnsf.tl.denoise(adata)
     np.testing.assert_allclose(
         adata.layers[LAYER],
-        adata.obsm["X_gpnsf"] @ adata.varm["gpnsf_loadings"].T + adata.var["gpnsf_background"].to_numpy(),
+        adata.obsm["X_gpnsf"] @ adata.varm["gpnsf_loadings"].T
+        + adata.var["gpnsf_background"].to_numpy(),
         rtol=1e-3,
         atol=1e-4,
     )

@@ -45,7 +45,9 @@ def posterior(data: Dataset, **changes) -> Posterior:
         mean=mean,
         smooth=mean,
         std=mean,
-        loadings={name: rng.gamma(0.3, 1, (n, K)).astype(np.float32) for name, n in n_features.items()},
+        loadings={
+            name: rng.gamma(0.3, 1, (n, K)).astype(np.float32) for name, n in n_features.items()
+        },
         loadings_std={},
         background={name: np.zeros(n, np.float32) for name, n in n_features.items()},
         dispersion={},
@@ -61,7 +63,9 @@ def posterior(data: Dataset, **changes) -> Posterior:
 
 
 def history(**changes) -> History:
-    return replace(History(np.zeros(3), np.zeros(3), np.array(["main"] * 3), True, {"spot": 0.0}), **changes)
+    return replace(
+        History(np.zeros(3), np.zeros(3), np.array(["main"] * 3), True, {"spot": 0.0}), **changes
+    )
 
 
 def texts(
@@ -92,13 +96,22 @@ def test_what_the_test_says_about_the_split():
     assert texts(data, z=[9.0, 5.0, 2.0, 4.0]) == []
     assert texts(data, z=[9.0, 5.0, 12.0, 0.0]) == []  # who asks for no number is not told of one
     found = texts(data, z=[9.0, 5.0, 12.0, 0.0], n_spatial=2)
-    only(found, "n_spatial = 2 leaves no room for 1 more factor(s)", "nonspatial_1 (z = 12.0)", "Leave n_spatial out")
+    only(
+        found,
+        "n_spatial = 2 leaves no room for 1 more factor(s)",
+        "nonspatial_1 (z = 12.0)",
+        "Leave n_spatial out",
+    )
     none = posterior(data, is_spatial=np.zeros(K, bool), lengthscale=np.full(K, np.nan))
-    only(texts(data, none, z=[0.0] * K, n_spatial=2), "No factor shows spatial order", "coordinates")
+    only(
+        texts(data, none, z=[0.0] * K, n_spatial=2), "No factor shows spatial order", "coordinates"
+    )
 
 
 def test_every_warning_is_logged_once_and_returned(caplog):
-    found = texts(dataset(), record=history(converged=False, repairs=["step 4: objective not finite"]))
+    found = texts(
+        dataset(), record=history(converged=False, repairs=["step 4: objective not finite"])
+    )
     assert [record.getMessage() for record in caplog.records] == found
     assert "max_steps = 600" in found[0]
     assert "repaired 1 time(s), first at step 4" in found[1]
@@ -138,10 +151,16 @@ def test_small_smooth_totals_are_no_size_factors():
 def test_depths_of_slices_are_no_pattern():
     data = dataset(3)
     second = data.coords[:, 0] > 0
-    counts = np.random.default_rng(0).poisson(np.where(second, 1.5, 4.0)[:, None] * np.ones(P)).astype(np.float32)
+    counts = (
+        np.random.default_rng(0)
+        .poisson(np.where(second, 1.5, 4.0)[:, None] * np.ones(P))
+        .astype(np.float32)
+    )
     data = replace(data, views=(replace(data.views[0], counts=sp.csr_matrix(counts)),))
     assert texts(data)
-    assert not texts(replace(data, library=second.astype(np.int64)), library_key="slice", batch_key="slice")
+    assert not texts(
+        replace(data, library=second.astype(np.int64)), library_key="slice", batch_key="slice"
+    )
 
 
 def test_counts_without_nonspatial_factors():
@@ -151,7 +170,8 @@ def test_counts_without_nonspatial_factors():
 
 
 @pytest.mark.parametrize(
-    ("lengthscale", "words"), [(0.04, ("spatial_2", "floor, 4:")), (3.0, ("spatial_2", "ceiling, 300:")), (2.5, ())]
+    ("lengthscale", "words"),
+    [(0.04, ("spatial_2", "floor, 4:")), (3.0, ("spatial_2", "ceiling, 300:")), (2.5, ())],
 )
 def test_length_scales_at_an_end_of_their_range(lengthscale, words):
     result = posterior(dataset(), lengthscale=np.array([0.1, lengthscale, np.nan, np.nan]))
@@ -167,32 +187,53 @@ def test_identical_factors_are_named_in_groups_by_one_warning():
     mean, W = result.mean[:, [0, 1, 0, 1]], result.loadings["rna"][:, [0, 1, 0, 1]]
     found = texts(data, replace(result, mean=mean, loadings={"rna": W}))
     only(found, "spatial_1 = nonspatial_1, spatial_2 = nonspatial_2")
-    found = texts(data, replace(result, mean=mean[:, [0, 0, 0, 0]], loadings={"rna": W[:, [0, 0, 0, 0]]}))
+    found = texts(
+        data, replace(result, mean=mean[:, [0, 0, 0, 0]], loadings={"rna": W[:, [0, 0, 0, 0]]})
+    )
     only(found, "spatial_1 = spatial_2 = nonspatial_1 = nonspatial_2")
 
 
 def hilbert(kernel: str, lengthscale: float) -> Posterior:
     state = HilbertField(kernel, 2, 1, (1.0, 0.8)).state()
-    return posterior(dataset(), lengthscale=np.array([lengthscale, 0.5, np.nan, np.nan]), field={"process": state})
+    return posterior(
+        dataset(),
+        lengthscale=np.array([lengthscale, 0.5, np.nan, np.nan]),
+        field={"process": state},
+    )
 
 
 @pytest.mark.parametrize(
     ("kernel", "lengthscale", "fires"),
-    [("matern12", 0.1, True), ("matern32", 0.06, True), ("matern32", 0.1, False), ("rbf", 0.1, False)],
+    [
+        ("matern12", 0.1, True),
+        ("matern32", 0.06, True),
+        ("matern32", 0.1, False),
+        ("rbf", 0.1, False),
+    ],
 )
 def test_kernels_too_rough_for_the_basis_of_the_field(kernel, lengthscale, fires):
     found = texts(dataset(), hilbert(kernel, lengthscale))
     if fires:
-        only(found, "% of the prior variance of spatial_1", f"kernel '{kernel}'", "28 basis", "field='inducing'")
+        only(
+            found,
+            "% of the prior variance of spatial_1",
+            f"kernel '{kernel}'",
+            "28 basis",
+            "field='inducing'",
+        )
     else:
         assert not found
 
 
 def test_long_length_scales_are_not_too_rough_and_inducing_points_leave_nothing_out():
     assert not texts(dataset(), hilbert("matern32", 2.5))
-    field = InducingField("matern12", 2, 1, np.zeros((5, 2)), np.zeros(5, np.int64), lengthscale=0.1)
+    field = InducingField(
+        "matern12", 2, 1, np.zeros((5, 2)), np.zeros(5, np.int64), lengthscale=0.1
+    )
     lengthscale = np.array([0.1, 0.1, np.nan, np.nan])
-    assert not texts(dataset(), posterior(dataset(), lengthscale=lengthscale, field={"process": field.state()}))
+    assert not texts(
+        dataset(), posterior(dataset(), lengthscale=lengthscale, field={"process": field.state()})
+    )
 
 
 def values(transform) -> Dataset:
@@ -203,9 +244,16 @@ def values(transform) -> Dataset:
     return replace(data, views=(replace(data.views[0], counts=sp.csr_matrix(transform(counts))),))
 
 
-@pytest.mark.parametrize(("model", "remedy"), [("rsf", "'nsf'"), ("fa", "'pnmf'"), ("gpnsf", "likelihoods='nb'")])
+@pytest.mark.parametrize(
+    ("model", "remedy"), [("rsf", "'nsf'"), ("fa", "'pnmf'"), ("gpnsf", "likelihoods='nb'")]
+)
 def test_raw_counts_under_a_gaussian_likelihood(model, remedy):
-    only(texts(values(lambda counts: counts), model=model), "'rna' holds raw counts", "logarithms", remedy)
+    only(
+        texts(values(lambda counts: counts), model=model),
+        "'rna' holds raw counts",
+        "logarithms",
+        remedy,
+    )
 
 
 @pytest.mark.parametrize(
@@ -236,7 +284,11 @@ def test_factors_that_say_the_same():
     same[:, 2] = same[:, 0] ** 1.1 * np.random.default_rng(0).lognormal(0, 0.1, len(same))
     W = result.loadings["rna"].copy()
     W[:, 2] = 2 * W[:, 0]
-    only(texts(data, replace(result, mean=same, loadings={"rna": W})), "spatial_1 = nonspatial_1", "smaller n_factors")
+    only(
+        texts(data, replace(result, mean=same, loadings={"rna": W})),
+        "spatial_1 = nonspatial_1",
+        "smaller n_factors",
+    )
     assert not texts(data, replace(result, mean=same))
     assert not texts(data, replace(result, loadings={"rna": W}))
 
@@ -264,15 +316,31 @@ def test_batch_effects_between_slices(effect):
 
 
 def test_a_slice_without_a_modality_is_left_out():
-    mdata = tissue(n_obs=400, n_genes=80, n_peaks=80, n_spatial=3, n_nonspatial=1, n_libraries=2, rna_depth=2000)
+    mdata = tissue(
+        n_obs=400,
+        n_genes=80,
+        n_peaks=80,
+        n_spatial=3,
+        n_nonspatial=1,
+        n_libraries=2,
+        rna_depth=2000,
+    )
     data = read(mdata["rna"], Reading(library_key="library"))[0]
     view, first = data.views[0], data.library == 0
-    emptied = replace(view, counts=sp.csr_matrix(view.counts.multiply(first[:, None])), size=view.size * first)
+    emptied = replace(
+        view, counts=sp.csr_matrix(view.counts.multiply(first[:, None])), size=view.size * first
+    )
     assert between_slices(replace(data, views=(emptied,)), K) == {"rna": 0.0}
 
 
 def test_a_fit_keeps_its_warnings(adata, tmp_path):
-    options = {"n_factors": 3, "n_spatial": 3, "split": "assumed", "init": "random", "progress": False}
+    options = {
+        "n_factors": 3,
+        "n_spatial": 3,
+        "split": "assumed",
+        "init": "random",
+        "progress": False,
+    }
     gpnsf.tl.fit(adata, max_steps=4, **options)
     found = list(adata.uns["gpnsf"]["warnings"])
     assert sum("All 3 factors are spatial" in text for text in found) == 1
@@ -288,4 +356,6 @@ def test_simulated_data_raise_no_false_alarm(recipe):
     gpnsf.tl.fit(mdata, init="spot", progress=False)
     found = mdata.uns["gpnsf"]["warnings"]
     # in the two designs of blocks the totals of peaks carry the pattern
-    assert ["Totals are small" in text and "modality 'atac'" in text for text in found] == [True] * (recipe != "tissue")
+    assert ["Totals are small" in text and "modality 'atac'" in text for text in found] == [
+        True
+    ] * (recipe != "tissue")

@@ -29,7 +29,9 @@ def with_domains(n_obs=120, seed=0, keys=("gpnsf",)):
         H = 0.05 + np.eye(4)[truth] + rng.uniform(0, 0.1, (n_obs, 4))
         fitted.fill(data, H, n_spatial=4, key=key)
         data.obsm[f"X_{key}_smooth"] = H.astype(np.float32)
-        data.varm[f"{key}_loadings"] = (0.2 + np.eye(4)[np.arange(data.n_vars) % 4]).astype(np.float32)
+        data.varm[f"{key}_loadings"] = (0.2 + np.eye(4)[np.arange(data.n_vars) % 4]).astype(
+            np.float32
+        )
         del data.obsm[f"X_{key}_embedding"]  # it would no longer be theirs
     return data, truth
 
@@ -73,7 +75,11 @@ def test_files_keep_them(toy, tmp_path):
     assert list(again.uns[f"{NAME}_colors"]) == toy.uns[f"{NAME}_colors"]
     adata = toy["rna"]
     adata.write_h5ad(tmp_path / "fit.h5ad")
-    assert anndata.read_h5ad(tmp_path / "fit.h5ad").obs[NAME].cat.categories.equals(adata.obs[NAME].cat.categories)
+    assert (
+        anndata.read_h5ad(tmp_path / "fit.h5ad")
+        .obs[NAME]
+        .cat.categories.equals(adata.obs[NAME].cat.categories)
+    )
 
 
 def test_the_embedding_of_the_fit_is_what_is_clustered(toy):
@@ -83,7 +89,9 @@ def test_the_embedding_of_the_fit_is_what_is_clustered(toy):
     slot = toy.obsm.pop("X_gpnsf_embedding")
     domains(toy, n_domains=3)
     assert toy.obs[NAME].tolist() == before
-    toy.obsm["X_gpnsf_embedding"] = np.repeat([[0.0], [1.0], [5.0], [9.0]], [70, 10, 10, 10], axis=0)
+    toy.obsm["X_gpnsf_embedding"] = np.repeat(
+        [[0.0], [1.0], [5.0], [9.0]], [70, 10, 10, 10], axis=0
+    )
     domains(toy, n_domains=4)
     assert toy.obs[NAME].tolist() == ["1"] * 70 + ["2"] * 10 + ["3"] * 10 + ["4"] * 10
     toy.obsm["X_gpnsf_embedding"] = slot[:, :1] + np.nan

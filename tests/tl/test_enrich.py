@@ -24,8 +24,13 @@ def sets(toy):
     """The best genes of each factor, and genes that are taken at random."""
     table = rank_features(toy, n_features=12)
     rng = np.random.default_rng(0)
-    best = {f"of {factor}": part["feature"].tolist() for factor, part in table.groupby("factor", sort=False)}
-    return best | {f"random {i}": rng.choice(toy.var_names[:-1], 12, replace=False).tolist() for i in range(3)}
+    best = {
+        f"of {factor}": part["feature"].tolist()
+        for factor, part in table.groupby("factor", sort=False)
+    }
+    return best | {
+        f"random {i}": rng.choice(toy.var_names[:-1], 12, replace=False).tolist() for i in range(3)
+    }
 
 
 @pytest.mark.parametrize("method", ["ora", "ulm"])
@@ -43,7 +48,9 @@ def test_each_factor_gets_its_own_set_first(toy, sets, method):
 
 
 def test_over_representation_counts_features_with_signal(toy, sets):
-    table = enrich(toy, {"of spatial_1": [*sets["of spatial_1"], toy.var_names[-1], "unknown"]}, n_features=12)
+    table = enrich(
+        toy, {"of spatial_1": [*sets["of spatial_1"], toy.var_names[-1], "unknown"]}, n_features=12
+    )
     line = table[table["factor"] == "spatial_1"].iloc[0]
     assert line["size"] == 12
     assert line["p"] == pytest.approx(stats.hypergeom.pmf(12, 119, 12, 12))
@@ -52,7 +59,9 @@ def test_over_representation_counts_features_with_signal(toy, sets):
 def test_the_linear_model_is_an_ordinary_regression(toy, sets):
     pytest.importorskip("decoupler")
     rows = [
-        (name, gene, weight) for name, genes in sets.items() for gene, weight in zip(genes, range(1, 13), strict=True)
+        (name, gene, weight)
+        for name, genes in sets.items()
+        for gene, weight in zip(genes, range(1, 13), strict=True)
     ]
     network = pd.DataFrame(rows, columns=["source", "target", "weight"])
     table = enrich(toy, network, method="ulm").set_index(["factor", "set"])
@@ -74,7 +83,13 @@ def test_sets_come_as_dict_table_or_file(toy, sets, tmp_path):
     expected = enrich(toy, sets)
     (tmp_path / "sets.gmt.gz").write_bytes(gzip.compress(text.encode()))
     usual = table.rename(columns={"source": "geneset", "target": "genesymbol"})
-    for other in (table, usual, tmp_path / "sets.gmt", str(tmp_path / "sets.gmt"), tmp_path / "sets.gmt.gz"):
+    for other in (
+        table,
+        usual,
+        tmp_path / "sets.gmt",
+        str(tmp_path / "sets.gmt"),
+        tmp_path / "sets.gmt.gz",
+    ):
         pd.testing.assert_frame_equal(enrich(toy, other), expected)
 
 
@@ -121,9 +136,13 @@ def test_a_set_of_all_features_says_nothing(toy, sets, method):
 
 def test_a_set_named_twice_in_a_file_has_the_members_of_both_lines(toy, sets, tmp_path):
     members = sets["of spatial_1"]
-    text = "".join(f"of spatial_1\t\t{part}\n" for part in ("\t".join(members[:5]), "\t".join(members[5:])))
+    text = "".join(
+        f"of spatial_1\t\t{part}\n" for part in ("\t".join(members[:5]), "\t".join(members[5:]))
+    )
     (tmp_path / "sets.gmt").write_text(text)
-    pd.testing.assert_frame_equal(enrich(toy, tmp_path / "sets.gmt"), enrich(toy, {"of spatial_1": members}))
+    pd.testing.assert_frame_equal(
+        enrich(toy, tmp_path / "sets.gmt"), enrich(toy, {"of spatial_1": members})
+    )
 
 
 def test_features_that_share_a_name_are_refused(toy, sets):

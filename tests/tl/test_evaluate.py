@@ -9,7 +9,16 @@ from scipy.special import xlogy
 
 from gpnsf.tl.evaluate import evaluate
 
-COLUMNS = ["modality", "rows", "likelihood", "deviance", "null_deviance", "explained", "n_obs", "n_features"]
+COLUMNS = [
+    "modality",
+    "rows",
+    "likelihood",
+    "deviance",
+    "null_deviance",
+    "explained",
+    "n_obs",
+    "n_features",
+]
 
 
 def dense_rates(data, mod, size):
@@ -58,7 +67,9 @@ def test_training_rows_equal_the_dense_formulas(toy):
         mod = toy[name]
         y = mod.X.toarray()[:, :-1]  # the last feature has no counts
         rate = dense_rates(toy, mod, totals(mod, everything))[:, :-1]
-        assert line(table, name, "train")["deviance"] == pytest.approx(formula(y, rate).mean(), rel=1e-5)
+        assert line(table, name, "train")["deviance"] == pytest.approx(
+            formula(y, rate).mean(), rel=1e-5
+        )
         assert line(table, name, "train")["n_features"] == mod.n_vars - 1
     assert (table["explained"] > 0.03).all()
     np.testing.assert_allclose(table["explained"], 1 - table["deviance"] / table["null_deviance"])
@@ -66,7 +77,10 @@ def test_training_rows_equal_the_dense_formulas(toy):
 
 def test_rates_are_those_of_the_batch_of_a_row():
     data = fitted.anndata(n_obs=100, likelihood="poisson")
-    batch, multipliers = np.arange(100) % 2, np.random.default_rng(0).lognormal(0, 0.3, (data.n_vars, 2))
+    batch, multipliers = (
+        np.arange(100) % 2,
+        np.random.default_rng(0).lognormal(0, 0.3, (data.n_vars, 2)),
+    )
     data.obs["run"] = np.array(["one", "two"])[batch]
     data.varm["gpnsf_batch"] = multipliers
     data.uns["gpnsf"]["batches"] = ["one", "two"]
@@ -147,7 +161,8 @@ def test_cells_that_lack_a_modality_are_not_judged():
     seen = y.any(axis=0)
     H = partial.obsm["X_gpnsf"][rows]
     rate = totals(partial["atac"], slice(None))[:, None] * (
-        H @ partial["atac"].varm["gpnsf_loadings"].T + partial["atac"].var["gpnsf_background"].to_numpy()
+        H @ partial["atac"].varm["gpnsf_loadings"].T
+        + partial["atac"].var["gpnsf_background"].to_numpy()
     )
     assert table["deviance"][1] == pytest.approx(bernoulli(y, rate)[:, seen].mean(), rel=1e-4)
 
@@ -160,7 +175,8 @@ def test_gaussian_has_no_size_factors():
 
 
 @pytest.mark.parametrize(
-    ("layers", "message"), [({"protein": "counts"}, "protein"), ({"rna": "missing"}, "missing"), ("missing", "missing")]
+    ("layers", "message"),
+    [({"protein": "counts"}, "protein"), ({"rna": "missing"}, "missing"), ("missing", "missing")],
 )
 def test_unknown_modalities_and_layers_are_refused(toy, layers, message):
     with pytest.raises(KeyError, match=message):

@@ -31,7 +31,9 @@ def test_the_table_has_a_line_for_each_deconvolution(spots):
     assert table["key"].tolist() == table["method"].tolist() == ["nnls", "graph"]
     found, truth = spots.obsm["X_graph"].astype(float), spots.obsm["true_proportions"].astype(float)
     line = table.iloc[1]
-    assert line["relative_error"] == pytest.approx(np.linalg.norm(found - truth) / np.linalg.norm(truth), rel=1e-5)
+    assert line["relative_error"] == pytest.approx(
+        np.linalg.norm(found - truth) / np.linalg.norm(truth), rel=1e-5
+    )
     assert line["rmse"] == pytest.approx(np.sqrt(((found - truth) ** 2).mean()), rel=1e-5)
     assert line["pcc"] == pytest.approx(np.corrcoef(found.ravel(), truth.ravel())[0, 1], rel=1e-5)
     assert line["jsd"] == pytest.approx(agreement.divergence(found, truth), rel=1e-5)
@@ -50,7 +52,9 @@ def test_the_truth_is_perfect(spots):
 
 
 def test_a_truth_may_be_a_table_of_cells_in_any_order_with_more_types(spots):
-    counts = pd.DataFrame(spots.obsm["true_proportions"] * 9, columns=["type_1", "type_2", "type_3"])
+    counts = pd.DataFrame(
+        spots.obsm["true_proportions"] * 9, columns=["type_1", "type_2", "type_3"]
+    )
     expected = evaluate(spots)
     shuffled = counts[["type_3", "type_1", "type_2"]].set_axis(spots.obs_names)
     pd.testing.assert_frame_equal(evaluate(spots, shuffled), expected, rtol=1e-5)
@@ -85,7 +89,12 @@ def test_only_lattices_have_a_structural_similarity(spots):
         (np.full((64, 3), np.nan), "nnls", ValueError, "finite"),
         (np.zeros((64, 3)), "nnls", ValueError, "above 0"),
         (np.full((64, 3), "a"), "nnls", TypeError, "numbers in"),
-        (pd.DataFrame(np.ones((64, 2)), columns=["type_1", "type_2"]), "nnls", KeyError, "a column for each type"),
+        (
+            pd.DataFrame(np.ones((64, 2)), columns=["type_1", "type_2"]),
+            "nnls",
+            KeyError,
+            "a column for each type",
+        ),
     ],
     ids=str,
 )
@@ -104,4 +113,6 @@ def test_damaged_slots_are_named(spots):
 
 def test_a_file_says_the_same(spots, tmp_path):
     spots.write(tmp_path / "spots.h5ad")
-    pd.testing.assert_frame_equal(evaluate(anndata.read_h5ad(tmp_path / "spots.h5ad")), evaluate(spots))
+    pd.testing.assert_frame_equal(
+        evaluate(anndata.read_h5ad(tmp_path / "spots.h5ad")), evaluate(spots)
+    )

@@ -16,7 +16,13 @@ def toy():
 
 def test_arrays_and_names(toy):
     factors = factor_adata(toy)
-    assert factors.var_names.tolist() == ["spatial_1", "spatial_2", "spatial_3", "nonspatial_1", "nonspatial_2"]
+    assert factors.var_names.tolist() == [
+        "spatial_1",
+        "spatial_2",
+        "spatial_3",
+        "nonspatial_1",
+        "nonspatial_2",
+    ]
     np.testing.assert_array_equal(factors.X, toy.obsm["X_gpnsf"])
     np.testing.assert_array_equal(factors.layers["smooth"], toy.obsm["X_gpnsf_smooth"])
     np.testing.assert_array_equal(factors.layers["std"], toy.obsm["X_gpnsf_std"])
@@ -79,11 +85,15 @@ def test_it_can_be_written(toy, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")  # of matplotlib, about scanpy's own calls
+@pytest.mark.filterwarnings(
+    "ignore::PendingDeprecationWarning"
+)  # of matplotlib, about scanpy's own calls
 def test_scanpy_draws_and_clusters_factors(toy):
     sc = pytest.importorskip("scanpy")
     factors = factor_adata(toy)
-    axes = sc.pl.embedding(factors, basis="spatial", color=["spatial_1", "nonspatial_1"], show=False)
+    axes = sc.pl.embedding(
+        factors, basis="spatial", color=["spatial_1", "nonspatial_1"], show=False
+    )
     assert [ax.get_title() for ax in axes] == ["spatial_1", "nonspatial_1"]
     sc.pp.neighbors(factors, use_rep="X_gpnsf", n_neighbors=6)
     assert factors.obsp["connectivities"].shape == (100, 100)
@@ -94,7 +104,9 @@ def test_squidpy_finds_the_spatial_factors_autocorrelated(toy):
     sq = pytest.importorskip("squidpy")
     factors = factor_adata(toy)
     sq.gr.spatial_neighbors_knn(factors, n_neighs=6)
-    sq.gr.spatial_autocorr(factors, mode="moran", genes=factors.var_names.tolist(), show_progress_bar=False)
+    sq.gr.spatial_autocorr(
+        factors, mode="moran", genes=factors.var_names.tolist(), show_progress_bar=False
+    )
     moran = factors.uns["moranI"]["I"]
     assert moran[factors.var_names[factors.var["is_spatial"]]].min() > 0.5
     assert moran[factors.var_names[~factors.var["is_spatial"]]].max() < 0.3

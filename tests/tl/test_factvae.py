@@ -51,7 +51,9 @@ def test_a_file_keeps_all_of_it_and_links_follow_from_what_was_read(trained, tmp
     trained.write_h5mu(tmp_path / "codes.h5mu")
     again = mudata.read_h5mu(tmp_path / "codes.h5mu")
     np.testing.assert_array_equal(again.obsm["X_factvae"], trained.obsm["X_factvae"])
-    pd.testing.assert_frame_equal(again.uns["factvae"]["overlaps"], trained.uns["factvae"]["overlaps"])
+    pd.testing.assert_frame_equal(
+        again.uns["factvae"]["overlaps"], trained.uns["factvae"]["overlaps"]
+    )
     assert again.uns["factvae"]["params"]["layers"] is None
     mdata = trained.copy()
     for data in (mdata, again):
@@ -66,13 +68,17 @@ def test_scores_of_links_are_cosines_of_the_loadings_and_can_be_judged(trained):
     W = {name: mod.varm["factvae_loadings"] for name, mod in mdata.mod.items()}
     genes = W["rna"][mdata["rna"].var_names.get_indexer(table["gene"])]
     peaks = W["atac"][mdata["atac"].var_names.get_indexer(table["peak"])]
-    cosine = (genes * peaks).sum(axis=1) / np.linalg.norm(genes, axis=1) / np.linalg.norm(peaks, axis=1)
+    cosine = (
+        (genes * peaks).sum(axis=1) / np.linalg.norm(genes, axis=1) / np.linalg.norm(peaks, axis=1)
+    )
     np.testing.assert_allclose(table["score"], cosine, atol=1e-5)
     judged = gpnsf.tl.evaluate_links(mdata, mdata.uns["true_links"], key="factvae", n_bootstrap=20)
     assert judged["estimate"].between(0, 1).all()
 
 
-def test_the_same_seed_gives_the_same_bits_and_another_call_takes_the_place_of_the_first(trained, simulated):
+def test_the_same_seed_gives_the_same_bits_and_another_call_takes_the_place_of_the_first(
+    trained, simulated
+):
     mdata = simulated.copy()
     run(mdata, layer_added="augmented", held_out_pairs=0.25, max_epochs=6)
     np.testing.assert_array_equal(mdata.obsm["X_factvae"], trained.obsm["X_factvae"])
@@ -110,7 +116,9 @@ def test_augmented_shares_follow_the_codes(simulated):
     W = atac.varm["factvae_loadings"][used]
     shares = expected_shares(atac.obsm["X_factvae"], W, np.zeros(len(W)))
     depth = np.asarray(atac.X[:, used].sum(axis=1))
-    np.testing.assert_allclose(atac.layers["augmented"][:, used], depth * shares, rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(
+        atac.layers["augmented"][:, used], depth * shares, rtol=1e-3, atol=1e-6
+    )
 
 
 def test_pairs_are_genes_and_peaks_that_overlap_and_some_are_held_out(trained, simulated):
@@ -130,11 +138,17 @@ def test_held_out_pairs_are_not_trained(simulated):
         table = mdata.uns["factvae"]["overlaps"]
         genes = W["rna"][mdata["rna"].var_names.get_indexer(table["gene"])]
         peaks = W["atac"][mdata["atac"].var_names.get_indexer(table["peak"])]
-        cosine = (genes * peaks).sum(axis=1) / np.linalg.norm(genes, axis=1) / np.linalg.norm(peaks, axis=1)
+        cosine = (
+            (genes * peaks).sum(axis=1)
+            / np.linalg.norm(genes, axis=1)
+            / np.linalg.norm(peaks, axis=1)
+        )
         return cosine[table["trained"]].mean(), cosine[~table["trained"]].mean()
 
     mdata = simulated.copy()
-    mdata["atac"].var["chromStart"] = mdata["rna"].var["chromStart"].iloc[np.arange(60) % 40].to_numpy()
+    mdata["atac"].var["chromStart"] = (
+        mdata["rna"].var["chromStart"].iloc[np.arange(60) % 40].to_numpy()
+    )
     mdata["atac"].var["chromEnd"] = mdata["atac"].var["chromStart"] + 100
     mdata["atac"].var["chrom"] = mdata["rna"].var["chrom"].iloc[np.arange(60) % 40].to_numpy()
     run(
@@ -176,7 +190,9 @@ def test_an_annotation_gives_the_places(simulated):
     run(mdata, annotation=genes)
     with_columns = simulated.copy()
     run(with_columns)
-    pd.testing.assert_frame_equal(mdata.uns["factvae"]["overlaps"], with_columns.uns["factvae"]["overlaps"])
+    pd.testing.assert_frame_equal(
+        mdata.uns["factvae"]["overlaps"], with_columns.uns["factvae"]["overlaps"]
+    )
     np.testing.assert_array_equal(mdata.obsm["X_factvae"], with_columns.obsm["X_factvae"])
 
 
@@ -258,7 +274,9 @@ def twins(mdata):
 
 
 def flat(mdata):
-    mdata["atac"].X = sp.csr_matrix((np.ones(24), (np.arange(24), np.zeros(24, int))), shape=(24, 10), dtype=np.float32)
+    mdata["atac"].X = sp.csr_matrix(
+        (np.ones(24), (np.arange(24), np.zeros(24, int))), shape=(24, 10), dtype=np.float32
+    )
 
 
 GENES = pd.DataFrame({"chrom": ["1"], "start": [1], "end": [2]}, ["TP53"])
@@ -312,7 +330,10 @@ def test_a_mistake_is_explained_and_changes_nothing(name):
 def test_a_layer_that_is_too_large_or_that_holds_the_counts_is_refused(simulated):
     mdata = simulated.copy()
     mdata["atac"].layers["counts"] = mdata["atac"].X.copy()
-    with gpnsf.settings.override(memory_budget=1000), pytest.raises(ValueError, match="memory_budget"):
+    with (
+        gpnsf.settings.override(memory_budget=1000),
+        pytest.raises(ValueError, match="memory_budget"),
+    ):
         run(mdata, layer_added="augmented")
     for layers in ("counts", {"atac": "counts"}):
         with pytest.raises((ValueError, KeyError), match="layer"):
@@ -345,15 +366,24 @@ def test_empty_cells_and_features_are_legal():
 
 @pytest.mark.slow
 def test_planted_links_are_found_without_a_prior():
-    mdata = gpnsf.datasets.tissue(n_obs=600, n_genes=300, n_peaks=600, rna_depth=2000.0, atac_depth=300.0, seed=0)
+    mdata = gpnsf.datasets.tissue(
+        n_obs=600, n_genes=300, n_peaks=600, rna_depth=2000.0, atac_depth=300.0, seed=0
+    )
     gpnsf.tl.factvae(mdata, n_latent=20, regulatory_weight=0, max_epochs=50, progress=False)
     gpnsf.tl.link_peaks(mdata, key="factvae")
-    assert gpnsf.tl.evaluate_links(mdata, mdata.uns["true_links"], key="factvae", n_bootstrap=20)["estimate"][0] > 0.8
+    assert (
+        gpnsf.tl.evaluate_links(mdata, mdata.uns["true_links"], key="factvae", n_bootstrap=20)[
+            "estimate"
+        ][0]
+        > 0.8
+    )
 
 
 @pytest.mark.slow
 def test_cell_lines_are_told_apart(data_file):
     mdata = mudata.read_h5mu(data_file("snareseq_human_celllines.h5mu"))
-    gpnsf.tl.factvae(mdata, annotation=data_file("genes_hg38.csv"), n_peaks=2000, max_epochs=60, progress=False)
+    gpnsf.tl.factvae(
+        mdata, annotation=data_file("genes_hg38.csv"), n_peaks=2000, max_epochs=60, progress=False
+    )
     found = KMeans(4, n_init=10, random_state=0).fit_predict(mdata.obsm["X_factvae"])
     assert adjusted_rand_score(mdata.obs["cell_type"], found) >= 0.93

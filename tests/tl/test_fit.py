@@ -35,7 +35,13 @@ each_model = pytest.mark.parametrize("model", PRESETS)
 
 def fit(data: MuData | AnnData, model: str = "gpnsf", **options: Any) -> Any:
     """A fit of a few steps from one start."""
-    short = {"n_factors": K, "max_steps": 6, "init": "random", "split": "assumed", "progress": False}
+    short = {
+        "n_factors": K,
+        "max_steps": 6,
+        "init": "random",
+        "split": "assumed",
+        "progress": False,
+    }
     return gpnsf.tl.fit(data, model, **{**short, **options})
 
 
@@ -48,14 +54,20 @@ def normalised(data: MuData | AnnData) -> MuData | AnnData:
 
 
 def modalities(data: MuData | AnnData) -> dict[str, AnnData]:
-    return dict(data.mod) if isinstance(data, MuData) else {data.uns["gpnsf"]["modalities"][0]: data}
+    return (
+        dict(data.mod) if isinstance(data, MuData) else {data.uns["gpnsf"]["modalities"][0]: data}
+    )
 
 
-def check_slots(data: MuData | AnnData, *, n_spatial: int, key: str = "gpnsf", signed: bool = False) -> None:
+def check_slots(
+    data: MuData | AnnData, *, n_spatial: int, key: str = "gpnsf", signed: bool = False
+) -> None:
     """Everything that a fit promises, by kind, shape and range."""
     keys, info = Keys(key), data.uns[key]
     n_factors, found = data.obsm[keys.factors].shape[1], int(info["is_spatial"].sum())
-    assert n_factors == K if signed else 1 <= n_factors <= K  # factors that are not in use are dropped
+    assert (
+        n_factors == K if signed else 1 <= n_factors <= K
+    )  # factors that are not in use are dropped
     assert found == n_spatial or (found < n_spatial and n_factors < K)
     n_spatial = found
     mods = dict(data.mod) if isinstance(data, MuData) else {info["modalities"][0]: data}
@@ -110,18 +122,30 @@ def check_record(info: dict[str, Any], mods: list[str], names: list[str], n_spat
     assert np.isnan(info["kernel"]["lengthscale"][n_spatial:]).all()
     assert (info["kernel"]["amplitude"] > 0).all()
     history = info["history"]
-    assert len(history["elbo"]) == len(history["seconds"]) == len(history["phase"]) == info["params"]["max_steps"]
+    assert (
+        len(history["elbo"])
+        == len(history["seconds"])
+        == len(history["phase"])
+        == info["params"]["max_steps"]
+    )
     assert np.isfinite(history["elbo"]).all()
     assert info["starts"]["best"] in info["starts"]
     assert info["converged"] is False
-    assert not [text for text in info["repairs"] if "not finite" in text]  # six steps may end below their start
+    assert not [
+        text for text in info["repairs"] if "not finite" in text
+    ]  # six steps may end below their start
     assert info["spatial_test"] == {}
     assert info["variance_explained"].keys() == set(mods)
     assert all(share.shape == (len(names),) for share in info["variance_explained"].values())
     assert {"gpnsf", "torch", "pyro-ppl"} <= info["versions"].keys()
     assert info["seconds"] > 0
     assert info["peak_memory"] > 1e6
-    given = inspect.signature(gpnsf.tl.fit).parameters.keys() - {"data", "copy", "progress", "checkpoint"}
+    given = inspect.signature(gpnsf.tl.fit).parameters.keys() - {
+        "data",
+        "copy",
+        "progress",
+        "checkpoint",
+    }
     assert info["params"].keys() == given
     assert info["params"]["n_spatial"] is None or info["params"]["n_spatial"] >= n_spatial
     assert info["n_factors_asked"] == info["params"]["n_factors"] == K
@@ -137,7 +161,13 @@ def expected(data: MuData | AnnData, name: str, key: str = "gpnsf") -> np.ndarra
     size = np.maximum(total / total.mean(), 0.05) if sized else np.ones(mod.n_obs)
     rate = mod.obsm[keys.factors] @ mod.varm[keys.loadings].T + mod.var[keys.background].to_numpy()
     rate = size[:, None] * rate
-    return -np.expm1(-rate) if kind == "bernoulli" else np.minimum(rate, 0.999) if kind == "bernoulli_clipped" else rate
+    return (
+        -np.expm1(-rate)
+        if kind == "bernoulli"
+        else np.minimum(rate, 0.999)
+        if kind == "bernoulli_clipped"
+        else rate
+    )
 
 
 # ---- every model, likelihood and field ------------------------------------------------------------------------------
@@ -150,7 +180,10 @@ def test_every_model_fills_every_slot_of_mudata(mdata, model, field):
     assert fit(data, model, field=field, n_inducing=30) is None
     check_slots(data, n_spatial=SPATIAL[model], signed=model in SIGNED)
     default = "gaussian" if model in SIGNED else None
-    assert data.uns["gpnsf"]["likelihoods"] == {"rna": default or "nb", "atac": default or "bernoulli"}
+    assert data.uns["gpnsf"]["likelihoods"] == {
+        "rna": default or "nb",
+        "atac": default or "bernoulli",
+    }
 
 
 @each_model
@@ -227,7 +260,10 @@ def test_no_missing_option():
 
 @pytest.mark.parametrize("model", ["nsf", "pnmf", "rsf", "fa"])
 def test_only_hybrids_leave_a_choice_of_spatial_factors(mdata, model):
-    with pytest.raises(ValueError, match=rf"Expected n_spatial={SPATIAL[model]} for model='{model}'; got n_spatial=2"):
+    with pytest.raises(
+        ValueError,
+        match=rf"Expected n_spatial={SPATIAL[model]} for model='{model}'; got n_spatial=2",
+    ):
         fit(mdata, model, n_spatial=2)
     fit(normalised(mdata) if model in SIGNED else mdata, model, n_spatial=SPATIAL[model])
 
@@ -244,7 +280,10 @@ def test_without_spatial_factors_importance_is_exactly_zero(mdata):
 
 def test_importance_is_the_share_of_spatial_factors(mdata):
     fit(mdata, max_steps=20)
-    H, mass = mdata.obsm["X_gpnsf"], sum(mod.varm["gpnsf_loadings"].sum(0) for mod in mdata.mod.values())
+    H, mass = (
+        mdata.obsm["X_gpnsf"],
+        sum(mod.varm["gpnsf_loadings"].sum(0) for mod in mdata.mod.values()),
+    )
     signal, spatial = H * mass, mdata.uns["gpnsf"]["is_spatial"]
     assert 0 < spatial.sum() < len(spatial)
     share = signal[:, spatial].sum(1) / signal.sum(1)
@@ -252,7 +291,9 @@ def test_importance_is_the_share_of_spatial_factors(mdata):
     W = mdata["atac"].varm["gpnsf_loadings"]
     seen = W.sum(1) > 0
     np.testing.assert_allclose(
-        mdata["atac"].var["gpnsf_spatial_importance"][seen], W[seen][:, spatial].sum(1) / W[seen].sum(1), rtol=1e-4
+        mdata["atac"].var["gpnsf_spatial_importance"][seen],
+        W[seen][:, spatial].sum(1) / W[seen].sum(1),
+        rtol=1e-4,
     )
 
 
@@ -269,7 +310,9 @@ def untidy(X: sp.csr_matrix) -> sp.csr_matrix:
     coo = X.tocoo()
     ones = np.minimum(coo.data, 1)
     data = np.concatenate([ones, coo.data - ones, np.zeros(5, X.dtype)])
-    rows, columns = (np.concatenate([index, index, np.arange(5)])[::-1] for index in (coo.row, coo.col))
+    rows, columns = (
+        np.concatenate([index, index, np.arange(5)])[::-1] for index in (coo.row, coo.col)
+    )
     order = np.argsort(rows, kind="stable")
     indptr = np.concatenate([[0], np.bincount(rows, minlength=X.shape[0]).cumsum()])
     return sp.csr_matrix((data[::-1][order], columns[order], indptr), shape=X.shape)
@@ -295,18 +338,24 @@ def test_the_form_of_the_counts_does_not_matter_and_stays(adata, convert):
 
 
 @pytest.mark.parametrize(
-    "convert", [list, pd.DataFrame, lambda xy: xy.astype(np.float32), lambda xy: 1e-4 * xy + 3], ids=range(4)
+    "convert",
+    [list, pd.DataFrame, lambda xy: xy.astype(np.float32), lambda xy: 1e-4 * xy + 3],
+    ids=range(4),
 )
 def test_the_form_and_unit_of_coordinates_do_not_matter(adata, convert):
     other, xy = adata.copy(), adata.obsm["spatial"]
     moved = convert(xy)
-    other.obsm["spatial"] = moved.set_axis(adata.obs_names) if isinstance(moved, pd.DataFrame) else np.asarray(moved)
+    other.obsm["spatial"] = (
+        moved.set_axis(adata.obs_names) if isinstance(moved, pd.DataFrame) else np.asarray(moved)
+    )
     fit(adata)
     fit(other)
     np.testing.assert_allclose(other.obsm["X_gpnsf"], adata.obsm["X_gpnsf"], rtol=5e-3)
     factor = np.ptp(np.asarray(other.obsm["spatial"])) / np.ptp(xy)
     np.testing.assert_allclose(
-        other.uns["gpnsf"]["kernel"]["lengthscale"], factor * adata.uns["gpnsf"]["kernel"]["lengthscale"], rtol=1e-3
+        other.uns["gpnsf"]["kernel"]["lengthscale"],
+        factor * adata.uns["gpnsf"]["kernel"]["lengthscale"],
+        rtol=1e-3,
     )
 
 
@@ -332,7 +381,10 @@ def test_coordinates_on_a_line_are_legal(adata):
 def test_a_modality_may_hold_the_coordinates(mdata):
     other = mdata.copy()
     del other.obsm["spatial"]
-    other["rna"].obsm["place"], other["atac"].obsm["place"] = mdata.obsm["spatial"], mdata.obsm["spatial"]
+    other["rna"].obsm["place"], other["atac"].obsm["place"] = (
+        mdata.obsm["spatial"],
+        mdata.obsm["spatial"],
+    )
     for mod in other.mod.values():
         del mod.obsm["spatial"]
     fit(mdata)
@@ -372,7 +424,8 @@ def test_cells_without_a_modality_contribute_what_they_have(simulated):
         total = np.asarray(mod.X.sum(1)).ravel()
         size = np.maximum(total / total.mean(), 0.05)
         rate = size[:, None] * (
-            mod.obsm["X_gpnsf"] @ mod.varm["gpnsf_loadings"].T + mod.var["gpnsf_background"].to_numpy()
+            mod.obsm["X_gpnsf"] @ mod.varm["gpnsf_loadings"].T
+            + mod.var["gpnsf_background"].to_numpy()
         )
         value = rate if mod is data["rna"] else -np.expm1(-rate)
         assert value.sum() == pytest.approx(mod.X.sum(), rel=0.01)
@@ -385,7 +438,9 @@ def test_the_order_of_cells_in_a_modality_does_not_matter(simulated):
     fit(straight)
     fit(shuffled)
     np.testing.assert_array_equal(shuffled.obsm["X_gpnsf"], straight.obsm["X_gpnsf"])
-    np.testing.assert_array_equal(shuffled["atac"].obsm["X_gpnsf"][::-1], straight["atac"].obsm["X_gpnsf"])
+    np.testing.assert_array_equal(
+        shuffled["atac"].obsm["X_gpnsf"][::-1], straight["atac"].obsm["X_gpnsf"]
+    )
 
 
 @pytest.mark.parametrize("field", FIELDS)
@@ -415,7 +470,9 @@ def test_counts_of_held_out_rows_train_nothing(mdata, model):
         fit(data, model, holdout_key="held", max_steps=15)
         check_slots(data, n_spatial=SPATIAL[model])
     np.testing.assert_array_equal(mdata.obsm["X_gpnsf"], other.obsm["X_gpnsf"])
-    np.testing.assert_array_equal(mdata["rna"].varm["gpnsf_loadings"], other["rna"].varm["gpnsf_loadings"])
+    np.testing.assert_array_equal(
+        mdata["rna"].varm["gpnsf_loadings"], other["rna"].varm["gpnsf_loadings"]
+    )
 
 
 @pytest.mark.parametrize("refine", [True, False])
@@ -424,7 +481,9 @@ def test_held_out_rows_get_the_prediction_of_the_field(mdata, refine):
     mdata.obs["held"] = held
     fit(mdata, "nsf", holdout_key="held", max_steps=20, refine=refine)
     ratio = mdata.obsm["X_gpnsf"][held] / mdata.obsm["X_gpnsf_smooth"][held]
-    np.testing.assert_allclose(ratio, np.broadcast_to(ratio[0], ratio.shape), rtol=3e-2)  # each is scaled to mean one
+    np.testing.assert_allclose(
+        ratio, np.broadcast_to(ratio[0], ratio.shape), rtol=3e-2
+    )  # each is scaled to mean one
 
 
 def test_features_are_chosen_never_removed(mdata):
@@ -443,7 +502,9 @@ def test_features_are_chosen_never_removed(mdata):
         assert (mod.varm["gpnsf_loadings"][left] == 0).all()
         assert (mod.var["gpnsf_background"][left] == 0).all()
         assert (mod.var["gpnsf_top_factor"][left] == "").all()
-        np.testing.assert_allclose(mod.varm["gpnsf_loadings"][~left], small[name].varm["gpnsf_loadings"], rtol=1e-4)
+        np.testing.assert_allclose(
+            mod.varm["gpnsf_loadings"][~left], small[name].varm["gpnsf_loadings"], rtol=1e-4
+        )
 
 
 @pytest.mark.parametrize("layers", ["counts", {"rna": "counts", "atac": "counts"}])
@@ -505,7 +566,9 @@ def test_a_given_lengthscale_is_kept_in_the_unit_of_the_coordinates(mdata, share
     fit(mdata, lengthscale=lengthscale, field=field, n_inducing=25)
     info = mdata.uns["gpnsf"]
     assert info["is_spatial"].any()
-    np.testing.assert_allclose(info["kernel"]["lengthscale"][info["is_spatial"]], lengthscale, rtol=1e-4)
+    np.testing.assert_allclose(
+        info["kernel"]["lengthscale"][info["is_spatial"]], lengthscale, rtol=1e-4
+    )
 
 
 def test_learnt_lengthscales_tell_fine_from_coarse_patterns():
@@ -515,7 +578,14 @@ def test_learnt_lengthscales_tell_fine_from_coarse_patterns():
     counts = rng.poisson(np.column_stack([coarse, fine]).repeat(8, axis=1) + 0.1)
     adata = AnnData(sp.csr_matrix(counts.astype(np.float32)), obsm={"spatial": xy})
     gpnsf.tl.fit(
-        adata, "nsf", n_factors=2, likelihoods="poisson", size_factors=None, max_steps=80, init="spot", progress=False
+        adata,
+        "nsf",
+        n_factors=2,
+        likelihoods="poisson",
+        size_factors=None,
+        max_steps=80,
+        init="spot",
+        progress=False,
     )
     order, correlation = match_factors(np.column_stack([coarse, fine]), adata.obsm["X_gpnsf"])
     lengthscale = adata.uns["gpnsf"]["kernel"]["lengthscale"][order]
@@ -535,7 +605,9 @@ def test_blocks_give_the_same_fit(mdata, monkeypatch):
     other, asked = mdata.copy(), []
     make = core_model.Factorization.blocks
 
-    def blocks(model: Any, dataset: Any, block_size: int | None = None, **options: Any) -> list[core_model.Block]:
+    def blocks(
+        model: Any, dataset: Any, block_size: int | None = None, **options: Any
+    ) -> list[core_model.Block]:
         asked.append(block_size)
         return make(model, dataset, block_size, **options)
 
@@ -592,7 +664,9 @@ def test_counts_coordinates_and_names_are_not_touched(mdata):
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"objective": "monte_carlo"}, {"field": "inducing", "n_inducing": 20}, {"init": "auto"}], ids=str
+    "options",
+    [{}, {"objective": "monte_carlo"}, {"field": "inducing", "n_inducing": 20}, {"init": "auto"}],
+    ids=str,
 )
 def test_the_same_seed_gives_the_same_bits(mdata, options):
     other = mdata.copy()
@@ -601,8 +675,12 @@ def test_the_same_seed_gives_the_same_bits(mdata, options):
     for slot in ("X_gpnsf", "X_gpnsf_smooth", "X_gpnsf_std"):
         np.testing.assert_array_equal(mdata.obsm[slot], other.obsm[slot])
     for name in ("rna", "atac"):
-        np.testing.assert_array_equal(mdata[name].varm["gpnsf_loadings"], other[name].varm["gpnsf_loadings"])
-    np.testing.assert_array_equal(mdata.uns["gpnsf"]["history"]["elbo"], other.uns["gpnsf"]["history"]["elbo"])
+        np.testing.assert_array_equal(
+            mdata[name].varm["gpnsf_loadings"], other[name].varm["gpnsf_loadings"]
+        )
+    np.testing.assert_array_equal(
+        mdata.uns["gpnsf"]["history"]["elbo"], other.uns["gpnsf"]["history"]["elbo"]
+    )
 
 
 def test_progress_is_shown_on_request(mdata, capsys):
@@ -697,7 +775,9 @@ def test_the_fitted_field_describes_the_spots(mdata, field):
     process = restore_field(state["process"])
     m, v = process.marginals(process.locate(dataset.coords, dataset.library))
     smooth = (m + 0.5 * v.clamp_max(1.0)).exp()[:, state["order"]].numpy()
-    np.testing.assert_allclose(smooth / smooth.mean(0), mdata.obsm["X_gpnsf_smooth"][:, :2], rtol=1e-3)
+    np.testing.assert_allclose(
+        smooth / smooth.mean(0), mdata.obsm["X_gpnsf_smooth"][:, :2], rtol=1e-3
+    )
 
 
 # ---- recovery of a simulated truth ----------------------------------------------------------------------------------
@@ -717,7 +797,15 @@ def test_the_fitted_field_describes_the_spots(mdata, field):
 def test_simulated_patterns_are_recovered(recipe, bar, likelihood, seed):
     mdata = getattr(gpnsf.datasets, recipe)(seed=seed)
     rna = mdata["rna"].copy()
-    gpnsf.tl.fit(rna, n_factors=7, n_spatial=4, likelihoods=likelihood, size_factors=None, seed=seed, progress=False)
+    gpnsf.tl.fit(
+        rna,
+        n_factors=7,
+        n_spatial=4,
+        likelihoods=likelihood,
+        size_factors=None,
+        seed=seed,
+        progress=False,
+    )
     found = match_factors(rna.obsm["true_factors"][:, :4], rna.obsm["X_gpnsf"][:, :4])[1]
     assert found.mean() >= bar
     assert rna.uns["gpnsf"]["converged"]
@@ -726,7 +814,13 @@ def test_simulated_patterns_are_recovered(recipe, bar, likelihood, seed):
 @pytest.mark.slow
 def test_two_modalities_are_better_than_one_where_counts_are_few():
     mdata = gpnsf.datasets.ggblocks(depth=0.003, seed=0)
-    options = {"n_factors": 7, "n_spatial": 4, "size_factors": None, "split": "assumed", "progress": False}
+    options = {
+        "n_factors": 7,
+        "n_spatial": 4,
+        "size_factors": None,
+        "split": "assumed",
+        "progress": False,
+    }
     found = []
     for modalities in (["rna"], ["rna", "atac"]):
         gpnsf.tl.fit(mdata, modalities=modalities, **options)
@@ -770,7 +864,10 @@ def test_without_spatial_order_nothing_is_called_spatial(patterned):
     assert not record["is_spatial"].any()
     assert record["factor_names"] == [f"nonspatial_{k}" for k in range(1, 6)]
     assert record["starts"]["best"] != "tested"
-    for scores in (shuffled.obs["gpnsf_spatial_importance"], shuffled.var["gpnsf_spatial_importance"]):
+    for scores in (
+        shuffled.obs["gpnsf_spatial_importance"],
+        shuffled.var["gpnsf_spatial_importance"],
+    ):
         assert (scores == 0).all()
     np.testing.assert_allclose(shuffled.obsm["X_gpnsf"].mean(0), 1, rtol=1e-3)
 
@@ -782,7 +879,11 @@ def test_what_fails_goes_behind_what_passes(patterned):
     n_spatial = record["is_spatial"].sum()
     assert 3 <= n_spatial < 7
     assert record["is_spatial"].tolist() == [True] * n_spatial + [False] * (7 - n_spatial)
-    assert record["spatial_test"]["z"][:n_spatial].min() > 3 >= record["spatial_test"]["z"][n_spatial:].max()
+    assert (
+        record["spatial_test"]["z"][:n_spatial].min()
+        > 3
+        >= record["spatial_test"]["z"][n_spatial:].max()
+    )
 
 
 @pytest.mark.parametrize("n_noise", [2, 7])
@@ -790,10 +891,14 @@ def test_factors_that_held_out_counts_do_not_show_are_dropped(patterned, monkeyp
     """Nonspatial ones; where nothing is left, the largest stays."""
     noise = np.arange(7) >= 7 - n_noise
     monkeypatch.setattr(SpatialTest, "noise", lambda self, log_factors: noise)
-    monkeypatch.setattr("gpnsf.core.inference.fitting.passed", lambda z: np.full(len(z), n_noise < 7))
+    monkeypatch.setattr(
+        "gpnsf.core.inference.fitting.passed", lambda z: np.full(len(z), n_noise < 7)
+    )
     monkeypatch.setattr("gpnsf.core.inference.fitting.TRAINED", 2.0)
     options = {**SPLIT, "n_factors": 7, "n_spatial": 3, "max_steps": 60}
     fitted = gpnsf.tl.fit(patterned, **options, copy=True)
     record = fitted.uns["gpnsf"]
-    assert fitted.obsm["X_gpnsf"].shape[1] == len(record["spatial_test"]["z"]) == max(7 - n_noise, 1)
+    assert (
+        fitted.obsm["X_gpnsf"].shape[1] == len(record["spatial_test"]["z"]) == max(7 - n_noise, 1)
+    )
     assert record["n_factors_asked"] == 7

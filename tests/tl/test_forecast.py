@@ -28,7 +28,9 @@ def test_object_and_file_are_forecast_alike(mdata, tmp_path):
 
 
 def test_it_takes_the_arguments_of_fit_and_refuses_what_fit_refuses(mdata):
-    short = gpnsf.tl.forecast(mdata, "nsf", n_factors=3, max_steps=4, refine=False, seed=3, progress=False, copy=True)
+    short = gpnsf.tl.forecast(
+        mdata, "nsf", n_factors=3, max_steps=4, refine=False, seed=3, progress=False, copy=True
+    )
     assert short.stages["local stage"] == 0
     assert short.stages["test"] == 0
     with pytest.raises(TypeError, match="n_factor"):
@@ -41,7 +43,9 @@ def test_it_takes_the_arguments_of_fit_and_refuses_what_fit_refuses(mdata):
 
 def test_lengthscales_are_in_the_unit_of_the_coordinates(mdata):
     half = float(abs(mdata.obsm["spatial"] - mdata.obsm["spatial"].mean(0)).max())
-    short, long = (gpnsf.tl.forecast(mdata, n_factors=3, lengthscale=half * share) for share in (0.06, 0.5))
+    short, long = (
+        gpnsf.tl.forecast(mdata, n_factors=3, lengthscale=half * share) for share in (0.06, 0.5)
+    )
     assert short.parts["field"] > 10 * long.parts["field"]
 
 
@@ -50,8 +54,16 @@ def test_a_fit_that_cannot_fit_is_refused_before_anything_is_done(mdata, monkeyp
     with pytest.raises(MemoryError) as caught:
         gpnsf.tl.fit(mdata, n_factors=3, max_steps=2, progress=False)
     message = str(caught.value)
-    assert message.startswith("Expected a fit that fits into memory; got one that needs about 0.079")
-    for remedy in ("block_size", "path of the file", "gpnsf.settings.memory_budget", "use_var", "n_factors"):
+    assert message.startswith(
+        "Expected a fit that fits into memory; got one that needs about 0.079"
+    )
+    for remedy in (
+        "block_size",
+        "path of the file",
+        "gpnsf.settings.memory_budget",
+        "use_var",
+        "n_factors",
+    ):
         assert remedy in message
     assert "gpnsf" not in mdata.uns
 
@@ -69,7 +81,9 @@ def test_a_long_fit_is_announced(mdata, monkeypatch, caplog, long, level):
     monkeypatch.setattr(memory, "LONG", long)
     with caplog.at_level(logging.DEBUG, logger="gpnsf"):
         gpnsf.tl.fit(mdata, n_factors=3, max_steps=1, progress=False)
-    assert {record.levelno for record in caplog.records if record.message.startswith("Forecast: 0.079")} == {level}
+    assert {
+        record.levelno for record in caplog.records if record.message.startswith("Forecast: 0.079")
+    } == {level}
 
 
 @pytest.mark.slow

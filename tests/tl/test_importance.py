@@ -33,7 +33,9 @@ def naive(mean, loadings, is_spatial):
     share = []
     for h in mean:
         signal = [h[k] * sum(W[:, k].sum() for W in loadings) for k in range(len(h))]
-        share.append(sum(s for s, spatial in zip(signal, is_spatial, strict=True) if spatial) / sum(signal))
+        share.append(
+            sum(s for s, spatial in zip(signal, is_spatial, strict=True) if spatial) / sum(signal)
+        )
     return np.array(share)
 
 
@@ -52,9 +54,13 @@ def test_values_follow_the_definition_over_all_modalities_and_over_each():
     spatial_importance(data)
     loadings = {name: mod.varm["gpnsf_loadings"] for name, mod in data.mod.items()}
     is_spatial = data.uns["gpnsf"]["is_spatial"]
-    np.testing.assert_allclose(data.obs[KEY], naive(data.obsm["X_gpnsf"], loadings.values(), is_spatial), rtol=1e-4)
+    np.testing.assert_allclose(
+        data.obs[KEY], naive(data.obsm["X_gpnsf"], loadings.values(), is_spatial), rtol=1e-4
+    )
     for name, mod in data.mod.items():
-        np.testing.assert_allclose(mod.obs[KEY], naive(mod.obsm["X_gpnsf"], [loadings[name]], is_spatial), rtol=1e-4)
+        np.testing.assert_allclose(
+            mod.obs[KEY], naive(mod.obsm["X_gpnsf"], [loadings[name]], is_spatial), rtol=1e-4
+        )
 
 
 def test_leaving_out_factors_changes_importance_top_factor_and_drops_the_std(caplog, monkeypatch):
@@ -101,7 +107,9 @@ def test_views_and_disagreeing_slots_are_refused():
     with pytest.raises(ValueError, match=r"a view of 10 observations.*copy"):
         spatial_importance(data[:10])
     data.obsm["X_gpnsf_std"] = data.obsm["X_gpnsf_std"][:, :2]
-    with pytest.raises(ValueError, match=r"'X_gpnsf_std' in obsm of shape \(36, 4\).*got \(36, 2\)"):
+    with pytest.raises(
+        ValueError, match=r"'X_gpnsf_std' in obsm of shape \(36, 4\).*got \(36, 2\)"
+    ):
         spatial_importance(data)
 
 
@@ -117,7 +125,9 @@ def test_the_null_model_has_size_factors_and_the_nonspatial_factors(monkeypatch)
     spatial_importance(data, null="permutation")
     ((spatial, null),) = asked
     size = np.asarray(data.X.sum(axis=1)).ravel()
-    expected = np.column_stack([data.obsm["X_gpnsf"][:, 2:], np.ones(64)]) * (size / size.mean())[:, None]
+    expected = (
+        np.column_stack([data.obsm["X_gpnsf"][:, 2:], np.ones(64)]) * (size / size.mean())[:, None]
+    )
     np.testing.assert_allclose(null, expected, rtol=1e-5)
     np.testing.assert_array_equal(spatial, data.obsm["X_gpnsf_smooth"][:, :2])
 
@@ -132,7 +142,9 @@ def simulated(depth=0.3):
     mean = data.obsm["true_factors"] @ loadings.T + data.var["true_background"].to_numpy()
     mean[:, 1] = 0
     data.X = sp.csr_matrix(rng.poisson(depth * mean).astype(np.float32))
-    gpnsf.tl.fit(data, n_factors=7, n_spatial=4, size_factors=None, max_steps=60, init="spot", progress=False)
+    gpnsf.tl.fit(
+        data, n_factors=7, n_spatial=4, size_factors=None, max_steps=60, init="spot", progress=False
+    )
     return data
 
 
@@ -164,7 +176,14 @@ def test_permutation_takes_what_batches_multiply_for_no_pattern():
     mean = data.obsm["true_factors"] @ loadings.T + data.var["true_background"].to_numpy()
     data.X = sp.csr_matrix(rng.poisson(0.5 * multipliers[half] * mean).astype(np.float32))
     data.obs["run"] = np.array(["b", "a"])[half]
-    options = {"n_factors": 7, "n_spatial": 4, "size_factors": None, "max_steps": 60, "init": "spot", "progress": False}
+    options = {
+        "n_factors": 7,
+        "n_spatial": 4,
+        "size_factors": None,
+        "max_steps": 60,
+        "init": "spot",
+        "progress": False,
+    }
     gpnsf.tl.fit(data, batch_key="run", split="assumed", **options)
     spatial_importance(data, null="permutation", n_permutations=50)
     assert (data.var[f"{KEY}_p"][null] < 0.05).mean() < 0.16
@@ -216,8 +235,16 @@ def test_p_values_go_with_the_importance_that_they_belong_to(tested):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"null": "bootstrap"}, ValueError, r"`null` to be one of 'permutation' or None.*'bootstrap'"),
-        ({"null": "permutation", "n_permutations": 5}, ValueError, r"`n_permutations`.*at least 20.*5"),
+        (
+            {"null": "bootstrap"},
+            ValueError,
+            r"`null` to be one of 'permutation' or None.*'bootstrap'",
+        ),
+        (
+            {"null": "permutation", "n_permutations": 5},
+            ValueError,
+            r"`n_permutations`.*at least 20.*5",
+        ),
         ({"null": "permutation", "seed": -1}, ValueError, "`seed`"),
         ({"null": "permutation", "seed": 0.5}, TypeError, "`seed`"),
     ],
@@ -230,6 +257,8 @@ def test_bad_arguments_are_refused(arguments, error, message):
 def test_values_that_are_no_counts_have_no_permutation_test():
     data = fitted.anndata(n_obs=36, likelihood="gaussian")
     before = data.var.copy()
-    with pytest.raises(ValueError, match=r"counts for null='permutation'.*'gaussian' of modality 'rna'.*raw counts"):
+    with pytest.raises(
+        ValueError, match=r"counts for null='permutation'.*'gaussian' of modality 'rna'.*raw counts"
+    ):
         spatial_importance(data, null="permutation")
     assert data.var.equals(before)

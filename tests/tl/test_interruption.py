@@ -93,8 +93,12 @@ def test_the_file_of_a_complete_fit_is_removed(kind, mdata, tmp_path):
     assert "checkpoint" not in annotated.uns["gpnsf"]["params"]
 
 
-@pytest.mark.parametrize(("value", "error"), [("missing/fit.npz", FileNotFoundError), ("", IsADirectoryError)])
-def test_a_file_that_cannot_be_written_is_refused_before_the_fit(value, error, mdata, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("value", "error"), [("missing/fit.npz", FileNotFoundError), ("", IsADirectoryError)]
+)
+def test_a_file_that_cannot_be_written_is_refused_before_the_fit(
+    value, error, mdata, tmp_path, monkeypatch
+):
     monkeypatch.setattr(training, "fit", None)
     with pytest.raises(error, match="Expected `checkpoint` to be a file"):
         fit(mdata, checkpoint=tmp_path / value)
@@ -107,7 +111,9 @@ def test_a_file_of_other_data_is_refused(mdata, adata, tmp_path, ctrl_c):
     with pytest.raises(KeyboardInterrupt):
         fit(mdata, checkpoint=path)
     mdata["rna"].X.data[0] += 1
-    with pytest.raises(ValueError, match=r"fit.npz', which differs in counts of rna .*Repeat the call"):
+    with pytest.raises(
+        ValueError, match=r"fit.npz', which differs in counts of rna .*Repeat the call"
+    ):
         fit(mdata, checkpoint=path)
     assert path.exists()
 
@@ -115,7 +121,18 @@ def test_a_file_of_other_data_is_refused(mdata, adata, tmp_path, ctrl_c):
 def test_the_command_ends_with_130_and_goes_on(mdata, tmp_path, ctrl_c, capsys):
     source, target, path = (str(tmp_path / name) for name in ("in.h5mu", "out.h5mu", "fit.npz"))
     mdata.write(source)
-    line = ["fit", source, target, "--max-steps", "20", "--init", "spot", "--no-progress", "--checkpoint", path]
+    line = [
+        "fit",
+        source,
+        target,
+        "--max-steps",
+        "20",
+        "--init",
+        "spot",
+        "--no-progress",
+        "--checkpoint",
+        path,
+    ]
     assert cli.main(line) == 130
     printed = capsys.readouterr().err
     assert "gpnsf fit: interrupted" in printed
@@ -140,10 +157,17 @@ def test_eight_deaths_leave_no_trace(tmp_path):
     context, generator = multiprocessing.get_context("forkserver"), random.Random(0)
     context.set_forkserver_preload(["gpnsf.tl.fit", "gpnsf.datasets.tissue", "interrupted"])
     expected, seconds = {}, {}
-    for case, (patience, options) in enumerate([(50.0, {}), (0.0, {"objective": "monte_carlo", "n_samples": 1})] * 2):
+    for case, (patience, options) in enumerate(
+        [(50.0, {}), (0.0, {"objective": "monte_carlo", "n_samples": 1})] * 2
+    ):
         began, target = time.perf_counter(), str(tmp_path / f"expected_{case % 2}.npz")
-        start(context, target, str(tmp_path / "whole"), patience, options).join()  # the second time without the imports
-        seconds[patience], expected[patience] = time.perf_counter() - began, (options, dict(np.load(target)))
+        start(
+            context, target, str(tmp_path / "whole"), patience, options
+        ).join()  # the second time without the imports
+        seconds[patience], expected[patience] = (
+            time.perf_counter() - began,
+            (options, dict(np.load(target))),
+        )
     deaths = went_on = 0
     while deaths < 8:
         patience = (50.0, 0.0)[deaths % 2]
@@ -169,7 +193,11 @@ def test_eight_deaths_leave_no_trace(tmp_path):
 
 def test_random_states_are_as_before(mdata):
     def states() -> list[Any]:
-        return [torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate()]  # noqa: NPY002
+        return [
+            torch.get_rng_state().tolist(),
+            np.random.get_state()[1].tolist(),  # noqa: NPY002
+            random.getstate(),
+        ]
 
     import sklearn.cluster  # draws from Python's generator when it is first imported
 
@@ -197,4 +225,6 @@ def test_blocks_change_the_last_digits_only(mdata):
     for other in results[1:]:
         np.testing.assert_allclose(other["elbo"], results[0]["elbo"], rtol=1e-3)
         for name in ("X_gpnsf", "X_gpnsf_smooth", "rna gpnsf_loadings"):
-            assert np.abs(other[name] - results[0][name]).max() < 5e-3 * np.abs(results[0][name]).max()
+            assert (
+                np.abs(other[name] - results[0][name]).max() < 5e-3 * np.abs(results[0][name]).max()
+            )

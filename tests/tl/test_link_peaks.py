@@ -51,7 +51,9 @@ def test_the_table_is_tidy_and_survives_a_file(linked, tmp_path):
     assert table["distance"].abs().max() <= 150_000
     assert table[["p", "q"]].stack().between(0, 1, inclusive="right").all()
     linked.write_h5mu(tmp_path / "links.h5mu")
-    pd.testing.assert_frame_equal(mudata.read_h5mu(tmp_path / "links.h5mu").uns["gpnsf_links"], table)
+    pd.testing.assert_frame_equal(
+        mudata.read_h5mu(tmp_path / "links.h5mu").uns["gpnsf_links"], table
+    )
 
 
 def test_planted_links_are_found(linked):
@@ -129,9 +131,17 @@ def test_features_without_signal_are_left_out(planted):
         ({"n_permutations": 1}, ValueError, "n_permutations"),
         ({"pairs": [("gene_1", "peak_1")]}, TypeError, "`pairs` to be a DataFrame"),
         ({"pairs": pd.DataFrame({"gene": ["gene_1"]})}, KeyError, "'peak'"),
-        ({"pairs": pd.DataFrame({"gene": ["gene_1"] * 2, "peak": ["peak_1"] * 2})}, ValueError, "1 of 2 again"),
+        (
+            {"pairs": pd.DataFrame({"gene": ["gene_1"] * 2, "peak": ["peak_1"] * 2})},
+            ValueError,
+            "1 of 2 again",
+        ),
         ({"pairs": pd.DataFrame({"gene": ["gene_1"], "peak": ["peak_x"]})}, KeyError, "peak_x"),
-        ({"annotation": pd.DataFrame({"chrom": ["1"], "start": [1], "end": [2]}, ["TP53"])}, ValueError, "none of 200"),
+        (
+            {"annotation": pd.DataFrame({"chrom": ["1"], "start": [1], "end": [2]}, ["TP53"])},
+            ValueError,
+            "none of 200",
+        ),
         (
             {"pairs": pd.DataFrame({"gene": ["gene_1"], "peak": ["peak_1"], "distance": ["12bp"]})},
             TypeError,

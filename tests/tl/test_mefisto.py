@@ -37,9 +37,17 @@ def waves(n_side: int = 8, n_genes: int = 24, seed: int = 0) -> ad.AnnData:
     rng = np.random.default_rng(seed)
     x, y = np.meshgrid(*[np.linspace(-1, 1, n_side)] * 2)
     H = np.exp(np.column_stack([np.sin(2 * x.ravel()), np.cos(3 * y.ravel())]))
-    adata = ad.AnnData(sp.csr_matrix(rng.poisson(8 * H[:, np.arange(n_genes) % 2]).astype(np.float32)))
-    adata.obs_names, adata.var_names = [f"spot{i}" for i in range(n_side**2)], [f"gene{j}" for j in range(n_genes)]
-    adata.obsm["spatial"], adata.obsm["truth"] = 500 + 200 * np.column_stack([x.ravel(), y.ravel()]), np.log(H)
+    adata = ad.AnnData(
+        sp.csr_matrix(rng.poisson(8 * H[:, np.arange(n_genes) % 2]).astype(np.float32))
+    )
+    adata.obs_names, adata.var_names = (
+        [f"spot{i}" for i in range(n_side**2)],
+        [f"gene{j}" for j in range(n_genes)],
+    )
+    adata.obsm["spatial"], adata.obsm["truth"] = (
+        500 + 200 * np.column_stack([x.ravel(), y.ravel()]),
+        np.log(H),
+    )
     return adata
 
 
@@ -75,8 +83,20 @@ def test_every_slot_is_written_on_the_object_and_its_modalities(fitted):
     record = fitted.uns["mefisto"]
     assert record["factor_names"] == ["factor_1", "factor_2"]
     assert record["params"] == {
-        **{"n_factors": 2, "modalities": ["rna", "atac"], "layers": None, "use_var": None, "spatial_key": "spatial"},
-        **{"library_key": None, "size_factors": None, "n_inducing": 200, "max_steps": 31, "seed": 0},
+        **{
+            "n_factors": 2,
+            "modalities": ["rna", "atac"],
+            "layers": None,
+            "use_var": None,
+            "spatial_key": "spatial",
+        },
+        **{
+            "library_key": None,
+            "size_factors": None,
+            "n_inducing": 200,
+            "max_steps": 31,
+            "seed": 0,
+        },
         **{"key_added": "mefisto", "model": "mefisto"},
     }
     assert set(record["variance_explained"]) == {"rna", "atac"}
@@ -86,7 +106,9 @@ def test_every_slot_is_written_on_the_object_and_its_modalities(fitted):
 
 
 def test_the_patterns_are_found_where_some_spots_lack_a_modality(fitted):
-    assert match_factors(fitted["rna"].obsm["truth"], fitted["rna"].obsm["X_mefisto"])[1].min() > 0.95
+    assert (
+        match_factors(fitted["rna"].obsm["truth"], fitted["rna"].obsm["X_mefisto"])[1].min() > 0.95
+    )
     assert fitted["atac"].n_obs < fitted.n_obs
     assert fitted.uns["mefisto"]["is_spatial"].all()
 
@@ -98,7 +120,9 @@ def test_length_scales_are_in_the_unit_of_the_coordinates(fitted):
     for mod in metres.mod.values():
         mod.obsm["spatial"] *= 1e-6
     run(metres, max_steps=31)
-    np.testing.assert_allclose(metres.uns["mefisto"]["kernel"]["lengthscale"], 1e-6 * ell, rtol=1e-4)
+    np.testing.assert_allclose(
+        metres.uns["mefisto"]["kernel"]["lengthscale"], 1e-6 * ell, rtol=1e-4
+    )
 
 
 def test_the_tools_that_read_factors_read_these(fitted):
@@ -239,7 +263,9 @@ def test_modalities_choose_what_is_read():
 
 def test_slices_at_the_same_places_have_fields_of_their_own():
     first, second = waves(7), waves(7, seed=1)
-    second.X = second.X[::-1].copy()  # what is left in one is right in the other; up and down are alike
+    second.X = second.X[
+        ::-1
+    ].copy()  # what is left in one is right in the other; up and down are alike
     second.obsm["truth"] = second.obsm["truth"][::-1].copy()
     second.obs_names = [f"other{i}" for i in range(second.n_obs)]
     data = ad.concat({"a": first, "b": second}, label="slice")
@@ -252,13 +278,17 @@ def test_slices_at_the_same_places_have_fields_of_their_own():
 
 def test_without_mofapy2_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "mofapy2", None)
-    with pytest.raises(ImportError, match=r"Expected mofapy2 .*; got no such package\. .*gpnsf\[mefisto\]"):
+    with pytest.raises(
+        ImportError, match=r"Expected mofapy2 .*; got no such package\. .*gpnsf\[mefisto\]"
+    ):
         run(waves())
 
 
 def test_a_fit_that_does_not_fit_into_memory_is_refused(monkeypatch):
     monkeypatch.setattr(sys.modules["gpnsf.tl.mefisto"], "available_memory", lambda: 1e5)
-    with pytest.raises(MemoryError, match="Expected a fit that fits into memory; got .* GB are left. Pass fewer"):
+    with pytest.raises(
+        MemoryError, match="Expected a fit that fits into memory; got .* GB are left. Pass fewer"
+    ):
         run(waves())
 
 
@@ -299,7 +329,9 @@ CASES = [
     Case("no factors", {"n_factors": 0}, says="`n_factors`"),
     Case("more factors than features", {"n_factors": 9}, says="24 observations and 8 features"),
     Case("factors of a fraction", {"n_factors": 2.5}, TypeError),
-    Case("unknown modality", {"modalities": ["rna", "protein"]}, KeyError, "'protein'", sections.pair),
+    Case(
+        "unknown modality", {"modalities": ["rna", "protein"]}, KeyError, "'protein'", sections.pair
+    ),
     Case("unknown layer", {"layers": "raw"}, KeyError, "there: 'counts'"),
     Case("unknown features", {"use_var": "highly_variable"}, KeyError),
     Case("unknown coordinates", {"spatial_key": "umap"}, KeyError, "there: 'spatial'"),
@@ -310,7 +342,12 @@ CASES = [
     Case("no steps", {"max_steps": 0}),
     Case("seed below zero", {"seed": -1}),
     Case("progress as text", {"progress": "yes"}, TypeError),
-    Case("key of a modality", {"key_added": "atac"}, says="names of the modalities", make=sections.pair),
+    Case(
+        "key of a modality",
+        {"key_added": "atac"},
+        says="names of the modalities",
+        make=sections.pair,
+    ),
     Case("key with a slash", {"key_added": "my/fit"}, says="without '/'"),
     Case("copy of nothing", {"copy": None}, TypeError),
     Case("a view", {}, says=".copy()", make=lambda: sections.section()[:20]),

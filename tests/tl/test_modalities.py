@@ -14,7 +14,9 @@ from gpnsf.core.scores.metrics import match_factors
 SHORT = {"n_factors": 4, "n_spatial": 2, "split": "assumed", "progress": False}
 
 
-def protein(data: MuData, *, n_features: int = 12, gaussian: bool = False, seed: int = 0) -> AnnData:
+def protein(
+    data: MuData, *, n_features: int = 12, gaussian: bool = False, seed: int = 0
+) -> AnnData:
     """Simulated counts of proteins, or their logarithms, that follow the factors of a simulated section."""
     rng = np.random.default_rng(seed)
     factors = data.obsm["true_factors"]
@@ -22,7 +24,9 @@ def protein(data: MuData, *, n_features: int = 12, gaussian: bool = False, seed:
     counts = rng.poisson(factors @ loadings.T + 2).astype(np.float32)
     values = np.log1p(counts) if gaussian else counts
     names = [f"protein_{j}" for j in range(n_features)]
-    return AnnData(values, obs=pd.DataFrame(index=data.obs_names.copy()), var=pd.DataFrame(index=names))
+    return AnnData(
+        values, obs=pd.DataFrame(index=data.obs_names.copy()), var=pd.DataFrame(index=names)
+    )
 
 
 def three(data: MuData, **options) -> MuData:
@@ -43,7 +47,14 @@ def fitted(request, simulated):
     """Three modalities, each of them lacking in some spots."""
     data = three(simulated, gaussian=request.param == "gaussian")
     mods = ["rna", "atac", "protein"]
-    gpnsf.tl.fit(data, modalities=mods, likelihoods={"protein": request.param}, max_steps=30, init="spot", **SHORT)
+    gpnsf.tl.fit(
+        data,
+        modalities=mods,
+        likelihoods={"protein": request.param},
+        max_steps=30,
+        init="spot",
+        **SHORT,
+    )
     return data
 
 
@@ -54,7 +65,9 @@ def test_three_modalities_share_the_factors_of_all_spots(fitted):
     for name, mod in fitted.mod.items():
         assert mod.varm["gpnsf_loadings"].shape == (mod.n_vars, 4)
         rows = fitted.obs_names.get_indexer(mod.obs_names)
-        np.testing.assert_array_equal(mod.obsm["X_gpnsf"], fitted.obsm["X_gpnsf"][rows], err_msg=name)
+        np.testing.assert_array_equal(
+            mod.obsm["X_gpnsf"], fitted.obsm["X_gpnsf"][rows], err_msg=name
+        )
 
 
 def test_every_modality_is_explained(fitted):
@@ -110,7 +123,9 @@ def turned_slices(**options) -> MuData:
 def test_where_a_slice_lies_does_not_matter():
     data = turned_slices(n_obs=90, n_genes=30, n_peaks=30, n_spatial=2)
     moved = data.copy()
-    moved.obsm["spatial"] = data.obsm["spatial"] - np.where(data.obs["library"] == "section_3", 9e4, 0)[:, None]
+    moved.obsm["spatial"] = (
+        data.obsm["spatial"] - np.where(data.obs["library"] == "section_3", 9e4, 0)[:, None]
+    )
     for each in (data, moved):
         gpnsf.tl.fit(each, library_key="library", max_steps=4, init="random", **SHORT)
     np.testing.assert_allclose(moved.obsm["X_gpnsf"], data.obsm["X_gpnsf"], rtol=1e-3, atol=1e-3)
@@ -119,7 +134,12 @@ def test_where_a_slice_lies_does_not_matter():
 def test_slices_may_lack_modalities():
     data = turned_slices(n_obs=90, n_genes=30, n_peaks=30, n_spatial=2)
     library = data.obs["library"].astype(str)
-    part = MuData({"rna": data["rna"].copy(), "atac": data["atac"][(library != "section_2").to_numpy()].copy()})
+    part = MuData(
+        {
+            "rna": data["rna"].copy(),
+            "atac": data["atac"][(library != "section_2").to_numpy()].copy(),
+        }
+    )
     part.obsm["spatial"], part.obs["library"] = data.obsm["spatial"], library
     gpnsf.tl.fit(part, library_key="library", max_steps=4, init="random", **SHORT)
     measured = gpnsf.tl.impute(part, modality="atac").obs["measured"].to_numpy()
@@ -130,16 +150,28 @@ def recovery(data: MuData, rows: np.ndarray, n_spatial: int) -> float:
     """Mean correlation of the true spatial factors with those matched to them, on some rows."""
     truth, estimate = data.obsm["true_factors"], data.obsm["X_gpnsf"]
     columns, _ = match_factors(truth, estimate)
-    return float(np.mean([np.corrcoef(truth[rows, k], estimate[rows, columns[k]])[0, 1] for k in range(n_spatial)]))
+    return float(
+        np.mean(
+            [
+                np.corrcoef(truth[rows, k], estimate[rows, columns[k]])[0, 1]
+                for k in range(n_spatial)
+            ]
+        )
+    )
 
 
 @pytest.mark.slow
 def test_slices_together_are_recovered_no_worse_than_alone():
-    data = turned_slices(n_obs=600, n_genes=200, n_peaks=300, n_spatial=3, n_nonspatial=1, rna_depth=600.0)
+    data = turned_slices(
+        n_obs=600, n_genes=200, n_peaks=300, n_spatial=3, n_nonspatial=1, rna_depth=600.0
+    )
     names = data.obs["library"].astype(str).to_numpy()
     options = {"n_factors": 4, "n_spatial": 3, "init": "spot", "progress": False}
     joint = gpnsf.tl.fit(data, library_key="library", copy=True, **options)
     for name in np.unique(names):
         single = data[names == name].copy()
         gpnsf.tl.fit(single, **options)
-        assert recovery(joint, names == name, 3) >= recovery(single, np.ones(single.n_obs, bool), 3) - 0.01
+        assert (
+            recovery(joint, names == name, 3)
+            >= recovery(single, np.ones(single.n_obs, bool), 3) - 0.01
+        )

@@ -9,7 +9,13 @@ from gpnsf.tl.nearest_genes import nearest_genes
 from gpnsf.tl.rank import rank_features
 
 GENES = pd.DataFrame(
-    {"gene": ["Left", "Right"], "chrom": "chr1", "start": [1000, 9000], "end": [3000, 9900], "strand": ["+", "-"]}
+    {
+        "gene": ["Left", "Right"],
+        "chrom": "chr1",
+        "start": [1000, 9000],
+        "end": [3000, 9900],
+        "strand": ["+", "-"],
+    }
 )
 
 

@@ -21,10 +21,18 @@ def through_pickle(parcel):
 
 
 def test_a_fit_does_not_notice(mdata):
-    arguments = {"n_factors": 3, "max_steps": 3, "library_key": "side", "copy": True, "progress": False}
+    arguments = {
+        "n_factors": 3,
+        "max_steps": 3,
+        "library_key": "side",
+        "copy": True,
+        "progress": False,
+    }
     mdata.obs["side"] = np.where(mdata.obsm["spatial"][:, 0] > 100, "right", "left")
     again = through_pickle(pack(mdata, counts_of(mdata, ["rna", "atac"]), obsm="spatial"))
-    np.testing.assert_array_equal(fit(again, **arguments).obsm["X_gpnsf"], fit(mdata, **arguments).obsm["X_gpnsf"])
+    np.testing.assert_array_equal(
+        fit(again, **arguments).obsm["X_gpnsf"], fit(mdata, **arguments).obsm["X_gpnsf"]
+    )
 
 
 def test_rows_keep_their_order_where_modalities_lack_some(mdata):

@@ -44,7 +44,13 @@ def fits(simulated) -> Callable[[str], MuData]:
     def find(case: str) -> MuData:
         if case not in made:
             made[case] = prepared(simulated)
-            short = {"n_factors": 4, "max_steps": 20, "init": "spot", "split": "assumed", "progress": False}
+            short = {
+                "n_factors": 4,
+                "max_steps": 20,
+                "init": "spot",
+                "split": "assumed",
+                "progress": False,
+            }
             gpnsf.tl.fit(made[case], **short, **CASES[case])
         return made[case].copy()
 
@@ -75,7 +81,9 @@ def spatial(data: MuData | AnnData) -> np.ndarray:
 def test_without_coordinates_the_smooth_part_comes_back(fits, case):
     data = fits(case)
     predicted, where = gpnsf.tl.predict(data), spatial(data)
-    np.testing.assert_allclose(predicted.X[:, where], data.obsm["X_gpnsf_smooth"][:, where], rtol=2e-3, atol=1e-6)
+    np.testing.assert_allclose(
+        predicted.X[:, where], data.obsm["X_gpnsf_smooth"][:, where], rtol=2e-3, atol=1e-6
+    )
     np.testing.assert_array_equal(predicted.X[:, ~where], 1)
     assert predicted.obs_names.equals(data.obs_names)
     assert predicted.var_names.tolist() == list(data.uns["gpnsf"]["factor_names"])
@@ -83,7 +91,9 @@ def test_without_coordinates_the_smooth_part_comes_back(fits, case):
     assert predicted.layers["std"].shape == predicted.shape == (150, 4)
     assert (predicted.layers["std"] > 0).all()
     assert predicted.X.dtype == predicted.layers["std"].dtype == np.float32
-    np.testing.assert_array_equal(predicted.var["lengthscale"], data.uns["gpnsf"]["kernel"]["lengthscale"])
+    np.testing.assert_array_equal(
+        predicted.var["lengthscale"], data.uns["gpnsf"]["kernel"]["lengthscale"]
+    )
 
 
 @each_case
@@ -105,7 +115,9 @@ def test_signed_factors_have_mean_zero(simulated):
         gpnsf.tl.fit(adata, model, n_factors=3, max_steps=6, progress=False)
         predicted = gpnsf.tl.predict(adata)
         if mean is None:
-            np.testing.assert_allclose(predicted.X, adata.obsm["X_gpnsf_smooth"], rtol=2e-3, atol=1e-4)
+            np.testing.assert_allclose(
+                predicted.X, adata.obsm["X_gpnsf_smooth"], rtol=2e-3, atol=1e-4
+            )
         else:
             np.testing.assert_array_equal(predicted.X, mean)
         assert (predicted.layers["std"] > 0).all()
@@ -115,7 +127,10 @@ def test_anndata_predicts_too(simulated):
     adata = as_anndata(simulated)
     where = spatial(adata)
     np.testing.assert_allclose(
-        gpnsf.tl.predict(adata).X[:, where], adata.obsm["X_gpnsf_smooth"][:, where], rtol=2e-3, atol=1e-6
+        gpnsf.tl.predict(adata).X[:, where],
+        adata.obsm["X_gpnsf_smooth"][:, where],
+        rtol=2e-3,
+        atol=1e-6,
     )
 
 
@@ -130,7 +145,15 @@ def test_the_object_is_not_touched(fitted):
 
 def test_fits_are_told_apart_by_key(fitted):
     expected = gpnsf.tl.predict(fitted).X
-    gpnsf.tl.fit(fitted, n_factors=2, n_spatial=2, max_steps=3, init="random", key_added="other", progress=False)
+    gpnsf.tl.fit(
+        fitted,
+        n_factors=2,
+        n_spatial=2,
+        max_steps=3,
+        init="random",
+        key_added="other",
+        progress=False,
+    )
     assert gpnsf.tl.predict(fitted, key="other").shape == (150, 2)
     np.testing.assert_array_equal(gpnsf.tl.predict(fitted).X, expected)
     with pytest.raises(KeyError, match="third"):
@@ -146,7 +169,9 @@ def test_each_row_is_predicted_by_itself(fits, case):
     coords = np.random.default_rng(0).uniform(-500, 2500, (40, 2))
     together = gpnsf.tl.predict(data, coords)
     order = np.random.default_rng(1).permutation(40)
-    np.testing.assert_allclose(gpnsf.tl.predict(data, coords[order]).X, together.X[order], rtol=1e-4)
+    np.testing.assert_allclose(
+        gpnsf.tl.predict(data, coords[order]).X, together.X[order], rtol=1e-4
+    )
     np.testing.assert_allclose(gpnsf.tl.predict(data, coords[:1]).X, together.X[:1], rtol=1e-4)
     frame = pd.DataFrame(coords, columns=["x", "y"])
     np.testing.assert_array_equal(gpnsf.tl.predict(data, frame).X, together.X)
@@ -189,7 +214,14 @@ def test_coordinates_may_have_one_or_three_dimensions(simulated, n_dims):
     adata.obsm["spatial"] = np.random.default_rng(0).uniform(0, 9, (150, n_dims))
     field = "hilbert" if n_dims == 1 else "inducing"
     gpnsf.tl.fit(
-        adata, n_factors=4, field=field, n_inducing=25, max_steps=6, init="random", split="assumed", progress=False
+        adata,
+        n_factors=4,
+        field=field,
+        n_inducing=25,
+        max_steps=6,
+        init="random",
+        split="assumed",
+        progress=False,
     )
     predicted = gpnsf.tl.predict(adata, adata.obsm["spatial"][:7])
     np.testing.assert_allclose(predicted.X, gpnsf.tl.predict(adata)[:7].X, rtol=1e-4)
@@ -227,7 +259,9 @@ def test_a_feature_name_with_two_meanings_is_refused(fitted, twin):
 def test_modalities_of_features_can_be_named(fitted):
     data = fitted.copy()
     data["atac"].var_names = ["gene_1", *data["atac"].var_names[1:]]
-    found = gpnsf.tl.predict(data, features={"atac": "gene_1", "rna": ["gene_3", "gene_1"]}).obsm["expected"]
+    found = gpnsf.tl.predict(data, features={"atac": "gene_1", "rna": ["gene_3", "gene_1"]}).obsm[
+        "expected"
+    ]
     assert list(found) == ["atac:gene_1", "rna:gene_3", "rna:gene_1"]
     before = gpnsf.tl.predict(fitted, features=["peak_1", "gene_3", "gene_1"]).obsm["expected"]
     np.testing.assert_array_equal(found, before)
@@ -314,7 +348,10 @@ def test_predictions_survive_mudata_files(fits, case, kind, tmp_path):
     data = fits(case)
     coords = data.obsm["spatial"][:9] + 3.0
     library = "second" if case == "slices" else None
-    before = gpnsf.tl.predict(data), gpnsf.tl.predict(data, coords, library=library) if spatial(data).any() else None
+    before = (
+        gpnsf.tl.predict(data),
+        gpnsf.tl.predict(data, coords, library=library) if spatial(data).any() else None,
+    )
     write, read = MUDATA_FILES[kind]
     write(data, tmp_path / "fit")
     again = read(tmp_path / "fit")
@@ -322,7 +359,9 @@ def test_predictions_survive_mudata_files(fits, case, kind, tmp_path):
     if before[1] is not None:
         same(gpnsf.tl.predict(again, coords, library=library), before[1])
     np.testing.assert_array_equal(again.obsm["X_gpnsf"], data.obsm["X_gpnsf"])
-    np.testing.assert_array_equal(again["atac"].varm["gpnsf_loadings"], data["atac"].varm["gpnsf_loadings"])
+    np.testing.assert_array_equal(
+        again["atac"].varm["gpnsf_loadings"], data["atac"].varm["gpnsf_loadings"]
+    )
     np.testing.assert_array_equal(
         again["rna"].obs["gpnsf_spatial_importance"], data["rna"].obs["gpnsf_spatial_importance"]
     )
@@ -375,7 +414,10 @@ def test_a_fit_that_was_read_can_be_fitted_again(fits, field, tmp_path):
 # ---- in the hands of others -----------------------------------------------------------------------------------------
 
 others_warn = pytest.mark.filterwarnings(
-    "ignore::DeprecationWarning", "ignore::PendingDeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"
+    "ignore::DeprecationWarning",
+    "ignore::PendingDeprecationWarning",
+    "ignore::FutureWarning",
+    "ignore::UserWarning",
 )
 
 
@@ -399,8 +441,12 @@ def test_scanpy_embeds_the_factors_and_files_hold_the_result(fitted, tmp_path):
     assert np.isfinite(fitted.obsm["X_umap"]).all()
     fitted.write(tmp_path / "fit.h5mu")
     fitted.write_zarr(tmp_path / "fit.zarr")
-    np.testing.assert_array_equal(mudata.read(tmp_path / "fit.h5mu").obsm["X_umap"], fitted.obsm["X_umap"])
-    np.testing.assert_array_equal(mudata.read_zarr(tmp_path / "fit.zarr").obsm["X_gpnsf"], fitted.obsm["X_gpnsf"])
+    np.testing.assert_array_equal(
+        mudata.read(tmp_path / "fit.h5mu").obsm["X_umap"], fitted.obsm["X_umap"]
+    )
+    np.testing.assert_array_equal(
+        mudata.read_zarr(tmp_path / "fit.zarr").obsm["X_gpnsf"], fitted.obsm["X_gpnsf"]
+    )
 
 
 @pytest.mark.slow
@@ -409,10 +455,16 @@ def test_squidpy_takes_the_factors(fitted):
     squidpy = pytest.importorskip("squidpy")
     factors = gpnsf.tl.factor_adata(fitted)
     squidpy.gr.spatial_neighbors_knn(factors, n_neighs=6)
-    squidpy.gr.spatial_autocorr(factors, mode="moran", genes=factors.var_names.tolist(), show_progress_bar=False)
+    squidpy.gr.spatial_autocorr(
+        factors, mode="moran", genes=factors.var_names.tolist(), show_progress_bar=False
+    )
     moran = factors.uns["moranI"]["I"][factors.var_names]
-    assert moran[factors.var["is_spatial"]].max() > max(0.3, moran[~factors.var["is_spatial"]].max())
-    squidpy.pl.spatial_scatter(factors, color=list(factors.var_names[:2]), shape=None, library_id=None)
+    assert moran[factors.var["is_spatial"]].max() > max(
+        0.3, moran[~factors.var["is_spatial"]].max()
+    )
+    squidpy.pl.spatial_scatter(
+        factors, color=list(factors.var_names[:2]), shape=None, library_id=None
+    )
 
 
 def test_one_slice_keeps_its_column_and_no_coordinates_are_invented(adata):

@@ -10,7 +10,18 @@ from gpnsf.io import fits
 from gpnsf.keys import Keys
 from gpnsf.tl.rank import rank_features
 
-COLUMNS = ["factor", "modality", "feature", "rank", "score", "loading", "loading_std", "share", "lift", "importance"]
+COLUMNS = [
+    "factor",
+    "modality",
+    "feature",
+    "rank",
+    "score",
+    "loading",
+    "loading_std",
+    "share",
+    "lift",
+    "importance",
+]
 
 
 @pytest.fixture(scope="module")
@@ -20,8 +31,12 @@ def toy():
 
 def test_what_is_expected_of_a_factor_counts_the_background_as_well():
     weights = Weights(np.array([[1.0, 1.0], [1.0, 0.0]]), 0)
-    np.testing.assert_allclose(weights.expected(), [4 / 3, 2 / 3])  # the factor has two thirds of everything
-    np.testing.assert_allclose(weights.expected(np.array([0.0, 1.0])), [1.0, 1.0])  # and half of it with the background
+    np.testing.assert_allclose(
+        weights.expected(), [4 / 3, 2 / 3]
+    )  # the factor has two thirds of everything
+    np.testing.assert_allclose(
+        weights.expected(np.array([0.0, 1.0])), [1.0, 1.0]
+    )  # and half of it with the background
 
 
 def with_loadings(W):
@@ -54,7 +69,9 @@ def test_numbers_are_those_of_the_definition(toy):
         assert row.loading == pytest.approx(w[2], rel=1e-5)
         assert row.share == pytest.approx(w[2] / w.sum(), rel=1e-5)
         assert row.lift == pytest.approx(w[2] / expected, rel=1e-5)
-        assert row.score == pytest.approx(w[2] * np.log(w[2] / expected) - w[2] + expected, rel=1e-4)
+        assert row.score == pytest.approx(
+            w[2] * np.log(w[2] / expected) - w[2] + expected, rel=1e-4
+        )
 
 
 def test_the_posterior_score_is_the_lower_end_of_the_interval_over_the_part_in_the_section(toy):
@@ -75,7 +92,10 @@ def with_std(W, std, n_obs=400):
     """The same with standard deviations of the loadings and no background."""
     data = fitted.anndata(n_obs=n_obs, n_factors=W.shape[1], n_spatial=1, n_genes=W.shape[0])
     data.var_names = [f"g{j}" for j in range(W.shape[0])]
-    data.varm[Keys().loadings], data.varm[Keys().loadings_std] = W.astype(np.float32), std.astype(np.float32)
+    data.varm[Keys().loadings], data.varm[Keys().loadings_std] = (
+        W.astype(np.float32),
+        std.astype(np.float32),
+    )
     data.var[Keys().background] = np.float32(0)
     return data
 
@@ -89,7 +109,10 @@ def test_what_is_sure_and_specific_comes_before_what_is_abundant_or_unsure():
     assert table["feature"].tolist() == ["g1", "g0", "g2"]
     assert table["score"].iloc[0] > 0.3
     assert table["score"].iloc[-1] < 0
-    assert rank_features(with_std(W, std), factors="spatial_1", method="lift")["feature"].iloc[0] == "g2"
+    assert (
+        rank_features(with_std(W, std), factors="spatial_1", method="lift")["feature"].iloc[0]
+        == "g2"
+    )
 
 
 def test_the_surer_of_two_equal_loadings_is_first():
@@ -103,7 +126,9 @@ def test_rare_features_are_left_out_unless_all_are_rare():
     rng = np.random.default_rng(0)
     W = np.vstack([rng.gamma(5, 1, (100, 2)), [0.1, 0]])
     data = with_std(W, 0.01 * W)
-    assert "g100" not in set(rank_features(data, factors="spatial_1", n_features=200)["feature"])  # .1 x 400 = 40
+    assert "g100" not in set(
+        rank_features(data, factors="spatial_1", n_features=200)["feature"]
+    )  # .1 x 400 = 40
     table = rank_features(data, factors="spatial_1", n_features=200, min_counts=39)
     assert table["feature"].iloc[0] == "g100"
     shallow = with_std(W / 1e3, 1e-5 * W)
@@ -144,14 +169,19 @@ def lymph_node():
 def test_lift_prefers_specific_and_abundant_features():
     housekeeping, noise, marker, other = [100, 100], [0.001, 0], [20, 1], [1, 20]
     data = with_loadings(np.array([housekeeping, noise, marker, other]))
-    best = {method: rank_features(data, method=method, factors="spatial_1") for method in ("lift", "loading", "share")}
+    best = {
+        method: rank_features(data, method=method, factors="spatial_1")
+        for method in ("lift", "loading", "share")
+    }
     assert best["lift"]["feature"].iloc[0] == "g2"
     assert best["loading"]["feature"].iloc[0] == "g0"
     assert best["share"]["feature"].iloc[0] == "g1"
 
 
 def test_specificity_is_the_share_above_the_next():
-    data = with_loadings(np.array([[6.0, 3.0, 1.0], [5.0, 0.0, 5.0], [1.0, 9.0, 0.0], [0.0, 0.0, 0.0]]))
+    data = with_loadings(
+        np.array([[6.0, 3.0, 1.0], [5.0, 0.0, 5.0], [1.0, 9.0, 0.0], [0.0, 0.0, 0.0]])
+    )
     table = rank_features(data, method="specificity")
     assert table[["factor", "feature"]].to_numpy().tolist() == [
         ["spatial_1", "g0"],
@@ -160,13 +190,18 @@ def test_specificity_is_the_share_above_the_next():
         ["nonspatial_2", "g1"],
     ]
     np.testing.assert_allclose(table["score"], [0.3, 0, 0.8, 0], atol=1e-6)
-    assert rank_features(with_loadings(np.array([[2.0]])), method="specificity")["score"].tolist() == [1.0]
+    assert rank_features(with_loadings(np.array([[2.0]])), method="specificity")[
+        "score"
+    ].tolist() == [1.0]
 
 
 def test_features_without_signal_or_below_the_expected_share_are_left_out():
     data = with_loadings(np.array([[5, 1], [1, 5], [0, 0], [3, 0]]))
     assert set(rank_features(data, factors="spatial_1", method="lift")["feature"]) == {"g0", "g3"}
-    assert set(rank_features(data, factors="nonspatial_1", method="loading")["feature"]) == {"g0", "g1"}
+    assert set(rank_features(data, factors="nonspatial_1", method="loading")["feature"]) == {
+        "g0",
+        "g1",
+    }
 
 
 def test_a_single_factor_ranks_by_loading():

@@ -66,7 +66,10 @@ def test_groups_are_found_and_every_slot_is_written(done):
 
 def test_loadings_expect_the_normalised_values(done):
     for mod in done.mod.values():
-        values, expected = core.normalised(mod.X).toarray(), mod.obsm["X_scai"] @ mod.varm["scai_loadings"].T
+        values, expected = (
+            core.normalised(mod.X).toarray(),
+            mod.obsm["X_scai"] @ mod.varm["scai_loadings"].T,
+        )
         np.testing.assert_allclose(expected.mean(), values.mean(), rtol=0.15)
         assert np.corrcoef(expected.mean(axis=0), values.mean(axis=0))[0, 1] > 0.99
 
@@ -129,7 +132,10 @@ def test_modalities_layers_and_key_may_have_other_names(simulated):
 
 
 def test_cells_of_a_modality_may_come_in_another_order(simulated):
-    done, mdata = simulated.copy(), sections.mudata(rna=simulated["rna"].copy(), atac=simulated["atac"][::-1].copy())
+    done, mdata = (
+        simulated.copy(),
+        sections.mudata(rna=simulated["rna"].copy(), atac=simulated["atac"][::-1].copy()),
+    )
     for data in (done, mdata):
         scai(data, n_factors=5, layer_added="averaged", **QUICK)
     np.testing.assert_array_equal(mdata.obsm["X_scai"], done.obsm["X_scai"])
@@ -355,7 +361,10 @@ def test_a_layer_that_is_too_large_is_refused_before_any_work(simulated, monkeyp
     wide = simulated.copy()
     monkeypatch.setattr(core, "fit", lambda *_, **__: pytest.fail("the fit began"))
     monkeypatch.setattr(core, "memory", lambda _: 0)
-    with gpnsf.settings.override(memory_budget=1e5), pytest.raises(ValueError, match="250 x 3000, 0.003 GB"):
+    with (
+        gpnsf.settings.override(memory_budget=1e5),
+        pytest.raises(ValueError, match="250 x 3000, 0.003 GB"),
+    ):
         scai(wide, n_factors=3, layer_added="averaged", progress=False)
 
 

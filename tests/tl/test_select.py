@@ -38,7 +38,17 @@ def searched(curve, *, depth=1000.0, noise=0.0, orders=None, objectives=None):
         factors = rng.uniform(size=(50, K))
         order = (orders or {}).get(K, 1)
         objective = (objectives or {}).get(K, -total)
-        runs[K, None] = [Run(deviance, np.full(25, 1000 / 25), factors, np.arange(K) < order, order, objective, 1.0)]
+        runs[K, None] = [
+            Run(
+                deviance,
+                np.full(25, 1000 / 25),
+                factors,
+                np.arange(K) < order,
+                order,
+                objective,
+                1.0,
+            )
+        ]
     groups = np.arange(50) % 25
     return Search(None, [], {}, depth, {}, [0], Tasks(1, False), groups, runs)
 
@@ -64,8 +74,14 @@ def test_within_a_standard_error_the_smaller_one_wins():
     ("curve", "words"),
     [
         ({3: 700, 4: 500, 5: 600}, None),
-        ({3: 700, 4: 600, 5: 500}, "5 is the largest number that was tried: a larger one may do better."),
-        ({3: 500, 4: 600, 5: 700}, "3 is the smallest number that was tried: a smaller one may do better."),
+        (
+            {3: 700, 4: 600, 5: 500},
+            "5 is the largest number that was tried: a larger one may do better.",
+        ),
+        (
+            {3: 500, 4: 600, 5: 700},
+            "3 is the smallest number that was tried: a smaller one may do better.",
+        ),
         ({3: 500}, None),
     ],
 )
@@ -120,7 +136,10 @@ def test_a_grid_of_both_numbers(adata):
     table = select_n_factors(adata, n_factors=[2, 3], n_spatial=[1, 3], **FAST)
     assert table[["n_factors", "n_spatial"]].to_numpy().tolist() == [[2, 1], [3, 1], [3, 3]]
     chosen = table[table.recommended].iloc[0]
-    assert (table.attrs["n_factors"], table.attrs["n_spatial"]) == (chosen.n_factors, chosen.n_spatial)
+    assert (table.attrs["n_factors"], table.attrs["n_spatial"]) == (
+        chosen.n_factors,
+        chosen.n_spatial,
+    )
 
 
 @pytest.mark.slow
@@ -139,7 +158,13 @@ def test_layers_features_and_columns_are_those_of_a_fit(mdata):
     mdata["rna"].var["chosen"] = np.arange(mdata["rna"].n_vars) < 30
     mdata.obs["side"] = np.where(mdata.obsm["spatial"][:, 0] > 100, "right", "left")
     table = select_n_factors(
-        mdata, n_factors=[2], layers={"rna": "counts"}, use_var="chosen", library_key="side", batch_key="side", **FAST
+        mdata,
+        n_factors=[2],
+        layers={"rna": "counts"},
+        use_var="chosen",
+        library_key="side",
+        batch_key="side",
+        **FAST,
     )
     assert np.isfinite(table.deviance).all()
 
@@ -154,13 +179,17 @@ def test_without_numbers_it_looks_between_and_beyond(adata, monkeypatch):
         self.runs.update(found.runs)
 
     monkeypatch.setattr(Search, "run", run)
-    monkeypatch.setattr(Search, "verdict", lambda self: {"n_factors": self.chosen[0], "n_spatial": 1, "reason": ""})
+    monkeypatch.setattr(
+        Search, "verdict", lambda self: {"n_factors": self.chosen[0], "n_spatial": 1, "reason": ""}
+    )
     table = select_n_factors(adata, **FAST)
     assert table.attrs["n_factors"] == 10
     assert calls[0] == [3, 5, 8, 12, 18]
     assert len(table) <= 9
     deviance = lambda K: 900 - K
-    assert select_n_factors(adata, **FAST).n_factors.max() == adata.n_vars  # as many as there are features
+    assert (
+        select_n_factors(adata, **FAST).n_factors.max() == adata.n_vars
+    )  # as many as there are features
 
 
 def test_deviance_by_groups_adds_up_to_that_of_all(adata):
@@ -202,6 +231,8 @@ def test_wrong_arguments(adata, arguments, error, message):
 @pytest.mark.slow
 def test_numbers_are_found():
     data = datasets.ggblocks(n_side=18, n_genes=200, n_peaks=36, depth=0.3, seed=0)["rna"]
-    table = select_n_factors(data, n_factors=[5, 6, 7, 8, 10], n_seeds=1, n_jobs=1, size_factors=None, progress=False)
+    table = select_n_factors(
+        data, n_factors=[5, 6, 7, 8, 10], n_seeds=1, n_jobs=1, size_factors=None, progress=False
+    )
     assert abs(table.attrs["n_factors"] - 7) <= 1
     assert abs(table.attrs["n_spatial"] - 4) <= 1

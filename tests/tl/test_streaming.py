@@ -26,9 +26,21 @@ import gpnsf
 from gpnsf.core import types
 from gpnsf.io import files, streaming
 
-ANNOUNCED = ("ignore:Writing zarr v2", "ignore:zarr v3 autosharding", "ignore:Consolidated metadata", "ignore:From 0.4")
+ANNOUNCED = (
+    "ignore:Writing zarr v2",
+    "ignore:zarr v3 autosharding",
+    "ignore:Consolidated metadata",
+    "ignore:From 0.4",
+)
 pytestmark = pytest.mark.filterwarnings(*ANNOUNCED)
-SHORT = {"n_factors": 3, "n_spatial": 2, "max_steps": 6, "init": "spot", "split": "assumed", "progress": False}
+SHORT = {
+    "n_factors": 3,
+    "n_spatial": 2,
+    "max_steps": 6,
+    "init": "spot",
+    "split": "assumed",
+    "progress": False,
+}
 
 
 def fit(data: Any, **options: Any) -> Any:
@@ -51,7 +63,11 @@ def reread(path: Path) -> AnnData | MuData:
 
 def digest(path: Path) -> str:
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
-    parts = [part.relative_to(path).as_posix().encode() + part.read_bytes() for part in files if part.is_file()]
+    parts = [
+        part.relative_to(path).as_posix().encode() + part.read_bytes()
+        for part in files
+        if part.is_file()
+    ]
     return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
@@ -59,13 +75,26 @@ def slots(data: AnnData | MuData) -> dict[str, np.ndarray]:
     """Every array that a fit leaves behind."""
     found, holders = {}, {"": data, **(dict(data.mod) if isinstance(data, MuData) else {})}
     for prefix, holder in holders.items():
-        for attribute in ("obsm", "varm", "obs", "var") if prefix or isinstance(data, AnnData) else ("obsm", "obs"):
+        for attribute in (
+            ("obsm", "varm", "obs", "var")
+            if prefix or isinstance(data, AnnData)
+            else ("obsm", "obs")
+        ):
             mapping = getattr(holder, attribute)
-            names = [name for name in mapping if name.startswith(("gpnsf", "X_gpnsf")) and "top" not in name]
+            names = [
+                name
+                for name in mapping
+                if name.startswith(("gpnsf", "X_gpnsf")) and "top" not in name
+            ]
             found |= {f"{prefix} {attribute} {name}": np.asarray(mapping[name]) for name in names}
     info = data.uns["gpnsf"]
-    found |= {"elbo": np.asarray(info["history"]["elbo"]), "lengthscale": info["kernel"]["lengthscale"]}
-    return found | {f"explained {name}": np.asarray(share) for name, share in info["variance_explained"].items()}
+    found |= {
+        "elbo": np.asarray(info["history"]["elbo"]),
+        "lengthscale": info["kernel"]["lengthscale"],
+    }
+    return found | {
+        f"explained {name}": np.asarray(share) for name, share in info["variance_explained"].items()
+    }
 
 
 def same(found: AnnData | MuData, expected: AnnData | MuData, atol: float = 0.0) -> None:
@@ -74,7 +103,11 @@ def same(found: AnnData | MuData, expected: AnnData | MuData, atol: float = 0.0)
     assert first.keys() == second.keys()
     for name, value in second.items():
         np.testing.assert_allclose(
-            first[name], value, rtol=0, atol=atol * np.nanmax(np.abs(value), initial=0), err_msg=str(name)
+            first[name],
+            value,
+            rtol=0,
+            atol=atol * np.nanmax(np.abs(value), initial=0),
+            err_msg=str(name),
         )
 
 
@@ -89,7 +122,9 @@ def test_the_path_of_anndata_gets_the_slots_of_a_fit_in_memory(adata, tmp_path, 
     found = reread(path)
     same(found, adata)
     assert (found.X != adata.X).nnz == 0
-    assert found.var["gpnsf_top_factor"].astype(str).tolist() == adata.var["gpnsf_top_factor"].tolist()
+    assert (
+        found.var["gpnsf_top_factor"].astype(str).tolist() == adata.var["gpnsf_top_factor"].tolist()
+    )
     assert os.listdir(tmp_path) == [path.name]
 
 
@@ -100,7 +135,10 @@ def test_the_path_of_mudata_gets_the_slots_of_a_fit_in_memory(mdata, tmp_path, s
     fit(mdata)
     found = reread(path)
     same(found, mdata)
-    assert {name: (mod.X != mdata[name].X).nnz for name, mod in found.mod.items()} == {"rna": 0, "atac": 0}
+    assert {name: (mod.X != mdata[name].X).nnz for name, mod in found.mod.items()} == {
+        "rna": 0,
+        "atac": 0,
+    }
     predicted, expected = gpnsf.tl.predict(found), gpnsf.tl.predict(mdata)
     np.testing.assert_array_equal(predicted.X, expected.X)
 
@@ -141,7 +179,9 @@ def test_every_way_of_reading_says_the_same(mdata, tmp_path, options):
     np.testing.assert_array_equal(found.obsm[f"X_{key}"], mdata.obsm[f"X_{key}"])
     for name, mod in found.mod.items():
         if f"{key}_loadings" in mdata[name].varm:
-            np.testing.assert_array_equal(mod.varm[f"{key}_loadings"], mdata[name].varm[f"{key}_loadings"])
+            np.testing.assert_array_equal(
+                mod.varm[f"{key}_loadings"], mdata[name].varm[f"{key}_loadings"]
+            )
 
 
 def partial(mdata: MuData) -> MuData:
@@ -183,7 +223,9 @@ def test_blocks_do_not_change_the_fit(adata, n_blocks):
     fit(adata, likelihoods="poisson", max_steps=30)
     fit(other, likelihoods="poisson", max_steps=30, block_size=-(-adata.n_obs // n_blocks))
     for key in ("X_gpnsf", "X_gpnsf_smooth", "X_gpnsf_std"):
-        np.testing.assert_allclose(other.obsm[key], adata.obsm[key], rtol=0, atol=1e-4 * adata.obsm[key].max())
+        np.testing.assert_allclose(
+            other.obsm[key], adata.obsm[key], rtol=0, atol=1e-4 * adata.obsm[key].max()
+        )
     W, again = (data.varm["gpnsf_loadings"] for data in (adata, other))
     np.testing.assert_allclose(again, W, rtol=0, atol=1e-4 * W.max())
 
@@ -194,7 +236,10 @@ def test_blocks_do_not_change_the_fit(adata, n_blocks):
 @pytest.mark.parametrize("suffix", [".h5mu", pytest.param(".zarr", marks=pytest.mark.slow)])
 def test_a_second_fit_replaces_the_first_and_nothing_else(mdata, tmp_path, suffix):
     mdata.obsm["other"], mdata.uns["more"] = np.ones((150, 2)), {"a": 1}
-    mdata["rna"].layers["counts"], mdata["rna"].obs["type"] = mdata["rna"].X.copy(), pd.Categorical(["x", "y"] * 75)
+    mdata["rna"].layers["counts"], mdata["rna"].obs["type"] = (
+        mdata["rna"].X.copy(),
+        pd.Categorical(["x", "y"] * 75),
+    )
     path = written(mdata, tmp_path, suffix)
     before = reread(path)
     fit(path, batch_key="type")
@@ -221,7 +266,9 @@ def test_a_fit_that_was_written_by_memory_is_replaced_too(mdata, tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".h5ad", pytest.param(".zarr", marks=pytest.mark.slow)])
-def test_a_crash_while_writing_leaves_a_file_without_half_a_fit(adata, tmp_path, monkeypatch, suffix):
+def test_a_crash_while_writing_leaves_a_file_without_half_a_fit(
+    adata, tmp_path, monkeypatch, suffix
+):
     fit(adata, seed=3)
     path = written(adata, tmp_path, suffix)
     before = digest(path)
@@ -287,7 +334,9 @@ def unreadable_table(path: Path) -> None:
     (lambda path: path.chmod(0o444), PermissionError, "Expected a file that can be written to; got .* read-only"),
     (lambda path: shutil.move(path, path.with_suffix(".gone")), FileNotFoundError, "Expected a file that exists"),
 ])  # fmt: skip
-def test_a_bad_file_is_refused_and_left_as_it_is(adata, tmp_path, monkeypatch, change, error, message):
+def test_a_bad_file_is_refused_and_left_as_it_is(
+    adata, tmp_path, monkeypatch, change, error, message
+):
     monkeypatch.setattr(types, "BLOCK_ROWS", 20)
     path = written(adata, tmp_path, ".h5ad")
     change(path)
@@ -302,20 +351,28 @@ def test_a_bad_file_is_refused_and_left_as_it_is(adata, tmp_path, monkeypatch, c
 def test_no_room_for_a_copy_is_an_error_before_the_fit(adata, tmp_path, monkeypatch):
     path = written(adata, tmp_path, ".h5ad")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**6, 10**6, 10))
-    with pytest.raises(OSError, match=r"Expected room for a copy of data\.h5ad beside it; got .*\. Make room"):
+    with pytest.raises(
+        OSError, match=r"Expected room for a copy of data\.h5ad beside it; got .*\. Make room"
+    ):
         fit(path)
 
 
 def test_a_path_has_no_copy_and_a_known_ending(adata, tmp_path):
     with pytest.raises(
-        ValueError, match=r"Expected copy=False where `data` is a path; got copy=True .*\. Copy the file"
+        ValueError,
+        match=r"Expected copy=False where `data` is a path; got copy=True .*\. Copy the file",
     ):
         fit(written(adata, tmp_path, ".h5ad"), copy=True)
     backed = ad.read_h5ad(tmp_path / "data.h5ad", backed="r")
-    with pytest.raises(ValueError, match=r"Expected copy=False for an object .*; got copy=True\. Pass data\.to_memory"):
+    with pytest.raises(
+        ValueError,
+        match=r"Expected copy=False for an object .*; got copy=True\. Pass data\.to_memory",
+    ):
         fit(backed, copy=True)
     backed.file.close()
-    with pytest.raises(ValueError, match=r"Expected a file \.h5ad, \.h5mu, \.zarr; got .*\.loom\. Convert it"):
+    with pytest.raises(
+        ValueError, match=r"Expected a file \.h5ad, \.h5mu, \.zarr; got .*\.loom\. Convert it"
+    ):
         fit(tmp_path / "data.loom")
 
 
@@ -339,7 +396,11 @@ def _killed(*_: Any) -> None:
 
 
 # what is freed goes back to the system at once: else the peak differs by 30 MB from run to run
-ALLOCATOR = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "131072"}
+ALLOCATOR = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": "65536",
+    "MALLOC_TRIM_THRESHOLD_": "131072",
+}
 
 
 def in_process(*arguments: str) -> str:

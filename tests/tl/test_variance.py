@@ -34,9 +34,13 @@ def test_private_factors_are_named(toy):
 
 def test_the_threshold_moves(toy):
     toy.uns["gpnsf"]["variance_explained"]["atac"] = np.array([0.01, 0.0025, 0.01, 0.0])
-    owner = gpnsf.tl.variance_explained(toy, private=0.7).set_index(["modality", "factor"])["private_to"]
+    owner = gpnsf.tl.variance_explained(toy, private=0.7).set_index(["modality", "factor"])[
+        "private_to"
+    ]
     assert owner["rna", "spatial_2"] == "rna"
-    owner = gpnsf.tl.variance_explained(toy, private=0.9).set_index(["modality", "factor"])["private_to"]
+    owner = gpnsf.tl.variance_explained(toy, private=0.9).set_index(["modality", "factor"])[
+        "private_to"
+    ]
     assert owner["rna", "spatial_2"] == ""
 
 
@@ -67,9 +71,19 @@ def test_a_planted_private_factor_is_found():
     own = data.obsm["true_factors"][:, 0]
     loadings = data["atac"].varm["true_loadings"].copy()
     loadings[:, 0] = 0
-    rate = data["atac"].obs["true_size"].to_numpy()[:, None] * (data.obsm["true_factors"] @ loadings.T)
+    rate = data["atac"].obs["true_size"].to_numpy()[:, None] * (
+        data.obsm["true_factors"] @ loadings.T
+    )
     data["atac"].X = (rng.poisson(rate) > 0).astype(np.float32)
-    gpnsf.tl.fit(data, n_factors=4, n_spatial=3, split="assumed", init="spot", size_factors="true_size", progress=False)
+    gpnsf.tl.fit(
+        data,
+        n_factors=4,
+        n_spatial=3,
+        split="assumed",
+        init="spot",
+        size_factors="true_size",
+        progress=False,
+    )
     table = gpnsf.tl.variance_explained(data)
     k = np.argmax([np.corrcoef(own, column)[0, 1] for column in data.obsm["X_gpnsf"].T])
     owners = table.set_index("factor")["private_to"]

@@ -83,7 +83,11 @@ def leave() -> None:
 
 def number() -> int:
     """How many processes share the work that is done now."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() and not _Group.paused else 1
+    return (
+        dist.get_world_size()
+        if dist.is_available() and dist.is_initialized() and not _Group.paused
+        else 1
+    )
 
 
 def rank() -> int:
@@ -109,7 +113,9 @@ def add_up(*tensors: Tensor) -> None:
     flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
     with _in_contact():
         dist.all_reduce(flat)
-    for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+    for tensor, part in zip(
+        tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True
+    ):
         tensor.copy_(part.view_as(tensor))
 
 

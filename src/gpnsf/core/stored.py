@@ -43,23 +43,34 @@ def array(
     bad = ~(np.isfinite(value) & (value >= low) & (value <= high)) & ~(np.isnan(value) & nan)
     if bad.any():
         rule = f"finite values in [{low:g}, {high:g}] for {what}"
-        raise ValueError(problem(rule, f"{bad.sum()} of {bad.size} that are not, the first {value[bad][0]:g}"))
+        raise ValueError(
+            problem(rule, f"{bad.sum()} of {bad.size} that are not, the first {value[bad][0]:g}")
+        )
     return value
 
 
 def number(
-    mapping: Mapping[str, object], key: str, *, low: float, high: float = math.inf, where: str = "the record"
+    mapping: Mapping[str, object],
+    key: str,
+    *,
+    low: float,
+    high: float = math.inf,
+    where: str = "the record",
 ) -> float:
     """A finite number in [low, high]."""
     value, what = _scalar(_entry(mapping, key, where)), f"{key!r} in {where}"
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(problem(f"{what} to be a number", _shown(value)))
     if not math.isfinite(value) or not low <= value <= high:
-        raise ValueError(problem(f"{what} to be a finite number in [{low:g}, {high:g}]", _shown(value)))
+        raise ValueError(
+            problem(f"{what} to be a finite number in [{low:g}, {high:g}]", _shown(value))
+        )
     return value
 
 
-def whole(mapping: Mapping[str, object], key: str, *, low: int, high: int, where: str = "the record") -> int:
+def whole(
+    mapping: Mapping[str, object], key: str, *, low: int, high: int, where: str = "the record"
+) -> int:
     """An integer in [low, high]."""
     value = number(mapping, key, low=low, high=high, where=where)
     if value != int(value):
@@ -83,7 +94,9 @@ def text(mapping: Mapping[str, object], key: str, *, where: str = "the record") 
     return value
 
 
-def option(mapping: Mapping[str, object], key: str, known: Iterable[str], *, where: str = "the record") -> str:
+def option(
+    mapping: Mapping[str, object], key: str, known: Iterable[str], *, where: str = "the record"
+) -> str:
     """A string out of a closed list."""
     value, listed = text(mapping, key, where=where), list(known)
     if value is None or value not in listed:
@@ -92,19 +105,27 @@ def option(mapping: Mapping[str, object], key: str, known: Iterable[str], *, whe
     return value
 
 
-def names(mapping: Mapping[str, object], key: str, *, unique: bool = True, where: str = "the record") -> list[str]:
+def names(
+    mapping: Mapping[str, object], key: str, *, unique: bool = True, where: str = "the record"
+) -> list[str]:
     """One or more strings; no two alike if they are to be ``unique``."""
     value, what = _array(_entry(mapping, key, where), key, where), f"{key!r} in {where}"
     listed = np.atleast_1d(value).tolist()
     if value.ndim > 1 or not listed or not all(isinstance(name, str) for name in listed):
-        raise TypeError(problem(f"{what} to hold strings", f"shape {value.shape} of dtype {value.dtype}"))
+        raise TypeError(
+            problem(f"{what} to hold strings", f"shape {value.shape} of dtype {value.dtype}")
+        )
     if unique and len(set(listed)) < len(listed):
         twice = next(name for name in listed if listed.count(name) > 1)
-        raise ValueError(problem(f"{what} to differ from one another", f"{_shown(twice)} more than once"))
+        raise ValueError(
+            problem(f"{what} to differ from one another", f"{_shown(twice)} more than once")
+        )
     return listed
 
 
-def record(mapping: Mapping[str, object], key: str, *, where: str = "the record") -> Mapping[str, object]:
+def record(
+    mapping: Mapping[str, object], key: str, *, where: str = "the record"
+) -> Mapping[str, object]:
     """A mapping."""
     value = _entry(mapping, key, where)
     if not isinstance(value, Mapping):
@@ -114,7 +135,9 @@ def record(mapping: Mapping[str, object], key: str, *, where: str = "the record"
 
 def _entry(mapping: Mapping[str, object], key: str, where: str) -> object:
     if key not in mapping:
-        raise KeyError(problem(f"{key!r} in {where}", f"only {reprlib.repr([str(name) for name in mapping])}"))
+        raise KeyError(
+            problem(f"{key!r} in {where}", f"only {reprlib.repr([str(name) for name in mapping])}")
+        )
     return mapping[key]
 
 
@@ -123,7 +146,9 @@ def _array(value: object, key: str, where: str) -> np.ndarray:
     try:
         return np.asarray(value)
     except ValueError as error:
-        raise TypeError(problem(f"{key!r} in {where} to be an array", type(value).__name__)) from error
+        raise TypeError(
+            problem(f"{key!r} in {where} to be an array", type(value).__name__)
+        ) from error
 
 
 def _scalar(value: object) -> object:

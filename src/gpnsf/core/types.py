@@ -28,7 +28,17 @@ from typing import Any, Protocol
 import numpy as np
 import scipy.sparse as sp
 
-__all__ = ["TINY", "Dataset", "History", "Posterior", "RowReader", "Start", "View", "parts", "rows_at_a_time"]
+__all__ = [
+    "TINY",
+    "Dataset",
+    "History",
+    "Posterior",
+    "RowReader",
+    "Start",
+    "View",
+    "parts",
+    "rows_at_a_time",
+]
 
 TINY = 1e-20  # added to rates, so that a factor that vanished leaves a finite logarithm
 BLOCK_ROWS = 40_000  # rows of a block: they bound arrays [n, K, K]
@@ -39,7 +49,9 @@ NONZEROS_PER_FEATURE = 200  # of a block that is read: it makes arrays [P, K] of
 HELD_PER_FEATURE = 500  # of a block whose counts are in memory
 
 
-def rows_at_a_time(n_rows: int, n_features: int, nnz: int, per_feature: int = NONZEROS_PER_FEATURE) -> int:
+def rows_at_a_time(
+    n_rows: int, n_features: int, nnz: int, per_feature: int = NONZEROS_PER_FEATURE
+) -> int:
     """Rows whose counts are worth a block and no more than that; all rows where they are few."""
     wanted = max(BLOCK_NONZEROS, per_feature * n_features)
     return max(1, min(n_rows, BLOCK_ROWS, n_rows * wanted // max(nnz, 1)))
@@ -123,7 +135,12 @@ class Dataset:
     def block_size(self) -> int:
         """Rows of a block where nobody asks for another number."""
         n_features = sum(view.counts.shape[1] for view in self.views)
-        return rows_at_a_time(self.n_obs, n_features, self.nnz, HELD_PER_FEATURE if self.held else NONZEROS_PER_FEATURE)
+        return rows_at_a_time(
+            self.n_obs,
+            n_features,
+            self.nnz,
+            HELD_PER_FEATURE if self.held else NONZEROS_PER_FEATURE,
+        )
 
     @property
     def held(self) -> bool:
@@ -136,7 +153,9 @@ class Dataset:
         Codes of slices and batches stay what they are.
         """
         views = tuple(
-            replace(view, counts=view.counts[rows], size=view.size[rows], observed=view.observed[rows])
+            replace(
+                view, counts=view.counts[rows], size=view.size[rows], observed=view.observed[rows]
+            )
             for view in self.views
         )
         batch = None if self.batch is None else self.batch[rows]
@@ -194,4 +213,6 @@ class Posterior:
     lengthscale: np.ndarray  # [K] in half-width units, nan for nonspatial factors
     amplitude: np.ndarray  # [K] standard deviation of the field (nonspatial: of the log factor)
     field: dict[str, object]  # arrays that rebuild the field for prediction, see core.fields
-    multipliers: dict[str, np.ndarray] = dataclass_field(default_factory=dict)  # modality -> [P, S], if any
+    multipliers: dict[str, np.ndarray] = dataclass_field(
+        default_factory=dict
+    )  # modality -> [P, S], if any

@@ -201,7 +201,9 @@ def _simulate(art: str, recipe: str, **settings: Any) -> MuData:
     _check(**settings)
     shapes = _shapes(art, settings["n_side"])
     burst_rng, rna_rng, atac_rng = np.random.default_rng(settings["seed"]).spawn(3)
-    bursts = burst_rng.random((len(shapes), N_NONSPATIAL * settings["nonspatial"])) < BURST_PROBABILITY
+    bursts = (
+        burst_rng.random((len(shapes), N_NONSPATIAL * settings["nonspatial"])) < BURST_PROBABILITY
+    )
     factors = np.hstack([shapes, bursts]).astype(np.float32)
     mods = {
         "rna": _genes(factors, settings["n_genes"], settings["depth"], rna_rng),
@@ -210,7 +212,9 @@ def _simulate(art: str, recipe: str, **settings: Any) -> MuData:
     row, column = np.divmod(np.arange(len(shapes)), settings["n_side"])
     coords = np.column_stack([column, settings["n_side"] - 1 - row])
     settings["atac_open"] = [float(share) for share in settings["atac_open"]]
-    return assemble(mods, coords, factors, {"recipe": recipe, "n_spatial": N_SPATIAL, "settings": settings})
+    return assemble(
+        mods, coords, factors, {"recipe": recipe, "n_spatial": N_SPATIAL, "settings": settings}
+    )
 
 
 def _check(
@@ -229,7 +233,11 @@ def _check(
     Rule(bool, example=True).check("nonspatial", nonspatial)
     Rule(float, 1.0, low=0, above=True).check("depth", depth)
     if depth > 1:
-        raise ValueError(problem("`depth` of at most 1, a share of the full counts", repr(depth), "Pass depth=1.0"))
+        raise ValueError(
+            problem(
+                "`depth` of at most 1, a share of the full counts", repr(depth), "Pass depth=1.0"
+            )
+        )
     shares = np.asarray(atac_open, dtype=np.float64)
     if shares.shape != (2,) or not ((shares >= 0) & (shares <= 1)).all():
         rule = "`atac_open` to be two probabilities, inside and outside"
@@ -246,7 +254,12 @@ def _shapes(art: str, n_side: int) -> np.ndarray:
     # [rows, patterns, columns]
     cells = np.array([[[mark == "#" for mark in part] for part in line] for line in lines])
     zoom = n_side // len(lines)
-    return cells.repeat(zoom, axis=0).repeat(zoom, axis=2).transpose(0, 2, 1).reshape(n_side**2, N_SPATIAL)
+    return (
+        cells.repeat(zoom, axis=0)
+        .repeat(zoom, axis=2)
+        .transpose(0, 2, 1)
+        .reshape(n_side**2, N_SPATIAL)
+    )
 
 
 def _genes(factors: np.ndarray, n_genes: int, depth: float, rng: np.random.Generator) -> AnnData:
@@ -260,22 +273,30 @@ def _genes(factors: np.ndarray, n_genes: int, depth: float, rng: np.random.Gener
     loadings[gene, pattern] = SPATIAL_MEAN - BACKGROUND
     background = np.full(n_genes, BACKGROUND)
     if n_bursts:
-        loadings[gene, N_SPATIAL + rng.integers(0, n_bursts, n_genes)] = NONSPATIAL_MEAN - BACKGROUND
+        loadings[gene, N_SPATIAL + rng.integers(0, n_bursts, n_genes)] = (
+            NONSPATIAL_MEAN - BACKGROUND
+        )
         background += BACKGROUND
     mean = factors @ loadings.T + background
     counts = rng.binomial(rng.negative_binomial(SHAPE, SHAPE / (SHAPE + mean)), depth)
-    adata = modality("gene", counts, factors, depth * loadings, depth * background, n_spatial=N_SPATIAL)
+    adata = modality(
+        "gene", counts, factors, depth * loadings, depth * background, n_spatial=N_SPATIAL
+    )
     return _with_patterns(adata, pattern)
 
 
-def _peaks(factors: np.ndarray, n_peaks: int, atac_open: tuple[float, float], rng: np.random.Generator) -> AnnData:
+def _peaks(
+    factors: np.ndarray, n_peaks: int, atac_open: tuple[float, float], rng: np.random.Generator
+) -> AnnData:
     """Open or closed: one spatial factor per peak."""
     inside, outside = atac_open
     pattern = rng.integers(0, N_SPATIAL, n_peaks)
     loadings = np.zeros((n_peaks, factors.shape[1]))
     loadings[np.arange(n_peaks), pattern] = inside - outside
     is_open = rng.random((len(factors), n_peaks)) < factors @ loadings.T + outside
-    adata = modality("peak", is_open, factors, loadings, np.full(n_peaks, outside), n_spatial=N_SPATIAL)
+    adata = modality(
+        "peak", is_open, factors, loadings, np.full(n_peaks, outside), n_spatial=N_SPATIAL
+    )
     return _with_patterns(adata, pattern)
 
 
@@ -285,7 +306,13 @@ def _with_patterns(adata: AnnData, pattern: np.ndarray) -> AnnData:
 
 
 def modality(
-    prefix: str, counts: Any, factors: np.ndarray, loadings: np.ndarray, background: np.ndarray, *, n_spatial: int
+    prefix: str,
+    counts: Any,
+    factors: np.ndarray,
+    loadings: np.ndarray,
+    background: np.ndarray,
+    *,
+    n_spatial: int,
 ) -> AnnData:
     """Counts [N, P] with the truth that made them; ``prefix`` begins the names of the features."""
     n_obs, n_features = counts.shape
@@ -296,7 +323,9 @@ def modality(
     )
     adata.varm["true_loadings"] = loadings.astype(np.float32)
     adata.var["true_background"] = background
-    adata.var["true_spatial_importance"] = _spatial_share(loadings * factors.mean(axis=0), n_spatial)
+    adata.var["true_spatial_importance"] = _spatial_share(
+        loadings * factors.mean(axis=0), n_spatial
+    )
     adata.obs["true_spatial_importance"] = _spatial_share(factors * loadings.sum(axis=0), n_spatial)
     return adata
 
@@ -308,7 +337,9 @@ def _spatial_share(signal: np.ndarray, n_spatial: int) -> np.ndarray:
     return np.divide(spatial, total, out=np.zeros_like(total), where=total > 0)
 
 
-def assemble(mods: Mapping[str, AnnData], coords: np.ndarray, factors: np.ndarray, truth: Mapping[str, Any]) -> MuData:
+def assemble(
+    mods: Mapping[str, AnnData], coords: np.ndarray, factors: np.ndarray, truth: Mapping[str, Any]
+) -> MuData:
     """The MuData of a simulation, coordinates and true factors on it and each modality."""
     with no_pulling():
         mdata = MuData(dict(mods))
@@ -316,7 +347,10 @@ def assemble(mods: Mapping[str, AnnData], coords: np.ndarray, factors: np.ndarra
         holder.obsm[SPATIAL] = coords.astype(np.float32)
         holder.obsm["true_factors"] = factors.astype(np.float32)
     n_spatial, n_factors = truth["n_spatial"], factors.shape[1]
-    names = [f"spatial_{k + 1}" if k < n_spatial else f"nonspatial_{k + 1 - n_spatial}" for k in range(n_factors)]
+    names = [
+        f"spatial_{k + 1}" if k < n_spatial else f"nonspatial_{k + 1 - n_spatial}"
+        for k in range(n_factors)
+    ]
     mdata.uns["truth"] = {"simulated": True, "factor_names": names, **truth}
     return mdata
 
@@ -326,4 +360,8 @@ def no_pulling() -> AbstractContextManager[Any]:
 
     mudata 0.3 copies them and warns unless told, later versions have no such option.
     """
-    return mudata.set_options(pull_on_update=False) if hasattr(mudata, "set_options") else nullcontext()
+    return (
+        mudata.set_options(pull_on_update=False)
+        if hasattr(mudata, "set_options")
+        else nullcontext()
+    )

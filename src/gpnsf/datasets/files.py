@@ -40,10 +40,18 @@ def load(name: str) -> AnnData | MuData:
     folder = data_dir()
     if folder is None or not folder.is_dir():
         remedy = f"Set it to the folder that holds {name!r}"
-        raise ValueError(problem(f"{VARIABLE} to name a folder of data files", repr(os.environ.get(VARIABLE)), remedy))
+        raise ValueError(
+            problem(
+                f"{VARIABLE} to name a folder of data files", repr(os.environ.get(VARIABLE)), remedy
+            )
+        )
     files = {path.name: path for path in sorted(folder.iterdir()) if path.suffix in SUFFIXES}
-    path = next((files[name + ending] for ending in ("", *SUFFIXES) if name + ending in files), None)
+    path = next(
+        (files[name + ending] for ending in ("", *SUFFIXES) if name + ending in files), None
+    )
     if path is None:
         there = ", ".join(files) or "none"
-        raise KeyError(problem(f"a file in {folder} (there: {there})", repr(name), "Use one of these names"))
+        raise KeyError(
+            problem(f"a file in {folder} (there: {there})", repr(name), "Use one of these names")
+        )
     return mudata.read_h5mu(path) if path.suffix == ".h5mu" else anndata.read_h5ad(path)

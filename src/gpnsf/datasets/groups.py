@@ -54,7 +54,12 @@ SPREAD = {"rna": 1.5, "atac": 0.8}  # standard deviation of the log mean of feat
 
 
 def groups(
-    variant: str = "plain", *, n_obs: int = 500, n_genes: int = 2000, n_peaks: int = 5000, seed: int = 0
+    variant: str = "plain",
+    *,
+    n_obs: int = 500,
+    n_genes: int = 2000,
+    n_peaks: int = 5000,
+    seed: int = 0,
 ) -> MuData:
     """Simulate cells of several groups that differ in genes and in open peaks, without coordinates.
 
@@ -137,7 +142,8 @@ def groups(
         "simulated": True,
         "recipe": "groups",
         "variant": variant,
-        "settings": {name: list(v) if isinstance(v, tuple) else v for name, v in settings.items()} | {"seed": seed},
+        "settings": {name: list(v) if isinstance(v, tuple) else v for name, v in settings.items()}
+        | {"seed": seed},
     }
     return mdata
 
@@ -148,7 +154,9 @@ def _members(shares: Sequence[float], n_obs: int) -> np.ndarray:
     return np.searchsorted(ends, np.arange(n_obs), side="right")
 
 
-def _rates(kind: str, n_features: int, alike: Sequence[int], fold: float, rng: np.random.Generator) -> np.ndarray:
+def _rates(
+    kind: str, n_features: int, alike: Sequence[int], fold: float, rng: np.random.Generator
+) -> np.ndarray:
     """Mean [P, groups] of each feature, higher in the groups that it marks.
 
     Groups that are ``alike`` share their features.
@@ -158,11 +166,14 @@ def _rates(kind: str, n_features: int, alike: Sequence[int], fold: float, rng: n
     return base * np.where(marks[:, list(alike)], fold, 1.0)
 
 
-def _modality(prefix: str, rates: np.ndarray, group: np.ndarray, rng: np.random.Generator) -> AnnData:
+def _modality(
+    prefix: str, rates: np.ndarray, group: np.ndarray, rng: np.random.Generator
+) -> AnnData:
     """A modality with its truth, without counts."""
     size = rng.lognormal(0, SIZE_SD, len(group))
     codes = pd.Categorical(
-        [f"group_{number + 1}" for number in group], [f"group_{k + 1}" for k in range(rates.shape[1])]
+        [f"group_{number + 1}" for number in group],
+        [f"group_{k + 1}" for k in range(rates.shape[1])],
     )
     obs = pd.DataFrame({"true_group": codes, "true_size": size / size.mean()})
     obs.index = [f"cell_{number}" for number in range(1, len(group) + 1)]

@@ -81,8 +81,19 @@ def mixture(
     >>> spots.shape, cells.shape
     ((100, 80), (180, 80))
     """
-    settings = {"n_obs": n_obs, "n_genes": n_genes, "n_types": n_types, "depth": depth, "difference": difference}
-    settings |= {"lengthscale": lengthscale, "n_regions": n_regions, "n_cells": n_cells, "seed": seed}
+    settings = {
+        "n_obs": n_obs,
+        "n_genes": n_genes,
+        "n_types": n_types,
+        "depth": depth,
+        "difference": difference,
+    }
+    settings |= {
+        "lengthscale": lengthscale,
+        "n_regions": n_regions,
+        "n_cells": n_cells,
+        "seed": seed,
+    }
     _check(settings)
     place_rng, type_rng, spot_rng, cell_rng = np.random.default_rng(seed).spawn(4)
     side = int(np.ceil(np.sqrt(n_obs)))
@@ -93,22 +104,41 @@ def mixture(
     profiles /= profiles.sum(axis=0)
     regions = _regions(coords, n_regions, place_rng) if n_regions else None
     if regions is None:
-        options = {"lengthscale": lengthscale * side, "amplitude": 1.5, "abundance": 0.3, "noise": 0.2}
+        options = {
+            "lengthscale": lengthscale * side,
+            "amplitude": 1.5,
+            "abundance": 0.3,
+            "noise": 0.2,
+        }
         share = smooth(coords, n_types, rng=place_rng, **options)
     else:
-        share = regional(regions, n_types, concentration=CONCENTRATION, within=WITHIN, rng=place_rng)
+        share = regional(
+            regions, n_types, concentration=CONCENTRATION, within=WITHIN, rng=place_rng
+        )
     totals = depth * spot_rng.lognormal(-(DEPTH_SD**2) / 2, DEPTH_SD, n_obs)
     spots = _anndata(drawn(share, profiles, totals, spot_rng), "spot")
     spots.obsm[SPATIAL], spots.obsm["true_proportions"] = coords, share.astype(np.float32)
     spots.varm["true_profiles"] = profiles
     if regions is not None:
         spots.obs["region"] = pd.Categorical([f"region_{code + 1}" for code in regions])
-    spots.uns["truth"] = {"simulated": True, "recipe": "mixture", "types": names, "settings": settings}
+    spots.uns["truth"] = {
+        "simulated": True,
+        "recipe": "mixture",
+        "types": names,
+        "settings": settings,
+    }
     return spots, _cells(profiles, names, n_cells, cell_rng)
 
 
 def _check(settings: dict[str, float]) -> None:
-    for name, low in (("n_obs", 4), ("n_genes", 10), ("n_types", 2), ("n_cells", 1), ("n_regions", 0), ("seed", 0)):
+    for name, low in (
+        ("n_obs", 4),
+        ("n_genes", 10),
+        ("n_types", 2),
+        ("n_cells", 1),
+        ("n_regions", 0),
+        ("seed", 0),
+    ):
         Rule(int, 6, low=low).check(name, settings[name])
     for name in ("depth", "difference", "lengthscale"):
         Rule(float, 0.5, low=0, above=True).check(name, settings[name])
@@ -123,7 +153,9 @@ def _regions(coords: np.ndarray, number: int, rng: np.random.Generator) -> np.nd
     return np.linalg.norm(coords[:, None] - centres, axis=2).argmin(axis=1)
 
 
-def _cells(profiles: np.ndarray, names: list[str], number: int, rng: np.random.Generator) -> AnnData:
+def _cells(
+    profiles: np.ndarray, names: list[str], number: int, rng: np.random.Generator
+) -> AnnData:
     """Cells of all types, whose genes vary around the profile of the type."""
     code = np.repeat(np.arange(len(names)), number)
     rate = profiles.T[code] * rng.gamma(CELL_SIZE, 1 / CELL_SIZE, (len(code), len(profiles)))

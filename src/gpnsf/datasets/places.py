@@ -44,5 +44,7 @@ def place(rna: AnnData, atac: AnnData, rng: np.random.Generator) -> pd.DataFrame
 def _most_alike(rna: AnnData, atac: AnnData) -> np.ndarray:
     """Position [P] of the gene whose true loadings have the direction of those of each peak."""
     genes, peaks = (mod.varm["true_loadings"].astype(np.float64) for mod in (rna, atac))
-    genes, peaks = (W / np.maximum(np.linalg.norm(W, axis=1, keepdims=True), 1e-300) for W in (genes, peaks))
+    genes, peaks = (
+        W / np.maximum(np.linalg.norm(W, axis=1, keepdims=True), 1e-300) for W in (genes, peaks)
+    )
     return cKDTree(genes).query(peaks)[1]

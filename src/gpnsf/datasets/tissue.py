@@ -140,10 +140,17 @@ def tissue(
     library = np.arange(n_obs) * n_libraries // n_obs
     sections = [_section(number, layout, layout_rng) for number in np.bincount(library)]
     scales = np.geomspace(*lengthscales, n_spatial) * np.ptp(sections[0][:, 0])
-    factors = np.concatenate([_factors(part, scales, amplitude, n_nonspatial, factor_rng) for part in sections])
+    factors = np.concatenate(
+        [_factors(part, scales, amplitude, n_nonspatial, factor_rng) for part in sections]
+    )
     factors, coords = factors / factors.mean(axis=0), np.concatenate(sections)
     atac_depth = OPEN_SHARE * n_peaks if atac_depth is None else atac_depth
-    shared = {"factors": factors, "n_spatial": n_spatial, "library": library, "batch_effect": batch_effect}
+    shared = {
+        "factors": factors,
+        "n_spatial": n_spatial,
+        "library": library,
+        "batch_effect": batch_effect,
+    }
     rna, rna_size = _features("gene", n_genes, rna_depth, rna_rng, theta=dispersion, **shared)
     atac, atac_size = _features("peak", n_peaks, atac_depth, atac_rng, binary=True, **shared)
     used = settings | {"atac_depth": atac_depth, "lengthscales": list(lengthscales)}
@@ -165,7 +172,9 @@ def _check(settings: dict[str, Any], lengthscales: tuple[float, float]) -> None:
     Rule(float, 0.3, low=0).check("batch_effect", settings["batch_effect"])
     if settings["n_obs"] < 10 * settings["n_libraries"]:
         found = f"n_obs={settings['n_obs']} with n_libraries={settings['n_libraries']}"
-        raise ValueError(problem("at least 10 spots in each section", found, "Raise n_obs or lower n_libraries"))
+        raise ValueError(
+            problem("at least 10 spots in each section", found, "Raise n_obs or lower n_libraries")
+        )
     for name in ("n_spatial", "n_nonspatial", "seed"):
         Rule(int, 2, low=0).check(name, settings[name])
     for name in ("rna_depth", "atac_depth", "dispersion", "amplitude"):
@@ -173,11 +182,15 @@ def _check(settings: dict[str, Any], lengthscales: tuple[float, float]) -> None:
         Rule(float, 2.0, low=0, above=True, optional=optional).check(name, settings[name])
     Rule(str, "hex", options=("hex", "random")).check("layout", settings["layout"])
     if settings["n_spatial"] + settings["n_nonspatial"] == 0:
-        raise ValueError(problem("at least one factor", "n_spatial=0 and n_nonspatial=0", "Pass n_spatial=8"))
+        raise ValueError(
+            problem("at least one factor", "n_spatial=0 and n_nonspatial=0", "Pass n_spatial=8")
+        )
     ends = np.asarray(lengthscales, dtype=np.float64)
     if ends.shape != (2,) or not (np.isfinite(ends).all() and 0 < ends[0] <= ends[1]):
         rule = "`lengthscales` to be a shortest and a longest positive length scale"
-        raise ValueError(problem(rule, repr(lengthscales), "Pass for example lengthscales=(0.06, 0.3)"))
+        raise ValueError(
+            problem(rule, repr(lengthscales), "Pass for example lengthscales=(0.06, 0.3)")
+        )
 
 
 def _section(n_obs: int, layout: str, rng: np.random.Generator) -> np.ndarray:
@@ -190,13 +203,19 @@ def _section(n_obs: int, layout: str, rng: np.random.Generator) -> np.ndarray:
         spots = rng.uniform(0, n_columns, spots.shape)
     x, y = (spots - n_columns / 2).T
     angle = np.arctan2(y, x)
-    outline = 1 + 0.12 * np.cos(2 * angle - 0.5) + 0.06 * np.cos(3 * angle + 1) + 0.03 * np.sin(5 * angle)
+    outline = (
+        1 + 0.12 * np.cos(2 * angle - 0.5) + 0.06 * np.cos(3 * angle + 1) + 0.03 * np.sin(5 * angle)
+    )
     inside = np.sort(np.argsort(np.hypot(x, y) / outline, kind="stable")[:n_obs])
     return SPACING * (spots[inside] - spots[inside].min(axis=0))
 
 
 def _factors(
-    coords: np.ndarray, lengthscales: np.ndarray, amplitude: float, n_nonspatial: int, rng: np.random.Generator
+    coords: np.ndarray,
+    lengthscales: np.ndarray,
+    amplitude: float,
+    n_nonspatial: int,
+    rng: np.random.Generator,
 ) -> np.ndarray:
     """Spatial, then nonspatial factors [N, K] of one section, in any scale."""
     logs = [amplitude * _matern32(coords, lengthscale, rng) for lengthscale in lengthscales]
@@ -211,8 +230,13 @@ def _matern32(coords: np.ndarray, lengthscale: float, rng: np.random.Generator) 
     """
     frequency = rng.standard_normal((2, N_WAVES)) / np.sqrt(rng.chisquare(3, N_WAVES) / 3)
     phase = rng.uniform(0, 2 * np.pi, N_WAVES).astype(np.float32)
-    parts = np.array_split((coords / lengthscale).astype(np.float32), len(coords) * N_WAVES // BLOCK + 1)
-    waves = [np.cos(part @ frequency.astype(np.float32) + phase).sum(axis=1, dtype=np.float64) for part in parts]
+    parts = np.array_split(
+        (coords / lengthscale).astype(np.float32), len(coords) * N_WAVES // BLOCK + 1
+    )
+    waves = [
+        np.cos(part @ frequency.astype(np.float32) + phase).sum(axis=1, dtype=np.float64)
+        for part in parts
+    ]
     return np.sqrt(2 / N_WAVES) * np.concatenate(waves)
 
 
@@ -236,12 +260,18 @@ def _features(
     n_obs, n_factors = len(factors), factors.shape[1]
     size = rng.lognormal(0, SIZE_SD, n_obs)
     size = size / size.mean()
-    loadings = rng.gamma(GAMMA_SHAPE, 1, (n_features, n_factors)) * rng.lognormal(0, 1, (n_features, 1))
+    loadings = rng.gamma(GAMMA_SHAPE, 1, (n_features, n_factors)) * rng.lognormal(
+        0, 1, (n_features, 1)
+    )
     loadings *= depth * n_obs / (size @ factors @ loadings.sum(axis=0))
     multipliers = _multipliers(n_features, int(library.max()) + 1, batch_effect, rng)
     A, W = (size[:, None] * factors).astype(np.float32), loadings.astype(np.float32)
     counts = sp.vstack(
-        [_draw(A[library == code], W * column[:, None], theta, rng) for code, column in enumerate(multipliers.T)], "csr"
+        [
+            _draw(A[library == code], W * column[:, None], theta, rng)
+            for code, column in enumerate(multipliers.T)
+        ],
+        "csr",
     )
     if binary:
         counts.data[:] = 1
@@ -252,7 +282,9 @@ def _features(
     return adata, size
 
 
-def _multipliers(n_features: int, n_libraries: int, sd: float, rng: np.random.Generator) -> np.ndarray:
+def _multipliers(
+    n_features: int, n_libraries: int, sd: float, rng: np.random.Generator
+) -> np.ndarray:
     """Log-normal multipliers [P, S] with mean 1 over the sections.
 
     A single section, or ``sd = 0``, draws nothing.
@@ -263,7 +295,9 @@ def _multipliers(n_features: int, n_libraries: int, sd: float, rng: np.random.Ge
     return (multipliers / multipliers.mean(axis=1, keepdims=True)).astype(np.float32)
 
 
-def _draw(A: np.ndarray, W: np.ndarray, theta: float | None, rng: np.random.Generator) -> sp.csr_matrix:
+def _draw(
+    A: np.ndarray, W: np.ndarray, theta: float | None, rng: np.random.Generator
+) -> sp.csr_matrix:
     """Counts with rates ``A W^T``, Poisson or, with gamma noise on the rates, negative binomial.
 
     A Poisson count is the number of arrivals before time ``rate``: one exponential draw says
@@ -281,4 +315,6 @@ def _draw(A: np.ndarray, W: np.ndarray, theta: float | None, rng: np.random.Gene
         indices.append(column.astype(np.int32))
         lengths.append(np.bincount(row, minlength=len(block)))
     indptr = np.concatenate([[0], *lengths]).cumsum()
-    return sp.csr_matrix((np.concatenate(data), np.concatenate(indices), indptr), shape=(len(A), len(W)))
+    return sp.csr_matrix(
+        (np.concatenate(data), np.concatenate(indices), indptr), shape=(len(A), len(W))
+    )

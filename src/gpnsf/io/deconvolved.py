@@ -32,7 +32,9 @@ class Deconvolved:
     @property
     def params(self) -> Mapping[str, Any]:
         """Arguments of the deconvolution."""
-        return stored.record(self.data.uns[self.keys.uns], "params", where=f"uns[{self.keys.uns!r}]")
+        return stored.record(
+            self.data.uns[self.keys.uns], "params", where=f"uns[{self.keys.uns!r}]"
+        )
 
     @property
     def coords(self) -> np.ndarray:
@@ -52,7 +54,9 @@ class Deconvolved:
         wanted = [types] if isinstance(types, str) else list(types)
         choices(wanted, self.names, what="types", where=f"uns[{self.keys.uns!r}]")
         if not wanted or len(set(wanted)) < len(wanted):
-            raise ValueError(problem("`types` that name some types, each once", repr(wanted), "Correct the list"))
+            raise ValueError(
+                problem("`types` that name some types, each once", repr(wanted), "Correct the list")
+            )
         return np.array([int(np.flatnonzero(self.names == name)[0]) for name in wanted])
 
 
@@ -77,9 +81,20 @@ def find(data: AnnData, key: str = "proportions") -> Deconvolved:
     keys = ProportionKeys(key)
     record = data.uns.get(keys.uns)
     if not isinstance(record, Mapping) or "types" not in record:
-        there = [name for name, value in data.uns.items() if isinstance(value, Mapping) and "types" in value]
+        there = [
+            name
+            for name, value in data.uns.items()
+            if isinstance(value, Mapping) and "types" in value
+        ]
         remedy = f"Pass `key=` one of {there}" if there else "Run `gpnsf.tl.deconvolve` first"
-        raise KeyError(problem(f"a deconvolution in uns[{keys.uns!r}]", f"those of {there}", remedy))
+        raise KeyError(
+            problem(f"a deconvolution in uns[{keys.uns!r}]", f"those of {there}", remedy)
+        )
     names = np.array(stored.names(record, "types", where=f"uns[{keys.uns!r}]"), dtype=object)
     shape = data.n_obs, len(names)
-    return Deconvolved(data, keys, names, stored.array(data.obsm, keys.proportions, shape, low=0, high=1, where="obsm"))
+    return Deconvolved(
+        data,
+        keys,
+        names,
+        stored.array(data.obsm, keys.proportions, shape, low=0, high=1, where="obsm"),
+    )

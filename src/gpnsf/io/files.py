@@ -26,7 +26,9 @@ MAPS = ("obsmap", "varmap")
 
 
 @contextmanager
-def opened(path: str | os.PathLike[str], *, spatial_key: str, writable: bool = True) -> Iterator[AnnData | MuData]:
+def opened(
+    path: str | os.PathLike[str], *, spatial_key: str, writable: bool = True
+) -> Iterator[AnnData | MuData]:
     """An object with annotations and coordinates in memory and counts in the file, which is open inside the block.
 
     With ``writable``, what would keep the slots from being written is found out here, before any work is done.
@@ -39,7 +41,9 @@ def opened(path: str | os.PathLike[str], *, spatial_key: str, writable: bool = T
         root = _open(path, "r")
         data = _object(root, spatial_key)
     except Exception as error:  # what readers raise on a damaged file is not documented
-        raise ValueError(problem(f"a readable {path.suffix[1:]} file", f"{path}: {error}", "Write it again")) from error
+        raise ValueError(
+            problem(f"a readable {path.suffix[1:]} file", f"{path}: {error}", "Write it again")
+        ) from error
     with root if isinstance(root, h5py.File) else nullcontext():
         yield data
 
@@ -67,14 +71,22 @@ def save(path: str | os.PathLike[str], data: AnnData | MuData, keys: Keys) -> No
 def _check_room(path: Path) -> None:
     """The file may be changed, and has room beside it for its copy."""
     folder = path.resolve().parent
-    writable = os.access(path, os.W_OK) and path.stat().st_mode & 0o222 and os.access(folder, os.W_OK)
+    writable = (
+        os.access(path, os.W_OK) and path.stat().st_mode & 0o222 and os.access(folder, os.W_OK)
+    )
     if not writable:
         remedy = "Allow writing to the file and its folder, or pass the object in memory"
-        raise PermissionError(problem("a file that can be written to", f"{path}, which is read-only", remedy))
+        raise PermissionError(
+            problem("a file that can be written to", f"{path}, which is read-only", remedy)
+        )
     size, free = path.stat().st_size, shutil.disk_usage(folder).free
     if path.is_file() and free < size:
         found = f"{free / 1e9:.3g} GB in {folder} for {size / 1e9:.3g} GB"
-        raise OSError(problem(f"room for a copy of {path.name} beside it", found, "Make room, or move the file"))
+        raise OSError(
+            problem(
+                f"room for a copy of {path.name} beside it", found, "Make room, or move the file"
+            )
+        )
 
 
 def _open(path: Path, mode: Literal["r", "r+"]) -> Any:
@@ -90,16 +102,31 @@ def _object(root: Any, spatial_key: str) -> AnnData | MuData:
     """What a root group holds."""
     if "mod" not in root:
         return AnnData(**_annotations(root, spatial_key), **_matrices(root))
-    mods = {name: root["mod"][name] for name in root["mod"].attrs.get("mod-order", list(root["mod"]))}
-    objects = {str(name): AnnData(**_annotations(mod, spatial_key), **_matrices(mod)) for name, mod in mods.items()}
+    mods = {
+        name: root["mod"][name] for name in root["mod"].attrs.get("mod-order", list(root["mod"]))
+    }
+    objects = {
+        str(name): AnnData(**_annotations(mod, spatial_key), **_matrices(mod))
+        for name, mod in mods.items()
+    }
     maps = {name: read_elem(root[name]) for name in MAPS if name in root}
-    with mudata.set_options(pull_on_update=False) if hasattr(mudata, "set_options") else nullcontext():
-        return MuData(objects, **_annotations(root, spatial_key), **maps, axis=int(root.attrs.get("axis", 0)))
+    with (
+        mudata.set_options(pull_on_update=False)
+        if hasattr(mudata, "set_options")
+        else nullcontext()
+    ):
+        return MuData(
+            objects, **_annotations(root, spatial_key), **maps, axis=int(root.attrs.get("axis", 0))
+        )
 
 
 def _annotations(group: Any, spatial_key: str) -> dict[str, object]:
     """What is small: tables of rows and features, and coordinates."""
-    coords = {spatial_key: read_elem(group["obsm"][spatial_key])} if spatial_key in group.get("obsm", {}) else {}
+    coords = (
+        {spatial_key: read_elem(group["obsm"][spatial_key])}
+        if spatial_key in group.get("obsm", {})
+        else {}
+    )
     return {"obs": read_elem(group["obs"]), "var": read_elem(group["var"]), "obsm": coords}
 
 

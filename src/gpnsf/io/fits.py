@@ -21,7 +21,10 @@ from gpnsf.keys import NEAREST, SPATIAL, Keys
 __all__ = ["SCAI", "Fit", "find", "ranked", "shared_out"]
 
 SCAI = "scai"  # method of a record of factors and loadings alone, without a field and a posterior
-LARGEST, LARGEST_LOADING = 1e15, 1e20  # what sums of squares and products leave finite in single precision
+LARGEST, LARGEST_LOADING = (
+    1e15,
+    1e20,
+)  # what sums of squares and products leave finite in single precision
 
 
 @dataclass(frozen=True)
@@ -37,10 +40,14 @@ class Fit:
     smooth: np.ndarray  # [N, K]
     std: np.ndarray | None  # [N, K]; None where nothing is known about it
     modalities: dict[str, AnnData]
-    rows: dict[str, np.ndarray]  # modality -> [n] row of the object for each cell of the modality, in its own order
+    rows: dict[
+        str, np.ndarray
+    ]  # modality -> [n] row of the object for each cell of the modality, in its own order
     likelihoods: dict[str, str]
     loadings: dict[str, np.ndarray]  # modality -> [P, K]
-    loadings_std: dict[str, np.ndarray] | None  # modality -> [P, K]; None where nothing is known about it
+    loadings_std: (
+        dict[str, np.ndarray] | None
+    )  # modality -> [P, K]; None where nothing is known about it
 
     @property
     def uns(self) -> Mapping[str, Any]:
@@ -61,20 +68,32 @@ class Fit:
     @property
     def field(self) -> Mapping[str, Any]:
         """Geometry and state of the field; what describes its process alone is checked where it is rebuilt."""
-        state, n_spatial = stored.record(self.uns, "field", where=self._where), self.is_spatial.sum()
+        state, n_spatial = (
+            stored.record(self.uns, "field", where=self._where),
+            self.is_spatial.sum(),
+        )
         where = "the field"
         libraries = stored.names(state, "libraries", where=where)
         n_dims = stored.array(state, "centre", (len(libraries), None), where=where).shape[1]
         stored.number(state, "scale", low=np.finfo(float).tiny, where=where)
         stored.flag(state, "nonnegative", where=where)
-        order = stored.array(state, "order", (n_spatial,), kinds="iu", low=0, high=n_spatial - 1, where=where)
+        order = stored.array(
+            state, "order", (n_spatial,), kinds="iu", low=0, high=n_spatial - 1, where=where
+        )
         if len(set(order.tolist())) < n_spatial:
-            raise ValueError(stored.problem("'order' to name each spatial factor once", str(order.tolist())))
+            raise ValueError(
+                stored.problem("'order' to name each spatial factor once", str(order.tolist()))
+            )
         stored.array(state, "factor_mean", (n_spatial,), low=1e-12, high=1e24, where=where)
         stored.array(state, "nugget", (n_spatial,), low=0, high=1e24, where=where)
         if n_spatial:
             process = stored.record(state, "process", where=where)
-            stored.array(process, "slope", (len(libraries), n_spatial, n_dims), where="the process of the field")
+            stored.array(
+                process,
+                "slope",
+                (len(libraries), n_spatial, n_dims),
+                where="the process of the field",
+            )
         return state
 
     @property
@@ -84,14 +103,20 @@ class Fit:
         elbo = stored.array(history, "elbo", (None,), where="the history")
         phase = stored.names(history, "phase", unique=False, where="the history")
         if len(phase) != len(elbo):
-            raise ValueError(stored.problem(f"{len(elbo)} phases, one a step, in the history", str(len(phase))))
+            raise ValueError(
+                stored.problem(f"{len(elbo)} phases, one a step, in the history", str(len(phase)))
+            )
         return elbo.astype(float), np.array(phase)
 
     @property
     def starts(self) -> tuple[dict[str, float], str]:
         """ELBO at the end of each start, and the name of the one that was kept."""
         found = stored.record(self.uns, "starts", where=self._where)
-        ends = {name: stored.number(found, name, low=-np.inf, where="the starts") for name in found if name != "best"}
+        ends = {
+            name: stored.number(found, name, low=-np.inf, where="the starts")
+            for name in found
+            if name != "best"
+        }
         return ends, stored.option(found, "best", ends, where="the starts")
 
     @property
@@ -99,14 +124,21 @@ class Fit:
         """Whether the fit has converged, the number of its repairs, and the seconds it took."""
         repairs = self.uns.get("repairs", ())
         seconds = stored.number(self.uns, "seconds", low=0, where=self._where)
-        return stored.flag(self.uns, "converged", where=self._where), len(np.atleast_1d(repairs)), seconds
+        return (
+            stored.flag(self.uns, "converged", where=self._where),
+            len(np.atleast_1d(repairs)),
+            seconds,
+        )
 
     @property
     def explained(self) -> np.ndarray:
         """Share [modalities, K] of each modality's null deviance that each factor explains."""
         found = stored.record(self.uns, "variance_explained", where=self._where)
         where = "the explained deviances"
-        rows = [stored.array(found, name, (len(self.names),), low=-LARGEST, where=where) for name in self.modalities]
+        rows = [
+            stored.array(found, name, (len(self.names),), low=-LARGEST, where=where)
+            for name in self.modalities
+        ]
         return np.array(rows, dtype=float)
 
     @property
@@ -121,7 +153,9 @@ class Fit:
     @property
     def shares(self) -> np.ndarray:
         """Share [K] of each factor in the expected signal of all modalities, background left out."""
-        mass = np.sum([np.abs(W).sum(axis=0, dtype=np.float64) for W in self.loadings.values()], axis=0)
+        mass = np.sum(
+            [np.abs(W).sum(axis=0, dtype=np.float64) for W in self.loadings.values()], axis=0
+        )
         mass = mass * np.abs(self.mean).mean(axis=0, dtype=np.float64)
         return mass / max(mass.sum(), np.finfo(float).tiny)
 
@@ -131,11 +165,15 @@ class Fit:
         if self.keys.embedding not in self.data.obsm:
             return self.embedded(embedding.factors_used(self.is_spatial))
         shape = (self.data.n_obs, None)
-        return stored.array(self.data.obsm, self.keys.embedding, shape, low=-LARGEST, high=LARGEST, where="obsm")
+        return stored.array(
+            self.data.obsm, self.keys.embedding, shape, low=-LARGEST, high=LARGEST, where="obsm"
+        )
 
     def embedded(self, chosen: np.ndarray) -> np.ndarray:
         """The same of some factors alone."""
-        return embedding.coordinates(self.smooth[:, chosen], {name: W[:, chosen] for name, W in self.loadings.items()})
+        return embedding.coordinates(
+            self.smooth[:, chosen], {name: W[:, chosen] for name, W in self.loadings.items()}
+        )
 
     @property
     def has_coords(self) -> bool:
@@ -152,7 +190,10 @@ class Fit:
         """Names of the axes, where the coordinates are a table that names them."""
         key = self.param("spatial_key") or SPATIAL
         tables = (holder.obsm[key] for holder, _ in holders(self._opened(), "obsm", key).values())
-        return next((list(map(str, table.columns)) for table in tables if isinstance(table, pd.DataFrame)), None)
+        return next(
+            (list(map(str, table.columns)) for table in tables if isinstance(table, pd.DataFrame)),
+            None,
+        )
 
     @property
     def library(self) -> pd.Categorical | None:
@@ -189,8 +230,12 @@ class Fit:
         names = stored.names(self.uns, "batches", where=self._where)
         where = f"varm of {modality!r}"
         shape = (mod.n_vars, len(names))
-        multipliers = stored.array(mod.varm, self.keys.batch, shape, low=0.0, high=LARGEST_LOADING, where=where).T
-        found = self.obs(stored.text(self.params, "batch_key") or "")[self.rows[modality]].astype(str)
+        multipliers = stored.array(
+            mod.varm, self.keys.batch, shape, low=0.0, high=LARGEST_LOADING, where=where
+        ).T
+        found = self.obs(stored.text(self.params, "batch_key") or "")[self.rows[modality]].astype(
+            str
+        )
         choices(dict.fromkeys(found), names, what="the batch", where=f"fit {self.keys.key!r}")
         return np.array([names.index(name) for name in found]), multipliers
 
@@ -198,7 +243,14 @@ class Fit:
         """Column of numbers [P] of the features of one modality, which are not negative where counts are."""
         mod = self.modalities[modality]
         low = _lowest(self.likelihoods[modality])
-        return stored.array(mod.var, column, (mod.n_vars,), low=low, high=LARGEST_LOADING, where=f"var of {modality!r}")
+        return stored.array(
+            mod.var,
+            column,
+            (mod.n_vars,),
+            low=low,
+            high=LARGEST_LOADING,
+            where=f"var of {modality!r}",
+        )
 
     def constant(self, modality: str) -> np.ndarray:
         """Constant part of the rate [P] of one modality; 0 where values have a sign, for there it is no part of a whole."""
@@ -215,7 +267,11 @@ class Fit:
         if len(set(wanted)) < len(wanted):
             twice = next(name for name in wanted if wanted.count(name) > 1)
             raise ValueError(
-                problem("`factors` that name each factor once", f"{twice!r} again", "Leave one of them out")
+                problem(
+                    "`factors` that name each factor once",
+                    f"{twice!r} again",
+                    "Leave one of them out",
+                )
             )
         return np.array([int(np.flatnonzero(self.names == name)[0]) for name in wanted])
 
@@ -232,7 +288,11 @@ class Fit:
         if len(twice):
             remedy = "Call var_names_make_unique() and fit again"
             raise ValueError(
-                problem("names in `features` that mean one feature each", f"{twice[0]!r} more than once", remedy)
+                problem(
+                    "names in `features` that mean one feature each",
+                    f"{twice[0]!r} more than once",
+                    remedy,
+                )
             )
         return np.flatnonzero(chosen)[names[chosen].get_indexer(wanted)]
 
@@ -259,14 +319,24 @@ def find(data: AnnData | MuData, key: str = "gpnsf") -> Fit:
     """
     if not isinstance(data, AnnData | MuData):
         raise TypeError(
-            problem("AnnData or MuData", type(data).__name__, "Pass the object that `gpnsf.tl.fit` annotated")
+            problem(
+                "AnnData or MuData",
+                type(data).__name__,
+                "Pass the object that `gpnsf.tl.fit` annotated",
+            )
         )
     keys = Keys(key)
     record = _record(data, keys)
     where = f"uns[{keys.uns!r}]"
     names = stored.names(record, "factor_names", where=where)
-    modalities, kinds = _modalities(data, record, keys), stored.record(record, "likelihoods", where=where)
-    likelihoods = {name: stored.option(kinds, name, tuple(FAMILIES), where="the likelihoods") for name in modalities}
+    modalities, kinds = (
+        _modalities(data, record, keys),
+        stored.record(record, "likelihoods", where=where),
+    )
+    likelihoods = {
+        name: stored.option(kinds, name, tuple(FAMILIES), where="the likelihoods")
+        for name in modalities
+    }
     shape, alone = (data.n_obs, len(names)), str(record.get("method")) == SCAI
     mean = stored.array(data.obsm, keys.factors, shape, low=-LARGEST, high=LARGEST, where="obsm")
     return Fit(
@@ -274,14 +344,23 @@ def find(data: AnnData | MuData, key: str = "gpnsf") -> Fit:
         keys=keys,
         names=np.array(names, dtype=object),
         mean=mean,
-        smooth=mean if alone else stored.array(data.obsm, keys.smooth, shape, low=-LARGEST, high=LARGEST, where="obsm"),
-        std=None if alone else stored.array(data.obsm, keys.std, shape, low=0, high=LARGEST, where="obsm"),
+        smooth=mean
+        if alone
+        else stored.array(data.obsm, keys.smooth, shape, low=-LARGEST, high=LARGEST, where="obsm"),
+        std=None
+        if alone
+        else stored.array(data.obsm, keys.std, shape, low=0, high=LARGEST, where="obsm"),
         is_spatial=stored.array(record, "is_spatial", (len(names),), kinds="b", where=where),
-        lengthscale=np.full(len(names), np.nan) if alone else _lengthscale(record, len(names), where),
+        lengthscale=np.full(len(names), np.nan)
+        if alone
+        else _lengthscale(record, len(names), where),
         modalities=modalities,
         rows={name: rows_of(data, name, mod) for name, mod in modalities.items()},
         likelihoods=likelihoods,
-        loadings={name: _loadings(mod, name, likelihoods[name], len(names), keys) for name, mod in modalities.items()},
+        loadings={
+            name: _loadings(mod, name, likelihoods[name], len(names), keys)
+            for name, mod in modalities.items()
+        },
         loadings_std=_loadings_std(modalities, len(names), keys),
     )
 
@@ -306,14 +385,24 @@ def ranked(
 ) -> pd.DataFrame:
     """Best features of one factor in one modality, as :func:`gpnsf.tl.rank_features` explains it; the index is their position."""
     if method not in ranking.METHODS:
-        raise ValueError(problem(f"`method` to be one of {ranking.METHODS}", repr(method), "Pass one of these"))
+        raise ValueError(
+            problem(f"`method` to be one of {ranking.METHODS}", repr(method), "Pass one of these")
+        )
     if n_features < 1:
-        raise ValueError(problem("`n_features` of at least 1", str(n_features), "Pass a positive integer"))
+        raise ValueError(
+            problem("`n_features` of at least 1", str(n_features), "Pass a positive integer")
+        )
     weights = ranking.Weights(np.abs(fit.loadings[modality]).astype(np.float64), factor)
-    std = None if fit.loadings_std is None else fit.loadings_std[modality][:, factor].astype(np.float64)
+    std = (
+        None
+        if fit.loadings_std is None
+        else fit.loadings_std[modality][:, factor].astype(np.float64)
+    )
     if method == "posterior" and std is not None:
         rows = len(fit.rows[modality])
-        score = ranking.posterior(weights, std, fit.constant(modality), n_obs=rows, min_counts=min_counts)
+        score = ranking.posterior(
+            weights, std, fit.constant(modality), n_obs=rows, min_counts=min_counts
+        )
     else:
         score = ranking.score(weights, "lift" if method == "posterior" else method)
     best = ranking.best(weights, score, n_features)
@@ -327,10 +416,18 @@ def ranked(
         "importance": blank if fit.std is None else fit.var(modality, fit.keys.importance),
     }
     if any(NEAREST in other.var for other in fit.modalities.values()):
-        columns[NEAREST] = mod.var[NEAREST].to_numpy() if NEAREST in mod.var else np.full(len(score), "")
-    about = {"factor": fit.names[factor], "modality": modality, "feature": mod.var.index.to_numpy()[best]}
+        columns[NEAREST] = (
+            mod.var[NEAREST].to_numpy() if NEAREST in mod.var else np.full(len(score), "")
+        )
+    about = {
+        "factor": fit.names[factor],
+        "modality": modality,
+        "feature": mod.var.index.to_numpy()[best],
+    }
     ranks = {"rank": np.arange(1, best.size + 1)}
-    return pd.DataFrame({**about, **ranks, **{name: values[best] for name, values in columns.items()}}, index=best)
+    return pd.DataFrame(
+        {**about, **ranks, **{name: values[best] for name, values in columns.items()}}, index=best
+    )
 
 
 def _record(data: AnnData | MuData, keys: Keys) -> Mapping[str, object]:
@@ -338,16 +435,24 @@ def _record(data: AnnData | MuData, keys: Keys) -> Mapping[str, object]:
     record = data.uns.get(keys.uns)
     if isinstance(record, Mapping) and "factor_names" in record:
         return record
-    fits = [name for name, value in data.uns.items() if isinstance(value, Mapping) and "factor_names" in value]
+    fits = [
+        name
+        for name, value in data.uns.items()
+        if isinstance(value, Mapping) and "factor_names" in value
+    ]
     remedy = f"Run `gpnsf.tl.fit(data, key_added={keys.key!r})` first"
     if fits:
         remedy = f"Pass `key=` one of {fits}"
     elif keys.factors in data.obsm:
         remedy = "This looks like one modality of a fitted MuData: pass the MuData itself"
-    raise KeyError(problem(f"a fit in uns[{keys.uns!r}]", f"{type(data).__name__} with fits {fits}", remedy))
+    raise KeyError(
+        problem(f"a fit in uns[{keys.uns!r}]", f"{type(data).__name__} with fits {fits}", remedy)
+    )
 
 
-def _modalities(data: AnnData | MuData, record: Mapping[str, object], keys: Keys) -> dict[str, AnnData]:
+def _modalities(
+    data: AnnData | MuData, record: Mapping[str, object], keys: Keys
+) -> dict[str, AnnData]:
     """The fitted modalities by name; an AnnData is its own only one."""
     names = stored.names(record, "modalities", where=f"uns[{keys.uns!r}]")
     if isinstance(data, AnnData):
@@ -355,7 +460,11 @@ def _modalities(data: AnnData | MuData, record: Mapping[str, object], keys: Keys
     missing = [name for name in names if name not in data.mod]
     if missing:
         found = f"an object without {missing}"
-        raise KeyError(problem(f"the fitted modalities {names}", found, "Restore them or run `gpnsf.tl.fit` again"))
+        raise KeyError(
+            problem(
+                f"the fitted modalities {names}", found, "Restore them or run `gpnsf.tl.fit` again"
+            )
+        )
     return {name: data.mod[name] for name in names}
 
 
@@ -367,17 +476,26 @@ def _lowest(likelihood: str) -> float:
 def _loadings(mod: AnnData, name: str, likelihood: str, n_factors: int, keys: Keys) -> np.ndarray:
     """Loadings [P, K] of one modality."""
     shape, low = (mod.n_vars, n_factors), _lowest(likelihood)
-    return stored.array(mod.varm, keys.loadings, shape, low=low, high=LARGEST_LOADING, where=f"varm of {name!r}")
+    return stored.array(
+        mod.varm, keys.loadings, shape, low=low, high=LARGEST_LOADING, where=f"varm of {name!r}"
+    )
 
 
-def _loadings_std(modalities: Mapping[str, AnnData], n_factors: int, keys: Keys) -> dict[str, np.ndarray] | None:
+def _loadings_std(
+    modalities: Mapping[str, AnnData], n_factors: int, keys: Keys
+) -> dict[str, np.ndarray] | None:
     """Standard deviations [P, K] of the loadings; None for records without, of other methods or of earlier versions."""
     slot = keys.loadings_std
     if not any(slot in mod.varm for mod in modalities.values()):
         return None
     return {
         name: stored.array(
-            mod.varm, slot, (mod.n_vars, n_factors), low=0, high=LARGEST_LOADING, where=f"varm of {name!r}"
+            mod.varm,
+            slot,
+            (mod.n_vars, n_factors),
+            low=0,
+            high=LARGEST_LOADING,
+            where=f"varm of {name!r}",
         )
         for name, mod in modalities.items()
     }
@@ -386,7 +504,9 @@ def _loadings_std(modalities: Mapping[str, AnnData], n_factors: int, keys: Keys)
 def _lengthscale(record: Mapping[str, object], n_factors: int, where: str) -> np.ndarray:
     """Length scales [K] in the units of the coordinates, nan for nonspatial factors."""
     kernel = stored.record(record, "kernel", where=where)
-    values = stored.array(kernel, "lengthscale", (n_factors,), low=0, nan=True, where="the kernel of the fit")
+    values = stored.array(
+        kernel, "lengthscale", (n_factors,), low=0, nan=True, where="the kernel of the fit"
+    )
     return values.astype(float)
 
 
@@ -394,5 +514,7 @@ def _listed(names: str | Sequence[str], argument: str) -> list[str]:
     """One name or several as a list."""
     listed = [names] if isinstance(names, str) else [str(name) for name in names]
     if not listed:
-        raise ValueError(problem(f"`{argument}` to name at least one", "none", "Pass names, or None for all"))
+        raise ValueError(
+            problem(f"`{argument}` to name at least one", "none", "Pass names, or None for all")
+        )
     return listed

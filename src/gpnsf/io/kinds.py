@@ -14,9 +14,18 @@ from gpnsf.checks import problem
 __all__ = ["check_input", "check_output", "is_zarr", "replacing"]
 
 FORMATS = (".h5ad", ".h5mu", ".zarr")
-OURS = (b'name="generator" content="gpnsf"', b"Software\0gpnsf")  # in the first bytes of our pages and pictures
+OURS = (
+    b'name="generator" content="gpnsf"',
+    b"Software\0gpnsf",
+)  # in the first bytes of our pages and pictures
 OPENING = 4096  # bytes
-BROKEN = (OSError, RuntimeError, KeyError, ValueError, TypeError)  # of files that are damaged, as readers raise them
+BROKEN = (
+    OSError,
+    RuntimeError,
+    KeyError,
+    ValueError,
+    TypeError,
+)  # of files that are damaged, as readers raise them
 ANNDATA = {"X", "layers", "obs", "obsm", "obsp", "raw", "uns", "var", "varm", "varp"}
 MUDATA = {"mod", "obs", "obsm", "obsmap", "obsp", "uns", "var", "varm", "varmap", "varp"}
 SPATIALDATA = {"images", "labels", "points", "shapes", "tables", "table"}
@@ -54,7 +63,11 @@ def check_input(path: Path) -> None:
     if not path.exists():
         if path.suffix and not named:
             raise ValueError(
-                problem(f"a file {', '.join(FORMATS)}", str(path), "Convert it with anndata or mudata first")
+                problem(
+                    f"a file {', '.join(FORMATS)}",
+                    str(path),
+                    "Convert it with anndata or mudata first",
+                )
             )
         raise FileNotFoundError(problem("a file that exists", str(path), "Check the path"))
     found, _ = _look(path)
@@ -66,7 +79,9 @@ def check_input(path: Path) -> None:
         rule, remedy = f"a readable {path.suffix[1:]} file", "Write it again"
     else:
         rule = f"a file {', '.join(FORMATS)} that holds what its name says"
-        remedy = kind.remedy.format(stem=path.stem, tables=_tables(path) if found == "spatialdata" else "")
+        remedy = kind.remedy.format(
+            stem=path.stem, tables=_tables(path) if found == "spatialdata" else ""
+        )
     raise ValueError(problem(rule, f"{path}, which is {kind.words}", remedy))
 
 
@@ -76,19 +91,25 @@ def check_output(path: Path, suffix: str | None, *, source: Path | None = None) 
     Its folder is there; what is there under its name may be replaced only if it is such a result itself, and not the source.
     """
     if suffix is not None and path.suffix != suffix:
-        raise ValueError(problem(f"a result named *{suffix}", str(path), f"Write to {path.with_suffix(suffix)}"))
+        raise ValueError(
+            problem(f"a result named *{suffix}", str(path), f"Write to {path.with_suffix(suffix)}")
+        )
     if not path.absolute().parent.is_dir():
         remedy = f"Make it first: mkdir -p {path.parent}"
         raise FileNotFoundError(problem("a folder that exists for the result", str(path), remedy))
     if not path.exists():
         return
     if source is not None and path.samefile(source):
-        raise ValueError(problem("a result beside its source", f"{path} as both", "Write to another path"))
+        raise ValueError(
+            problem("a result beside its source", f"{path} as both", "Write to another path")
+        )
     found, others = _look(path)
     if (suffix in KINDS[found].suffixes and not others) or (found == "file" and _is_ours(path)):
         return
     rule = f"a path that is free, or an earlier result *{suffix or path.suffix} to be replaced"
-    raise FileExistsError(problem(rule, f"{path}, which is {KINDS[found].words}", "Write to another path, or move it"))
+    raise FileExistsError(
+        problem(rule, f"{path}, which is {KINDS[found].words}", "Write to another path, or move it")
+    )
 
 
 @contextmanager

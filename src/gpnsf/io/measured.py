@@ -17,7 +17,16 @@ from gpnsf.core.types import Dataset
 from gpnsf.io.fits import Fit
 from gpnsf.io.read import SIZE_FLOOR, Layout, read, read_counts
 
-__all__ = ["Compared", "compare", "counts_of", "find_features", "held_out", "reread", "size_factors", "used"]
+__all__ = [
+    "Compared",
+    "compare",
+    "counts_of",
+    "find_features",
+    "held_out",
+    "reread",
+    "size_factors",
+    "used",
+]
 
 
 @dataclass(frozen=True)
@@ -25,8 +34,12 @@ class Compared:
     """Chosen features of one modality on the observations of the object; NaN where the modality has no cell."""
 
     likelihood: str
-    observed: np.ndarray  # [N, F] counts per size factor; 0 and 1 for open chromatin; values as they are if real
-    expected: np.ndarray  # [N, F] in the same unit: rates, probabilities of open chromatin at the cell's size factor
+    observed: (
+        np.ndarray
+    )  # [N, F] counts per size factor; 0 and 1 for open chromatin; values as they are if real
+    expected: (
+        np.ndarray
+    )  # [N, F] in the same unit: rates, probabilities of open chromatin at the cell's size factor
     weight: np.ndarray  # [N] what an observation counts in a mean: its size factor, or 1
 
     @property
@@ -45,7 +58,10 @@ def compare(fit: Fit, modality: str, positions: Sequence[int] | np.ndarray) -> C
     values = np.zeros((len(rows), len(positions)))
     seen = use[positions]
     values[:, seen] = counts[:, column[positions][seen]].toarray()
-    rate = fit.mean[rows] @ fit.loadings[modality][positions].T + fit.var(modality, fit.keys.background)[positions]
+    rate = (
+        fit.mean[rows] @ fit.loadings[modality][positions].T
+        + fit.var(modality, fit.keys.background)[positions]
+    )
     batch, multipliers = fit.batches(modality)
     rate = rate * multipliers[batch][:, positions]
     family = FAMILIES[likelihood]
@@ -56,18 +72,26 @@ def compare(fit: Fit, modality: str, positions: Sequence[int] | np.ndarray) -> C
     return Compared(likelihood, *(_on_rows(part, rows, fit.data.n_obs) for part in parts))
 
 
-def find_features(fit: Fit, features: Sequence[str], modality: Sequence[str]) -> list[tuple[str, int]]:
+def find_features(
+    fit: Fit, features: Sequence[str], modality: Sequence[str]
+) -> list[tuple[str, int]]:
     """Modality and position of each named feature, which is to be the only one of its name."""
     names = {name: fit.modalities[name].var_names for name in modality}
     known = [feature for index in names.values() for feature in index]
     checks.choices(features, known, what="features", where=f"var_names of {list(modality)}")
     places = []
     for feature in features:
-        found = [(name, int(j)) for name, index in names.items() for j in np.flatnonzero(index == feature)]
+        found = [
+            (name, int(j))
+            for name, index in names.items()
+            for j in np.flatnonzero(index == feature)
+        ]
         if len(found) > 1:
             where = [name for name, _ in found]
             remedy = "Name its `modality`, or call .var_names_make_unique() on it"
-            raise ValueError(checks.problem(f"one feature {feature!r}", f"{len(found)}, in {where}", remedy))
+            raise ValueError(
+                checks.problem(f"one feature {feature!r}", f"{len(found)}, in {where}", remedy)
+            )
         places += found
     return places
 
@@ -91,19 +115,30 @@ def reread(fit: Fit, modality: str | None = None) -> tuple[Dataset, Layout]:
     kept = {own.name: fit.params[own.name] for own in fields(Reading) if own.name in fit.params}
     column = kept.get("use_var")
     if isinstance(column, str):  # one name holds for the modalities that have the column
-        kept["use_var"] = {name: column for name, mod in fit.modalities.items() if column in mod.var}
-    own = {"modalities": list(fit.modalities) if modality is None else [modality], "likelihoods": fit.likelihoods}
+        kept["use_var"] = {
+            name: column for name, mod in fit.modalities.items() if column in mod.var
+        }
+    own = {
+        "modalities": list(fit.modalities) if modality is None else [modality],
+        "likelihoods": fit.likelihoods,
+    }
     reading = Reading(**{**kept, **own, "batch_key": None})
     return read(fit.data, reading, spatial=bool(fit.is_spatial.any()))
 
 
-def counts_of(fit: Fit, modality: str, use: np.ndarray | None = None, *, layer: str | None = None) -> sp.csr_matrix:
+def counts_of(
+    fit: Fit, modality: str, use: np.ndarray | None = None, *, layer: str | None = None
+) -> sp.csr_matrix:
     """Checked counts [n, P] of the features to use [P_full], None for all, from a layer, None for the one that was fitted."""
     if layer is None:
         known = fit.data.mod if isinstance(fit.data, MuData) else fit.modalities
-        layer = checks.per_modality(fit.params.get("layers"), "layers", names=[modality], known=known).get(modality)
+        layer = checks.per_modality(
+            fit.params.get("layers"), "layers", names=[modality], known=known
+        ).get(modality)
     likelihood = fit.likelihoods[modality]
-    return read_counts(fit.modalities[modality], layer=layer, likelihood=likelihood, modality=modality, use=use)
+    return read_counts(
+        fit.modalities[modality], layer=layer, likelihood=likelihood, modality=modality, use=use
+    )
 
 
 def size_factors(fit: Fit, modality: str, counts: sp.csr_matrix, train: np.ndarray) -> np.ndarray:
@@ -119,8 +154,16 @@ def size_factors(fit: Fit, modality: str, counts: sp.csr_matrix, train: np.ndarr
         return np.maximum(totals / totals[train].mean(), SIZE_FLOOR)
     own = fit.modalities[modality].obs
     remedy = "Restore the column that the fit has read"
-    checks.choices([source], [*fit.data.obs, *own], what="size factors", where=f"obs of {modality!r}", remedy=remedy)
-    column = fit.data.obs[source].iloc[fit.rows[modality]] if source in fit.data.obs else own[source]
+    checks.choices(
+        [source],
+        [*fit.data.obs, *own],
+        what="size factors",
+        where=f"obs of {modality!r}",
+        remedy=remedy,
+    )
+    column = (
+        fit.data.obs[source].iloc[fit.rows[modality]] if source in fit.data.obs else own[source]
+    )
     checks.positive(column[train], what=f"size factors in {source!r}")
     values = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
     return np.where(np.isfinite(values) & (values > 0), values, np.nan) / values[train].mean()

@@ -5,7 +5,16 @@ from __future__ import annotations
 __all__ = ["LIKELIHOODS", "kind", "named"]
 
 NAMES = {
-    "rna": {"rna", "gex", "gene expression", "genes", "expression", "mrna", "transcriptome", "scrna"},
+    "rna": {
+        "rna",
+        "gex",
+        "gene expression",
+        "genes",
+        "expression",
+        "mrna",
+        "transcriptome",
+        "scrna",
+    },
     "atac": {"atac", "peaks", "chromatin accessibility", "accessibility", "scatac", "epigenome"},
     "protein": {"protein", "proteins", "prot", "adt", "antibody capture", "cite", "antibodies"},
 }

@@ -65,7 +65,9 @@ def open_data(
         _check_modality(name, mod)
     checks.choices(wanted or (), mods, what="modalities", where="the data")
     chosen = wanted or _known(list(mods)) or list(mods)
-    return Opened(data, mods, {name: rows_of(data, name, mod) for name, mod in mods.items()}, tuple(chosen))
+    return Opened(
+        data, mods, {name: rows_of(data, name, mod) for name, mod in mods.items()}, tuple(chosen)
+    )
 
 
 def _known(there: list[str]) -> list[str]:
@@ -76,8 +78,12 @@ def _known(there: list[str]) -> list[str]:
 def owner(data: Any) -> None:
     """Check that an object can be written to."""
     if not isinstance(data, AnnData | MuData):
-        remedy = "Pass the object itself; for a file, what mudata.read_h5mu or anndata.read_h5ad returns"
-        raise TypeError(checks.problem("`data` to be AnnData or MuData", type(data).__name__, remedy))
+        remedy = (
+            "Pass the object itself; for a file, what mudata.read_h5mu or anndata.read_h5ad returns"
+        )
+        raise TypeError(
+            checks.problem("`data` to be AnnData or MuData", type(data).__name__, remedy)
+        )
     if data.is_view:
         found = f"a view of {data.n_obs} observations"
         remedy = "Pass data.copy(): results written to a view never reach its parent"
@@ -88,7 +94,11 @@ def editable(data: AnnData | MuData, *, copy: bool) -> AnnData | MuData:
     """The object itself or its copy; a MuData is copied without pulling columns out of its modalities."""
     if not copy:
         return data
-    with mudata.set_options(pull_on_update=False) if hasattr(mudata, "set_options") else nullcontext():
+    with (
+        mudata.set_options(pull_on_update=False)
+        if hasattr(mudata, "set_options")
+        else nullcontext()
+    ):
         return data.copy()
 
 
@@ -96,7 +106,9 @@ def read_labels(opened: Opened, key: str | None, *, argument: str = "library_key
     """Name [N] of the slice or batch of each row, from an obs column; "" without one."""
     if key is None:
         return np.full(opened.data.n_obs, "", dtype=object)
-    return gather(opened, "obs", key, lambda column, *_: checks.labels(column, name=key), argument=argument)
+    return gather(
+        opened, "obs", key, lambda column, *_: checks.labels(column, name=key), argument=argument
+    )
 
 
 def read_coords(opened: Opened, key: str = SPATIAL) -> np.ndarray:
@@ -148,12 +160,20 @@ def gather(
     if not found:
         everything = (opened.data, *opened.mods.values())
         known = dict.fromkeys(str(name) for holder in everything for name in getattr(holder, slot))
-        remedy = f"Add it, or name another with `{argument}`" if argument else "Restore it, or run `gpnsf.tl.fit` again"
-        checks.choices([key], known, what=f"`{argument}`" if argument else "the key", where=slot, remedy=remedy)
+        remedy = (
+            f"Add it, or name another with `{argument}`"
+            if argument
+            else "Restore it, or run `gpnsf.tl.fit` again"
+        )
+        checks.choices(
+            [key], known, what=f"`{argument}`" if argument else "the key", where=slot, remedy=remedy
+        )
     parts = []
     for where, (holder, rows) in found.items():
         stored = (
-            checks.column(holder.obs, key, where=f"obs of {where}") if slot == "obs" else getattr(holder, slot)[key]
+            checks.column(holder.obs, key, where=f"obs of {where}")
+            if slot == "obs"
+            else getattr(holder, slot)[key]
         )
         parts.append((where, rows, check(stored, f"{slot}[{key!r}] of {where}", holder)))
     values = np.zeros((opened.data.n_obs, *parts[0][2].shape[1:]), parts[0][2].dtype)
@@ -176,11 +196,18 @@ def _wanted(modalities: Any) -> list[str] | None:
     if modalities is None:
         return None
     names = [modalities] if isinstance(modalities, str) else modalities
-    rule, remedy = "`modalities` to be names of modalities", "Pass for example modalities=['rna', 'atac']"
+    rule, remedy = (
+        "`modalities` to be names of modalities",
+        "Pass for example modalities=['rna', 'atac']",
+    )
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
-        raise TypeError(checks.problem(rule, f"{modalities!r} of type {type(modalities).__name__}", remedy))
+        raise TypeError(
+            checks.problem(rule, f"{modalities!r} of type {type(modalities).__name__}", remedy)
+        )
     if not names or len(set(names)) < len(names):
-        raise ValueError(checks.problem(f"{rule}, at least one and each once", repr(modalities), remedy))
+        raise ValueError(
+            checks.problem(f"{rule}, at least one and each once", repr(modalities), remedy)
+        )
     return list(names)
 
 
@@ -188,7 +215,9 @@ def _name(likelihoods: Any, wanted: list[str] | None) -> str:
     named = wanted or (list(likelihoods) if isinstance(likelihoods, Mapping) else []) or ["rna"]
     if len(named) > 1:
         remedy = "Name one modality, or pass a MuData that holds all of them"
-        raise ValueError(checks.problem("one modality for AnnData", f"{len(named)}: {named}", remedy))
+        raise ValueError(
+            checks.problem("one modality for AnnData", f"{len(named)}: {named}", remedy)
+        )
     return named[0]
 
 
@@ -196,7 +225,9 @@ def _check_object(data: AnnData | MuData) -> None:
     if isinstance(data, MuData) and (not data.mod or data.axis == 1):
         found = "MuData with axis=1" if data.mod else "MuData without modalities"
         remedy = "Build it by MuData({'rna': ..., 'atac': ...}), whose modalities share their observations"
-        raise ValueError(checks.problem("modalities that share the axis of observations", found, remedy))
+        raise ValueError(
+            checks.problem("modalities that share the axis of observations", found, remedy)
+        )
     if not data.n_obs:
         remedy = "Check the filter that was applied last"
         raise ValueError(checks.problem("data with observations", f"shape {data.shape}", remedy))
@@ -208,7 +239,9 @@ def _check_modality(name: str, mod: Any) -> None:
         raise TypeError(checks.problem("every modality to be AnnData", found, remedy))
     if "/" in name or not name:
         remedy = "Rename the modality: such names cannot be written to files"
-        raise ValueError(checks.problem("names of modalities without '/' and not empty", repr(name), remedy))
+        raise ValueError(
+            checks.problem("names of modalities without '/' and not empty", repr(name), remedy)
+        )
     if not mod.obs_names.is_unique:
         found = f"{int(mod.obs_names.duplicated().sum())} duplicate name(s) in modality {name!r}"
         remedy = "Call .obs_names_make_unique() on it, before a MuData is built from it"
@@ -220,9 +253,15 @@ def rows_of(data: AnnData | MuData, name: str, mod: AnnData) -> np.ndarray:
     if isinstance(data, AnnData):
         return np.arange(data.n_obs)
     # obsmap counts from 1 with 0 for an absent cell, and has shape (n, 1) in some versions of mudata
-    position = np.asarray(data.obsmap[name]).ravel().astype(np.int64) if name in data.obsmap else np.zeros(0, np.int64)
+    position = (
+        np.asarray(data.obsmap[name]).ravel().astype(np.int64)
+        if name in data.obsmap
+        else np.zeros(0, np.int64)
+    )
     present = np.flatnonzero(position)
-    fresh = len(position) == data.n_obs and np.array_equal(np.sort(position[present]), np.arange(1, mod.n_obs + 1))
+    fresh = len(position) == data.n_obs and np.array_equal(
+        np.sort(position[present]), np.arange(1, mod.n_obs + 1)
+    )
     if not fresh or not (mod.obs_names[position[present] - 1] == data.obs_names[present]).all():
         found = f"{mod.n_obs} observations in modality {name!r} that the {data.n_obs} of the MuData no longer describe"
         remedy = "Call data.update() after changing a modality"
@@ -234,7 +273,10 @@ def rows_of(data: AnnData | MuData, name: str, mod: AnnData) -> np.ndarray:
 
 def _agree(first: np.ndarray, second: np.ndarray, what: str, where: str) -> None:
     """Check that a second source says the same [n, ...] as what has been gathered."""
-    rule, remedy = f"modalities that agree on {what}", "Write it on the MuData itself, which then counts alone"
+    rule, remedy = (
+        f"modalities that agree on {what}",
+        "Write it on the MuData itself, which then counts alone",
+    )
     if first.shape != second.shape:
         found = f"{second.shape[1]} column(s) in {where} and {first.shape[1]} before"
         raise ValueError(checks.problem(rule, found, remedy))
@@ -243,7 +285,9 @@ def _agree(first: np.ndarray, second: np.ndarray, what: str, where: str) -> None
     size = ""
     if first.dtype.kind == "f":
         gap = np.abs(first - second).max(axis=1)
-        differ = gap > 1e-5 * np.ptp(first, axis=0).max()  # float32 and float64 copies of one slide do agree
+        differ = (
+            gap > 1e-5 * np.ptp(first, axis=0).max()
+        )  # float32 and float64 copies of one slide do agree
         size = f", by up to {gap.max():g}"
     else:
         lost, again = pd.isna(first), pd.isna(second)

@@ -29,7 +29,11 @@ class Parcel:
         mods = {name: mod.copy() for name, mod in self.mods.items()}
         if self.obs is None:
             return next(iter(mods.values()))
-        with mudata.set_options(pull_on_update=False) if hasattr(mudata, "set_options") else nullcontext():
+        with (
+            mudata.set_options(pull_on_update=False)
+            if hasattr(mudata, "set_options")
+            else nullcontext()
+        ):
             data = MuData(mods)
             if not data.obs_names.equals(self.obs.index):
                 data = data[self.obs.index].copy()

@@ -41,12 +41,18 @@ def read_table(path: Path) -> pd.DataFrame:
             line = next((line for line in file if line.strip()), "")
         separator = max(SEPARATORS, key=line.count)
         separator = separator if separator in line else r"\s+"
-        first = pd.read_csv(path, sep=separator, header=None, nrows=1, dtype=str, encoding="utf-8-sig").iloc[0]
+        first = pd.read_csv(
+            path, sep=separator, header=None, nrows=1, dtype=str, encoding="utf-8-sig"
+        ).iloc[0]
         words = pd.to_numeric(first, errors="coerce").isna().to_numpy()
         has_header = bool(words[1:].any() or words.all())
-        table = pd.read_csv(path, sep=separator, header=0 if has_header else None, encoding="utf-8-sig")
+        table = pd.read_csv(
+            path, sep=separator, header=0 if has_header else None, encoding="utf-8-sig"
+        )
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise ValueError(problem("a table of coordinates", f"{path}: {error}", "Write it as CSV")) from error
+        raise ValueError(
+            problem("a table of coordinates", f"{path}: {error}", "Write it as CSV")
+        ) from error
     nameless = has_header and str(table.columns[0]).startswith("Unnamed")
     if len(table.columns) > 1 and (nameless or not pd.api.types.is_numeric_dtype(table.iloc[:, 0])):
         table = table.set_index(table.columns[0])
@@ -56,5 +62,7 @@ def read_table(path: Path) -> pd.DataFrame:
     lost = table.index[table.isna().any(axis=1)]
     if len(lost) or table.empty:
         found = f"{path} with {len(table)} rows, {len(lost)} of them with an empty field"
-        raise ValueError(problem("coordinates in every row", found, "Fill these fields in, or remove the rows"))
+        raise ValueError(
+            problem("coordinates in every row", found, "Fill these fields in, or remove the rows")
+        )
     return table

@@ -20,7 +20,15 @@ from gpnsf.core.families import FAMILIES
 from gpnsf.core.types import Dataset, View
 from gpnsf.io import names
 from gpnsf.io.objects import Opened, gather, holders, open_data, read_coords, read_labels
-from gpnsf.io.streaming import NOT_BINARY, StoredCounts, canonical, is_stored, loaded, memory_budget, sound
+from gpnsf.io.streaming import (
+    NOT_BINARY,
+    StoredCounts,
+    canonical,
+    is_stored,
+    loaded,
+    memory_budget,
+    sound,
+)
 
 __all__ = ["Layout", "normalise_coords", "read", "read_counts"]
 
@@ -43,7 +51,9 @@ class Layout:
     features: dict[str, np.ndarray]  # modality -> [P_full] bool: features that the core sees
     libraries: tuple[str, ...]  # names of the slices; "" alone where there is one
     batches: tuple[str, ...]  # names of the batches; none where there is no key of batches
-    position: np.ndarray  # [N] row of the dataset of each observation of the object: rows of a batch are neighbours
+    position: (
+        np.ndarray
+    )  # [N] row of the dataset of each observation of the object: rows of a batch are neighbours
     centre: np.ndarray  # [n_libraries, D] in the data's own units
     scale: float  # the data's own units per half-width unit, one for all slices and axes
 
@@ -76,10 +86,14 @@ def read(
         counts = _opened(opened.mods[name], layer.get(name), kinds[name], name, features[name])
         view = _view(opened, name, counts, kinds[name], trained, reading.size_factors)
         views.append(replace(view, weight=weights.get(name, 1.0)))
-    batch, batches = pd.factorize(read_labels(opened, reading.batch_key, argument="batch_key"), sort=True)
+    batch, batches = pd.factorize(
+        read_labels(opened, reading.batch_key, argument="batch_key"), sort=True
+    )
     position = np.argsort(np.argsort(batch, kind="stable"))
     if reading.batch_key is not None and len(batches) == 1:
-        _logger.warning("batch_key=%r has no effect: all rows are of batch %r.", reading.batch_key, batches[0])
+        _logger.warning(
+            "batch_key=%r has no effect: all rows are of batch %r.", reading.batch_key, batches[0]
+        )
     layout = Layout(
         modalities=opened.names,
         likelihoods=kinds,
@@ -93,7 +107,9 @@ def read(
     )
     in_file = any(isinstance(view.counts, StoredCounts) for view in views)
     memory = memory_budget() if in_file else math.inf
-    dataset = Dataset(coords=coords, library=library.astype(np.int64), views=tuple(views), memory=memory)
+    dataset = Dataset(
+        coords=coords, library=library.astype(np.int64), views=tuple(views), memory=memory
+    )
     return dataset if reading.batch_key is None else _by_batch(dataset, batch), layout
 
 
@@ -131,7 +147,9 @@ def _suffixes(opened: Opened, one: str, other: str, fewest: int) -> str:
     """What to do about it; barcodes that differ by a suffix are the usual cause."""
     ours, theirs = (opened.mods[name].obs_names.astype(str) for name in (one, other))
     bare, others = (own.str.replace(SUFFIX, "", regex=True) for own in (ours, theirs))
-    number = max(len(a.intersection(b)) for a, b in ((bare, theirs), (ours, others), (bare, others)))
+    number = max(
+        len(a.intersection(b)) for a, b in ((bare, theirs), (ours, others), (bare, others))
+    )
     shown = f" ({ours[0]!r} and {theirs[0]!r} are the first)"
     if number >= FEW * fewest:
         remedy = f"mod.obs_names = mod.obs_names.str.replace(r'{SUFFIX}', '', regex=True)"
@@ -150,7 +168,9 @@ def _check_types(var: pd.DataFrame, modality: str) -> None:
             f"Split it: MuData({{'rna': adata[:, adata.var.{FEATURE_TYPES} == 'Gene Expression'].copy(), 'atac': ...}}), "
             "or name the features to fit in `use_var`"
         )
-        raise ValueError(checks.problem(f"features of one kind in modality {modality!r}", found, remedy))
+        raise ValueError(
+            checks.problem(f"features of one kind in modality {modality!r}", found, remedy)
+        )
 
 
 def _by_batch(dataset: Dataset, batch: np.ndarray) -> Dataset:
@@ -159,16 +179,26 @@ def _by_batch(dataset: Dataset, batch: np.ndarray) -> Dataset:
     views = tuple(
         replace(
             view,
-            counts=view.counts.arranged(order) if isinstance(view.counts, StoredCounts) else view.counts[order],
+            counts=view.counts.arranged(order)
+            if isinstance(view.counts, StoredCounts)
+            else view.counts[order],
             size=view.size[order],
             observed=view.observed[order],
         )
         for view in dataset.views
     )
-    return Dataset(dataset.coords[order], dataset.library[order], views, batch[order].astype(np.int64), dataset.memory)
+    return Dataset(
+        dataset.coords[order],
+        dataset.library[order],
+        views,
+        batch[order].astype(np.int64),
+        dataset.memory,
+    )
 
 
-def normalise_coords(coords: np.ndarray, library: np.ndarray, centre: np.ndarray, scale: float) -> np.ndarray:
+def normalise_coords(
+    coords: np.ndarray, library: np.ndarray, centre: np.ndarray, scale: float
+) -> np.ndarray:
     """Own units [n, D] to half-width units, float32, by the centre [n_libraries, D] of each row's slice and one scale.
 
     Nothing is farther away than a million: by then every field has returned to its prior.
@@ -185,7 +215,10 @@ def _likelihoods(opened: Opened, likelihoods: Any, defaults: Mapping[str, str]) 
             rule = "`likelihoods` to be among " + ", ".join(map(repr, FAMILIES))
             remedy = f"Pass for example likelihoods={{{name!r}: 'nb'}}"
             raise ValueError(checks.problem(rule, f"{kind!r} for modality {name!r}", remedy))
-    return {name: chosen.get(name, defaults.get(names.kind(name), defaults[""])) for name in opened.names}
+    return {
+        name: chosen.get(name, defaults.get(names.kind(name), defaults[""]))
+        for name in opened.names
+    }
 
 
 def _features(opened: Opened, use_var: Any) -> dict[str, np.ndarray]:
@@ -193,14 +226,21 @@ def _features(opened: Opened, use_var: Any) -> dict[str, np.ndarray]:
     columns = checks.per_modality(use_var, "use_var", names=opened.names, known=opened.mods)
     if isinstance(use_var, str):
         known = {column for name in opened.names for column in opened.mods[name].var}
-        checks.choices([use_var], sorted(map(str, known)), what="the column of `use_var`", where="var of a modality")
+        checks.choices(
+            [use_var],
+            sorted(map(str, known)),
+            what="the column of `use_var`",
+            where="var of a modality",
+        )
         columns = {name: use_var for name in opened.names if use_var in opened.mods[name].var}
     features = {}
     for name in opened.names:
         mod = opened.mods[name]
         features[name] = np.ones(mod.n_vars, dtype=bool)
         if name in columns:
-            checks.choices([columns[name]], mod.var, what="the column of `use_var`", where=f"var of {name!r}")
+            checks.choices(
+                [columns[name]], mod.var, what="the column of `use_var`", where=f"var of {name!r}"
+            )
             features[name] = checks.flags(
                 checks.column(mod.var, columns[name], where=f"var of {name!r}"),
                 name=columns[name],
@@ -211,17 +251,30 @@ def _features(opened: Opened, use_var: Any) -> dict[str, np.ndarray]:
 
 def _weights(opened: Opened, modality_weights: Any) -> dict[str, float]:
     argument = "modality_weights"
-    weights = checks.per_modality(modality_weights, argument, names=opened.names, known=opened.mods, numeric=True)
+    weights = checks.per_modality(
+        modality_weights, argument, names=opened.names, known=opened.mods, numeric=True
+    )
     for name, weight in weights.items():
         checks.positive([weight], what=f"`modality_weights` of {name!r}")
     return {name: float(weight) for name, weight in weights.items()}
 
 
 def read_counts(
-    adata: AnnData, *, layer: str | None, likelihood: str, modality: str, use: np.ndarray | None = None
+    adata: AnnData,
+    *,
+    layer: str | None,
+    likelihood: str,
+    modality: str,
+    use: np.ndarray | None = None,
 ) -> sp.csr_matrix:
     """Checked counts [n, P] of one modality as canonical CSR float32; arrays that are so already are shared."""
-    counts = _opened(adata, layer, likelihood, modality, np.ones(adata.n_vars, dtype=bool) if use is None else use)
+    counts = _opened(
+        adata,
+        layer,
+        likelihood,
+        modality,
+        np.ones(adata.n_vars, dtype=bool) if use is None else use,
+    )
     return counts[:] if isinstance(counts, StoredCounts) else counts
 
 
@@ -231,7 +284,13 @@ def _opened(
     """The same; counts that are in a file stay there."""
     if layer is not None:
         known = [name for name in adata.layers if name is not None]
-        checks.choices([layer], known, what="the layer", where=f"modality {modality!r}", remedy="Correct `layers`")
+        checks.choices(
+            [layer],
+            known,
+            what="the layer",
+            where=f"modality {modality!r}",
+            remedy="Correct `layers`",
+        )
     stored = adata.X if layer is None else adata.layers[layer]
     if stored is None:
         remedy = f"Pass layers={{{modality!r}: 'counts'}} to read a layer"
@@ -239,7 +298,9 @@ def _opened(
     checks.extent(adata.n_obs, int(use.sum()), modality=modality)
     if is_stored(stored):
         features = adata.var_names[use]
-        counts = StoredCounts.open(stored, modality=modality, use=use, likelihood=likelihood, features=features)
+        counts = StoredCounts.open(
+            stored, modality=modality, use=use, likelihood=likelihood, features=features
+        )
         checks.some(counts, modality=modality)
         return counts
     stored = loaded(stored, modality=modality)
@@ -250,7 +311,9 @@ def _opened(
     if not FAMILIES[likelihood].binary or (matrix.data == 1).all():
         return matrix
     _logger.info(NOT_BINARY, modality, likelihood)
-    return sp.csr_matrix((np.ones_like(matrix.data), matrix.indices, matrix.indptr), shape=matrix.shape)
+    return sp.csr_matrix(
+        (np.ones_like(matrix.data), matrix.indices, matrix.indptr), shape=matrix.shape
+    )
 
 
 def _view(
@@ -300,7 +363,9 @@ def _totals(counts: sp.csr_matrix | StoredCounts) -> np.ndarray:
     return np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
 
 
-def _size_factors(opened: Opened, name: str, total: np.ndarray, observed: np.ndarray, source: str) -> np.ndarray:
+def _size_factors(
+    opened: Opened, name: str, total: np.ndarray, observed: np.ndarray, source: str
+) -> np.ndarray:
     """Size factors of the observed rows, relative to their mean."""
     if source != "total":
         what = f"size factors in column {source!r} for modality {name!r}"
@@ -312,9 +377,16 @@ def _size_factors(opened: Opened, name: str, total: np.ndarray, observed: np.nda
 
 def _size_column(opened: Opened, name: str, source: str) -> pd.Series:
     if source in opened.data.obs:
-        return checks.column(opened.data.obs, source, where="obs of the data").reset_index(drop=True)
+        return checks.column(opened.data.obs, source, where="obs of the data").reset_index(
+            drop=True
+        )
     mod = opened.mods[name]
-    checks.choices([source], mod.obs, what="`size_factors`", where=f"obs of the data or of {name!r}, or be 'total'")
+    checks.choices(
+        [source],
+        mod.obs,
+        what="`size_factors`",
+        where=f"obs of the data or of {name!r}, or be 'total'",
+    )
     column = checks.column(mod.obs, source, where=f"obs of {name!r}").reset_index(drop=True)
     column.index = opened.rows[name]
     return column.reindex(range(opened.data.n_obs))
@@ -326,7 +398,11 @@ def _held_out(opened: Opened, key: str | None) -> np.ndarray:
         return np.zeros(opened.data.n_obs, dtype=bool)
     remedy = "Name a boolean obs column in `holdout_key`"
     held = gather(
-        opened, "obs", key, lambda column, *_: checks.flags(column, name=key, remedy=remedy), argument="holdout_key"
+        opened,
+        "obs",
+        key,
+        lambda column, *_: checks.flags(column, name=key, remedy=remedy),
+        argument="holdout_key",
     )
     if held.all():
         found = f"all {len(held)} rows held out by {key!r}"
@@ -334,19 +410,26 @@ def _held_out(opened: Opened, key: str | None) -> np.ndarray:
     return held
 
 
-def _geometry(opened: Opened, key: str, library: np.ndarray, *, spatial: bool) -> tuple[np.ndarray, np.ndarray, float]:
+def _geometry(
+    opened: Opened, key: str, library: np.ndarray, *, spatial: bool
+) -> tuple[np.ndarray, np.ndarray, float]:
     """Normalised coordinates [N, D], centre [n_libraries, D] and scale: each slice on its mid-range, one scale for all."""
     n_libraries = int(library.max()) + 1
     if not spatial and not holders(opened, "obsm", key):
         return np.zeros((len(library), 1), np.float32), np.zeros((n_libraries, 1)), 1.0
     coords = read_coords(opened, key)
     slices = [coords[library == code] for code in range(n_libraries)]
-    low, high = np.array([part.min(0) for part in slices]), np.array([part.max(0) for part in slices])
+    low, high = (
+        np.array([part.min(0) for part in slices]),
+        np.array([part.max(0) for part in slices]),
+    )
     with np.errstate(over="ignore"):
         scale = float((high / 2 - low / 2).max())
     if scale == 0:
         found = f"{len(coords)} identical point(s)" + (" in each slice" if n_libraries > 1 else "")
-        remedy = "Store the positions of the observations there, or name another slot with `spatial_key`"
+        remedy = (
+            "Store the positions of the observations there, or name another slot with `spatial_key`"
+        )
         raise ValueError(checks.problem(f"coordinates in obsm[{key!r}] that differ", found, remedy))
     if not SPAN[0] < scale < SPAN[1]:
         rule = f"coordinates in obsm[{key!r}] with a half-width between {SPAN[0]:g} and {SPAN[1]:g}"

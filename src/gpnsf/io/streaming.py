@@ -36,7 +36,9 @@ __all__ = [
 DENSE_ENTRIES = 4_000_000  # of a dense array, read at a time
 COLUMN_BYTES = 24  # of a value by columns, on its way to rows
 NOT_BINARY = "modality %r holds values other than 0 and 1; %r reads x > 0"
-CONTAINER = tuple(map(Path, ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")))
+CONTAINER = tuple(
+    map(Path, ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+)
 USED, MACHINE = Path("/proc/self/statm"), Path("/proc/meminfo")
 SHARE = 0.25  # of the memory of the machine, for counts that are kept
 
@@ -45,7 +47,9 @@ _logger = logging.getLogger("gpnsf")
 
 def is_stored(matrix: Any) -> bool:
     """Whether a matrix is in a file from which rows can be read."""
-    return isinstance(matrix, CSRDataset | h5py.Dataset) or type(matrix).__module__.startswith("zarr")
+    return isinstance(matrix, CSRDataset | h5py.Dataset) or type(matrix).__module__.startswith(
+        "zarr"
+    )
 
 
 def loaded(matrix: Any, *, modality: str) -> Any:
@@ -72,7 +76,9 @@ def available_memory() -> float:
     """Bytes that this process may still take, swap included; infinite where the system does not tell."""
     machine, addresses = (min(limits, default=math.inf) for limits in _limits())
     try:
-        size, resident = (int(pages) * os.sysconf("SC_PAGE_SIZE") for pages in USED.read_text().split()[:2])
+        size, resident = (
+            int(pages) * os.sysconf("SC_PAGE_SIZE") for pages in USED.read_text().split()[:2]
+        )
     except (AttributeError, OSError, ValueError):
         size = resident = 0
     return min(machine - resident, addresses - size)
@@ -83,19 +89,28 @@ def _limits() -> tuple[list[float], list[float]]:
     machine, addresses = [], []
     try:
         machine.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") + _swap())
-        machine += [int(path.read_text()) for path in CONTAINER if path.exists() and path.read_text().strip().isdigit()]
+        machine += [
+            int(path.read_text())
+            for path in CONTAINER
+            if path.exists() and path.read_text().strip().isdigit()
+        ]
         import resource
 
         addresses.append(resource.getrlimit(resource.RLIMIT_AS)[0])
     except (AttributeError, ImportError, OSError, ValueError):
         pass
-    return [limit / _processes() for limit in machine if limit > 0], [limit for limit in addresses if limit > 0]
+    return [limit / _processes() for limit in machine if limit > 0], [
+        limit for limit in addresses if limit > 0
+    ]
 
 
 def _swap() -> int:
     """Bytes of free swap, as far as the system tells."""
     try:
-        return sum(1024 * int(kilobytes) for kilobytes in re.findall(r"SwapFree:\s*(\d+)", MACHINE.read_text()))
+        return sum(
+            1024 * int(kilobytes)
+            for kilobytes in re.findall(r"SwapFree:\s*(\d+)", MACHINE.read_text())
+        )
     except OSError:
         return 0
 
@@ -112,9 +127,13 @@ def canonical(matrix: Any, *, modality: str) -> sp.csr_matrix:
         remedy = "Convert it to a numeric array or sparse matrix in memory, for example by adata.to_memory()"
         found = f"{type(matrix).__name__} of dtype {array.dtype}"
         raise TypeError(checks.problem(f"numeric data in modality {modality!r}", found, remedy))
-    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, which is refused by name
+    with np.errstate(
+        over="ignore"
+    ):  # what float32 cannot hold becomes infinite, which is refused by name
         csr = sp.csr_matrix(array.astype(np.float32, copy=False))
-    csr = sp.csr_matrix((csr.data, csr.indices, csr.indptr), shape=csr.shape)  # its flags are not the user's
+    csr = sp.csr_matrix(
+        (csr.data, csr.indices, csr.indptr), shape=csr.shape
+    )  # its flags are not the user's
     if not csr.has_canonical_format or not csr.data.all():
         csr = csr.copy()
         csr.sum_duplicates()
@@ -128,10 +147,15 @@ def sound(matrix: Any, *, modality: str) -> None:
         return
     try:
         # a shell of its own: the check may replace arrays by copies of another dtype
-        shell = type(matrix)((matrix.data, matrix.indices, matrix.indptr), shape=matrix.shape, copy=False)
+        shell = type(matrix)(
+            (matrix.data, matrix.indices, matrix.indptr), shape=matrix.shape, copy=False
+        )
         shell.check_format(full_check=True)
     except ValueError as error:
-        rule, remedy = f"a sound sparse matrix in modality {modality!r}", "Build it anew from its source"
+        rule, remedy = (
+            f"a sound sparse matrix in modality {modality!r}",
+            "Build it anew from its source",
+        )
         raise ValueError(checks.problem(rule, str(error), remedy)) from error
 
 
@@ -150,7 +174,13 @@ class StoredCounts:
 
     @classmethod
     def open(
-        cls, stored: Any, *, modality: str, use: np.ndarray, likelihood: str, features: Sequence[str]
+        cls,
+        stored: Any,
+        *,
+        modality: str,
+        use: np.ndarray,
+        likelihood: str,
+        features: Sequence[str],
     ) -> StoredCounts:
         """Look through a matrix of a file once: check its values, and find what every row has to tell."""
         source = _Source.open(stored, modality)
@@ -162,7 +192,11 @@ class StoredCounts:
             raw = source.read(start, stop)
             sound(raw, modality=modality)
             whole = canonical(raw, modality=modality)
-            tidy &= sp.issparse(raw) and whole.nnz == raw.nnz and bool((whole.indices == raw.indices).all())
+            tidy &= (
+                sp.issparse(raw)
+                and whole.nnz == raw.nnz
+                and bool((whole.indices == raw.indices).all())
+            )
             part = whole if use.all() else whole[:, use]
             checks.counts(part, likelihood, modality=modality, features=features)
             ones &= not binary or bool((part.data == 1).all())
@@ -193,7 +227,10 @@ class StoredCounts:
         there = index >= 0
         wanted = index[there]
         order = np.argsort(wanted, kind="stable")
-        pieces = [self._usable(self.source.read_rows(piece)) for piece in self.source.pieces(wanted[order])]
+        pieces = [
+            self._usable(self.source.read_rows(piece))
+            for piece in self.source.pieces(wanted[order])
+        ]
         found = sp.vstack(pieces, format="csr") if len(pieces) != 1 else pieces[0]
         if not np.array_equal(order, np.arange(len(order))):
             found = found[np.argsort(order)]
@@ -201,12 +238,16 @@ class StoredCounts:
             return found
         pointers = np.zeros(len(index) + 1, dtype=found.indptr.dtype)
         pointers[1:][there] = np.diff(found.indptr)
-        return sp.csr_matrix((found.data, found.indices, np.cumsum(pointers)), shape=(len(index), self.shape[1]))
+        return sp.csr_matrix(
+            (found.data, found.indices, np.cumsum(pointers)), shape=(len(index), self.shape[1])
+        )
 
     def _usable(self, raw: Any) -> sp.csr_matrix:
         """What the core may see of rows as they are in the file."""
         if self.tidy:
-            counts = sp.csr_matrix((raw.data.astype(np.float32, copy=False), raw.indices, raw.indptr), shape=raw.shape)
+            counts = sp.csr_matrix(
+                (raw.data.astype(np.float32, copy=False), raw.indices, raw.indptr), shape=raw.shape
+            )
             counts.has_canonical_format = True
         else:
             counts = canonical(raw, modality=self.modality)
@@ -225,7 +266,11 @@ class _Source(ABC):
     @staticmethod
     def open(stored: Any, modality: str) -> _Source:
         """The matrix, sparse or dense."""
-        return _SparseSource(stored, modality) if isinstance(stored, CSRDataset) else _DenseSource(stored, modality)
+        return (
+            _SparseSource(stored, modality)
+            if isinstance(stored, CSRDataset)
+            else _DenseSource(stored, modality)
+        )
 
     def __init__(self, modality: str, step: int) -> None:
         self._modality, self._step = modality, step
@@ -237,7 +282,9 @@ class _Source(ABC):
         except (KeyError, OSError, RuntimeError, ValueError) as error:
             rule = f"a file whose counts of modality {self._modality!r} can be read"
             found = f"an error in rows {start} to {stop - 1}: {error}"
-            raise ValueError(checks.problem(rule, found, "Write the file again from its source")) from error
+            raise ValueError(
+                checks.problem(rule, found, "Write the file again from its source")
+            ) from error
 
     def ranges(self) -> Iterator[tuple[int, int]]:
         """All rows, as many at a time as memory should hold."""
@@ -269,16 +316,28 @@ class _SparseSource(_Source):
         self._data, self._indices = group["data"], group["indices"]
         self._pointers = np.asarray(group["indptr"][:]).astype(np.int64)
         n_stored = int(self._data.shape[0])
-        ends = len(self._pointers) == self.shape[0] + 1 and (self._pointers[0], self._pointers[-1]) == (0, n_stored)
+        ends = len(self._pointers) == self.shape[0] + 1 and (
+            self._pointers[0],
+            self._pointers[-1],
+        ) == (0, n_stored)
         if not ends or self._indices.shape[0] != n_stored or (np.diff(self._pointers) < 0).any():
-            found = f"{len(self._pointers)} row pointers for {self.shape[0]} rows and {n_stored} values"
-            rule, remedy = f"a sound sparse matrix in modality {modality!r}", "Build it anew from its source"
+            found = (
+                f"{len(self._pointers)} row pointers for {self.shape[0]} rows and {n_stored} values"
+            )
+            rule, remedy = (
+                f"a sound sparse matrix in modality {modality!r}",
+                "Build it anew from its source",
+            )
             raise ValueError(checks.problem(rule, found, remedy))
         super().__init__(modality, rows_at_a_time(*self.shape, n_stored))
 
     def _read(self, start: int, stop: int) -> sp.csr_matrix:
         first, last = self._pointers[start], self._pointers[stop]
-        arrays = self._data[first:last], self._indices[first:last], self._pointers[start : stop + 1] - first
+        arrays = (
+            self._data[first:last],
+            self._indices[first:last],
+            self._pointers[start : stop + 1] - first,
+        )
         return sp.csr_matrix(arrays, shape=(stop - start, self.shape[1]))
 
 
@@ -287,7 +346,10 @@ class _DenseSource(_Source):
 
     def __init__(self, stored: Any, modality: str) -> None:
         if stored.dtype.kind not in "biuf" or len(stored.shape) != 2:
-            rule, remedy = f"numeric counts in modality {modality!r}", "Write the file again from its source"
+            rule, remedy = (
+                f"numeric counts in modality {modality!r}",
+                "Write the file again from its source",
+            )
             found = f"an array of shape {tuple(stored.shape)} and dtype {stored.dtype}"
             raise TypeError(checks.problem(rule, found, remedy))
         self._array, self.shape = stored, (int(stored.shape[0]), int(stored.shape[1]))

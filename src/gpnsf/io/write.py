@@ -23,24 +23,37 @@ __all__ = ["Slot", "factor_names", "on_all_features", "put", "write"]
 Slot = tuple[AnnData | MuData, str, str, Any]  # holder, attribute, key, value
 
 
-def write(data: AnnData | MuData, posterior: Posterior, layout: Layout, *, keys: Keys, info: Mapping[str, Any]) -> None:
+def write(
+    data: AnnData | MuData,
+    posterior: Posterior,
+    layout: Layout,
+    *,
+    keys: Keys,
+    info: Mapping[str, Any],
+) -> None:
     """Fill every slot of a fit; what an earlier fit left under the same key is removed.
 
     ``info`` joins ``uns`` and holds at least the arguments of the fit, ``params``. Everything is prepared before the
     object is touched.
     """
-    mods = {name: data.mod[name] if isinstance(data, MuData) else data for name in layout.modalities}
+    mods = {
+        name: data.mod[name] if isinstance(data, MuData) else data for name in layout.modalities
+    }
     slots: list[Slot] = [(data, "uns", keys.uns, _record(posterior, layout, info))]
     arrays = _arrays(posterior, keys)
     slots += _rows(data, layout.position, posterior.loadings, arrays, posterior, keys)
     for name, mod in mods.items():
         if mod is not data:
-            slots += _rows(mod, layout.rows[name], {name: posterior.loadings[name]}, arrays, posterior, keys)
+            slots += _rows(
+                mod, layout.rows[name], {name: posterior.loadings[name]}, arrays, posterior, keys
+            )
         slots += _features(mod, name, layout.features[name], posterior, keys)
     put(data, slots, instead_of=keys.slots)
 
 
-def put(data: AnnData | MuData, slots: Iterable[Slot], *, instead_of: Mapping[str, Sequence[str]]) -> None:
+def put(
+    data: AnnData | MuData, slots: Iterable[Slot], *, instead_of: Mapping[str, Sequence[str]]
+) -> None:
     """Put values into their slots, all of them or none, instead of the slots named in the object and its modalities.
 
     Whatever goes wrong in between, Ctrl-C included, the object is as it was before.
@@ -53,7 +66,11 @@ def put(data: AnnData | MuData, slots: Iterable[Slot], *, instead_of: Mapping[st
         for holder in holders:
             if holder.is_view:
                 holder.obs = holder.obs.copy()
-        before = [(holder, name, _held(holder, name)) for holder in holders for name in _attributes(holder)]
+        before = [
+            (holder, name, _held(holder, name))
+            for holder in holders
+            for name in _attributes(holder)
+        ]
         try:
             for holder in holders:
                 _erase(holder, instead_of)
@@ -121,11 +138,15 @@ def _rows(
     ]
 
 
-def _features(mod: AnnData, name: str, used: np.ndarray, posterior: Posterior, keys: Keys) -> list[Slot]:
+def _features(
+    mod: AnnData, name: str, used: np.ndarray, posterior: Posterior, keys: Keys
+) -> list[Slot]:
     """Loadings and what belongs to features [P_full]; those that the core has not seen get 0, or ""."""
     loadings = posterior.loadings[name]
     top = np.full(len(used), "", dtype=object)
-    top[used] = np.array([*factor_names(posterior.is_spatial), ""], dtype=object)[top_factor(loadings)]
+    top[used] = np.array([*factor_names(posterior.is_spatial), ""], dtype=object)[
+        top_factor(loadings)
+    ]
     columns = {
         keys.background: posterior.background[name],
         keys.importance: feature_importance(loadings, posterior.is_spatial),
@@ -138,7 +159,9 @@ def _features(mod: AnnData, name: str, used: np.ndarray, posterior: Posterior, k
         (mod, "varm", keys.loadings_std, on_all_features(posterior.loadings_std[name], used)),
     ]
     if name in posterior.multipliers:
-        slots.append((mod, "varm", keys.batch, on_all_features(posterior.multipliers[name], used, fill=1.0)))
+        slots.append(
+            (mod, "varm", keys.batch, on_all_features(posterior.multipliers[name], used, fill=1.0))
+        )
     return [
         *slots,
         (mod, "var", keys.top_factor, top),
@@ -196,7 +219,9 @@ def _plain(value: Any) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise TypeError(
-        checks.problem("plain values in `uns`", f"{type(value).__name__}", "Convert it to an array or string")
+        checks.problem(
+            "plain values in `uns`", f"{type(value).__name__}", "Convert it to an array or string"
+        )
     )
 
 

@@ -98,7 +98,9 @@ def columns(
     """
     if ncols is not None:
         if ncols < 1:
-            raise ValueError(problem("`ncols` of at least 1", str(ncols), "Pass a positive integer or None"))
+            raise ValueError(
+                problem("`ncols` of at least 1", str(ncols), "Pass a positive integer or None")
+            )
         return min(ncols, n_panels)
     options = np.arange(1, min(n_panels, max(most, 1)) + 1)
     rows = -(-n_panels // options)
@@ -143,10 +145,14 @@ def finish(
     figure: Figure, axes: Sequence[Axes], *, show: bool | None, return_fig: bool
 ) -> Axes | list[Axes] | Figure | None:
     """Show the figure or hand it over, a single panel without a list around it."""
-    return hand_over(figure, axes[0] if len(axes) == 1 else list(axes), show=show, return_fig=return_fig)
+    return hand_over(
+        figure, axes[0] if len(axes) == 1 else list(axes), show=show, return_fig=return_fig
+    )
 
 
-def hand_over(figure: Figure, drawn: T, *, show: bool | None, return_fig: bool) -> T | Figure | None:
+def hand_over(
+    figure: Figure, drawn: T, *, show: bool | None, return_fig: bool
+) -> T | Figure | None:
     """Show the figure or hand it over; None shows it in a window or a notebook, and hands it over elsewhere."""
     from matplotlib import pyplot as plt
     from matplotlib.backends.registry import BackendFilter, backend_registry
@@ -154,7 +160,9 @@ def hand_over(figure: Figure, drawn: T, *, show: bool | None, return_fig: bool) 
     # a layout settles only once all titles and bars have been drawn
     figure.draw_without_rendering()
     if show is None:
-        headless = plt.get_backend().lower() in backend_registry.list_builtin(BackendFilter.NON_INTERACTIVE)
+        headless = plt.get_backend().lower() in backend_registry.list_builtin(
+            BackendFilter.NON_INTERACTIVE
+        )
         show = not headless and not return_fig
     if show:
         plt.show()
@@ -187,7 +195,11 @@ class Section:
 
 
 def section(
-    fit: Placed, *, library: str | Sequence[str] | None = None, size: float | None = None, margin: float = 0.0
+    fit: Placed,
+    *,
+    library: str | Sequence[str] | None = None,
+    size: float | None = None,
+    margin: float = 0.0,
 ) -> Section:
     """Coordinates of observations to draw: of three, the first two; the third decides the top.
 
@@ -196,12 +208,18 @@ def section(
     coords, slices = fit.coords, fit.library
     if slices is None and library is not None:
         remedy = "Leave `library` out, or fit with `library_key=`"
-        raise ValueError(problem("a fit with slices for `library`", "one without `library_key`", remedy))
-    names = np.zeros(len(coords), dtype=object) if slices is None else np.asarray(slices, dtype=object)
+        raise ValueError(
+            problem("a fit with slices for `library`", "one without `library_key`", remedy)
+        )
+    names = (
+        np.zeros(len(coords), dtype=object) if slices is None else np.asarray(slices, dtype=object)
+    )
     rows = np.arange(len(coords))
     if slices is not None and library is not None:
         wanted = [library] if isinstance(library, str) else [str(name) for name in library]
-        choices(wanted, slices.categories, what="slices", where=f"obs[{fit.params['library_key']!r}]")
+        choices(
+            wanted, slices.categories, what="slices", where=f"obs[{fit.params['library_key']!r}]"
+        )
         rows = np.flatnonzero(np.isin(names, wanted))
     if coords.shape[1] == 3:
         rows = rows[np.argsort(coords[rows, 2], kind="stable")]
@@ -223,7 +241,9 @@ def spot_diameter(coords: np.ndarray, library: np.ndarray) -> float:
     return max(diameter if span < 40 * diameter else 1.2 * diameter, span / 250)
 
 
-def spots(ax: Axes, where: Section, values: np.ndarray, *, cmap: str | Colormap, norm: Normalize) -> EllipseCollection:
+def spots(
+    ax: Axes, where: Section, values: np.ndarray, *, cmap: str | Colormap, norm: Normalize
+) -> EllipseCollection:
     """Discs of a diameter in data units: they touch at any panel size; rasterized above 2,000."""
     from matplotlib.collections import EllipseCollection
 
@@ -250,7 +270,13 @@ def spots(ax: Axes, where: Section, values: np.ndarray, *, cmap: str | Colormap,
 
 
 def profile(
-    ax: Axes, where: Section, values: np.ndarray, *, scale: str, cmap: str | Colormap, norm: Normalize
+    ax: Axes,
+    where: Section,
+    values: np.ndarray,
+    *,
+    scale: str,
+    cmap: str | Colormap,
+    norm: Normalize,
 ) -> PathCollection:
     """Values along a single coordinate, on an axis of the scale of the colours."""
     low, high = norm.vmin, norm.vmax
@@ -275,13 +301,18 @@ def profile(
 
 
 def limits(
-    values: np.ndarray, *, ends: tuple[float | None, float | None] = (None, None), quantiles: tuple[float, float]
+    values: np.ndarray,
+    *,
+    ends: tuple[float | None, float | None] = (None, None),
+    quantiles: tuple[float, float],
 ) -> tuple[float, float]:
     """Colour limits: given ends or quantiles, around zero if there are negative values."""
     low, high = np.quantile(values, quantiles)
     if values.min() < 0:
         low, high = -max(abs(low), abs(high)), max(abs(low), abs(high))
-    low, high = (default if end is None else end for default, end in zip((low, high), ends, strict=True))
+    low, high = (
+        default if end is None else end for default, end in zip((low, high), ends, strict=True)
+    )
     return float(low), float(high if high > low else low + max(abs(low), 1.0) * 1e-3)
 
 
@@ -292,10 +323,14 @@ def norm(scale: str, low: float, high: float) -> Normalize:
     if scale == "linear":
         return Normalize(low, high)
     if scale not in ("sqrt", "log"):
-        raise ValueError(problem("`scale` to be 'linear', 'sqrt' or 'log'", repr(scale), "Pass one of the three"))
+        raise ValueError(
+            problem("`scale` to be 'linear', 'sqrt' or 'log'", repr(scale), "Pass one of the three")
+        )
     if low < 0:
         rule = f"nonnegative values for scale={scale!r}"
-        raise ValueError(problem(rule, f"lower colour limit {low:.3g}", "Pass scale='linear' or vmin=0"))
+        raise ValueError(
+            problem(rule, f"lower colour limit {low:.3g}", "Pass scale='linear' or vmin=0")
+        )
     # four decades are what the eye tells apart
     return PowerNorm(0.5, low, high) if scale == "sqrt" else LogNorm(max(low, high * 1e-4), high)
 
@@ -305,7 +340,11 @@ def colormap(signed: bool) -> Colormap:
     import matplotlib as mpl
     from matplotlib.colors import ListedColormap
 
-    return mpl.colormaps["RdBu_r"] if signed else ListedColormap(mpl.colormaps["magma"](np.linspace(0.03, 0.93, 256)))
+    return (
+        mpl.colormaps["RdBu_r"]
+        if signed
+        else ListedColormap(mpl.colormaps["magma"](np.linspace(0.03, 0.93, 256)))
+    )
 
 
 def title(ax: Axes, name: str, note: str = "") -> None:
@@ -331,8 +370,12 @@ def colorbars(axes: Sequence[Axes]) -> list[Axes]:
     for ax in axes:
         height = ax.get_window_extent().height / figure.dpi
         length = min(max(0.75 * height, 0.3), 1.1)
-        corner = ScaledTranslation(1, 0.5, BboxTransformTo(ax.bbox))  # in inches from the middle right
-        bar = ax.inset_axes((0.04, -length / 2, 0.06, length), transform=figure.dpi_scale_trans + corner)
+        corner = ScaledTranslation(
+            1, 0.5, BboxTransformTo(ax.bbox)
+        )  # in inches from the middle right
+        bar = ax.inset_axes(
+            (0.04, -length / 2, 0.06, length), transform=figure.dpi_scale_trans + corner
+        )
         figure.colorbar(ax.collections[0], cax=bar)
         tidy_bar(bar, short=length < 0.5)
         bars.append(bar)
@@ -351,7 +394,9 @@ def tidy_bar(bar: Axes, *, short: bool = False) -> None:
     else:
         bar.yaxis.set_major_locator(MaxNLocator(3))
     bar.yaxis.set_minor_locator(NullLocator())
-    bar.yaxis.set_major_formatter(lambda value, _: _plain_number(0.0 if abs(value) < 1e-3 * high else value))
+    bar.yaxis.set_major_formatter(
+        lambda value, _: _plain_number(0.0 if abs(value) < 1e-3 * high else value)
+    )
     bar.tick_params(labelsize=SMALL - 1, width=0.5, length=1.5, pad=1.5)
     bar.spines[:].set_visible(False)
 
@@ -380,13 +425,21 @@ def _side_by_side(
     if _overlapping(low, high):
         cell = (high - low).max(axis=0) * 1.15
         place = np.arange(len(slices))
-        across = len(slices) if coords.shape[1] == 1 else columns(len(slices), lambda _: (cell[0], cell[1]), target=1.5)
-        middle = np.column_stack([place % across, -up * (place // across)])[:, : coords.shape[1]] * cell
+        across = (
+            len(slices)
+            if coords.shape[1] == 1
+            else columns(len(slices), lambda _: (cell[0], cell[1]), target=1.5)
+        )
+        middle = (
+            np.column_stack([place % across, -up * (place // across)])[:, : coords.shape[1]] * cell
+        )
         shift = middle - (low + high) / 2
     code = {name: position for position, name in enumerate(slices)}
     low, high = low + shift, high + shift
     bottom = (low if up > 0 else high)[:, -1]
-    labels = {name: (float((low + high)[i, 0] / 2), float(bottom[i])) for i, name in enumerate(slices)}
+    labels = {
+        name: (float((low + high)[i, 0] / 2), float(bottom[i])) for i, name in enumerate(slices)
+    }
     return coords + shift[[code[name] for name in names]], labels
 
 

@@ -83,7 +83,11 @@ def convergence(
     """
     fit = fits.find(data, key)
     if panel is not None and panel not in PANELS:
-        raise ValueError(problem(f"`panel` to be one of {PANELS}", repr(panel), "Pass one of these, or None for all"))
+        raise ValueError(
+            problem(
+                f"`panel` to be one of {PANELS}", repr(panel), "Pass one of these, or None for all"
+            )
+        )
     names, ends, kept = _starts(fit)
     chosen = [panel] if panel else [name for name in PANELS if name != "starts" or len(names) > 1]
     with canvas.style():
@@ -103,7 +107,11 @@ def _starts(fit: Fit) -> tuple[np.ndarray, np.ndarray, str]:
     """Names of the starts, best first, their ELBO per observation, and the one that was kept."""
     values, kept = fit.starts
     order = sorted(values, key=values.__getitem__, reverse=True)
-    return np.array(order, dtype=object), np.array([values[name] for name in order]) / fit.data.n_obs, kept
+    return (
+        np.array(order, dtype=object),
+        np.array([values[name] for name in order]) / fit.data.n_obs,
+        kept,
+    )
 
 
 def _history(fit: Fit) -> tuple[np.ndarray, np.ndarray]:
@@ -125,7 +133,15 @@ def _draw(ax: Axes, steps: np.ndarray, elbo: np.ndarray, phase: np.ndarray) -> N
     for name, part in _segments(phase):
         marker = "." if part.stop - part.start < 3 else None
         color = PHASE_COLORS.get(name, "black")
-        ax.plot(steps[part], elbo[part], color=color, linewidth=1.2, marker=marker, markersize=3, label=name)
+        ax.plot(
+            steps[part],
+            elbo[part],
+            color=color,
+            linewidth=1.2,
+            marker=marker,
+            markersize=3,
+            label=name,
+        )
         ax.axvspan(steps[part.start], steps[part.stop - 1], color=color, alpha=0.12, linewidth=0)
     ax.set(xlabel="step", xlim=(steps[0] - 0.5, steps[-1] + 0.5))
     canvas.plain(ax)
@@ -139,10 +155,19 @@ def _trace(ax: Axes, fit: Fit) -> None:
     margin = 0.05 * max(high - low, 1e-9)
     ax.set(ylim=(low - margin, high + margin), ylabel="ELBO per observation")
     handles = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
-    ax.legend(handles.values(), handles.keys(), loc="best", handlelength=1.2, borderaxespad=0.2, labelspacing=0.3)
+    ax.legend(
+        handles.values(),
+        handles.keys(),
+        loc="best",
+        handlelength=1.2,
+        borderaxespad=0.2,
+        labelspacing=0.3,
+    )
     converged, repairs, seconds = fit.outcome
     note = f"{'converged' if converged else 'not converged'}, {elbo.size} steps, {seconds:.3g} s"
-    canvas.title(ax, "optimisation", note + f", {repairs} repair{'s' * (repairs > 1)}" * (repairs > 0))
+    canvas.title(
+        ax, "optimisation", note + f", {repairs} repair{'s' * (repairs > 1)}" * (repairs > 0)
+    )
 
 
 def _end(ax: Axes, fit: Fit) -> None:

@@ -98,7 +98,10 @@ def domains(
     entries = _entries(drawn, colors)
     per_column = max(8, int(np.ceil(np.sqrt(8 * len(entries)))))
     columns = -(-len(entries) // per_column)
-    spare = 0.1 + max(columns * (0.5 + 0.055 * max(len(text) for text, _ in entries)), 0.2 + 0.065 * len(key_added))
+    spare = 0.1 + max(
+        columns * (0.5 + 0.055 * max(len(text) for text, _ in entries)),
+        0.2 + 0.065 * len(key_added),
+    )
     width, height = _panel(where, spare, len(colors))
     with canvas.style():
         figure, axes = canvas.grid(1, width=width, height=height, ncols=1, ax=ax, spare=spare)
@@ -121,7 +124,9 @@ def _categories(fit: Fit, name: str) -> tuple[pd.Categorical, dict[str, str]]:
             colors = dict(zip(own.values(), hex_colors(stored), strict=False)) | colors
     values = pd.Series(fit.data.obs[name].to_numpy() if inside else fit.obs(name)).astype(object)
     texts_of = {value: text for own in texts for value, text in own.items()}
-    return pd.Categorical(values.map(texts_of), categories=list(dict.fromkeys(texts_of.values()))), colors
+    return pd.Categorical(
+        values.map(texts_of), categories=list(dict.fromkeys(texts_of.values()))
+    ), colors
 
 
 def _texts(obs: pd.DataFrame, name: str) -> dict[Any, str]:
@@ -140,13 +145,19 @@ def _texts(obs: pd.DataFrame, name: str) -> dict[Any, str]:
     return texts
 
 
-def _colors(labels: pd.Categorical, stored: dict[str, str], palette: Sequence[str] | None) -> list[str]:
+def _colors(
+    labels: pd.Categorical, stored: dict[str, str], palette: Sequence[str] | None
+) -> list[str]:
     """A colour for each category: those given, else those stored with the column, else our own."""
     number = len(labels.categories)
     if palette is not None:
         if len(palette) < number:
             raise ValueError(
-                problem(f"`palette` with {number} colours", f"{len(palette)}", "Pass one for each category, or None")
+                problem(
+                    f"`palette` with {number} colours",
+                    f"{len(palette)}",
+                    "Pass one for each category, or None",
+                )
             )
         return hex_colors(palette[:number])
     if set(labels.categories) <= stored.keys():
@@ -183,7 +194,9 @@ def _draw(ax: Axes, where: canvas.Section, drawn: pd.Categorical, colors: list[s
     if where.coords.shape[1] > 1:
         canvas.spots(ax, where, codes, cmap=cmap, norm=norm)
         return
-    ax.scatter(where.coords[:, 0], codes, c=codes, s=8, marker="|", linewidths=1, cmap=cmap, norm=norm)
+    ax.scatter(
+        where.coords[:, 0], codes, c=codes, s=8, marker="|", linewidths=1, cmap=cmap, norm=norm
+    )
     ax.set(ylim=(codes.max() + 0.5, -0.5), yticks=[], xlabel="position")
     canvas.plain(ax)
 
@@ -193,7 +206,8 @@ def _legend(ax: Axes, entries: list[tuple[str, str]], *, title: str, columns: in
     from matplotlib.lines import Line2D
 
     handles = [
-        Line2D([], [], linestyle="", marker="o", markersize=5, color=color, label=text) for text, color in entries
+        Line2D([], [], linestyle="", marker="o", markersize=5, color=color, label=text)
+        for text, color in entries
     ]
     ax.legend(
         handles=handles,

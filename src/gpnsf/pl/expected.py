@@ -124,7 +124,9 @@ def observed_expected(
     wide = max(width, 1.3) if "calibration" in chosen else width
     with canvas.style():
         n_panels = len(places) * len(chosen)
-        figure, axes = canvas.grid(n_panels, width=wide, height=max(height, 1.35), ncols=ncols, ax=ax)
+        figure, axes = canvas.grid(
+            n_panels, width=wide, height=max(height, 1.35), ncols=ncols, ax=ax
+        )
         drawn, barred = iter(axes), []
         for name, values in _compared(fit, places, where.rows):
             for panel in chosen:
@@ -134,9 +136,16 @@ def observed_expected(
                 else:
                     norm, signed = values.norm(panel, scale, quantiles)
                     colors = cmap or canvas.colormap(signed=signed)
-                    maps.draw(place, where, getattr(values, panel), scale=scale, cmap=colors, norm=norm)
+                    maps.draw(
+                        place, where, getattr(values, panel), scale=scale, cmap=colors, norm=norm
+                    )
                     barred += [place] if panel == "expected" or "expected" not in chosen else []
-                maps.title(place, name if panel == chosen[0] else panel, values.unit(panel), width=wide - 0.2)
+                maps.title(
+                    place,
+                    name if panel == chosen[0] else panel,
+                    values.unit(panel),
+                    width=wide - 0.2,
+                )
         maps.bars(barred, where)
         if chosen[0] != "calibration":
             canvas.name_slices(axes[0], where)
@@ -157,7 +166,9 @@ class _Feature:
         """Whether what was observed is 0 or 1."""
         return FAMILIES[self.likelihood].binary
 
-    def norm(self, panel: str, scale: str, quantiles: tuple[float, float]) -> tuple[Normalize, bool]:
+    def norm(
+        self, panel: str, scale: str, quantiles: tuple[float, float]
+    ) -> tuple[Normalize, bool]:
         """Colours of a map, and whether they have two signs.
 
         Those of both maps are the same unless values are 0 and 1.
@@ -178,7 +189,9 @@ class _Feature:
         return "value" if FAMILIES[self.likelihood].signed else "per size factor"
 
 
-def _places(fit: Fit, features: str | Sequence[str] | None, modalities: list[str]) -> list[tuple[str, int]]:
+def _places(
+    fit: Fit, features: str | Sequence[str] | None, modalities: list[str]
+) -> list[tuple[str, int]]:
     """Modality and position of the features.
 
     Those named, or the best one of each factor that has any.
@@ -188,7 +201,9 @@ def _places(fit: Fit, features: str | Sequence[str] | None, modalities: list[str
         tables = [fits.ranked(fit, name, k, n_features=1) for k in range(len(fit.names))]
         places = [(name, int(j)) for j in dict.fromkeys(j for table in tables for j in table.index)]
     else:
-        places = find_features(fit, [features] if isinstance(features, str) else list(map(str, features)), modalities)
+        places = find_features(
+            fit, [features] if isinstance(features, str) else list(map(str, features)), modalities
+        )
     if not places:
         raise ValueError(problem("at least one feature", "none", "Pass names in `features`"))
     return places
@@ -196,10 +211,14 @@ def _places(fit: Fit, features: str | Sequence[str] | None, modalities: list[str
 
 def _chosen(panels: str | Sequence[str] | None) -> list[str]:
     """Names of the panels."""
-    wanted = list(PANELS) if panels is None else [panels] if isinstance(panels, str) else list(panels)
+    wanted = (
+        list(PANELS) if panels is None else [panels] if isinstance(panels, str) else list(panels)
+    )
     choices(wanted, PANELS, what="panels", where="the figure")
     if not wanted:
-        raise ValueError(problem("`panels` to name at least one", "none", "Pass names, or None for all"))
+        raise ValueError(
+            problem("`panels` to name at least one", "none", "Pass names, or None for all")
+        )
     return wanted
 
 
@@ -210,7 +229,9 @@ def _columns(n_features: int, n_panels: int, where: canvas.Section, ncols: int |
     return n_panels * (2 if n_features > 1 and n_panels < 4 else 1)
 
 
-def _compared(fit: Fit, places: list[tuple[str, int]], rows: np.ndarray) -> Iterator[tuple[str, _Feature]]:
+def _compared(
+    fit: Fit, places: list[tuple[str, int]], rows: np.ndarray
+) -> Iterator[tuple[str, _Feature]]:
     """Name and values of each feature; each modality is read once."""
     wanted = {name: [j for modality, j in places if modality == name] for name, _ in places}
     compared = {name: compare(fit, name, positions) for name, positions in wanted.items()}
@@ -223,7 +244,11 @@ def _compared(fit: Fit, places: list[tuple[str, int]], rows: np.ndarray) -> Iter
 def _calibration(ax: Axes, feature: _Feature) -> None:
     """Means of groups of equal expected value, weighted by size factors."""
     known = np.isfinite(feature.observed)
-    observed, expected, weight = feature.observed[known], feature.expected[known], feature.weight[known]
+    observed, expected, weight = (
+        feature.observed[known],
+        feature.expected[known],
+        feature.weight[known],
+    )
     ax.set(box_aspect=1, anchor="NW")
     ax.set_xlabel("expected", fontsize=canvas.SMALL, labelpad=1)
     ax.set_ylabel("observed", fontsize=canvas.SMALL, labelpad=1)
@@ -231,12 +256,24 @@ def _calibration(ax: Axes, feature: _Feature) -> None:
     ax.locator_params(nbins=3)
     if not observed.size:
         return
-    groups = np.array_split(np.argsort(expected, kind="stable"), min(BINS, max(observed.size // LEAST, 1)))
-    mean = np.array([[np.average(values[g], weights=weight[g]) for g in groups] for values in (expected, observed)])
-    spread = [np.average((observed[g] - m) ** 2, weights=weight[g]) for g, m in zip(groups, mean[1], strict=True)]
+    groups = np.array_split(
+        np.argsort(expected, kind="stable"), min(BINS, max(observed.size // LEAST, 1))
+    )
+    mean = np.array(
+        [
+            [np.average(values[g], weights=weight[g]) for g in groups]
+            for values in (expected, observed)
+        ]
+    )
+    spread = [
+        np.average((observed[g] - m) ** 2, weights=weight[g])
+        for g, m in zip(groups, mean[1], strict=True)
+    ]
     error = np.sqrt(np.array(spread) / [g.size for g in groups])
     ends = np.array([min(1.08 * mean.min(), 0.0), max(1.08 * mean.max(), 1e-9)])
     ax.plot(ends, ends, color="0.7", linewidth=0.8, zorder=1)
     color = canvas.MODALITY_COLORS[0]
-    ax.errorbar(mean[0], mean[1], yerr=2 * error, color=color, fmt="o", markersize=2.5, linewidth=0.8)
+    ax.errorbar(
+        mean[0], mean[1], yerr=2 * error, color=color, fmt="o", markersize=2.5, linewidth=0.8
+    )
     ax.set(xlim=ends, ylim=(min(ends[0], (mean[1] - 2 * error).min()) if ends[0] < 0 else 0, None))

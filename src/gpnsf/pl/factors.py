@@ -116,24 +116,35 @@ def spatial_factors(
     4
     """
     fit = fits.find(data, key)
-    chosen, moments = fit.factor_indices(factors), [moment] if isinstance(moment, str) else list(moment)
+    chosen, moments = (
+        fit.factor_indices(factors),
+        [moment] if isinstance(moment, str) else list(moment),
+    )
     where = canvas.section(fit, library=library, size=size)
     # [n, panels]
     values = _values(fit, moments)[np.ix_(where.rows, chosen)].reshape(where.rows.size, -1)
-    norms = maps.norms_of(values, scale, shared_scale=shared_scale, ends=(vmin, vmax), quantiles=quantiles)
+    norms = maps.norms_of(
+        values, scale, shared_scale=shared_scale, ends=(vmin, vmax), quantiles=quantiles
+    )
     cmap = cmap or canvas.colormap(signed=values.min() < 0)
     bar = 0.1 if shared_scale else canvas.BAR
     ncols = _columns(chosen.size, len(moments), where, bar, ncols)
     width, height = where.panel(ncols, bar=bar)
     with canvas.style():
         spare = canvas.BAR if shared_scale else 0.0
-        figure, axes = canvas.grid(values.shape[1], width=width, height=height, ncols=ncols, ax=ax, spare=spare)
+        figure, axes = canvas.grid(
+            values.shape[1], width=width, height=height, ncols=ncols, ax=ax, spare=spare
+        )
         for panel, column, norm in zip(axes, values.T, norms, strict=True):
             maps.draw(panel, where, column, scale=scale, cmap=cmap, norm=norm)
         maps.bars(axes, where, shared=shared_scale)
         for panel, (factor, name) in zip(axes, product(chosen, moments), strict=True):
             first = name == moments[0]
-            canvas.title(panel, fit.names[factor] if first else LABELS[name], note(fit, factor) if first else " ")
+            canvas.title(
+                panel,
+                fit.names[factor] if first else LABELS[name],
+                note(fit, factor) if first else " ",
+            )
         canvas.name_slices(axes[0], where)
     return canvas.finish(figure, axes, show=show, return_fig=return_fig)
 
@@ -142,11 +153,17 @@ def _values(fit: Fit, moments: list[str]) -> np.ndarray:
     """Some of the three arrays of the factors, [N, K, moments]."""
     known = {"mean": fit.mean, "smooth": fit.smooth} | ({} if fit.std is None else {"std": fit.std})
     if not moments or not set(moments) <= known.keys():
-        raise ValueError(problem(f"`moment` to be of {list(known)}", repr(moments), "Pass one or several of these"))
+        raise ValueError(
+            problem(
+                f"`moment` to be of {list(known)}", repr(moments), "Pass one or several of these"
+            )
+        )
     return np.stack([known[name] for name in moments], axis=2)
 
 
-def _columns(n_factors: int, n_moments: int, where: canvas.Section, bar: float, ncols: int | None) -> int:
+def _columns(
+    n_factors: int, n_moments: int, where: canvas.Section, bar: float, ncols: int | None
+) -> int:
     """Panels in a row: those asked for, or whole groups of moments."""
     if ncols is not None:
         return canvas.columns(n_factors * n_moments, lambda n: where.panel(n, bar=bar), ncols=ncols)

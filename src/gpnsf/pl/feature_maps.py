@@ -122,7 +122,9 @@ def feature_maps(
     rows = _rows(fit, features, factors, fit.modality_names(modality), n_features, method)
     if features is None and ncols is not None:
         remedy = "Leave it out, or name `features`"
-        raise ValueError(problem("`ncols` only with `features`", f"ncols={ncols} for rows of factors", remedy))
+        raise ValueError(
+            problem("`ncols` only with `features`", f"ncols={ncols} for rows of factors", remedy)
+        )
     where = canvas.section(fit, library=library, size=size)
     if features is not None:
         ncols = canvas.columns(len(rows[0]), where.panel, ncols=ncols)
@@ -139,7 +141,9 @@ def feature_maps(
             colors = cmap or canvas.colormap(signed=np.nanmin(panel.values) < 0)
             maps.draw(place, where, values, scale=scale, cmap=colors, norm=norm)
             maps.title(place, panel.name, panel.note, width=width)
-        maps.bars([place for place, panel in zip(axes, panels, strict=True) if not panel.binary], where)
+        maps.bars(
+            [place for place, panel in zip(axes, panels, strict=True) if not panel.binary], where
+        )
         canvas.name_slices(axes[0], where)
     return canvas.finish(figure, axes, show=show, return_fig=return_fig)
 
@@ -160,7 +164,9 @@ class _Panel:
         if self.binary or not values.size:
             return canvas.norm(scale, 0.0, 1.0)
         low, high = canvas.limits(values, quantiles=quantiles)
-        rare = values.min() >= 0 and np.quantile(values, quantiles[1]) <= values.min() < values.max()
+        rare = (
+            values.min() >= 0 and np.quantile(values, quantiles[1]) <= values.min() < values.max()
+        )
         return canvas.norm(scale, low, float(values.max()) if rare else high)
 
 
@@ -176,10 +182,16 @@ def _rows(
     if features is not None:
         if factors is not None:
             remedy = "Name one of them"
-            raise ValueError(problem("`features` or `factors`", f"features={features!r}, factors={factors!r}", remedy))
+            raise ValueError(
+                problem(
+                    "`features` or `factors`", f"features={features!r}, factors={factors!r}", remedy
+                )
+            )
         named = [features] if isinstance(features, str) else [str(name) for name in features]
         if not named:
-            raise ValueError(problem("`features` to name at least one", "none", "Pass names, or None"))
+            raise ValueError(
+                problem("`features` to name at least one", "none", "Pass names, or None")
+            )
         return [find_features(fit, named, modalities)]
     quotas = fits.shared_out(n_features, modalities)
     rows = []
@@ -196,12 +208,21 @@ def _panels(fit: Fit, rows: list[list[Place]]) -> list[_Panel]:
     """Names and values of all panels, row after row; each modality is read once."""
     measured: dict[Place, _Panel] = {}
     for name in fit.modalities:
-        wanted = list(dict.fromkeys(position for row in rows for modality, position in row if modality == name))
+        wanted = list(
+            dict.fromkeys(
+                position for row in rows for modality, position in row if modality == name
+            )
+        )
         if wanted:
             compared = compare(fit, name, wanted)
-            names, note = fit.modalities[name].var_names, "open" if compared.binary else "per size factor"
+            names, note = (
+                fit.modalities[name].var_names,
+                "open" if compared.binary else "per size factor",
+            )
             for position, values in zip(wanted, compared.observed.T, strict=True):
-                measured[name, position] = _Panel(str(names[position]), note, values, compared.binary)
+                measured[name, position] = _Panel(
+                    str(names[position]), note, values, compared.binary
+                )
     return [_panel(fit, place, row[0], measured) for row in rows for place in row]
 
 
@@ -212,11 +233,17 @@ def _panel(fit: Fit, place: Place, first: Place, measured: dict[Place, _Panel]) 
     """
     modality, position = place
     if modality == FACTOR:
-        return _Panel(str(fit.names[position]), f"{100 * fit.shares[position]:.1f} % of signal", fit.mean[:, position])
+        return _Panel(
+            str(fit.names[position]),
+            f"{100 * fit.shares[position]:.1f} % of signal",
+            fit.mean[:, position],
+        )
     if first[0] != FACTOR:
         return measured[place]
     weights = np.abs(fit.loadings[modality][position]).astype(np.float64)
-    return replace(measured[place], note=f"{100 * weights[first[1]] / weights.sum():.0f} % of its signal")
+    return replace(
+        measured[place], note=f"{100 * weights[first[1]] / weights.sum():.0f} % of its signal"
+    )
 
 
 def _filled(axes: list[Axes], rows: list[list[Place]], across: int) -> list[Axes]:

@@ -104,11 +104,15 @@ def top_features(
     lines = max(_lines(table).max() for table in tables.values()) + 1
     height, least = ROW * lines + 0.4, LETTER * letters + 0.6
     most = int(canvas.PAGE / least)
-    ncols = canvas.columns(len(tables), lambda n: (_width(n, least), height), ncols=ncols, target=1.6, most=most)
+    ncols = canvas.columns(
+        len(tables), lambda n: (_width(n, least), height), ncols=ncols, target=1.6, most=most
+    )
     colors = dict(zip(modalities, canvas.MODALITY_COLORS * len(modalities), strict=False))
     with canvas.style():
         width = _width(ncols, least)
-        figure, axes = canvas.grid(len(tables), width=width, height=height, ncols=ncols, ax=ax, gap=0.06)
+        figure, axes = canvas.grid(
+            len(tables), width=width, height=height, ncols=ncols, ax=ax, gap=0.06
+        )
         for panel, (factor, table) in zip(axes, tables.items(), strict=True):
             _panel(panel, table, colors, method, [italic] if isinstance(italic, str) else italic)
             panel.set(ylim=(lines - 0.4, -0.6))
@@ -124,12 +128,17 @@ def _tables(
     quotas = fits.shared_out(n_features, modalities)
     tables = {}
     for factor in factors:
-        parts = [fits.ranked(fit, name, int(factor), n_features=quota, method=method) for name, quota in quotas.items()]
+        parts = [
+            fits.ranked(fit, name, int(factor), n_features=quota, method=method)
+            for name, quota in quotas.items()
+        ]
         tables[str(fit.names[factor])] = pd.concat(parts, ignore_index=True)
     empty = [name for name, table in tables.items() if table.empty]
     if len(empty) == len(tables):
         found = f"none for {empty} in {modalities}"
-        raise ValueError(problem("features with signal", found, "Choose other factors or modalities"))
+        raise ValueError(
+            problem("features with signal", found, "Choose other factors or modalities")
+        )
     if empty:
         _log.info("factors without features are left out: %s", empty)
     return {name: table for name, table in tables.items() if not table.empty}
@@ -145,7 +154,9 @@ def _lines(table: pd.DataFrame) -> np.ndarray:
     return np.arange(len(table)) + GAP * pd.factorize(table["modality"])[0]
 
 
-def _panel(ax: Axes, table: pd.DataFrame, colors: dict[str, str], method: str, italic: Sequence[str]) -> None:
+def _panel(
+    ax: Axes, table: pd.DataFrame, colors: dict[str, str], method: str, italic: Sequence[str]
+) -> None:
     """A line with a head and a name for each feature."""
     value = table["score"]
     if method != "share":
@@ -178,13 +189,23 @@ def _explain(axes: list[Axes], colors: dict[str, str], method: str, *, outside: 
     from matplotlib.lines import Line2D
 
     figure = axes[0].figure
-    label = "share of the feature's signal" if method == "share" else "score relative to the best feature"
-    handles = [Line2D([], [], color=color, marker="o", markersize=3, lw=1.2) for color in colors.values()]
+    label = (
+        "share of the feature's signal"
+        if method == "share"
+        else "score relative to the best feature"
+    )
+    handles = [
+        Line2D([], [], color=color, marker="o", markersize=3, lw=1.2) for color in colors.values()
+    ]
     if outside:
         figure.supxlabel(label, fontsize=canvas.SMALL, color=canvas.GREY)
     else:
         axes[0].set_xlabel(label, fontsize=canvas.SMALL, color=canvas.GREY)
     if len(colors) > 1 and outside:
-        figure.legend(handles, list(colors), loc="outside upper right", ncols=len(colors), borderaxespad=0)
+        figure.legend(
+            handles, list(colors), loc="outside upper right", ncols=len(colors), borderaxespad=0
+        )
     elif len(colors) > 1:
-        axes[0].legend(handles, list(colors), loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0)
+        axes[0].legend(
+            handles, list(colors), loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0
+        )

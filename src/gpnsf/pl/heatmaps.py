@@ -115,7 +115,13 @@ def loadings(
     tables = {name: _best(fit, name, chosen, quota, method) for name in modalities}
     tables = {name: positions for name, positions in tables.items() if positions.size}
     if not tables:
-        raise ValueError(problem("features with signal", f"none in {modalities}", "Choose other factors or modalities"))
+        raise ValueError(
+            problem(
+                "features with signal",
+                f"none in {modalities}",
+                "Choose other factors or modalities",
+            )
+        )
     letters = max(fit.modalities[name].var_names[at].str.len().max() for name, at in tables.items())
     most_rows = max(at.size for at in tables.values())
     width, height = _size(chosen.size, letters, most_rows, len(tables), fit)
@@ -123,11 +129,17 @@ def loadings(
     with canvas.style():
         ncols = min(fitting if ncols is None else ncols, len(tables))
         ncols = canvas.columns(len(tables), lambda _: (width, height), ncols=ncols)
-        figure, axes = canvas.grid(len(tables), width=width, height=height, ncols=ncols, ax=ax, spare=0.5)
+        figure, axes = canvas.grid(
+            len(tables), width=width, height=height, ncols=ncols, ax=ax, spare=0.5
+        )
         for panel, (name, positions) in zip(axes, tables.items(), strict=True):
             _panel(panel, fit, name, positions, chosen, cmap)
             for label in panel.get_yticklabels():
-                label.set_fontstyle("italic" if name in ([italic] if isinstance(italic, str) else italic) else "normal")
+                label.set_fontstyle(
+                    "italic"
+                    if name in ([italic] if isinstance(italic, str) else italic)
+                    else "normal"
+                )
             canvas.title(panel, name, f"{quota} best feature{'s' * (quota > 1)} of each factor")
         _bar(axes, signed=fit.signed)
     return canvas.finish(figure, axes, show=show, return_fig=return_fig)
@@ -136,7 +148,9 @@ def loadings(
 def _quota(n_features: int, n_factors: int) -> int:
     """Features of each factor: those asked for, unless a panel would have too many rows."""
     if n_features < 1:
-        raise ValueError(problem("`n_features` of at least 1", str(n_features), "Pass a positive integer"))
+        raise ValueError(
+            problem("`n_features` of at least 1", str(n_features), "Pass a positive integer")
+        )
     quota = min(n_features, max(MOST // n_factors, 1))
     if quota < n_features:
         _log.info("%d features of each of %d factors are drawn, not %d: name some `factors` to see more",
@@ -150,7 +164,9 @@ def _best(fit: Fit, modality: str, factors: np.ndarray, quota: int, method: str)
     return np.array(list(dict.fromkeys(j for table in tables for j in table.index)), dtype=np.int64)
 
 
-def _size(n_factors: int, letters: int, n_rows: int, n_panels: int, fit: Fit) -> tuple[float, float]:
+def _size(
+    n_factors: int, letters: int, n_rows: int, n_panels: int, fit: Fit
+) -> tuple[float, float]:
     """Width and height of a panel in inches, names of features and factors included."""
     names = LETTER * letters + 0.15
     cell = float(np.clip((canvas.PAGE / n_panels - names) / n_factors, *CELL))
@@ -159,13 +175,25 @@ def _size(n_factors: int, letters: int, n_rows: int, n_panels: int, fit: Fit) ->
 
 
 def _panel(
-    ax: Axes, fit: Fit, modality: str, positions: np.ndarray, factors: np.ndarray, cmap: str | Colormap | None
+    ax: Axes,
+    fit: Fit,
+    modality: str,
+    positions: np.ndarray,
+    factors: np.ndarray,
+    cmap: str | Colormap | None,
 ) -> None:
     """Shares of features [rows] by factors [columns]."""
     weights = fit.loadings[modality][positions].astype(np.float64)
     shares = weights / np.maximum(np.abs(weights).sum(axis=1, keepdims=True), np.finfo(float).tiny)
     low, colors = (-1, "RdBu_r") if fit.signed else (0, "magma_r")
-    ax.imshow(shares[:, factors], aspect="auto", interpolation="nearest", cmap=cmap or colors, vmin=low, vmax=1)
+    ax.imshow(
+        shares[:, factors],
+        aspect="auto",
+        interpolation="nearest",
+        cmap=cmap or colors,
+        vmin=low,
+        vmax=1,
+    )
     ax.set_xticks(range(factors.size), fit.names[factors], rotation=90)
     ax.set_yticks(range(positions.size), fit.modalities[modality].var_names[positions])
     canvas.plain(ax)
@@ -177,9 +205,13 @@ def _panel(
 def _bar(axes: list[Axes], *, signed: bool) -> None:
     """One bar for all panels: the ends of the scale are the same."""
     shrink = float(np.clip(1.6 / axes[0].figure.canvas.figure.get_figheight(), 0.2, 1))
-    bar = axes[0].figure.colorbar(axes[0].images[0], ax=axes, fraction=0.03, pad=0.02, shrink=shrink, aspect=22)
+    bar = axes[0].figure.colorbar(
+        axes[0].images[0], ax=axes, fraction=0.03, pad=0.02, shrink=shrink, aspect=22
+    )
     canvas.tidy_bar(bar.ax)
-    bar.ax.set_ylabel("signed share" if signed else "share of the feature's signal", fontsize=canvas.SMALL - 0.5)
+    bar.ax.set_ylabel(
+        "signed share" if signed else "share of the feature's signal", fontsize=canvas.SMALL - 0.5
+    )
 
 
 def factor_correlation(
@@ -249,14 +281,20 @@ def factor_correlation(
     chosen = fit.factor_indices(factors)
     correlation = _correlation({"mean": fit.mean, "smooth": fit.smooth}, moment, chosen)
     if not vmax > 0:
-        raise ValueError(problem("`vmax` above 0", str(vmax), "Pass 1, or a smaller number for weak correlations"))
+        raise ValueError(
+            problem(
+                "`vmax` above 0", str(vmax), "Pass 1, or a smaller number for weak correlations"
+            )
+        )
     names = fit.names[chosen]
     margin = 0.06 * max(map(len, names)) + 0.15
     cell = float(np.clip((canvas.PAGE - margin - 0.6) / chosen.size, *SQUARE))
     side = cell * chosen.size + margin
     with canvas.style():
         figure, (panel,) = canvas.grid(1, width=side + 0.7, height=side, ncols=1, ax=ax)
-        image = panel.imshow(correlation, cmap=maps.with_grey(cmap), vmin=-vmax, vmax=vmax, interpolation="nearest")
+        image = panel.imshow(
+            correlation, cmap=maps.with_grey(cmap), vmin=-vmax, vmax=vmax, interpolation="nearest"
+        )
         panel.set_xticks(range(chosen.size), names, rotation=90)
         panel.set_yticks(range(chosen.size), names)
         canvas.plain(panel)
@@ -266,7 +304,12 @@ def factor_correlation(
         if cell >= NUMBERED:
             _number(panel, correlation, vmax)
         bar = figure.colorbar(
-            image, ax=panel, fraction=0.04, pad=0.02, shrink=0.5 if chosen.size > 5 else 1.0, aspect=18
+            image,
+            ax=panel,
+            fraction=0.04,
+            pad=0.02,
+            shrink=0.5 if chosen.size > 5 else 1.0,
+            aspect=18,
         )
         canvas.tidy_bar(bar.ax)
         bar.ax.set_ylabel("correlation", fontsize=canvas.SMALL - 0.5)
@@ -276,9 +319,15 @@ def factor_correlation(
 def _correlation(moments: dict[str, np.ndarray], moment: str, chosen: np.ndarray) -> np.ndarray:
     """Correlations [K, K] without the diagonal; NaN where a factor is constant."""
     if moment not in moments:
-        raise ValueError(problem(f"`moment` to be one of {list(moments)}", repr(moment), "Pass one of these"))
+        raise ValueError(
+            problem(f"`moment` to be one of {list(moments)}", repr(moment), "Pass one of these")
+        )
     if chosen.size < 2:
-        raise ValueError(problem("at least two factors", str(chosen.size), "Name more `factors`, or None for all"))
+        raise ValueError(
+            problem(
+                "at least two factors", str(chosen.size), "Name more `factors`, or None for all"
+            )
+        )
     values = moments[moment][:, chosen].astype(np.float64)
     values = values - values.mean(axis=0)
     norm = np.linalg.norm(values, axis=0)
@@ -294,7 +343,15 @@ def _number(ax: Axes, correlation: np.ndarray, vmax: float) -> None:
         if np.isfinite(value):
             text = f"{value:.2f}".replace("0.", ".").replace("-.00", ".00")
             color = "white" if abs(value) > DARK * vmax else "0.15"
-            ax.text(column, row, text, ha="center", va="center", fontsize=canvas.SMALL - 1.5, color=color)
+            ax.text(
+                column,
+                row,
+                text,
+                ha="center",
+                va="center",
+                fontsize=canvas.SMALL - 1.5,
+                color=color,
+            )
 
 
 def _divide(ax: Axes, is_spatial: np.ndarray, *, across: bool) -> None:

@@ -75,14 +75,20 @@ PAGE = """<!DOCTYPE html>
 
 def page(title: str, lead: str, sections: Iterable[tuple[str, str]], *, footer: str) -> str:
     """A whole page; ``sections`` are headings, still to be escaped, and finished bodies."""
-    parts = [(f"section-{number}", escape(heading), body) for number, (heading, body) in enumerate(sections, 1)]
+    parts = [
+        (f"section-{number}", escape(heading), body)
+        for number, (heading, body) in enumerate(sections, 1)
+    ]
     return PAGE.format(
         title=escape(title),
         style=STYLE,
         lead=escape(lead),
-        contents="\n".join(f'<li><a href="#{anchor}">{heading}</a></li>' for anchor, heading, _ in parts),
+        contents="\n".join(
+            f'<li><a href="#{anchor}">{heading}</a></li>' for anchor, heading, _ in parts
+        ),
         sections="\n".join(
-            f'<section id="{anchor}"><h2>{heading}</h2>\n{body}\n</section>' for anchor, heading, body in parts
+            f'<section id="{anchor}"><h2>{heading}</h2>\n{body}\n</section>'
+            for anchor, heading, body in parts
         ),
         footer=escape(footer),
     )
@@ -105,14 +111,18 @@ def bullets(texts: Iterable[str]) -> str:
 
 def shown(value: object) -> str:
     """A value as text: numbers in four digits, sequences with commas, mappings as name = value."""
-    value = value.item() if isinstance(value, np.ndarray | np.generic) and value.ndim == 0 else value
+    value = (
+        value.item() if isinstance(value, np.ndarray | np.generic) and value.ndim == 0 else value
+    )
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "–"}[value]
     if isinstance(value, Integral):
         return f"{value:,}"
     if isinstance(value, Real):
         number = float(value)
-        return "–" if np.isnan(number) else f"{number:,.4g}" if abs(number) < 1e6 else f"{number:.4g}"
+        return (
+            "–" if np.isnan(number) else f"{number:,.4g}" if abs(number) < 1e6 else f"{number:.4g}"
+        )
     if isinstance(value, Mapping):
         return ", ".join(f"{name} = {shown(item)}" for name, item in value.items()) or "–"
     if isinstance(value, list | tuple | np.ndarray):
@@ -123,7 +133,10 @@ def shown(value: object) -> str:
 def table(frame: pd.DataFrame, caption: str) -> str:
     """A table whose first column names its rows; columns of numbers are set to the right."""
     kinds = [' class="number"' if kind.kind in "iuf" else "" for kind in frame.dtypes]
-    head = "".join(f'<th scope="col"{kind}>{escape(str(name))}</th>' for name, kind in zip(frame, kinds, strict=True))
+    head = "".join(
+        f'<th scope="col"{kind}>{escape(str(name))}</th>'
+        for name, kind in zip(frame, kinds, strict=True)
+    )
     lines = [_line([shown(value) for value in row], kinds) for row in frame.itertuples(index=False)]
     body = "\n".join(lines)
     return (

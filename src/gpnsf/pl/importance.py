@@ -126,7 +126,9 @@ def _chosen(fit: fits.Fit, panels: str | Sequence[str] | None) -> list[str]:
 def _features(ax: Axes, fit: fits.Fit, modality: str) -> None:
     """Histogram of the features that have signal."""
     values = fit.var(modality, fit.keys.importance)[fit.loadings[modality].any(axis=1)]
-    color = canvas.MODALITY_COLORS[list(fit.modalities).index(modality) % len(canvas.MODALITY_COLORS)]
+    color = canvas.MODALITY_COLORS[
+        list(fit.modalities).index(modality) % len(canvas.MODALITY_COLORS)
+    ]
     _histogram(ax, values, modality, color=color)
     ax.set(ylabel="features")
 
@@ -140,7 +142,13 @@ def _histogram(ax: Axes, values: np.ndarray, name: str, *, color: str) -> None:
         median = float(np.median(values))
         ax.axvline(median, color="black", linewidth=0.8, linestyle=(0, (3, 2)))
         note += f" · median {median:.2f}"
-    ax.hist(values, bins=np.linspace(0, 1, BINS + 1).tolist(), color=color, edgecolor="white", linewidth=0.4)
+    ax.hist(
+        values,
+        bins=np.linspace(0, 1, BINS + 1).tolist(),
+        color=color,
+        edgecolor="white",
+        linewidth=0.4,
+    )
     ax.set(xlim=(0, 1), xticks=[0, 0.5, 1], xlabel="spatial importance", ylabel=name)
     ax.set_xticklabels(["0", "0.5", "1"])
     ax.yaxis.set_major_locator(MaxNLocator(4, integer=True))
@@ -149,7 +157,12 @@ def _histogram(ax: Axes, values: np.ndarray, name: str, *, color: str) -> None:
 
 
 def _map(
-    ax: Axes, fit: fits.Fit, *, library: str | Sequence[str] | None, cmap: str | Colormap, size: float | None
+    ax: Axes,
+    fit: fits.Fit,
+    *,
+    library: str | Sequence[str] | None,
+    cmap: str | Colormap,
+    size: float | None,
 ) -> None:
     """Observations in space."""
     where = canvas.section(fit, library=library, size=size)

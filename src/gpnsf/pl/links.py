@@ -104,11 +104,18 @@ def links(
     Rule(float, 0.1, low=0, high=1, optional=True).check("max_q", max_q)
     Rule(float, 0.0, low=-1, high=1).check("min_score", min_score)
     place, sites, table = _read(data, gene, annotation, rna, atac, key)
-    drawn = ((table["score"] >= min_score) & (table["q"] <= (1.0 if max_q is None else max_q))).to_numpy()
+    drawn = (
+        (table["score"] >= min_score) & (table["q"] <= (1.0 if max_q is None else max_q))
+    ).to_numpy()
     with canvas.style():
         figure, (panel,) = canvas.grid(1, width=WIDTH, height=HEIGHT, ncols=1, ax=ax)
         norm = canvas.norm("linear", min(min_score, 0.99), 1.0)
-        _arcs(panel, table[drawn], canvas.colormap(signed=False).reversed() if cmap is None else cmap, norm)
+        _arcs(
+            panel,
+            table[drawn],
+            canvas.colormap(signed=False).reversed() if cmap is None else cmap,
+            norm,
+        )
         _ticks(panel, table, drawn)
         low, high = _extent(table, place)
         _gene(panel, place, sites, high - low)
@@ -134,19 +141,29 @@ def _read(
     """
     found = Keys(key).links
     choices([found], data.uns, what="links", where="uns", remedy="Run `gpnsf.tl.link_peaks` first")
-    choices([gene], data.uns[found]["gene"].unique(), what="links of the gene", where=f"uns[{found!r}]")
+    choices(
+        [gene], data.uns[found]["gene"].unique(), what="links of the gene", where=f"uns[{found!r}]"
+    )
     choices([rna, atac], data.mod, what="modalities", where="the data")
     genes = genome.genes_of(annotation, data.mod[rna].var, where=f"var of {rna!r}")
     choices([gene], genes.index, what="the place of the gene", where="the annotation")
     place, table, (_, sites) = genes.loc[gene], data.uns[found], genome.starts(genes.loc[[gene]])
     table = table[table["gene"] == gene]
     remedy = "Run `gpnsf.tl.link_peaks` again"
-    choices(table["peak"], data.mod[atac].var_names, what="linked peaks", where=f"modality {atac!r}", remedy=remedy)
+    choices(
+        table["peak"],
+        data.mod[atac].var_names,
+        what="linked peaks",
+        where=f"modality {atac!r}",
+        remedy=remedy,
+    )
     peaks = genome.peak_positions(data.mod[atac].var.loc[table["peak"]], where=f"modality {atac!r}")
     here = (peaks["chrom"] == place["chrom"]).to_numpy()
     if not here.any():
         remedy = "Check that the annotation is of the genome of the peaks"
-        raise ValueError(problem(f"peaks of {gene!r} on {place['chrom']}", f"none of {len(table)}", remedy))
+        raise ValueError(
+            problem(f"peaks of {gene!r} on {place['chrom']}", f"none of {len(table)}", remedy)
+        )
     middle = genome.middle(peaks)[here]
     nearer = np.abs(middle[:, None] - sites).argmin(axis=1)
     return place, sites, table[here].assign(middle=middle, site=sites[nearer])
@@ -190,7 +207,14 @@ def _gene(ax: Axes, place: pd.Series, sites: np.ndarray, span: float) -> None:
     ax.vlines(sites, -GENE, -STEM, colors=color, linewidth=1)
     if place["strand"]:
         ahead = sites[0] + (span if place["strand"] == "+" else -span) * ARROW
-        style = {"arrowstyle": "-|>", "color": color, "linewidth": 1, "shrinkA": 0, "shrinkB": 0, "mutation_scale": 7}
+        style = {
+            "arrowstyle": "-|>",
+            "color": color,
+            "linewidth": 1,
+            "shrinkA": 0,
+            "shrinkB": 0,
+            "mutation_scale": 7,
+        }
         ax.annotate("", (ahead, -STEM), (sites[0], -STEM), arrowprops=style)
 
 
@@ -206,7 +230,9 @@ def _axis(ax: Axes, place: pd.Series, low: float, high: float) -> None:
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     unit, name = (1e6, "Mb") if high - low >= 1e5 else (1e3, "kb")
-    ax.set(xlim=(low, high), ylim=(-1.35 * GENE, 1.05), yticks=[], xlabel=f"{place['chrom']} ({name})")
+    ax.set(
+        xlim=(low, high), ylim=(-1.35 * GENE, 1.05), yticks=[], xlabel=f"{place['chrom']} ({name})"
+    )
     ax.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / unit:,.6g}"))
     ax.spines["left"].set_visible(False)
@@ -215,4 +241,6 @@ def _axis(ax: Axes, place: pd.Series, low: float, high: float) -> None:
 
 def _note(drawn: np.ndarray, max_q: float | None) -> str:
     """How many peaks have an arc, and why the others have none."""
-    return f"{drawn.sum()} of {drawn.size} peaks" + ("" if max_q is None else f" with q up to {max_q:g}")
+    return f"{drawn.sum()} of {drawn.size} peaks" + (
+        "" if max_q is None else f" with q up to {max_q:g}"
+    )

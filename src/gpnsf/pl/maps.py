@@ -21,7 +21,13 @@ GAP = 0.08  # inches between the names of neighbouring panels
 
 
 def draw(
-    ax: Axes, where: canvas.Section, values: np.ndarray, *, scale: str, cmap: str | Colormap, norm: Normalize
+    ax: Axes,
+    where: canvas.Section,
+    values: np.ndarray,
+    *,
+    scale: str,
+    cmap: str | Colormap,
+    norm: Normalize,
 ) -> None:
     """Values [n] as discs, or along an axis where there is a single coordinate.
 
@@ -66,7 +72,9 @@ def bars(axes: list[Axes], where: canvas.Section, *, shared: bool = False) -> No
     if not shared:
         canvas.colorbars(axes)
         return
-    bar = axes[0].figure.colorbar(axes[0].collections[0], ax=axes, fraction=0.02, pad=0.01, shrink=0.5, aspect=25)
+    bar = axes[0].figure.colorbar(
+        axes[0].collections[0], ax=axes, fraction=0.02, pad=0.01, shrink=0.5, aspect=25
+    )
     canvas.tidy_bar(bar.ax)
 
 

@@ -156,9 +156,13 @@ def _maps(
     ncols = canvas.columns(len(names), lambda n: where.panel(n, bar=bar), ncols=ncols)
     width, height = where.panel(ncols, bar=bar)
     spare = canvas.BAR if shared else 0.0
-    figure, axes = canvas.grid(len(names), width=width, height=height, ncols=ncols, ax=ax, spare=spare)
+    figure, axes = canvas.grid(
+        len(names), width=width, height=height, ncols=ncols, ax=ax, spare=spare
+    )
     for panel, column, norm in zip(axes, values.T, norms, strict=True):
-        maps.draw(panel, where, column, scale=scale, cmap=cmap or canvas.colormap(signed=False), norm=norm)
+        maps.draw(
+            panel, where, column, scale=scale, cmap=cmap or canvas.colormap(signed=False), norm=norm
+        )
     maps.bars(axes, where, shared=shared)
     for panel, name, column in zip(axes, names, values.T, strict=True):
         maps.title(panel, name, f"{100 * column.mean():.1f} %", width=width)
@@ -166,7 +170,12 @@ def _maps(
 
 
 def _pies(
-    where: canvas.Section, values: np.ndarray, names: list[str], *, palette: Sequence[str] | None, ax: Axes | None
+    where: canvas.Section,
+    values: np.ndarray,
+    names: list[str],
+    *,
+    palette: Sequence[str] | None,
+    ax: Axes | None,
 ) -> tuple[Figure, list[Axes]]:
     """One panel, in which every spot is a pie."""
     if len(values) > MOST_PIES or where.coords.shape[1] == 1:
@@ -179,10 +188,16 @@ def _pies(
     colors = category_colors(len(names)) if palette is None else hex_colors(palette[: len(names)])
     rest = np.clip(1 - values.sum(axis=1), 0, 1)
     if rest.max() > 1e-3:
-        values, names, colors = np.column_stack([values, rest]), [*names, REST], [*colors, REST_COLOR]
+        values, names, colors = (
+            np.column_stack([values, rest]),
+            [*names, REST],
+            [*colors, REST_COLOR],
+        )
     spare = 0.4 + 0.062 * max(map(len, names))
     width = min(canvas.PAGE - spare, 5.2 / where.aspect, 5.2)
-    figure, axes = canvas.grid(1, width=width, height=width * where.aspect + 0.15, ncols=1, ax=ax, spare=spare)
+    figure, axes = canvas.grid(
+        1, width=width, height=width * where.aspect + 0.15, ncols=1, ax=ax, spare=spare
+    )
     _draw(axes[0], where, values, colors)
     _legend(axes[0], names, colors)
     return figure, axes
@@ -192,20 +207,31 @@ def _draw(ax: Axes, where: canvas.Section, values: np.ndarray, colors: Sequence[
     """Slices of all pies, type by type, clockwise from the top."""
     from matplotlib.collections import PolyCollection
 
-    maps.draw(ax, where, np.full(len(values), np.nan), scale="linear", cmap="gray", norm=canvas.norm("linear", 0, 1))
+    maps.draw(
+        ax,
+        where,
+        np.full(len(values), np.nan),
+        scale="linear",
+        cmap="gray",
+        norm=canvas.norm("linear", 0, 1),
+    )
     # [n, types + 1]
     ends = np.concatenate([np.zeros((len(values), 1)), values.cumsum(axis=1)], axis=1)
     for column, color in enumerate(colors):
         drawn = np.flatnonzero(values[:, column] > 1e-3).tolist()
         polygons = [_slice(where, row, *ends[row, column : column + 2]) for row in drawn]
-        ax.add_collection(PolyCollection(polygons, facecolors=color, linewidths=0, rasterized=True), autolim=False)
+        ax.add_collection(
+            PolyCollection(polygons, facecolors=color, linewidths=0, rasterized=True), autolim=False
+        )
 
 
 def _slice(where: canvas.Section, row: int, begin: float, end: float) -> np.ndarray:
     """Outline [points, 2] of one slice, between two shares of the turn."""
     turn = 2 * np.pi * np.linspace(begin, end, max(int(2 * np.pi * (end - begin) / ARC), 1) + 2)
     up = -1.0 if where.down else 1.0
-    edge = where.coords[row] + where.diameter / 2 * np.column_stack([np.sin(turn), up * np.cos(turn)])
+    edge = where.coords[row] + where.diameter / 2 * np.column_stack(
+        [np.sin(turn), up * np.cos(turn)]
+    )
     return np.vstack([where.coords[row], edge])
 
 

@@ -36,7 +36,11 @@ _log = logging.getLogger("gpnsf")
 
 
 def report(
-    data: AnnData | MuData, path: str | os.PathLike[str], *, title: str | None = None, key: str = "gpnsf"
+    data: AnnData | MuData,
+    path: str | os.PathLike[str],
+    *,
+    title: str | None = None,
+    key: str = "gpnsf",
 ) -> None:
     """Write a fit to one HTML page.
 
@@ -78,10 +82,14 @@ def report(
     fit = fits.find(data, key)
     target = Path(path)
     if target.is_dir():
-        raise IsADirectoryError(problem("a file to write to", f"the folder {target}", "Add a name such as fit.html"))
+        raise IsADirectoryError(
+            problem("a file to write to", f"the folder {target}", "Add a name such as fit.html")
+        )
     check_output(target, None)
     sections = [(section.title, _body(section, fit)) for section in SECTIONS if section.needed(fit)]
-    shapes = ", ".join(f"{name} {mod.n_obs:,} x {mod.n_vars:,}" for name, mod in fit.modalities.items())
+    shapes = ", ".join(
+        f"{name} {mod.n_obs:,} x {mod.n_vars:,}" for name, mod in fit.modalities.items()
+    )
     kinds = f"{fit.names.size} factors, {int(fit.is_spatial.sum())} of them spatial"
     lead = f"{data.n_obs:,} observations ({shapes}); model {fit.params.get('model', '')}, {kinds}."
     footer = f"Written by gpnsf {version('gpnsf')}."
@@ -125,32 +133,51 @@ def _data(fit: Fit) -> Iterator[str]:
         use = used(fit, name)
         counts = counts_of(fit, name, use)
         line = {"modality": name, "likelihood": fit.likelihoods[name], "observations": mod.n_obs}
-        line |= {"features": mod.n_vars, "with signal": int(use.sum()), "nonzero entries": counts.nnz}
+        line |= {
+            "features": mod.n_vars,
+            "with signal": int(use.sum()),
+            "nonzero entries": counts.nnz,
+        }
         totals = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
         line |= {
             "% nonzero": 100 * counts.nnz / max(np.prod(counts.shape), 1),
             "median total": float(np.median(totals)),
         }
         lines.append(line | {"median detected": float(np.median(counts.getnnz(axis=1)))})
-    yield html.table(pd.DataFrame(lines), "Modalities; totals and detected features of an observation.")
+    yield html.table(
+        pd.DataFrame(lines), "Modalities; totals and detected features of an observation."
+    )
     where = (
-        f"Coordinates: {fit.coords.shape[1]}, from {fit.param('spatial_key') or 'spatial'}." if fit.has_coords else ""
+        f"Coordinates: {fit.coords.shape[1]}, from {fit.param('spatial_key') or 'spatial'}."
+        if fit.has_coords
+        else ""
     )
     if fit.library is not None:
         sizes = fit.library.value_counts()
-        where += f" {len(sizes)} slices by {fit.param('library_key')}: {html.shown(sizes.to_dict())}."
+        where += (
+            f" {len(sizes)} slices by {fit.param('library_key')}: {html.shown(sizes.to_dict())}."
+        )
     yield html.paragraph(where or "No coordinates.")
 
 
 def _run(fit: Fit) -> Iterator[str]:
     """Arguments, versions and cost."""
     memory = fit.uns.get("peak_memory")
-    cost = {"seconds": fit.uns.get("seconds"), "peak memory, MB": None if memory is None else float(memory) / 1e6}
-    cost |= {name: fit.uns[name] for name in ("backend", "threads", "processes", "seed") if name in fit.uns}
+    cost = {
+        "seconds": fit.uns.get("seconds"),
+        "peak memory, MB": None if memory is None else float(memory) / 1e6,
+    }
+    cost |= {
+        name: fit.uns[name]
+        for name in ("backend", "threads", "processes", "seed")
+        if name in fit.uns
+    }
     yield html.pairs(cost, "Cost.")
     given = {name: value for name, value in fit.params.items() if value is not None}
     yield html.pairs(given, "Arguments of gpnsf.tl.fit.")
-    yield html.paragraph(f"None was passed for: {html.shown([name for name in fit.params if name not in given])}.")
+    yield html.paragraph(
+        f"None was passed for: {html.shown([name for name in fit.params if name not in given])}."
+    )
     yield html.pairs(fit.uns.get("versions", {}), "Versions.")
 
 
@@ -159,17 +186,28 @@ def _convergence(fit: Fit) -> Iterator[str]:
     converged, _, seconds = fit.outcome
     steps = len(fit.trace[0])
     summary = f"{steps} steps, {seconds:.1f} seconds."
-    yield html.paragraph("Converged: " + summary) if converged else html.note("Not converged: " + summary)
+    yield (
+        html.paragraph("Converged: " + summary)
+        if converged
+        else html.note("Not converged: " + summary)
+    )
     for name, none in {"warnings": "No warnings.", "repairs": "No repairs."}.items():
         texts = [str(text) for text in np.atleast_1d(fit.uns.get(name, ()))]
         yield html.bullets(texts) if texts else html.paragraph(none)
-    yield _picture(fit, "convergence", "Curves of the evidence lower bound over the steps", "The bound over the steps.")
+    yield _picture(
+        fit,
+        "convergence",
+        "Curves of the evidence lower bound over the steps",
+        "The bound over the steps.",
+    )
 
 
 def _spatial_test(fit: Fit) -> Iterator[str]:
     """Z and p of each factor."""
     test = fit.uns["spatial_test"]
-    columns = {name: _per_factor(fit, test.get(name), f"spatial_test[{name!r}]") for name in ("z", "p")}
+    columns = {
+        name: _per_factor(fit, test.get(name), f"spatial_test[{name!r}]") for name in ("z", "p")
+    }
     frame = pd.DataFrame({"factor": fit.names, "kind": _kinds(fit), **columns})
     yield html.table(
         frame,
@@ -180,16 +218,27 @@ def _spatial_test(fit: Fit) -> Iterator[str]:
 def _factors(fit: Fit) -> Iterator[str]:
     """Tables and maps of the factors."""
     frame = pd.DataFrame(
-        {"factor": fit.names, "kind": _kinds(fit), "length scale": fit.lengthscale, "% of the signal": 100 * fit.shares}
+        {
+            "factor": fit.names,
+            "kind": _kinds(fit),
+            "length scale": fit.lengthscale,
+            "% of the signal": 100 * fit.shares,
+        }
     )
-    yield html.table(frame, "Length scales are in the units of the coordinates; shares are of the expected signal.")
+    yield html.table(
+        frame,
+        "Length scales are in the units of the coordinates; shares are of the expected signal.",
+    )
     if fit.has_coords:
         alt = f"Maps of {fit.names.size} factors, each beside its standard deviation"
         caption = "Posterior mean and, beside it, standard deviation of each factor, on scales of their own."
         yield _picture(fit, "spatial_factors", alt, caption, moment=("mean", "std"))
     if fit.names.size > 1:
         yield _picture(
-            fit, "factor_correlation", "Heatmap of the correlations of factors", "Correlations over the observations."
+            fit,
+            "factor_correlation",
+            "Heatmap of the correlations of factors",
+            "Correlations over the observations.",
         )
 
 
@@ -202,7 +251,10 @@ def _features(fit: Fit) -> Iterator[str]:
     frame = pd.DataFrame(lines, columns=["factor", *fit.modalities])
     yield html.table(frame, f"The {NAMED} best features of each factor, best first.")
     yield _picture(
-        fit, "top_features", "Best features of each factor with their scores", "Best features of each factor."
+        fit,
+        "top_features",
+        "Best features of each factor with their scores",
+        "Best features of each factor.",
     )
     alt = "Heatmap of the shares of the factors in the best features"
     yield _picture(fit, "loadings", alt, "How the signal of these features divides into factors.")
@@ -212,26 +264,27 @@ def _observed(fit: Fit) -> Iterator[str]:
     """Counts in space, and whether the fit describes them."""
     n_features = max(4, len(fit.modalities))
     alt = "Maps of each factor beside its best features"
-    caption = (
-        "Each factor beside its best features as they were observed: counts per size factor, open chromatin as 0 or 1."
-    )
+    caption = "Each factor beside its best features as they were observed: counts per size factor, open chromatin as 0 or 1."
     yield _picture(fit, "feature_maps", alt, caption, n_features=n_features)
     alt = "Maps of observed and expected values of single features, with their calibration"
-    caption = (
-        "The best feature of each factor in the first modality, observed and expected. The fit has seen these values."
-    )
+    caption = "The best feature of each factor in the first modality, observed and expected. The fit has seen these values."
     yield _picture(fit, "observed_expected", alt, caption)
 
 
 def _importance(fit: Fit) -> Iterator[str]:
     """How spatial everything is."""
     alt = "Histograms of the spatial importance of features and observations"
-    yield _picture(fit, "importance", alt, "Share of the expected signal that comes from spatial factors.")
+    yield _picture(
+        fit, "importance", alt, "Share of the expected signal that comes from spatial factors."
+    )
 
 
 def _variance_explained(fit: Fit) -> Iterator[str]:
     """Modality by factor."""
-    columns = [pd.Series(100 * row, name=name) for name, row in zip(fit.modalities, fit.explained, strict=True)]
+    columns = [
+        pd.Series(100 * row, name=name)
+        for name, row in zip(fit.modalities, fit.explained, strict=True)
+    ]
     frame = pd.concat([pd.Series(fit.names, name="factor"), *columns], axis=1)
     yield html.table(frame, "Variance explained by each factor in each modality, in %.")
 
@@ -239,11 +292,17 @@ def _variance_explained(fit: Fit) -> Iterator[str]:
 def _links(fit: Fit) -> Iterator[str]:
     """The best pairs, and the gene that has the best one."""
     table = fit.data.uns[fit.keys.links]
-    yield html.table(table.head(N_LINKS), f"The best {min(N_LINKS, len(table))} of {len(table):,} pairs.")
+    yield html.table(
+        table.head(N_LINKS), f"The best {min(N_LINKS, len(table))} of {len(table):,} pairs."
+    )
     gene = str(table["gene"].iloc[0])
     if _has_place(fit, gene):
         yield _picture(
-            fit, "links", "Arcs from the start of a gene to its peaks", "The gene of the best pair.", gene=gene
+            fit,
+            "links",
+            "Arcs from the start of a gene to its peaks",
+            "The gene of the best pair.",
+            gene=gene,
         )
 
 
@@ -262,7 +321,9 @@ def _has_place(fit: Fit, gene: str) -> bool:
 
 def _domains(fit: Fit) -> Iterator[str]:
     """The map."""
-    yield _picture(fit, "domains", "Map of the domains", f"Domains in obs[{DOMAINS!r}].", key_added=DOMAINS)
+    yield _picture(
+        fit, "domains", "Map of the domains", f"Domains in obs[{DOMAINS!r}].", key_added=DOMAINS
+    )
 
 
 def _kinds(fit: Fit) -> list[str]:
@@ -274,7 +335,9 @@ def _per_factor(fit: Fit, values: Any, what: str) -> np.ndarray:
     found = np.asarray(values)
     if found.shape != fit.names.shape or found.dtype.kind not in "fiu":
         rule = f"a number for each of {fit.names.size} factors in {what}"
-        raise ValueError(problem(rule, f"shape {found.shape}, {found.dtype}", "Run `gpnsf.tl.fit` again"))
+        raise ValueError(
+            problem(rule, f"shape {found.shape}, {found.dtype}", "Run `gpnsf.tl.fit` again")
+        )
     return found
 
 
@@ -287,7 +350,11 @@ SECTIONS = (
     _Section("Top features", _features),
     _Section("Observed features", _observed, lambda fit: fit.has_coords),
     _Section("Spatial importance", _importance),
-    _Section("Variance explained", _variance_explained, lambda fit: bool(fit.uns.get("variance_explained"))),
+    _Section(
+        "Variance explained",
+        _variance_explained,
+        lambda fit: bool(fit.uns.get("variance_explained")),
+    ),
     _Section("Gene-peak links", _links, lambda fit: len(fit.data.uns.get(fit.keys.links, ())) > 0),
     _Section("Domains", _domains, lambda fit: DOMAINS in fit.data.obs and fit.has_coords),
 )

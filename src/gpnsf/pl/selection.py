@@ -80,7 +80,14 @@ def selection(
     Examples
     --------
     >>> import gpnsf, pandas as pd
-    >>> table = pd.DataFrame({"n_factors": [2, 3], "n_spatial": [1, 2], "excess": [4.0, 0.0], "excess_se": [0.5, 0.0]})
+    >>> table = pd.DataFrame(
+    ...     {
+    ...         "n_factors": [2, 3],
+    ...         "n_spatial": [1, 2],
+    ...         "excess": [4.0, 0.0],
+    ...         "excess_se": [0.5, 0.0],
+    ...     }
+    ... )
     >>> table = table.assign(stability=[0.9, 0.95], recommended=[False, True])
     >>> axes = gpnsf.pl.selection(table, show=False)
     >>> axes[0].get_xlabel()
@@ -88,9 +95,17 @@ def selection(
     """
     table, n_spatial = _opened(table, key)
     if panel is not None and panel not in PANELS:
-        raise ValueError(problem(f"`panel` to be one of {list(PANELS)}", repr(panel), "Pass one of these, or None"))
+        raise ValueError(
+            problem(
+                f"`panel` to be one of {list(PANELS)}", repr(panel), "Pass one of these, or None"
+            )
+        )
     several = bool(table.n_factors.duplicated().any())  # values of n_spatial that were asked for
-    drawn = [name for name in PANELS if table[name].notna().any() and not (several and name == "n_spatial")]
+    drawn = [
+        name
+        for name in PANELS
+        if table[name].notna().any() and not (several and name == "n_spatial")
+    ]
     drawn = [panel] if panel else drawn
     with canvas.style():
         width = canvas.PAGE / 3
@@ -114,7 +129,11 @@ def _opened(source: Any, key: str) -> tuple[pd.DataFrame, int | None]:
             raise KeyError(problem(f"a selection in uns[{key!r}]", "none", remedy))
     wanted = ["n_factors", "excess_se", "recommended", *PANELS]
     choices(
-        wanted, table.columns, what="the column", where="the table", remedy="Pass that of `gpnsf.tl.select_n_factors`"
+        wanted,
+        table.columns,
+        what="the column",
+        where="the table",
+        remedy="Pass that of `gpnsf.tl.select_n_factors`",
     )
     return table.sort_values("n_factors"), chosen.get("n_spatial")
 
@@ -174,5 +193,8 @@ def _note(table: pd.DataFrame, n_spatial: int | None) -> str:
     marked = table[table["recommended"].astype(bool)]
     if marked.empty:
         return "too few counts to tell"
-    K, T = int(marked["n_factors"].iloc[0]), int(marked["n_spatial"].iloc[0] if n_spatial is None else n_spatial)
+    K, T = (
+        int(marked["n_factors"].iloc[0]),
+        int(marked["n_spatial"].iloc[0] if n_spatial is None else n_spatial),
+    )
     return f"recommended: {K}, of which {T} spatial"

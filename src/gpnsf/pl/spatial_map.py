@@ -125,14 +125,18 @@ def spatial_map(
     where = canvas.section(fit, library=library, margin=margin)
     table, tiles = _lattice(fit, where, spacing, margin)
     values, notes = _values(fit, table, chosen, features, moment)
-    norms = maps.norms_of(values.to_numpy(), scale, shared_scale=shared_scale, ends=(vmin, vmax), quantiles=quantiles)
+    norms = maps.norms_of(
+        values.to_numpy(), scale, shared_scale=shared_scale, ends=(vmin, vmax), quantiles=quantiles
+    )
     cmap = cmap or canvas.colormap(signed=values.to_numpy().min() < 0)
     bar = 0.1 if shared_scale else canvas.BAR
     ncols = canvas.columns(len(notes), lambda n: where.panel(n, bar=bar), ncols=ncols)
     width, height = where.panel(ncols, bar=bar)
     with canvas.style():
         spare = canvas.BAR if shared_scale else 0.0
-        figure, axes = canvas.grid(len(notes), width=width, height=height, ncols=ncols, ax=ax, spare=spare)
+        figure, axes = canvas.grid(
+            len(notes), width=width, height=height, ncols=ncols, ax=ax, spare=spare
+        )
         for panel, name, norm in zip(axes, values, norms, strict=True):
             _fill(panel, tiles, values[name].to_numpy(), down=where.down, cmap=cmap, norm=norm)
         maps.bars(axes, where, shared=shared_scale)
@@ -153,16 +157,26 @@ class _Tile:
     y: np.ndarray  # [rows + 1] edges
 
 
-def _chosen(fit: Fit, factors: str | Sequence[str] | None, features: Features, moment: str) -> np.ndarray:
+def _chosen(
+    fit: Fit, factors: str | Sequence[str] | None, features: Features, moment: str
+) -> np.ndarray:
     """Positions of the factors to draw."""
     if moment not in ("mean", "std"):
-        raise ValueError(problem("`moment` to be 'mean' or 'std'", repr(moment), "Pass one of the two"))
+        raise ValueError(
+            problem("`moment` to be 'mean' or 'std'", repr(moment), "Pass one of the two")
+        )
     if features is not None and moment == "std":
         rule = "`moment` to be 'mean' for expected counts of features"
         raise ValueError(problem(rule, repr(moment), "Leave `moment` or `features` out"))
     if not fit.is_spatial.any() or fit.coords.shape[1] != 2:
-        found = f"{int(fit.is_spatial.sum())} spatial factor(s) and {fit.coords.shape[1]} coordinate(s)"
-        raise ValueError(problem("spatial factors over two coordinates", found, "Draw pl.spatial_factors instead"))
+        found = (
+            f"{int(fit.is_spatial.sum())} spatial factor(s) and {fit.coords.shape[1]} coordinate(s)"
+        )
+        raise ValueError(
+            problem(
+                "spatial factors over two coordinates", found, "Draw pl.spatial_factors instead"
+            )
+        )
     if factors is None:
         return np.flatnonzero(fit.is_spatial) if features is None else np.zeros(0, dtype=int)
     chosen = fit.factor_indices(factors)
@@ -173,11 +187,15 @@ def _chosen(fit: Fit, factors: str | Sequence[str] | None, features: Features, m
     return chosen
 
 
-def _lattice(fit: Fit, where: canvas.Section, spacing: float | None, margin: float) -> tuple[pd.DataFrame, list[_Tile]]:
+def _lattice(
+    fit: Fit, where: canvas.Section, spacing: float | None, margin: float
+) -> tuple[pd.DataFrame, list[_Tile]]:
     """Points over the slices that are drawn, and their places on the paper."""
     column = fit.param("library_key")
     spatial_key = fit.param("spatial_key") or SPATIAL
-    table = grid(fit.data, spacing=spacing, margin=margin, spatial_key=spatial_key, library_key=column)
+    table = grid(
+        fit.data, spacing=spacing, margin=margin, spatial_key=spatial_key, library_key=column
+    )
     names = np.zeros(len(fit.mean)) if column is None else np.asarray(fit.library)
     of_point = np.zeros(len(table)) if column is None else table[column].to_numpy()
     drawn = dict.fromkeys(names[where.rows])
@@ -199,7 +217,10 @@ def _tile(points: np.ndarray, coords: np.ndarray) -> _Tile:
     step = gaps[gaps > 1e-6 * max(extent.max(), 1e-300)].min(initial=np.inf)
     step = float(step) if np.isfinite(step) else 1.0  # a single point
     place = np.rint((coords - low) / step).astype(int)
-    x, y = (start + step * (np.arange(number + 2) - 0.5) for start, number in zip(low, place.max(axis=0), strict=True))
+    x, y = (
+        start + step * (np.arange(number + 2) - 0.5)
+        for start, number in zip(low, place.max(axis=0), strict=True)
+    )
     return _Tile(points, place[:, 1], place[:, 0], x, y)
 
 
@@ -211,7 +232,9 @@ def _values(
     from gpnsf.tl.predict import predict
 
     library = None if len(table.columns) == 2 else table.iloc[:, 2].tolist()
-    predicted = predict(fit.data, table.iloc[:, :2], library=library, features=features, key=fit.keys.key)
+    predicted = predict(
+        fit.data, table.iloc[:, :2], library=library, features=features, key=fit.keys.key
+    )
     source = predicted.X if moment == "mean" else predicted.layers["std"]
     values = pd.DataFrame(source[:, chosen], columns=fit.names[chosen])
     notes = {str(fit.names[factor]): note(fit, factor) for factor in chosen}
@@ -223,13 +246,21 @@ def _values(
 
 
 def _fill(
-    ax: Axes, tiles: Sequence[_Tile], values: np.ndarray, *, down: bool, cmap: str | Colormap, norm: Normalize
+    ax: Axes,
+    tiles: Sequence[_Tile],
+    values: np.ndarray,
+    *,
+    down: bool,
+    cmap: str | Colormap,
+    norm: Normalize,
 ) -> None:
     """Cells of the lattice in their colours, on axes as tight as those of spots."""
     for tile in tiles:
         picture = np.full((len(tile.y) - 1, len(tile.x) - 1), np.nan)
         picture[tile.row, tile.column] = values[tile.points]
-        ax.pcolormesh(tile.x, tile.y, np.ma.masked_invalid(picture), cmap=cmap, norm=norm, rasterized=True)
+        ax.pcolormesh(
+            tile.x, tile.y, np.ma.masked_invalid(picture), cmap=cmap, norm=norm, rasterized=True
+        )
     x, y = (np.concatenate([getattr(tile, axis)[[0, -1]] for tile in tiles]) for axis in ("x", "y"))
     ylim = (y.max(), y.min()) if down else (y.min(), y.max())
     ax.set(xlim=(x.min(), x.max()), ylim=ylim, xticks=[], yticks=[], aspect="equal", anchor="NW")

@@ -89,7 +89,8 @@ def variance_explained(
     explained = table["explained"].to_numpy().reshape(len(fit.modalities), len(fit.names))
     rows, columns = [_short(name) for name in fit.modalities], _labels(table, len(fit.names))
     margins = [
-        max(least, 0.4 + LETTER * max(map(len, names))) for least, names in zip(MARGINS, (rows, columns), strict=True)
+        max(least, 0.4 + LETTER * max(map(len, names)))
+        for least, names in zip(MARGINS, (rows, columns), strict=True)
     ]
     width, height = margins[0] + CELL * len(columns), margins[1] + ROW * len(rows)
     with canvas.style():
@@ -112,7 +113,9 @@ def _cells(ax: Axes, explained: np.ndarray, cmap: str | Colormap) -> None:
     for (row, column), value in np.ndenumerate(100 * explained):
         text = f"{value:.1f}" if value < 9.95 else f"{value:.0f}"
         color = "0.1" if relative[row, column] > DARK else "1.0"
-        ax.text(column, row, text, ha="center", va="center", fontsize=canvas.SMALL - 0.5, color=color)
+        ax.text(
+            column, row, text, ha="center", va="center", fontsize=canvas.SMALL - 0.5, color=color
+        )
 
 
 def _labels(table: pd.DataFrame, n_factors: int) -> list[str]:

@@ -16,5 +16,10 @@ if TYPE_CHECKING:
 else:
     attach(
         __name__,
-        attributes={"deviance_features": "features", "grid": "grid", "split": "split", "thin": "thin"},
+        attributes={
+            "deviance_features": "features",
+            "grid": "grid",
+            "split": "split",
+            "thin": "thin",
+        },
     )

@@ -82,19 +82,27 @@ def deviance_features(
     opened = open_data(data, modalities=None if modality is None else [modality])
     Rule(int, 2000, low=1).check("n_top", n_top)
     Rule(str, "deviance").check("key_added", key_added)
-    Rule(str, "poisson", options=("poisson", "binomial"), optional=True).check("likelihood", likelihood)
+    Rule(str, "poisson", options=("poisson", "binomial"), optional=True).check(
+        "likelihood", likelihood
+    )
     checks.key_added(key_added, ())
     if key_added == FLAG:
         rule = f"`key_added` other than {FLAG!r}, the column of flags"
-        raise ValueError(checks.problem(rule, repr(key_added), "Pass for example key_added='deviance'"))
+        raise ValueError(
+            checks.problem(rule, repr(key_added), "Pass for example key_added='deviance'")
+        )
     layers = checks.per_modality(layer, "layer", names=opened.names, known=opened.mods)
     batches = _batches(opened, batch_key)
     deviances = {}
     for name in opened.names:
-        counts = read_counts(opened.mods[name], layer=layers.get(name), likelihood="poisson", modality=name)
+        counts = read_counts(
+            opened.mods[name], layer=layers.get(name), likelihood="poisson", modality=name
+        )
         kind = likelihood or ("binomial" if counts.data.max() == 1 else "poisson")
         batch = batches[opened.rows[name]]
-        deviances[name] = np.sum([feature_deviance(counts[batch == label], kind) for label in np.unique(batch)], axis=0)
+        deviances[name] = np.sum(
+            [feature_deviance(counts[batch == label], kind) for label in np.unique(batch)], axis=0
+        )
     data = editable(data, copy=copy)
     for name, deviance in deviances.items():
         mod = data.mod[name] if isinstance(data, MuData) else data
@@ -107,4 +115,6 @@ def _batches(opened: Opened, key: str | None) -> np.ndarray:
     if key is None:
         return np.full(opened.data.n_obs, "", dtype=object)
     Rule(str, "sample").check("batch_key", key)
-    return gather(opened, "obs", key, lambda column, *_: checks.labels(column, name=key), argument="batch_key")
+    return gather(
+        opened, "obs", key, lambda column, *_: checks.labels(column, name=key), argument="batch_key"
+    )

@@ -72,8 +72,13 @@ def grid(
     Rule(float, 25.0, low=0, above=True, optional=True).check("spacing", spacing)
     Rule(float, 1.5, low=0, above=True).check("margin", margin)
     if library_key in AXES:
-        found, remedy = f"{library_key!r}, which is that of an axis", "Copy the column to another name"
-        raise ValueError(problem("`library_key` to be a name of its own in the table", found, remedy))
+        found, remedy = (
+            f"{library_key!r}, which is that of an axis",
+            "Copy the column to another name",
+        )
+        raise ValueError(
+            problem("`library_key` to be a name of its own in the table", found, remedy)
+        )
     opened = open_data(data)
     coords, names = read_coords(opened, spatial_key), read_labels(opened, library_key)
     slices = {str(name): coords[names == name] for name in sorted(set(names))}
@@ -93,11 +98,15 @@ def grid(
 def _check_number(slices: Mapping[str, np.ndarray], spacing: float, reach: float) -> None:
     """Refuse a lattice that would not fit into memory before it is made."""
     with np.errstate(over="ignore"):
-        sizes = [np.prod((np.ptp(part, axis=0) + 2 * reach) / spacing + 1) for part in slices.values()]
+        sizes = [
+            np.prod((np.ptp(part, axis=0) + 2 * reach) / spacing + 1) for part in slices.values()
+        ]
     if sum(sizes) > LARGEST:
         found = f"spacing={spacing:g}, which makes {sum(sizes):.3g}"
         remedy = f"Pass for example spacing={spacing * np.sqrt(sum(sizes) / LARGEST) * 1.1:.3g}"
-        raise ValueError(problem(f"at most {LARGEST:,} points in the frame of the tissue", found, remedy))
+        raise ValueError(
+            problem(f"at most {LARGEST:,} points in the frame of the tissue", found, remedy)
+        )
 
 
 def _frame(coords: np.ndarray, spacing: float, reach: float) -> np.ndarray:
@@ -108,5 +117,7 @@ def _frame(coords: np.ndarray, spacing: float, reach: float) -> np.ndarray:
     low, high = coords.min(axis=0) - reach, coords.max(axis=0) + reach
     numbers = np.floor((high - low) / spacing).astype(int) + 1
     first = (low + high - (numbers - 1) * spacing) / 2
-    axes = [start + spacing * np.arange(number) for start, number in zip(first, numbers, strict=True)]
+    axes = [
+        start + spacing * np.arange(number) for start, number in zip(first, numbers, strict=True)
+    ]
     return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, coords.shape[1])

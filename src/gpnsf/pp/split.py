@@ -70,13 +70,17 @@ def split(
     checks.key_added(key_added, ())
     Rule(str, "region", optional=True).check("by", by)
     Rule(int, 0, low=0).check("seed", seed)
-    checks.choices([] if by is None else [by], data.obs, what="the column of `by`", where="obs of the data")
+    checks.choices(
+        [] if by is None else [by], data.obs, what="the column of `by`", where="obs of the data"
+    )
     groups = np.zeros(data.n_obs, dtype=np.int64) if by is None else pd.factorize(data.obs[by])[0]
     held = _systematic(groups, fraction, np.random.default_rng(seed))
     if held.all() or not held.any():
         rule = "at least one observation on either side of the split"
         found = f"{held.sum()} of {held.size} held out with fraction={fraction!r}"
-        raise ValueError(problem(rule, found, "Choose a fraction nearer to 0.5, or pass more observations"))
+        raise ValueError(
+            problem(rule, found, "Choose a fraction nearer to 0.5, or pass more observations")
+        )
     data = editable(data, copy=copy)
     data.obs[key_added] = held
     return data if copy else None

@@ -83,10 +83,14 @@ def thin(
     Rule(int, 0, low=0).check("seed", seed)
     checks.key_added(key_added, ())
     layer = checks.per_modality(layers, "layers", names=opened.names, known=opened.mods)
-    streams = dict(zip(opened.mods, np.random.default_rng(seed).spawn(len(opened.mods)), strict=True))
+    streams = dict(
+        zip(opened.mods, np.random.default_rng(seed).spawn(len(opened.mods)), strict=True)
+    )
     halves = {}
     for name in opened.names:
-        counts = read_counts(opened.mods[name], layer=layer.get(name), likelihood="poisson", modality=name)
+        counts = read_counts(
+            opened.mods[name], layer=layer.get(name), likelihood="poisson", modality=name
+        )
         halves[name] = FAMILIES["poisson"].split(counts, None, fraction, streams[name])
     data = editable(data, copy=copy)
     for name, (train, test) in halves.items():

@@ -103,8 +103,13 @@ def check_calibration(
     Rule(int, 1, low=1).check("n_simulations", n_simulations)
     fit = fits.find(data, key)
     if not fit.field["nonnegative"] or fit.signed:
-        rule, remedy = "a nonnegative model, whose log factors have intervals", "Fit 'gpnsf' or 'nsfh'"
-        raise ValueError(problem(rule, f"model={fit.params['model']!r}, with factors of both signs", remedy))
+        rule, remedy = (
+            "a nonnegative model, whose log factors have intervals",
+            "Fit 'gpnsf' or 'nsfh'",
+        )
+        raise ValueError(
+            problem(rule, f"model={fit.params['model']!r}, with factors of both signs", remedy)
+        )
     dataset, layout = reread(fit)
     asked = {name: value for name, value in fit.params.items() if name not in NOT_REPEATED}
     rows = np.any([view.observed for view in dataset.views], axis=0)
@@ -123,7 +128,9 @@ def _simulate(
 ) -> tuple[AnnData | MuData, dict[str, np.ndarray]]:
     """A copy of the object with other counts in the places that the fit reads, and their totals [P_full] by modality."""
     simulated, totals = editable(fit.data, copy=True), {}
-    layers = checks.per_modality(fit.params["layers"], "layers", names=list(fit.modalities), known=fit.modalities)
+    layers = checks.per_modality(
+        fit.params["layers"], "layers", names=list(fit.modalities), known=fit.modalities
+    )
     for view in dataset.views:
         mod = simulated.mod[view.name] if isinstance(simulated, MuData) else simulated
         counts = _counts(fit, view, layout, rng)
@@ -145,7 +152,9 @@ def _counts(fit: fits.Fit, view: View, layout: Layout, rng: np.random.Generator)
     dispersion = fit.var(name, fit.keys.dispersion)[used] if own else np.nan
     codes, multipliers = fit.batches(name)
     batches = codes, multipliers[:, used]
-    counts = simulate_counts(size[:, None] * factors, loadings, view.likelihood, dispersion, rng, batches)
+    counts = simulate_counts(
+        size[:, None] * factors, loadings, view.likelihood, dispersion, rng, batches
+    )
     columns = np.flatnonzero(used)[counts.indices]
     return sp.csr_matrix((counts.data, columns, counts.indptr), shape=(len(size), len(used)))
 
@@ -154,7 +163,9 @@ def _factors(fit: fits.Fit, found: fits.Fit, rows: np.ndarray) -> list[dict[str,
     """A line for each factor."""
     truth = fit.mean.astype(np.float64)
     columns, recovery = metrics.match_factors(truth[rows], found.mean[rows])
-    centre, sd = log_moments(found.mean[:, columns], np.asarray(found.std)[:, columns], VARIANCE_CAP)
+    centre, sd = log_moments(
+        found.mean[:, columns], np.asarray(found.std)[:, columns], VARIANCE_CAP
+    )
     error = log_errors(truth, centre)[rows]
     lost = columns < 0  # of a fit with fewer factors
     error[:, lost] = np.nan
@@ -166,14 +177,18 @@ def _factors(fit: fits.Fit, found: fits.Fit, rows: np.ndarray) -> list[dict[str,
             "kept_spatial": bool(found.is_spatial[columns[k]]) and not lost[k],
             "recovery": recovery[k],
             "error": float(np.sqrt(np.mean(error[:, k] ** 2))),
-            "coverage": np.nan if lost[k] else metrics.coverage(0.0, error[:, k], sd[rows, k], LEVEL),
+            "coverage": np.nan
+            if lost[k]
+            else metrics.coverage(0.0, error[:, k], sd[rows, k], LEVEL),
             "n": int(rows.sum()),
         }
         for k, name in enumerate(fit.names)
     ]
 
 
-def _importance(fit: fits.Fit, found: fits.Fit, counts: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+def _importance(
+    fit: fits.Fit, found: fits.Fit, counts: dict[str, np.ndarray]
+) -> list[dict[str, Any]]:
     """A line for the features of each modality."""
     lines = []
     for name in fit.modalities:
@@ -192,7 +207,9 @@ def _importance(fit: fits.Fit, found: fits.Fit, counts: dict[str, np.ndarray]) -
                 "name": name,
                 "is_spatial": pd.NA,
                 "kept_spatial": pd.NA,
-                "recovery": metrics.match_factors(truth[:, None], score[:, None])[1][0] if seen.any() else np.nan,
+                "recovery": metrics.match_factors(truth[:, None], score[:, None])[1][0]
+                if seen.any()
+                else np.nan,
                 "error": metrics.importance_error(truth, score) if seen.any() else np.nan,
                 "coverage": metrics.coverage(truth, score, std, LEVEL) if seen.any() else np.nan,
                 "n": int(seen.sum()),

@@ -205,11 +205,17 @@ def deconvolve(
     params = {name: value for name, value in locals().items() if name in RULES}
     begin = time.perf_counter()
     _check(adata, params, network)
-    profiles = matched(profiles_of(reference, label_key=label_key, layer=reference_layer), adata.var_names)
+    profiles = matched(
+        profiles_of(reference, label_key=label_key, layer=reference_layer), adata.var_names
+    )
     counts = counts_of(adata, layer, what="spots")[:, adata.var_names.get_indexer(profiles.index)]
     checks.some(counts, modality="spots")
     mixture = deconvolution.summarised(counts, profiles.to_numpy())
-    record: dict[str, Any] = {"types": list(profiles.columns), "n_genes": len(profiles), "params": params}
+    record: dict[str, Any] = {
+        "types": list(profiles.columns),
+        "n_genes": len(profiles),
+        "params": params,
+    }
     if method == "nnls":
         V = deconvolution.exact(mixture)
     else:
@@ -223,7 +229,9 @@ def deconvolve(
 
             arrays = _stored(adata, key_added) if network is None and not train else network
             shown = settings.progress if progress is None else progress
-            V, record["network"] = unrolled(mixture, places, profiles.to_numpy(), costs, params, arrays, shown=shown)
+            V, record["network"] = unrolled(
+                mixture, places, profiles.to_numpy(), costs, params, arrays, shown=shown
+            )
     record["seconds"] = time.perf_counter() - begin
     _write(adata, ProportionKeys(key_added), V, record, obs_columns=obs_columns)
 
@@ -238,11 +246,16 @@ def _check(adata: AnnData, params: Mapping[str, Any], network: Any) -> None:
         allowed.check(name, params[name])
     checks.key_added(params["key_added"], ())
     if "types" not in adata.uns.get(params["key_added"], {"types": ()}):
-        rule, remedy = "`key_added` that no other tool has used", "Pass for example key_added='proportions'"
+        rule, remedy = (
+            "`key_added` that no other tool has used",
+            "Pass for example key_added='proportions'",
+        )
         raise ValueError(problem(rule, f"{params['key_added']!r} in uns", remedy))
     if network is not None and not isinstance(network, Mapping):
         remedy = "Pass uns['proportions']['network'] of an object that was deconvolved by method='unrolled'"
-        raise TypeError(problem("`network` to be a mapping of arrays", type(network).__name__, remedy))
+        raise TypeError(
+            problem("`network` to be a mapping of arrays", type(network).__name__, remedy)
+        )
 
 
 def _minimum(
@@ -258,7 +271,9 @@ def _minimum(
     if solution.converged:
         _log.info("deconvolved in %d steps", steps)
     else:
-        _log.warning("not converged after %d steps: raise max_steps or tol, or pass solver='fista'", steps)
+        _log.warning(
+            "not converged after %d steps: raise max_steps or tol, or pass solver='fista'", steps
+        )
     return solution.V, {"objective": solution.trace, "converged": solution.converged}
 
 
@@ -271,15 +286,26 @@ def _stored(adata: AnnData, key: str) -> Mapping[str, object]:
     raise KeyError(problem(f"a network in uns[{key!r}] for train=False", "none", remedy))
 
 
-def _write(adata: AnnData, keys: ProportionKeys, V: np.ndarray, record: dict[str, Any], *, obs_columns: bool) -> None:
+def _write(
+    adata: AnnData,
+    keys: ProportionKeys,
+    V: np.ndarray,
+    record: dict[str, Any],
+    *,
+    obs_columns: bool,
+) -> None:
     """Proportions, their sums before the division, and the record."""
     share, sums = deconvolution.normalised(V)
     if not sums.all():
-        _log.warning("%d spot(s) about which nothing is known: all types alike", int((sums == 0).sum()))
+        _log.warning(
+            "%d spot(s) about which nothing is known: all types alike", int((sums == 0).sum())
+        )
     columns = [keys.of_type(name) for name in record["types"]]
     if obs_columns and len(set(columns)) < len(columns):
         found = "two that differ in a slash only"
-        raise ValueError(problem("types with names of their own for `obs_columns`", found, "Rename one of them"))
+        raise ValueError(
+            problem("types with names of their own for `obs_columns`", found, "Rename one of them")
+        )
     before = adata.uns.get(keys.uns, {}).get("types", ())
     slots: list[Slot] = [
         (adata, "obsm", keys.proportions, share.astype(np.float32)),
@@ -287,5 +313,7 @@ def _write(adata: AnnData, keys: ProportionKeys, V: np.ndarray, record: dict[str
         (adata, "uns", keys.uns, record),
     ]
     if obs_columns:
-        slots += [(adata, "obs", column, values) for column, values in zip(columns, share.T, strict=True)]
+        slots += [
+            (adata, "obs", column, values) for column, values in zip(columns, share.T, strict=True)
+        ]
     put(adata, slots, instead_of={"obs": [*columns, *map(keys.of_type, before)]})

@@ -186,7 +186,9 @@ def impute(
     options = _Options(method, "mean", shrinkage, n_neighbors)
     fit = fits.find(data, key)
     (name,) = fit.modality_names(modality)
-    chosen = np.flatnonzero(used(fit, name)) if features is None else fit.feature_indices(name, features)
+    chosen = (
+        np.flatnonzero(used(fit, name)) if features is None else fit.feature_indices(name, features)
+    )
     values = _values(fit, name, np.arange(len(fit.mean)), chosen, options)
     measured = np.zeros(len(fit.mean), dtype=bool)
     measured[fit.rows[name]] = ~held_out(fit, name)
@@ -229,7 +231,9 @@ def _read(fit: Fit, name: str) -> _Measured:
     return _Measured(view, layout.features[name])
 
 
-def _values(fit: Fit, name: str, rows: np.ndarray, chosen: np.ndarray, options: _Options) -> np.ndarray | sp.csr_matrix:
+def _values(
+    fit: Fit, name: str, rows: np.ndarray, chosen: np.ndarray, options: _Options
+) -> np.ndarray | sp.csr_matrix:
     """Values [n, features] of some rows of the object and some features of one modality; counts are read if need be."""
     if options.method == "similarity":
         return _by_similarity(fit, name, rows, chosen, options)
@@ -244,18 +248,24 @@ def _values(fit: Fit, name: str, rows: np.ndarray, chosen: np.ndarray, options: 
     return _at_own_depth(fit, name, W[chosen], chosen, measured.size[rows])
 
 
-def _at_own_depth(fit: Fit, name: str, W: np.ndarray, chosen: np.ndarray, size: np.ndarray) -> np.ndarray:
+def _at_own_depth(
+    fit: Fit, name: str, W: np.ndarray, chosen: np.ndarray, size: np.ndarray
+) -> np.ndarray:
     """Values [n, features] of the cells of a modality at their size factors, batch by batch."""
     batch, multipliers = fit.batches(name)
     values = np.empty((len(batch), len(chosen)), dtype=np.float32)
     for code, own in enumerate(multipliers):
         cells, loadings = batch == code, W * own[chosen, None]
         factors = fit.mean[fit.rows[name][cells]]
-        values[cells] = expected(fit.likelihoods[name], factors, loadings[:, :-1], loadings[:, -1], size[cells])
+        values[cells] = expected(
+            fit.likelihoods[name], factors, loadings[:, :-1], loadings[:, -1], size[cells]
+        )
     return values
 
 
-def _pulled(fit: Fit, name: str, W: np.ndarray, measured: _Measured, strength: float | None) -> np.ndarray:
+def _pulled(
+    fit: Fit, name: str, W: np.ndarray, measured: _Measured, strength: float | None
+) -> np.ndarray:
     """Loadings and background [P, K+1] of a modality, pulled towards the mean of each feature."""
     view, kind = measured.view, fit.likelihoods[name]
     rows = np.flatnonzero(view.observed)
@@ -271,13 +281,20 @@ def _pulled(fit: Fit, name: str, W: np.ndarray, measured: _Measured, strength: f
     return shrunk(W, *known(kind, counts, size, *batches), strength)
 
 
-def _by_similarity(fit: Fit, name: str, rows: np.ndarray, chosen: np.ndarray, options: _Options) -> sp.csr_matrix:
+def _by_similarity(
+    fit: Fit, name: str, rows: np.ndarray, chosen: np.ndarray, options: _Options
+) -> sp.csr_matrix:
     """Means [n, features] of the counts of similar observations, for some rows of the object."""
     if fit.signed:
         remedy = "Pass method='model'"
-        raise ValueError(problem("nonnegative factors for method='similarity'", "factors with a sign", remedy))
+        raise ValueError(
+            problem("nonnegative factors for method='similarity'", "factors with a sign", remedy)
+        )
     if len(fit.names) == 1:
-        rule, remedy = "at least 2 factors for method='similarity'", "Pass method='model', or fit more factors"
+        rule, remedy = (
+            "at least 2 factors for method='similarity'",
+            "Pass method='model', or fit more factors",
+        )
         raise ValueError(problem(rule, "1, whose share is 1 in all observations", remedy))
     measured = _read(fit, name)
     seen = np.flatnonzero(measured.view.observed)
@@ -285,7 +302,11 @@ def _by_similarity(fit: Fit, name: str, rows: np.ndarray, chosen: np.ndarray, op
     n_values = min(len(rows) * len(chosen), options.n_neighbors * counts.nnz)
     _check_memory(8 * n_values, (len(rows), len(chosen)), name)
     shares = observation_shares(fit.mean, {name: fit.loadings[name]})
-    rates = mean_rates(similar(shares, seen, n_neighbors=options.n_neighbors)[rows], counts, measured.view.size[seen])
+    rates = mean_rates(
+        similar(shares, seen, n_neighbors=options.n_neighbors)[rows],
+        counts,
+        measured.view.size[seen],
+    )
     if options.depth == "own":
         rates = sp.csr_matrix(sp.diags(measured.size[rows].astype(np.float32)) @ rates)
     if FAMILIES[fit.likelihoods[name]].binary:
@@ -296,7 +317,9 @@ def _by_similarity(fit: Fit, name: str, rows: np.ndarray, chosen: np.ndarray, op
 def _selected(counts: sp.csr_matrix, used: np.ndarray, chosen: np.ndarray) -> sp.csr_matrix:
     """Columns ``chosen`` of all features of a modality, from counts of the features ``used`` [P_full] alone; 0 elsewhere."""
     shape = len(counts.indptr) - 1, len(used)
-    whole = sp.csr_matrix((counts.data, np.flatnonzero(used)[counts.indices], counts.indptr), shape=shape)
+    whole = sp.csr_matrix(
+        (counts.data, np.flatnonzero(used)[counts.indices], counts.indptr), shape=shape
+    )
     return whole[:, chosen]
 
 

@@ -23,7 +23,9 @@ def resolved(name: str) -> torch.device:
     try:
         device = torch.device(name)
         if name == "cuda" and distributed.number() > 1:
-            device = torch.device("cuda", torch.cuda.current_device())  # each process has one of its own
+            device = torch.device(
+                "cuda", torch.cuda.current_device()
+            )  # each process has one of its own
         if device.type not in ("cpu", "cuda"):
             raise RuntimeError("no such kind of device is supported")
         torch.empty(0, device=device)
@@ -31,7 +33,9 @@ def resolved(name: str) -> torch.device:
         there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
         found = f"device={name!r} ({str(error).splitlines()[0]})"
         rule = "`device` to be 'auto' or one of " + ", ".join(there)
-        raise ValueError(checks.problem(rule, found, "Pass device='auto' to take what there is")) from error
+        raise ValueError(
+            checks.problem(rule, found, "Pass device='auto' to take what there is")
+        ) from error
     return device
 
 
@@ -40,9 +44,17 @@ def check_processes(dataset: Dataset, asked: Arguments, store: Checkpoint | None
     if distributed.number() == 1:
         return
     if store is not None:
-        found, remedy = f"checkpoint={str(store.path)!r} in {distributed.number()} processes", "Leave checkpoint out"
-        raise ValueError(checks.problem("no checkpoint where several processes share a fit", found, remedy))
-    counts = {view.name: (*view.counts.shape, view.counts.nnz, _rounded(view.size)) for view in dataset.views}
+        found, remedy = (
+            f"checkpoint={str(store.path)!r} in {distributed.number()} processes",
+            "Leave checkpoint out",
+        )
+        raise ValueError(
+            checks.problem("no checkpoint where several processes share a fit", found, remedy)
+        )
+    counts = {
+        view.name: (*view.counts.shape, view.counts.nnz, _rounded(view.size))
+        for view in dataset.views
+    }
     distributed.agree((counts, _rounded(dataset.coords.ravel()), repr(asked)), "data and arguments")
 
 

@@ -112,7 +112,12 @@ def _size_factors(fitted: _Fitted) -> Iterator[str]:
         seen = view.observed
         total = _totals(view)[seen]
         logs = np.log(np.maximum(total, 0.05 * total.mean()))
-        logs = logs - (np.bincount(library[seen], logs) / np.maximum(np.bincount(library[seen]), 1))[library[seen]]
+        logs = (
+            logs
+            - (np.bincount(library[seen], logs) / np.maximum(np.bincount(library[seen]), 1))[
+                library[seen]
+            ]
+        )
         smooth = morans_i(logs[:, None], knn_weights((coords + 1e3 * library[:, None])[seen]))[0]
         if np.median(total) < LOW_TOTAL and smooth > SMOOTH_TOTALS:
             found.append(f"{view.name!r} (median {np.median(total):g}, Moran's I {smooth:.2f})")
@@ -144,7 +149,11 @@ def _split(fitted: _Fitted) -> Iterator[str]:
             "surprise, check that the coordinates belong to these observations."
         )
     scores = zip(factor_names(is_spatial), z, is_spatial, strict=True)
-    left = [f"{name} (z = {value:.1f})" for name, value, spatial in scores if not spatial and value > CLEAR_Z]
+    left = [
+        f"{name} (z = {value:.1f})"
+        for name, value, spatial in scores
+        if not spatial and value > CLEAR_Z
+    ]
     if left and fitted.asked.model.n_spatial is not None:
         yield (
             f"n_spatial = {fitted.asked.model.n_spatial} leaves no room for {len(left)} more factor(s) with clear spatial order in "
@@ -177,9 +186,15 @@ def _basis(fitted: _Fitted) -> Iterator[str]:
     process = fitted.posterior.field.get("process")
     if not isinstance(process, Mapping) or process["kind"] != HilbertField.kind:
         return
-    kernel, n_basis, names = process["kernel"], process["n_basis"], factor_names(fitted.posterior.is_spatial)
+    kernel, n_basis, names = (
+        process["kernel"],
+        process["n_basis"],
+        factor_names(fitted.posterior.is_spatial),
+    )
     kept = retained_variance(kernel, fitted.posterior.lengthscale, process["extent"], n_basis)
-    mass = np.sum([W.sum(0) / max(W.sum(), 1e-12) for W in fitted.posterior.loadings.values()], axis=0)
+    mass = np.sum(
+        [W.sum(0) / max(W.sum(), 1e-12) for W in fitted.posterior.loadings.values()], axis=0
+    )
     rough = (kept < KEPT) & (mass >= MATTERS * len(fitted.posterior.loadings))
     if rough.any():
         yield (
@@ -220,11 +235,16 @@ def _are_counts(view: View) -> bool:
 
 def _duplicates(fitted: _Fitted) -> Iterator[str]:
     """Factors that say the same, in groups."""
-    names, every = factor_names(fitted.posterior.is_spatial), max(1, fitted.dataset.n_obs // COMPARED)
+    names, every = (
+        factor_names(fitted.posterior.is_spatial),
+        max(1, fitted.dataset.n_obs // COMPARED),
+    )
     mean = fitted.posterior.mean[::every].astype(np.float64)
     logs = np.log(mean + 1e-6) if mean.min() >= 0 else mean
     logs = logs - logs.mean(0)
-    W = np.concatenate([loadings / max(loadings.sum(), 1e-12) for loadings in fitted.posterior.loadings.values()])
+    W = np.concatenate(
+        [loadings / max(loadings.sum(), 1e-12) for loadings in fitted.posterior.loadings.values()]
+    )
     alike = np.minimum(_cosines(logs), _cosines(W)) > DUPLICATE
     _, group = connected_components(alike, directed=False)
     groups = [np.flatnonzero(group == code) for code in np.unique(group)]
@@ -239,7 +259,11 @@ def _duplicates(fitted: _Fitted) -> Iterator[str]:
 def _batches(fitted: _Fitted) -> Iterator[str]:
     """Features that differ between slices by more than a different mixture of factors explains."""
     key, n_factors = fitted.asked.reading.library_key, len(fitted.posterior.is_spatial)
-    if fitted.dataset.n_libraries == 1 or fitted.asked.reading.batch_key is not None or not fitted.counted:
+    if (
+        fitted.dataset.n_libraries == 1
+        or fitted.asked.reading.batch_key is not None
+        or not fitted.counted
+    ):
         return
     found = [
         f"{name!r} (most by a factor of {np.exp(excess):.2f} or more, sd {excess:.2f} of the log ratio beyond sampling)"
@@ -263,8 +287,12 @@ def between_slices(dataset: Dataset, n_factors: int) -> dict[str, float]:
     """
     rows = sample(dataset, seed=0)
     dataset = dataset.loaded() if rows is None else dataset.subset(rows)
-    n_factors = min(2 * n_factors, dataset.n_obs, min(view.counts.shape[1] for view in dataset.views))
-    start = next(starts(replace(dataset, batch=dataset.library), n_factors, n_factors, kinds=["smooth"]))
+    n_factors = min(
+        2 * n_factors, dataset.n_obs, min(view.counts.shape[1] for view in dataset.views)
+    )
+    start = next(
+        starts(replace(dataset, batch=dataset.library), n_factors, n_factors, kinds=["smooth"])
+    )
     factors = np.column_stack([start.factors, np.ones(dataset.n_obs)])
     member = np.eye(dataset.n_libraries)[dataset.library].T  # [S, N]
     return {
@@ -295,7 +323,9 @@ def _excess(view: View, member: np.ndarray, factors: np.ndarray, W: np.ndarray) 
 
 def _totals(view: View) -> np.ndarray:
     """Row sums [N]."""
-    return np.concatenate([np.asarray(counts.sum(1, dtype=np.float64)).ravel() for _, counts in parts(view.counts)])
+    return np.concatenate(
+        [np.asarray(counts.sum(1, dtype=np.float64)).ravel() for _, counts in parts(view.counts)]
+    )
 
 
 def _cosines(columns: np.ndarray) -> np.ndarray:

@@ -110,22 +110,39 @@ def domains(
     owner(data)
     found = [fits.find(data, name) for name in _keys(consensus, key)]
     _check(
-        found[0], n_domains, method=method, max_domains=max_domains, n_init=n_init, n_neighbors=n_neighbors, seed=seed
+        found[0],
+        n_domains,
+        method=method,
+        max_domains=max_domains,
+        n_init=n_init,
+        n_neighbors=n_neighbors,
+        seed=seed,
     )
     _check_name(found, key_added)
-    points = np.hstack([_points(fit, factors) for fit in found]) / np.sqrt(len(found))  # [N, sum of d]
+    points = np.hstack([_points(fit, factors) for fit in found]) / np.sqrt(
+        len(found)
+    )  # [N, sum of d]
     record = None
     if n_domains == "auto":
         numbers = np.arange(2, max_domains + 1)
         stable = clustering.stability(points, numbers, method=method, seed=seed)
         n_domains = clustering.stable_number(numbers, stable)
         record = {"n_domains": numbers, "adjusted_rand_index": stable}
-        _log.info("%d domains, stability %.2f (best %.2f)", n_domains, stable[numbers == n_domains][0], stable.max())
+        _log.info(
+            "%d domains, stability %.2f (best %.2f)",
+            n_domains,
+            stable[numbers == n_domains][0],
+            stable.max(),
+        )
     labels = clustering.cluster(
         points, int(n_domains), method=method, n_init=n_init, n_neighbors=n_neighbors, seed=seed
     )
     if labels.max() + 1 != n_domains:
-        _log.warning("%d domains where %s were asked for: no division gives that number", labels.max() + 1, n_domains)
+        _log.warning(
+            "%d domains where %s were asked for: no division gives that number",
+            labels.max() + 1,
+            n_domains,
+        )
     _write(found[0], labels, key_added, record)
 
 
@@ -134,12 +151,17 @@ def _keys(consensus: Sequence[str] | None, key: str) -> list[str]:
     if consensus is None:
         return [key]
     if isinstance(consensus, str) or not consensus:
-        rule, remedy = "`consensus` to be a list of keys of fits", "Pass for example consensus=['seed0', 'seed1']"
+        rule, remedy = (
+            "`consensus` to be a list of keys of fits",
+            "Pass for example consensus=['seed0', 'seed1']",
+        )
         raise TypeError(problem(rule, repr(consensus), remedy))
     return list(consensus)
 
 
-def _check(fit: Fit, n_domains: int | str, *, method: str, max_domains: int, seed: int, **sizes: int) -> None:
+def _check(
+    fit: Fit, n_domains: int | str, *, method: str, max_domains: int, seed: int, **sizes: int
+) -> None:
     """Check the options."""
     Rule(str, "kmeans", options=clustering.METHODS).check("method", method)
     n_obs = len(fit.mean)
@@ -157,7 +179,9 @@ def _check(fit: Fit, n_domains: int | str, *, method: str, max_domains: int, see
         Rule(int, 8, low=1, high=n_obs).check("n_domains", n_domains)
     if method == "leiden" and find_spec("igraph") is None:
         remedy = "Install it with pip install 'gpnsf[leiden]', or pass method='kmeans'"
-        raise ImportError(problem("igraph to be installed for method='leiden'", "no such package", remedy))
+        raise ImportError(
+            problem("igraph to be installed for method='leiden'", "no such package", remedy)
+        )
 
 
 def _check_name(fits: Sequence[Fit], name: str) -> None:
@@ -167,7 +191,9 @@ def _check_name(fits: Sequence[Fit], name: str) -> None:
     taken = [slot for fit in fits for slots in fit.keys.slots.values() for slot in slots]
     if name in taken:
         remedy = "Pass for example key_added='gpnsf_domain'"
-        raise ValueError(problem("`key_added` other than the slots of the fits", repr(name), remedy))
+        raise ValueError(
+            problem("`key_added` other than the slots of the fits", repr(name), remedy)
+        )
 
 
 def _points(fit: Fit, factors: str | Sequence[str] | None) -> np.ndarray:
@@ -175,7 +201,11 @@ def _points(fit: Fit, factors: str | Sequence[str] | None) -> np.ndarray:
     points = fit.embedding if factors is None else fit.embedded(_chosen(fit, factors))
     if not fit.signed and np.ptp(points, axis=0).max() < SAME:
         rule = "at least two factors with loadings of their own, so that observations differ in what they express"
-        raise ValueError(problem(rule, f"{_named(fit, factors)} alone", "Pass factors='all', or fit more factors"))
+        raise ValueError(
+            problem(
+                rule, f"{_named(fit, factors)} alone", "Pass factors='all', or fit more factors"
+            )
+        )
     return points.astype(np.float64)
 
 
@@ -193,7 +223,9 @@ def _chosen(fit: Fit, factors: str | Sequence[str]) -> np.ndarray:
         return fit.factor_indices(factors)
     if not fit.is_spatial.any():
         found = f"none among the {len(fit.names)} of fit {fit.keys.key!r}"
-        raise ValueError(problem("spatial factors for factors='spatial'", found, "Pass factors='all'"))
+        raise ValueError(
+            problem("spatial factors for factors='spatial'", found, "Pass factors='all'")
+        )
     return np.flatnonzero(fit.is_spatial)
 
 
@@ -201,12 +233,16 @@ def _write(fit: Fit, labels: np.ndarray, name: str, record: dict[str, np.ndarray
     """The column and its colours on the object and its modalities."""
     codes = pd.Categorical.from_codes(labels, [str(i + 1) for i in range(labels.max() + 1)])
     holders = [(fit.data, np.arange(len(labels)))]
-    holders += [(mod, fit.rows[modality]) for modality, mod in fit.modalities.items() if mod is not fit.data]
+    holders += [
+        (mod, fit.rows[modality]) for modality, mod in fit.modalities.items() if mod is not fit.data
+    ]
     for holder, rows in holders:
         holder.obs[name] = codes[rows]
         holder.uns[f"{name}_colors"] = category_colors(len(codes.categories))
     for modality in fit.modalities:
-        if f"{modality}:{name}" in fit.data.obs:  # a copy that MuData has pulled from an earlier column
+        if (
+            f"{modality}:{name}" in fit.data.obs
+        ):  # a copy that MuData has pulled from an earlier column
             del fit.data.obs[f"{modality}:{name}"]
     fit.data.uns.pop(f"{name}_stability", None)
     if record is not None:

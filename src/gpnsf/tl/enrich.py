@@ -110,7 +110,10 @@ def enrich(
     W = fit.loadings[modality]
     names = fit.modalities[modality].var_names[W.any(axis=1)].astype(str)
     if not names.is_unique:
-        rule, found = f"unique var_names in modality {modality!r}", f"{names.duplicated().sum()} duplicate name(s)"
+        rule, found = (
+            f"unique var_names in modality {modality!r}",
+            f"{names.duplicated().sum()} duplicate name(s)",
+        )
         raise ValueError(problem(rule, found, "Call .var_names_make_unique() on it"))
     chosen = np.array([k for k in fit.factor_indices(factors) if W[:, k].any()], dtype=np.int64)
     network = _network(gene_sets)
@@ -118,11 +121,11 @@ def enrich(
     size = network.groupby("source", sort=False)["target"].size()
     size = size[size >= min_size]
     if size.empty or not chosen.size:
-        found = (
-            f"{network['target'].nunique()} of {len(names)} features of {modality!r} in sets, none of which is so large"
-        )
+        found = f"{network['target'].nunique()} of {len(names)} features of {modality!r} in sets, none of which is so large"
         remedy = "Check that names are of the same kind and case, or lower `min_size`"
-        raise ValueError(problem(f"sets of at least {min_size} features with signal", found, remedy))
+        raise ValueError(
+            problem(f"sets of at least {min_size} features with signal", found, remedy)
+        )
     network = network[network["source"].isin(size.index)]
     test = _over_representation if method == "ora" else _linear_model
     score, p_values = test(fit, modality, chosen, network, size.index, names, n_features)
@@ -172,7 +175,9 @@ def _linear_model(
         import decoupler
     except ImportError as error:
         remedy = "Install it by `pip install 'gpnsf[enrich]'`, or pass method='ora'"
-        raise ImportError(problem("decoupler for method='ulm'", "no such package", remedy)) from error
+        raise ImportError(
+            problem("decoupler for method='ulm'", "no such package", remedy)
+        ) from error
     W = fit.loadings[modality]
     gain = signed_gain(W)[W.any(axis=1)][:, chosen].T  # [K, P]
     statistics = pd.DataFrame(gain, index=fit.names[chosen].astype(str), columns=names)
@@ -193,12 +198,18 @@ def _uniform(network: pd.DataFrame, sets: pd.Index, n_features: int) -> np.ndarr
     return (alike & (size == n_features)).reindex(sets).to_numpy()
 
 
-def _network(gene_sets: Mapping[str, Sequence[str]] | pd.DataFrame | str | os.PathLike[str]) -> pd.DataFrame:
+def _network(
+    gene_sets: Mapping[str, Sequence[str]] | pd.DataFrame | str | os.PathLike[str],
+) -> pd.DataFrame:
     """Columns ``source``, ``target`` and, if given, ``weight``; each pair once."""
     if isinstance(gene_sets, pd.DataFrame):
         table = gene_sets.rename(columns=_usual_columns(gene_sets))
         choices(
-            ("source", "target"), table.columns, what="columns", where="`gene_sets`", remedy=f"Rename them: {USUAL}"
+            ("source", "target"),
+            table.columns,
+            what="columns",
+            where="`gene_sets`",
+            remedy=f"Rename them: {USUAL}",
         )
         table = table[[name for name in ("source", "target", "weight") if name in table]].copy()
     elif isinstance(gene_sets, str | os.PathLike):
@@ -207,11 +218,17 @@ def _network(gene_sets: Mapping[str, Sequence[str]] | pd.DataFrame | str | os.Pa
         table = _long(gene_sets)
     else:
         remedy = "Pass {'set': ['gene', ..]}, a table with columns source and target, or the path of a GMT file"
-        raise TypeError(problem("`gene_sets` to be a dict, a DataFrame or a path", type(gene_sets).__name__, remedy))
+        raise TypeError(
+            problem(
+                "`gene_sets` to be a dict, a DataFrame or a path", type(gene_sets).__name__, remedy
+            )
+        )
     table[["source", "target"]] = table[["source", "target"]].astype(str)
     again = table.duplicated(["source", "target"])
     if again.any():
-        _log.info("gene_sets: %d member(s) are named again, and the first line is kept", again.sum())
+        _log.info(
+            "gene_sets: %d member(s) are named again, and the first line is kept", again.sum()
+        )
     return table[~again]
 
 
@@ -233,14 +250,19 @@ def _gmt(path: Path) -> dict[str, list[str]]:
     for name, _, *members in lines:
         sets.setdefault(name, []).extend(members)
     if len(sets) < len(lines):
-        _log.info("gene_sets: %d line(s) name a set again, and their members join it", len(lines) - len(sets))
+        _log.info(
+            "gene_sets: %d line(s) name a set again, and their members join it",
+            len(lines) - len(sets),
+        )
     return sets
 
 
 def _text(path: Path) -> str:
     """The text of a file, which may be compressed."""
     return (
-        gzip.decompress(path.read_bytes()).decode("utf-8") if path.suffix == ".gz" else path.read_text(encoding="utf-8")
+        gzip.decompress(path.read_bytes()).decode("utf-8")
+        if path.suffix == ".gz"
+        else path.read_text(encoding="utf-8")
     )
 
 

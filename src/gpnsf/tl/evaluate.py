@@ -83,7 +83,11 @@ def evaluate(
     lines = []
     for name in fit.modalities:
         judged = _open(fit, name)
-        lines += [_line(judged, judged.counts, judged.size, rows) for rows in ("train", "holdout") if judged.has(rows)]
+        lines += [
+            _line(judged, judged.counts, judged.size, rows)
+            for rows in ("train", "holdout")
+            if judged.has(rows)
+        ]
         if name in other:
             counts = measured.counts_of(fit, name, judged.seen, layer=other[name])
             lines.append(_line(judged, counts, _other_size(judged, counts), "thinned"))
@@ -116,10 +120,14 @@ class _Judged:
         return self.held_out if rows == "holdout" else ~self.held_out
 
 
-def _line(judged: _Judged, counts: sp.csr_matrix, size: np.ndarray, rows: str) -> dict[str, str | float]:
+def _line(
+    judged: _Judged, counts: sp.csr_matrix, size: np.ndarray, rows: str
+) -> dict[str, str | float]:
     """One line of the table."""
     selected = judged.select(rows)
-    checks.positive(size[selected], what=f"size factors of the rows {rows!r} of modality {judged.name!r}")
+    checks.positive(
+        size[selected], what=f"size factors of the rows {rows!r} of modality {judged.name!r}"
+    )
     found = {}
     for column, model in _models(judged, size).items():
         total, n_entries = _deviance(judged, counts, model, selected)
@@ -137,20 +145,35 @@ def _line(judged: _Judged, counts: sp.csr_matrix, size: np.ndarray, rows: str) -
 
 def _models(judged: _Judged, size: np.ndarray) -> dict[str, tuple[np.ndarray, list[np.ndarray]]]:
     """Both sides of the rates of the fit and of the null model, the second one for each batch."""
-    null_rates = FAMILIES[judged.likelihood].null_rates(judged.counts, judged.size, rows=judged.select("train"))
+    null_rates = FAMILIES[judged.likelihood].null_rates(
+        judged.counts, judged.size, rows=judged.select("train")
+    )
     return {
-        "deviance": (size[:, None] * judged.factors, [judged.loadings * m[:, None] for m in judged.multipliers]),
+        "deviance": (
+            size[:, None] * judged.factors,
+            [judged.loadings * m[:, None] for m in judged.multipliers],
+        ),
         "null_deviance": (size[:, None], [null_rates[:, None]] * len(judged.multipliers)),
     }
 
 
 def _deviance(
-    judged: _Judged, counts: sp.csr_matrix, model: tuple[np.ndarray, list[np.ndarray]], selected: np.ndarray
+    judged: _Judged,
+    counts: sp.csr_matrix,
+    model: tuple[np.ndarray, list[np.ndarray]],
+    selected: np.ndarray,
 ) -> tuple[float, int]:
     """Deviance of the selected rows [n] bool, and the number of their entries."""
     A, by_batch = model
     parts = [
-        metrics.deviance(judged.likelihood, counts, A, W, judged.dispersion, rows=selected & (judged.batch == code))
+        metrics.deviance(
+            judged.likelihood,
+            counts,
+            A,
+            W,
+            judged.dispersion,
+            rows=selected & (judged.batch == code),
+        )
         for code, W in enumerate(by_batch)
     ]
     total, n_entries = np.sum(parts, axis=0)

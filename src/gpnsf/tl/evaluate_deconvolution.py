@@ -22,7 +22,10 @@ __all__ = ["evaluate_deconvolution"]
 
 
 def evaluate_deconvolution(
-    adata: AnnData, truth: str | pd.DataFrame | np.ndarray, *, key: str | Sequence[str] = "proportions"
+    adata: AnnData,
+    truth: str | pd.DataFrame | np.ndarray,
+    *,
+    key: str | Sequence[str] = "proportions",
 ) -> pd.DataFrame:
     """Compare proportions with true ones.
 
@@ -58,13 +61,19 @@ def evaluate_deconvolution(
     >>> import gpnsf
     >>> spots, cells = gpnsf.datasets.mixture(n_obs=100, n_genes=80, seed=0)
     >>> for method in ("nnls", "graph"):
-    ...     gpnsf.tl.deconvolve(spots, cells, label_key="cell_type", method=method, key_added=method)
-    >>> gpnsf.tl.evaluate_deconvolution(spots, "true_proportions", key=["nnls", "graph"])["method"].tolist()
+    ...     gpnsf.tl.deconvolve(
+    ...         spots, cells, label_key="cell_type", method=method, key_added=method
+    ...     )
+    >>> gpnsf.tl.evaluate_deconvolution(spots, "true_proportions", key=["nnls", "graph"])[
+    ...     "method"
+    ... ].tolist()
     ['nnls', 'graph']
     """
     keys = [key] if isinstance(key, str) else list(key)
     if not keys:
-        raise ValueError(problem("`key` to name at least one deconvolution", "none", "Pass key='proportions'"))
+        raise ValueError(
+            problem("`key` to name at least one deconvolution", "none", "Pass key='proportions'")
+        )
     return pd.DataFrame([_line(deconvolved.find(adata, name), truth) for name in keys])
 
 
@@ -73,7 +82,9 @@ def _line(found: Deconvolved, truth: str | pd.DataFrame | np.ndarray) -> dict[st
     values, names = _truth(found, truth)
     counted = np.flatnonzero(values.sum(axis=1) > 0)
     if not len(counted):
-        raise ValueError(problem("a truth with a sum above 0 for some spots", "none", "Check what was passed"))
+        raise ValueError(
+            problem("a truth with a sum above 0 for some spots", "none", "Check what was passed")
+        )
     values = values[counted] / values[counted].sum(axis=1, keepdims=True)
     estimate = np.zeros_like(values)
     estimate[:, [names.index(name) for name in found.names]] = found.proportions[counted]
@@ -95,28 +106,40 @@ def _line(found: Deconvolved, truth: str | pd.DataFrame | np.ndarray) -> dict[st
     }
 
 
-def _truth(found: Deconvolved, truth: str | pd.DataFrame | np.ndarray) -> tuple[np.ndarray, list[str]]:
+def _truth(
+    found: Deconvolved, truth: str | pd.DataFrame | np.ndarray
+) -> tuple[np.ndarray, list[str]]:
     """True amounts [N, C'] and the types of their columns."""
     if isinstance(truth, str):
         choices([truth], found.data.obsm, what="`truth`", where="obsm")
         truth = found.data.obsm[truth]
-    names = [str(name) for name in (truth.columns if isinstance(truth, pd.DataFrame) else found.names)]
+    names = [
+        str(name) for name in (truth.columns if isinstance(truth, pd.DataFrame) else found.names)
+    ]
     choices(found.names, names, what="a column for each type", where="`truth`")
     values = np.asarray(truth)
     if values.dtype.kind not in "biuf":
-        raise TypeError(problem("numbers in `truth`", f"dtype {values.dtype}", "Convert it with .astype(float)"))
+        raise TypeError(
+            problem("numbers in `truth`", f"dtype {values.dtype}", "Convert it with .astype(float)")
+        )
     if values.shape != (found.data.n_obs, len(names)) or len(set(names)) < len(names):
         rule = f"`truth` of shape {(found.data.n_obs, len(names))}, with a column for each type"
-        raise ValueError(problem(rule, str(values.shape), "Pass a DataFrame with the types as columns"))
+        raise ValueError(
+            problem(rule, str(values.shape), "Pass a DataFrame with the types as columns")
+        )
     values = values.astype(np.float64)
     if not (np.isfinite(values) & (values >= 0)).all():
-        raise ValueError(problem("finite values in `truth` that are not negative", "others", "Correct them"))
+        raise ValueError(
+            problem("finite values in `truth` that are not negative", "others", "Correct them")
+        )
     return values, names
 
 
 def _cells(found: Deconvolved, rows: np.ndarray) -> np.ndarray | None:
     """Cells of a lattice [n, 2], where the spots lie on one."""
     key = found.params.get("spatial_key") or ""
-    if found.params.get("library_key") is not None or not holders(open_data(found.data), "obsm", key):
+    if found.params.get("library_key") is not None or not holders(
+        open_data(found.data), "obsm", key
+    ):
         return None
     return agreement.lattice(found.coords[rows])

@@ -90,11 +90,15 @@ def evaluate_links(
     choices([score], table.columns, what="`score`", where=f"uns[{found!r}]")
     if not pd.api.types.is_numeric_dtype(table[score]):
         remedy = "Name a column of numbers, such as 'score'"
-        raise TypeError(problem(f"numbers in column {score!r} of the links", str(table[score].dtype), remedy))
+        raise TypeError(
+            problem(f"numbers in column {score!r} of the links", str(table[score].dtype), remedy)
+        )
     values = table[score].to_numpy(dtype=np.float64, na_value=np.nan)
     if np.isnan(values).any():
         lost = f"{np.isnan(values).sum()} of {len(values)} missing"
-        raise ValueError(problem(f"a score for every pair in {score!r}", lost, "Fill them in with .fillna"))
+        raise ValueError(
+            problem(f"a score for every pair in {score!r}", lost, "Fill them in with .fillna")
+        )
     known = pd.MultiIndex.from_frame(pair_table(truth, argument="truth"))
     is_link = pd.MultiIndex.from_frame(table[["gene", "peak"]].astype(object)).isin(known)
     bins, (gene, names) = bins_of(table["distance"], distances), pd.factorize(table["gene"])
@@ -102,10 +106,17 @@ def evaluate_links(
     if np.isnan(auroc):
         counted = f"{is_link.sum()} of the {len(known)} known links among {len(table)} pairs"
         remedy = "Check the names of genes and peaks, or pass fewer bins as `distances`"
-        raise ValueError(problem("links and other pairs in the same bin of distances", counted, remedy))
+        raise ValueError(
+            problem("links and other pairs in the same bin of distances", counted, remedy)
+        )
     rng = np.random.default_rng(seed)
-    weights = (np.bincount(rng.integers(len(names), size=len(names)), minlength=len(names)) for _ in range(n_bootstrap))
-    draws = np.array([matched_ranking(values, is_link, bins, weight[gene])[:2] for weight in weights])
+    weights = (
+        np.bincount(rng.integers(len(names), size=len(names)), minlength=len(names))
+        for _ in range(n_bootstrap)
+    )
+    draws = np.array(
+        [matched_ranking(values, is_link, bins, weight[gene])[:2] for weight in weights]
+    )
     low, high = np.nanquantile(draws, INTERVAL, axis=0)
     return pd.DataFrame(
         {

@@ -67,7 +67,11 @@ def factor_adata(data: AnnData | MuData, *, key: str = "gpnsf") -> AnnData:
         X=fit.mean.copy(),
         obs=obs,
         var=pd.DataFrame(
-            {"is_spatial": fit.is_spatial, "lengthscale": fit.lengthscale, "importance": fit.shares},
+            {
+                "is_spatial": fit.is_spatial,
+                "lengthscale": fit.lengthscale,
+                "importance": fit.shares,
+            },
             index=fit.names.astype(str),
         ),
         obsm=obsm,

@@ -183,11 +183,16 @@ def factvae(
     overlaps, pairs = _overlaps(measured, chosen, annotation, params)
     plan = training.Plan(
         as_published=variant == "paper",
-        **{name: params[name] for name in ("n_latent", "alignment", "regulatory_weight", "max_epochs")},
+        **{
+            name: params[name]
+            for name in ("n_latent", "alignment", "regulatory_weight", "max_epochs")
+        },
         **{name: params[name] for name in ("batch_size", "learning_rate", "seed")},
     )
     shown = settings.progress if progress is None else progress
-    outcome = training.train(*_inputs(measured, chosen, seed), pairs, plan, device=place, progress=shown)
+    outcome = training.train(
+        *_inputs(measured, chosen, seed), pairs, plan, device=place, progress=shown
+    )
     seconds = time.perf_counter() - began
     info = {
         "params": params,
@@ -204,9 +209,13 @@ def factvae(
         loadings = training.responses(outcome.codes, outcome.embeddings)
     slots = _slots(mdata, measured, chosen, outcome.codes, loadings, Keys(key_added), info)
     if layer_added is not None:
-        slots.append((measured[1].mod, "layers", layer_added, _augmented(measured[1], chosen[1], outcome)))
+        slots.append(
+            (measured[1].mod, "layers", layer_added, _augmented(measured[1], chosen[1], outcome))
+        )
     put(mdata, slots, instead_of=Keys(key_added).slots)
-    _log.info("FactVAE: %d cells, %d epochs, %.1f s", mdata.n_obs, len(outcome.history["joint"]), seconds)
+    _log.info(
+        "FactVAE: %d cells, %d epochs, %.1f s", mdata.n_obs, len(outcome.history["joint"]), seconds
+    )
 
 
 def _read(mdata: MuData, rna: str, atac: str, layers: Any) -> list[Side]:
@@ -225,7 +234,9 @@ def _chosen(side: Side, n_top: int) -> np.ndarray:
     chosen = np.flatnonzero(largest(feature_deviance(side.counts, "poisson"), n_top))
     if len(chosen) < 2:
         rule = f"at least 2 features of {side.name!r} whose share of the counts varies"
-        raise ValueError(problem(rule, str(len(chosen)), "Check that these are raw counts of many features"))
+        raise ValueError(
+            problem(rule, str(len(chosen)), "Check that these are raw counts of many features")
+        )
     return chosen
 
 
@@ -233,12 +244,17 @@ def _overlaps(
     measured: list[Side], chosen: list[np.ndarray], annotation: Any, params: Mapping[str, Any]
 ) -> tuple[pd.DataFrame, np.ndarray]:
     """Table of the genes and peaks that overlap, and the pairs [2, n] among the chosen features that are trained."""
-    (genes, peaks), empty = measured, pd.DataFrame({"gene": [], "peak": [], "trained": []}).astype({"trained": bool})
+    (genes, peaks), empty = (
+        measured,
+        pd.DataFrame({"gene": [], "peak": [], "trained": []}).astype({"trained": bool}),
+    )
     if not params["regulatory_weight"]:
         return empty, np.zeros((2, 0), dtype=np.int64)
     try:
         places = gene_places(genes.mod, genes.name, annotation)
-        where = genome.peak_positions(peaks.mod.var.iloc[chosen[1]], where=f"modality {peaks.name!r}")
+        where = genome.peak_positions(
+            peaks.mod.var.iloc[chosen[1]], where=f"modality {peaks.name!r}"
+        )
     except (KeyError, ValueError) as error:
         if annotation is not None:
             raise
@@ -251,11 +267,18 @@ def _overlaps(
     order = np.random.default_rng(params["seed"]).permutation(len(i))
     held[order[: round(params["held_out_pairs"] * len(i))]] = True
     table = pd.DataFrame({"gene": places.index[i], "peak": where.index[j], "trained": ~held})
-    _log.info("%d peaks overlap a gene, in %d pairs; %d are held out", len(np.unique(j)), len(i), held.sum())
+    _log.info(
+        "%d peaks overlap a gene, in %d pairs; %d are held out",
+        len(np.unique(j)),
+        len(i),
+        held.sum(),
+    )
     return table, np.stack([names.get_indexer(places.index[i]), j])[:, ~held]
 
 
-def _inputs(measured: list[Side], chosen: list[np.ndarray], seed: int) -> tuple[training.Measured, training.Measured]:
+def _inputs(
+    measured: list[Side], chosen: list[np.ndarray], seed: int
+) -> tuple[training.Measured, training.Measured]:
     """What the core reads of genes and of peaks."""
     genes, peaks = (side.counts[:, own] for side, own in zip(measured, chosen, strict=True))
     components = projections.principal_components(genes, N_SCORES, seed=seed)
@@ -273,7 +296,10 @@ def _slots(
     info: dict[str, object],
 ) -> list[Slot]:
     """All that is written."""
-    slots: list[Slot] = [(mdata, "obsm", keys.factors, np.hstack(codes[::-1])), (mdata, "uns", keys.uns, info)]
+    slots: list[Slot] = [
+        (mdata, "obsm", keys.factors, np.hstack(codes[::-1])),
+        (mdata, "uns", keys.uns, info),
+    ]
     for side, features, own, W in zip(measured, chosen, codes, loadings, strict=True):
         used = np.isin(np.arange(side.mod.n_vars), features)
         slots.append((side.mod, "obsm", keys.factors, own[side.rows]))
@@ -287,5 +313,7 @@ def _augmented(side: Side, chosen: np.ndarray, outcome: training.Outcome) -> np.
     codes, embeddings, base = outcome.codes[1][side.rows], outcome.embeddings[1], outcome.base[1]
     values = np.zeros((len(depth), side.counts.shape[1]), dtype=np.float32)
     for part in np.array_split(np.arange(len(depth)), values.size // BLOCK + 1):
-        values[np.ix_(part, chosen)] = depth[part, None] * expected_shares(codes[part], embeddings, base)
+        values[np.ix_(part, chosen)] = depth[part, None] * expected_shares(
+            codes[part], embeddings, base
+        )
     return values

@@ -228,7 +228,9 @@ def fit(
         return None
     if copy and getattr(data, "isbacked", False):
         remedy = "Pass data.to_memory(), or leave copy out: the file is not changed"
-        raise ValueError(checks.problem("copy=False for an object that is backed by a file", "copy=True", remedy))
+        raise ValueError(
+            checks.problem("copy=False for an object that is backed by a file", "copy=True", remedy)
+        )
     put_into = _fit(data, asked, store)
     data = editable(data, copy=copy)
     put_into(data)
@@ -241,7 +243,9 @@ def _fit_file(path: str | os.PathLike[str], asked: Arguments, store: Checkpoint 
     """Fit what a file holds, and write the slots into it."""
     if asked.call.copy:
         remedy = "Copy the file and pass the path of the copy, or pass the object in memory"
-        raise ValueError(checks.problem("copy=False where `data` is a path", f"copy=True for {path}", remedy))
+        raise ValueError(
+            checks.problem("copy=False where `data` is a path", f"copy=True for {path}", remedy)
+        )
     writes = distributed.rank() == 0
     with files.opened(path, spatial_key=asked.reading.spatial_key, writable=writes) as data:
         _fit(data, asked, store)(data)
@@ -251,7 +255,9 @@ def _fit_file(path: str | os.PathLike[str], asked: Arguments, store: Checkpoint 
         store.remove()
 
 
-def _fit(data: MuData | AnnData, asked: Arguments, store: Checkpoint | None) -> Callable[[MuData | AnnData], None]:
+def _fit(
+    data: MuData | AnnData, asked: Arguments, store: Checkpoint | None
+) -> Callable[[MuData | AnnData], None]:
     """Fit an object, and return what writes the result into it or its copy."""
     began = time.perf_counter()
     keys, model, how = Keys(asked.call.key_added), asked.model, asked.training
@@ -275,16 +281,26 @@ def _fit(data: MuData | AnnData, asked: Arguments, store: Checkpoint | None) -> 
             init=how.init,
             block_size=how.block_size,
             schedule=Schedule(
-                max_steps=how.max_steps, learning_rate=how.learning_rate, polish_rate=how.learning_rate / 4, tol=how.tol
+                max_steps=how.max_steps,
+                learning_rate=how.learning_rate,
+                polish_rate=how.learning_rate / 4,
+                tol=how.tol,
             ),
             seed=how.seed,
             progress=settings.progress if asked.call.progress is None else asked.call.progress,
             checkpoint=store,
         )
         threads = torch.get_num_threads()
-        warnings = distributed.from_first(lambda: diagnostics.warn(dataset, outcome, asked, scale=layout.scale))
+        warnings = distributed.from_first(
+            lambda: diagnostics.warn(dataset, outcome, asked, scale=layout.scale)
+        )
     seconds = time.perf_counter() - began
-    run = {"threads": threads, "processes": distributed.number(), "warnings": warnings, "backend": backend(device.type)}
+    run = {
+        "threads": threads,
+        "processes": distributed.number(),
+        "warnings": warnings,
+        "backend": backend(device.type),
+    }
     info = {**_info(asked, outcome, seconds), **run}
     _report(dataset, outcome.history, seconds)
     return lambda holder: write.write(holder, outcome.posterior, layout, keys=keys, info=info)
@@ -306,7 +322,9 @@ def _builder(asked: Arguments, n_spatial: int, scale: float, device: torch.devic
 
     def built(dataset: Dataset, n_spatial: int, n_factors: int = model.n_factors) -> Factorization:
         """A model of a dataset, on the device of the fit."""
-        return models.build(model.model, dataset, n_factors=n_factors, n_spatial=n_spatial, **options).to(device)
+        return models.build(
+            model.model, dataset, n_factors=n_factors, n_spatial=n_spatial, **options
+        ).to(device)
 
     return built
 
@@ -317,7 +335,9 @@ def _lengthscale(asked: float | None, n_spatial: int, scale: float) -> float | N
         return None
     if n_spatial and not 1e-3 <= asked / scale <= 1e3:
         rule = f"`lengthscale` between {scale / 1e3:g} and {scale * 1e3:g}: the half-width of the tissue is {scale:g}"
-        raise ValueError(checks.problem(rule, f"{asked:g}", "Pass it in the unit of the coordinates"))
+        raise ValueError(
+            checks.problem(rule, f"{asked:g}", "Pass it in the unit of the coordinates")
+        )
     return asked / scale
 
 
@@ -334,12 +354,16 @@ def number_spatial(model: Model) -> int:
     return model.n_spatial
 
 
-def read_for(data: MuData | AnnData, asked: Arguments, n_spatial: int) -> tuple[Dataset, read.Layout]:
+def read_for(
+    data: MuData | AnnData, asked: Arguments, n_spatial: int
+) -> tuple[Dataset, read.Layout]:
     """Read the object and check what only the data can tell."""
     model = asked.model
     default = models.PRESETS[model.model].likelihood
     defaults = {"": default} if default else None
-    dataset, layout = read.read(data, asked.reading, default_likelihoods=defaults, spatial=n_spatial > 0)
+    dataset, layout = read.read(
+        data, asked.reading, default_likelihoods=defaults, spatial=n_spatial > 0
+    )
     checks.combination(
         model=model.model,
         likelihoods=layout.likelihoods,
@@ -358,7 +382,10 @@ def _warn_of_idle(asked: Arguments, n_spatial: int) -> None:
     """Name arguments that this model has no use for."""
     model, init = asked.model, asked.training.init
     idle = {
-        "n_inducing": (model.n_inducing, model.n_inducing is not None and model.field != "inducing"),
+        "n_inducing": (
+            model.n_inducing,
+            model.n_inducing is not None and model.field != "inducing",
+        ),
         "lengthscale": (model.lengthscale, model.lengthscale is not None and not n_spatial),
         "init": (init, init != "auto" and not models.PRESETS[model.model].nonnegative),
     }
@@ -374,7 +401,11 @@ def _info(asked: Arguments, outcome: fitting.Outcome, seconds: float) -> dict[st
     return {
         "params": asked.record,
         "n_factors_asked": asked.model.n_factors,
-        "history": {"elbo": history.elbo, "seconds": history.seconds, "phase": history.phase.tolist()},
+        "history": {
+            "elbo": history.elbo,
+            "seconds": history.seconds,
+            "phase": history.phase.tolist(),
+        },
         "converged": history.converged,
         "repairs": history.repairs + history.notices,
         "starts": {**history.starts, "best": best},
@@ -388,5 +419,7 @@ def _info(asked: Arguments, outcome: fitting.Outcome, seconds: float) -> dict[st
 
 def _report(dataset: Dataset, history: History, seconds: float) -> None:
     """One line about the fit."""
-    shapes = ", ".join(f"{view.name} {view.counts.shape[0]} x {view.counts.shape[1]}" for view in dataset.views)
+    shapes = ", ".join(
+        f"{view.name} {view.counts.shape[0]} x {view.counts.shape[1]}" for view in dataset.views
+    )
     _logger.info("Fitted %s in %d steps and %.1f s.", shapes, len(history.elbo), seconds)

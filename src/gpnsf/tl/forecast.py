@@ -19,7 +19,9 @@ from gpnsf.tl.memory import expected
 __all__ = ["forecast"]
 
 
-def forecast(data: MuData | AnnData | str | os.PathLike[str], model: str = "gpnsf", **options: Any) -> Forecast:
+def forecast(
+    data: MuData | AnnData | str | os.PathLike[str], model: str = "gpnsf", **options: Any
+) -> Forecast:
     """Estimate what :func:`gpnsf.tl.fit` would take with the same arguments, without fitting.
 
     Parameters
@@ -64,6 +66,10 @@ def forecast(data: MuData | AnnData | str | os.PathLike[str], model: str = "gpns
     n_spatial = number_spatial(asked.model)
     is_path = isinstance(data, str | os.PathLike)
     key = asked.reading.spatial_key
-    with files.opened(data, spatial_key=key, writable=False) if is_path else nullcontext(data) as opened:
+    with (
+        files.opened(data, spatial_key=key, writable=False)
+        if is_path
+        else nullcontext(data) as opened
+    ):
         dataset, layout = read_for(opened, asked, n_spatial)
         return expected(dataset, asked, n_spatial, layout.scale)

@@ -105,7 +105,11 @@ def spatial_importance(
     """
     if getattr(data, "is_view", False) and not copy:
         found = f"a view of {data.n_obs} observations"
-        raise ValueError(problem("an object of its own to write to", found, "Call `.copy()` first, or pass copy=True"))
+        raise ValueError(
+            problem(
+                "an object of its own to write to", found, "Call `.copy()` first, or pass copy=True"
+            )
+        )
     _check(null, n_permutations, seed)
     data = editable(data, copy=copy)
     fit = fits.find(data, key)
@@ -114,14 +118,18 @@ def spatial_importance(
     for name, mod in fit.modalities.items():
         if mod is not data:
             own = {name: fit.loadings[name]}
-            mod.obs[fit.keys.importance] = _observations(fit.mean[fit.rows[name]], own, fit.is_spatial)
+            mod.obs[fit.keys.importance] = _observations(
+                fit.mean[fit.rows[name]], own, fit.is_spatial
+            )
         _write_features(fit, name)
         if name in tests:
             _write_p_values(fit, name, *tests[name])
     return data if copy else None
 
 
-def _observations(mean: np.ndarray, loadings: dict[str, np.ndarray], is_spatial: np.ndarray) -> np.ndarray:
+def _observations(
+    mean: np.ndarray, loadings: dict[str, np.ndarray], is_spatial: np.ndarray
+) -> np.ndarray:
     """Importance [N] of observations in single precision, as the fit writes it."""
     return simplex.observation_importance(mean, loadings, is_spatial).astype(np.float32)
 
@@ -133,8 +141,16 @@ def _write_features(fit: fits.Fit, name: str) -> None:
     var[keys.importance] = simplex.feature_importance(W, fit.is_spatial).astype(np.float32)
     top = simplex.top_factor(W)
     var[keys.top_factor] = np.where(top < 0, "", fit.names[top])
-    changed = before is None or before.dtype.kind != "f" or not np.allclose(before, var[keys.importance], atol=1e-3)
-    stale = [column for column in (keys.importance_std, keys.importance_p, keys.importance_q) if column in var]
+    changed = (
+        before is None
+        or before.dtype.kind != "f"
+        or not np.allclose(before, var[keys.importance], atol=1e-3)
+    )
+    stale = [
+        column
+        for column in (keys.importance_std, keys.importance_p, keys.importance_q)
+        if column in var
+    ]
     if changed and stale:
         for column in stale:
             del var[column]
@@ -148,14 +164,21 @@ def _check(null: str | None, n_permutations: int, seed: int) -> None:
     Rule(int, 0, low=0).check("seed", seed)
 
 
-def _tests(fit: fits.Fit, n_permutations: int, seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def _tests(
+    fit: fits.Fit, n_permutations: int, seed: int
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """By modality, the features that were tested [P] bool and their p values; none is where no factor is spatial."""
     real = [name for name, kind in fit.likelihoods.items() if FAMILIES[kind].signed]
     if real:
         found = f"likelihood {fit.likelihoods[real[0]]!r} of modality {real[0]!r}"
-        raise ValueError(problem("counts for null='permutation'", found, "Leave null out, or fit the raw counts"))
+        raise ValueError(
+            problem("counts for null='permutation'", found, "Leave null out, or fit the raw counts")
+        )
     if not fit.is_spatial.any():
-        return {name: (np.zeros(mod.n_vars, dtype=bool), np.empty(0)) for name, mod in fit.modalities.items()}
+        return {
+            name: (np.zeros(mod.n_vars, dtype=bool), np.empty(0))
+            for name, mod in fit.modalities.items()
+        }
     dataset, layout = reread(fit)
     tests = {}
     for view in dataset.views:
@@ -178,7 +201,9 @@ def _tests(fit: fits.Fit, n_permutations: int, seed: int) -> dict[str, tuple[np.
     return tests
 
 
-def _batches(fit: fits.Fit, name: str, rows: np.ndarray, tested: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _batches(
+    fit: fits.Fit, name: str, rows: np.ndarray, tested: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Batch of each observed row, and multipliers [S, p] of the features that are tested."""
     own, multipliers = fit.batches(name)
     codes = np.zeros(len(rows), dtype=np.int64)

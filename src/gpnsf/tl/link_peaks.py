@@ -116,7 +116,11 @@ def link_peaks(
     if genes is not None:
         genes = [genes] if isinstance(genes, str) else list(genes)
         choices(genes, names[0], what="genes", where=f"modality {rna!r}")
-    table = _near(mods, rna, atac, annotation, window) if pairs is None else _given(mods, rna, atac, annotation, pairs)
+    table = (
+        _near(mods, rna, atac, annotation, window)
+        if pairs is None
+        else _given(mods, rna, atac, annotation, pairs)
+    )
     signed = any((W < 0).any() for W in loadings)
     profiles, lengths = zip(*(links.profiles(W, signed=signed) for W in loadings), strict=True)
     i, j = (known.get_indexer(table[kind]) for known, kind in zip(names, PAIR, strict=True))
@@ -129,11 +133,15 @@ def link_peaks(
     table, i, j = table[told].copy(), i[told], j[told]
     stratum = links.strata(bins_of(table["distance"], DISTANCES), lengths[1][j], lengths[0][i])
     table["score"] = links.pair_scores(profiles[0], profiles[1], i, j)
-    table["p"] = links.pair_p_values(profiles[0], profiles[1], i, j, stratum, n_permutations=n_permutations, seed=seed)
+    table["p"] = links.pair_p_values(
+        profiles[0], profiles[1], i, j, stratum, n_permutations=n_permutations, seed=seed
+    )
     if genes is not None:
         table = table[asked[told]].copy()
     table["q"] = false_discovery_control(table["p"])
-    mdata.uns[Keys(key).links] = table.sort_values(["p", "score"], ascending=[True, False], ignore_index=True)
+    mdata.uns[Keys(key).links] = table.sort_values(
+        ["p", "score"], ascending=[True, False], ignore_index=True
+    )
 
 
 def bins_of(distance: pd.Series, ends: Sequence[float] | None) -> np.ndarray:
@@ -141,20 +149,28 @@ def bins_of(distance: pd.Series, ends: Sequence[float] | None) -> np.ndarray:
     if ends is None:
         return np.zeros(len(distance), dtype=np.int64)
     values = np.abs(distance.to_numpy(dtype=np.float64))
-    return np.where(np.isnan(values), -1, np.searchsorted(np.asarray(ends)[1:], values, side="left"))
+    return np.where(
+        np.isnan(values), -1, np.searchsorted(np.asarray(ends)[1:], values, side="left")
+    )
 
 
-def gene_places(mod: AnnData, rna: str, annotation: pd.DataFrame | str | os.PathLike[str] | None) -> pd.DataFrame:
+def gene_places(
+    mod: AnnData, rna: str, annotation: pd.DataFrame | str | os.PathLike[str] | None
+) -> pd.DataFrame:
     """Places of the genes of a modality, by name; those that the annotation lacks are left out, and counted in the log."""
     names = mod.var_names
     places = genome.genes_of(annotation, mod.var, where=f"var of {rna!r}")
     known = places.loc[names[names.isin(places.index)]]
     if known.empty:
         found = f"none of {len(names)}, the first {names[0]!r}"
-        remedy = "Pass an annotation with the gene names of the data, as a column 'gene' or as its index"
+        remedy = (
+            "Pass an annotation with the gene names of the data, as a column 'gene' or as its index"
+        )
         raise ValueError(problem("genes of the data in the annotation", found, remedy))
     if len(known) < len(names):
-        _log.info("%d of %d genes have no place and are left out", len(names) - len(known), len(names))
+        _log.info(
+            "%d of %d genes have no place and are left out", len(names) - len(known), len(names)
+        )
     return known
 
 
@@ -164,22 +180,39 @@ def unique_names(mod: AnnData, modality: str) -> pd.Index:
     if not names.is_unique:
         found = f"{names.duplicated().sum()} duplicate name(s)"
         raise ValueError(
-            problem(f"unique var_names in modality {modality!r}", found, "Call .var_names_make_unique() on it")
+            problem(
+                f"unique var_names in modality {modality!r}",
+                found,
+                "Call .var_names_make_unique() on it",
+            )
         )
     return names
 
 
-def _read(mdata: MuData, pair: tuple[str, str], key: str) -> tuple[dict[str, AnnData], list[np.ndarray]]:
+def _read(
+    mdata: MuData, pair: tuple[str, str], key: str
+) -> tuple[dict[str, AnnData], list[np.ndarray]]:
     """Both modalities, and the loadings [P, K] of each on the same factors."""
     opened, slot = open_data(mdata, modalities=pair), Keys(key).loadings
     for name in pair:
         remedy = f"Run `gpnsf.tl.fit(data, key_added={key!r})` or another tool that writes loadings first"
-        choices([slot], opened.mods[name].varm, what="loadings", where=f"varm of {name!r}", remedy=remedy)
+        choices(
+            [slot],
+            opened.mods[name].varm,
+            what="loadings",
+            where=f"varm of {name!r}",
+            remedy=remedy,
+        )
     loadings: list[np.ndarray] = []
     for name in pair:
         shape = opened.mods[name].n_vars, loadings[0].shape[1] if loadings else None
         found = stored.array(
-            opened.mods[name].varm, slot, shape, low=-LARGEST_LOADING, high=LARGEST_LOADING, where=f"varm of {name!r}"
+            opened.mods[name].varm,
+            slot,
+            shape,
+            low=-LARGEST_LOADING,
+            high=LARGEST_LOADING,
+            where=f"varm of {name!r}",
         )
         loadings.append(found)
     if loadings[0].shape[1] < 2:
@@ -188,7 +221,9 @@ def _read(mdata: MuData, pair: tuple[str, str], key: str) -> tuple[dict[str, Ann
     return opened.mods, loadings
 
 
-def _near(mods: dict[str, AnnData], rna: str, atac: str, annotation: Any, window: int) -> pd.DataFrame:
+def _near(
+    mods: dict[str, AnnData], rna: str, atac: str, annotation: Any, window: int
+) -> pd.DataFrame:
     """All pairs within the window, with their distance."""
     peaks = genome.peak_positions(mods[atac].var, where=f"modality {atac!r}")
     places = gene_places(mods[rna], rna, annotation)
@@ -198,7 +233,9 @@ def _near(mods: dict[str, AnnData], rna: str, atac: str, annotation: Any, window
     return pd.DataFrame({"gene": places.index[i], "peak": peaks.index[j], "distance": distance})
 
 
-def _given(mods: dict[str, AnnData], rna: str, atac: str, annotation: Any, pairs: pd.DataFrame) -> pd.DataFrame:
+def _given(
+    mods: dict[str, AnnData], rna: str, atac: str, annotation: Any, pairs: pd.DataFrame
+) -> pd.DataFrame:
     """The pairs asked for, with the distance that they bring, or that the annotation gives."""
     table = pair_table(pairs, argument="pairs")
     for kind, modality in zip(PAIR, (rna, atac), strict=True):
@@ -212,7 +249,11 @@ def _given(mods: dict[str, AnnData], rna: str, atac: str, annotation: Any, pairs
         distance = column(pairs, "distance", where="`pairs`")
         if not pd.api.types.is_numeric_dtype(distance):
             remedy = "Convert it with pandas.to_numeric"
-            raise TypeError(problem("numbers of bases in column 'distance' of `pairs`", str(distance.dtype), remedy))
+            raise TypeError(
+                problem(
+                    "numbers of bases in column 'distance' of `pairs`", str(distance.dtype), remedy
+                )
+            )
         return table.assign(distance=distance.to_numpy(dtype=np.float64, na_value=np.nan))
     table["distance"] = np.nan
     if annotation is not None:
@@ -228,12 +269,18 @@ def pair_table(pairs: pd.DataFrame, *, argument: str) -> pd.DataFrame:
     """Columns ``gene`` and ``peak`` of a table as strings, each pair once."""
     if not isinstance(pairs, pd.DataFrame):
         raise TypeError(
-            problem(f"`{argument}` to be a DataFrame", type(pairs).__name__, "Give it columns gene and peak")
+            problem(
+                f"`{argument}` to be a DataFrame",
+                type(pairs).__name__,
+                "Give it columns gene and peak",
+            )
         )
     choices(PAIR, pairs.columns, what="columns", where=f"`{argument}`")
     table = pairs[list(PAIR)].astype(str).astype(object).reset_index(drop=True)
     again = table.duplicated()
     if again.any():
         found = f"{again.sum()} of {len(table)} again"
-        raise ValueError(problem(f"every pair in `{argument}` once", found, "Call .drop_duplicates() on it"))
+        raise ValueError(
+            problem(f"every pair in `{argument}` once", found, "Call .drop_duplicates() on it")
+        )
     return table

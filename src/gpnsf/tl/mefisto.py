@@ -149,11 +149,15 @@ def mefisto(
         raise ImportError(problem("mofapy2 for tl.mefisto", "no such package", remedy))
     names = ("modalities", "layers", "use_var", "spatial_key", "library_key", "size_factors")
     dataset, layout = read.read(data, Reading(**{name: params[name] for name in names}))
-    _guard(dataset.n_obs, sum(view.counts.shape[1] for view in dataset.views), n_factors, n_inducing)
+    _guard(
+        dataset.n_obs, sum(view.counts.shape[1] for view in dataset.views), n_factors, n_inducing
+    )
     tables = {view.name: core.log_normalised(view) for view in dataset.views}
     _check_features(tables, n_factors)
     if max_steps < core.FIRST_FIELD:
-        _log.warning("max_steps=%d: MEFISTO looks for fields from step %d on.", max_steps, core.FIRST_FIELD)
+        _log.warning(
+            "max_steps=%d: MEFISTO looks for fields from step %d on.", max_steps, core.FIRST_FIELD
+        )
     found = core.fit(
         tables,
         core.apart(dataset.coords, dataset.library),
@@ -186,7 +190,10 @@ def _check_features(tables: Mapping[str, np.ndarray], n_factors: int) -> None:
     counts = {name: int(core.varying(table).sum()) for name, table in tables.items()}
     for name, number in counts.items():
         if number < 2:
-            rule, remedy = f"at least 2 features of {name!r} that vary", "Leave the modality out with `modalities`"
+            rule, remedy = (
+                f"at least 2 features of {name!r} that vary",
+                "Leave the modality out with `modalities`",
+            )
             raise ValueError(problem(rule, str(number), remedy))
     checks.sizes(n_factors, n_obs=len(next(iter(tables.values()))), n_features=sum(counts.values()))
 
@@ -196,27 +203,44 @@ def _check_finite(found: core.Mefisto) -> None:
     arrays = (found.mean, found.std, *found.loadings.values(), found.elbo[-1:])
     if not all(np.isfinite(values).all() for values in arrays):
         remedy = "Pass fewer n_factors, or leave rare features out by `use_var`"
-        raise ValueError(problem("a fit of finite numbers", "NaN or infinite ones from mofapy2", remedy))
+        raise ValueError(
+            problem("a fit of finite numbers", "NaN or infinite ones from mofapy2", remedy)
+        )
 
 
 def _slots(
-    data: AnnData | MuData, found: core.Mefisto, layout: read.Layout, keys: Keys, info: Mapping[str, object]
+    data: AnnData | MuData,
+    found: core.Mefisto,
+    layout: read.Layout,
+    keys: Keys,
+    info: Mapping[str, object],
 ) -> list[Slot]:
     """All that is written."""
-    mods = {name: data.mod[name] if isinstance(data, MuData) else data for name in layout.modalities}
-    loadings = {name: on_all_features(found.loadings[name], use) for name, use in layout.features.items()}
+    mods = {
+        name: data.mod[name] if isinstance(data, MuData) else data for name in layout.modalities
+    }
+    loadings = {
+        name: on_all_features(found.loadings[name], use) for name, use in layout.features.items()
+    }
     slots: list[Slot] = [(data, "uns", keys.uns, _record(found, layout, info))]
     slots += _rows(data, layout.position, loadings, found, keys)
     for name, mod in mods.items():
         if mod is not data:
             slots += _rows(mod, layout.rows[name], {name: loadings[name]}, found, keys)
         importance = feature_importance(loadings[name], found.is_spatial).astype(np.float32)
-        slots += [(mod, "varm", keys.loadings, loadings[name]), (mod, "var", keys.importance, importance)]
+        slots += [
+            (mod, "varm", keys.loadings, loadings[name]),
+            (mod, "var", keys.importance, importance),
+        ]
     return slots
 
 
 def _rows(
-    holder: AnnData | MuData, rows: np.ndarray, loadings: Mapping[str, np.ndarray], found: core.Mefisto, keys: Keys
+    holder: AnnData | MuData,
+    rows: np.ndarray,
+    loadings: Mapping[str, np.ndarray],
+    found: core.Mefisto,
+    keys: Keys,
 ) -> list[Slot]:
     """Factors and importance of the rows [n] that a holder has."""
     importance = observation_importance(found.mean[rows], loadings, found.is_spatial)
@@ -227,13 +251,19 @@ def _rows(
     ]
 
 
-def _record(found: core.Mefisto, layout: read.Layout, info: Mapping[str, object]) -> dict[str, object]:
+def _record(
+    found: core.Mefisto, layout: read.Layout, info: Mapping[str, object]
+) -> dict[str, object]:
     """The ``uns`` entry."""
     return {
         **info,
         "factor_names": [f"factor_{k + 1}" for k in range(len(found.scale))],
         "is_spatial": found.is_spatial,
-        "kernel": {"name": "rbf", "lengthscale": found.lengthscale * layout.scale, "scale": found.scale},
+        "kernel": {
+            "name": "rbf",
+            "lengthscale": found.lengthscale * layout.scale,
+            "scale": found.scale,
+        },
         "variance_explained": found.variance_explained,
         "history": {"step": found.step, "elbo": found.elbo},
         "converged": found.converged,

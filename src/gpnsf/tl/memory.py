@@ -46,7 +46,10 @@ def guard(dataset: Dataset, asked: Arguments, n_spatial: int, scale: float, devi
     level = logging.INFO if found.seconds > LONG or found.memory > LARGE else logging.DEBUG
     needed, free = found.memory - found.held, streaming.available_memory()
     _logger.log(
-        level, "Forecast: %.2g GB beside the data in memory, %.2g s on one thread.", needed / 1e9, found.seconds
+        level,
+        "Forecast: %.2g GB beside the data in memory, %.2g s on one thread.",
+        needed / 1e9,
+        found.seconds,
     )
     if device == "cpu" and needed > MARGIN * free:
         largest = sorted(found.parts, key=lambda name: -found.parts[name])[:3]

@@ -62,10 +62,14 @@ def nearest_genes(
     """
     owner(data)
     mods = dict(data.mod) if isinstance(data, MuData) else {atac: data}
-    choices([atac] if annotation is not None else [atac, rna], mods, what="modalities", where="the data")
+    choices(
+        [atac] if annotation is not None else [atac, rna], mods, what="modalities", where="the data"
+    )
     var = mods[atac].var
     peaks = genome.peak_positions(var, where=f"modality {atac!r}")
-    genes = genome.genes_of(annotation, mods[rna].var if rna in mods else var, where=f"var of {rna!r}")
+    genes = genome.genes_of(
+        annotation, mods[rna].var if rna in mods else var, where=f"var of {rna!r}"
+    )
     genome.same_chromosomes(genes, peaks)
     found = genome.nearest(peaks, genes)
     near, has = genes.iloc[np.maximum(found, 0)], found >= 0

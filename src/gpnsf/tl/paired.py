@@ -32,12 +32,17 @@ class Side:
 
 
 def read_pair(
-    mdata: MuData, names: tuple[str, str], likelihoods: tuple[str, str], layers: Mapping[str, str] | str | None
+    mdata: MuData,
+    names: tuple[str, str],
+    likelihoods: tuple[str, str],
+    layers: Mapping[str, str] | str | None,
 ) -> list[Side]:
     """Counts of two modalities, checked against a likelihood each; every cell is to be in both."""
     if not isinstance(mdata, MuData):
         remedy = "Build it by MuData({'rna': ..., 'atac': ...})"
-        raise TypeError(problem("MuData with RNA and ATAC of the same cells", type(mdata).__name__, remedy))
+        raise TypeError(
+            problem("MuData with RNA and ATAC of the same cells", type(mdata).__name__, remedy)
+        )
     names = (named(names[0], list(mdata.mod)), named(names[1], list(mdata.mod)))
     opened = open_data(mdata, modalities=names)
     layer = checks.per_modality(layers, "layers", names=opened.names, known=opened.mods)
@@ -47,9 +52,13 @@ def read_pair(
         if mod.n_obs < mdata.n_obs:
             found = f"{mdata.n_obs - mod.n_obs} of {mdata.n_obs} observation(s) without {name!r}"
             remedy = "Take those that have both, for example by muon.pp.intersect_obs(mdata), which changes it in place"
-            raise ValueError(problem(f"every observation in both {names[0]!r} and {names[1]!r}", found, remedy))
+            raise ValueError(
+                problem(f"every observation in both {names[0]!r} and {names[1]!r}", found, remedy)
+            )
         counts = read_counts(mod, layer=layer.get(name), likelihood=likelihood, modality=name)
-        sides.append(Side(name, mod, rows, sp.csr_matrix(counts[np.argsort(rows)]), layer.get(name)))
+        sides.append(
+            Side(name, mod, rows, sp.csr_matrix(counts[np.argsort(rows)]), layer.get(name))
+        )
     return sides
 
 
@@ -57,7 +66,10 @@ def check_layer(name: str, side: Side, *, what: str) -> None:
     """Check that a dense layer of all cells and features can be written, and is not that of the counts."""
     checks.key_added(name, ())
     if name == side.layer:
-        rule, remedy = "`layer_added` other than the layer of the counts", f"Pass for example '{name}_2'"
+        rule, remedy = (
+            "`layer_added` other than the layer of the counts",
+            f"Pass for example '{name}_2'",
+        )
         raise ValueError(problem(rule, repr(name), remedy))
     (n_obs, n_features), budget = side.counts.shape, memory_budget()
     needed = 4 * n_obs * n_features

@@ -91,15 +91,25 @@ def predict(
     points, codes, obs = _places(fit, coords, library, libraries)
     if fit.is_spatial.any() and points.shape[1] != n_dims:
         rule = f"`coords` with {n_dims} column(s), as in the fit"
-        raise ValueError(checks.problem(rule, f"shape {points.shape}", f"Pass an array [n, {n_dims}]"))
-    mean = np.full((len(points), len(fit.names)), float(bool(state["nonnegative"])), dtype=np.float32)
+        raise ValueError(
+            checks.problem(rule, f"shape {points.shape}", f"Pass an array [n, {n_dims}]")
+        )
+    mean = np.full(
+        (len(points), len(fit.names)), float(bool(state["nonnegative"])), dtype=np.float32
+    )
     assert fit.std is not None  # there is a field
-    std = np.broadcast_to(np.sqrt(fit.mean.var(0) + (fit.std**2).mean(0)), mean.shape).astype(np.float32)
+    std = np.broadcast_to(np.sqrt(fit.mean.var(0) + (fit.std**2).mean(0)), mean.shape).astype(
+        np.float32
+    )
     if fit.is_spatial.any():
-        own = read.normalise_coords(points, codes, np.asarray(state["centre"]), float(state["scale"]))
+        own = read.normalise_coords(
+            points, codes, np.asarray(state["centre"]), float(state["scale"])
+        )
         _warn_outside(own)
         mean[:, fit.is_spatial], std[:, fit.is_spatial] = posterior.predict(state, own, codes)
-    var = pd.DataFrame({"is_spatial": fit.is_spatial, "lengthscale": fit.lengthscale}, index=pd.Index(fit.names))
+    var = pd.DataFrame(
+        {"is_spatial": fit.is_spatial, "lengthscale": fit.lengthscale}, index=pd.Index(fit.names)
+    )
     obsm = {SPATIAL: points} if coords is not None or fit.has_coords else {}
     predicted = AnnData(mean, obs=obs, var=var, layers={"std": std}, obsm=obsm)
     if (library_key := fit.param("library_key")) is not None:
@@ -130,8 +140,14 @@ def _places(
             rule, remedy = "`coords` beside `library`", "Pass coordinates, or leave `library` out"
             raise ValueError(checks.problem(rule, f"library={library!r} alone", remedy))
         names = fit.library
-        codes = np.zeros(len(fit.mean), dtype=np.int64) if names is None else _codes(list(map(str, names)), libraries)
-        points = fit.coords if fit.has_coords or fit.is_spatial.any() else np.zeros((len(fit.mean), 1))
+        codes = (
+            np.zeros(len(fit.mean), dtype=np.int64)
+            if names is None
+            else _codes(list(map(str, names)), libraries)
+        )
+        points = (
+            fit.coords if fit.has_coords or fit.is_spatial.any() else np.zeros((len(fit.mean), 1))
+        )
         return points, codes, pd.DataFrame(index=fit.data.obs_names.copy())
     numbers = pd.RangeIndex(len(coords) if hasattr(coords, "__len__") else 0)
     index = coords.index if isinstance(coords, pd.DataFrame) else numbers
@@ -139,7 +155,13 @@ def _places(
     if library is None and len(libraries) > 1:
         rule = f"`library` to name one of the slices {libraries}"
         raise ValueError(checks.problem(rule, "None", f"Pass for example library={libraries[0]!r}"))
-    names = libraries[:1] if library is None else [library] if isinstance(library, str) else list(map(str, library))
+    names = (
+        libraries[:1]
+        if library is None
+        else [library]
+        if isinstance(library, str)
+        else list(map(str, library))
+    )
     codes = _codes(names, libraries)
     if len(codes) not in (1, len(points)):
         rule = f"one slice, or one for each of the {len(points)} rows of `coords`"
@@ -163,9 +185,17 @@ def _expected(fit: fits.Fit, factors: np.ndarray, features: Any, obs: pd.DataFra
         fit.modality_names(modality)
         chosen = fit.feature_indices(modality, names)
         background = fit.var(modality, fit.keys.background)[chosen]
-        values = expected(fit.likelihoods[modality], factors, fit.loadings[modality][chosen], background)
+        values = expected(
+            fit.likelihoods[modality], factors, fit.loadings[modality][chosen], background
+        )
         labels = fit.modalities[modality].var_names[chosen]
-        columns.update(zip((f"{modality}:{name}" if prefixed else name for name in labels), values.T, strict=True))
+        columns.update(
+            zip(
+                (f"{modality}:{name}" if prefixed else name for name in labels),
+                values.T,
+                strict=True,
+            )
+        )
     order = columns if prefixed else [features] if isinstance(features, str) else features
     return pd.DataFrame({name: columns[name] for name in order}, index=obs.index)
 
@@ -173,13 +203,25 @@ def _expected(fit: fits.Fit, factors: np.ndarray, features: Any, obs: pd.DataFra
 def _modalities_of(fit: fits.Fit, features: str | Sequence[str]) -> dict[str, list[str]]:
     """Each name under the only modality that has it."""
     names = dict.fromkeys([features] if isinstance(features, str) else map(str, features))
-    found = {name: [label for label in names if label in mod.var_names] for name, mod in fit.modalities.items()}
+    found = {
+        name: [label for label in names if label in mod.var_names]
+        for name, mod in fit.modalities.items()
+    }
     times = Counter(label for labels in found.values() for label in labels)
     absent = [label for label in names if label not in times]
-    checks.choices(absent, times, what="the feature", where="the modalities of the fit", remedy="Correct `features`")
+    checks.choices(
+        absent,
+        times,
+        what="the feature",
+        where="the modalities of the fit",
+        remedy="Correct `features`",
+    )
     twice = [label for label in names if times[label] > 1]
     if twice:
         example = f"features={{{next(iter(fit.modalities))!r}: [{twice[0]!r}]}}"
-        rule, remedy = "names in `features` that mean one feature each", f"Name the modality: {example}"
+        rule, remedy = (
+            "names in `features` that mean one feature each",
+            f"Name the modality: {example}",
+        )
         raise ValueError(checks.problem(rule, f"{twice[0]!r} more than once", remedy))
     return {name: labels for name, labels in found.items() if labels}

@@ -98,7 +98,9 @@ def rank_features(
     names, chosen = fit.modality_names(modality), fit.factor_indices(factors)
     return pd.concat(
         [
-            fits.ranked(fit, name, int(factor), n_features=n_features, method=method, min_counts=min_counts)
+            fits.ranked(
+                fit, name, int(factor), n_features=n_features, method=method, min_counts=min_counts
+            )
             for factor in chosen
             for name in names
         ],

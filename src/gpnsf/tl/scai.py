@@ -164,7 +164,9 @@ def scai(
         rule.check(name, params[name])
     sides = read_pair(mdata, (rna, atac), ("poisson", "bernoulli"), layers)
     checks.key_added(key_added, mdata.mod)
-    checks.sizes(n_factors, n_obs=mdata.n_obs, n_features=min(side.counts.shape[1] for side in sides))
+    checks.sizes(
+        n_factors, n_obs=mdata.n_obs, n_features=min(side.counts.shape[1] for side in sides)
+    )
     _check_memory(mdata.n_obs)
     if layer_added is not None:
         check_layer(layer_added, sides[1], what="averaged ATAC")
@@ -179,7 +181,11 @@ def scai(
         seed=seed,
         progress=settings.progress if progress is None else progress,
     )
-    layer = None if layer_added is None else core.averaged(found.similarity, sides[1].counts)[sides[1].rows]
+    layer = (
+        None
+        if layer_added is None
+        else core.averaged(found.similarity, sides[1].counts)[sides[1].rows]
+    )
     record = _record(found, params, [side.name for side in sides], time.perf_counter() - began)
     slots = _slots(mdata, sides, found, Keys(key_added), record)
     if layer_added is not None:
@@ -194,12 +200,16 @@ def _check_memory(n_obs: int) -> None:
     """Refuse more cells than whose similarities fit."""
     needed, budget = core.memory(n_obs), memory_budget()
     if needed > budget:
-        rule = f"cells whose similarities fit into gpnsf.settings.memory_budget, {budget / 1e9:.3g} GB"
+        rule = (
+            f"cells whose similarities fit into gpnsf.settings.memory_budget, {budget / 1e9:.3g} GB"
+        )
         remedy = "Take a sample of the cells, raise the setting, or use gpnsf.tl.fit(mdata, model='pnmf')"
         raise MemoryError(problem(rule, f"{n_obs} cells, which need {needed / 1e9:.3g} GB", remedy))
 
 
-def _record(found: core.Outcome, params: dict[str, object], names: list[str], seconds: float) -> dict[str, object]:
+def _record(
+    found: core.Outcome, params: dict[str, object], names: list[str], seconds: float
+) -> dict[str, object]:
     """The ``uns`` entry."""
     n_factors = found.factors.shape[1]
     return {
@@ -219,9 +229,14 @@ def _record(found: core.Outcome, params: dict[str, object], names: list[str], se
     }
 
 
-def _slots(mdata: MuData, sides: list[Side], found: core.Outcome, keys: Keys, record: dict[str, object]) -> list[Slot]:
+def _slots(
+    mdata: MuData, sides: list[Side], found: core.Outcome, keys: Keys, record: dict[str, object]
+) -> list[Slot]:
     """All that is written."""
-    slots: list[Slot] = [(mdata, "obsm", keys.factors, found.factors), (mdata, "uns", keys.uns, record)]
+    slots: list[Slot] = [
+        (mdata, "obsm", keys.factors, found.factors),
+        (mdata, "uns", keys.uns, record),
+    ]
     for side, loadings in zip(sides, found.loadings, strict=True):
         slots.append((side.mod, "obsm", keys.factors, found.factors[side.rows]))
         slots.append((side.mod, "varm", keys.loadings, loadings))

@@ -73,7 +73,9 @@ class Search:
     """Parts of the counts, and the runs of each candidate on them."""
 
     whole: Parcel
-    thinned: list[Parcel]  # one for each seed: one part in place of the counts, the other in a layer
+    thinned: list[
+        Parcel
+    ]  # one for each seed: one part in place of the counts, the other in a layer
     dispersion: dict[str, np.ndarray]  # modality -> [P] of the part that is kept
     depth: float  # median counts of an observation
     arguments: dict[str, Any]
@@ -119,7 +121,9 @@ class Search:
     @property
     def chosen(self) -> Candidate:
         """The smallest number of factors that is not clearly worse than the best; of several T, the best."""
-        close = [c for c in self.runs if self.excess(c)[0] <= max(self.excess(c)[1], self.tolerance)]
+        close = [
+            c for c in self.runs if self.excess(c)[0] <= max(self.excess(c)[1], self.tolerance)
+        ]
         smallest = min(K for K, _ in close)
         return min((c for c in close if c[0] == smallest), key=lambda c: self.excess(c)[0])
 
@@ -137,9 +141,19 @@ class Search:
                 "deviance": deviance / n_obs,
                 "explained": 1 - deviance / np.mean([run.null.sum() for run in runs]),
             }
-            line |= {"excess": excess / n_obs, "excess_se": error / n_obs, "stability": _stability(runs)}
-            line |= {"objective": self.objective(candidate) / n_obs, "n_kept": _median(len(r.is_spatial) for r in runs)}
-            line |= {"seconds": float(np.mean([run.seconds for run in runs])), "recommended": candidate == chosen}
+            line |= {
+                "excess": excess / n_obs,
+                "excess_se": error / n_obs,
+                "stability": _stability(runs),
+            }
+            line |= {
+                "objective": self.objective(candidate) / n_obs,
+                "n_kept": _median(len(r.is_spatial) for r in runs),
+            }
+            line |= {
+                "seconds": float(np.mean([run.seconds for run in runs])),
+                "recommended": candidate == chosen,
+            }
             lines.append(line)
         table = pd.DataFrame(lines)
         table["recommended"] &= self.depth >= ENOUGH_COUNTS
@@ -158,7 +172,11 @@ class Search:
         best = self.lowest[0]
         first = f"{K} factors predict the counts that were kept best"
         if (K, T) != self.lowest:
-            bound = "one standard error" if excess <= error else f"{MIN_SHARE:.1%} of what all factors explain"
+            bound = (
+                "one standard error"
+                if excess <= error
+                else f"{MIN_SHARE:.1%} of what all factors explain"
+            )
             first = f"{K} factors predict the counts that were kept as well as the best, {best}, within {bound}"
         if T is not None:
             reason = f"{first}; with this number, {T} spatial ones do so."
@@ -173,7 +191,10 @@ class Search:
         highest = max(self.runs, key=self.objective)[0]
         words = f"The objective of the fits is highest with {highest}."
         tried = sorted({K for K, _ in self.runs})
-        for edge, name, beyond in ((tried[-1], "largest", "larger"), (tried[0], "smallest", "smaller")):
+        for edge, name, beyond in (
+            (tried[-1], "largest", "larger"),
+            (tried[0], "smallest", "smaller"),
+        ):
             if n_factors == edge and len(tried) > 1:
                 words += f" {n_factors} is the {name} number that was tried: a {beyond} one may do better."
         return words
@@ -186,7 +207,11 @@ class Search:
 
 
 def prepare(
-    data: AnnData | MuData, arguments: dict[str, Any], seeds: list[int], n_factors: int, tasks: Tasks
+    data: AnnData | MuData,
+    arguments: dict[str, Any],
+    seeds: list[int],
+    n_factors: int,
+    tasks: Tasks,
 ) -> Search:
     """Dispersions by a short fit of all counts, and the parts of the counts for each seed."""
     short = {**arguments, "max_steps": min(PILOT_STEPS, arguments["max_steps"]), "seed": seeds[0]}
@@ -204,7 +229,8 @@ def prepare(
     for seed in seeds:
         rng = np.random.default_rng([seed, 1])
         pairs = {
-            name: families[name].split(matrix, dispersion.get(name), FITTED, rng) for name, matrix in counts.items()
+            name: families[name].split(matrix, dispersion.get(name), FITTED, rng)
+            for name, matrix in counts.items()
         }
         fitted, kept = (
             {name: pair[0] for name, pair in pairs.items()},
@@ -215,7 +241,10 @@ def prepare(
     return Search(
         whole=pack(data, counts, obsm=spatial),
         thinned=thinned,
-        dispersion={name: families[name].part_dispersion(values, 1 - FITTED) for name, values in dispersion.items()},
+        dispersion={
+            name: families[name].part_dispersion(values, 1 - FITTED)
+            for name, values in dispersion.items()
+        },
         depth=float(np.median(total)) if counted else np.inf,
         arguments=arguments,
         seeds=seeds,
@@ -236,7 +265,9 @@ def _judged(
     """Fit one part, and judge it by the other under the dispersions that all candidates share."""
     began = time.perf_counter()
     slots, split = (_half(n_factors), "tested") if n_spatial is None else (n_spatial, "assumed")
-    done = _quiet_fit(thinned.unpacked(), n_factors=n_factors, n_spatial=slots, split=split, **arguments)
+    done = _quiet_fit(
+        thinned.unpacked(), n_factors=n_factors, n_spatial=slots, split=split, **arguments
+    )
     seconds = time.perf_counter() - began
     found = fits.find(done)
     for name, values in dispersion.items():
@@ -249,7 +280,13 @@ def _judged(
 
 def _order(whole: Parcel, n_factors: int, arguments: dict[str, Any]) -> np.ndarray:
     """Z [K] of all factors of a fit of all counts."""
-    done = _quiet_fit(whole.unpacked(), n_factors=n_factors, n_spatial=_half(n_factors), split="tested", **arguments)
+    done = _quiet_fit(
+        whole.unpacked(),
+        n_factors=n_factors,
+        n_spatial=_half(n_factors),
+        split="tested",
+        **arguments,
+    )
     return fits.find(done).uns["spatial_test"]["z"]
 
 

@@ -99,25 +99,42 @@ def select_n_factors(
     --------
     >>> import gpnsf
     >>> adata = gpnsf.datasets.ggblocks(n_side=12, n_genes=60, n_peaks=36, seed=0)["rna"]
-    >>> table = gpnsf.tl.select_n_factors(adata, n_factors=[2, 3], n_seeds=1, max_steps=5, n_jobs=1, progress=False)
+    >>> table = gpnsf.tl.select_n_factors(
+    ...     adata, n_factors=[2, 3], n_seeds=1, max_steps=5, n_jobs=1, progress=False
+    ... )
     >>> table.n_factors.tolist()
     [2, 3]
     """
     _check(n_factors, n_spatial, fit_arguments, n_seeds=n_seeds, n_jobs=n_jobs, key_added=key_added)
     check_arguments({"max_steps": max_steps, "seed": seed, "progress": progress, **fit_arguments})
-    open_data(data, modalities=fit_arguments.get("modalities"), likelihoods=fit_arguments.get("likelihoods"))
+    open_data(
+        data,
+        modalities=fit_arguments.get("modalities"),
+        likelihoods=fit_arguments.get("likelihoods"),
+    )
     arguments: dict[str, Any] = {"max_steps": max_steps, "progress": False, **fit_arguments}
     numbers = _first(data) if n_factors is None else sorted(set(n_factors))
     candidates = [
-        (K, T) for K in numbers for T in ([None] if n_spatial is None else sorted(set(n_spatial))) if (T or 0) <= K
+        (K, T)
+        for K in numbers
+        for T in ([None] if n_spatial is None else sorted(set(n_spatial)))
+        if (T or 0) <= K
     ]
     if not candidates:
         found = f"n_spatial={list(n_spatial or ())} with n_factors={numbers}"
         raise ValueError(
-            problem("some `n_spatial` of at most some `n_factors`", found, "Lower n_spatial or raise n_factors")
+            problem(
+                "some `n_spatial` of at most some `n_factors`",
+                found,
+                "Lower n_spatial or raise n_factors",
+            )
         )
-    tasks = Tasks(-1 if n_jobs is None else n_jobs, settings.progress if progress is None else progress)
-    search = prepare(data, arguments, [seed + i for i in range(n_seeds)], int(np.median(numbers)), tasks)
+    tasks = Tasks(
+        -1 if n_jobs is None else n_jobs, settings.progress if progress is None else progress
+    )
+    search = prepare(
+        data, arguments, [seed + i for i in range(n_seeds)], int(np.median(numbers)), tasks
+    )
     search.run(candidates)
     while n_factors is None and n_spatial is None and (more := _between(search, data)):
         search.run([(K, None) for K in more])
@@ -125,15 +142,23 @@ def select_n_factors(
     table.attrs = search.verdict()
     stored = {name: value for name, value in table.attrs.items() if value is not None}
     data.uns[key_added] = {"table": pd.DataFrame(table.to_dict("list")), **stored}
-    _log.log(logging.INFO if table.attrs["n_factors"] else logging.WARNING, "%s", table.attrs["reason"])
+    _log.log(
+        logging.INFO if table.attrs["n_factors"] else logging.WARNING, "%s", table.attrs["reason"]
+    )
     return table
 
 
 def _check(
-    n_factors: Sequence[int] | None, n_spatial: Sequence[int] | None, fit_arguments: Mapping[str, Any], **options: Any
+    n_factors: Sequence[int] | None,
+    n_spatial: Sequence[int] | None,
+    fit_arguments: Mapping[str, Any],
+    **options: Any,
 ) -> None:
     """Check the arguments that are not those of a fit."""
-    lists: list[tuple[str, object, int]] = [("n_factors", n_factors, 1), ("n_spatial", n_spatial, 0)]
+    lists: list[tuple[str, object, int]] = [
+        ("n_factors", n_factors, 1),
+        ("n_spatial", n_spatial, 0),
+    ]
     for name, values, low in lists:
         if values is None:
             continue
@@ -146,11 +171,15 @@ def _check(
     Rule(int, 4, low=1, optional=True).check("n_jobs", options["n_jobs"])
     Rule(str, "gpnsf_selection").check("key_added", options["key_added"])
     checks.key_added(options["key_added"], ())
-    Rule(str, "gpnsf", options=("gpnsf", "nsfh")).check("model", fit_arguments.get("model", "gpnsf"))
+    Rule(str, "gpnsf", options=("gpnsf", "nsfh")).check(
+        "model", fit_arguments.get("model", "gpnsf")
+    )
     own = sorted(OWN & fit_arguments.keys())
     if own:
         remedy = f"Leave {own[0]} out: it is set for each fit"
-        raise TypeError(problem("arguments of a fit that are not part of the search", repr(own[0]), remedy))
+        raise TypeError(
+            problem("arguments of a fit that are not part of the search", repr(own[0]), remedy)
+        )
 
 
 def _first(data: AnnData | MuData) -> list[int]:

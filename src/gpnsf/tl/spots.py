@@ -20,11 +20,20 @@ __all__ = ["costs_of", "places_of"]
 def places_of(adata: AnnData, totals: np.ndarray, params: Mapping[str, Any]) -> Places:
     """Coordinates, slices and regions of the spots; the unit of distance is the bandwidth, or the distance of neighbours."""
     opened = open_data(adata)
-    coords, slices = read_coords(opened, params["spatial_key"]), read_labels(opened, params["library_key"])
-    unit = params["bandwidth"] or spot_distance(coords[slices == name] for name in dict.fromkeys(slices)) or 1.0
+    coords, slices = (
+        read_coords(opened, params["spatial_key"]),
+        read_labels(opened, params["library_key"]),
+    )
+    unit = (
+        params["bandwidth"]
+        or spot_distance(coords[slices == name] for name in dict.fromkeys(slices))
+        or 1.0
+    )
     key = params["region_key"]
     labels = None if key is None else _labels(adata, key)
-    regions = None if key is None else _features(adata, key) if labels is None else _indicators(labels)
+    regions = (
+        None if key is None else _features(adata, key) if labels is None else _indicators(labels)
+    )
     return Places(coords, slices, totals, unit, params["n_neighbors"], regions, labels)
 
 
@@ -41,18 +50,34 @@ def costs_of(
     labels = None if key is None else _labels(adata, key)
     if labels is None:
         remedy = "Name the obs column whose values are the rows of `group_costs`"
-        raise ValueError(problem("regions in `region_key` for `group_costs`", f"region_key={key!r}", remedy))
+        raise ValueError(
+            problem("regions in `region_key` for `group_costs`", f"region_key={key!r}", remedy)
+        )
     if not isinstance(table, pd.DataFrame):
         remedy = "Pass pd.DataFrame(costs, index=regions, columns=types)"
-        raise TypeError(problem("`group_costs` to be a DataFrame of regions by types", type(table).__name__, remedy))
-    table = table.set_axis(table.index.astype(str), axis=0).set_axis(table.columns.astype(str), axis=1)
-    checks.choices(dict.fromkeys(labels), table.index, what="a row for each region", where="`group_costs`")
+        raise TypeError(
+            problem(
+                "`group_costs` to be a DataFrame of regions by types", type(table).__name__, remedy
+            )
+        )
+    table = table.set_axis(table.index.astype(str), axis=0).set_axis(
+        table.columns.astype(str), axis=1
+    )
+    checks.choices(
+        dict.fromkeys(labels), table.index, what="a row for each region", where="`group_costs`"
+    )
     checks.choices(names, table.columns, what="a column for each type", where="`group_costs`")
     if not (table.index.is_unique and table.columns.is_unique):
-        raise ValueError(problem("unique rows and columns of `group_costs`", "repeated names", "Remove all but one"))
+        raise ValueError(
+            problem(
+                "unique rows and columns of `group_costs`", "repeated names", "Remove all but one"
+            )
+        )
     costs = table.loc[labels, names].to_numpy(dtype=np.float64)
     if not (np.isfinite(costs) & (costs >= 0)).all():
-        raise ValueError(problem("finite `group_costs` that are not negative", "others", "Correct the table"))
+        raise ValueError(
+            problem("finite `group_costs` that are not negative", "others", "Correct the table")
+        )
     total = costs.sum(axis=1, keepdims=True)
     return np.divide(costs, total, out=np.zeros_like(costs), where=total > 0)
 
@@ -63,7 +88,9 @@ def _labels(adata: AnnData, key: str) -> np.ndarray | None:
     if key not in adata.obs:
         return None
     values = checks.column(adata.obs, key, where="obs")
-    return None if pd.api.types.is_float_dtype(values) else checks.labels(values, name=key).astype(str)
+    return (
+        None if pd.api.types.is_float_dtype(values) else checks.labels(values, name=key).astype(str)
+    )
 
 
 def _indicators(labels: np.ndarray) -> np.ndarray:
@@ -74,13 +101,20 @@ def _indicators(labels: np.ndarray) -> np.ndarray:
 
 def _features(adata: AnnData, key: str) -> np.ndarray:
     """Numbers [N, R] in their standard deviations."""
-    features = np.asarray(adata.obs[key])[:, None] if key in adata.obs else np.asarray(adata.obsm[key])
+    features = (
+        np.asarray(adata.obs[key])[:, None] if key in adata.obs else np.asarray(adata.obsm[key])
+    )
     if features.dtype.kind not in "biuf" or features.ndim != 2:
-        found, remedy = f"dtype {features.dtype}, shape {features.shape}", "Store numbers there as an [n_obs, R] array"
+        found, remedy = (
+            f"dtype {features.dtype}, shape {features.shape}",
+            "Store numbers there as an [n_obs, R] array",
+        )
         raise TypeError(problem(f"an array of numbers under {key!r}", found, remedy))
     features = features.astype(np.float64)
     if not np.isfinite(features).all():
         found = f"{int((~np.isfinite(features)).any(axis=1).sum())} spot(s) with missing or infinite ones"
-        raise ValueError(problem(f"finite numbers under {key!r}", found, "Fill them in or remove these spots"))
+        raise ValueError(
+            problem(f"finite numbers under {key!r}", found, "Fill them in or remove these spots")
+        )
     sd = features.std(axis=0)
     return np.divide(features, sd, out=np.zeros_like(features), where=sd > 0)

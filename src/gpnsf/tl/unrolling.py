@@ -39,13 +39,20 @@ def unrolled(
     losses = np.zeros(0)
     if params["train"]:
         drawn = sections(places, profiles, params["n_training"], seed=params["seed"])
-        bar = tqdm(drawn, total=params["n_training"], disable=not shown, desc="learn", unit="section")
+        bar = tqdm(
+            drawn, total=params["n_training"], disable=not shown, desc="learn", unit="section"
+        )
         examples = (
-            (Section.of(mix, ties, **placed), torch.as_tensor(truth, device=device)) for mix, ties, truth in bar
+            (Section.of(mix, ties, **placed), torch.as_tensor(truth, device=device))
+            for mix, ties, truth in bar
         )
         losses = train(network, examples, learning_rate=params["learning_rate"])
     section = Section.of(mixture, places.ties(), groups=costs, **placed)
-    return solve(network, section), {"n_layers": network.n_layers, "loss": losses, **network.arrays()}
+    return solve(network, section), {
+        "n_layers": network.n_layers,
+        "loss": losses,
+        **network.arrays(),
+    }
 
 
 def _fresh(params: Mapping[str, Any]) -> Network:
@@ -71,6 +78,8 @@ def _restored(arrays: Mapping[str, object], params: Mapping[str, Any]) -> Networ
     network = Network(n_layers, shared=shared, group=params["group_weight"])
     values = {}
     for name, value in network.arrays().items():
-        values[name] = stored.array(arrays, name, value.shape, low=-LARGEST, high=LARGEST, where=where)
+        values[name] = stored.array(
+            arrays, name, value.shape, low=-LARGEST, high=LARGEST, where=where
+        )
     network.restore(values)
     return network

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 __all__ = ["variance_explained"]
 
 
-def variance_explained(data: AnnData | MuData, *, private: float = 0.9, key: str = "gpnsf") -> pd.DataFrame:
+def variance_explained(
+    data: AnnData | MuData, *, private: float = 0.9, key: str = "gpnsf"
+) -> pd.DataFrame:
     r"""Deviance that each factor explains in each modality, and factors that one modality has for itself.
 
     ``explained`` is :math:`e_{rk} = (D_r^{-k} - D_r) / D_r^0`: by how much the deviance of modality r grows when factor k is
@@ -76,13 +78,19 @@ def variance_explained(data: AnnData | MuData, *, private: float = 0.9, key: str
     relative = to_one(signal)
     share = to_one(relative, axis=0)
     names = np.array([*fit.modalities, ""], dtype=object)
-    owner = np.where(share.max(axis=0) > private, share.argmax(axis=0), -1) if len(fit.modalities) > 1 else -1
+    owner = (
+        np.where(share.max(axis=0) > private, share.argmax(axis=0), -1)
+        if len(fit.modalities) > 1
+        else -1
+    )
     return pd.DataFrame(
         {
             "modality": np.repeat(names[:-1], len(fit.names)),
             "factor": np.tile(fit.names, len(fit.modalities)),
             "explained": explained.ravel(),
             "share": share.ravel(),
-            "private_to": np.tile(np.broadcast_to(names[owner], fit.names.shape), len(fit.modalities)),
+            "private_to": np.tile(
+                np.broadcast_to(names[owner], fit.names.shape), len(fit.modalities)
+            ),
         }
     )

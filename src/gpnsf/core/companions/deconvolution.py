@@ -90,14 +90,21 @@ def gene_weights(profiles: np.ndarray) -> np.ndarray:
 def summarised(counts: sp.csr_matrix, profiles: np.ndarray) -> Mixture:
     """Counts [N, P] at the depth of the profiles [P, C] (D1), weighted (D2), times the profiles."""
     totals = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
-    scale = np.divide(profiles.sum(axis=0).mean(), totals, out=np.zeros_like(totals), where=totals > 0)
+    scale = np.divide(
+        profiles.sum(axis=0).mean(), totals, out=np.zeros_like(totals), where=totals > 0
+    )
     weights = gene_weights(profiles)
     B = weights[:, None] * profiles  # [P, C]
     gram = B.T @ B  # [C, C]
     unit = np.trace(gram) / len(gram)
     cross = scale[:, None] * (counts @ (weights[:, None] * B))  # [N, C]
     squares = counts.multiply(counts) @ np.square(weights)  # [N]
-    return Mixture(cross / unit, gram / unit, float(np.square(scale) @ squares) / unit, (totals > 0).astype(float))
+    return Mixture(
+        cross / unit,
+        gram / unit,
+        float(np.square(scale) @ squares) / unit,
+        (totals > 0).astype(float),
+    )
 
 
 def objective(mixture: Mixture, penalties: Penalties, V: np.ndarray) -> float:
@@ -106,7 +113,10 @@ def objective(mixture: Mixture, penalties: Penalties, V: np.ndarray) -> float:
     roughness = np.vdot(V, penalties.degree * V - penalties.graph @ V)
     excess = np.square(V.sum(axis=1) - 1).sum()
     cost = np.square((penalties.groups * V).sum(axis=1)).sum()
-    return float(fit + 0.5 * (penalties.spatial * roughness + penalties.total * excess + penalties.group * cost))
+    return float(
+        fit
+        + 0.5 * (penalties.spatial * roughness + penalties.total * excess + penalties.group * cost)
+    )
 
 
 def ratio(mixture: Mixture, penalties: Penalties, V: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -123,7 +133,12 @@ def ratio(mixture: Mixture, penalties: Penalties, V: np.ndarray) -> tuple[np.nda
 
 
 def multiplicative(
-    mixture: Mixture, penalties: Penalties, *, max_steps: int = 2000, tol: float = 1e-6, V: np.ndarray | None = None
+    mixture: Mixture,
+    penalties: Penalties,
+    *,
+    max_steps: int = 2000,
+    tol: float = 1e-6,
+    V: np.ndarray | None = None,
 ) -> Solution:
     """Multiply abundances by the ratio of (D5), which never raises the objective.
 
@@ -138,7 +153,9 @@ def multiplicative(
     return Solution(V, np.array(trace), _settled(trace, tol))
 
 
-def accelerated(mixture: Mixture, penalties: Penalties, *, max_steps: int = 2000, tol: float = 1e-6) -> Solution:
+def accelerated(
+    mixture: Mixture, penalties: Penalties, *, max_steps: int = 2000, tol: float = 1e-6
+) -> Solution:
     """The minimum by projected gradients with momentum, given up where it leads uphill (FISTA)."""
     V = np.full_like(mixture.cross, 1 / len(mixture.gram))
     length = 1 / _curvature(mixture, penalties)
@@ -166,7 +183,9 @@ def exact(mixture: Mixture) -> np.ndarray:
 def normalised(V: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Proportions [N, C] and sums [N] of abundances; where the sum is zero, all types alike."""
     sums = V.sum(axis=1)
-    share = np.divide(V, sums[:, None], out=np.full_like(V, 1 / V.shape[1]), where=sums[:, None] > 0)
+    share = np.divide(
+        V, sums[:, None], out=np.full_like(V, 1 / V.shape[1]), where=sums[:, None] > 0
+    )
     return share, sums
 
 

@@ -119,7 +119,9 @@ class Decoder(nn.Module):
 class Autoencoder(nn.Module):
     """Encoder and decoder of one modality, and the weights of the two parts of its loss."""
 
-    def __init__(self, encoder: Encoder, decoder: Decoder, *, fit_weight: float, kl_weight: float) -> None:
+    def __init__(
+        self, encoder: Encoder, decoder: Decoder, *, fit_weight: float, kl_weight: float
+    ) -> None:
         super().__init__()
         self.encoder, self.decoder = encoder, decoder
         self.fit_weight, self.kl_weight = fit_weight, kl_weight
@@ -163,7 +165,10 @@ def regulatory_loss(genes: Tensor, peaks: Tensor, pairs: Tensor) -> Tensor:
 
 def alignment_loss(teacher: Tensor, student: Tensor) -> Tensor:
     """How much a cell's cosines to all others differ between two sets of codes [n, d] (44)."""
-    first, second = (unit @ unit.T for unit in (functional.normalize(codes, dim=1) for codes in (teacher, student)))
+    first, second = (
+        unit @ unit.T
+        for unit in (functional.normalize(codes, dim=1) for codes in (teacher, student))
+    )
     return (1 - functional.cosine_similarity(first, second, dim=1)).mean()
 
 

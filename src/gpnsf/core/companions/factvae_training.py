@@ -16,7 +16,14 @@ from torch import Tensor
 from torch.optim.lr_scheduler import ExponentialLR
 from tqdm.auto import tqdm
 
-from gpnsf.core.companions.factvae import Autoencoder, Counts, Decoder, Encoder, alignment_loss, regulatory_loss
+from gpnsf.core.companions.factvae import (
+    Autoencoder,
+    Counts,
+    Decoder,
+    Encoder,
+    alignment_loss,
+    regulatory_loss,
+)
 
 __all__ = ["Measured", "Outcome", "Plan", "responses", "train"]
 
@@ -63,7 +70,13 @@ class Outcome:
 
 
 def train(
-    rna: Measured, atac: Measured, pairs: np.ndarray, plan: Plan, *, device: torch.device, progress: bool = False
+    rna: Measured,
+    atac: Measured,
+    pairs: np.ndarray,
+    plan: Plan,
+    *,
+    device: torch.device,
+    progress: bool = False,
 ) -> Outcome:
     """Train both autoencoders on paired cells.
 
@@ -90,16 +103,24 @@ def responses(codes: list[np.ndarray], embeddings: list[np.ndarray]) -> list[np.
     both = np.hstack([own - own.mean(axis=0) for own in codes]).astype(np.float64)  # [N, 2d]
     # [min(N, 2d), d]
     bases = np.split(np.linalg.qr(both, mode="r") / np.sqrt(len(both)), 2, axis=1)
-    return [(own @ basis.T).astype(np.float32) for own, basis in zip(embeddings, bases, strict=True)]
+    return [
+        (own @ basis.T).astype(np.float32) for own, basis in zip(embeddings, bases, strict=True)
+    ]
 
 
 class _Cells:
     """One modality on a device, read by rows."""
 
     def __init__(self, measured: Measured, device: torch.device) -> None:
-        counts, as_tensor = measured.counts, lambda array, dtype: torch.as_tensor(array, dtype=dtype, device=device)
+        counts, as_tensor = (
+            measured.counts,
+            lambda array, dtype: torch.as_tensor(array, dtype=dtype, device=device),
+        )
         self.pointers = as_tensor(counts.indptr, torch.int64)
-        self.columns, self.values = as_tensor(counts.indices, torch.int64), as_tensor(counts.data, torch.float32)
+        self.columns, self.values = (
+            as_tensor(counts.indices, torch.int64),
+            as_tensor(counts.data, torch.float32),
+        )
         self.depth = as_tensor(np.asarray(counts.sum(axis=1)).ravel(), torch.float32)
         self.scores = as_tensor(measured.scores, torch.float32)
 
@@ -109,18 +130,27 @@ class _Cells:
         row = torch.arange(len(rows), device=rows.device).repeat_interleave(length)  # [nnz]
         first = (begin - length.cumsum(0) + length)[row]
         entry = first + torch.arange(len(row), device=rows.device)
-        return self.scores[rows], Counts(row, self.columns[entry], self.values[entry], self.depth[rows])
+        return self.scores[rows], Counts(
+            row, self.columns[entry], self.values[entry], self.depth[rows]
+        )
 
 
 class _Run:
     """Both modalities, their autoencoders and optimisers, and what has happened to them."""
 
-    def __init__(self, measured: list[Measured], pairs: np.ndarray, plan: Plan, device: torch.device) -> None:
+    def __init__(
+        self, measured: list[Measured], pairs: np.ndarray, plan: Plan, device: torch.device
+    ) -> None:
         self.plan, self.device = plan, device
         self.cells = [_Cells(modality, device) for modality in measured]
-        self.nets = [_autoencoder(*parts, plan).to(device) for parts in zip(measured, HIDDEN, FIT_WEIGHTS, strict=True)]
+        self.nets = [
+            _autoencoder(*parts, plan).to(device)
+            for parts in zip(measured, HIDDEN, FIT_WEIGHTS, strict=True)
+        ]
         self.pairs = torch.as_tensor(pairs, dtype=torch.int64, device=device)
-        self.joint = torch.optim.Adam([p for net in self.nets for p in net.parameters()], lr=plan.learning_rate)
+        self.joint = torch.optim.Adam(
+            [p for net in self.nets for p in net.parameters()], lr=plan.learning_rate
+        )
         student = self.nets[1].encoder.parameters()
         self.aligning = torch.optim.Adam(student, lr=ALIGNMENT_RATE * plan.learning_rate)
         moving = (self.joint, self.aligning) if plan.alignment else (self.joint,)
@@ -128,7 +158,9 @@ class _Run:
         order = torch.randperm(measured[0].counts.shape[0])
         n_held = max(1, round(HELD_OUT * len(order)))
         self.held, self.trained = order[:n_held].to(device), order[n_held:]
-        self.history: dict[str, list[float]] = {name: [] for name in ("joint", "regulatory", "alignment", "held_out")}
+        self.history: dict[str, list[float]] = {
+            name: [] for name in ("joint", "regulatory", "alignment", "held_out")
+        }
         self.best, self.waited = np.inf, 0  # loss of held-out cells, and epochs since then
 
     def epoch(self) -> None:
@@ -136,7 +168,10 @@ class _Run:
         for net in self.nets:
             net.train()
         order = self.trained[torch.randperm(len(self.trained))].to(self.device)
-        steps = [self._step(rows) for rows in order.tensor_split(max(len(order) // self.plan.batch_size, 1))]
+        steps = [
+            self._step(rows)
+            for rows in order.tensor_split(max(len(order) // self.plan.batch_size, 1))
+        ]
         for schedule in self.schedules:
             schedule.step()
         # one transfer an epoch
@@ -153,9 +188,15 @@ class _Run:
         """Codes of all cells, and embeddings."""
         history = {name: np.array(values) for name, values in self.history.items()}
         with torch.no_grad():
-            codes = [_numpy(net.encoder(cells.scores)[0]) for net, cells in zip(self.nets, self.cells, strict=True)]
+            codes = [
+                _numpy(net.encoder(cells.scores)[0])
+                for net, cells in zip(self.nets, self.cells, strict=True)
+            ]
             embeddings = [_numpy(net.decoder.compared) for net in self.nets]
-            base = [_numpy(net.decoder.log_shares(torch.zeros_like(net.decoder.features[:1]))[0]) for net in self.nets]
+            base = [
+                _numpy(net.decoder.log_shares(torch.zeros_like(net.decoder.features[:1]))[0])
+                for net in self.nets
+            ]
         return Outcome(codes, embeddings, base, history, self.settled)
 
     def _step(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -173,7 +214,11 @@ class _Run:
         self.joint.zero_grad()
         joint.backward()
         self.joint.step()
-        alignment = self._align(*(scores for scores, _ in batches)) if self.plan.alignment else torch.zeros_like(joint)
+        alignment = (
+            self._align(*(scores for scores, _ in batches))
+            if self.plan.alignment
+            else torch.zeros_like(joint)
+        )
         return joint.detach(), regulatory.detach(), alignment.detach()
 
     def _align(self, of_teacher: Tensor, of_student: Tensor) -> Tensor:
@@ -204,7 +249,9 @@ class _Run:
         return loss
 
 
-def _autoencoder(measured: Measured, hidden: tuple[int, ...], fit_weight: float, plan: Plan) -> Autoencoder:
+def _autoencoder(
+    measured: Measured, hidden: tuple[int, ...], fit_weight: float, plan: Plan
+) -> Autoencoder:
     """One modality's networks.
 
     Features begin at their share of all counts, each at half a count more.

@@ -105,7 +105,9 @@ def fit(
     with _contained(seed), tqdm(total=max_steps, desc="MEFISTO", disable=not progress) as bar:
         with redirect_stdout(_Steps(bar)):
             entry = _entry([table[:, used[name]] for name, table in tables.items()], coords)
-            _set_options(entry, n_factors=n_factors, n_inducing=n_inducing, max_steps=max_steps, seed=seed)
+            _set_options(
+                entry, n_factors=n_factors, n_inducing=n_inducing, max_steps=max_steps, seed=seed
+            )
             entry.build()
             entry.model.setTrainOptions(entry.train_opts)
             entry.model.iterate()
@@ -157,7 +159,9 @@ def _entry(tables: list[np.ndarray], coords: np.ndarray) -> Any:
         views_names=[f"view{m}" for m in range(len(tables))],
         groups_names=["all"],
         samples_names=[[f"obs{i}" for i in range(len(coords))]],
-        features_names=[[f"view{m}_{j}" for j in range(table.shape[1])] for m, table in enumerate(tables)],
+        features_names=[
+            [f"view{m}_{j}" for j in range(table.shape[1])] for m, table in enumerate(tables)
+        ],
     )
     entry.set_covariates([coords])
     return entry
@@ -178,7 +182,11 @@ def _set_options(entry: Any, *, n_factors: int, n_inducing: int, max_steps: int,
 
 
 def _read(
-    entry: Any, coords: np.ndarray, used: Mapping[str, np.ndarray], explained: np.ndarray, max_steps: int
+    entry: Any,
+    coords: np.ndarray,
+    used: Mapping[str, np.ndarray],
+    explained: np.ndarray,
+    max_steps: int,
 ) -> Mefisto:
     """The factors in order of the variance they explain, strong loadings made positive."""
     nodes, stats = entry.model.nodes, entry.model.train_stats

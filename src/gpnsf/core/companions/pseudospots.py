@@ -40,7 +40,9 @@ class Places:
         """Ties among all spots, or among some of them."""
         rows = np.arange(len(self.coords)) if rows is None else rows
         regions = None if self.regions is None else self.regions[rows]
-        return ties(self.coords[rows], self.slices[rows], n_neighbors=self.n_neighbors, regions=regions)
+        return ties(
+            self.coords[rows], self.slices[rows], n_neighbors=self.n_neighbors, regions=regions
+        )
 
     def patch(self, rng: np.random.Generator) -> np.ndarray:
         """Rows of the spots nearest to one of them, of its slice."""
@@ -115,7 +117,12 @@ def smooth(
 
 
 def regional(
-    regions: np.ndarray, n_types: int, *, concentration: float, within: float, rng: np.random.Generator
+    regions: np.ndarray,
+    n_types: int,
+    *,
+    concentration: float,
+    within: float,
+    rng: np.random.Generator,
 ) -> np.ndarray:
     """Proportions [N, C]: a Dirichlet draw for each region, and around it one for each spot."""
     names, code = np.unique(regions, return_inverse=True)
@@ -124,13 +131,17 @@ def regional(
     return share / np.maximum(share.sum(axis=1, keepdims=True), np.finfo(float).tiny)
 
 
-def drawn(proportions: np.ndarray, profiles: np.ndarray, totals: np.ndarray, rng: np.random.Generator) -> sp.csr_matrix:
+def drawn(
+    proportions: np.ndarray, profiles: np.ndarray, totals: np.ndarray, rng: np.random.Generator
+) -> sp.csr_matrix:
     """Poisson counts [N, P] of spots with the expected totals [N].
 
     They mix the profiles [P, C] by the proportions [N, C].
     """
     blocks = []
-    for rows in np.array_split(np.arange(len(proportions)), len(proportions) * len(profiles) // BLOCK + 1):
+    for rows in np.array_split(
+        np.arange(len(proportions)), len(proportions) * len(profiles) // BLOCK + 1
+    ):
         rate = proportions[rows] @ profiles.T
         rate *= (totals[rows] / rate.sum(axis=1))[:, None]
         blocks.append(sp.csr_matrix(rng.poisson(rate).astype(np.float64)))

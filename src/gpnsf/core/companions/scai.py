@@ -74,12 +74,20 @@ class Averages:
     def make(cls, rna: sp.csr_matrix, atac: sp.csr_matrix, weights: Weights, seed: int) -> Averages:
         """Scale both modalities, and draw the mask."""
         norms = float(np.linalg.norm(rna.data)), float(np.linalg.norm(atac.data))
-        X1, X2 = (sp.csr_matrix(X, dtype=np.float64) / norm for X, norm in zip((rna, atac), norms, strict=True))
+        X1, X2 = (
+            sp.csr_matrix(X, dtype=np.float64) / norm
+            for X, norm in zip((rna, atac), norms, strict=True)
+        )
         n_obs, rng = X1.shape[0], np.random.default_rng(seed)
-        gram, mask = np.empty((n_obs, n_obs), dtype=np.float32), np.empty((n_obs, n_obs), dtype=bool)
+        gram, mask = (
+            np.empty((n_obs, n_obs), dtype=np.float32),
+            np.empty((n_obs, n_obs), dtype=bool),
+        )
         for rows in _blocks(n_obs):
             gram[rows] = (X2[rows] @ X2.T).toarray()
-            mask[rows] = rng.random((rows.stop - rows.start, n_obs), dtype=np.float32) < weights.mask
+            mask[rows] = (
+                rng.random((rows.stop - rows.start, n_obs), dtype=np.float32) < weights.mask
+            )
         return cls(X1, X2, norms, gram, mask, weights)
 
     def similar(self, H: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
@@ -145,14 +153,18 @@ def fit(
     data = Averages.make(rna, atac, weights, seed)
     labels = _clusters(data, n_factors, n_restarts, seed)
     converged = False
-    with tqdm(total=PILOT * n_restarts + max_steps, disable=not progress, desc="scai", unit="step") as bar:
+    with tqdm(
+        total=PILOT * n_restarts + max_steps, disable=not progress, desc="scai", unit="step"
+    ) as bar:
         scores = np.array([_pilot(data, label, n_factors, bar) for label in labels])
         found = start(data, labels[int(scores.argmin())], n_factors)
         while len(found.trace) < max_steps and not converged:
             step(data, found)
             bar.update()
             trace = found.trace
-            converged = len(trace) > WINDOW and trace[-1 - WINDOW] - trace[-1] < WINDOW * tol * trace[-1]
+            converged = (
+                len(trace) > WINDOW and trace[-1 - WINDOW] - trace[-1] < WINDOW * tol * trace[-1]
+            )
     return _outcome(data, found, scores, converged)
 
 
@@ -163,7 +175,10 @@ def _outcome(data: Averages, found: Solution, scores: np.ndarray, converged: boo
     order = np.argsort(-sum(W.sum(axis=0) for W in loadings), kind="stable")
     return Outcome(
         factors=(found.H / mean)[:, order].astype(np.float32),
-        loadings=(loadings[0][:, order].astype(np.float32), loadings[1][:, order].astype(np.float32)),
+        loadings=(
+            loadings[0][:, order].astype(np.float32),
+            loadings[1][:, order].astype(np.float32),
+        ),
         similarity=_similarity(data, found),
         trace=np.array(found.trace),
         exponents=np.array(found.exponents),
@@ -226,7 +241,10 @@ def step(data: Averages, found: Solution) -> None:
 def objective(data: Averages, found: Solution) -> float:
     """The objective (S1)."""
     w, H = data.weights, found.H
-    averages = sum(float(np.vdot(found.T[rows] @ data.gram, found.T[rows])) for rows in _blocks(len(H))) / w.mask**2
+    averages = (
+        sum(float(np.vdot(found.T[rows] @ data.gram, found.T[rows])) for rows in _blocks(len(H)))
+        / w.mask**2
+    )
     attraction, curvature = _data_terms(data, found)
     return _data_value(data, H, attraction, curvature) + _penalty(data, found.T, H) + averages
 
@@ -259,7 +277,9 @@ def _update_factors(data: Averages, found: Solution) -> float:
     while exponent >= SMALLEST:
         moved = H * ratio**exponent
         length = np.linalg.norm(moved, axis=0)
-        after = _data_value(data, moved, attraction, curvature) + _penalty(data, found.T, moved / length)
+        after = _data_value(data, moved, attraction, curvature) + _penalty(
+            data, found.T, moved / length
+        )
         if after <= before:
             found.H, found.W1, found.W2 = moved / length, found.W1 * length, found.W2 * length
             found.exponents.append(exponent)
@@ -273,11 +293,17 @@ def _data_terms(data: Averages, found: Solution) -> tuple[np.ndarray, np.ndarray
     """Pull of the data on H [N, K], and the matrix [K, K] of the quadratic form in H."""
     w = data.weights
     projected = data.atac @ found.W2
-    attraction = w.alpha * (data.rna @ found.W1) + found.T @ projected.astype(np.float32) / w.mask + w.beta * projected
+    attraction = (
+        w.alpha * (data.rna @ found.W1)
+        + found.T @ projected.astype(np.float32) / w.mask
+        + w.beta * projected
+    )
     return attraction, w.alpha * found.W1.T @ found.W1 + (1 + w.beta) * found.W2.T @ found.W2
 
 
-def _data_value(data: Averages, H: np.ndarray, attraction: np.ndarray, curvature: np.ndarray) -> float:
+def _data_value(
+    data: Averages, H: np.ndarray, attraction: np.ndarray, curvature: np.ndarray
+) -> float:
     """The three terms of the data without the norm of the averages."""
     w = data.weights
     return w.alpha + w.beta - 2 * float(np.vdot(attraction, H)) + float(np.vdot(curvature, H.T @ H))
@@ -286,11 +312,16 @@ def _data_value(data: Averages, H: np.ndarray, attraction: np.ndarray, curvature
 def _penalty(data: Averages, T: np.ndarray, H: np.ndarray) -> float:
     """The terms of similarity and overlap."""
     w, n_factors = data.weights, H.shape[1]
-    apart = sum(float(np.square(T[rows] - similar).sum(dtype=np.float64)) for rows, similar in data.similar(H))
+    apart = sum(
+        float(np.square(T[rows] - similar).sum(dtype=np.float64))
+        for rows, similar in data.similar(H)
+    )
     return (w.lam * apart + w.gamma * float(np.square(H.sum(axis=1)).sum())) / n_factors
 
 
-def _penalty_gradient(data: Averages, T: np.ndarray, H: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _penalty_gradient(
+    data: Averages, T: np.ndarray, H: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Negative and positive part [N, K] of half the gradient of these terms."""
     w, n_factors, single = data.weights, H.shape[1], H.astype(np.float32)
     push = np.repeat(w.gamma * H.sum(axis=1, keepdims=True), n_factors, axis=1)
@@ -341,7 +372,10 @@ def _clusters(data: Averages, n_factors: int, number: int, seed: int) -> list[np
     n_components = min(2 * n_factors, min(both.shape) - 1)
     pca = PCA(n_components, svd_solver="arpack", random_state=seed)
     points = pca.fit_transform(both) if n_components > 0 else np.zeros((both.shape[0], 1))
-    return [KMeans(n_factors, n_init=1, random_state=seed + i).fit_predict(points) for i in range(number)]
+    return [
+        KMeans(n_factors, n_init=1, random_state=seed + i).fit_predict(points)
+        for i in range(number)
+    ]
 
 
 def _blocks(n_obs: int) -> Iterator[slice]:

@@ -127,7 +127,9 @@ class Network(nn.Module):
 
     def _graph(self, section: Section) -> tuple[torch.Tensor, torch.Tensor]:
         """Strengths [E] of neighbours and their sums [N, 1], the largest of which is 1 (D4)."""
-        strength = torch.exp(-section.squares * torch.exp(-2 * self.log_bandwidth) - section.contrast)
+        strength = torch.exp(
+            -section.squares * torch.exp(-2 * self.log_bandwidth) - section.contrast
+        )
         degree = strength.new_zeros(len(section.cross)).index_add(0, section.row, strength)
         largest = degree.max().clamp(min=TINY)
         return strength / largest, (degree / largest)[:, None]

@@ -25,7 +25,16 @@ from torch import Tensor
 
 from gpnsf.core.types import TINY
 
-__all__ = ["LINKS", "Pattern", "Simd", "Torch", "backend", "csr_tensor", "one_changed", "saturation"]
+__all__ = [
+    "LINKS",
+    "Pattern",
+    "Simd",
+    "Torch",
+    "backend",
+    "csr_tensor",
+    "one_changed",
+    "saturation",
+]
 
 logger = logging.getLogger("gpnsf")
 
@@ -46,7 +55,10 @@ def _cloglog_link(y: Tensor, rate: Tensor) -> tuple[Tensor, Tensor]:
     return rate - torch.log(slope), slope
 
 
-LINKS: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {"log": _log_link, "cloglog": _cloglog_link}
+LINKS: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {
+    "log": _log_link,
+    "cloglog": _cloglog_link,
+}
 
 
 def one_changed(G: Tensor, changes: Tensor) -> Iterator[Tensor]:
@@ -74,7 +86,9 @@ class Pattern:
     shape: tuple[int, int]
 
     @classmethod
-    def read(cls, counts: sp.csr_matrix, device: torch.device | str, rows: slice = slice(None)) -> Pattern:
+    def read(
+        cls, counts: sp.csr_matrix, device: torch.device | str, rows: slice = slice(None)
+    ) -> Pattern:
         """Some rows of a matrix, whose arrays are shared where they have the right type already."""
         if not counts.has_sorted_indices:
             counts = counts.sorted_indices()
@@ -86,8 +100,16 @@ class Pattern:
             # torch wants writeable arrays, though nothing is written here
             return torch.as_tensor(np.require(array, dtype, ["C", "W"]), device=device)
 
-        indices, values = tensor(counts.indices[inside], np.int32), tensor(counts.data[inside], np.float32)
-        return cls(tensor(pointers - pointers[0], np.int64), indices, values, (stop - start, counts.shape[1]))
+        indices, values = (
+            tensor(counts.indices[inside], np.int32),
+            tensor(counts.data[inside], np.float32),
+        )
+        return cls(
+            tensor(pointers - pointers[0], np.int64),
+            indices,
+            values,
+            (stop - start, counts.shape[1]),
+        )
 
     def rows(self, rows: slice) -> Pattern:
         """A range of rows, sharing memory."""
@@ -101,7 +123,9 @@ class Pattern:
     def transposed(self) -> Pattern:
         """The same by columns."""
         arrays = (part.cpu().numpy() for part in (self.values, self.indices, self.pointers))
-        return Pattern.read(sp.csr_matrix(tuple(arrays), shape=self.shape).T.tocsr(), self.values.device)
+        return Pattern.read(
+            sp.csr_matrix(tuple(arrays), shape=self.shape).T.tocsr(), self.values.device
+        )
 
     @cached_property
     def matrix(self) -> Tensor:
@@ -146,7 +170,9 @@ class Torch:
 
     def without(self, G: Tensor, changes: Tensor, W: Tensor, link: str) -> Tensor:
         """Values [K] with ``changes`` [n, K] added to one column of G after the other."""
-        return torch.stack([self.terms(G, W, link, "")[0] for G in one_changed(G, changes)]).double()
+        return torch.stack(
+            [self.terms(G, W, link, "")[0] for G in one_changed(G, changes)]
+        ).double()
 
     def information(self, weights: Tensor, B: Tensor, result: Tensor) -> None:
         """Add ``sum_j c_ij b_j b_j^T`` to ``result`` [n, K, K] by K products."""
@@ -165,7 +191,11 @@ class Simd:
         from gpnsf.core.counts import simd
 
         self._code, self._n_columns = simd, rows.shape[1]
-        self._pointers, self._indices, self._values = rows.pointers.numpy(), rows.indices.numpy(), rows.values.numpy()
+        self._pointers, self._indices, self._values = (
+            rows.pointers.numpy(),
+            rows.indices.numpy(),
+            rows.values.numpy(),
+        )
         self._stripes: dict[int, np.ndarray] = {}
 
     def rates(self, G: Tensor, W: Tensor) -> Tensor:
@@ -175,7 +205,9 @@ class Simd:
 
         def part(rows: tuple[int, int]) -> None:
             r = np.empty(self._code.EIGHT, np.float32)
-            self._code.nonzeros(*rows, starts, self._indices, None, A, B, None, None, None, rates, r, eights)
+            self._code.nonzeros(
+                *rows, starts, self._indices, None, A, B, None, None, None, rates, r, eights
+            )
 
         _together(part, self._parts())
         return torch.from_numpy(rates)
@@ -194,7 +226,9 @@ class Simd:
 
         def part(rows: tuple[int, int], dB: np.ndarray | None) -> float:
             d = None if dA is None else np.zeros(B.shape[1], np.float32)
-            return self._code.nonzeros(*rows, starts, self._indices, values, A, B, dA, d, dB, None, None, eights)
+            return self._code.nonzeros(
+                *rows, starts, self._indices, values, A, B, dA, d, dB, None, None, eights
+            )
 
         value = torch.tensor(sum(_together(part, parts, dBs)), dtype=G.dtype)
         dG = None if dA is None else torch.from_numpy(dA)
@@ -202,7 +236,11 @@ class Simd:
             return value, dG, None
         # not by torch, whose threads would be woken for it, which takes longer on a busy machine
         # than all the rest
-        return value, dG, torch.from_numpy(np.ascontiguousarray(reduce(np.add, dBs)[:, : W.shape[1]]))
+        return (
+            value,
+            dG,
+            torch.from_numpy(np.ascontiguousarray(reduce(np.add, dBs)[:, : W.shape[1]])),
+        )
 
     def without(self, G: Tensor, changes: Tensor, W: Tensor, link: str) -> Tensor:
         """Values [K] with ``changes`` [n, K] added to one column of G at a time, in one pass."""
@@ -210,7 +248,9 @@ class Simd:
         values = self._values if link == "log" else None
         arrays = self._starts(B.nbytes), self._indices, values, _array(G), _array(changes), B
         sums = [np.zeros(B.shape[1]) for _ in parts]  # one for each thread
-        _together(lambda rows, own: self._code.without(*rows, *arrays, own, self._eights(B)), parts, sums)
+        _together(
+            lambda rows, own: self._code.without(*rows, *arrays, own, self._eights(B)), parts, sums
+        )
         return torch.from_numpy(np.sum(sums, axis=0)[: W.shape[1]])
 
     def information(self, weights: Tensor, B: Tensor, result: Tensor) -> None:
@@ -282,14 +322,18 @@ def backend(device: str) -> str:
         return "torch"
     wanted = os.environ.get("GPNSF_KERNEL", "numba")
     if wanted not in ("numba", "torch"):
-        raise ValueError(f"Expected GPNSF_KERNEL to be 'numba' or 'torch'; got {wanted!r}. Unset it, or choose one.")
+        raise ValueError(
+            f"Expected GPNSF_KERNEL to be 'numba' or 'torch'; got {wanted!r}. Unset it, or choose one."
+        )
     if wanted == "torch":
         return "torch (GPNSF_KERNEL)"
     try:
         _try_simd()
     # what a compiler raises on a machine that we have not seen
     except Exception as error:  # noqa: BLE001
-        logger.warning("The compiled kernel does not work here, torch takes its place and is slower: %s", error)
+        logger.warning(
+            "The compiled kernel does not work here, torch takes its place and is slower: %s", error
+        )
         return f"torch ({type(error).__name__})"
     return "numba"
 
@@ -301,7 +345,9 @@ def _try_simd() -> None:
     """
     counts = Pattern.read(sp.random(9, 10, 0.5, "csr", np.float32, random_state=0), "cpu")
     G, W = (torch.linspace(0.1, 2.0, n * 20).reshape(n, 20) for n in counts.shape)
-    found, expected = (which.terms(G, W, "log", "GW") for which in (Simd(counts), Torch(counts, counts.transposed)))
+    found, expected = (
+        which.terms(G, W, "log", "GW") for which in (Simd(counts), Torch(counts, counts.transposed))
+    )
     if not all(torch.allclose(a, b, rtol=1e-4) for a, b in zip(found, expected, strict=True)):
         raise ArithmeticError("results differ from those of torch")
 

@@ -51,20 +51,26 @@ class Shelf:
     def _drop(self) -> None:
         """Forget the last block but for the few numbers that took time to find out."""
         for key, counts in self._last.items():
-            self._facts[key] = {name: value for name, value in vars(counts).items() if name in SMALL}
+            self._facts[key] = {
+                name: value for name, value in vars(counts).items() if name in SMALL
+            }
         self._last.clear()
 
 
 class BlockCounts(Mapping[str, SparseCounts]):
     """Counts of one block by modality."""
 
-    def __init__(self, views: tuple[View, ...], rows: slice, device: torch.device, shelf: Shelf) -> None:
+    def __init__(
+        self, views: tuple[View, ...], rows: slice, device: torch.device, shelf: Shelf
+    ) -> None:
         self._views = {view.name: view for view in views}
         self._rows, self._device, self._shelf = rows, device, shelf
 
     def __getitem__(self, name: str) -> SparseCounts:
         """Read the counts, unless they are at hand."""
-        return self._shelf.take(self._rows.start, name, lambda: self._read(self._views[name].counts))
+        return self._shelf.take(
+            self._rows.start, name, lambda: self._read(self._views[name].counts)
+        )
 
     def _read(self, counts: Any) -> SparseCounts:
         """Counts of a block; those in memory are shared, not copied."""

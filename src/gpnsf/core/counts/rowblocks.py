@@ -12,7 +12,13 @@ from gpnsf.core.counts.backends import saturation
 from gpnsf.core.counts.sparse import SparseCounts
 from gpnsf.core.types import TINY
 
-__all__ = ["NegativeBinomialCounts", "NegativeBinomialZeros", "outer_products", "row_blocks", "unsaturated"]
+__all__ = [
+    "NegativeBinomialCounts",
+    "NegativeBinomialZeros",
+    "outer_products",
+    "row_blocks",
+    "unsaturated",
+]
 
 ROW_BLOCK_ENTRIES = 250_000  # entries of a dense row block: 1 MB of float32
 # looked at for the information; rounds in which the certain ones are found
@@ -56,7 +62,9 @@ def _sampled(mass: Tensor) -> tuple[Tensor, Tensor]:
     for _ in range(CERTAIN_ROUNDS):
         certain = chance >= 1
         left = chance * ~certain
-        chance = torch.where(certain, 1.0, left * ((MOST_FEATURES - certain.sum()) / left.sum())).clamp_max(1.0)
+        chance = torch.where(
+            certain, 1.0, left * ((MOST_FEATURES - certain.sum()) / left.sum())
+        ).clamp_max(1.0)
     reached = (chance.cumsum(0) + 0.5).long()
     taken = (reached.diff(prepend=reached.new_zeros(1)) > 0).nonzero()[:, 0]
     return taken, (1 / chance[taken]).to(mass.dtype)
@@ -64,7 +72,11 @@ def _sampled(mass: Tensor) -> tuple[Tensor, Tensor]:
 
 def unsaturated(A: Tensor, W: Tensor, theta: Tensor) -> Tensor:
     """``sum_j theta / (theta + r) w_j`` [n, K+1]: the gradient of the zeros in A alone."""
-    scaled, turned, result = (W / theta[:, None]).T.contiguous(), W.T.contiguous(), torch.empty_like(A)
+    scaled, turned, result = (
+        (W / theta[:, None]).T.contiguous(),
+        W.T.contiguous(),
+        torch.empty_like(A),
+    )
     for rows in row_blocks(len(A), len(W)):
         weight = (A[rows] @ scaled).add_(1).reciprocal_()
         # three times as fast as the same product not transposed
@@ -116,7 +128,9 @@ class NegativeBinomialCounts(torch.autograd.Function):
         A Poisson term in all but name.
         """
         one = torch.ones_like(A[:, :1])
-        value, dA, dW = counts.terms(torch.cat([A, one], 1), torch.cat([W, theta[:, None]], 1), "log")
+        value, dA, dW = counts.terms(
+            torch.cat([A, one], 1), torch.cat([W, theta[:, None]], 1), "log"
+        )
         ctx.save_for_backward(dA[:, :-1], dW[:, :-1], dW[:, -1])
         return value
 

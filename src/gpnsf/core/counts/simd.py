@@ -58,7 +58,10 @@ def _operator(name, *, turned=False):
 
     def build(self, other):
         operands = self.value, other.value if isinstance(other, _Lanes) else self.constant(other)
-        return _Lanes(self.builder, getattr(self.builder, name)(*operands[:: -1 if turned else 1], flags=("contract",)))
+        return _Lanes(
+            self.builder,
+            getattr(self.builder, name)(*operands[:: -1 if turned else 1], flags=("contract",)),
+        )
 
     return build
 
@@ -91,12 +94,16 @@ class _Lanes:
 
     def where(self, condition, otherwise):
         """The vector where a condition holds, a constant elsewhere."""
-        return _Lanes(self.builder, self.builder.select(condition, self.value, self.constant(otherwise)))
+        return _Lanes(
+            self.builder, self.builder.select(condition, self.value, self.constant(otherwise))
+        )
 
     def pick(self, lanes, other=None):
         """Lanes of this vector and, counted on from its end, of another."""
         mask = ir.Constant(ir.VectorType(INT32, len(lanes)), lanes)
-        return _Lanes(self.builder, self.builder.shuffle_vector(self.value, (other or self).value, mask))
+        return _Lanes(
+            self.builder, self.builder.shuffle_vector(self.value, (other or self).value, mask)
+        )
 
 
 def _polynomial(x, coefficients):
@@ -113,7 +120,10 @@ def _log(x):
     n = b.ashr(b.sub(x.bits(), x.integer(0x3F3504F3)), x.integer(23))  # the bits of sqrt(1/2)
     m = x.from_bits(b.sub(x.bits(), b.shl(n, x.integer(23))))
     s = (m - 1.0) / (m + 1.0)
-    return s * _polynomial(s * s, [2 / k for k in (1, 3, 5, 7, 9)]) + _Lanes(b, b.sitofp(n, x.value.type)) * LOG2
+    return (
+        s * _polynomial(s * s, [2 / k for k in (1, 3, 5, 7, 9)])
+        + _Lanes(b, b.sitofp(n, x.value.type)) * LOG2
+    )
 
 
 def _one_minus_exp(x):
@@ -129,9 +139,15 @@ def _one_minus_exp(x):
 
 def _total(parts):
     """The transposing sum: lane q of the result sums over the lanes of vector q, eight by eight."""
-    for low in ([0, 2, 8, 10, 4, 6, 12, 14], [0, 2, 8, 10, 4, 6, 12, 14], [0, 1, 2, 3, 8, 9, 10, 11]):
+    for low in (
+        [0, 2, 8, 10, 4, 6, 12, 14],
+        [0, 2, 8, 10, 4, 6, 12, 14],
+        [0, 1, 2, 3, 8, 9, 10, 11],
+    ):
         high = [lane + (4 if low[1] == 1 else 1) for lane in low]
-        parts = [a.pick(low, b) + a.pick(high, b) for a, b in zip(parts[::2], parts[1::2], strict=True)]
+        parts = [
+            a.pick(low, b) + a.pick(high, b) for a, b in zip(parts[::2], parts[1::2], strict=True)
+        ]
     return parts[0]
 
 
@@ -167,8 +183,12 @@ class _Code:
         """Columns of eight nonzeros from ``begin``; after ``end`` the last one again."""
         b, last = self.builder, self.builder.sub(self.args["end"], INT64(1))
         positions = [b.add(self.args["begin"], INT64(lane)) for lane in range(EIGHT)]
-        positions = [b.select(b.icmp_signed("<", position, last), position, last) for position in positions]
-        return [b.sext(b.load(b.gep(self.args["indices"], [position])), INT64) for position in positions]
+        positions = [
+            b.select(b.icmp_signed("<", position, last), position, last) for position in positions
+        ]
+        return [
+            b.sext(b.load(b.gep(self.args["indices"], [position])), INT64) for position in positions
+        ]
 
     def inside(self):
         """Which of the eight lie before ``end``."""
@@ -184,7 +204,9 @@ class _Code:
         zero = ir.Constant(pointer.type.pointee, [0.0] * EIGHT)
         arguments = pointer, INT32(4), inside, zero  # aligned to four bytes
         kind = ir.FunctionType(zero.type, [argument.type for argument in arguments])
-        load = cgutils.get_or_insert_function(self.builder.module, kind, "llvm.masked.load.v8f32.p0")
+        load = cgutils.get_or_insert_function(
+            self.builder.module, kind, "llvm.masked.load.v8f32.p0"
+        )
         return _Lanes(self.builder, self.builder.call(load, arguments))
 
 
@@ -199,7 +221,9 @@ def _eight(typing, indices, values, begin, end, a, W, d, dW, rates, chunks):  # 
     pieces = _pieces(width)
 
     def build(context, builder, signature, args):
-        code = _Code(context, builder, signature, args, "indices values begin end a W d dW rates chunks")
+        code = _Code(
+            context, builder, signature, args, "indices values begin end a W d dW rates chunks"
+        )
         columns = [builder.mul(column, INT64(width)) for column in code.columns()]
         vectors = partial(code.vectors, pieces)
         row = vectors("a")
@@ -219,7 +243,9 @@ def _eight(typing, indices, values, begin, end, a, W, d, dW, rates, chunks):  # 
         if code.args["d"] is not None:
             sums = vectors("d")
             for c, column in zip(slopes, columns, strict=True):
-                sums = [total + c[w.n] * w for total, w in zip(sums, vectors("W", column), strict=True)]
+                sums = [
+                    total + c[w.n] * w for total, w in zip(sums, vectors("W", column), strict=True)
+                ]
             for (start, _), total in zip(pieces, sums, strict=True):
                 code.store(total, "d", INT64(start))
         if code.args["dW"] is not None:
@@ -256,13 +282,19 @@ def _without(typing, indices, values, begin, end, a, c, W, sums, chunks):
     pieces = _pieces(width)
 
     def build(context, builder, signature, args):
-        code = _Code(context, builder, signature, args, "indices values begin end a c W sums chunks")
+        code = _Code(
+            context, builder, signature, args, "indices values begin end a c W sums chunks"
+        )
         columns = [builder.mul(column, INT64(width)) for column in code.columns()]
         vectors = partial(code.vectors, pieces)
         row, changes, totals = vectors("a"), vectors("c"), vectors("sums")
         r = _total([_dot(row, vectors("W", column)) for column in columns])
         one = ir.Constant(r.value.type, [1.0] * EIGHT)
-        y = _Lanes(builder, one).where(code.inside(), 0.0) if code.args["values"] is None else code.inner("values")
+        y = (
+            _Lanes(builder, one).where(code.inside(), 0.0)
+            if code.args["values"] is None
+            else code.inner("values")
+        )
         for lane, column in enumerate(columns):
             for piece, w in enumerate(vectors("W", column)):
                 x = r.pick([lane] * w.n) + changes[piece] * w
@@ -286,9 +318,13 @@ def _panel(typing, indices, weights, begin, end, W, width, p, q, block):
     """Add ``sum c w_p w_q^T`` of eight nonzeros to an 8 x 8 panel: rows from p, columns from q."""
 
     def build(context, builder, signature, args):
-        code = _Code(context, builder, signature, args, "indices weights begin end W width p q block")
+        code = _Code(
+            context, builder, signature, args, "indices weights begin end W width p q block"
+        )
         width, p, q = (code.args[name] for name in ("width", "p", "q"))
-        places = [builder.add(builder.mul(builder.add(p, INT64(k)), width), q) for k in range(EIGHT)]
+        places = [
+            builder.add(builder.mul(builder.add(p, INT64(k)), width), q) for k in range(EIGHT)
+        ]
         sums = [code.load("block", place, EIGHT) for place in places]
         weight = code.inner("weights")
         for lane, column in enumerate(code.columns()):
@@ -330,7 +366,11 @@ def nonzeros(first, last, starts, indices, values, G, W, dG, d, dW, rates, r, ch
 def without(first, last, starts, indices, values, G, changes, W, sums, chunks):
     """Add to ``sums`` [width] the values over rows with ``changes`` [n, K] to a column of G."""
     n_factors, width = G.shape[1], W.shape[1]
-    a, c, row = np.zeros(width, np.float32), np.zeros(width, np.float32), np.zeros(width, np.float32)
+    a, c, row = (
+        np.zeros(width, np.float32),
+        np.zeros(width, np.float32),
+        np.zeros(width, np.float32),
+    )
     for stripe in range(starts.shape[0] - 1):
         for i in range(first, last):
             begin, end = starts[stripe, i], starts[stripe + 1, i]

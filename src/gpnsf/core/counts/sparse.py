@@ -28,7 +28,9 @@ Weight = Callable[[Tensor, Tensor, Tensor], Tensor]  # of count, rate and featur
 class SparseCounts:
     """Counts of one row block, on one device."""
 
-    def __init__(self, counts: sp.csr_matrix, device: torch.device | str = "cpu", rows: slice = slice(None)) -> None:
+    def __init__(
+        self, counts: sp.csr_matrix, device: torch.device | str = "cpu", rows: slice = slice(None)
+    ) -> None:
         self._set(Pattern.read(counts, device, rows))
 
     def _set(self, by_rows: Pattern) -> None:
@@ -75,17 +77,24 @@ class SparseCounts:
     @cached_property
     def log_factorials(self) -> Tensor:
         """``sum log y!``."""
-        return torch.stack([torch.lgamma(part + 1).sum() for part in self.values.split(CHUNK)]).sum()
+        return torch.stack(
+            [torch.lgamma(part + 1).sum() for part in self.values.split(CHUNK)]
+        ).sum()
 
     @property
     def entropy(self) -> float:
         """``sum y log y``."""
-        return sum(float(torch.special.xlogy(part, part).sum(dtype=torch.float64)) for part in self.values.split(CHUNK))
+        return sum(
+            float(torch.special.xlogy(part, part).sum(dtype=torch.float64))
+            for part in self.values.split(CHUNK)
+        )
 
     @property
     def column_sums(self) -> Tensor:
         """``sum_i y_ij`` [P]."""
-        return torch.zeros(self.shape[1], device=self.values.device).index_add_(0, self.columns, self.values)
+        return torch.zeros(self.shape[1], device=self.values.device).index_add_(
+            0, self.columns, self.values
+        )
 
     @cached_property
     def column_squares(self) -> Tensor:
@@ -97,14 +106,18 @@ class SparseCounts:
     def histogram(self) -> tuple[Tensor, Tensor, Tensor]:
         """Distinct (feature, count) pairs: feature index, count, and how often the pair occurs."""
         order = int(self.values.max()) + 1 if self.nnz else 1
-        codes, numbers = torch.unique(self.columns.long() * order + self.values.long(), return_counts=True)
+        codes, numbers = torch.unique(
+            self.columns.long() * order + self.values.long(), return_counts=True
+        )
         return codes // order, (codes % order).float(), numbers.float()
 
     def dense_rows(self, rows: slice) -> Tensor:
         """A small dense block [rows, P]."""
         part = self._rows.rows(rows)
         block = torch.zeros(part.shape, device=self.values.device)
-        index = torch.arange(len(block), device=block.device).repeat_interleave(part.pointers.diff())
+        index = torch.arange(len(block), device=block.device).repeat_interleave(
+            part.pointers.diff()
+        )
         block[index, part.indices.long()] = part.values
         return block
 
@@ -145,7 +158,9 @@ class SparseCounts:
         result = torch.zeros(self.shape[0], K, K, device=W.device)
         for rows, part in self._chunks():
             rate = part.rates(A[rows], W) + TINY
-            part._kernel.information(weight(part.values, rate, part.columns), W[:, :-1], result[rows])
+            part._kernel.information(
+                weight(part.values, rate, part.columns), W[:, :-1], result[rows]
+            )
         return result
 
     def loading_information(self, A: Tensor, W: Tensor, weight: Weight) -> Tensor:
@@ -165,11 +180,16 @@ class SparseCounts:
 
     def _chunks(self) -> Iterator[tuple[slice, SparseCounts]]:
         """Row ranges of about as many nonzeros as fit a temporary array, with their counts."""
-        limits = torch.tensor(range(CHUNK, self.nnz, CHUNK), dtype=torch.long, device=self.values.device)
+        limits = torch.tensor(
+            range(CHUNK, self.nnz, CHUNK), dtype=torch.long, device=self.values.device
+        )
         ends = torch.searchsorted(self._rows.pointers, limits).tolist()
         for start, stop in pairwise([0, *ends, self.shape[0]]):
             rows = slice(start, stop)
-            yield rows, self if stop - start == self.shape[0] else SparseCounts._of(self._rows.rows(rows))
+            yield (
+                rows,
+                self if stop - start == self.shape[0] else SparseCounts._of(self._rows.rows(rows)),
+            )
 
 
 class SparseTerm(torch.autograd.Function):

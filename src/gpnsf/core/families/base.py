@@ -54,7 +54,9 @@ class Family(ABC):
         return rate
 
     @abstractmethod
-    def draw(self, rate: np.ndarray, dispersion: np.ndarray | float, rng: np.random.Generator) -> np.ndarray:
+    def draw(
+        self, rate: np.ndarray, dispersion: np.ndarray | float, rng: np.random.Generator
+    ) -> np.ndarray:
         """Counts [n, P] drawn at some rates."""
 
     # ---- parts that are independent given the rates ----------------------------------------------
@@ -146,7 +148,9 @@ class Family(ABC):
 
     # ---- updates of loadings ---------------------------------------------------------------------
 
-    def events_per_rate(self, values: np.ndarray, rate: np.ndarray, exposure: np.ndarray) -> np.ndarray:
+    def events_per_rate(
+        self, values: np.ndarray, rate: np.ndarray, exposure: np.ndarray
+    ) -> np.ndarray:
         """Events that are expected behind the nonzeros [nnz], whose rates are ``exposure * rate``.
 
         They come divided by ``rate``, as a multiplicative update of the loadings takes them.

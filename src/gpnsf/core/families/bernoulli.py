@@ -21,7 +21,9 @@ class _Binary(Family):
     binary = True
     link = "cloglog"
 
-    def draw(self, rate: np.ndarray, dispersion: np.ndarray | float, rng: np.random.Generator) -> np.ndarray:
+    def draw(
+        self, rate: np.ndarray, dispersion: np.ndarray | float, rng: np.random.Generator
+    ) -> np.ndarray:
         """Peaks that are open, drawn as 0 and 1."""
         return rng.random(rate.shape) < self.mean(rate)
 
@@ -108,7 +110,9 @@ class Bernoulli(_Binary):
                 break
         return np.exp(log_rate)
 
-    def events_per_rate(self, values: np.ndarray, rate: np.ndarray, exposure: np.ndarray) -> np.ndarray:
+    def events_per_rate(
+        self, values: np.ndarray, rate: np.ndarray, exposure: np.ndarray
+    ) -> np.ndarray:
         """An open peak stands for ``r / (1 - exp(-r))`` events."""
         return exposure / -np.expm1(-exposure * rate)
 

@@ -19,7 +19,9 @@ class Gaussian(Family):
     has_dispersion = True
     illegal = ()
 
-    def draw(self, rate: np.ndarray, dispersion: np.ndarray | float, rng: np.random.Generator) -> np.ndarray:
+    def draw(
+        self, rate: np.ndarray, dispersion: np.ndarray | float, rng: np.random.Generator
+    ) -> np.ndarray:
         """Normal draws."""
         return rng.normal(rate, dispersion)
 

@@ -25,7 +25,9 @@ class NegativeBinomial(Family):
     fast = "poisson"  # any likelihood makes a valid score
     scorer = "poisson"  # sums over all zeros cost a dense pass for each factor that is judged
 
-    def draw(self, rate: np.ndarray, dispersion: np.ndarray | float, rng: np.random.Generator) -> np.ndarray:
+    def draw(
+        self, rate: np.ndarray, dispersion: np.ndarray | float, rng: np.random.Generator
+    ) -> np.ndarray:
         """Poisson draws whose rates have gamma noise."""
         rate = rate * rng.standard_gamma(dispersion, rate.shape) / dispersion
         return rng.poisson(rate)
@@ -75,7 +77,8 @@ class NegativeBinomial(Family):
         as_count = rel_entr(y, rate) - (y + shape) * np.log1p((y - rate) / (rate + shape))
         as_zero = shape * np.log1p(rate / shape)
         everywhere_zero = sum(
-            float((np.log1p(A[block] @ (W / theta[:, None]).T) @ theta).sum()) for block in row_slices(*counts.shape)
+            float((np.log1p(A[block] @ (W / theta[:, None]).T) @ theta).sum())
+            for block in row_slices(*counts.shape)
         )
         total = 2 * (everywhere_zero + (as_count - as_zero).sum())
         return float(total), int(np.prod(counts.shape))

@@ -20,7 +20,9 @@ class Poisson(Family):
     events = True
     illegal = (NEGATIVE, FRACTIONAL)
 
-    def draw(self, rate: np.ndarray, dispersion: np.ndarray | float, rng: np.random.Generator) -> np.ndarray:
+    def draw(
+        self, rate: np.ndarray, dispersion: np.ndarray | float, rng: np.random.Generator
+    ) -> np.ndarray:
         """Poisson draws."""
         return rng.poisson(rate)
 

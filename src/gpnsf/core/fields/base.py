@@ -55,7 +55,9 @@ class FieldSize(NamedTuple):
     block_row: float  # bytes of each row of a block, in a step
     exact: float  # bytes, to find its exact variance
     exact_seconds: float
-    row_seconds: float  # of each row, in a step that learns length scales; 0 where it does not count
+    row_seconds: (
+        float  # of each row, in a step that learns length scales; 0 where it does not count
+    )
 
 
 class AbstractField(nn.Module, ABC):
@@ -67,7 +69,9 @@ class AbstractField(nn.Module, ABC):
     u_log_scale: nn.Parameter
     has_given_lengthscale = False
 
-    def __init__(self, kernel: str, n_factors: int, n_libraries: int, n_dims: int, lengthscale: float) -> None:
+    def __init__(
+        self, kernel: str, n_factors: int, n_libraries: int, n_dims: int, lengthscale: float
+    ) -> None:
         super().__init__()
         self.kernel_name = kernel
         self.kernel = KERNELS[kernel]
@@ -104,7 +108,9 @@ class AbstractField(nn.Module, ABC):
         """
 
     @abstractmethod
-    def rescale(self, located: Sequence[Located], information: Sequence[Tensor], gradient: Sequence[Tensor]) -> None:
+    def rescale(
+        self, located: Sequence[Located], information: Sequence[Tensor], gradient: Sequence[Tensor]
+    ) -> None:
         """Take the amplitude with the highest evidence, and leave the mean of f where it is.
 
         ``information`` and ``gradient`` [n, T] are those of the log-likelihood in f.
@@ -151,14 +157,21 @@ class AbstractField(nn.Module, ABC):
             self.u_loc.data.copy_(torch.as_tensor(u).reshape(self.u_loc.shape))
             pairs = zip(located, targets, strict=True)
             misfit = torch.stack(
-                [((self.conditional(self.u_loc, place)[0] - target) ** 2).sum() for place, target in pairs]
+                [
+                    ((self.conditional(self.u_loc, place)[0] - target) ** 2).sum()
+                    for place, target in pairs
+                ]
             ).sum()
             slope = torch.autograd.grad(0.5 * misfit, self.u_loc)[0]
             return slope.reshape(-1).double().cpu().numpy() + noise_sd**2 * u
 
         n = self.u_loc.numel()
-        system = LinearOperator((n, n), matvec=lambda u: gradient(u, [0.0] * len(located)), dtype=np.float64)
-        solution, _ = cg(system, -gradient(np.zeros(n), targets), rtol=RIDGE_RESIDUAL, maxiter=RIDGE_STEPS)
+        system = LinearOperator(
+            (n, n), matvec=lambda u: gradient(u, [0.0] * len(located)), dtype=np.float64
+        )
+        solution, _ = cg(
+            system, -gradient(np.zeros(n), targets), rtol=RIDGE_RESIDUAL, maxiter=RIDGE_STEPS
+        )
         self.u_loc.data.copy_(torch.as_tensor(solution).reshape(self.u_loc.shape))
 
     @torch.no_grad()
@@ -269,7 +282,9 @@ def evidence_scale(slices: Iterable[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
 
         log Z(s) = s^2/2 r^T (I + s^2 B)^-1 r - 1/2 log |I + s^2 B|.
     """
-    D, y = (torch.cat(parts) for parts in zip(*(_spectrum(*slice_) for slice_ in slices), strict=True))
+    D, y = (
+        torch.cat(parts) for parts in zip(*(_spectrum(*slice_) for slice_ in slices), strict=True)
+    )
     log_s = torch.linspace(-MAX_LOG_SCALE, MAX_LOG_SCALE, 61, device=y.device)
     s_sq = (2 * log_s).exp()[:, None]
     return log_s[(y**2 * s_sq / (1 + s_sq * D) - torch.log1p(s_sq * D)).sum(1).argmax()]
@@ -281,7 +296,9 @@ def _spectrum(B: Tensor, slope: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
     return D.clamp_min(0.0), Q.T @ (slope + B @ u)
 
 
-def to_tensors(coords: np.ndarray, library: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:
+def to_tensors(
+    coords: np.ndarray, library: np.ndarray, device: torch.device
+) -> tuple[Tensor, Tensor]:
     """Coordinates [n, D] and slice codes [n] on the device."""
     return (
         torch.as_tensor(np.asarray(coords, dtype=np.float32), device=device),

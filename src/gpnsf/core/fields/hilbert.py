@@ -15,7 +15,15 @@ from torch import Tensor, nn
 from gpnsf.core import stored
 from gpnsf.core.counts.backends import csr_tensor
 from gpnsf.core.counts.sparse import TransposedProduct
-from gpnsf.core.fields.base import LARGEST, AbstractField, FieldSize, Located, evidence_scale, stored_sizes, to_tensors
+from gpnsf.core.fields.base import (
+    LARGEST,
+    AbstractField,
+    FieldSize,
+    Located,
+    evidence_scale,
+    stored_sizes,
+    to_tensors,
+)
 from gpnsf.core.fields.kernels import KERNELS
 
 __all__ = ["HilbertField", "retained_variance", "size"]
@@ -55,12 +63,21 @@ class HilbertField(AbstractField):
         super().__init__(kernel, n_factors, n_libraries, len(extent), lengthscale)
         self.extent, self.n_basis = tuple(float(x) for x in extent), n_basis
         self.reach, boxes, sizes, self.shape = _grid(extent, n_basis)
-        frequencies = [torch.arange(1, m + 1) * math.pi / (2 * box) for m, box in zip(sizes, boxes, strict=True)]
-        for axis, (reach, box, omega) in enumerate(zip(self.reach, boxes, frequencies, strict=True)):
+        frequencies = [
+            torch.arange(1, m + 1) * math.pi / (2 * box)
+            for m, box in zip(sizes, boxes, strict=True)
+        ]
+        for axis, (reach, box, omega) in enumerate(
+            zip(self.reach, boxes, frequencies, strict=True)
+        ):
             nodes = torch.linspace(-reach, reach, self.shape[axis])
             basis = torch.sin(omega * (nodes[:, None] + box)) / math.sqrt(box)  # [nodes, m]
             self.register_buffer(f"basis_{axis}", basis, persistent=False)
-        squared = torch.cartesian_prod(*[omega**2 for omega in frequencies]).reshape(-1, len(sizes)).sum(1)
+        squared = (
+            torch.cartesian_prod(*[omega**2 for omega in frequencies])
+            .reshape(-1, len(sizes))
+            .sum(1)
+        )
         self.register_buffer("frequency_sq", squared, persistent=False)  # [M]
         self.sizes = sizes
         n_weights = len(squared)
@@ -81,7 +98,10 @@ class HilbertField(AbstractField):
         device = self.u_loc.device
         outside = np.linalg.norm(np.maximum(np.abs(coords) - np.asarray(self.reach), 0.0), axis=1)
         matrix = _interpolation(coords, library, self.reach, self.shape, self.n_libraries)
-        cache: dict[str, Tensor] = {"matrix": _csr(matrix, device), "transposed": _csr(matrix.T.tocsr(), device)}
+        cache: dict[str, Tensor] = {
+            "matrix": _csr(matrix, device),
+            "transposed": _csr(matrix.T.tocsr(), device),
+        }
         if outside.any():
             cache["outside"] = torch.as_tensor(outside, dtype=torch.float32, device=device)
         return Located(*to_tensors(coords, library, device), cache)
@@ -107,7 +127,9 @@ class HilbertField(AbstractField):
             return mean, self.node_variance
         return mean, self._nodes((spectral_sd * self.u_log_scale.exp()) ** 2, power=2)
 
-    def _extrapolate(self, distance: Tensor, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+    def _extrapolate(
+        self, distance: Tensor, mean: Tensor, variance: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Moments at ``distance`` from the nearest node, conditional on that node alone."""
         correlation = self.kernel.covariance(distance, self.log_lengthscale.exp())  # [n, T]
         prior = (2 * self.log_amplitude).exp()
@@ -131,7 +153,9 @@ class HilbertField(AbstractField):
 
     def _interpolate(self, located: Located, nodes: Tensor) -> Tensor:
         """Values [n, C] of node values [slices * nodes, C]."""
-        return TransposedProduct.apply(located.cache["matrix"], located.cache["transposed"], nodes.contiguous())
+        return TransposedProduct.apply(
+            located.cache["matrix"], located.cache["transposed"], nodes.contiguous()
+        )
 
     @torch.no_grad()
     def set_precision(self, located: Sequence[Located], information: Sequence[Tensor]) -> None:
@@ -149,16 +173,25 @@ class HilbertField(AbstractField):
                 informed = spectral_sd**2 * weights.sum() > 0.01
                 precision = self._gram(weights, spectral_sd)[informed][:, informed]
                 precision.diagonal().add_(1.0)
-                covariance = torch.eye(len(informed), dtype=precision.dtype, device=precision.device)
+                covariance = torch.eye(
+                    len(informed), dtype=precision.dtype, device=precision.device
+                )
                 inside = informed.nonzero()
-                covariance[inside, inside.T] = torch.cholesky_inverse(torch.linalg.cholesky(precision))
+                covariance[inside, inside.T] = torch.cholesky_inverse(
+                    torch.linalg.cholesky(precision)
+                )
                 variances[library, :, factor] = self._node_variances(covariance, spectral_sd)
         self.node_variance = variances.reshape(-1, self.n_factors)
 
     @torch.no_grad()
-    def rescale(self, located: Sequence[Located], information: Sequence[Tensor], gradient: Sequence[Tensor]) -> None:
+    def rescale(
+        self, located: Sequence[Located], information: Sequence[Tensor], gradient: Sequence[Tensor]
+    ) -> None:
         """The basis functions that the data inform decide, those of all slices together."""
-        weights, slopes = self._at_nodes(located, information).clamp_min(0.0), self._at_nodes(located, gradient)
+        weights, slopes = (
+            self._at_nodes(located, information).clamp_min(0.0),
+            self._at_nodes(located, gradient),
+        )
         slopes = slopes * (weights > 0)
         for factor, spectral_sd in enumerate(self._spectral_sd()):
             informed = spectral_sd**2 * weights[:, :, factor].sum() > 0.01
@@ -166,10 +199,15 @@ class HilbertField(AbstractField):
                 slices = (
                     (self._gram(weight, spectral_sd), spectral_sd * self._moment(slope), u)
                     for weight, slope, u in zip(
-                        weights[:, :, factor], slopes[:, :, factor], self.u_loc[:, factor], strict=True
+                        weights[:, :, factor],
+                        slopes[:, :, factor],
+                        self.u_loc[:, factor],
+                        strict=True,
                     )
                 )
-                scale = evidence_scale((B[informed][:, informed], y[informed], u[informed]) for B, y, u in slices)
+                scale = evidence_scale(
+                    (B[informed][:, informed], y[informed], u[informed]) for B, y, u in slices
+                )
                 self._rescale(factor, scale)
 
     def _gram(self, weights: Tensor, spectral_sd: Tensor) -> Tensor:
@@ -205,14 +243,21 @@ class HilbertField(AbstractField):
 
     def _at_nodes(self, located: Sequence[Located], values: Sequence[Tensor]) -> Tensor:
         """Values of rows moved to the nodes by the transposed interpolation [slices, nodes, T]."""
-        moved = [place.cache["transposed"] @ part.contiguous() for place, part in zip(located, values, strict=True)]
+        moved = [
+            place.cache["transposed"] @ part.contiguous()
+            for place, part in zip(located, values, strict=True)
+        ]
         return torch.stack(moved).sum(0).reshape(self.n_libraries, -1, self.n_factors)
 
     def own_state(self) -> dict[str, object]:
         """Extent, basis and the variance at the nodes."""
         with torch.no_grad():
             variance = self._node_moments()[1].cpu().numpy()
-        return {"extent": np.asarray(self.extent), "n_basis": self.n_basis, "node_variance": variance}
+        return {
+            "extent": np.asarray(self.extent),
+            "n_basis": self.n_basis,
+            "node_variance": variance,
+        }
 
     @classmethod
     def from_state(cls, state: Mapping[str, object]) -> HilbertField:
@@ -222,8 +267,12 @@ class HilbertField(AbstractField):
         n_basis = stored.whole(state, "n_basis", low=1, high=MAX_BASIS)
         grid = _grid(extent.tolist(), n_basis)
         n_nodes, n_weights = math.prod(grid.shape), math.prod(grid.sizes)
-        stored.array(state, "u_loc", (n_libraries, n_factors, n_weights), low=-LARGEST, high=LARGEST)
-        variance = stored.array(state, "node_variance", (n_libraries * n_nodes, n_factors), low=0, high=LARGEST**4)
+        stored.array(
+            state, "u_loc", (n_libraries, n_factors, n_weights), low=-LARGEST, high=LARGEST
+        )
+        variance = stored.array(
+            state, "node_variance", (n_libraries * n_nodes, n_factors), low=0, high=LARGEST**4
+        )
         field = cls(str(state["kernel"]), n_factors, n_libraries, extent.tolist(), n_basis=n_basis)
         field.node_variance = torch.as_tensor(variance, dtype=torch.float32)
         return field
@@ -246,11 +295,15 @@ def _grid(extent: Sequence[float], n_basis: int) -> _Grid:
     reach = tuple(1.02 * float(x) + 0.01 for x in extent)
     boxes = tuple(half + MARGIN for half in reach)
     sizes = tuple(max(6, math.ceil(n_basis * box / (1 + MARGIN))) for box in boxes)
-    shape = tuple(math.ceil(3 * m * half / box) + 2 for m, half, box in zip(sizes, reach, boxes, strict=True))
+    shape = tuple(
+        math.ceil(3 * m * half / box) + 2 for m, half, box in zip(sizes, reach, boxes, strict=True)
+    )
     return _Grid(reach, boxes, sizes, shape)
 
 
-def retained_variance(kernel: str, lengthscale: np.ndarray, extent: Sequence[float], n_basis: int) -> np.ndarray:
+def retained_variance(
+    kernel: str, lengthscale: np.ndarray, extent: Sequence[float], n_basis: int
+) -> np.ndarray:
     """Share [T] of the prior variance in the middle of the box that the basis functions keep.
 
     With half-widths L of the box, all sines have ``sum_n (-1)^n k(2 L n)`` there, and m of them the
@@ -260,7 +313,10 @@ def retained_variance(kernel: str, lengthscale: np.ndarray, extent: Sequence[flo
     grid = _grid(extent, n_basis)
     boxes, n_dims = torch.tensor(grid.boxes, dtype=torch.float64), len(grid.boxes)
     ell = torch.as_tensor(lengthscale, dtype=torch.float64)[:, None].clamp(max=2 * min(grid.boxes))
-    odd = [torch.arange(1, m + 1, 2) * math.pi / (2 * box) for m, box in zip(grid.sizes, boxes, strict=True)]
+    odd = [
+        torch.arange(1, m + 1, 2) * math.pi / (2 * box)
+        for m, box in zip(grid.sizes, boxes, strict=True)
+    ]
     squared = torch.cartesian_prod(*[omega**2 for omega in odd]).reshape(-1, n_dims).sum(1)
     kept = KERNELS[kernel].log_spectral_density(squared, ell, n_dims).exp().sum(1) / boxes.prod()
     images = torch.cartesian_prod(*[torch.arange(-IMAGES, IMAGES + 1)] * n_dims).reshape(-1, n_dims)
@@ -273,11 +329,17 @@ def size(coords: np.ndarray, n_libraries: int, n_factors: int, n_axis: float) ->
     n_weights = float(np.prod(n_axis * (np.abs(coords).max(0) + MARGIN) / (1 + MARGIN)))
     exact = 48.0 * n_weights**2 * (n_factors > 0)  # twice six matrices of single precision
     seconds = SECONDS_PER_CUBE * n_factors * n_weights**3 * n_libraries
-    return FieldSize(int(2 * n_libraries * n_factors * n_weights), ROW_BYTES, 0.0, exact, seconds, 0.0)
+    return FieldSize(
+        int(2 * n_libraries * n_factors * n_weights), ROW_BYTES, 0.0, exact, seconds, 0.0
+    )
 
 
 def _interpolation(
-    coords: np.ndarray, library: np.ndarray, reach: Sequence[float], shape: Sequence[int], n_libraries: int
+    coords: np.ndarray,
+    library: np.ndarray,
+    reach: Sequence[float],
+    shape: Sequence[int],
+    n_libraries: int,
 ) -> sp.csr_matrix:
     """(Bi)linear interpolation weights [n, slices * nodes].
 
@@ -286,7 +348,11 @@ def _interpolation(
     n, n_dims = coords.shape
     index, weight = library.astype(np.int64)[:, None], np.ones((n, 1))
     for axis in range(n_dims):
-        position = (coords[:, axis].astype(np.float64) + reach[axis]) / (2 * reach[axis]) * (shape[axis] - 1)
+        position = (
+            (coords[:, axis].astype(np.float64) + reach[axis])
+            / (2 * reach[axis])
+            * (shape[axis] - 1)
+        )
         position = np.clip(position, 0, shape[axis] - 1)
         low = np.minimum(position.astype(np.int64), shape[axis] - 2)[:, None]
         part = position[:, None] - low

@@ -27,7 +27,9 @@ MAX_INDUCING = 10_000  # of a field read from a file: its covariance matrix is m
 
 BLOCK_ROW_BYTES = 100.0  # of a row of a block, an inducing point and a factor, in a step
 SECONDS_PER_PRODUCT = 1e-10
-SECONDS_PER_PAIR = 1.8e-10  # of a row, a factor, and a pair of inducing points, while length scales are learnt
+SECONDS_PER_PAIR = (
+    1.8e-10  # of a row, a factor, and a pair of inducing points, while length scales are learnt
+)
 
 
 class InducingField(AbstractField):
@@ -64,7 +66,9 @@ class InducingField(AbstractField):
         self.register_buffer("centre_library", library_)
         self.covariance = covariance
         self.u_loc = nn.Parameter(torch.zeros(n_factors, n_inducing))
-        shape = (n_factors, n_inducing, n_inducing) if covariance == "full" else (n_factors, n_inducing)
+        shape = (
+            (n_factors, n_inducing, n_inducing) if covariance == "full" else (n_factors, n_inducing)
+        )
         # below the diagonal as it is, diagonal as a log scale
         self.u_tril = nn.Parameter(torch.zeros(shape))
         self.u_log_scale = nn.Parameter(torch.full((n_factors, n_inducing), -1.0))
@@ -73,8 +77,12 @@ class InducingField(AbstractField):
         """Standard normal weights [T, M]."""
         if self.covariance == "diagonal":
             return dist.Normal(torch.zeros_like(self.u_loc), 1.0).to_event(2)
-        identity = torch.eye(self.u_loc.shape[1], device=self.u_loc.device).expand(self.u_tril.shape)
-        return dist.MultivariateNormal(torch.zeros_like(self.u_loc), scale_tril=identity).to_event(1)
+        identity = torch.eye(self.u_loc.shape[1], device=self.u_loc.device).expand(
+            self.u_tril.shape
+        )
+        return dist.MultivariateNormal(torch.zeros_like(self.u_loc), scale_tril=identity).to_event(
+            1
+        )
 
     def posterior(self) -> dist.Distribution:
         """``N(delta, Omega)`` of eq. 17 in whitened coordinates."""
@@ -113,7 +121,9 @@ class InducingField(AbstractField):
 
     def _weights(self, located: Located) -> Tensor:
         """``A = L^-1 k(Z, s)`` [T, M, n]; kept while the length scales are frozen."""
-        version = None if self.log_lengthscale.requires_grad else tuple(self.log_lengthscale.tolist())
+        version = (
+            None if self.log_lengthscale.requires_grad else tuple(self.log_lengthscale.tolist())
+        )
         if version is not None and located.cache.get("version") == version:
             return located.cache["weights"]
         ell = self.log_lengthscale.exp()[:, None, None]
@@ -134,7 +144,9 @@ class InducingField(AbstractField):
     def set_precision(self, located: Sequence[Located], information: Sequence[Tensor]) -> None:
         """Exact Gaussian covariance of the weights."""
         amplitude_sq = (2 * self.log_amplitude).exp()[:, None, None]
-        precision = torch.eye(self.u_loc.shape[1], device=self.u_loc.device).repeat(self.n_factors, 1, 1)
+        precision = torch.eye(self.u_loc.shape[1], device=self.u_loc.device).repeat(
+            self.n_factors, 1, 1
+        )
         for place, info in zip(located, information, strict=True):
             A = self._weights(place)
             precision += amplitude_sq * (A * info.T[:, None, :]) @ A.transpose(1, 2)
@@ -144,7 +156,9 @@ class InducingField(AbstractField):
         self.u_log_scale.data.copy_(tril.diagonal(dim1=1, dim2=2).log())
 
     @torch.no_grad()
-    def rescale(self, located: Sequence[Located], information: Sequence[Tensor], gradient: Sequence[Tensor]) -> None:
+    def rescale(
+        self, located: Sequence[Located], information: Sequence[Tensor], gradient: Sequence[Tensor]
+    ) -> None:
         """All inducing points of a factor decide together."""
         # [N, T]
         weights, slopes = torch.cat(list(information)).clamp_min(0.0), torch.cat(list(gradient))
@@ -157,7 +171,10 @@ class InducingField(AbstractField):
     def own_state(self) -> dict[str, object]:
         """Inducing points and the covariance of q(u)."""
         names = ["centres", "centre_library", "u_tril", "u_log_scale"]
-        return {"covariance": self.covariance, **{name: getattr(self, name).detach().cpu().numpy() for name in names}}
+        return {
+            "covariance": self.covariance,
+            **{name: getattr(self, name).detach().cpu().numpy() for name in names},
+        }
 
     @classmethod
     def from_state(cls, state: Mapping[str, object]) -> InducingField:
@@ -166,15 +183,21 @@ class InducingField(AbstractField):
         centres = stored.array(state, "centres", (None, n_dims), low=-LARGEST, high=LARGEST)
         n_inducing = len(centres)
         if n_inducing > MAX_INDUCING:
-            raise ValueError(stored.problem(f"at most {MAX_INDUCING} inducing points", str(n_inducing)))
-        library = stored.array(state, "centre_library", (n_inducing,), low=0, high=n_libraries - 1, kinds="iu")
+            raise ValueError(
+                stored.problem(f"at most {MAX_INDUCING} inducing points", str(n_inducing))
+            )
+        library = stored.array(
+            state, "centre_library", (n_inducing,), low=0, high=n_libraries - 1, kinds="iu"
+        )
         covariance = stored.option(state, "covariance", ("full", "diagonal"))
         shape = (n_factors, n_inducing)
         stored.array(state, "u_loc", shape, low=-LARGEST, high=LARGEST)
         stored.array(state, "u_log_scale", shape, low=-100, high=LARGEST_LOG)
         tril = (*shape, n_inducing) if covariance == "full" else shape
         stored.array(state, "u_tril", tril, low=-LARGEST, high=LARGEST)
-        field = cls(str(state["kernel"]), n_factors, n_libraries, centres, library, covariance=covariance)
+        field = cls(
+            str(state["kernel"]), n_factors, n_libraries, centres, library, covariance=covariance
+        )
         for name in ("u_tril", "u_log_scale"):
             getattr(field, name).data.copy_(torch.as_tensor(state[name]))
         return field
@@ -187,7 +210,12 @@ def size(n_obs: int, n_factors: int, n_inducing: int, *, full: bool) -> FieldSiz
     exact = 8.0 * each * n_obs  # twice, in single precision
     row, block_row = 4.0 * each, BLOCK_ROW_BYTES * each
     return FieldSize(
-        each * (2 + M * full), row, block_row, exact, SECONDS_PER_PRODUCT * exact * M, SECONDS_PER_PAIR * each * M
+        each * (2 + M * full),
+        row,
+        block_row,
+        exact,
+        SECONDS_PER_PRODUCT * exact * M,
+        SECONDS_PER_PAIR * each * M,
     )
 
 

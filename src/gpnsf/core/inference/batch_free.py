@@ -24,7 +24,10 @@ def corrected(dataset: Dataset) -> Dataset:
     if dataset.batch is None:
         return dataset
     batch = dataset.batch
-    views = tuple(view if FAMILIES[view.likelihood].signed else _corrected(view, batch) for view in dataset.views)
+    views = tuple(
+        view if FAMILIES[view.likelihood].signed else _corrected(view, batch)
+        for view in dataset.views
+    )
     return replace(dataset, views=views, batch=None)
 
 
@@ -38,5 +41,7 @@ def _corrected(view: View, batch: np.ndarray) -> View:
     if FAMILIES[view.likelihood].binary:
         ratio = ratio / ratio.min(0)
     counts = view.counts.copy()
-    counts.data /= ratio[np.repeat(batch, np.diff(counts.indptr)), counts.indices].astype(np.float32)
+    counts.data /= ratio[np.repeat(batch, np.diff(counts.indptr)), counts.indices].astype(
+        np.float32
+    )
     return replace(view, counts=counts)

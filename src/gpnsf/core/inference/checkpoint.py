@@ -68,7 +68,9 @@ class Walk:
 
     def copy(self) -> Walk:
         """The same walk, which later steps do not make longer."""
-        return replace(self, elbo=list(self.elbo), seconds=list(self.seconds), phase=list(self.phase))
+        return replace(
+            self, elbo=list(self.elbo), seconds=list(self.seconds), phase=list(self.phase)
+        )
 
 
 @dataclass
@@ -92,11 +94,22 @@ class State:
     def copy(self) -> State:
         """The same state, which later steps do not change."""
         return replace(
-            self, walk=self.walk.copy(), starts=dict(self.starts), repairs=list(self.repairs), tried=list(self.tried)
+            self,
+            walk=self.walk.copy(),
+            starts=dict(self.starts),
+            repairs=list(self.repairs),
+            tried=list(self.tried),
         )
 
 
-_WALK = {"elbo": [0.0], "seconds": [0.0], "phase": [""], "halvings": 0, "stuck": False, "best_elbo": 0.0}
+_WALK = {
+    "elbo": [0.0],
+    "seconds": [0.0],
+    "phase": [""],
+    "halvings": 0,
+    "stuck": False,
+    "best_elbo": 0.0,
+}
 _PLACES = ("best", "here")
 _STATE: dict[str, object] = {
     "starts": {"": 0.0},
@@ -110,16 +123,30 @@ _STATE: dict[str, object] = {
 _TENSORS = ("moments", "counts", "random", "random_cuda")
 
 
-def fingerprint(model: nn.Module, dataset: Dataset, arguments: Mapping[str, object]) -> dict[str, object]:
+def fingerprint(
+    model: nn.Module, dataset: Dataset, arguments: Mapping[str, object]
+) -> dict[str, object]:
     """Arguments, versions, data, and the model as it was built.
 
     They must be the same for a state to be one of this fit.
     """
-    facts: dict[str, object] = {"format": FORMAT, **arguments, **{name: version(name) for name in VERSIONS}}
+    facts: dict[str, object] = {
+        "format": FORMAT,
+        **arguments,
+        **{name: version(name) for name in VERSIONS},
+    }
     for name, module in model.named_modules():
         prefix = f"{name}." if name else ""
-        plain = {key: value for key, value in vars(module).items() if isinstance(value, bool | int | float | str)}
-        facts |= {prefix + key: value for key, value in plain.items() if key[0] != "_" and key != "training"}
+        plain = {
+            key: value
+            for key, value in vars(module).items()
+            if isinstance(value, bool | int | float | str)
+        }
+        facts |= {
+            prefix + key: value
+            for key, value in plain.items()
+            if key[0] != "_" and key != "training"
+        }
         facts[f"{prefix}class"] = type(module).__name__
     tensors = [*model.named_parameters(), *model.named_buffers()]
     facts["shapes"] = {name: list(value.shape) for name, value in tensors}
@@ -145,7 +172,11 @@ def _digest_of_counts(counts: Any) -> list[str]:
     """Hashes of values, features and lengths of rows, whatever the parts in which they are read."""
     digests = [hashlib.blake2b(digest_size=16) for _ in range(3)]
     for _, part in parts(counts):
-        arrays = part.data, part.indices.astype(np.int32, copy=False), np.diff(part.indptr).astype(np.int32)
+        arrays = (
+            part.data,
+            part.indices.astype(np.int32, copy=False),
+            np.diff(part.indptr).astype(np.int32),
+        )
         for digest, array in zip(digests, arrays, strict=True):
             digest.update(np.ascontiguousarray(array).data)
     return [digest.hexdigest() for digest in digests]
@@ -178,7 +209,9 @@ class Checkpoint:
         except (OSError, ValueError) as error:
             kind = type(error) if isinstance(error, OSError) else ValueError
             found = f"{str(self.path)!r} ({_reason(error)})"
-            raise kind(f"Expected `checkpoint` to be a file that can be written; got {found}. {remedy}.") from error
+            raise kind(
+                f"Expected `checkpoint` to be a file that can be written; got {found}. {remedy}."
+            ) from error
 
     def open(self, fingerprint: dict[str, object], like: State) -> State | None:
         """The state that the file holds, if there is one.
@@ -243,9 +276,16 @@ class Checkpoint:
         wanted = self._fingerprint
         if not isinstance(found, dict):
             raise TypeError("no fingerprint")
-        names = [name for name in [*wanted, *(found.keys() - wanted)] if found.get(name) != wanted.get(name)]
+        names = [
+            name
+            for name in [*wanted, *(found.keys() - wanted)]
+            if found.get(name) != wanted.get(name)
+        ]
         if names:
-            texts = [f"{name} ({_short(found.get(name))} there, {_short(wanted.get(name))} here)" for name in names[:3]]
+            texts = [
+                f"{name} ({_short(found.get(name))} there, {_short(wanted.get(name))} here)"
+                for name in names[:3]
+            ]
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             raise _Refused(
                 f"Expected `checkpoint` to name a file of this very fit, or none yet; got {str(self.path)!r}, which differs "
@@ -294,10 +334,14 @@ def _pack(state: State) -> tuple[dict[str, object], dict[str, Any]]:
 
 def _unpack(archive: zipfile.ZipFile, facts: dict[str, Any], like: State) -> State:
     """The state in an archive; nothing in it is believed before it is checked."""
-    tensors: dict[str, Any] = {name: _tensor(archive, name, getattr(like, name)) for name in _TENSORS}
+    tensors: dict[str, Any] = {
+        name: _tensor(archive, name, getattr(like, name)) for name in _TENSORS
+    }
     walks: dict[str, Any] = {}
     for name in ("walk", "kept") if facts["kept"] is not None else ("walk",):
-        places: dict[str, Any] = {key: _tensor(archive, f"{name}.{key}", getattr(like.walk, key)) for key in _PLACES}
+        places: dict[str, Any] = {
+            key: _tensor(archive, f"{name}.{key}", getattr(like.walk, key)) for key in _PLACES
+        }
         walk = walks[name] = Walk(**_checked(facts[name], _WALK), **places)
         n_steps = len(walk.elbo)
         if not n_steps == len(walk.seconds) == len(walk.phase) > 0 or walk.halvings < 0:
@@ -320,7 +364,9 @@ def _checked(value: Any, like: Any) -> Any:
         sound = all(_checked(item, like[0]) is item for item in value)
     elif sound and isinstance(like, dict):
         sound = "" in like or value.keys() == like.keys()
-        sound = sound and all(_checked(item, like[key if key in like else ""]) is item for key, item in value.items())
+        sound = sound and all(
+            _checked(item, like[key if key in like else ""]) is item for key, item in value.items()
+        )
     if not sound:
         raise TypeError(f"{_short(value)} where something like {like!r} should be")
     return value
@@ -334,7 +380,9 @@ def _tensor(archive: zipfile.ZipFile, name: str, like: Tensor) -> Tensor:
     return tensor.to(like.device)
 
 
-def _array(archive: zipfile.ZipFile, name: str, dtype: np.dtype, shape: tuple[int, ...] | None = None) -> np.ndarray:
+def _array(
+    archive: zipfile.ZipFile, name: str, dtype: np.dtype, shape: tuple[int, ...] | None = None
+) -> np.ndarray:
     """An array that is stored as it is, with the one header that it may have.
 
     No header is believed, or even parsed.
@@ -349,6 +397,9 @@ def _array(archive: zipfile.ZipFile, name: str, dtype: np.dtype, shape: tuple[in
     facts = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(header, facts)
     start = header.tell()
-    if content[:start] != header.getvalue() or len(content) - start != math.prod(shape) * dtype.itemsize:
+    if (
+        content[:start] != header.getvalue()
+        or len(content) - start != math.prod(shape) * dtype.itemsize
+    ):
         raise ValueError(f"{name} is not {dtype} {shape}")
     return np.frombuffer(content, dtype=dtype, offset=start).reshape(shape).copy()

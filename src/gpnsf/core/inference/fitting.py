@@ -74,7 +74,9 @@ def fit(
     z = p = np.full(n_factors, np.nan)
 
     def test(n_spatial: int, start: str | None) -> SpatialTest:
-        return distributed.from_first(lambda: spatial_test(dataset, build, n_spatial=n_spatial, start=start, **asked))
+        return distributed.from_first(
+            lambda: spatial_test(dataset, build, n_spatial=n_spatial, start=start, **asked)
+        )
 
     tested, found = tested and n_spatial > 0, None
     if tested and most > n_spatial:
@@ -88,7 +90,9 @@ def fit(
         z, p = found.matched(run.log_factors())
     log_factors = run.end(z, most, local=refine)
     model, blocks = run.model, run.blocks
-    result = distributed.from_first(lambda: posterior.summarise(model, dataset, blocks, log_factors))
+    result = distributed.from_first(
+        lambda: posterior.summarise(model, dataset, blocks, log_factors)
+    )
     z, p = z[run.order], p[run.order]
     return Outcome(result, history, {"z": z[result.order], "p": p[result.order]} if tested else {})
 
@@ -99,8 +103,15 @@ class _Fit:
     model: Factorization
     blocks: list[Block]
 
-    def __init__(self, dataset: Dataset, build: Build, block_size: int | None, options: dict[str, Any]) -> None:
-        self.dataset, self.build, self.block_size, self.options = dataset, build, block_size, options
+    def __init__(
+        self, dataset: Dataset, build: Build, block_size: int | None, options: dict[str, Any]
+    ) -> None:
+        self.dataset, self.build, self.block_size, self.options = (
+            dataset,
+            build,
+            block_size,
+            options,
+        )
         self.order = np.array([], dtype=int)  # of the factors of the last test in the model
 
     def log_factors(self) -> np.ndarray:
@@ -110,7 +121,12 @@ class _Fit:
     def begin(self, n_spatial: int, init: str, checkpoint: Checkpoint | None) -> History:
         """The first optimisation, from a kind of start; large data begin at a smaller fit."""
         self._place(self.build(self.dataset, n_spatial))
-        options = {**self.options, "block_size": self.block_size, "blocks": self.blocks, "checkpoint": checkpoint}
+        options = {
+            **self.options,
+            "block_size": self.block_size,
+            "blocks": self.blocks,
+            "checkpoint": checkpoint,
+        }
         start: str | Iterable[Start] = init
         rows, ahead = sample(self.dataset, self.options["seed"]), lone(self.dataset)
         if rows is not None or ahead:
@@ -137,13 +153,22 @@ class _Fit:
         if len(spatial) == T and not rising and len(others) == len(z) - T:
             return history
         n_lost, n_noise = T - len(spatial), len(z) - len(chosen) - len(others)
-        logger.info("%d spatial factors have no order in held-out counts, %d nonspatial ones do", n_lost, len(rising))
+        logger.info(
+            "%d spatial factors have no order in held-out counts, %d nonspatial ones do",
+            n_lost,
+            len(rising),
+        )
         logger.info("%d factors are left out, since held-out counts show nothing of them", n_noise)
         if not chosen and not others:
             others = [int(moves.shares(self.model, self._tensor(m)).sum(0).argmax())]
         self._regroup([*chosen, *others], len(chosen), m)
         schedule = replace(self.options["schedule"], pick_steps=0, kernel_steps=15, min_steps=30)
-        options = {**self.options, "schedule": schedule, "block_size": self.block_size, "blocks": self.blocks}
+        options = {
+            **self.options,
+            "schedule": schedule,
+            "block_size": self.block_size,
+            "blocks": self.blocks,
+        }
         more = training.fit(self.model, self.dataset, init=None, **options)
         self.order = np.arange(self.model.n_factors)
         return replace(more, starts=history.starts, repairs=history.repairs + more.repairs)
@@ -153,7 +178,11 @@ class _Fit:
         adopted: dict[int, moves.Adopted] = {}
         if self._has_posterior():
             graph = moves.neighbours(self.blocks)
-            joined = moves.join(self.model, self.blocks, graph, self._ordered(z, self.log_factors())) if local else {}
+            joined = (
+                moves.join(self.model, self.blocks, graph, self._ordered(z, self.log_factors()))
+                if local
+                else {}
+            )
             m, T = self.log_factors(), self.model.n_spatial
             used = self._used(m)
             used[list(joined)] = True  # with what the field leaves to deviations
@@ -165,7 +194,9 @@ class _Fit:
                 self._regroup([*spatial, *rising, *others], len(spatial) + len(rising), m)
             adopted = {spatial.index(k): own for k, own in joined.items()}
             adopted |= moves.adopt(self.model, self.blocks, graph, self._tensor(m[:, rising]))
-        return (local_stage.local if local else local_stage.mean_field)(self.model, self.blocks, adopted)
+        return (local_stage.local if local else local_stage.mean_field)(
+            self.model, self.blocks, adopted
+        )
 
     def _has_posterior(self) -> bool:
         """Whether the loadings have one, and with it a way to lose a factor."""
@@ -195,8 +226,14 @@ class _Fit:
     def _ordered(self, z: np.ndarray, m: np.ndarray) -> list[int]:
         """Nonspatial factors in use with clear spatial order, the clearest first."""
         used = self._used(m)
-        return [int(k) for k in np.argsort(-z) if k >= self.model.n_spatial and z[k] > CLEAR_Z and used[k]]
+        return [
+            int(k)
+            for k in np.argsort(-z)
+            if k >= self.model.n_spatial and z[k] > CLEAR_Z and used[k]
+        ]
 
     def _order_of(self, log_factor: np.ndarray) -> float:
         """Moran's I of a log factor [N]."""
-        return float(morans_i(log_factor[:, None].astype(np.float64), moves.neighbours(self.blocks))[0])
+        return float(
+            morans_i(log_factor[:, None].astype(np.float64), moves.neighbours(self.blocks))[0]
+        )

@@ -16,7 +16,15 @@ import scipy.sparse as sp
 from gpnsf.core.counts.cache import BYTES
 from gpnsf.core.families import FAMILIES
 from gpnsf.core.fields.base import RIDGE_STEPS, FieldSize
-from gpnsf.core.inference import initial, local_stage, posterior, spatial_test, steps, subset_start, training
+from gpnsf.core.inference import (
+    initial,
+    local_stage,
+    posterior,
+    spatial_test,
+    steps,
+    subset_start,
+    training,
+)
 from gpnsf.core.inference.schedule import Schedule
 from gpnsf.core.inference.shapes import Shapes
 from gpnsf.core.model.build import PRESETS, field_size
@@ -59,7 +67,9 @@ class Forecast:
         lines = [f"memory: about {_bytes(self.memory)} at the peak, of these parts"]
         lines += [f"  {name:<14}{_bytes(size):>10}" for name, size in self.parts.items()]
         lines += [f"time: about {self.seconds:.2g} s on one thread"]
-        return "\n".join(lines + [f"  {name:<14}{seconds:>8.2g} s" for name, seconds in self.stages.items()])
+        return "\n".join(
+            lines + [f"  {name:<14}{seconds:>8.2g} s" for name, seconds in self.stages.items()]
+        )
 
 
 def _bytes(size: float) -> str:
@@ -84,9 +94,14 @@ def forecast(
 ) -> Forecast:
     """Forecast :func:`gpnsf.core.inference.fitting.fit` on a CPU; arguments as there and as for :func:`gpnsf.core.model.build.build`."""
     whole = Shapes.of(dataset, n_factors, n_spatial, block_size, n_samples)
-    first, space = _first(dataset, whole), field_size(field, dataset, n_spatial, lengthscale, n_inducing)
+    first, space = (
+        _first(dataset, whole),
+        field_size(field, dataset, n_spatial, lengthscale, n_inducing),
+    )
     signed = not PRESETS[model].nonnegative
-    in_file = float(sum(BYTES * view.counts.nnz for view in dataset.views if not sp.issparse(view.counts)))
+    in_file = float(
+        sum(BYTES * view.counts.nnz for view in dataset.views if not sp.issparse(view.counts))
+    )
     held, missing = BYTES * dataset.nnz - in_file, max(0.0, in_file - dataset.memory)
     outputs, covariance, deviance = posterior.memory(whole, space)
     parts = {
@@ -102,7 +117,9 @@ def forecast(
         "deviance": deviance,
         "outputs": outputs,
     }
-    stages = _stages(first, whole, space, BYTE * missing, init="svd" if signed else init, max_steps=max_steps)
+    stages = _stages(
+        first, whole, space, BYTE * missing, init="svd" if signed else init, max_steps=max_steps
+    )
     stages["local stage"] *= refine
     stages["test"] *= tested and n_spatial > 0
     return Forecast(_peak(parts), sum(stages.values()), float(held), parts, stages)
@@ -145,18 +162,26 @@ def _stages(
     number = {"auto": smooth + 1, "smooth": max(1, smooth)}.get(init, 1)
     chosen, climb = min(Schedule.pick_steps, max_steps), min(CLIMB + Schedule.tail_steps, max_steps)
     points = space.row_seconds
-    rows = min(whole.n_obs, spatial_test.MAX_SPOTS, int(whole.n_obs * spatial_test.MAX_NONZEROS / max(whole.nnz, 1)))
+    rows = min(
+        whole.n_obs,
+        spatial_test.MAX_SPOTS,
+        int(whole.n_obs * spatial_test.MAX_NONZEROS / max(whole.nnz, 1)),
+    )
     half = whole.rows(max(1, rows))
     n_polish = np.clip(
-        training.POLISH_ENTRIES // max(_entries(whole), 1), training.FEWEST_POLISH, Schedule.polish_steps
+        training.POLISH_ENTRIES // max(_entries(whole), 1),
+        training.FEWEST_POLISH,
+        Schedule.polish_steps,
     )
     return {
-        "starts": number * (_start(first) + chosen * _step(first) + (RIDGE_STEPS + chosen) * points * first.n_obs),
+        "starts": number
+        * (_start(first) + chosen * _step(first) + (RIDGE_STEPS + chosen) * points * first.n_obs),
         "optimisation": climb * (_step(whole) + reading + FROZEN * points * whole.n_obs)
         + climb * _step(first) * (first != whole),
         "dispersion": float(n_polish) * (_dense(whole) + 2 * _step(whole)) * (_entries(whole) > 0),
         "local stage": _local(whole) + LOCAL * (_dense(whole) + reading) + space.exact_seconds,
-        "test": 2 * (_start(half) + spatial_test.SCHEDULE.max_steps * _step(half) + 2 * _local(half)),
+        "test": 2
+        * (_start(half) + spatial_test.SCHEDULE.max_steps * _step(half) + 2 * _local(half)),
         "summary": SUMMARY * (_step(whole) + reading),
     }
 
@@ -167,7 +192,9 @@ def _step(shapes: Shapes) -> float:
     nonzeros = shapes.nnz * (NONZERO + NONZERO_FACTOR * factors)
     n_blocks = max(shapes.n_batches, math.ceil(shapes.n_obs / shapes.block))
     rows = ROW_FACTOR * shapes.n_obs * shapes.n_factors * len(shapes.views)
-    return shapes.n_samples * (nonzeros + rows) + n_blocks * (BLOCK + FEATURE_FACTOR * shapes.loadings)
+    return shapes.n_samples * (nonzeros + rows) + n_blocks * (
+        BLOCK + FEATURE_FACTOR * shapes.loadings
+    )
 
 
 def _entries(shapes: Shapes) -> int:
@@ -189,4 +216,7 @@ def _start(shapes: Shapes) -> float:
 
 def _local(shapes: Shapes) -> float:
     """Seconds of the local stage at the nonzeros."""
-    return LOCAL * _step(shapes) + len(local_stage.NEWTON_STEPS) * ROW_PAIR * shapes.n_obs * shapes.n_factors**2
+    return (
+        LOCAL * _step(shapes)
+        + len(local_stage.NEWTON_STEPS) * ROW_PAIR * shapes.n_obs * shapes.n_factors**2
+    )

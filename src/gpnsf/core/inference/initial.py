@@ -42,7 +42,11 @@ def memory(shapes: Shapes, *, signed: bool) -> float:
     if signed:
         return 3.0 * NUMBER * shapes.n_obs * lead.n_features
     features = 8.0 * lead.nnz if lead.n_features > MAX_FEATURES else 0.0
-    return features + 6.0 * NUMBER * (MAX_DENSE + shapes.loadings) + 60.0 * shapes.n_obs * shapes.n_factors
+    return (
+        features
+        + 6.0 * NUMBER * (MAX_DENSE + shapes.loadings)
+        + 60.0 * shapes.n_obs * shapes.n_factors
+    )
 
 
 def starts(
@@ -83,13 +87,22 @@ class _Problem:
     """Counts that the starts look at: the most over-dispersed features of the leading modality."""
 
     def __init__(self, dataset: Dataset, n_factors: int, n_spatial: int, seed: int) -> None:
-        self.dataset, self.n_factors, self.n_spatial, self.seed = dataset, n_factors, n_spatial, seed
+        self.dataset, self.n_factors, self.n_spatial, self.seed = (
+            dataset,
+            n_factors,
+            n_spatial,
+            seed,
+        )
         self.views = {view.name: SparseCounts(view.counts) for view in dataset.views}
         main = lead(dataset)
         self.n_counts = main.counts.nnz
         self.observed, self.size = main.observed, main.size * main.observed
         self.features = _overdispersed(main.counts, MAX_FEATURES)
-        self.counts = main.counts[:, self.features] if len(self.features) < main.counts.shape[1] else main.counts
+        self.counts = (
+            main.counts[:, self.features]
+            if len(self.features) < main.counts.shape[1]
+            else main.counts
+        )
         signed = FAMILIES[main.likelihood].signed
         if signed:
             self.signed, self.counts = self.counts, self.counts.maximum(0).tocsr()
@@ -122,9 +135,14 @@ class _Problem:
         if binned.shape[1] > self.n_spatial:
             graph = knn_weights(centres, n_neighbors=min(8, len(centres) - 1))
             order = np.argsort(-morans_i(torch.log(binned + 0.02).numpy(), graph), kind="stable")
-            binned, W = binned[:, torch.as_tensor(order[: self.n_spatial])], W[:, torch.as_tensor(order)]
+            binned, W = (
+                binned[:, torch.as_tensor(order[: self.n_spatial])],
+                W[:, torch.as_tensor(order)],
+            )
         distance, nearest = cKDTree(centres).query(self.coords, min(4, len(centres)))
-        weights = torch.as_tensor(1 / (distance.reshape(len(self.coords), -1) + 1e-3), dtype=torch.float32)
+        weights = torch.as_tensor(
+            1 / (distance.reshape(len(self.coords), -1) + 1e-3), dtype=torch.float32
+        )
         weights = weights / weights.sum(1, keepdim=True)
         # [N, 4, T]
         logs = torch.log(binned + 0.02)[torch.as_tensor(nearest.reshape(weights.shape))]
@@ -148,7 +166,9 @@ class _Problem:
         graph = knn_weights(self.coords, n_neighbors=min(8, len(H) - 1))
         order = np.argsort(-morans_i(H.numpy(), graph), kind="stable")
         H = H[:, torch.as_tensor(order)]
-        H[:, : self.n_spatial] = torch.as_tensor(_neighbour_mean(graph, H[:, : self.n_spatial].numpy()))
+        H[:, : self.n_spatial] = torch.as_tensor(
+            _neighbour_mean(graph, H[:, : self.n_spatial].numpy())
+        )
         return H
 
     def random(self) -> Tensor:
@@ -166,12 +186,18 @@ class _Problem:
         # constant data have no variance that sklearn could share out
         with np.errstate(invalid="ignore"):
             scores = TruncatedSVD(n_components, random_state=self.seed).fit_transform(dense)
-        scores = np.pad(scores / (scores.std(0) + 1e-6), ((0, 0), (0, self.n_factors - n_components)))
+        scores = np.pad(
+            scores / (scores.std(0) + 1e-6), ((0, 0), (0, self.n_factors - n_components))
+        )
         if self.n_spatial:
             graph = knn_weights(self.coords, n_neighbors=min(6, len(scores) - 1))
             scores = scores[:, np.argsort(-morans_i(scores, graph), kind="stable")]
         factors = torch.as_tensor(np.ascontiguousarray(scores), dtype=torch.float32)
-        return Start("svd", factors.numpy(), {view.name: _least_squares(view, factors) for view in self.dataset.views})
+        return Start(
+            "svd",
+            factors.numpy(),
+            {view.name: _least_squares(view, factors) for view in self.dataset.views},
+        )
 
     def finish(self, name: str, factors: Tensor, W: Tensor | None = None) -> Start:
         """Add what a start lacks: nonspatial factors, and the loadings of every modality."""
@@ -180,10 +206,15 @@ class _Problem:
             factors = self._add_nonspatial(factors, missing, W)
         factors = factors.clamp_min(FLOOR)
         factors = factors / factors.mean(0)
-        loadings = {view.name: loadings_at(view, self.views[view.name], factors) for view in self.dataset.views}
+        loadings = {
+            view.name: loadings_at(view, self.views[view.name], factors)
+            for view in self.dataset.views
+        }
         return Start(name, factors.numpy(), loadings)
 
-    def _add_nonspatial(self, spatial: Tensor, n_nonspatial: int, W: Tensor | None, n_updates: int = 20) -> Tensor:
+    def _add_nonspatial(
+        self, spatial: Tensor, n_nonspatial: int, W: Tensor | None, n_updates: int = 20
+    ) -> Tensor:
         """Nonspatial factors [N, K-T] by updates of single spots, beside fixed spatial factors.
 
         ``W`` [P', K] are loadings to begin with, if they are known.
@@ -191,12 +222,21 @@ class _Problem:
         counts, size = self.sparse, self.sparse_size
         generator = torch.Generator().manual_seed(self.seed + 9)
         T = spatial.shape[1]
-        H = torch.cat([spatial / spatial.mean(0), 0.2 + torch.rand(len(spatial), n_nonspatial, generator=generator)], 1)
+        H = torch.cat(
+            [
+                spatial / spatial.mean(0),
+                0.2 + torch.rand(len(spatial), n_nonspatial, generator=generator),
+            ],
+            1,
+        )
         H = H / H.mean(0)
         if W is None or W.shape[1] < self.n_factors:
             share = torch.tensor([0.6 / T] * T + [0.4 / n_nonspatial] * n_nonspatial)
             noise = 0.2 + torch.rand(counts.shape[1], len(share), generator=generator)
-            W = torch.as_tensor(_mean_counts(self.counts, self.size))[:, None] * share * noise + 1e-8
+            W = (
+                torch.as_tensor(_mean_counts(self.counts, self.size))[:, None] * share * noise
+                + 1e-8
+            )
         for _ in range(n_updates):
             updated, W = _klnmf_step(counts, size, H, W)
             H = torch.cat([H[:, :T], updated[:, T:]], 1)
@@ -204,7 +244,10 @@ class _Problem:
 
     def _bins(self, bandwidth: float) -> sp.csr_matrix:
         """Membership [B, N] of spots in square bins: N / 8 of them, or as wide as the bandwidth."""
-        n_obs, limit = len(self.coords), min(MAX_BINS, max(64, MAX_DENSE // max(self.counts.shape[1], 1)))
+        n_obs, limit = (
+            len(self.coords),
+            min(MAX_BINS, max(64, MAX_DENSE // max(self.counts.shape[1], 1))),
+        )
         wanted = min(limit, max(64, n_obs // 8 if bandwidth == 0 else round(CELLS / bandwidth**2)))
         wanted = min(wanted, 400) if n_obs > LARGE else wanted
         if wanted >= n_obs:
@@ -222,7 +265,11 @@ def _overdispersed(counts: sp.csr_matrix, limit: int) -> np.ndarray:
         return usable if len(usable) else np.arange(counts.shape[1])
     mean = total / counts.shape[0]
     square = np.asarray(counts.multiply(counts).sum(0)).ravel() / counts.shape[0]
-    score = (square - mean**2 - mean) * np.minimum(1.0, 1 / np.maximum(mean, 1e-12)) if counts.data.max() > 1 else mean
+    score = (
+        (square - mean**2 - mean) * np.minimum(1.0, 1 / np.maximum(mean, 1e-12))
+        if counts.data.max() > 1
+        else mean
+    )
     return np.sort(usable[np.argsort(-score[usable], kind="stable")[:limit]])
 
 
@@ -231,7 +278,9 @@ def _square_bins(coords: np.ndarray, library: np.ndarray, wanted: int) -> np.nda
     low, high = 1e-4, 2.0
     for _ in range(25):
         width = np.sqrt(low * high)
-        cells = np.column_stack([library, np.floor((coords - coords.min(0)) / width)]).astype(np.int64)
+        cells = np.column_stack([library, np.floor((coords - coords.min(0)) / width)]).astype(
+            np.int64
+        )
         codes = np.ravel_multi_index(cells.T, cells.max(0) + 1)
         labels = np.unique(codes, return_inverse=True)[1]
         low, high = (width, high) if labels.max() + 1 > wanted else (low, width)
@@ -276,13 +325,18 @@ def _search(Y: Tensor, size: Tensor, K: int, seed: int) -> tuple[Tensor, Tensor]
     """
     generator = torch.Generator().manual_seed(seed)
     mean = (Y.sum(0) / size.sum())[:, None]
-    H, W = 0.2 + torch.rand(len(Y), K, generator=generator), 0.2 + torch.rand(Y.shape[1], K, generator=generator)
+    H, W = (
+        0.2 + torch.rand(len(Y), K, generator=generator),
+        0.2 + torch.rand(Y.shape[1], K, generator=generator),
+    )
     H, W, best = _klnmf_dense(Y, size, H, mean / K * W + 1e-8, 60)
     extra = max(2, K // 3)
     for _ in range(N_SEARCH):
         new = 0.2 + 1.6 * torch.rand(len(Y), extra, generator=generator)
         thin = 0.2 * mean / extra * (0.2 + torch.rand(Y.shape[1], extra, generator=generator))
-        H_new, W_new, _ = _klnmf_dense(Y, size, torch.cat([H, new], 1), torch.cat([0.8 * W, thin], 1), 20)
+        H_new, W_new, _ = _klnmf_dense(
+            Y, size, torch.cat([H, new], 1), torch.cat([0.8 * W, thin], 1), 20
+        )
         while H_new.shape[1] > K:
             H_new, W_new, _ = _klnmf_dense(Y, size, *_merge(H_new, W_new), 3)
         H_new, W_new, fit = _klnmf_dense(Y, size, H_new, W_new, 20)
@@ -291,7 +345,9 @@ def _search(Y: Tensor, size: Tensor, K: int, seed: int) -> tuple[Tensor, Tensor]
     return H, W
 
 
-def _klnmf_dense(Y: Tensor, size: Tensor, H: Tensor, W: Tensor, n_updates: int) -> tuple[Tensor, Tensor, float]:
+def _klnmf_dense(
+    Y: Tensor, size: Tensor, H: Tensor, W: Tensor, n_updates: int
+) -> tuple[Tensor, Tensor, float]:
     """Multiplicative updates of factors and loadings, and the Poisson log-likelihood reached."""
     ratio = torch.empty_like(Y)
     for _ in range(n_updates):
@@ -324,7 +380,9 @@ def _merge(H: Tensor, W: Tensor) -> tuple[Tensor, Tensor]:
     near = int(similarity[least].argmax())
     H, W = H.clone(), W.clone()
     if similarity[least, near] > 0.5:
-        H[:, near] = (H[:, near] * mass[near] + H[:, least] * mass[least]) / (mass[near] + mass[least])
+        H[:, near] = (H[:, near] * mass[near] + H[:, least] * mass[least]) / (
+            mass[near] + mass[least]
+        )
         W[:, near] += W[:, least]
     kept = torch.arange(H.shape[1]) != least
     return H[:, kept], W[:, kept]
@@ -370,7 +428,9 @@ def _strength(view: View) -> float:
     return view.weight * float(view.counts.sum()) / view.counts.shape[1] ** 0.5
 
 
-def loadings_at(view: View, counts: SparseCounts, factors: Tensor, n_updates: int = 10) -> np.ndarray:
+def loadings_at(
+    view: View, counts: SparseCounts, factors: Tensor, n_updates: int = 10
+) -> np.ndarray:
     """Loadings [P, K+1] at fixed factors and constant column, by multiplicative updates."""
     family = FAMILIES[view.likelihood]
     if family.signed:
@@ -386,7 +446,10 @@ def loadings_at(view: View, counts: SparseCounts, factors: Tensor, n_updates: in
 
 def _least_squares(view: View, factors: Tensor) -> np.ndarray:
     """Ridge loadings [P, K+1] of a real-valued modality at fixed factors, intercept last."""
-    A = torch.cat([factors, torch.ones(len(factors), 1)], 1) * torch.as_tensor(view.observed)[:, None]
+    A = (
+        torch.cat([factors, torch.ones(len(factors), 1)], 1)
+        * torch.as_tensor(view.observed)[:, None]
+    )
     gram = (A.T @ A).double() + 1e-3 * torch.eye(A.shape[1], dtype=torch.float64)
     moments = torch.as_tensor(view.counts.T @ A.numpy()).double()  # [P, K+1]
     return torch.linalg.solve(gram, moments.T).T.float().numpy()

@@ -70,7 +70,9 @@ def memory(shapes: Shapes) -> float:
 
 
 @torch.no_grad()
-def mean_field(model: Factorization, blocks: list[Block], adopted: Mapping[int, Adopted] | None = None) -> LogFactors:
+def mean_field(
+    model: Factorization, blocks: list[Block], adopted: Mapping[int, Adopted] | None = None
+) -> LogFactors:
     """The guide's posterior without a local stage, of which factors could be ``adopted``."""
     moments = [model.marginals(block) for block in blocks]
     m, v = torch.cat([m for m, _ in moments]), torch.cat([v for _, v in moments])
@@ -82,7 +84,9 @@ def mean_field(model: Factorization, blocks: list[Block], adopted: Mapping[int, 
 
 
 @torch.no_grad()
-def local(model: Factorization, blocks: list[Block], adopted: Mapping[int, Adopted] | None = None) -> LogFactors:
+def local(
+    model: Factorization, blocks: list[Block], adopted: Mapping[int, Adopted] | None = None
+) -> LogFactors:
     """Run the local stage, then give the field its exact variance.
 
     The information is that which the spots carry.
@@ -91,7 +95,10 @@ def local(model: Factorization, blocks: list[Block], adopted: Mapping[int, Adopt
     """
     stage = _LocalStage(model, blocks)
     for k, own in (adopted or {}).items():
-        stage.e[:, k], stage.gamma[k] = own.log_factor - stage.base[:, k], max(own.nugget, GAMMA_FLOOR)
+        stage.e[:, k], stage.gamma[k] = (
+            own.log_factor - stage.base[:, k],
+            max(own.nugget, GAMMA_FLOOR),
+        )
     for number, n_steps in enumerate(NEWTON_STEPS, start=1):
         for block in distributed.mine(blocks):
             stage.sweep(block, n_steps, last=number == len(NEWTON_STEPS))
@@ -145,7 +152,9 @@ class _LocalStage:
         n_observed = int(self.observed.sum())
         if n_observed:
             parts = [
-                (self.e[block.rows] ** 2 + self.variance[block.rows])[self.observed[block.rows]].sum(0)
+                (self.e[block.rows] ** 2 + self.variance[block.rows])[
+                    self.observed[block.rows]
+                ].sum(0)
                 for block in distributed.mine(self.blocks)
             ]
             squares = torch.stack(parts).double().sum(0)
@@ -166,7 +175,9 @@ class _LocalStage:
                 information += fisher.mul(slope[:, :, None]).mul_(slope[:, None, :])
         return gradient, information
 
-    def _scores(self, block: Block, information: str = "") -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+    def _scores(
+        self, block: Block, information: str = ""
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
         """For each modality its gradient in h, and the slope ``size dH / dh`` [n, K].
 
         The weighted information on the factors comes with them.
@@ -206,7 +217,8 @@ class _LocalStage:
     def result(self) -> LogFactors:
         """Deviation variance plus the share of the field's variance that the data leave in h."""
         self.e, self.variance, self.information = (
-            distributed.gathered(values, self.blocks) for values in (self.e, self.variance, self.information)
+            distributed.gathered(values, self.blocks)
+            for values in (self.e, self.variance, self.information)
         )
         m, v = self.base + self.e, self.variance.clone()
         field_m, field_v = m[:, : self.T], v[:, : self.T]

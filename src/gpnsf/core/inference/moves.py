@@ -25,7 +25,18 @@ from gpnsf.core import distributed
 from gpnsf.core.model.factorization import Block, Factorization
 from gpnsf.core.scores.metrics import knn_weights, morans_i
 
-__all__ = ["ALIVE", "Adopted", "Move", "adopt", "join", "log_factors", "make", "neighbours", "proposals", "shares"]
+__all__ = [
+    "ALIVE",
+    "Adopted",
+    "Move",
+    "adopt",
+    "join",
+    "log_factors",
+    "make",
+    "neighbours",
+    "proposals",
+    "shares",
+]
 
 ALIVE = 1e-3  # share of the expected counts of some modality below which a factor is switched off
 WORTH = 1e-2  # share below which a factor is not worth a move
@@ -84,7 +95,9 @@ def shares(model: Factorization, m: Tensor) -> Tensor:
 
 def neighbours(blocks: list[Block]) -> sp.csr_matrix:
     """Weights [N, N] of the neighbours of each row within its slice."""
-    coords = torch.cat([block.located.coords + 1e3 * block.located.library[:, None] for block in blocks])
+    coords = torch.cat(
+        [block.located.coords + 1e3 * block.located.library[:, None] for block in blocks]
+    )
     return knn_weights(coords.double().cpu().numpy(), n_neighbors=min(N_NEIGHBORS, len(coords) - 1))
 
 
@@ -121,7 +134,9 @@ def mixture(products: np.ndarray, k: int, others: list[int]) -> tuple[float, np.
     values, vectors = np.linalg.eigh(products[np.ix_(others, others)])
     root = np.sqrt(np.maximum(values, 1e-9 * values[-1]))
     weights, _ = nnls(root[:, None] * vectors.T, vectors.T @ products[others, k] / root)
-    explained = 2 * weights @ products[others, k] - weights @ products[np.ix_(others, others)] @ weights
+    explained = (
+        2 * weights @ products[others, k] - weights @ products[np.ix_(others, others)] @ weights
+    )
     return 1 - explained / products[k, k], weights
 
 
@@ -134,7 +149,11 @@ class _Standing:
     """
 
     def __init__(
-        self, model: Factorization, blocks: list[Block], graph: sp.csr_matrix, m: Tensor | None = None
+        self,
+        model: Factorization,
+        blocks: list[Block],
+        graph: sp.csr_matrix,
+        m: Tensor | None = None,
     ) -> None:
         self.model, self.T = model, model.n_spatial
         self.m = log_factors(model, blocks) if m is None else m
@@ -165,7 +184,11 @@ class _Standing:
 
         The larger factor of a pair stands first.
         """
-        pairs = [(k, l) for k, l in combinations(self.worth(spatial=spatial), 2) if self.likeness[k, l] > above]
+        pairs = [
+            (k, l)
+            for k, l in combinations(self.worth(spatial=spatial), 2)
+            if self.likeness[k, l] > above
+        ]
         pairs.sort(key=lambda pair: -float(self.likeness[pair]))
         return [(k, l) if self.size[k] >= self.size[l] else (l, k) for k, l in pairs]
 
@@ -226,7 +249,14 @@ def make(move: Move, model: Factorization, blocks: list[Block]) -> None:
     if move.divided is not None:
         factors = [k for k in range(model.n_spatial) if k != move.divided]
         for k, joint in _divided(model, m, move.divided, factors).items():
-            _put(model, blocks, k, joint, [view.loadings.mean[:, k].clone() for _, view in model.items()], like=k)
+            _put(
+                model,
+                blocks,
+                k,
+                joint,
+                [view.loadings.mean[:, k].clone() for _, view in model.items()],
+                like=k,
+            )
         _switch_off(model, move.divided)
     if move.promotion:
         k, slot = move.promotion
@@ -250,8 +280,14 @@ def _divided(model: Factorization, m: Tensor, l: int, others: list[int]) -> dict
     """
     level = m.clamp(-12.0, 8.0).exp().mean(0)
     weights = mixture(overlap(model, m), l, others)[1]
-    part = {k: float(weight * level[k] / level[l]) for k, weight in zip(others, weights, strict=True)}
-    return {k: torch.logaddexp(m[:, k], m[:, l] + math.log(c)) for k, c in part.items() if c > LEAST_PART}
+    part = {
+        k: float(weight * level[k] / level[l]) for k, weight in zip(others, weights, strict=True)
+    }
+    return {
+        k: torch.logaddexp(m[:, k], m[:, l] + math.log(c))
+        for k, c in part.items()
+        if c > LEAST_PART
+    }
 
 
 def _put(
@@ -271,8 +307,13 @@ def _put(
     shift = torch.zeros((), device=log_factor.device)
     if model.spatial is not None and k < model.n_spatial:
         shift = log_factor.mean()
-        located, (noise_sd, amplitude) = [block.located for block in blocks], _ridge(log_factor, share)
-        model.spatial.field.put(k, log_factor - shift, located, like=like, noise_sd=noise_sd, amplitude=amplitude)
+        located, (noise_sd, amplitude) = (
+            [block.located for block in blocks],
+            _ridge(log_factor, share),
+        )
+        model.spatial.field.put(
+            k, log_factor - shift, located, like=like, noise_sd=noise_sd, amplitude=amplitude
+        )
     elif model.nonspatial is not None:
         model.nonspatial.loc[:, k - model.n_spatial] = log_factor
     for (_, view), W in zip(model.items(), loadings, strict=True):
@@ -330,7 +371,9 @@ def join(
         if not mixtures:
             return joined
         l = min(mixtures, key=lambda k: float(standing.size[k]))
-        for k, joint in _divided(model, m, l, [k for k in standing.worth(spatial=True) if k != l]).items():
+        for k, joint in _divided(
+            model, m, l, [k for k in standing.worth(spatial=True) if k != l]
+        ).items():
             put(k, joint, [view.loadings.mean[:, k].clone() for _, view in model.items()])
         _switch_off(model, l)
         m[:, l] = 0.0
@@ -356,7 +399,9 @@ def _equal(standing: _Standing) -> dict[int, list[int]]:
 
 
 @torch.no_grad()
-def adopt(model: Factorization, blocks: list[Block], graph: sp.csr_matrix, log_factor: Tensor) -> dict[int, Adopted]:
+def adopt(
+    model: Factorization, blocks: list[Block], graph: sp.csr_matrix, log_factor: Tensor
+) -> dict[int, Adopted]:
     """Give the last spatial factors fields and deviations, without training.
 
     Both are those that the log factors [N, n] ask for.

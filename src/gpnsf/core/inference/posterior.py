@@ -54,7 +54,9 @@ def memory(shapes: Shapes, field: FieldSize) -> tuple[float, float, float]:
 
 
 @torch.no_grad()
-def summarise(model: Factorization, dataset: Dataset, blocks: list[Block], log_factors: LogFactors) -> Posterior:
+def summarise(
+    model: Factorization, dataset: Dataset, blocks: list[Block], log_factors: LogFactors
+) -> Posterior:
     """Posterior moments of the factors, scaled to mean one, in order of their expected signal."""
     T = model.n_spatial
     mean, std, smooth, scale, smooth_scale = _scaled(model, blocks, log_factors)
@@ -77,7 +79,9 @@ def summarise(model: Factorization, dataset: Dataset, blocks: list[Block], log_f
         loadings_std=loadings_std,
         background={name: _array(W[:, -1]) for name, W in result.loadings.items()},
         dispersion={
-            name: _array(theta) for name, view in model.items() if (theta := view.likelihood.dispersion()) is not None
+            name: _array(theta)
+            for name, view in model.items()
+            if (theta := view.likelihood.dispersion()) is not None
         },
         variance_explained=result.variance_explained(model, dataset, blocks),
         importance_std=importance_std,
@@ -90,7 +94,9 @@ def summarise(model: Factorization, dataset: Dataset, blocks: list[Block], log_f
     )
 
 
-def _scaled(model: Factorization, blocks: list[Block], log_factors: LogFactors) -> tuple[Tensor, ...]:
+def _scaled(
+    model: Factorization, blocks: list[Block], log_factors: LogFactors
+) -> tuple[Tensor, ...]:
     """Means, standard deviations, and means by the field alone [N, K], each divided by a scale.
 
     The scales of the two means [K].
@@ -105,7 +111,9 @@ def _scaled(model: Factorization, blocks: list[Block], log_factors: LogFactors) 
     smooth = mean.clone()
     spread = log_factors.field_v + log_factors.gamma[:T]
     smooth[:, :T] = _moments(model.nonnegative, log_factors.field_m, spread)[0]
-    unseen = torch.cat([torch.stack([size <= 0 for size in block.size.values()]).all(0)[:, 0] for block in blocks])
+    unseen = torch.cat(
+        [torch.stack([size <= 0 for size in block.size.values()]).all(0)[:, 0] for block in blocks]
+    )
     if model.nonnegative and unseen.any():
         seen = ~unseen
         level = mean[seen].mean(0) / smooth[seen].mean(0).clamp_min(EMPTY)
@@ -117,7 +125,9 @@ def _scaled(model: Factorization, blocks: list[Block], log_factors: LogFactors) 
     return mean / scale, std.div_(scale), smooth.div_(smooth_scale), scale, smooth_scale
 
 
-def _moments(nonnegative: bool, m: Tensor, v: Tensor, mixing: Tensor | float = MIXING) -> tuple[Tensor, Tensor]:
+def _moments(
+    nonnegative: bool, m: Tensor, v: Tensor, mixing: Tensor | float = MIXING
+) -> tuple[Tensor, Tensor]:
     """Mean of exp(h), ``h ~ N(m, v)``, and standard deviation with v times ``mixing``.
 
     For signed models both are of h alone.
@@ -169,7 +179,9 @@ def _scaled_loadings(view: ViewModel, margins: _Margins, scale: Tensor) -> Tenso
     return W * kept * margins.seen[:, None]
 
 
-def _centred_multipliers(model: Factorization, blocks: list[Block], loadings: dict[str, Tensor]) -> dict[str, Tensor]:
+def _centred_multipliers(
+    model: Factorization, blocks: list[Block], loadings: dict[str, Tensor]
+) -> dict[str, Tensor]:
     """Batch multipliers [S, P] with mean one over spots, by size factor.
 
     Their mean goes into the loadings.
@@ -190,7 +202,9 @@ def _centred_multipliers(model: Factorization, blocks: list[Block], loadings: di
 class _Result:
     """Factors and loadings on their way to numpy."""
 
-    def __init__(self, mean: Tensor, loadings: dict[str, Tensor], multipliers: dict[str, Tensor]) -> None:
+    def __init__(
+        self, mean: Tensor, loadings: dict[str, Tensor], multipliers: dict[str, Tensor]
+    ) -> None:
         self.mean, self.loadings, self.multipliers = mean, loadings, multipliers
 
     def loadings_of(self, name: str, block: Block) -> Tensor:
@@ -203,7 +217,9 @@ class _Result:
         size = block.size[name]
         return torch.cat([size * self.mean[block.rows], size], 1)
 
-    def match_totals(self, model: Factorization, blocks: list[Block], margins: dict[str, _Margins]) -> None:
+    def match_totals(
+        self, model: Factorization, blocks: list[Block], margins: dict[str, _Margins]
+    ) -> None:
         """Scale each modality's loadings so that its expected total is the observed one."""
         for name, view in model.items():
             if (
@@ -220,11 +236,18 @@ class _Result:
         spatial = torch.argsort(mass[:T], descending=True, stable=True)
         order = torch.cat([spatial, T + torch.argsort(mass[T:], descending=True, stable=True)])
         self.mean = self.mean[:, order]
-        self.loadings = {name: torch.cat([W[:, order], W[:, -1:]], 1) for name, W in self.loadings.items()}
+        self.loadings = {
+            name: torch.cat([W[:, order], W[:, -1:]], 1) for name, W in self.loadings.items()
+        }
         return order
 
     def _match_total(
-        self, likelihood: AbstractLikelihood, name: str, blocks: list[Block], observed: float, n_iterations: int = 30
+        self,
+        likelihood: AbstractLikelihood,
+        name: str,
+        blocks: list[Block],
+        observed: float,
+        n_iterations: int = 30,
     ) -> None:
         """Newton steps in the log factor, halved where they leave the solution's bracket."""
         W, at, low, high = self.loadings[name], 0.0, -LARGEST_SHIFT, LARGEST_SHIFT
@@ -239,12 +262,19 @@ class _Result:
             at = at if low < at < high else (low + high) / 2
             self.loadings[name] = W * float(np.exp(at))
 
-    def _totals(self, likelihood: AbstractLikelihood, name: str, blocks: list[Block]) -> tuple[float, float]:
+    def _totals(
+        self, likelihood: AbstractLikelihood, name: str, blocks: list[Block]
+    ) -> tuple[float, float]:
         """Expected total over all blocks, and its derivative."""
-        parts = [likelihood.totals(self.augmented(block, name), self.loadings_of(name, block)) for block in blocks]
+        parts = [
+            likelihood.totals(self.augmented(block, name), self.loadings_of(name, block))
+            for block in blocks
+        ]
         return sum(float(total) for total, _ in parts), sum(float(slope) for _, slope in parts)
 
-    def variance_explained(self, model: Factorization, dataset: Dataset, blocks: list[Block]) -> dict[str, np.ndarray]:
+    def variance_explained(
+        self, model: Factorization, dataset: Dataset, blocks: list[Block]
+    ) -> dict[str, np.ndarray]:
         """Share [K] of each modality's null deviance lost with one factor held at its mean.
 
         The likelihood that judges is the scorer of its own.
@@ -264,7 +294,9 @@ class _Result:
         changes = block.size[name] * level - A
         return likelihood.lost(block.counts[name], A, self.loadings_of(name, block), changes)[:-1]
 
-    def deviations(self, model: Factorization, blocks: list[Block]) -> tuple[dict[str, np.ndarray], ...]:
+    def deviations(
+        self, model: Factorization, blocks: list[Block]
+    ) -> tuple[dict[str, np.ndarray], ...]:
         """Standard deviations of each feature's importance [P] and loadings [P, K].
 
         They follow from the Laplace covariance of the loadings.
@@ -273,7 +305,9 @@ class _Result:
         importance, loadings = {}, {}
         for name, view in model.items():
             W = self.loadings[name]
-            information = reduce(torch.add, (self._loading_information(view.likelihood, name, b) for b in blocks))
+            information = reduce(
+                torch.add, (self._loading_information(view.likelihood, name, b) for b in blocks)
+            )
             total = W[:, :-1].abs().sum(1).clamp_min(1e-12)
             information.diagonal(dim1=1, dim2=2).add_((1 / total**2)[:, None])
             found = [
@@ -283,22 +317,30 @@ class _Result:
             importance[name], loadings[name] = map(np.concatenate, zip(*found, strict=True))
         return importance, loadings
 
-    def _loading_information(self, likelihood: AbstractLikelihood, name: str, block: Block) -> Tensor:
+    def _loading_information(
+        self, likelihood: AbstractLikelihood, name: str, block: Block
+    ) -> Tensor:
         """Information [P, K, K] of a block on the loadings, through its batch multipliers."""
         A, W = self.augmented(block, name), self.loadings_of(name, block)
         information = likelihood.loading_information(block.counts[name], A, W)
         return (
-            information * self.multipliers[name][block.batch][:, None, None] ** 2 if self.multipliers else information
+            information * self.multipliers[name][block.batch][:, None, None] ** 2
+            if self.multipliers
+            else information
         )
 
 
-def _deviations(W: np.ndarray, covariance: np.ndarray, is_spatial: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _deviations(
+    W: np.ndarray, covariance: np.ndarray, is_spatial: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Standard deviations [P] of the importance and [P, K] of loadings with covariances [P, K, K].
 
     0 without signal.
     """
     importance = simplex.importance_std(W, covariance, is_spatial)
-    loadings = np.sqrt(np.maximum(np.diagonal(covariance, axis1=1, axis2=2), 0.0)) * W.any(axis=1, keepdims=True)
+    loadings = np.sqrt(np.maximum(np.diagonal(covariance, axis1=1, axis2=2), 0.0)) * W.any(
+        axis=1, keepdims=True
+    )
     return importance.astype(np.float32), loadings.astype(np.float32)
 
 
@@ -317,7 +359,9 @@ def _amplitude(model: Factorization, log_factors: LogFactors, order: Tensor) -> 
     return values
 
 
-def _field_state(model: Factorization, log_factors: LogFactors, scale: Tensor, order: Tensor) -> dict[str, object]:
+def _field_state(
+    model: Factorization, log_factors: LogFactors, scale: Tensor, order: Tensor
+) -> dict[str, object]:
     """State for prediction: the field, its factors' order and scale, and the spread of spots.
 
     The spread is that of the spots around the field.
@@ -340,7 +384,9 @@ def _array(tensor: Tensor) -> np.ndarray:
 
 
 @torch.no_grad()
-def predict(state: Mapping[str, object], coords: np.ndarray, library: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def predict(
+    state: Mapping[str, object], coords: np.ndarray, library: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation [n, T] of the spatial factors at ``coords`` (half-width units), from a field's state.
 
     They are those at ``coords``, in half-width units.

@@ -77,11 +77,23 @@ class Schedule:
         settling = Phase("main", room, constant, least=2 * WINDOW, converges=True, after_move=True)
         return [
             Phase("main", learning, constant, anew=True, learns_kernel=True),
-            Phase("main", room, lambda step: constant(step + learning), least=undecided, converges=True),
+            Phase(
+                "main",
+                room,
+                lambda step: constant(step + learning),
+                least=undecided,
+                converges=True,
+            ),
             Phase(MOVE, room, lambda step: MOVE_RATE * constant(step)),
             settling,
             Phase(MOVE, room, lambda step: MOVE_RATE * constant(step), after_move=True),
             settling,
             Phase("tail", tail, cosine),
-            Phase("polish", polish, lambda step: self.polish_rate * falling[step], anew=True, exact=True),
+            Phase(
+                "polish",
+                polish,
+                lambda step: self.polish_rate * falling[step],
+                anew=True,
+                exact=True,
+            ),
         ]

@@ -37,12 +37,22 @@ class Shapes:
 
     @classmethod
     def of(
-        cls, dataset: Dataset, n_factors: int, n_spatial: int, block_size: int | None, n_samples: int | None
+        cls,
+        dataset: Dataset,
+        n_factors: int,
+        n_spatial: int,
+        block_size: int | None,
+        n_samples: int | None,
     ) -> Shapes:
         """Shapes of the fit of a dataset."""
-        views = tuple(ViewShape(v.counts.shape[1], v.counts.nnz, v.likelihood, v.weight) for v in dataset.views)
+        views = tuple(
+            ViewShape(v.counts.shape[1], v.counts.nnz, v.likelihood, v.weight)
+            for v in dataset.views
+        )
         block = min(block_size or dataset.block_size, dataset.n_obs)
-        return cls(dataset.n_obs, views, n_factors, n_spatial, block, n_samples or 1, dataset.n_batches)
+        return cls(
+            dataset.n_obs, views, n_factors, n_spatial, block, n_samples or 1, dataset.n_batches
+        )
 
     def rows(self, n_obs: int) -> Shapes:
         """Shapes of a fit of some of the rows."""

@@ -77,7 +77,9 @@ class SpatialTest:
 
         Held-out counts show it neither in a spot nor beside it.
         """
-        return np.all([self._of_most_alike(z, log_factors) < MIN_Z for z in (self.z, self.repeated)], axis=0)
+        return np.all(
+            [self._of_most_alike(z, log_factors) < MIN_Z for z in (self.z, self.repeated)], axis=0
+        )
 
     def _of_most_alike(self, values: list[np.ndarray], log_factors: np.ndarray) -> np.ndarray:
         """Z [K] of both halves together, by the factor most like each of another fit.
@@ -86,7 +88,9 @@ class SpatialTest:
         """
         wanted = _standard(log_factors[self.rows])
         pairs = zip(self.factors, values, strict=True)
-        return np.sum([z[(_standard(factors).T @ wanted).argmax(0)] for factors, z in pairs], axis=0) / np.sqrt(2)
+        return np.sum(
+            [z[(_standard(factors).T @ wanted).argmax(0)] for factors, z in pairs], axis=0
+        ) / np.sqrt(2)
 
 
 def passed(z: np.ndarray) -> np.ndarray:
@@ -136,7 +140,9 @@ def spatial_test(
     factors, z, repeated, used = [], [], [], []
     for fitted, kept in (parts, parts[::-1]):
         model = build(fitted, n_spatial)
-        candidates = initial.starts(fitted, n_factors, n_spatial, nonnegative=model.nonnegative, kinds=kinds, seed=seed)
+        candidates = initial.starts(
+            fitted, n_factors, n_spatial, nonnegative=model.nonnegative, kinds=kinds, seed=seed
+        )
         history = training.fit(model, fitted, init=candidates, schedule=schedule, seed=seed)
         if start is None:  # the other half begins where this one found it best
             kinds = {max(history.starts, key=lambda name: history.starts[name])}
@@ -187,7 +193,9 @@ def _fast(view: View) -> View:
 
 
 @torch.no_grad()
-def _project(model: Factorization, centre: Tensor, without_field: Factorization, part: Dataset) -> np.ndarray:
+def _project(
+    model: Factorization, centre: Tensor, without_field: Factorization, part: Dataset
+) -> np.ndarray:
     """Log factors [n, K] of a part of the counts, spot by spot, at the loadings of the model."""
     for (_, source), (_, target) in zip(model.items(), without_field.items(), strict=True):
         target.load_state_dict(source.state_dict())

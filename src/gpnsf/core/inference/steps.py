@@ -62,7 +62,9 @@ class Stepper:
     ) -> None:
         self.model, self.blocks, self.bar, self.checkpoint = model, blocks, bar, checkpoint
         self.nnz = max(1, nnz)
-        self.devices = [device for device in [next(model.parameters()).device] if device.type == "cuda"]
+        self.devices = [
+            device for device in [next(model.parameters()).device] if device.type == "cuda"
+        ]
         self.state = State()
         self.on_trial = False  # whether steps may be undone: they are not written down
         self._objective = objective
@@ -218,7 +220,10 @@ class Stepper:
     def _is_finite(self) -> bool:
         """Whether gradients, their squares, and the parameters that they led to are finite."""
         tensors = [
-            tensor for parameter in self._parameters for tensor in (parameter.grad, parameter) if tensor is not None
+            tensor
+            for parameter in self._parameters
+            for tensor in (parameter.grad, parameter)
+            if tensor is not None
         ]
         norms = torch.stack([torch.linalg.vector_norm(tensor.detach()) for tensor in tensors])
         return distributed.total(float(not norms.isfinite().all())) == 0
@@ -273,13 +278,17 @@ class Adam:
         self.counts = torch.zeros(len(parameters))  # steps of each parameter
         self._parts = [
             [part.view(parameter.shape) for part in pair]
-            for parameter, *pair in zip(parameters, *(row.split(sizes) for row in self.moments), strict=True)
+            for parameter, *pair in zip(
+                parameters, *(row.split(sizes) for row in self.moments), strict=True
+            )
         ]
 
     @torch.no_grad()
     def step(self, rate: float) -> None:
         """Move every parameter that has a gradient."""
-        for index, (parameter, (mean, square)) in enumerate(zip(self.parameters, self._parts, strict=True)):
+        for index, (parameter, (mean, square)) in enumerate(
+            zip(self.parameters, self._parts, strict=True)
+        ):
             if parameter.grad is None:
                 continue
             self.counts[index] += 1

@@ -48,7 +48,9 @@ def sample(dataset: Dataset, seed: int) -> np.ndarray | None:
     observed = np.column_stack([view.observed for view in dataset.views])
     rng = np.random.default_rng(seed)
     batch = np.zeros(dataset.n_obs, np.int64) if dataset.batch is None else dataset.batch
-    strata = np.unique(np.column_stack([dataset.library, batch, observed]), axis=0, return_inverse=True)[1].ravel()
+    strata = np.unique(
+        np.column_stack([dataset.library, batch, observed]), axis=0, return_inverse=True
+    )[1].ravel()
     share = limit / dataset.n_obs
     rows = []
     for members in (np.flatnonzero(strata == stratum) for stratum in range(strata.max() + 1)):
@@ -102,7 +104,12 @@ class SubsetStart:
         """Schedule of the steps after it: mostly loadings, which need no long approach."""
         schedule = self.options["schedule"]
         return replace(
-            schedule, pick_steps=5, min_steps=30, tail_steps=schedule.tail_steps // 2, tol=5 * schedule.tol, moves=0
+            schedule,
+            pick_steps=5,
+            min_steps=30,
+            tail_steps=schedule.tail_steps // 2,
+            tol=5 * schedule.tol,
+            moves=0,
         )
 
     def __iter__(self) -> Iterator[Start]:
@@ -133,17 +140,26 @@ class SubsetStart:
 
 def _only(dataset: Dataset, name: str | None) -> Dataset:
     """A dataset without the modalities that do not go ahead."""
-    return dataset if name is None else replace(dataset, views=tuple(v for v in dataset.views if v.name == name))
+    return (
+        dataset
+        if name is None
+        else replace(dataset, views=tuple(v for v in dataset.views if v.name == name))
+    )
 
 
 @torch.no_grad()
-def continued(model: Factorization, log_factors: Tensor, order: np.ndarray, name: str = "tested") -> Start:
+def continued(
+    model: Factorization, log_factors: Tensor, order: np.ndarray, name: str = "tested"
+) -> Start:
     """Where a fit has arrived, its factors in another order, as a start."""
     factors = log_factors.exp().clamp(1e-4, 1e4)
     scale = factors.mean(0)
     columns = torch.as_tensor(np.append(order, len(order)), device=scale.device)
     widths = torch.cat([scale, torch.ones(1, device=scale.device)])
-    loadings = {name: (view.loadings.mean * widths)[:, columns].cpu().numpy() for name, view in model.items()}
+    loadings = {
+        name: (view.loadings.mean * widths)[:, columns].cpu().numpy()
+        for name, view in model.items()
+    }
     return Start(name, (factors / scale)[:, columns[:-1]].cpu().numpy(), loadings)
 
 
@@ -169,7 +185,9 @@ def _carried(model: Factorization, block: Block) -> Tensor:
         for name, view in model.items():
             W, weight = view.loadings_of(block.batch), view.weight * block.size[name]
             A = block.size[name] * torch.cat([fixed, H, torch.ones_like(H[:, :1])], 1)
-            above = above + weight * H * block.counts[name].half(A, W, view.likelihood.link)[:, T:-1]
+            above = (
+                above + weight * H * block.counts[name].half(A, W, view.likelihood.link)[:, T:-1]
+            )
             below = below + weight * W[:, T:-1].sum(0)
         H = above / below
     return torch.cat([fixed.log(), H.log()], 1)

@@ -48,7 +48,12 @@ SMALL = 1_000_000  # nonzeros below which threads wait for each other longer tha
 
 def memory_of_polish(shapes: Shapes) -> float:
     """Bytes: distinct counts of a block, under negative binomials."""
-    return 36.0 * max((view.nnz for view in shapes.dispersed), default=0.0) * shapes.block / shapes.n_obs
+    return (
+        36.0
+        * max((view.nnz for view in shapes.dispersed), default=0.0)
+        * shapes.block
+        / shapes.n_obs
+    )
 
 
 def fit(
@@ -75,7 +80,14 @@ def fit(
     n_spatial, n_factors = model.n_spatial, model.n_factors
     candidates: Iterable[Start] | None = (
         distributed.each_from_first(
-            initial.starts(dataset, n_factors, n_spatial, nonnegative=model.nonnegative, kinds=(init,), seed=seed)
+            initial.starts(
+                dataset,
+                n_factors,
+                n_spatial,
+                nonnegative=model.nonnegative,
+                kinds=(init,),
+                seed=seed,
+            )
         )
         if isinstance(init, str)
         else init
@@ -83,7 +95,12 @@ def fit(
     device = next(model.parameters()).device
     with (
         _quiet_randomness(seed, device),
-        tqdm(total=schedule.max_steps, disable=not progress or distributed.rank() > 0, desc="fit", unit="step") as bar,
+        tqdm(
+            total=schedule.max_steps,
+            disable=not progress or distributed.rank() > 0,
+            desc="fit",
+            unit="step",
+        ) as bar,
     ):
         blocks = model.blocks(dataset, block_size) if blocks is None else blocks
         stepper = Stepper(model, blocks, ClosedFormELBO(), bar, dataset.nnz, checkpoint)
@@ -168,7 +185,12 @@ def _report_interruption(state: State, checkpoint: Checkpoint | None) -> None:
     else:
         how = "No checkpoint was written."
     phase = state.walk.phase[-1] if state.walk.phase else "pick"
-    logger.warning("Interrupted after step %d (%s); the data are untouched. %s", len(state.walk.elbo), phase, how)
+    logger.warning(
+        "Interrupted after step %d (%s); the data are untouched. %s",
+        len(state.walk.elbo),
+        phase,
+        how,
+    )
 
 
 class _Run:
@@ -211,7 +233,9 @@ class _Run:
         self.bar.set_description("fit")
         for number, phase in enumerate(self.phases):
             state = self.stepper.state
-            if number < state.phase or (number > state.phase and phase.after_move and not state.moved):
+            if number < state.phase or (
+                number > state.phase and phase.after_move and not state.moved
+            ):
                 continue
             if number > state.phase:
                 self._enter(number)
@@ -242,7 +266,10 @@ class _Run:
 
     def _run(self, phase: Phase) -> None:
         """The steps of a phase that have not been taken yet."""
-        state, first = self.stepper.state, len(self.stepper.state.walk.elbo) - self.stepper.state.step
+        state, first = (
+            self.stepper.state,
+            len(self.stepper.state.walk.elbo) - self.stepper.state.step,
+        )
         while state.step < phase.length and not state.walk.stuck:
             if phase.converges and self._has_ended(phase):
                 break
@@ -278,7 +305,11 @@ class _Run:
         n_left = self.schedule.moves - len(state.tried)
         if n_left <= 0 or state.walk.stuck or len(state.walk.elbo) + TRIAL_STEPS > self._room():
             return None
-        found = (move for move in moves.proposals(self.model, self.blocks, graph) if move.name not in state.tried)
+        found = (
+            move
+            for move in moves.proposals(self.model, self.blocks, graph)
+            if move.name not in state.tried
+        )
         return next(found, None)
 
     def _try(self, move: moves.Move, phase: Phase) -> bool:
@@ -302,7 +333,9 @@ class _Run:
                 break
             last = after
         stepper.on_trial = False
-        logger.debug("%s: objective %+.0f, %s", move.name, after - before, "kept" if kept else "undone")
+        logger.debug(
+            "%s: objective %+.0f, %s", move.name, after - before, "kept" if kept else "undone"
+        )
         if not kept:
             stepper.restore(snapshot)
         stepper.state.tried.append(move.name)
@@ -313,7 +346,11 @@ class _Run:
         with torch.no_grad():
             for name, view in self.model.items():
                 view.likelihood.leave_surrogate(
-                    (block.counts[name], self.model.moments(name, block), view.loadings_of(block.batch))
+                    (
+                        block.counts[name],
+                        self.model.moments(name, block),
+                        view.loadings_of(block.batch),
+                    )
                     for block in distributed.mine(self.blocks)
                 )
 
@@ -340,11 +377,17 @@ class _Run:
 
     def _polish_length(self) -> int:
         """Steps kept back for the exact likelihoods, each a dense pass."""
-        late = [view.likelihood for _, view in self.model.items() if view.likelihood.surrogate is not None]
+        late = [
+            view.likelihood
+            for _, view in self.model.items()
+            if view.likelihood.surrogate is not None
+        ]
         entries = self.model.n_obs * sum(likelihood.n_features for likelihood in late)
         if not entries:
             return 0
-        return self.schedule.ending(min(self.schedule.polish_steps, max(FEWEST_POLISH, POLISH_ENTRIES // entries)))
+        return self.schedule.ending(
+            min(self.schedule.polish_steps, max(FEWEST_POLISH, POLISH_ENTRIES // entries))
+        )
 
     def _settle(self, since: int) -> None:
         """Go back to the best parameters if the objective ended below where it was at ``since``."""
@@ -356,7 +399,9 @@ class _Run:
         first = walk.elbo[since]
         if not last >= first - ROUNDING * abs(first):
             self.stepper.go_to(walk.best)
-            self.stepper.note(f"the ELBO ended at {last:.6g}, below its start at {first:.6g}: went back to its best")
+            self.stepper.note(
+                f"the ELBO ended at {last:.6g}, below its start at {first:.6g}: went back to its best"
+            )
 
     def _has_converged(self) -> bool:
         """Whether the bound per nonzero count no longer rises from one window of steps to the next.
@@ -381,7 +426,8 @@ def _binding(model: Factorization, blocks: list[Block]) -> list[str]:
     if model.nonnegative:
         marginals = (model.marginals(block) for block in blocks)
         beyond = [
-            int(((m < MEAN_RANGE[0]) | (m > MEAN_RANGE[1]) | (m + 0.5 * v > MEAN_CAP)).sum()) for m, v in marginals
+            int(((m < MEAN_RANGE[0]) | (m > MEAN_RANGE[1]) | (m + 0.5 * v > MEAN_CAP)).sum())
+            for m, v in marginals
         ]
         if any(beyond):
             n_all = model.n_obs * model.n_factors
@@ -396,5 +442,7 @@ def _binding(model: Factorization, blocks: list[Block]) -> list[str]:
         for word, end in zip(("floor", "ceiling"), ends, strict=True):
             n_there = int(torch.isclose(values, torch.full_like(values, math.log(end))).sum())
             if n_there:
-                notices.append(f"{name} at its {word} of {end:g} for {n_there} of {model.n_spatial} spatial factors")
+                notices.append(
+                    f"{name} at its {word} of {end:g} for {n_there} of {model.n_spatial} spatial factors"
+                )
     return notices

@@ -73,7 +73,9 @@ class AbstractLikelihood(nn.Module, ABC):
     # ---- the objective ---------------------------------------------------------------------------
 
     @abstractmethod
-    def bound(self, counts: SparseCounts, moments: Moments, W: Tensor, geometric: Tensor | None = None) -> Tensor:
+    def bound(
+        self, counts: SparseCounts, moments: Moments, W: Tensor, geometric: Tensor | None = None
+    ) -> Tensor:
         """Lower bound on the expected log-likelihood of a row block.
 
         Parameters
@@ -108,7 +110,9 @@ class AbstractLikelihood(nn.Module, ABC):
     # ---- the local stage -------------------------------------------------------------------------
 
     @abstractmethod
-    def curvature(self, counts: SparseCounts, A: Tensor, W: Tensor, information: bool) -> tuple[Tensor, Tensor | None]:
+    def curvature(
+        self, counts: SparseCounts, A: Tensor, W: Tensor, information: bool
+    ) -> tuple[Tensor, Tensor | None]:
         """Gradient [n, K] of the log-likelihood in the factors.
 
         If asked for, information [n, K, K].

@@ -59,7 +59,9 @@ class Bernoulli(Poisson):
             slope = slope + (rate * closed).sum().double()
         if len(some) == len(A):
             return total, slope
-        linear, of_some = ((part.sum(0).double() @ W.sum(0).double()).clamp_min(TINY) for part in (A, some))
+        linear, of_some = (
+            (part.sum(0).double() @ W.sum(0).double()).clamp_min(TINY) for part in (A, some)
+        )
         return total * linear / of_some, slope * linear / of_some
 
     def flat_deviance(self, view: View, blocks: Sequence[RowBlock]) -> float:
@@ -78,7 +80,13 @@ class Bernoulli(Poisson):
         return -2 * sum(float(self.bound(counts, Moments.certain(A), rate)) for counts, A in flat)
 
     def _towards_flat(
-        self, name: str, blocks: Sequence[RowBlock], rate: Tensor, n_open: Tensor, mass: float, mean: float
+        self,
+        name: str,
+        blocks: Sequence[RowBlock],
+        rate: Tensor,
+        n_open: Tensor,
+        mass: float,
+        mean: float,
     ) -> Tensor:
         """Newton step of constant rates [P, 1] in their logarithm, with the slope of equal sizes.
 
@@ -103,13 +111,17 @@ class ClippedBernoulli(AbstractLikelihood):
 
     def _probability(self, rate: Tensor) -> Tensor:
         """Rates above one are cut off, with a small slope left so that they can come back."""
-        return torch.where(rate < 1 - self.epsilon, rate, 1 - self.epsilon + 1e-4 * (rate - rate.detach()))
+        return torch.where(
+            rate < 1 - self.epsilon, rate, 1 - self.epsilon + 1e-4 * (rate - rate.detach())
+        )
 
     def distribution(self, rate: Tensor) -> dist.Distribution:
         """Bernoulli with the clipped rate as its probability."""
         return dist.Bernoulli(probs=self._probability(rate))
 
-    def bound(self, counts: SparseCounts, moments: Moments, W: Tensor, geometric: Tensor | None = None) -> Tensor:
+    def bound(
+        self, counts: SparseCounts, moments: Moments, W: Tensor, geometric: Tensor | None = None
+    ) -> Tensor:
         """Dense log-likelihood at the means (exact at v = 0), by row blocks."""
         total: Tensor | float = 0.0
         for rows in row_blocks(counts.shape[0], counts.shape[1]):
@@ -120,7 +132,9 @@ class ClippedBernoulli(AbstractLikelihood):
             total = total + ((y * torch.log(p + TINY) + (1 - y) * torch.log1p(-p)) * observed).sum()
         return torch.as_tensor(total)
 
-    def curvature(self, counts: SparseCounts, A: Tensor, W: Tensor, information: bool) -> tuple[Tensor, Tensor | None]:
+    def curvature(
+        self, counts: SparseCounts, A: Tensor, W: Tensor, information: bool
+    ) -> tuple[Tensor, Tensor | None]:
         """``sum_j (y/p - (1 - y)/(1 - p)) w`` and ``sum_j w w^T / (p (1 - p))``.
 
         Rates that are clipped count in neither.
@@ -130,7 +144,10 @@ class ClippedBernoulli(AbstractLikelihood):
         gradients, infos = [], []
         for rows in row_blocks(len(A), len(W)):
             rate = A[rows] @ W.T
-            p, free = rate.clamp(1e-6, 1 - self.epsilon), (rate < 1 - self.epsilon) * (A[rows, -1:] > 0)
+            p, free = (
+                rate.clamp(1e-6, 1 - self.epsilon),
+                (rate < 1 - self.epsilon) * (A[rows, -1:] > 0),
+            )
             y = counts.dense_rows(rows)
             gradients.append(((y / p - (1 - y) / (1 - p)) * free) @ W[:, :-1])
             infos.append(((free / (p * (1 - p))) @ pairs).reshape(-1, K, K))

@@ -43,7 +43,9 @@ class Gaussian(AbstractLikelihood):
         n_rows = distributed.total(sum(n for _, n in sums))
         self.log_sd.copy_(0.5 * torch.log(squares / n_rows + 1e-6))
 
-    def bound(self, counts: SparseCounts, moments: Moments, W: Tensor, geometric: Tensor | None = None) -> Tensor:
+    def bound(
+        self, counts: SparseCounts, moments: Moments, W: Tensor, geometric: Tensor | None = None
+    ) -> Tensor:
         """Rows that were not observed have size factor 0 and drop out."""
         precision = torch.exp(-2 * self.log_sd)  # [P]
         weighted = W * precision[:, None]
@@ -55,13 +57,17 @@ class Gaussian(AbstractLikelihood):
         normaliser = n_rows * (self.log_sd.sum() + 0.5 * self.n_features * math.log(2 * math.pi))
         return -0.5 * (squares - 2 * cross + quadratic) - normaliser
 
-    def curvature(self, counts: SparseCounts, A: Tensor, W: Tensor, information: bool) -> tuple[Tensor, Tensor | None]:
+    def curvature(
+        self, counts: SparseCounts, A: Tensor, W: Tensor, information: bool
+    ) -> tuple[Tensor, Tensor | None]:
         """``sum_j (y - r) w / sd^2`` and ``sum_j w w^T / sd^2``, alike for all observed rows."""
         weighted = W * torch.exp(-2 * self.log_sd)[:, None]
         gram = W.T @ weighted
         gradient = (counts.product(weighted) - A @ gram)[:, :-1]
         observed = (A[:, -1] > 0).to(A.dtype)
-        return gradient * observed[:, None], gram[:-1, :-1] * observed[:, None, None] if information else None
+        return gradient * observed[:, None], gram[:-1, :-1] * observed[
+            :, None, None
+        ] if information else None
 
     def loading_information(self, counts: SparseCounts, A: Tensor, W: Tensor) -> Tensor:
         """``sum_i a a^T / sd^2``."""

@@ -30,7 +30,9 @@ class Moments:
     def lognormal(cls, m: Tensor, v: Tensor, size: Tensor) -> Moments:
         """Moments of ``size * exp(h)``, ``h ~ N(m, v)`` [n, K], with ``size`` [n, 1]."""
         geometric, mean = _LogNormal.apply(m, v, size)
-        return cls(geometric, mean, lambda: mean**2 * _beside(torch.expm1(v.clamp_max(MEAN_CAP)), 0.0))
+        return cls(
+            geometric, mean, lambda: mean**2 * _beside(torch.expm1(v.clamp_max(MEAN_CAP)), 0.0)
+        )
 
     @classmethod
     def normal(cls, m: Tensor, v: Tensor, size: Tensor) -> Moments:
@@ -72,8 +74,11 @@ class _LogNormal(torch.autograd.Function):
         """Both means are their own derivatives, but for where they are clamped."""
         m, exponent, geometric, mean = ctx.saved_tensors
         by_m, by_exponent = (
-            gradient[:, :-1] * value[:, :-1] for gradient, value in zip(gradients, (geometric, mean), strict=True)
+            gradient[:, :-1] * value[:, :-1]
+            for gradient, value in zip(gradients, (geometric, mean), strict=True)
         )
         by_m = torch.ops.aten.hardtanh_backward(by_m, m, *MEAN_RANGE)
-        by_exponent = torch.ops.aten.hardtanh_backward(by_exponent, exponent, MEAN_RANGE[0], MEAN_CAP)
+        by_exponent = torch.ops.aten.hardtanh_backward(
+            by_exponent, exponent, MEAN_RANGE[0], MEAN_CAP
+        )
         return by_m.add_(by_exponent), 0.5 * by_exponent, None

@@ -10,7 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from gpnsf.core import distributed
-from gpnsf.core.counts.rowblocks import NegativeBinomialCounts, NegativeBinomialZeros, outer_products, unsaturated
+from gpnsf.core.counts.rowblocks import (
+    NegativeBinomialCounts,
+    NegativeBinomialZeros,
+    outer_products,
+    unsaturated,
+)
 from gpnsf.core.counts.sparse import SparseCounts, SparseTerm
 from gpnsf.core.families import FAMILIES
 from gpnsf.core.likelihoods.base import AbstractLikelihood
@@ -43,7 +48,9 @@ class NegativeBinomial(AbstractLikelihood):
         theta = self.log_theta.exp()
         return dist.GammaPoisson(theta, theta / rate.clamp_min(TINY))
 
-    def bound(self, counts: SparseCounts, moments: Moments, W: Tensor, geometric: Tensor | None = None) -> Tensor:
+    def bound(
+        self, counts: SparseCounts, moments: Moments, W: Tensor, geometric: Tensor | None = None
+    ) -> Tensor:
         """Zeros by dense row blocks; lgamma terms on the distinct (feature, count) pairs."""
         if self.in_surrogate:
             return self._poisson.bound(counts, moments, W, geometric)
@@ -57,18 +64,24 @@ class NegativeBinomial(AbstractLikelihood):
         zeros = NegativeBinomialZeros.apply(moments.mean, W, theta)
         return nonzero + gammas - counts.log_factorials - zeros
 
-    def curvature(self, counts: SparseCounts, A: Tensor, W: Tensor, information: bool) -> tuple[Tensor, Tensor | None]:
+    def curvature(
+        self, counts: SparseCounts, A: Tensor, W: Tensor, information: bool
+    ) -> tuple[Tensor, Tensor | None]:
         """``sum_j (y/r - (y + theta)/(theta + r)) w``, and the information of the nonzeros."""
         theta = self.log_theta.exp()
         augmented = torch.cat([A, torch.ones_like(A[:, :1])], 1), torch.cat([W, theta[:, None]], 1)
         gradient = counts.half(A, W, "log") - counts.half(*augmented, "log")[:, :-1]
         gradient -= unsaturated(A, W, theta)
-        return gradient[:, :-1], counts.information(A, W, self.nonzero_information) if information else None
+        return gradient[:, :-1], counts.information(
+            A, W, self.nonzero_information
+        ) if information else None
 
     def expected_information(self, counts: SparseCounts, A: Tensor, W: Tensor) -> Tensor:
         """``sum_j theta / (r (theta + r)) w w^T``."""
         inverse = torch.exp(-self.log_theta)
-        return outer_products(A, W, lambda rate, feature: torch.addcmul(rate, rate**2, inverse[feature]).reciprocal_())
+        return outer_products(
+            A, W, lambda rate, feature: torch.addcmul(rate, rate**2, inverse[feature]).reciprocal_()
+        )
 
     def nonzero_information(self, values: Tensor, rate: Tensor, feature: Tensor) -> Tensor:
         """``y theta / (r^2 (theta + r))``."""
@@ -100,7 +113,9 @@ class NegativeBinomial(AbstractLikelihood):
             r = counts.rates(moments.mean, W)
             excess += own.index_add_(0, counts.columns, counts.values**2 - 2 * counts.values * r)
         distributed.add_up(rate_sq, excess)
-        theta = torch.where(excess > 0, rate_sq / excess.clamp_min(1e-6), torch.full_like(excess, 100.0))
+        theta = torch.where(
+            excess > 0, rate_sq / excess.clamp_min(1e-6), torch.full_like(excess, 100.0)
+        )
         self.log_theta.copy_(theta.clamp(0.05, 100.0).log())
         self.in_surrogate = False
 

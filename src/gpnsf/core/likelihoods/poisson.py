@@ -32,13 +32,17 @@ class Poisson(AbstractLikelihood):
         """Poisson counts."""
         return dist.Poisson(rate)
 
-    def bound(self, counts: SparseCounts, moments: Moments, W: Tensor, geometric: Tensor | None = None) -> Tensor:
+    def bound(
+        self, counts: SparseCounts, moments: Moments, W: Tensor, geometric: Tensor | None = None
+    ) -> Tensor:
         """Nonzeros and column sums only."""
         inner = W if geometric is None else geometric
         nonzero = SparseTerm.apply(moments.geometric, inner, counts, self.link)
         return nonzero - (moments.mean.sum(0) * W.sum(0)).sum() - counts.log_factorials
 
-    def curvature(self, counts: SparseCounts, A: Tensor, W: Tensor, information: bool) -> tuple[Tensor, Tensor | None]:
+    def curvature(
+        self, counts: SparseCounts, A: Tensor, W: Tensor, information: bool
+    ) -> tuple[Tensor, Tensor | None]:
         """``sum_j (df/dr - 1) w``, f the term of the nonzeros, and their information."""
         gradient = counts.half(A, W, self.link)[:, :-1] - W.sum(0)[:-1]
         return gradient, counts.information(A, W, self.nonzero_information) if information else None

@@ -18,7 +18,16 @@ from gpnsf.core.model.factors import FieldFactors, NormalFactors
 from gpnsf.core.model.loadings import AbstractLoadings, GammaLoadings, PointLoadings
 from gpnsf.core.types import Dataset
 
-__all__ = ["BASIS_RANGE", "DEFAULT_INDUCING", "FIELDS", "PRESETS", "Preset", "build", "field_size", "restore_field"]
+__all__ = [
+    "BASIS_RANGE",
+    "DEFAULT_INDUCING",
+    "FIELDS",
+    "PRESETS",
+    "Preset",
+    "build",
+    "field_size",
+    "restore_field",
+]
 
 FIELDS: dict[str, type[AbstractField]] = {"hilbert": HilbertField, "inducing": InducingField}
 DEFAULT_INDUCING = 300
@@ -74,7 +83,9 @@ def build(
     chosen = PRESETS[preset]
     spatial = nonspatial = None
     if n_spatial:
-        spatial = FieldFactors(_build_field(field, dataset, kernel, n_spatial, lengthscale or 0.2, n_inducing, seed))
+        spatial = FieldFactors(
+            _build_field(field, dataset, kernel, n_spatial, lengthscale or 0.2, n_inducing, seed)
+        )
         spatial.field.log_lengthscale.requires_grad_(lengthscale is None)
         spatial.field.has_given_lengthscale = lengthscale is not None
     if n_factors > n_spatial:
@@ -82,7 +93,9 @@ def build(
     views = {}
     for view in dataset.views:
         likelihood = LIKELIHOODS[view.likelihood](view.counts.shape[1])
-        own = _build_loadings(likelihood, n_factors, chosen, dataset.n_batches, point=loadings == "point")
+        own = _build_loadings(
+            likelihood, n_factors, chosen, dataset.n_batches, point=loadings == "point"
+        )
         views[view.name] = ViewModel(likelihood, own, view.weight, dataset.n_batches)
     return Factorization(
         spatial,
@@ -106,17 +119,31 @@ def _build_loadings(
 
 
 def _build_field(
-    kind: str, dataset: Dataset, kernel: str, n_factors: int, lengthscale: float, n_inducing: int | None, seed: int
+    kind: str,
+    dataset: Dataset,
+    kernel: str,
+    n_factors: int,
+    lengthscale: float,
+    n_inducing: int | None,
+    seed: int,
 ) -> AbstractField:
     """The field over the coordinates of a dataset."""
     if kind == "hilbert":
         extent = np.maximum(np.abs(dataset.coords).max(0), 1e-3)
         n_basis = int(np.clip(np.ceil(4 / lengthscale), *BASIS_RANGE))
-        return HilbertField(kernel, n_factors, dataset.n_libraries, extent, lengthscale=lengthscale, n_basis=n_basis)
+        return HilbertField(
+            kernel, n_factors, dataset.n_libraries, extent, lengthscale=lengthscale, n_basis=n_basis
+        )
     centres, library = _inducing_points(dataset, n_inducing or DEFAULT_INDUCING, seed)
     covariance = "full" if (n_inducing or DEFAULT_INDUCING) <= DEFAULT_INDUCING else "diagonal"
     return InducingField(
-        kernel, n_factors, dataset.n_libraries, centres, library, lengthscale=lengthscale, covariance=covariance
+        kernel,
+        n_factors,
+        dataset.n_libraries,
+        centres,
+        library,
+        lengthscale=lengthscale,
+        covariance=covariance,
     )
 
 
@@ -128,7 +155,9 @@ def field_size(
         n_axis = float(np.clip(4 / (lengthscale or 0.2), *BASIS_RANGE))
         return hilbert.size(dataset.coords, dataset.n_libraries, n_factors, n_axis)
     wanted = n_inducing or DEFAULT_INDUCING
-    return inducing.size(dataset.n_obs, n_factors, wanted, full=min(wanted, dataset.n_obs) <= DEFAULT_INDUCING)
+    return inducing.size(
+        dataset.n_obs, n_factors, wanted, full=min(wanted, dataset.n_obs) <= DEFAULT_INDUCING
+    )
 
 
 def _inducing_points(dataset: Dataset, n_inducing: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -141,9 +170,17 @@ def _inducing_points(dataset: Dataset, n_inducing: int, seed: int) -> tuple[np.n
     centres, libraries = [], []
     for library in range(dataset.n_libraries):
         points = np.unique(dataset.coords[dataset.library == library], axis=0)
-        wanted = max(1, round(n_inducing * len(points) / dataset.n_obs)) if dataset.n_libraries > 1 else n_inducing
+        wanted = (
+            max(1, round(n_inducing * len(points) / dataset.n_obs))
+            if dataset.n_libraries > 1
+            else n_inducing
+        )
         if len(points) > wanted:
-            points = KMeans(wanted, n_init=1, max_iter=30, random_state=seed).fit(points).cluster_centers_
+            points = (
+                KMeans(wanted, n_init=1, max_iter=30, random_state=seed)
+                .fit(points)
+                .cluster_centers_
+            )
         centres.append(points)
         libraries.append(np.full(len(points), library))
     return np.concatenate(centres), np.concatenate(libraries)

@@ -62,7 +62,11 @@ class ViewModel(nn.Module):
     """Loadings, batch multipliers and likelihood of one modality."""
 
     def __init__(
-        self, likelihood: AbstractLikelihood, loadings: AbstractLoadings, weight: float, n_batches: int = 1
+        self,
+        likelihood: AbstractLikelihood,
+        loadings: AbstractLoadings,
+        weight: float,
+        n_batches: int = 1,
     ) -> None:
         super().__init__()
         self.likelihood, self.loadings, self.weight = likelihood, loadings, weight
@@ -76,7 +80,11 @@ class ViewModel(nn.Module):
 
     def as_seen(self, loadings: Tensor, batch: int) -> Tensor:
         """Loadings [P, K+1] times the multipliers of a batch."""
-        return loadings if self.log_multipliers is None else self.log_multipliers[batch].exp()[:, None] * loadings
+        return (
+            loadings
+            if self.log_multipliers is None
+            else self.log_multipliers[batch].exp()[:, None] * loadings
+        )
 
     def loadings_of(self, batch: int) -> Tensor:
         """``E W`` [P, K+1] as one batch sees them."""
@@ -85,7 +93,11 @@ class ViewModel(nn.Module):
     def log_prior(self) -> Tensor | float:
         """Log prior of the point estimates that have one."""
         own = self.likelihood.log_prior()
-        return own if self.log_multipliers is None else own - 0.5 * (self.log_multipliers / BATCH_SD).square().sum()
+        return (
+            own
+            if self.log_multipliers is None
+            else own - 0.5 * (self.log_multipliers / BATCH_SD).square().sum()
+        )
 
 
 class Factorization(nn.Module):
@@ -157,7 +169,9 @@ class Factorization(nn.Module):
         factors = h.exp() if self.nonnegative else h
         draws = {}
         for name, view in self.items():
-            W = view.as_seen(self._scaled(view.loadings.model, False, block, f"{name}_loadings"), block.batch)
+            W = view.as_seen(
+                self._scaled(view.loadings.model, False, block, f"{name}_loadings"), block.batch
+            )
             size = block.size[name]
             rate = torch.cat([size * factors, size], 1) @ W.T
             law = view.likelihood.distribution(rate).mask(size > 0).to_event(2)
@@ -177,7 +191,9 @@ class Factorization(nn.Module):
             arguments = f"{name}_loadings", view.multipliers, view.weight / self.kl_weight
             self._scaled(view.loadings.guide, False, block, *arguments)
 
-    def _scaled(self, sample: Callable[..., Any], is_local: bool, block: Block, *arguments: Any) -> Any:
+    def _scaled(
+        self, sample: Callable[..., Any], is_local: bool, block: Block, *arguments: Any
+    ) -> Any:
         """Sites under eta.
 
         They are shared out over the blocks where latent variables are common to all.
@@ -203,8 +219,13 @@ class Factorization(nn.Module):
         m, v = h
         # the slope of the root is infinite at 0
         scale, certain = v.clamp_min(1e-12).sqrt(), torch.zeros_like(v)
-        draws = [self._moments(m + scale * torch.randn_like(m), certain, size) for _ in range(self.n_samples)]
-        return torch.stack([view.likelihood.bound(counts, draw, mean, geometric) for draw in draws]).mean()
+        draws = [
+            self._moments(m + scale * torch.randn_like(m), certain, size)
+            for _ in range(self.n_samples)
+        ]
+        return torch.stack(
+            [view.likelihood.bound(counts, draw, mean, geometric) for draw in draws]
+        ).mean()
 
     def marginals(self, block: Block) -> tuple[Tensor, Tensor]:
         """Mean and variance [n, K] of h under the guide (eq. 32 to 34)."""
@@ -242,7 +263,9 @@ class Factorization(nn.Module):
         logs = torch.log(factors + 0.02) if self.nonnegative else factors
         shift = logs[:, : self.n_spatial].mean(0)  # a field has no intercept: the loadings take it
         if self.spatial is not None:
-            self.spatial.field.load(logs[:, : self.n_spatial] - shift, [block.located for block in blocks])
+            self.spatial.field.load(
+                logs[:, : self.n_spatial] - shift, [block.located for block in blocks]
+            )
         if self.nonspatial is not None:
             self.nonspatial.loc.data.copy_(logs[:, self.n_spatial :])
         for name, view in self.items():
@@ -251,7 +274,9 @@ class Factorization(nn.Module):
                 loadings[:, : self.n_spatial] *= shift.exp()
             view.loadings.load(loadings)
             if view.log_multipliers is not None and not view.likelihood.signed:
-                view.log_multipliers.data.copy_(self._first_multipliers(name, view, factors, blocks))
+                view.log_multipliers.data.copy_(
+                    self._first_multipliers(name, view, factors, blocks)
+                )
         self.prepare(blocks)
         self.look(blocks)
 
@@ -264,12 +289,19 @@ class Factorization(nn.Module):
             parts = [block.counts[name].column_sums for block in distributed.mine(blocks)]
             sums[name] = torch.stack(parts).double().sum(0)
             distributed.add_up(sums[name])
-        strength = {name: view.weight * float(sums[name].sum()) / len(sums[name]) ** 0.5 for name, view in self.items()}
+        strength = {
+            name: view.weight * float(sums[name].sum()) / len(sums[name]) ** 0.5
+            for name, view in self.items()
+        }
         for name, view in self.items():
-            view.loadings.prepare(sums[name].float(), leads=strength[name] == max(strength.values()))
+            view.loadings.prepare(
+                sums[name].float(), leads=strength[name] == max(strength.values())
+            )
 
     @torch.no_grad()
-    def _first_multipliers(self, name: str, view: ViewModel, factors: Tensor, blocks: list[Block]) -> Tensor:
+    def _first_multipliers(
+        self, name: str, view: ViewModel, factors: Tensor, blocks: list[Block]
+    ) -> Tensor:
         """Log ratio of each batch's counts of a feature to those that a start expects.
 
         It is shrunken as under a gamma prior.
@@ -286,7 +318,9 @@ class Factorization(nn.Module):
         logs = torch.log((observed + BATCH_SD**-2) / (expected + BATCH_SD**-2))
         return logs - logs.mean(0)
 
-    def blocks(self, dataset: Dataset, block_size: int | None = None, *, counts: bool = True) -> list[Block]:
+    def blocks(
+        self, dataset: Dataset, block_size: int | None = None, *, counts: bool = True
+    ) -> list[Block]:
         """Row blocks of a dataset, whose counts are read when they are asked for.
 
         One block in memory is the special case.
@@ -298,18 +332,31 @@ class Factorization(nn.Module):
             if block_size
             else n * math.ceil(dataset.n_obs / (n * dataset.block_size))
         )
-        ends = np.cumsum(np.bincount(np.zeros(dataset.n_obs, int) if dataset.batch is None else dataset.batch))
+        ends = np.cumsum(
+            np.bincount(np.zeros(dataset.n_obs, int) if dataset.batch is None else dataset.batch)
+        )
         cuts = np.union1d(np.linspace(0, dataset.n_obs, n_parts + 1).astype(int), ends).tolist()
         batches = np.searchsorted(ends, cuts[:-1], side="right").tolist()
         parts = zip(pairwise(cuts), batches, strict=True)
-        return [self._block(dataset, slice(*rows), 1 / len(batches), shelf, batch) for rows, batch in parts]
+        return [
+            self._block(dataset, slice(*rows), 1 / len(batches), shelf, batch)
+            for rows, batch in parts
+        ]
 
-    def _block(self, dataset: Dataset, rows: slice, share: float, shelf: Shelf | None, batch: int) -> Block:
+    def _block(
+        self, dataset: Dataset, rows: slice, share: float, shelf: Shelf | None, batch: int
+    ) -> Block:
         """One block, on the device of the model."""
         device = next(self.parameters()).device
         place = dataset.coords[rows], dataset.library[rows]
-        located = self.spatial.field.locate(*place) if self.spatial else Located(*to_tensors(*place, device))
-        size = {v.name: torch.as_tensor(v.size[rows], device=device)[:, None] for v in dataset.views}
+        located = (
+            self.spatial.field.locate(*place)
+            if self.spatial
+            else Located(*to_tensors(*place, device))
+        )
+        size = {
+            v.name: torch.as_tensor(v.size[rows], device=device)[:, None] for v in dataset.views
+        }
         counts = {} if shelf is None else BlockCounts(dataset.views, rows, device, shelf)
         return Block(rows, located, size, counts, share, batch)
 
@@ -321,6 +368,10 @@ class Factorization(nn.Module):
             draws, shared = [], dict[str, Tensor]()
             for block in self.blocks(dataset, counts=False):
                 trace = poutine.trace(poutine.condition(self.model, data=shared)).get_trace(block)
-                shared = {site: trace.nodes[site]["value"] for site in ("u",) if site in trace.nodes}
+                shared = {
+                    site: trace.nodes[site]["value"] for site in ("u",) if site in trace.nodes
+                }
                 draws.append({name: trace.nodes[name]["value"] for name in self.names})
-            return {name: torch.cat([draw[name] for draw in draws]).cpu().numpy() for name in self.names}
+            return {
+                name: torch.cat([draw[name] for draw in draws]).cpu().numpy() for name in self.names
+            }

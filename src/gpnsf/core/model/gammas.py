@@ -50,7 +50,9 @@ def gamma_posterior(
     return _by_torch(log_mean, alpha, mu, level, exposure)
 
 
-def _by_torch(log_mean: Tensor, alpha: Tensor, mu: Tensor, level: Tensor, exposure: Tensor) -> tuple[Tensor, Tensor]:
+def _by_torch(
+    log_mean: Tensor, alpha: Tensor, mu: Tensor, level: Tensor, exposure: Tensor
+) -> tuple[Tensor, Tensor]:
     """The formulas as they stand, in double precision, on any device."""
     mean, alpha = log_mean.double().exp(), alpha.double()
     beta = alpha / (mu.double() * level.double()[:, None])
@@ -74,14 +76,21 @@ class _Compiled(torch.autograd.Function):
         ctx: Any, log_mean: Tensor, alpha: Tensor, mu: Tensor, level: Tensor, exposure: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Values; slopes are kept for the way back."""
-        geometric, by_geometric, by_divergence = (np.empty(log_mean.shape, np.float32) for _ in range(3))
+        geometric, by_geometric, by_divergence = (
+            np.empty(log_mean.shape, np.float32) for _ in range(3)
+        )
         divergence, by_alpha = np.zeros(len(alpha)), np.zeros(len(alpha))
-        inputs = (x.detach().contiguous().numpy() for x in (log_mean, alpha, (alpha / mu).log(), level, exposure))
+        inputs = (
+            x.detach().contiguous().numpy()
+            for x in (log_mean, alpha, (alpha / mu).log(), level, exposure)
+        )
         arrays = (*inputs, geometric, by_geometric, by_divergence, divergence, by_alpha)
         _pass(*arrays)
         n_features, wide = len(log_mean), alpha.double()
         slopes = torch.from_numpy(by_alpha) + n_features * torch.digamma(wide)
-        ctx.save_for_backward(torch.from_numpy(by_geometric), torch.from_numpy(by_divergence), slopes)
+        ctx.save_for_backward(
+            torch.from_numpy(by_geometric), torch.from_numpy(by_divergence), slopes
+        )
         total = torch.from_numpy(divergence).sum() + n_features * torch.lgamma(wide).sum()
         return torch.from_numpy(geometric), total
 

@@ -110,7 +110,9 @@ class AbstractLoadings(nn.Module, ABC):
 class PointLoadings(AbstractLoadings):
     """Point estimates, without a prior: the loadings of the papers, and of models with a sign."""
 
-    def __init__(self, n_features: int, n_factors: int, *, background: bool, nonnegative: bool) -> None:
+    def __init__(
+        self, n_features: int, n_factors: int, *, background: bool, nonnegative: bool
+    ) -> None:
         super().__init__(n_features, n_factors, background=background)
         self.nonnegative = nonnegative
         # a model is built without touching the global random state
@@ -137,7 +139,9 @@ class GammaLoadings(AbstractLoadings):
     level: Tensor
     charge: Tensor
 
-    def __init__(self, n_features: int, n_factors: int, *, background: bool, n_batches: int = 1) -> None:
+    def __init__(
+        self, n_features: int, n_factors: int, *, background: bool, n_batches: int = 1
+    ) -> None:
         super().__init__(n_features, n_factors, background=background)
         self.raw = nn.Parameter(torch.full(self.shape, -math.log(n_factors + 1)))  # log E W
         self.log_shape = nn.Parameter(torch.full((n_factors + 1,), math.log(FIRST_SHAPE)))
@@ -155,7 +159,9 @@ class GammaLoadings(AbstractLoadings):
         """
         least, most = CHARGES
         self.level.copy_((column_sums + 1) / (column_sums + 1).mean())
-        self.charge.copy_((column_sums.mean() / FULL_COUNTS).clamp(LEAST_OF_LEAD if leads else least, most))
+        self.charge.copy_(
+            (column_sums.mean() / FULL_COUNTS).clamp(LEAST_OF_LEAD if leads else least, most)
+        )
 
     @property
     def n_columns(self) -> int:
@@ -166,7 +172,9 @@ class GammaLoadings(AbstractLoadings):
         """Mean, geometric mean, and divergence from the prior times the charge."""
         alpha, mu = self._prior()
         n, exposure = self.n_columns, weight / self.charge * self._exposure(multipliers)
-        geometric, divergence = gamma_posterior(self.raw[:, :n], alpha[:n], mu[:n], self.level, exposure[:, :n])
+        geometric, divergence = gamma_posterior(
+            self.raw[:, :n], alpha[:n], mu[:n], self.level, exposure[:, :n]
+        )
         if not self.background:
             geometric = torch.cat([geometric, torch.zeros_like(self.raw[:, :1])], 1)
         return PosteriorLoadings(self.mean, geometric, self.charge * divergence)
@@ -190,7 +198,9 @@ class GammaLoadings(AbstractLoadings):
     def put(self, factor: int, loadings: Tensor, like: int | None) -> None:
         """Loadings, and the shape of the prior of another factor."""
         super().put(factor, loadings, like)
-        self.log_shape.data[factor] = math.log(FIRST_SHAPE) if like is None else self.log_shape.data[like]
+        self.log_shape.data[factor] = (
+            math.log(FIRST_SHAPE) if like is None else self.log_shape.data[like]
+        )
 
     def see(self, batch: int, mean: Tensor) -> None:
         """Add up what the loadings are exposed to."""
@@ -203,7 +213,11 @@ class GammaLoadings(AbstractLoadings):
         """The sums over all rows, of all processes, are the exposure from here on."""
         if self._seen is None and distributed.number() == 1:
             return
-        seen = torch.zeros_like(self.exposure, dtype=torch.float64) if self._seen is None else self._seen
+        seen = (
+            torch.zeros_like(self.exposure, dtype=torch.float64)
+            if self._seen is None
+            else self._seen
+        )
         distributed.add_up(seen)
         self.exposure.copy_(seen)
         self._seen = None

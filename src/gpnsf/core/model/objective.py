@@ -32,7 +32,9 @@ class ClosedFormELBO(ELBO):  # type: ignore[misc]
         fit = divergence = prior = torch.zeros((), device=h[0].device)
         for part in model.parts:
             # eq. 28
-            divergence = divergence + (1 if part.is_local else block.share) * part.divergence(block.rows)
+            divergence = divergence + (1 if part.is_local else block.share) * part.divergence(
+                block.rows
+            )
         for name, view in model.items():
             # q(W): eq. L2 to L4
             W = view.loadings.posterior(view.multipliers, view.weight / model.kl_weight)
@@ -58,4 +60,6 @@ class ClosedFormELBO(ELBO):  # type: ignore[misc]
 
     def _get_trace(self, *arguments: Any) -> Any:
         """There is nothing to trace: all expectations have a closed form."""
-        raise TypeError("Expected an objective that draws; got ClosedFormELBO. Pass pyro.infer.Trace_ELBO instead.")
+        raise TypeError(
+            "Expected an objective that draws; got ClosedFormELBO. Pass pyro.infer.Trace_ELBO instead."
+        )

@@ -49,7 +49,9 @@ def permutation_p_values(
     """
     slices = [np.flatnonzero(library == code) for code in np.unique(library)]
     patterns = centred_within(np.asarray(spatial, dtype=np.float32), slices)
-    shuffled = np.hstack([patterns, *_permuted(patterns, slices, n_permutations, np.random.default_rng(seed))])
+    shuffled = np.hstack(
+        [patterns, *_permuted(patterns, slices, n_permutations, np.random.default_rng(seed))]
+    )
     (codes, multipliers), scores, skewness = batches, [], []
     by_feature = counts.tocsc()
     step = max(1, BLOCK // counts.shape[0])

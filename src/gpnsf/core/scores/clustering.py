@@ -47,7 +47,9 @@ def cluster(
     return _by_size(labels)
 
 
-def stability(points: np.ndarray, numbers: Iterable[int], *, method: str = "kmeans", seed: int = 0) -> np.ndarray:
+def stability(
+    points: np.ndarray, numbers: Iterable[int], *, method: str = "kmeans", seed: int = 0
+) -> np.ndarray:
     """Mean adjusted Rand index of labels over pairs of subsamples, by number of clusters.
 
     The labels are those of all points.
@@ -56,8 +58,15 @@ def stability(points: np.ndarray, numbers: Iterable[int], *, method: str = "kmea
     """
     rng = np.random.default_rng(seed)
     size = subsample_size(len(points))
-    subsamples = [np.sort(rng.choice(len(points), size, replace=False)) for _ in range(N_SUBSAMPLES)]
-    return np.array([_agreement([_labels(points, rows, k, method, seed) for rows in subsamples]) for k in numbers])
+    subsamples = [
+        np.sort(rng.choice(len(points), size, replace=False)) for _ in range(N_SUBSAMPLES)
+    ]
+    return np.array(
+        [
+            _agreement([_labels(points, rows, k, method, seed) for rows in subsamples])
+            for k in numbers
+        ]
+    )
 
 
 def subsample_size(n_points: int) -> int:
@@ -70,9 +79,15 @@ def stable_number(numbers: np.ndarray, stable: np.ndarray) -> int:
     return int(numbers[stable >= LEAST_STABLE * stable.max()].max())
 
 
-def _labels(points: np.ndarray, rows: np.ndarray, n_clusters: int, method: str, seed: int) -> np.ndarray:
+def _labels(
+    points: np.ndarray, rows: np.ndarray, n_clusters: int, method: str, seed: int
+) -> np.ndarray:
     """Labels of all points by a model of some of them."""
-    model = _mixture(n_clusters, 3, seed) if method == "gmm" else KMeans(n_clusters, n_init=5, random_state=seed)
+    model = (
+        _mixture(n_clusters, 3, seed)
+        if method == "gmm"
+        else KMeans(n_clusters, n_init=5, random_state=seed)
+    )
     return model.fit(points[rows]).predict(points)
 
 
@@ -84,7 +99,9 @@ def _agreement(labels: list[np.ndarray]) -> float:
 
 def _mixture(n_clusters: int, n_init: int, seed: int) -> GaussianMixture:
     """Gaussians of one shape: with a covariance each, small clusters collapse."""
-    return GaussianMixture(n_clusters, covariance_type="tied", n_init=n_init, reg_covar=1e-5, random_state=seed)
+    return GaussianMixture(
+        n_clusters, covariance_type="tied", n_init=n_init, reg_covar=1e-5, random_state=seed
+    )
 
 
 def _leiden(points: np.ndarray, n_clusters: int, *, n_neighbors: int, seed: int) -> np.ndarray:
@@ -129,6 +146,8 @@ def _communities(graph: igraph.Graph, resolution: float, seed: int) -> np.ndarra
 
 def _by_size(labels: np.ndarray) -> np.ndarray:
     """The same clusters, the largest one called 0; equal ones in the order of their first point."""
-    _, first, codes, sizes = np.unique(labels, return_index=True, return_inverse=True, return_counts=True)
+    _, first, codes, sizes = np.unique(
+        labels, return_index=True, return_inverse=True, return_counts=True
+    )
     order = np.lexsort((first, -sizes))
     return np.argsort(order)[codes]

@@ -38,7 +38,11 @@ def coordinates(factors: np.ndarray, loadings: Mapping[str, np.ndarray]) -> np.n
 
 
 def composition(
-    factors: np.ndarray, loadings: Mapping[str, np.ndarray], *, block_bytes: int = BLOCK_BYTES, seed: int = 0
+    factors: np.ndarray,
+    loadings: Mapping[str, np.ndarray],
+    *,
+    block_bytes: int = BLOCK_BYTES,
+    seed: int = 0,
 ) -> np.ndarray:
     r"""Coordinates [N, d] at Hellinger distances of expected compositions, d = min(15, K).
 

@@ -14,7 +14,11 @@ __all__ = ["expected", "expected_shares"]
 
 
 def expected(
-    likelihood: str, factors: np.ndarray, loadings: np.ndarray, background: np.ndarray, size: np.ndarray | None = None
+    likelihood: str,
+    factors: np.ndarray,
+    loadings: np.ndarray,
+    background: np.ndarray,
+    size: np.ndarray | None = None,
 ) -> np.ndarray:
     """Expected counts [n, P] float32 at the given factors [n, K] and ``size`` [n] (default 1).
 

@@ -27,12 +27,16 @@ def profiles(loadings: np.ndarray, *, signed: bool = False) -> tuple[np.ndarray,
     profile = W if signed else _centred_shares(W)
     length = np.linalg.norm(profile, axis=1)
     told = length > np.sqrt(np.finfo(np.float32).eps)  # the rest is the rounding of the loadings
-    return np.divide(profile, length[:, None], out=np.zeros_like(W), where=told[:, None]), np.where(told, length, 0.0)
+    return np.divide(profile, length[:, None], out=np.zeros_like(W), where=told[:, None]), np.where(
+        told, length, 0.0
+    )
 
 
 def pair_scores(first: np.ndarray, second: np.ndarray, i: np.ndarray, j: np.ndarray) -> np.ndarray:
     """Cosines [n] of the unit profiles [P1, K] and [P2, K] of the pairs ``i``, ``j`` [n]."""
-    return np.concatenate([np.einsum("nk,nk->n", first[i[part]], second[j[part]]) for part in _parts(len(i))])
+    return np.concatenate(
+        [np.einsum("nk,nk->n", first[i[part]], second[j[part]]) for part in _parts(len(i))]
+    )
 
 
 def strata(bins: np.ndarray, *matched: np.ndarray) -> np.ndarray:
@@ -92,7 +96,10 @@ def matched_ranking(
     the share of pairs of a link and another pair of the same bin that are in order; average
     precision and base rate are averaged by links.
     """
-    parts = [_ranking(score[rows], truth[rows], weight[rows]) for rows in (bins == code for code in np.unique(bins))]
+    parts = [
+        _ranking(score[rows], truth[rows], weight[rows])
+        for rows in (bins == code for code in np.unique(bins))
+    ]
     links, others, area, precision = np.array(parts).T
     both = (links > 0) & (others > 0)
     links, others = links[both], others[both]
@@ -100,10 +107,16 @@ def matched_ranking(
         return np.nan, np.nan, np.nan
     base = links / (links + others)
     auroc = np.average(area[both], weights=links * others)
-    return float(auroc), float(np.average(precision[both], weights=links)), float(np.average(base, weights=links))
+    return (
+        float(auroc),
+        float(np.average(precision[both], weights=links)),
+        float(np.average(base, weights=links)),
+    )
 
 
-def _ranking(score: np.ndarray, truth: np.ndarray, weight: np.ndarray) -> tuple[float, float, float, float]:
+def _ranking(
+    score: np.ndarray, truth: np.ndarray, weight: np.ndarray
+) -> tuple[float, float, float, float]:
     """Weight of links and of other pairs, AUROC and average precision of one bin.
 
     Ties count half, or stand at one rank.

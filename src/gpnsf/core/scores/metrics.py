@@ -43,7 +43,9 @@ def deviance(
     """
     known = sorted(name for name, family in FAMILIES.items() if family.has_deviance)
     if likelihood not in known:
-        raise ValueError(f"A deviance needs a known likelihood; got {likelihood!r}. Choose one of {known}.")
+        raise ValueError(
+            f"A deviance needs a known likelihood; got {likelihood!r}. Choose one of {known}."
+        )
     family = FAMILIES[likelihood]
     if family.has_dispersion and dispersion is None:
         raise ValueError(
@@ -74,7 +76,9 @@ def centred_within(values: np.ndarray, slices: list[np.ndarray]) -> np.ndarray:
     return result
 
 
-def permutation_variance(one: np.ndarray, other: np.ndarray, slices: list[np.ndarray]) -> np.ndarray:
+def permutation_variance(
+    one: np.ndarray, other: np.ndarray, slices: list[np.ndarray]
+) -> np.ndarray:
     """Variance [T, P] of ``one^T other`` over permutations of rows within slices.
 
     Both [n, T], [n, P] are centred; all permutations count.
@@ -127,7 +131,9 @@ def _standardised(values: np.ndarray) -> np.ndarray:
     return centred / np.where(constant, np.inf, length)
 
 
-def coverage(truth: np.ndarray | float, mean: np.ndarray, sd: np.ndarray, level: float = 0.9) -> float:
+def coverage(
+    truth: np.ndarray | float, mean: np.ndarray, sd: np.ndarray, level: float = 0.9
+) -> float:
     """Share of true values inside the central normal intervals of the given level.
 
     For factors it is on the log scale.

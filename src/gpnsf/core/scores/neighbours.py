@@ -24,7 +24,9 @@ class Ties:
 
     def strength(self, bandwidth: float, region_bandwidth: float) -> np.ndarray:
         """Strengths [E], ``exp(-(d / s1)^2 - (z / s2)^2)``, over the largest sum of a spot."""
-        strength = np.exp(-((self.distance / bandwidth) ** 2) - (self.contrast / region_bandwidth) ** 2)
+        strength = np.exp(
+            -((self.distance / bandwidth) ** 2) - (self.contrast / region_bandwidth) ** 2
+        )
         largest = np.bincount(self.row, strength, minlength=self.n_obs).max(initial=0.0)
         return strength / largest if largest > 0 else np.zeros(len(strength))
 
@@ -34,7 +36,9 @@ class Ties:
         return sp.csr_matrix((values, (self.row, self.column)), shape=(self.n_obs, self.n_obs))
 
 
-def ties(coords: np.ndarray, slices: np.ndarray, *, n_neighbors: int, regions: np.ndarray | None = None) -> Ties:
+def ties(
+    coords: np.ndarray, slices: np.ndarray, *, n_neighbors: int, regions: np.ndarray | None = None
+) -> Ties:
     """Ties of each spot to its nearest ones in the slice [N], and to those it is nearest to.
 
     ``regions`` [N, R] describe the spots otherwise, by indicators of a region or by intensities of
@@ -48,5 +52,11 @@ def ties(coords: np.ndarray, slices: np.ndarray, *, n_neighbors: int, regions: n
         rows.append(spots[pairs.row])
         columns.append(spots[pairs.col])
     row, column = np.concatenate(rows), np.concatenate(columns)
-    contrast = np.zeros(len(row)) if regions is None else np.abs(regions[row] - regions[column]).sum(axis=1)
-    return Ties(len(coords), row, column, np.linalg.norm(coords[row] - coords[column], axis=1), contrast)
+    contrast = (
+        np.zeros(len(row))
+        if regions is None
+        else np.abs(regions[row] - regions[column]).sum(axis=1)
+    )
+    return Ties(
+        len(coords), row, column, np.linalg.norm(coords[row] - coords[column], axis=1), contrast
+    )

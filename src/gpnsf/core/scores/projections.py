@@ -26,9 +26,15 @@ def principal_components(counts: sp.csr_matrix, n_components: int, *, seed: int)
     sd = np.sqrt(np.maximum(np.asarray(logs.multiply(logs).mean(axis=0)).ravel() - mean**2, 0.0))
     sd[sd < 1e-6] = np.inf
     scaled = sp.csr_matrix(logs, copy=True)
-    scaled.data = np.minimum(scaled.data / sd[scaled.indices], (mean / sd)[scaled.indices] + LARGEST)
+    scaled.data = np.minimum(
+        scaled.data / sd[scaled.indices], (mean / sd)[scaled.indices] + LARGEST
+    )
     n_components = min(n_components, min(counts.shape) - 1)
-    return PCA(n_components, svd_solver="arpack", random_state=seed).fit_transform(scaled).astype(np.float32)
+    return (
+        PCA(n_components, svd_solver="arpack", random_state=seed)
+        .fit_transform(scaled)
+        .astype(np.float32)
+    )
 
 
 def semantic_index(counts: sp.csr_matrix, n_components: int, *, seed: int) -> np.ndarray:
@@ -40,7 +46,9 @@ def semantic_index(counts: sp.csr_matrix, n_components: int, *, seed: int) -> np
 
     idf = counts.shape[0] / np.maximum(np.asarray(counts.sum(axis=0)).ravel(), 1.0)
     weights = _per_total(sp.csr_matrix(_per_total(counts, 1.0) @ sp.diags(idf)), SCALE).log1p()
-    left, values, _ = randomized_svd(weights, min(n_components, min(counts.shape) - 1), random_state=seed)
+    left, values, _ = randomized_svd(
+        weights, min(n_components, min(counts.shape) - 1), random_state=seed
+    )
     scores = left * values
     scores -= scores.mean(axis=1, keepdims=True)
     return (scores / np.maximum(scores.std(axis=1, keepdims=True), 1e-6)).astype(np.float32)

@@ -53,7 +53,12 @@ class Weights:
 
 
 def posterior(
-    weights: Weights, std: np.ndarray, background: np.ndarray, *, n_obs: int, min_counts: float = MIN_COUNTS
+    weights: Weights,
+    std: np.ndarray,
+    background: np.ndarray,
+    *,
+    n_obs: int,
+    min_counts: float = MIN_COUNTS,
 ) -> np.ndarray:
     r"""Binary logarithm [P] of the lower end of each loading's interval over the one expected.
 

@@ -29,7 +29,9 @@ def _judge(likelihood: str) -> Family:
     return FAMILIES[FAMILIES[likelihood].scorer or likelihood]
 
 
-def shrunk(loadings: np.ndarray, mean: np.ndarray, n_counts: np.ndarray, strength: float) -> np.ndarray:
+def shrunk(
+    loadings: np.ndarray, mean: np.ndarray, n_counts: np.ndarray, strength: float
+) -> np.ndarray:
     """Loadings [P, K+1], background last, pulled towards the mean rate [P] of each feature."""
     pull = strength / (strength + np.maximum(n_counts, 1e-12)) if strength else np.zeros(len(mean))
     result = loadings * (1 - pull)[:, None]
@@ -56,7 +58,9 @@ def known(
     family = _judge(likelihood)
     mean = family.null_rates(counts, size, pseudocount=extra)
     mean = mean * size.sum() / (np.bincount(batch, size, minlength=len(multipliers)) @ multipliers)
-    n_counts = np.bincount(counts.indices, None if family.binary else counts.data, minlength=counts.shape[1])
+    n_counts = np.bincount(
+        counts.indices, None if family.binary else counts.data, minlength=counts.shape[1]
+    )
     return mean, n_counts + extra
 
 
@@ -78,12 +82,18 @@ def best_strength(
     wanted = min(FEATURES, int(counts.shape[1] * NONZEROS / max(counts.nnz, 1)) + 1)
     seen = np.flatnonzero((counts.getnnz(axis=0) > 0) & loadings.any(axis=1))
     sample = np.sort(rng.permutation(seen)[:wanted])
-    counts, A, multipliers = sp.csr_matrix(counts[:, sample]), size[:, None] * factors, multipliers[:, sample]
+    counts, A, multipliers = (
+        sp.csr_matrix(counts[:, sample]),
+        size[:, None] * factors,
+        multipliers[:, sample],
+    )
     fold = rng.permutation(len(A)) % N_FOLDS
     total = np.zeros(len(STRENGTHS))
     for number in range(N_FOLDS):
         train = fold != number
-        mean, n_counts = known(likelihood, counts[train], size[train], batch[train], multipliers, extra=HALF)
+        mean, n_counts = known(
+            likelihood, counts[train], size[train], batch[train], multipliers, extra=HALF
+        )
         W = _updated(family, counts[train], A[train], loadings[sample], batch[train], multipliers)
         for i, strength in enumerate(STRENGTHS):
             pulled = shrunk(W, mean, n_counts, strength)
@@ -94,7 +104,12 @@ def best_strength(
 
 
 def _updated(
-    family: Family, counts: sp.csr_matrix, A: np.ndarray, W: np.ndarray, batch: np.ndarray, multipliers: np.ndarray
+    family: Family,
+    counts: sp.csr_matrix,
+    A: np.ndarray,
+    W: np.ndarray,
+    batch: np.ndarray,
+    multipliers: np.ndarray,
 ) -> np.ndarray:
     """Expectation-maximisation steps of the loadings [P, K+1] on other rows, given the factors."""
     W = np.maximum(W, FLOOR * W.sum(axis=1, keepdims=True)).astype(np.float64)
@@ -104,5 +119,9 @@ def _updated(
     for _ in range(N_STEPS):
         rate = np.einsum("nk,nk->n", A[row], W[counts.indices])
         ratio = family.events_per_rate(counts.data, rate, own)
-        W = W * (sp.csr_matrix((ratio, counts.indices, counts.indptr), shape=counts.shape).T @ A) / exposure
+        W = (
+            W
+            * (sp.csr_matrix((ratio, counts.indices, counts.indptr), shape=counts.shape).T @ A)
+            / exposure
+        )
     return W

@@ -22,7 +22,9 @@ def similar(shares: np.ndarray, candidates: np.ndarray, *, n_neighbors: int) -> 
     distance, found = cKDTree(unit[candidates]).query(unit, range(1, n_neighbors + 1))
     cosine = np.maximum(1 - distance**2 / 2, SMALLEST)  # of unit vectors
     indptr = np.arange(0, cosine.size + 1, n_neighbors)
-    weights = sp.csr_matrix((cosine.ravel(), found.ravel(), indptr), shape=(len(unit), len(candidates)))
+    weights = sp.csr_matrix(
+        (cosine.ravel(), found.ravel(), indptr), shape=(len(unit), len(candidates))
+    )
     weights.sort_indices()
     return weights
 

@@ -51,7 +51,9 @@ def _magnitudes(loadings: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name: np.abs(W) for name, W in loadings.items()}
 
 
-def importance_std(loadings: np.ndarray, covariance: np.ndarray, is_spatial: np.ndarray) -> np.ndarray:
+def importance_std(
+    loadings: np.ndarray, covariance: np.ndarray, is_spatial: np.ndarray
+) -> np.ndarray:
     """Standard deviation [P] of ``feature_importance`` by the delta method.
 
     It follows from covariances [P, K, K] of the loadings.
