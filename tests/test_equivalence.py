@@ -16,7 +16,7 @@ from gpnsf.core.companions.unrolling import Network, Section, solve
 from gpnsf.core.fields.hilbert import HilbertField
 from gpnsf.core.fields.inducing import InducingField
 from gpnsf.core.fields.kernels import KERNELS
-from gpnsf.core.inference import training
+from gpnsf.core.inference import bound, training
 from gpnsf.core.inference.schedule import Schedule
 from gpnsf.core.likelihoods import LIKELIHOODS
 from gpnsf.core.model.build import FIELDS, build
@@ -114,13 +114,13 @@ def test_inducing_points_everywhere_are_gaussian_process_regression():
         torch.zeros(40).double(), kernel + noise**2 * torch.eye(40)
     )
     expected = evidence.log_prob(y).item()
-    assert training.elbo(model, model.blocks(dataset)) == pytest.approx(expected, abs=0.05)
+    assert bound.elbo(model, model.blocks(dataset)) == pytest.approx(expected, abs=0.05)
     m, v = (moment.detach()[:, 0].double() for moment in model.marginals(model.blocks(dataset)[0]))
     gain = kernel @ torch.linalg.inv(kernel + noise**2 * torch.eye(40))
     torch.testing.assert_close(m, gain @ y, atol=5e-3, rtol=0)
     torch.testing.assert_close(v, (kernel - gain @ kernel).diagonal(), atol=5e-3, rtol=0)
     field.u_loc.data += 0.3
-    assert training.elbo(model, model.blocks(dataset)) < expected - 1
+    assert bound.elbo(model, model.blocks(dataset)) < expected - 1
 
 
 @pytest.mark.parametrize("field", ["hilbert", "inducing"])

@@ -19,15 +19,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from objective import at_each_call
 from reference import toy_dataset
 
 from gpnsf.core.inference import checkpoint as files
 from gpnsf.core.inference import initial, moves, training
-from gpnsf.core.inference.checkpoint import Checkpoint, State, fingerprint
+from gpnsf.core.inference.checkpoint import Checkpoint, fingerprint
 from gpnsf.core.inference.schedule import Schedule
+from gpnsf.core.inference.state import State
 from gpnsf.core.model.build import build
 from gpnsf.core.model.factorization import Factorization
-from gpnsf.core.model.objective import ClosedFormELBO
 from gpnsf.core.types import Dataset, History
 
 TWO = {"rna": "nb", "atac": "bernoulli"}
@@ -78,17 +79,13 @@ def stop_at(
     monkeypatch: pytest.MonkeyPatch, call: int, error: type[BaseException], broken: int = -1
 ) -> None:
     """Raise at one call of the objective; at another, which counts from the first fit, it is not a number."""
-    calls = iter(range(10**6))
 
-    class Stopping(ClosedFormELBO):
-        def differentiable_loss(self, *args: Any, **options: Any) -> torch.Tensor:
-            number = next(calls)
-            if number == call:
-                raise error
-            loss = super().differentiable_loss(*args, **options)
-            return loss * math.nan if number == broken else loss
+    def act(number: int) -> float | None:
+        if number == call:
+            raise error
+        return math.nan if number == broken else None
 
-    monkeypatch.setattr(training, "ClosedFormELBO", Stopping)
+    at_each_call(monkeypatch, act)
 
 
 def interrupt(
@@ -233,16 +230,11 @@ def test_a_fit_goes_on_around_its_moves(number, later, path):
 @cache  # the first test asks inside of `bold`
 def moved() -> tuple[tuple[Factorization, History], list[int]]:
     """A fit, and how often the objective had been called when each of its moves was made."""
-    seen, made = [], []
-
-    class Counting(ClosedFormELBO):
-        def differentiable_loss(self, *args: Any, **options: Any) -> torch.Tensor:
-            seen.append(1)
-            return super().differentiable_loss(*args, **options)
-
+    seen: list[int] = []
+    made: list[int] = []
     make = moves.make
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "ClosedFormELBO", Counting)
+        at_each_call(patch, seen.append)
         patch.setattr(moves, "make", lambda *args: (made.append(len(seen)), make(*args))[1])
         return fitted(schedule=MOVING, **FIVE), made
 

@@ -10,13 +10,19 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 import gpnsf
+from gpnsf.core.counts.backends import backend
 
 FACTORIES = {
     getattr(torch, name)
     for name in ("arange", "empty", "eye", "full", "linspace", "ones", "rand", "randn")
 }
 FACTORIES |= {torch.as_tensor, torch.from_numpy, torch.tensor, torch.zeros}
-ON_THE_CPU = {"initial.py", "checkpoint.py"}  # starts are searched for there
+ON_THE_CPU = {
+    "initial.py",
+    "klnmf.py",
+    "checkpoint.py",
+    "state.py",
+}  # starts are searched for there
 # into parameters at once, or from one array to another
 COPIED = {("base.py", name) for name in ("_ridge", "gradient", "load_shared")} | {
     ("hilbert.py", "retained_variance")
@@ -54,9 +60,17 @@ class Watch(TorchFunctionMode):
         return result
 
 
+@pytest.fixture
+def as_on_a_gpu(monkeypatch):
+    """Counts are summed by torch."""
+    monkeypatch.setenv("GPNSF_KERNEL", "torch")
+    backend.cache_clear()
+    yield
+    backend.cache_clear()
+
+
 @pytest.mark.parametrize("name", OPTIONS)
-def test_tensors_of_a_fit_are_made_where_the_model_is(name, monkeypatch):
-    monkeypatch.setenv("GPNSF_KERNEL", "torch")  # which a GPU uses
+def test_tensors_of_a_fit_are_made_where_the_model_is(name, as_on_a_gpu):
     mdata = gpnsf.datasets.tissue(n_obs=90, n_genes=20, n_peaks=20, n_spatial=2, seed=0)
     mdata.obs["slice"] = ["a", "b"] * 45
     options = {

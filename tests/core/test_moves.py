@@ -12,7 +12,7 @@ from reference import toy_dataset
 from tqdm import tqdm
 
 import gpnsf
-from gpnsf.core.inference import moves, training
+from gpnsf.core.inference import bound, moves, standing, training
 from gpnsf.core.inference.moves import Move
 from gpnsf.core.inference.regroup import regrouped
 from gpnsf.core.inference.schedule import Phase, Schedule
@@ -44,7 +44,7 @@ def problem(likelihood: str = "poisson", block_size: int | None = None, *, fitte
                 view.loadings.raw.data[3 * k : 3 * k + 3, k] += 3.0
         model.prepare(blocks)
     model.look(blocks)
-    return dataset, model, blocks, moves.neighbours(blocks)
+    return dataset, model, blocks, standing.neighbours(blocks)
 
 
 @torch.no_grad()
@@ -89,13 +89,13 @@ def test_two_halves_of_a_factor_are_proposed_and_become_one(move):
     proposed = [found for found in moves.proposals(model, blocks, graph) if not found.promotion]
     assert {proposed[0].divided, proposed[1].divided} == {0, 2}  # each is all there is of the other
     assert any(set(found.merges) & {(0, 2), (2, 0)} for found in proposed)
-    elbo = training.elbo(model, blocks)
+    elbo = bound.elbo(model, blocks)
     moves.make(move, model, blocks)
-    assert training.elbo(model, blocks) > elbo
-    m = moves.log_factors(model, blocks)
-    share = moves.shares(model, m)
-    assert (share[:, 2] < moves.ALIVE).all()
-    assert (share[:, [0, 1]] > moves.ALIVE).all()
+    assert bound.elbo(model, blocks) > elbo
+    m = standing.log_factors(model, blocks)
+    share = standing.shares(model, m)
+    assert (share[:, 2] < standing.ALIVE).all()
+    assert (share[:, [0, 1]] > standing.ALIVE).all()
     with torch.no_grad():
         after = [
             model.moments(name, blocks[0]).mean @ view.loadings.mean.T
@@ -118,12 +118,12 @@ def test_a_nonspatial_factor_with_order_goes_into_a_free_slot():
         [view.loadings.mean[:, T + 1].clone() for view in model.views],
     )
     moves.make(first, model, blocks)
-    m = moves.log_factors(model, blocks)
+    m = standing.log_factors(model, blocks)
     assert np.corrcoef(m[:, 1], wanted.detach())[0, 1] > 0.95
     assert (model.nonspatial.loc[:, 1] == 0).all()
     for view, W in zip(model.views, loadings, strict=True):
         torch.testing.assert_close(view.loadings.mean[:, 1], W * wanted.mean().exp())
-    assert (moves.shares(model, m)[:, T + 1] < moves.ALIVE).all()
+    assert (standing.shares(model, m)[:, T + 1] < standing.ALIVE).all()
 
 
 def test_without_a_free_slot_the_most_alike_pair_makes_room():
@@ -138,7 +138,7 @@ def test_without_a_free_slot_the_most_alike_pair_makes_room():
     assert first.name == f"divide {slot}, nonspatial 3 to spatial {slot}"
     moves.make(first, model, blocks)
     wanted = np.sin(3 * dataset.coords[:, 0])
-    assert np.corrcoef(moves.log_factors(model, blocks)[:, slot], wanted)[0, 1] > 0.95
+    assert np.corrcoef(standing.log_factors(model, blocks)[:, slot], wanted)[0, 1] > 0.95
 
 
 def test_factors_that_differ_are_left_alone():
@@ -152,24 +152,24 @@ def test_factors_that_differ_are_left_alone():
 @pytest.mark.parametrize("block_size", [None, 31])
 def test_likeness_does_not_depend_on_blocks_or_on_scale(block_size):
     _, model, blocks, _ = problem(block_size=block_size)
-    m = moves.log_factors(model, blocks)
+    m = standing.log_factors(model, blocks)
     assert m.shape == (N, K)
-    products = moves.overlap(model, m)
+    products = standing.overlap(model, m)
     np.testing.assert_allclose(products, products.T)
     assert (np.linalg.eigvalsh(products) > -1e-6).all()
     scale = torch.tensor([1.0, -2.0, 0.5, 0.0, 1.0])
     for view in model.views:
         view.loadings.raw.data[:, :-1] -= scale
-    np.testing.assert_allclose(moves.overlap(model, m + scale), products, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(standing.overlap(model, m + scale), products, rtol=1e-3, atol=1e-4)
 
 
 def test_a_mixture_is_found_with_its_weights():
     W = np.random.default_rng(0).gamma(0.3, 1, (50, 3))
     W = np.column_stack([W, W[:, 0] + 2 * W[:, 2]])
-    left, weights = moves.mixture(W.T @ W, 3, [0, 1, 2])
+    left, weights = standing.mixture(W.T @ W, 3, [0, 1, 2])
     np.testing.assert_allclose(weights, [1, 0, 2], atol=1e-3)
     assert left < 1e-3
-    left, weights = moves.mixture(W.T @ W, 1, [0, 2, 3])
+    left, weights = standing.mixture(W.T @ W, 1, [0, 2, 3])
     assert left > 0.5
     assert (weights >= 0).all()
 
@@ -190,7 +190,9 @@ def test_a_factor_that_is_a_mixture_is_divided_among_those_it_is_made_of():
             model.moments(name, blocks[0]).mean.sum(0) @ view.loadings.mean.T
             for name, view in model.items()
         ]
-    assert (moves.shares(model, moves.log_factors(model, blocks))[:, 2] < moves.ALIVE).all()
+    assert (
+        standing.shares(model, standing.log_factors(model, blocks))[:, 2] < standing.ALIVE
+    ).all()
     for one, other in zip(before, after, strict=True):
         assert (one - other).norm() < 0.15 * one.norm()  # what the fields leave of it
 
@@ -202,10 +204,10 @@ def test_a_merge_that_helps_is_kept_at_once():
     dataset, model, blocks, _ = problem(fitted=True)
     divide(model, 0, 2)
     found = run(model, dataset, blocks)
-    before, n_steps = training.elbo(model, blocks), len(found.stepper.state.walk.elbo)
+    before, n_steps = bound.elbo(model, blocks), len(found.stepper.state.walk.elbo)
     move = Move(((0, 2),))
     assert found._try(move, phase_of(found))
-    assert training.elbo(model, blocks) > before + found.schedule.tol * dataset.nnz
+    assert bound.elbo(model, blocks) > before + found.schedule.tol * dataset.nnz
     assert found.stepper.state.tried == [move.name]
     assert len(found.stepper.state.walk.elbo) - n_steps in (0, 10, 20, 30)
     assert not found.stepper.on_trial
@@ -272,7 +274,7 @@ def test_factors_with_equal_loadings_become_one_with_deviations():
         for view in model.views:
             for l, share in ((2, 0.5), (T, 0.2)):
                 view.loadings.raw[:, l] = view.loadings.raw[:, 0] + np.log(share)
-        m = moves.log_factors(model, blocks)
+        m = standing.log_factors(model, blocks)
         joint = [0, 2, T]
         before = [m[:, joint].exp() @ view.loadings.mean[:, joint].T for view in model.views]
         joined = moves.join(model, blocks, graph)
@@ -285,9 +287,9 @@ def test_factors_with_equal_loadings_become_one_with_deviations():
     assert 0 < own.nugget < own.log_factor.var()
     amplitude = model.spatial.field.log_amplitude[0].exp().item()
     assert amplitude**2 + own.nugget == pytest.approx(own.log_factor.var().item(), rel=1e-3)
-    share = moves.shares(model, moves.log_factors(model, blocks))
-    assert (share[:, [2, T]] < moves.ALIVE).all()
-    assert (share[:, 0] > moves.ALIVE).all()
+    share = standing.shares(model, standing.log_factors(model, blocks))
+    assert (share[:, [2, T]] < standing.ALIVE).all()
+    assert (share[:, 0] > standing.ALIVE).all()
 
 
 def test_adopted_factors_are_a_field_and_deviations():
@@ -297,10 +299,10 @@ def test_adopted_factors_are_a_field_and_deviations():
     wanted = torch.as_tensor(
         np.column_stack([smooth, smooth + rng.normal(size=N)]), dtype=torch.float32
     )
-    first = moves.log_factors(model, blocks)[:, 0]
+    first = standing.log_factors(model, blocks)[:, 0]
     adopted = moves.adopt(model, blocks, graph, wanted)
     assert list(adopted) == [1, 2]  # the last spatial ones
-    m = moves.log_factors(model, blocks)
+    m = standing.log_factors(model, blocks)
     torch.testing.assert_close(m[:, 0], first)
     for i, slot in enumerate(adopted):
         own = adopted[slot]
@@ -327,7 +329,7 @@ def test_factors_are_carried_over_as_they_are(field):
     blocks = old.blocks(dataset)
     old.prepare(blocks)
     new = build("gpnsf", dataset, n_factors=4, n_spatial=2, **options)
-    m, order = moves.log_factors(old, blocks), [2, 0, 4, 3]
+    m, order = standing.log_factors(old, blocks), [2, 0, 4, 3]
     expected = [old.marginals(block) for block in blocks]
     regrouped(old, new, new.blocks(dataset), m, order)
     for block, moments in zip(new.blocks(dataset), expected, strict=True):
@@ -350,12 +352,12 @@ def test_factors_are_carried_over_as_they_are(field):
 
 def test_factors_that_change_sides_keep_their_pattern_and_rates():
     _, old, blocks, _ = problem()
-    m = moves.log_factors(old, blocks)
+    m = standing.log_factors(old, blocks)
     dataset = toy_dataset({"rna": "poisson", "atac": "bernoulli"}, n_obs=N, n_features=P)
     new = build("gpnsf", dataset, n_factors=K, n_spatial=2)
     order = [0, T, 1, 2, T + 1]  # one spatial factor for a nonspatial one
     regrouped(old, new, new.blocks(dataset), m, order)
-    found = moves.log_factors(new, blocks)
+    found = standing.log_factors(new, blocks)
     for k, source in enumerate(order):
         if k == 1:  # independent values into a field: what is smooth of them
             continue

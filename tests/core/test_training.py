@@ -13,16 +13,16 @@ import pyro
 import pytest
 import torch
 from bounds import loss
+from objective import at_each_call
 from reference import toy_dataset
 
 from gpnsf.core.fields.hilbert import HilbertField
-from gpnsf.core.inference import training
+from gpnsf.core.inference import bound, training
 from gpnsf.core.inference.schedule import Schedule
 from gpnsf.core.inference.steps import Adam, Stepper
 from gpnsf.core.likelihoods import LIKELIHOODS
 from gpnsf.core.model.build import FIELDS, PRESETS, build
 from gpnsf.core.model.factorization import Factorization
-from gpnsf.core.model.objective import ClosedFormELBO
 from gpnsf.core.types import Dataset, History
 
 TWO = {"rna": "nb", "atac": "bernoulli"}
@@ -96,7 +96,7 @@ def test_the_bound_rises_for_every_likelihood(likelihood):
 def test_the_objective_of_all_blocks_is_their_sum():
     model, dataset = problem()
     blocks = model.blocks(dataset, 25)
-    assert training.elbo(model, blocks) == pytest.approx(-loss(model, blocks).item(), rel=1e-6)
+    assert bound.elbo(model, blocks) == pytest.approx(-loss(model, blocks).item(), rel=1e-6)
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
@@ -210,14 +210,7 @@ pyro_may_warn = pytest.mark.filterwarnings("ignore:Encountered NaN:UserWarning")
 
 def break_steps(monkeypatch: pytest.MonkeyPatch, broken: set[int]) -> None:
     """Make the objective NaN at the given calls."""
-    calls = iter(range(10**6))
-
-    class Broken(ClosedFormELBO):
-        def differentiable_loss(self, *args: Any, **options: Any) -> torch.Tensor:
-            loss = super().differentiable_loss(*args, **options)
-            return loss * math.nan if next(calls) in broken else loss
-
-    monkeypatch.setattr(training, "ClosedFormELBO", Broken)
+    at_each_call(monkeypatch, lambda call: math.nan if call in broken else None)
 
 
 @pyro_may_warn
@@ -372,14 +365,14 @@ def test_a_fit_never_ends_worse_than_it_began(likelihood, log):
     assert text in log.text
     if likelihood == "poisson":
         blocks = model.blocks(problem({"rna": likelihood})[1])
-        assert training.elbo(model, blocks) == pytest.approx(history.elbo[0], rel=1e-6)
+        assert bound.elbo(model, blocks) == pytest.approx(history.elbo[0], rel=1e-6)
 
 
 def test_bounds_that_hold_parameters_are_reported(monkeypatch):
     monkeypatch.setattr(
         HilbertField, "clamp_", lambda field: field.log_amplitude.data.fill_(math.log(0.05))
     )
-    monkeypatch.setattr(training, "MEAN_RANGE", (-0.5, 8.0))
+    monkeypatch.setattr(bound, "MEAN_RANGE", (-0.5, 8.0))
     _, history = fitted({"rna": "poisson"}, lengthscale=0.04)
     clamp, amplitude = history.notices
     assert re.fullmatch(r"exponent clamp binds for \d+ of 180 log factors", clamp)
@@ -481,9 +474,7 @@ def test_monte_carlo_lands_near_the_closed_form():
         training.fit(model, dataset, schedule=schedule, init="spot")
         model.n_samples = None
         blocks = model.blocks(dataset)
-        results.append(
-            (training.elbo(model, blocks), model.marginals(blocks[0])[0].detach().numpy())
-        )
+        results.append((bound.elbo(model, blocks), model.marginals(blocks[0])[0].detach().numpy()))
     (closed, m), (sampled, other) = results
     assert sampled == pytest.approx(closed, rel=0.03)
     for k in range(3):

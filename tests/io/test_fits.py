@@ -8,6 +8,7 @@ import pytest
 from mudata import MuData
 
 from gpnsf.io import fits
+from gpnsf.io.ranked import ranked
 
 
 @pytest.fixture
@@ -182,5 +183,5 @@ def test_a_factor_is_named_once(toy):
 def test_ranked_features_have_their_positions(toy):
     toy["rna"].var_names = ["same"] * toy["rna"].n_vars
     fit = fits.find(toy)
-    table = fits.ranked(fit, "rna", 0, n_features=3, method="loading")
+    table = ranked(fit, "rna", 0, n_features=3, method="loading")
     np.testing.assert_array_equal(fit.loadings["rna"][table.index, 0], table["loading"])

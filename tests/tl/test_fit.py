@@ -12,16 +12,15 @@ import pytest
 import scipy.sparse as sp
 from anndata import AnnData
 from mudata import MuData
+from objective import at_each_call
 
 import gpnsf
 from gpnsf.core.fields.kernels import KERNELS
-from gpnsf.core.inference import training
 from gpnsf.core.inference.schedule import Schedule
 from gpnsf.core.inference.spatial_test import SpatialTest
 from gpnsf.core.likelihoods import LIKELIHOODS
 from gpnsf.core.model import factorization as core_model
 from gpnsf.core.model.build import FIELDS, PRESETS, restore_field
-from gpnsf.core.model.objective import ClosedFormELBO
 from gpnsf.core.scores.metrics import match_factors
 from gpnsf.io.read import read
 from gpnsf.keys import Keys
@@ -742,14 +741,7 @@ def test_a_fit_that_converged_says_so(mdata, log):
 
 @pytest.mark.filterwarnings("ignore:Encountered NaN:UserWarning")
 def test_a_repair_is_logged_and_written_down(mdata, log, monkeypatch):
-    calls = iter(range(1000))
-
-    class Broken(ClosedFormELBO):
-        def differentiable_loss(self, *args: Any, **options: Any) -> Any:
-            loss = super().differentiable_loss(*args, **options)
-            return loss * np.nan if next(calls) == 4 else loss
-
-    monkeypatch.setattr(training, "ClosedFormELBO", Broken)
+    at_each_call(monkeypatch, lambda call: np.nan if call == 4 else None)
     fit(mdata, max_steps=12)
     (repair,) = mdata.uns["gpnsf"]["repairs"]
     assert repair.startswith("step 4: objective not finite, rolled back")

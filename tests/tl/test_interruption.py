@@ -15,11 +15,11 @@ import torch
 from anndata import AnnData
 from interrupted import fit_and_save, slots
 from mudata import MuData
+from objective import at_each_call
 
 import gpnsf
 from gpnsf import cli
 from gpnsf.core.inference import local_stage, training
-from gpnsf.core.model.objective import ClosedFormELBO
 
 
 def fit(data: MuData | AnnData, **options: Any) -> Any:
@@ -30,15 +30,12 @@ def fit(data: MuData | AnnData, **options: Any) -> Any:
 @pytest.fixture
 def ctrl_c(monkeypatch):
     """Ctrl-C at a call of the objective, once."""
-    calls = iter(range(10**6))
 
-    class Stopping(ClosedFormELBO):
-        def differentiable_loss(self, *args: Any, **options: Any) -> torch.Tensor:
-            if next(calls) == 13:
-                raise KeyboardInterrupt
-            return super().differentiable_loss(*args, **options)
+    def stop(call: int) -> None:
+        if call == 13:
+            raise KeyboardInterrupt
 
-    monkeypatch.setattr(training, "ClosedFormELBO", Stopping)
+    at_each_call(monkeypatch, stop)
 
 
 def held(data: MuData) -> dict[Any, Any]:

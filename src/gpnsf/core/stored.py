@@ -13,7 +13,18 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-__all__ = ["array", "flag", "names", "number", "option", "problem", "record", "text", "whole"]
+__all__ = [
+    "array",
+    "check_field",
+    "flag",
+    "names",
+    "number",
+    "option",
+    "problem",
+    "record",
+    "text",
+    "whole",
+]
 
 REMEDY = "Restore what the fit has written, every slot subset alike, or run `gpnsf.tl.fit` again"
 
@@ -131,6 +142,26 @@ def record(
     if not isinstance(value, Mapping):
         raise TypeError(problem(f"{key!r} in {where} to be a mapping", type(value).__name__))
     return value
+
+
+def check_field(state: Mapping[str, object], n_spatial: int) -> None:
+    """Check the geometry of a field and its factors; its process is checked where it is rebuilt."""
+    where = "the field"
+    libraries = names(state, "libraries", where=where)
+    n_dims = array(state, "centre", (len(libraries), None), where=where).shape[1]
+    number(state, "scale", low=np.finfo(float).tiny, where=where)
+    flag(state, "nonnegative", where=where)
+    last = n_spatial - 1
+    order = array(state, "order", (n_spatial,), kinds="iu", low=0, high=last, where=where)
+    if len(set(order.tolist())) < n_spatial:
+        rule = "'order' to name each spatial factor once"
+        raise ValueError(problem(rule, str(order.tolist())))
+    array(state, "factor_mean", (n_spatial,), low=1e-12, high=1e24, where=where)
+    array(state, "nugget", (n_spatial,), low=0, high=1e24, where=where)
+    if n_spatial:
+        process = record(state, "process", where=where)
+        shape = (len(libraries), n_spatial, n_dims)
+        array(process, "slope", shape, where="the process of the field")
 
 
 def _entry(mapping: Mapping[str, object], key: str, where: str) -> object:

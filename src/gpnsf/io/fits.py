@@ -14,17 +14,15 @@ from mudata import MuData
 from gpnsf.checks import choices, problem
 from gpnsf.core import stored
 from gpnsf.core.families import FAMILIES
-from gpnsf.core.scores import embedding, ranking
+from gpnsf.core.scores import embedding
 from gpnsf.io.objects import Opened, gather, holders, read_coords, rows_of
-from gpnsf.keys import NEAREST, SPATIAL, Keys
+from gpnsf.keys import SPATIAL, Keys
 
-__all__ = ["SCAI", "Fit", "find", "ranked", "shared_out"]
+__all__ = ["SCAI", "Fit", "find"]
 
 SCAI = "scai"  # method of a record of factors and loadings alone, without a field and a posterior
-LARGEST, LARGEST_LOADING = (
-    1e15,
-    1e20,
-)  # what sums of squares and products leave finite in single precision
+# what sums of squares and products leave finite in single precision
+LARGEST, LARGEST_LOADING = 1e15, 1e20
 
 
 @dataclass(frozen=True)
@@ -40,14 +38,10 @@ class Fit:
     smooth: np.ndarray  # [N, K]
     std: np.ndarray | None  # [N, K]; None where nothing is known about it
     modalities: dict[str, AnnData]
-    rows: dict[
-        str, np.ndarray
-    ]  # modality -> [n] row of the object for each cell of the modality, in its own order
+    rows: dict[str, np.ndarray]  # modality -> [n] row of the object for each of its own cells
     likelihoods: dict[str, str]
     loadings: dict[str, np.ndarray]  # modality -> [P, K]
-    loadings_std: (
-        dict[str, np.ndarray] | None
-    )  # modality -> [P, K]; None where nothing is known about it
+    loadings_std: dict[str, np.ndarray] | None  # the same; None where nothing is known about it
 
     @property
     def uns(self) -> Mapping[str, Any]:
@@ -57,7 +51,7 @@ class Fit:
     @property
     def params(self) -> Mapping[str, Any]:
         """Arguments of ``tl.fit``."""
-        return stored.record(self.uns, "params", where=self._where)
+        return stored.record(self.uns, "params", where=self.where)
 
     def param(self, name: str) -> str | None:
         """Argument of ``tl.fit`` that names a slot or column, if it was given; ``tl.scai`` has no such arguments."""
@@ -68,72 +62,14 @@ class Fit:
     @property
     def field(self) -> Mapping[str, Any]:
         """Geometry and state of the field; what describes its process alone is checked where it is rebuilt."""
-        state, n_spatial = (
-            stored.record(self.uns, "field", where=self._where),
-            self.is_spatial.sum(),
-        )
-        where = "the field"
-        libraries = stored.names(state, "libraries", where=where)
-        n_dims = stored.array(state, "centre", (len(libraries), None), where=where).shape[1]
-        stored.number(state, "scale", low=np.finfo(float).tiny, where=where)
-        stored.flag(state, "nonnegative", where=where)
-        order = stored.array(
-            state, "order", (n_spatial,), kinds="iu", low=0, high=n_spatial - 1, where=where
-        )
-        if len(set(order.tolist())) < n_spatial:
-            raise ValueError(
-                stored.problem("'order' to name each spatial factor once", str(order.tolist()))
-            )
-        stored.array(state, "factor_mean", (n_spatial,), low=1e-12, high=1e24, where=where)
-        stored.array(state, "nugget", (n_spatial,), low=0, high=1e24, where=where)
-        if n_spatial:
-            process = stored.record(state, "process", where=where)
-            stored.array(
-                process,
-                "slope",
-                (len(libraries), n_spatial, n_dims),
-                where="the process of the field",
-            )
+        state = stored.record(self.uns, "field", where=self.where)
+        stored.check_field(state, int(self.is_spatial.sum()))
         return state
-
-    @property
-    def trace(self) -> tuple[np.ndarray, np.ndarray]:
-        """ELBO and name of the phase, for each step of the optimisation."""
-        history = stored.record(self.uns, "history", where=self._where)
-        elbo = stored.array(history, "elbo", (None,), where="the history")
-        phase = stored.names(history, "phase", unique=False, where="the history")
-        if len(phase) != len(elbo):
-            raise ValueError(
-                stored.problem(f"{len(elbo)} phases, one a step, in the history", str(len(phase)))
-            )
-        return elbo.astype(float), np.array(phase)
-
-    @property
-    def starts(self) -> tuple[dict[str, float], str]:
-        """ELBO at the end of each start, and the name of the one that was kept."""
-        found = stored.record(self.uns, "starts", where=self._where)
-        ends = {
-            name: stored.number(found, name, low=-np.inf, where="the starts")
-            for name in found
-            if name != "best"
-        }
-        return ends, stored.option(found, "best", ends, where="the starts")
-
-    @property
-    def outcome(self) -> tuple[bool, int, float]:
-        """Whether the fit has converged, the number of its repairs, and the seconds it took."""
-        repairs = self.uns.get("repairs", ())
-        seconds = stored.number(self.uns, "seconds", low=0, where=self._where)
-        return (
-            stored.flag(self.uns, "converged", where=self._where),
-            len(np.atleast_1d(repairs)),
-            seconds,
-        )
 
     @property
     def explained(self) -> np.ndarray:
         """Share [modalities, K] of each modality's null deviance that each factor explains."""
-        found = stored.record(self.uns, "variance_explained", where=self._where)
+        found = stored.record(self.uns, "variance_explained", where=self.where)
         where = "the explained deviances"
         rows = [
             stored.array(found, name, (len(self.names),), low=-LARGEST, where=where)
@@ -142,7 +78,8 @@ class Fit:
         return np.array(rows, dtype=float)
 
     @property
-    def _where(self) -> str:
+    def where(self) -> str:
+        """Where the record is, in words."""
         return f"uns[{self.keys.uns!r}]"
 
     @property
@@ -227,7 +164,7 @@ class Fit:
         mod = self.modalities[modality]
         if self.keys.batch not in mod.varm:
             return np.zeros(mod.n_obs, dtype=np.int64), np.ones((1, mod.n_vars))
-        names = stored.names(self.uns, "batches", where=self._where)
+        names = stored.names(self.uns, "batches", where=self.where)
         where = f"varm of {modality!r}"
         shape = (mod.n_vars, len(names))
         multipliers = stored.array(
@@ -362,71 +299,6 @@ def find(data: AnnData | MuData, key: str = "gpnsf") -> Fit:
             for name, mod in modalities.items()
         },
         loadings_std=_loadings_std(modalities, len(names), keys),
-    )
-
-
-def shared_out(n_features: int, modalities: Sequence[str]) -> dict[str, int]:
-    """A number of features divided evenly among modalities, each of which is to get one at least."""
-    if n_features < len(modalities):
-        rule = f"`n_features` of at least {len(modalities)}, one for each modality"
-        raise ValueError(problem(rule, str(n_features), "Raise it or name a `modality`"))
-    parts = np.array_split(np.arange(n_features), len(modalities))
-    return {name: len(part) for name, part in zip(modalities, parts, strict=True)}
-
-
-def ranked(
-    fit: Fit,
-    modality: str,
-    factor: int,
-    *,
-    n_features: int,
-    method: str = ranking.METHODS[0],
-    min_counts: float = ranking.MIN_COUNTS,
-) -> pd.DataFrame:
-    """Best features of one factor in one modality, as :func:`gpnsf.tl.rank_features` explains it; the index is their position."""
-    if method not in ranking.METHODS:
-        raise ValueError(
-            problem(f"`method` to be one of {ranking.METHODS}", repr(method), "Pass one of these")
-        )
-    if n_features < 1:
-        raise ValueError(
-            problem("`n_features` of at least 1", str(n_features), "Pass a positive integer")
-        )
-    weights = ranking.Weights(np.abs(fit.loadings[modality]).astype(np.float64), factor)
-    std = (
-        None
-        if fit.loadings_std is None
-        else fit.loadings_std[modality][:, factor].astype(np.float64)
-    )
-    if method == "posterior" and std is not None:
-        rows = len(fit.rows[modality])
-        score = ranking.posterior(
-            weights, std, fit.constant(modality), n_obs=rows, min_counts=min_counts
-        )
-    else:
-        score = ranking.score(weights, "lift" if method == "posterior" else method)
-    best = ranking.best(weights, score, n_features)
-    mod, blank = fit.modalities[modality], np.zeros(len(score), np.float32)
-    columns = {
-        "score": score,
-        "loading": fit.loadings[modality][:, factor],
-        "loading_std": blank + np.nan if std is None else std,
-        "share": weights.share,
-        "lift": weights.lift,
-        "importance": blank if fit.std is None else fit.var(modality, fit.keys.importance),
-    }
-    if any(NEAREST in other.var for other in fit.modalities.values()):
-        columns[NEAREST] = (
-            mod.var[NEAREST].to_numpy() if NEAREST in mod.var else np.full(len(score), "")
-        )
-    about = {
-        "factor": fit.names[factor],
-        "modality": modality,
-        "feature": mod.var.index.to_numpy()[best],
-    }
-    ranks = {"rank": np.arange(1, best.size + 1)}
-    return pd.DataFrame(
-        {**about, **ranks, **{name: values[best] for name, values in columns.items()}}, index=best
     )
 
 

@@ -19,6 +19,7 @@ from gpnsf.arguments import Reading
 from gpnsf.core.families import FAMILIES
 from gpnsf.core.types import Dataset, View
 from gpnsf.io import names
+from gpnsf.io.modalities import check_types, tell
 from gpnsf.io.objects import Opened, gather, holders, open_data, read_coords, read_labels
 from gpnsf.io.streaming import (
     NOT_BINARY,
@@ -32,9 +33,6 @@ from gpnsf.io.streaming import (
 
 __all__ = ["Layout", "normalise_coords", "read", "read_counts"]
 
-FEATURE_TYPES = "feature_types"  # var column of Cell Ranger
-FEW = 0.1  # of the observations of the smaller of two modalities
-SUFFIX = r"[-_]\d+$"
 SIZE_FLOOR = 0.05  # smallest size factor from totals: empty spots take the value of the field
 SPAN = (1e-30, 1e30)  # of coordinates: single precision holds their length scales
 
@@ -71,11 +69,11 @@ def read(
     """
     reading = reading or Reading()
     opened = open_data(data, modalities=reading.modalities, likelihoods=reading.likelihoods)
-    _tell(opened, chosen=reading.modalities is not None)
+    tell(opened, chosen=reading.modalities is not None)
     kinds = _likelihoods(opened, reading.likelihoods, default_likelihoods or names.LIKELIHOODS)
     features = _features(opened, reading.use_var)
     for name in opened.names:
-        _check_types(opened.mods[name].var[features[name]], name)
+        check_types(opened.mods[name].var[features[name]], name)
     weights = _weights(opened, reading.modality_weights)
     layer = checks.per_modality(reading.layers, "layers", names=opened.names, known=opened.mods)
     library, libraries = pd.factorize(read_labels(opened, reading.library_key), sort=True)
@@ -111,66 +109,6 @@ def read(
         coords=coords, library=library.astype(np.int64), views=tuple(views), memory=memory
     )
     return dataset if reading.batch_key is None else _by_batch(dataset, batch), layout
-
-
-def _tell(opened: Opened, *, chosen: bool) -> None:
-    """Warn of modalities that are left out for their names, and of modalities that share few observations."""
-    left_out = [] if chosen else [name for name in opened.mods if name not in opened.names]
-    if left_out:
-        _logger.warning(
-            "Modalities %s are left out: their names say neither RNA nor ATAC. Pass modalities=%s to fit them too.",
-            left_out,
-            [*opened.names, *left_out],
-        )
-    for i, one in enumerate(opened.names):
-        for other in opened.names[:i]:
-            shared, fewest = _shared(opened, one, other)
-            if shared < FEW * fewest:
-                _logger.warning(
-                    "Modalities %r and %r share %d observations, of %d and %d.%s",
-                    other,
-                    one,
-                    shared,
-                    len(opened.rows[other]),
-                    len(opened.rows[one]),
-                    _suffixes(opened, other, one, fewest),
-                )
-
-
-def _shared(opened: Opened, one: str, other: str) -> tuple[int, int]:
-    """Observations that two modalities share, and those of the smaller one."""
-    rows = opened.rows[one], opened.rows[other]
-    return len(np.intersect1d(*rows)), min(map(len, rows))
-
-
-def _suffixes(opened: Opened, one: str, other: str, fewest: int) -> str:
-    """What to do about it; barcodes that differ by a suffix are the usual cause."""
-    ours, theirs = (opened.mods[name].obs_names.astype(str) for name in (one, other))
-    bare, others = (own.str.replace(SUFFIX, "", regex=True) for own in (ours, theirs))
-    number = max(
-        len(a.intersection(b)) for a, b in ((bare, theirs), (ours, others), (bare, others))
-    )
-    shown = f" ({ours[0]!r} and {theirs[0]!r} are the first)"
-    if number >= FEW * fewest:
-        remedy = f"mod.obs_names = mod.obs_names.str.replace(r'{SUFFIX}', '', regex=True)"
-        return f" {number} names are alike but for a suffix{shown}: take it off by {remedy}, and build the MuData anew."
-    return f" Do their names follow one scheme{shown}? If they are of different spots, only their places tie them."
-
-
-def _check_types(var: pd.DataFrame, modality: str) -> None:
-    """Check that an AnnData does not hold features of several kinds, as readers of 10x files leave them."""
-    if FEATURE_TYPES not in var:
-        return
-    types = var[FEATURE_TYPES].astype(str).value_counts()
-    if len({names.kind(name) for name in types.index} - {""}) > 1:
-        found = ", ".join(f"{number} of {name!r}" for name, number in types.items())
-        remedy = (
-            f"Split it: MuData({{'rna': adata[:, adata.var.{FEATURE_TYPES} == 'Gene Expression'].copy(), 'atac': ...}}), "
-            "or name the features to fit in `use_var`"
-        )
-        raise ValueError(
-            checks.problem(f"features of one kind in modality {modality!r}", found, remedy)
-        )
 
 
 def _by_batch(dataset: Dataset, batch: np.ndarray) -> Dataset:

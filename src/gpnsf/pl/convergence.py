@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gpnsf.checks import problem
-from gpnsf.io import fits
+from gpnsf.io import course, fits
 from gpnsf.pl import canvas
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def convergence(
 
 def _starts(fit: Fit) -> tuple[np.ndarray, np.ndarray, str]:
     """Names of the starts, best first, their ELBO per observation, and the one that was kept."""
-    values, kept = fit.starts
+    values, kept = course.starts(fit)
     order = sorted(values, key=values.__getitem__, reverse=True)
     return (
         np.array(order, dtype=object),
@@ -116,7 +116,7 @@ def _starts(fit: Fit) -> tuple[np.ndarray, np.ndarray, str]:
 
 def _history(fit: Fit) -> tuple[np.ndarray, np.ndarray]:
     """ELBO per observation and name of the phase, for each step."""
-    elbo, phase = fit.trace
+    elbo, phase = course.trace(fit)
     return elbo / fit.data.n_obs, phase
 
 
@@ -163,7 +163,7 @@ def _trace(ax: Axes, fit: Fit) -> None:
         borderaxespad=0.2,
         labelspacing=0.3,
     )
-    converged, repairs, seconds = fit.outcome
+    converged, repairs, seconds = course.outcome(fit)
     note = f"{'converged' if converged else 'not converged'}, {elbo.size} steps, {seconds:.3g} s"
     canvas.title(
         ax, "optimisation", note + f", {repairs} repair{'s' * (repairs > 1)}" * (repairs > 0)

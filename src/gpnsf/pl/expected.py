@@ -12,6 +12,7 @@ from gpnsf.checks import choices, problem
 from gpnsf.core.families import FAMILIES
 from gpnsf.io import fits
 from gpnsf.io.measured import compare, find_features
+from gpnsf.io.ranked import ranked
 from gpnsf.pl import canvas, maps
 
 if TYPE_CHECKING:
@@ -198,7 +199,7 @@ def _places(
     """
     if features is None:
         name = modalities[0]
-        tables = [fits.ranked(fit, name, k, n_features=1) for k in range(len(fit.names))]
+        tables = [ranked(fit, name, k, n_features=1) for k in range(len(fit.names))]
         places = [(name, int(j)) for j in dict.fromkeys(j for table in tables for j in table.index)]
     else:
         places = find_features(

@@ -11,6 +11,7 @@ import numpy as np
 from gpnsf.checks import problem
 from gpnsf.io import fits
 from gpnsf.io.measured import compare, find_features
+from gpnsf.io.ranked import ranked, shared_out
 from gpnsf.pl import canvas, maps
 
 if TYPE_CHECKING:
@@ -193,12 +194,12 @@ def _rows(
                 problem("`features` to name at least one", "none", "Pass names, or None")
             )
         return [find_features(fit, named, modalities)]
-    quotas = fits.shared_out(n_features, modalities)
+    quotas = shared_out(n_features, modalities)
     rows = []
     for factor in fit.factor_indices(factors):
         row = [(FACTOR, int(factor))]
         for name, quota in quotas.items():
-            table = fits.ranked(fit, name, int(factor), n_features=quota, method=method)
+            table = ranked(fit, name, int(factor), n_features=quota, method=method)
             row += [(name, int(j)) for j in table.index]
         rows.append(row)
     return rows

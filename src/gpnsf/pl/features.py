@@ -11,6 +11,7 @@ import pandas as pd
 
 from gpnsf.checks import problem
 from gpnsf.io import fits
+from gpnsf.io.ranked import ranked, shared_out
 from gpnsf.pl import canvas
 
 if TYPE_CHECKING:
@@ -125,11 +126,11 @@ def _tables(
     fit: fits.Fit, factors: np.ndarray, modalities: list[str], n_features: int, method: str
 ) -> dict[str, pd.DataFrame]:
     """Factor name -> its best features of each modality, for the factors that have any."""
-    quotas = fits.shared_out(n_features, modalities)
+    quotas = shared_out(n_features, modalities)
     tables = {}
     for factor in factors:
         parts = [
-            fits.ranked(fit, name, int(factor), n_features=quota, method=method)
+            ranked(fit, name, int(factor), n_features=quota, method=method)
             for name, quota in quotas.items()
         ]
         tables[str(fit.names[factor])] = pd.concat(parts, ignore_index=True)

@@ -10,6 +10,7 @@ import numpy as np
 
 from gpnsf.checks import problem
 from gpnsf.io import fits
+from gpnsf.io.ranked import ranked
 from gpnsf.pl import canvas, maps
 
 if TYPE_CHECKING:
@@ -160,7 +161,7 @@ def _quota(n_features: int, n_factors: int) -> int:
 
 def _best(fit: Fit, modality: str, factors: np.ndarray, quota: int, method: str) -> np.ndarray:
     """Positions of the best features of each factor, each once."""
-    tables = [fits.ranked(fit, modality, int(k), n_features=quota, method=method) for k in factors]
+    tables = [ranked(fit, modality, int(k), n_features=quota, method=method) for k in factors]
     return np.array(list(dict.fromkeys(j for table in tables for j in table.index)), dtype=np.int64)
 
 

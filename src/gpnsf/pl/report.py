@@ -15,9 +15,10 @@ import pandas as pd
 
 from gpnsf import genome, pl
 from gpnsf.checks import problem
-from gpnsf.io import fits
+from gpnsf.io import course, fits
 from gpnsf.io.kinds import check_output
 from gpnsf.io.measured import counts_of, used
+from gpnsf.io.ranked import ranked
 from gpnsf.pl import html
 
 if TYPE_CHECKING:
@@ -183,8 +184,8 @@ def _run(fit: Fit) -> Iterator[str]:
 
 def _convergence(fit: Fit) -> Iterator[str]:
     """Signs of whether to believe the fit."""
-    converged, _, seconds = fit.outcome
-    steps = len(fit.trace[0])
+    converged, _, seconds = course.outcome(fit)
+    steps = len(course.trace(fit)[0])
     summary = f"{steps} steps, {seconds:.1f} seconds."
     yield (
         html.paragraph("Converged: " + summary)
@@ -246,7 +247,7 @@ def _features(fit: Fit) -> Iterator[str]:
     """Features that the factors stand for."""
     lines: list[list[str]] = []
     for k, factor in enumerate(fit.names):
-        tables = [fits.ranked(fit, name, k, n_features=NAMED) for name in fit.modalities]
+        tables = [ranked(fit, name, k, n_features=NAMED) for name in fit.modalities]
         lines.append([factor, *(", ".join(table["feature"]) for table in tables)])
     frame = pd.DataFrame(lines, columns=["factor", *fit.modalities])
     yield html.table(frame, f"The {NAMED} best features of each factor, best first.")

@@ -16,6 +16,7 @@ from scipy import stats
 from gpnsf.checks import Rule, choices, problem
 from gpnsf.core.scores.enrichment import over_representation, signed_gain
 from gpnsf.io import fits
+from gpnsf.io.ranked import ranked
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -153,7 +154,7 @@ def _over_representation(
     n_features: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Log odds ratios and p values [K, sets]."""
-    best = [fits.ranked(fit, modality, int(k), n_features=n_features)["feature"] for k in chosen]
+    best = [ranked(fit, modality, int(k), n_features=n_features)["feature"] for k in chosen]
     top = np.column_stack([names.isin(features) for features in best])  # [P, K]
     member = np.zeros((len(names), len(sets)), dtype=bool)
     member[names.get_indexer(network["target"]), sets.get_indexer(network["source"])] = True

@@ -14,20 +14,20 @@ from anndata import AnnData
 from mudata import MuData
 
 from gpnsf import checks
-from gpnsf.arguments import Arguments, Model
+from gpnsf.arguments import Arguments
 from gpnsf.core import distributed
 from gpnsf.core.counts.backends import backend
 from gpnsf.core.inference import fitting, training
 from gpnsf.core.inference.checkpoint import Checkpoint
 from gpnsf.core.inference.schedule import Schedule
 from gpnsf.core.model import build as models
-from gpnsf.core.model.factorization import Factorization
 from gpnsf.core.types import Dataset, History
-from gpnsf.io import files, read, write
+from gpnsf.io import files, write
 from gpnsf.io.objects import editable
 from gpnsf.keys import SPATIAL, Keys
 from gpnsf.settings import settings
 from gpnsf.tl import diagnostics
+from gpnsf.tl.asked import builder, number_spatial, read_for
 from gpnsf.tl.device import check_processes, resolved
 from gpnsf.tl.memory import guard, peak_memory
 
@@ -272,7 +272,7 @@ def _fit(
     with training.few_threads(dataset):
         outcome = fitting.fit(
             dataset,
-            _builder(asked, n_spatial, layout.scale, device),
+            builder(asked, n_spatial, layout.scale, device),
             n_factors=model.n_factors,
             n_spatial=n_spatial,
             most_spatial=model.n_factors if tested and model.n_spatial is None else n_spatial,
@@ -304,78 +304,6 @@ def _fit(
     info = {**_info(asked, outcome, seconds), **run}
     _report(dataset, outcome.history, seconds)
     return lambda holder: write.write(holder, outcome.posterior, layout, keys=keys, info=info)
-
-
-def _builder(asked: Arguments, n_spatial: int, scale: float, device: torch.device) -> fitting.Build:
-    """Makes the models that the arguments describe; ``scale`` is the half-width in the unit of the coordinates."""
-    model = asked.model
-    options: dict[str, Any] = {
-        "kernel": model.kernel,
-        "field": model.field,
-        "n_inducing": model.n_inducing,
-        "lengthscale": _lengthscale(model.lengthscale, n_spatial, scale),
-        "loadings": model.loadings,
-        "kl_weight": model.kl_weight,
-        "n_samples": model.draws,
-        "seed": asked.training.seed,
-    }
-
-    def built(dataset: Dataset, n_spatial: int, n_factors: int = model.n_factors) -> Factorization:
-        """A model of a dataset, on the device of the fit."""
-        return models.build(
-            model.model, dataset, n_factors=n_factors, n_spatial=n_spatial, **options
-        ).to(device)
-
-    return built
-
-
-def _lengthscale(asked: float | None, n_spatial: int, scale: float) -> float | None:
-    """The length scale asked for, in half-width units."""
-    if asked is None:
-        return None
-    if n_spatial and not 1e-3 <= asked / scale <= 1e3:
-        rule = f"`lengthscale` between {scale / 1e3:g} and {scale * 1e3:g}: the half-width of the tissue is {scale:g}"
-        raise ValueError(
-            checks.problem(rule, f"{asked:g}", "Pass it in the unit of the coordinates")
-        )
-    return asked / scale
-
-
-def number_spatial(model: Model) -> int:
-    """Spatial factors that a fit begins with; only the hybrid models leave a choice."""
-    preset = models.PRESETS[model.model]
-    default = int(model.n_factors * preset.spatial)
-    if model.n_spatial is None:
-        return default
-    if not preset.is_hybrid and model.n_spatial != default:
-        rule, remedy = f"n_spatial={default} for model={model.model!r}", "Leave n_spatial out"
-        remedy += ", or pass model='nsfh' or 'gpnsf' to choose it"
-        raise ValueError(checks.problem(rule, f"n_spatial={model.n_spatial}", remedy))
-    return model.n_spatial
-
-
-def read_for(
-    data: MuData | AnnData, asked: Arguments, n_spatial: int
-) -> tuple[Dataset, read.Layout]:
-    """Read the object and check what only the data can tell."""
-    model = asked.model
-    default = models.PRESETS[model.model].likelihood
-    defaults = {"": default} if default else None
-    dataset, layout = read.read(
-        data, asked.reading, default_likelihoods=defaults, spatial=n_spatial > 0
-    )
-    checks.combination(
-        model=model.model,
-        likelihoods=layout.likelihoods,
-        objective=model.objective,
-        field=model.field,
-        n_spatial=n_spatial,
-        n_dims=dataset.coords.shape[1],
-        batch_key=asked.reading.batch_key,
-    )
-    n_features = sum(view.counts.shape[1] for view in dataset.views)
-    checks.sizes(model.n_factors, n_obs=dataset.n_obs, n_features=n_features)
-    return dataset, layout
 
 
 def _warn_of_idle(asked: Arguments, n_spatial: int) -> None:

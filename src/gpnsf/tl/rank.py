@@ -9,6 +9,7 @@ import pandas as pd
 
 from gpnsf.checks import Rule
 from gpnsf.io import fits
+from gpnsf.io.ranked import ranked
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -98,7 +99,7 @@ def rank_features(
     names, chosen = fit.modality_names(modality), fit.factor_indices(factors)
     return pd.concat(
         [
-            fits.ranked(
+            ranked(
                 fit, name, int(factor), n_features=n_features, method=method, min_counts=min_counts
             )
             for factor in chosen

@@ -24,7 +24,6 @@ numbers: what is not finite in G or W must reach the value, where the optimiser 
 
 from __future__ import annotations
 
-import math
 from functools import partial
 from typing import Any
 
@@ -34,14 +33,20 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from gpnsf.core.counts.lanes import (
+    EIGHT,
+    FLOAT,
+    INT32,
+    INT64,
+    LOG2,
+    Lanes,
+    added,
+    log,
+    one_minus_exp,
+)
 from gpnsf.core.types import TINY
 
 __all__ = ["EIGHT", "cut", "information", "nonzeros", "saturation", "without"]
-
-EIGHT = 8
-LOG2 = math.log(2)
-ROUNDING = 1.5 * 2**23  # a float of this size has no binary places left
-FLOAT, INT32, INT64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
 
 
 def _compiled(function: Any) -> Any:
@@ -51,104 +56,6 @@ def _compiled(function: Any) -> Any:
         return njit(cache=True, **options)(function)
     except RuntimeError:  # no folder that numba could write to
         return njit(**options)(function)
-
-
-def _operator(name, *, turned=False):
-    """Method: an instruction for two vectors, or vector and number; may fuse products and sums."""
-
-    def build(self, other):
-        operands = self.value, other.value if isinstance(other, _Lanes) else self.constant(other)
-        return _Lanes(
-            self.builder,
-            getattr(self.builder, name)(*operands[:: -1 if turned else 1], flags=("contract",)),
-        )
-
-    return build
-
-
-class _Lanes:
-    """A vector of floats in code that is being built; arithmetic with it builds instructions."""
-
-    def __init__(self, builder, value):
-        self.builder, self.value, self.n = builder, value, value.type.count
-
-    __add__, __mul__ = _operator("fadd"), _operator("fmul")
-    __sub__, __rsub__ = _operator("fsub"), _operator("fsub", turned=True)
-    __truediv__, __rtruediv__ = _operator("fdiv"), _operator("fdiv", turned=True)
-
-    def constant(self, number):
-        """A float in every lane."""
-        return ir.Constant(self.value.type, [number] * self.n)
-
-    def integer(self, number):
-        """An integer in every lane."""
-        return ir.Constant(ir.VectorType(INT32, self.n), [number] * self.n)
-
-    def bits(self):
-        """The same bits as integers."""
-        return self.builder.bitcast(self.value, ir.VectorType(INT32, self.n))
-
-    def from_bits(self, bits):
-        """The same bits as floats."""
-        return _Lanes(self.builder, self.builder.bitcast(bits, self.value.type))
-
-    def where(self, condition, otherwise):
-        """The vector where a condition holds, a constant elsewhere."""
-        return _Lanes(
-            self.builder, self.builder.select(condition, self.value, self.constant(otherwise))
-        )
-
-    def pick(self, lanes, other=None):
-        """Lanes of this vector and, counted on from its end, of another."""
-        mask = ir.Constant(ir.VectorType(INT32, len(lanes)), lanes)
-        return _Lanes(
-            self.builder, self.builder.shuffle_vector(self.value, (other or self).value, mask)
-        )
-
-
-def _polynomial(x, coefficients):
-    """By Horner's rule, lowest power first."""
-    result = x * coefficients[-1] + coefficients[-2]
-    for coefficient in coefficients[-3::-1]:
-        result = result * x + coefficient
-    return result
-
-
-def _log(x):
-    """Log of normal ``2^n m``, m in .7 to 1.4: ``n log 2 + 2 artanh s, s = (m - 1)/(m + 1)``."""
-    b = x.builder
-    n = b.ashr(b.sub(x.bits(), x.integer(0x3F3504F3)), x.integer(23))  # the bits of sqrt(1/2)
-    m = x.from_bits(b.sub(x.bits(), b.shl(n, x.integer(23))))
-    s = (m - 1.0) / (m + 1.0)
-    return (
-        s * _polynomial(s * s, [2 / k for k in (1, 3, 5, 7, 9)])
-        + _Lanes(b, b.sitofp(n, x.value.type)) * LOG2
-    )
-
-
-def _one_minus_exp(x):
-    """``1 - exp(-x)``, x >= 0, to rounding: ``1 - 2^n - 2^n expm1(t)``, ``-x = n log 2 + t``."""
-    b = x.builder
-    x = x.where(b.fcmp_unordered("<", x.value, x.constant(80.0)), 80.0)
-    n = x * (-1 / LOG2) + ROUNDING
-    # the bits of ROUNDING are shifted out
-    power = x.from_bits(b.shl(b.add(n.bits(), x.integer(127)), x.integer(23)))
-    t = 0.0 - x - (n - ROUNDING) * LOG2
-    return (1.0 - power) - power * t * _polynomial(t, [1 / math.factorial(k) for k in range(1, 8)])
-
-
-def _total(parts):
-    """The transposing sum: lane q of the result sums over the lanes of vector q, eight by eight."""
-    for low in (
-        [0, 2, 8, 10, 4, 6, 12, 14],
-        [0, 2, 8, 10, 4, 6, 12, 14],
-        [0, 1, 2, 3, 8, 9, 10, 11],
-    ):
-        high = [lane + (4 if low[1] == 1 else 1) for lane in low]
-        parts = [
-            a.pick(low, b) + a.pick(high, b) for a, b in zip(parts[::2], parts[1::2], strict=True)
-        ]
-    return parts[0]
 
 
 class _Code:
@@ -169,7 +76,7 @@ class _Code:
 
     def load(self, array, offset, lanes):
         """A vector of an array."""
-        return _Lanes(self.builder, self.builder.load(self.pointer(array, offset, lanes), align=4))
+        return Lanes(self.builder, self.builder.load(self.pointer(array, offset, lanes), align=4))
 
     def vectors(self, pieces, array, offset=INT64(0)):
         """A row of an array in as many vectors as there are pieces."""
@@ -207,7 +114,7 @@ class _Code:
         load = cgutils.get_or_insert_function(
             self.builder.module, kind, "llvm.masked.load.v8f32.p0"
         )
-        return _Lanes(self.builder, self.builder.call(load, arguments))
+        return Lanes(self.builder, self.builder.call(load, arguments))
 
 
 @intrinsic
@@ -227,18 +134,18 @@ def _eight(typing, indices, values, begin, end, a, W, d, dW, rates, chunks):  # 
         columns = [builder.mul(column, INT64(width)) for column in code.columns()]
         vectors = partial(code.vectors, pieces)
         row = vectors("a")
-        r = _total([_dot(row, vectors("W", column)) for column in columns])
+        r = added([_dot(row, vectors("W", column)) for column in columns])
         if code.args["rates"] is not None:
             code.store(r, "rates", INT64(0))
             return FLOAT(0.0)
         inside = code.inside()
         r = (r + TINY).where(inside, 1.0)
         if code.args["values"] is None:
-            slope = 1.0 / _one_minus_exp(r)
-            value, slope = (r - _log(slope)).where(inside, 0.0), slope.where(inside, 0.0)
+            slope = 1.0 / one_minus_exp(r)
+            value, slope = (r - log(slope)).where(inside, 0.0), slope.where(inside, 0.0)
         else:
             y = code.inner("values")
-            value, slope = y * _log(r), y / r
+            value, slope = y * log(r), y / r
         slopes = [{n: slope.pick([lane] * n) for _, n in pieces} for lane in range(EIGHT)]
         if code.args["d"] is not None:
             sums = vectors("d")
@@ -288,10 +195,10 @@ def _without(typing, indices, values, begin, end, a, c, W, sums, chunks):
         columns = [builder.mul(column, INT64(width)) for column in code.columns()]
         vectors = partial(code.vectors, pieces)
         row, changes, totals = vectors("a"), vectors("c"), vectors("sums")
-        r = _total([_dot(row, vectors("W", column)) for column in columns])
+        r = added([_dot(row, vectors("W", column)) for column in columns])
         one = ir.Constant(r.value.type, [1.0] * EIGHT)
         y = (
-            _Lanes(builder, one).where(code.inside(), 0.0)
+            Lanes(builder, one).where(code.inside(), 0.0)
             if code.args["values"] is None
             else code.inner("values")
         )
@@ -299,7 +206,7 @@ def _without(typing, indices, values, begin, end, a, c, W, sums, chunks):
             for piece, w in enumerate(vectors("W", column)):
                 x = r.pick([lane] * w.n) + changes[piece] * w
                 x = x.where(builder.fcmp_unordered(">", x.value, x.constant(TINY)), TINY)
-                value = _log(x) if code.args["values"] is not None else x + _log(_one_minus_exp(x))
+                value = log(x) if code.args["values"] is not None else x + log(one_minus_exp(x))
                 totals[piece] = totals[piece] + y.pick([lane] * w.n) * (value + x * 0.0)
         for (start, _), total in zip(pieces, totals, strict=True):
             code.store(total, "sums", INT64(start))

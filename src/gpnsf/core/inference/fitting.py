@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from gpnsf.core import distributed
-from gpnsf.core.inference import local_stage, moves, posterior, training
+from gpnsf.core.inference import local_stage, moves, posterior, standing, training
 from gpnsf.core.inference.checkpoint import Checkpoint
 from gpnsf.core.inference.regroup import regrouped
 from gpnsf.core.inference.schedule import Schedule
@@ -116,7 +116,7 @@ class _Fit:
 
     def log_factors(self) -> np.ndarray:
         """Means [N, K] of the log factors."""
-        return moves.log_factors(self.model, self.blocks).cpu().numpy()
+        return standing.log_factors(self.model, self.blocks).cpu().numpy()
 
     def begin(self, n_spatial: int, init: str, checkpoint: Checkpoint | None) -> History:
         """The first optimisation, from a kind of start; large data begin at a smaller fit."""
@@ -160,7 +160,7 @@ class _Fit:
         )
         logger.info("%d factors are left out, since held-out counts show nothing of them", n_noise)
         if not chosen and not others:
-            others = [int(moves.shares(self.model, self._tensor(m)).sum(0).argmax())]
+            others = [int(standing.shares(self.model, self._tensor(m)).sum(0).argmax())]
         self._regroup([*chosen, *others], len(chosen), m)
         schedule = replace(self.options["schedule"], pick_steps=0, kernel_steps=15, min_steps=30)
         options = {
@@ -177,7 +177,7 @@ class _Fit:
         """Join equal factors, drop unused ones, give spatial ones a field; then the local stage."""
         adopted: dict[int, moves.Adopted] = {}
         if self._has_posterior():
-            graph = moves.neighbours(self.blocks)
+            graph = standing.neighbours(self.blocks)
             joined = (
                 moves.join(self.model, self.blocks, graph, self._ordered(z, self.log_factors()))
                 if local
@@ -220,8 +220,8 @@ class _Fit:
 
         The largest one where they ask for none.
         """
-        share = moves.shares(self.model, self._tensor(m)).amax(0).cpu().numpy()
-        return (share > moves.ALIVE) | (share == share.max())
+        share = standing.shares(self.model, self._tensor(m)).amax(0).cpu().numpy()
+        return (share > standing.ALIVE) | (share == share.max())
 
     def _ordered(self, z: np.ndarray, m: np.ndarray) -> list[int]:
         """Nonspatial factors in use with clear spatial order, the clearest first."""
@@ -235,5 +235,5 @@ class _Fit:
     def _order_of(self, log_factor: np.ndarray) -> float:
         """Moran's I of a log factor [N]."""
         return float(
-            morans_i(log_factor[:, None].astype(np.float64), moves.neighbours(self.blocks))[0]
+            morans_i(log_factor[:, None].astype(np.float64), standing.neighbours(self.blocks))[0]
         )

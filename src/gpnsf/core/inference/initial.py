@@ -18,6 +18,7 @@ from torch import Tensor
 from gpnsf.core.counts.sparse import SparseCounts
 from gpnsf.core.families import FAMILIES
 from gpnsf.core.inference.batch_free import corrected
+from gpnsf.core.inference.klnmf import FLOOR, poisson_fit, random_factors, search, step
 from gpnsf.core.inference.shapes import NUMBER, Shapes
 from gpnsf.core.scores.metrics import knn_weights, morans_i
 from gpnsf.core.types import Dataset, Start, View
@@ -30,10 +31,8 @@ MAX_DENSE = 1_200_000  # entries of the dense pseudobulk matrix
 MAX_BINS = 2_000
 LARGE, MANY = 20_000, 5_000_000  # spots, and nonzero counts, above which two starts must do
 BACKGROUND_SHARE = 0.3  # share of the signal that the constant column starts with
-FLOOR = 1e-4
 DEEP = 50  # counts a spot from which bins tell nonspatial factors from noise
 CELLS = 4  # bins per squared bandwidth: a bin is as wide as the bandwidth on a full square
-N_SEARCH = 12  # rounds of growing and merging
 
 
 def memory(shapes: Shapes, *, signed: bool) -> float:
@@ -131,7 +130,7 @@ class _Problem:
         dense = torch.as_tensor((smoother @ self.counts).toarray())
         size = torch.as_tensor(smoother @ self.size)[:, None].clamp_min(1e-3)
         deep = bandwidth == 0 and float(self.counts.sum()) >= DEEP * len(self.coords)
-        binned, W = _search(dense, size, self.n_factors if deep else self.n_spatial, self.seed)
+        binned, W = search(dense, size, self.n_factors if deep else self.n_spatial, self.seed)
         if binned.shape[1] > self.n_spatial:
             graph = knn_weights(centres, n_neighbors=min(8, len(centres) - 1))
             order = np.argsort(-morans_i(torch.log(binned + 0.02).numpy(), graph), kind="stable")
@@ -154,10 +153,10 @@ class _Problem:
         n_updates, n_tries = (60, 3) if self.counts.nnz < 500_000 else (30, 1)
         best: tuple[float, Tensor] | None = None
         for attempt in range(n_tries):
-            H, W = _random_factors(counts, self.n_factors, self.seed * 1009 + attempt)
+            H, W = random_factors(counts, self.n_factors, self.seed * 1009 + attempt)
             for _ in range(n_updates):
-                H, W = _klnmf_step(counts, size, H, W)
-            fit = _poisson_fit(counts, size, H, W)
+                H, W = step(counts, size, H, W)
+            fit = poisson_fit(counts, size, H, W)
             if best is None or fit > best[0]:
                 best = fit, H
         H = best[1]  # type: ignore[index]
@@ -238,7 +237,7 @@ class _Problem:
                 + 1e-8
             )
         for _ in range(n_updates):
-            updated, W = _klnmf_step(counts, size, H, W)
+            updated, W = step(counts, size, H, W)
             H = torch.cat([H[:, :T], updated[:, T:]], 1)
         return H
 
@@ -313,109 +312,6 @@ def _neighbour_mean(graph: sp.csr_matrix, values: np.ndarray) -> np.ndarray:
 def _mean_counts(counts: sp.csr_matrix, size: np.ndarray) -> np.ndarray:
     """Mean counts [P] per unit of size factor."""
     return (np.asarray(counts.sum(0)).ravel() / max(float(size.sum()), 1e-12)).astype(np.float32)
-
-
-def _search(Y: Tensor, size: Tensor, K: int, seed: int) -> tuple[Tensor, Tensor]:
-    """KL-NMF (Lee & Seung 2001) of a small dense matrix by growing and merging.
-
-    Factors [B, K] with mean one, loadings [P, K].
-
-    Random components are added to the best solution so far, and the most redundant ones merged
-    until K are left; what fits better is kept. Restarts alone lose factors once K is above ten.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    mean = (Y.sum(0) / size.sum())[:, None]
-    H, W = (
-        0.2 + torch.rand(len(Y), K, generator=generator),
-        0.2 + torch.rand(Y.shape[1], K, generator=generator),
-    )
-    H, W, best = _klnmf_dense(Y, size, H, mean / K * W + 1e-8, 60)
-    extra = max(2, K // 3)
-    for _ in range(N_SEARCH):
-        new = 0.2 + 1.6 * torch.rand(len(Y), extra, generator=generator)
-        thin = 0.2 * mean / extra * (0.2 + torch.rand(Y.shape[1], extra, generator=generator))
-        H_new, W_new, _ = _klnmf_dense(
-            Y, size, torch.cat([H, new], 1), torch.cat([0.8 * W, thin], 1), 20
-        )
-        while H_new.shape[1] > K:
-            H_new, W_new, _ = _klnmf_dense(Y, size, *_merge(H_new, W_new), 3)
-        H_new, W_new, fit = _klnmf_dense(Y, size, H_new, W_new, 20)
-        if fit > best:
-            H, W, best = H_new, W_new, fit
-    return H, W
-
-
-def _klnmf_dense(
-    Y: Tensor, size: Tensor, H: Tensor, W: Tensor, n_updates: int
-) -> tuple[Tensor, Tensor, float]:
-    """Multiplicative updates of factors and loadings, and the Poisson log-likelihood reached."""
-    ratio = torch.empty_like(Y)
-    for _ in range(n_updates):
-        A = H * size
-        W = W * _wide_product(_ratio(Y, A, W, ratio), A) / A.sum(0) + 1e-12
-        H = (H * _wide_product(_ratio(Y, A, W, ratio).T, W) / W.sum(0)).clamp_min(FLOOR)
-        scale = H.mean(0)
-        H, W = H / scale, W * scale
-    rate = (H * size) @ W.T
-    return H, W, float((Y * torch.log(rate + 1e-12) - rate).sum())
-
-
-def _ratio(Y: Tensor, A: Tensor, W: Tensor, out: Tensor) -> Tensor:
-    """Counts over rates [B, P]."""
-    torch.mm(A, W.T, out=out).add_(1e-12)
-    return torch.div(Y, out, out=out)
-
-
-def _wide_product(wide: Tensor, narrow: Tensor) -> Tensor:
-    """``wide^T narrow``, three times as fast with the narrow matrix in front."""
-    return (narrow.T.contiguous() @ wide).T
-
-
-def _merge(H: Tensor, W: Tensor) -> tuple[Tensor, Tensor]:
-    """One component less: that of least own mass joins an alike nearest one, or is dropped."""
-    mass = W.sum(0)
-    similarity = _alike(H) * _alike(W)
-    similarity.fill_diagonal_(0)
-    least = int((mass * (1 - similarity.amax(1))).argmin())
-    near = int(similarity[least].argmax())
-    H, W = H.clone(), W.clone()
-    if similarity[least, near] > 0.5:
-        H[:, near] = (H[:, near] * mass[near] + H[:, least] * mass[least]) / (
-            mass[near] + mass[least]
-        )
-        W[:, near] += W[:, least]
-    kept = torch.arange(H.shape[1]) != least
-    return H[:, kept], W[:, kept]
-
-
-def _alike(columns: Tensor) -> Tensor:
-    """Correlation [K, K] of columns, 0 where it is negative or a column is constant."""
-    centred = columns - columns.mean(0)
-    centred = centred / centred.norm(dim=0).clamp_min(1e-12)
-    return (centred.T @ centred).clamp_min(0.0)
-
-
-def _random_factors(counts: SparseCounts, K: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Factors and loadings around the mean."""
-    generator = torch.Generator().manual_seed(seed)
-    H = 0.5 + torch.rand(counts.shape[0], K, generator=generator)
-    mean = counts.column_sums[:, None] / counts.shape[0]
-    return H, mean / K * (0.5 + torch.rand(counts.shape[1], K, generator=generator)) + 1e-9
-
-
-def _klnmf_step(counts: SparseCounts, size: Tensor, H: Tensor, W: Tensor) -> tuple[Tensor, Tensor]:
-    """One multiplicative update of loadings and factors on the nonzeros; factors keep mean one."""
-    A = H * size
-    W = W * counts.half_loadings(A, W, "log") / A.sum(0) + 1e-12
-    H = (H * counts.half(A, W, "log") / W.sum(0)).clamp_min(FLOOR)
-    scale = H.mean(0)
-    return H / scale, W * scale
-
-
-def _poisson_fit(counts: SparseCounts, size: Tensor, H: Tensor, W: Tensor) -> float:
-    """Poisson log-likelihood up to a constant."""
-    A = H * size
-    return float(counts.values @ torch.log(counts.rates(A, W) + 1e-20) - A.sum(0) @ W.sum(0))
 
 
 def _strength(view: View) -> float:

@@ -362,10 +362,7 @@ def _amplitude(model: Factorization, log_factors: LogFactors, order: Tensor) -> 
 def _field_state(
     model: Factorization, log_factors: LogFactors, scale: Tensor, order: Tensor
 ) -> dict[str, object]:
-    """State for prediction: the field, its factors' order and scale, and the spread of spots.
-
-    The spread is that of the spots around the field.
-    """
+    """State for prediction: the field, its factors' order and scale, and the spread of spots around it."""
     T = model.n_spatial
     state: dict[str, object] = {
         "nonnegative": model.nonnegative,
@@ -388,8 +385,6 @@ def predict(
     state: Mapping[str, object], coords: np.ndarray, library: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation [n, T] of the spatial factors at ``coords`` (half-width units), from a field's state.
-
-    They are those at ``coords``, in half-width units.
 
     The counterpart of what :func:`summarise` stores: the field alone, with the spread of single
     spots around it.

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from gpnsf.core.families import FAMILIES
 from gpnsf.core.inference import initial, local_stage, training
-from gpnsf.core.inference.moves import ALIVE, shares
 from gpnsf.core.inference.schedule import Schedule
+from gpnsf.core.inference.standing import ALIVE, shares
 from gpnsf.core.likelihoods.moments import MEAN_RANGE
 from gpnsf.core.model.factorization import Factorization
 from gpnsf.core.scores.metrics import centred_within, knn_weights, permutation_variance

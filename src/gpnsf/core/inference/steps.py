@@ -14,8 +14,9 @@ from tqdm.auto import tqdm
 from gpnsf.core import distributed
 from gpnsf.core.families import FAMILIES
 from gpnsf.core.fields.base import FieldSize
-from gpnsf.core.inference.checkpoint import Checkpoint, State, Walk
+from gpnsf.core.inference.checkpoint import Checkpoint
 from gpnsf.core.inference.shapes import NUMBER, Shapes
+from gpnsf.core.inference.state import State, Walk
 from gpnsf.core.model.factorization import Block, Factorization
 from gpnsf.core.model.objective import ClosedFormELBO
 from gpnsf.core.types import Start

@@ -1,7 +1,7 @@
 """The optimisation: full-batch Adam on Pyro's evidence lower bound, accumulated over row blocks.
 
 The only place with side effects: it moves parameters, draws a progress bar, writes checkpoints, and
-leaves torch's random state as it was. A fit is a :class:`~gpnsf.core.inference.checkpoint.State`
+leaves torch's random state as it was. A fit is a :class:`~gpnsf.core.inference.state.State`
 and what follows from it, so it can go on from any step.
 """
 
@@ -21,19 +21,19 @@ import torch
 from tqdm.auto import tqdm
 
 from gpnsf.core import distributed
-from gpnsf.core.fields.base import AMPLITUDE_RANGE, LENGTHSCALE_RANGE
-from gpnsf.core.inference import initial, moves
-from gpnsf.core.inference.checkpoint import Checkpoint, State, Walk, fingerprint
+from gpnsf.core.inference import initial, moves, standing
+from gpnsf.core.inference.bound import elbo, limits_reached
+from gpnsf.core.inference.checkpoint import Checkpoint, fingerprint
 from gpnsf.core.inference.schedule import MOVE, WINDOW, Phase, Schedule
 from gpnsf.core.inference.shapes import Shapes
+from gpnsf.core.inference.state import State, Walk
 from gpnsf.core.inference.steps import Stepper
-from gpnsf.core.likelihoods.moments import MEAN_CAP, MEAN_RANGE
 from gpnsf.core.model.factorization import Block, Factorization
 from gpnsf.core.model.loadings import GammaLoadings
 from gpnsf.core.model.objective import ClosedFormELBO
 from gpnsf.core.types import Dataset, History, Start
 
-__all__ = ["elbo", "few_threads", "fit", "give_back", "memory_of_polish"]
+__all__ = ["few_threads", "fit", "give_back", "memory_of_polish"]
 
 logger = logging.getLogger("gpnsf")
 
@@ -48,12 +48,8 @@ SMALL = 1_000_000  # nonzeros below which threads wait for each other longer tha
 
 def memory_of_polish(shapes: Shapes) -> float:
     """Bytes: distinct counts of a block, under negative binomials."""
-    return (
-        36.0
-        * max((view.nnz for view in shapes.dispersed), default=0.0)
-        * shapes.block
-        / shapes.n_obs
-    )
+    largest = max((view.nnz for view in shapes.dispersed), default=0.0)
+    return 36.0 * largest * shapes.block / shapes.n_obs
 
 
 def fit(
@@ -128,21 +124,6 @@ def fit(
             checkpoint.flush()
         stepper.gather_rows()
         return run.history()
-
-
-@torch.no_grad()
-def elbo(model: Factorization, blocks: list[Block]) -> float:
-    """The objective on the whole data, without gradients; nan where it cannot be computed."""
-    objective, loss = ClosedFormELBO(), 0.0
-    model.look(blocks)
-    try:
-        with pyro.validation_enabled(False):
-            for block in distributed.mine(blocks):
-                loss += objective.differentiable_loss(model, model.guide, block).item()
-    except ArithmeticError:  # a covariance that cannot be factorised
-        loss = math.nan
-    model.end_pass()
-    return -distributed.total(loss)
 
 
 def give_back() -> None:
@@ -292,7 +273,7 @@ class _Run:
         able = [isinstance(view.loadings, GammaLoadings) for _, view in self.model.items()]
         if not all(able) or self.model.n_samples is not None or not self.schedule.moves:
             return
-        graph = moves.neighbours(self.blocks)
+        graph = standing.neighbours(self.blocks)
         while (move := self._next_move(graph)) is not None:
             state = self.stepper.state
             state.moved |= self._try(move, phase)
@@ -357,7 +338,7 @@ class _Run:
     def history(self) -> History:
         """The record of the kept start."""
         state, walk = self.stepper.state, self.stepper.state.walk
-        notices = _binding(self.model, self.blocks)
+        notices = limits_reached(self.model, self.blocks)
         for notice in notices:
             logger.info(notice)
         arrays = np.asarray(walk.elbo), np.asarray(walk.seconds), np.asarray(walk.phase, dtype=str)
@@ -417,32 +398,3 @@ class _Run:
         if self.model.n_samples is not None:
             tol = max(tol, 2 * math.sqrt((before.var() + after.var()) / WINDOW))
         return bool(after.mean() - before.mean() < tol)
-
-
-@torch.no_grad()
-def _binding(model: Factorization, blocks: list[Block]) -> list[str]:
-    """Bounds that the parameters lie on or beyond, in words."""
-    notices = []
-    if model.nonnegative:
-        marginals = (model.marginals(block) for block in blocks)
-        beyond = [
-            int(((m < MEAN_RANGE[0]) | (m > MEAN_RANGE[1]) | (m + 0.5 * v > MEAN_CAP)).sum())
-            for m, v in marginals
-        ]
-        if any(beyond):
-            n_all = model.n_obs * model.n_factors
-            notices.append(f"exponent clamp binds for {sum(beyond)} of {n_all} log factors")
-    if model.spatial is None:
-        return notices
-    field = model.spatial.field
-    bounded = {"amplitude": (field.log_amplitude, AMPLITUDE_RANGE)}
-    if not field.has_given_lengthscale:
-        bounded["length scale (half-widths)"] = field.log_lengthscale, LENGTHSCALE_RANGE
-    for name, (values, ends) in bounded.items():
-        for word, end in zip(("floor", "ceiling"), ends, strict=True):
-            n_there = int(torch.isclose(values, torch.full_like(values, math.log(end))).sum())
-            if n_there:
-                notices.append(
-                    f"{name} at its {word} of {end:g} for {n_there} of {model.n_spatial} spatial factors"
-                )
-    return notices

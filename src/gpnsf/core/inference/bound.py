@@ -1,0 +1,60 @@
+"""The bound without gradients, and the limits that parameters have come to."""
+
+from __future__ import annotations
+
+import math
+
+import pyro
+import torch
+
+from gpnsf.core import distributed
+from gpnsf.core.fields.base import AMPLITUDE_RANGE, LENGTHSCALE_RANGE
+from gpnsf.core.likelihoods.moments import MEAN_CAP, MEAN_RANGE
+from gpnsf.core.model.factorization import Block, Factorization
+from gpnsf.core.model.objective import ClosedFormELBO
+
+__all__ = ["elbo", "limits_reached"]
+
+
+@torch.no_grad()
+def elbo(model: Factorization, blocks: list[Block]) -> float:
+    """The objective on the whole data, without gradients; nan where it cannot be computed."""
+    objective, loss = ClosedFormELBO(), 0.0
+    model.look(blocks)
+    try:
+        with pyro.validation_enabled(False):
+            for block in distributed.mine(blocks):
+                loss += objective.differentiable_loss(model, model.guide, block).item()
+    except ArithmeticError:  # a covariance that cannot be factorised
+        loss = math.nan
+    model.end_pass()
+    return -distributed.total(loss)
+
+
+@torch.no_grad()
+def limits_reached(model: Factorization, blocks: list[Block]) -> list[str]:
+    """Bounds that the parameters lie on or beyond, in words."""
+    notices = []
+    if model.nonnegative:
+        marginals = (model.marginals(block) for block in blocks)
+        beyond = [
+            int(((m < MEAN_RANGE[0]) | (m > MEAN_RANGE[1]) | (m + 0.5 * v > MEAN_CAP)).sum())
+            for m, v in marginals
+        ]
+        if any(beyond):
+            n_all = model.n_obs * model.n_factors
+            notices.append(f"exponent clamp binds for {sum(beyond)} of {n_all} log factors")
+    if model.spatial is None:
+        return notices
+    field = model.spatial.field
+    bounded = {"amplitude": (field.log_amplitude, AMPLITUDE_RANGE)}
+    if not field.has_given_lengthscale:
+        bounded["length scale (half-widths)"] = field.log_lengthscale, LENGTHSCALE_RANGE
+    for name, (values, ends) in bounded.items():
+        for word, end in zip(("floor", "ceiling"), ends, strict=True):
+            n_there = int(torch.isclose(values, torch.full_like(values, math.log(end))).sum())
+            if n_there:
+                notices.append(
+                    f"{name} at its {word} of {end:g} for {n_there} of {model.n_spatial} spatial factors"
+                )
+    return notices

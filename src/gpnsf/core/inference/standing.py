@@ -1,0 +1,163 @@
+"""How factors stand to each other: what each is worth, and which are alike."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from scipy.optimize import nnls
+from torch import Tensor
+
+from gpnsf.core import distributed
+from gpnsf.core.model.factorization import Block, Factorization
+from gpnsf.core.scores.metrics import knn_weights, morans_i
+
+__all__ = [
+    "ALIVE",
+    "HALF_MIXED",
+    "LEAST_PART",
+    "MIXED",
+    "MOST_NOISE",
+    "N_NEIGHBORS",
+    "WORTH",
+    "Standing",
+    "log_factors",
+    "mixture",
+    "neighbours",
+    "overlap",
+    "shares",
+]
+
+ALIVE = 1e-3  # share of the expected counts of some modality below which a factor is switched off
+WORTH = 1e-2  # share below which a factor is not worth a move
+MOST_NOISE = 0.5  # of the square of a column of loadings, that can be taken out
+MIXED, HALF_MIXED = 0.1, 0.3  # share of a factor's loadings that those of others leave over
+LEAST_PART = 1e-3  # of a factor that another takes over
+N_NEIGHBORS = 8
+
+
+@torch.no_grad()
+def log_factors(model: Factorization, blocks: list[Block]) -> Tensor:
+    """Means [N, K] of the log factors of all rows."""
+    return distributed.by_block(blocks, lambda block: model.marginals(block)[0])
+
+
+@torch.no_grad()
+def shares(model: Factorization, m: Tensor) -> Tensor:
+    """Share [V, K] of the expected counts of each modality that is of each factor."""
+    level = torch.cat([m.clamp(-12.0, 8.0).exp().mean(0), torch.ones(1, device=m.device)])
+    parts = [view.loadings.mean.sum(0) * level for _, view in model.items()]
+    return torch.stack([part[:-1] / part.sum().clamp_min(1e-30) for part in parts])
+
+
+def neighbours(blocks: list[Block]) -> sp.csr_matrix:
+    """Weights [N, N] of the neighbours of each row within its slice."""
+    coords = torch.cat(
+        [block.located.coords + 1e3 * block.located.library[:, None] for block in blocks]
+    )
+    return knn_weights(coords.double().cpu().numpy(), n_neighbors=min(N_NEIGHBORS, len(coords) - 1))
+
+
+@torch.no_grad()
+def overlap(model: Factorization, m: Tensor) -> np.ndarray:
+    """Products [K, K] of the loadings of all modalities, in units of Poisson's noise.
+
+    That noise is taken out.
+
+    In counts a spot a feature has ``W_jk e_k`` of a factor, with standard error
+    ``sqrt(W_jk e_k / N)``; divided by the root of all its counts, each modality weighs by what it
+    tells.
+    """
+    level = torch.cat([m.clamp(-12.0, 8.0).exp().mean(0), torch.ones(1, device=m.device)])
+    products, noise = torch.zeros(2, model.n_factors, model.n_factors, device=m.device)
+    for _, view in model.items():
+        counts = view.loadings.mean * level
+        total = counts.sum(1, keepdim=True) + 1e-12
+        columns = counts[:, :-1] / total.sqrt()
+        products = products + columns.T @ columns
+        noise = noise + torch.diag((counts[:, :-1] / total).sum(0) / model.n_obs)
+    squares, noise = products.diagonal(), noise.diagonal()
+    # where it is most of a column, nobody can say what is left without it
+    known = noise < MOST_NOISE * squares
+    products.diagonal().copy_(torch.where(known, squares - noise, squares).clamp_min(1e-30))
+    return products.double().cpu().numpy()
+
+
+def mixture(products: np.ndarray, k: int, others: list[int]) -> tuple[float, np.ndarray]:
+    """Nonnegative weights with which other loadings make up those of factor k.
+
+    The share that is left over comes with them.
+    """
+    values, vectors = np.linalg.eigh(products[np.ix_(others, others)])
+    root = np.sqrt(np.maximum(values, 1e-9 * values[-1]))
+    weights, _ = nnls(root[:, None] * vectors.T, vectors.T @ products[others, k] / root)
+    explained = (
+        2 * weights @ products[others, k] - weights @ products[np.ix_(others, others)] @ weights
+    )
+    return 1 - explained / products[k, k], weights
+
+
+class Standing:
+    """Where the factors stand.
+
+    How large each is, how alike two are, and how much order a nonspatial one has.
+
+    Where log factors ``m`` [N, K] are given, likeness is that of loadings alone.
+    """
+
+    def __init__(
+        self,
+        model: Factorization,
+        blocks: list[Block],
+        graph: sp.csr_matrix,
+        m: Tensor | None = None,
+    ) -> None:
+        self.model, self.T = model, model.n_spatial
+        self.m = log_factors(model, blocks) if m is None else m
+        share = shares(model, self.m)
+        self.size, self.largest = share.sum(0), share.amax(0)
+        self.products = overlap(model, self.m)
+        length = np.sqrt(self.products.diagonal())
+        self.likeness = np.minimum(self.products / np.outer(length, length), 1.0)
+        if m is None:
+            correlation = torch.corrcoef(self.m.clamp(-6.0, 6.0).exp().T).nan_to_num(0.0)
+            self.likeness = np.maximum(self.likeness, correlation.cpu().numpy())
+        self.order = np.zeros(model.n_factors)
+        if 0 < self.T < model.n_factors:
+            self.order[self.T :] = morans_i(self.m[:, self.T :].double().cpu().numpy(), graph)
+
+    @property
+    def off(self) -> list[int]:
+        """Spatial slots that are free."""
+        return [k for k in range(self.T) if self.largest[k] <= ALIVE]
+
+    def worth(self, *, spatial: bool) -> list[int]:
+        """Spatial or nonspatial factors that are worth a move."""
+        factors = range(self.T) if spatial else range(self.T, self.model.n_factors)
+        return [k for k in factors if self.largest[k] > WORTH]
+
+    def pairs(self, *, spatial: bool, above: float) -> list[tuple[int, int]]:
+        """Pairs more alike than a bound, the most alike first.
+
+        The larger factor of a pair stands first.
+        """
+        pairs = [
+            (k, l)
+            for k, l in combinations(self.worth(spatial=spatial), 2)
+            if self.likeness[k, l] > above
+        ]
+        pairs.sort(key=lambda pair: -float(self.likeness[pair]))
+        return [(k, l) if self.size[k] >= self.size[l] else (l, k) for k, l in pairs]
+
+    def mixtures(self, below: float, candidates: list[int] | None = None) -> list[int]:
+        """Factors whose loadings are a mixture of spatial ones, but for a part.
+
+        The best explained ones come first.
+        """
+        spatial, left = self.worth(spatial=True), {}
+        for k in spatial if candidates is None else candidates:
+            others = [l for l in spatial if l != k]
+            left[k] = mixture(self.products, k, others)[0] if others else 1.0
+        return [k for k in sorted(left, key=lambda k: left[k]) if left[k] < below]

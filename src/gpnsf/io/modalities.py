@@ -1,0 +1,80 @@
+"""What a user is told about the modalities of a fit before it begins."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pandas as pd
+
+from gpnsf import checks
+from gpnsf.io import names
+from gpnsf.io.objects import Opened
+
+__all__ = ["check_types", "tell"]
+
+_logger = logging.getLogger("gpnsf")
+
+FEATURE_TYPES = "feature_types"  # var column of Cell Ranger
+FEW = 0.1  # of the observations of the smaller of two modalities
+SUFFIX = r"[-_]\d+$"
+
+
+def tell(opened: Opened, *, chosen: bool) -> None:
+    """Warn of modalities that are left out for their names, and of modalities that share few observations."""
+    left_out = [] if chosen else [name for name in opened.mods if name not in opened.names]
+    if left_out:
+        _logger.warning(
+            "Modalities %s are left out: their names say neither RNA nor ATAC. Pass modalities=%s to fit them too.",
+            left_out,
+            [*opened.names, *left_out],
+        )
+    for i, one in enumerate(opened.names):
+        for other in opened.names[:i]:
+            shared, fewest = _shared(opened, one, other)
+            if shared < FEW * fewest:
+                _logger.warning(
+                    "Modalities %r and %r share %d observations, of %d and %d.%s",
+                    other,
+                    one,
+                    shared,
+                    len(opened.rows[other]),
+                    len(opened.rows[one]),
+                    _suffixes(opened, other, one, fewest),
+                )
+
+
+def _shared(opened: Opened, one: str, other: str) -> tuple[int, int]:
+    """Observations that two modalities share, and those of the smaller one."""
+    rows = opened.rows[one], opened.rows[other]
+    return len(np.intersect1d(*rows)), min(map(len, rows))
+
+
+def _suffixes(opened: Opened, one: str, other: str, fewest: int) -> str:
+    """What to do about it; barcodes that differ by a suffix are the usual cause."""
+    ours, theirs = (opened.mods[name].obs_names.astype(str) for name in (one, other))
+    bare, others = (own.str.replace(SUFFIX, "", regex=True) for own in (ours, theirs))
+    number = max(
+        len(a.intersection(b)) for a, b in ((bare, theirs), (ours, others), (bare, others))
+    )
+    shown = f" ({ours[0]!r} and {theirs[0]!r} are the first)"
+    if number >= FEW * fewest:
+        remedy = f"mod.obs_names = mod.obs_names.str.replace(r'{SUFFIX}', '', regex=True)"
+        return f" {number} names are alike but for a suffix{shown}: take it off by {remedy}, and build the MuData anew."
+    return f" Do their names follow one scheme{shown}? If they are of different spots, only their places tie them."
+
+
+def check_types(var: pd.DataFrame, modality: str) -> None:
+    """Check that an AnnData does not hold features of several kinds, as readers of 10x files leave them."""
+    if FEATURE_TYPES not in var:
+        return
+    types = var[FEATURE_TYPES].astype(str).value_counts()
+    if len({names.kind(name) for name in types.index} - {""}) > 1:
+        found = ", ".join(f"{number} of {name!r}" for name, number in types.items())
+        remedy = (
+            f"Split it: MuData({{'rna': adata[:, adata.var.{FEATURE_TYPES} == 'Gene Expression'].copy(), 'atac': ...}}), "
+            "or name the features to fit in `use_var`"
+        )
+        raise ValueError(
+            checks.problem(f"features of one kind in modality {modality!r}", found, remedy)
+        )

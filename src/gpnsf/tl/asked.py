@@ -1,0 +1,91 @@
+"""What the arguments of a fit ask for: the data, the number of spatial factors, the models."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from anndata import AnnData
+from mudata import MuData
+
+from gpnsf import checks
+from gpnsf.arguments import Arguments, Model
+from gpnsf.core.inference import fitting
+from gpnsf.core.model import build as models
+from gpnsf.core.model.factorization import Factorization
+from gpnsf.core.types import Dataset
+from gpnsf.io import read
+
+__all__ = ["builder", "number_spatial", "read_for"]
+
+
+def builder(asked: Arguments, n_spatial: int, scale: float, device: torch.device) -> fitting.Build:
+    """Makes the models that the arguments describe; ``scale`` is the half-width in the unit of the coordinates."""
+    model = asked.model
+    options: dict[str, Any] = {
+        "kernel": model.kernel,
+        "field": model.field,
+        "n_inducing": model.n_inducing,
+        "lengthscale": _lengthscale(model.lengthscale, n_spatial, scale),
+        "loadings": model.loadings,
+        "kl_weight": model.kl_weight,
+        "n_samples": model.draws,
+        "seed": asked.training.seed,
+    }
+
+    def built(dataset: Dataset, n_spatial: int, n_factors: int = model.n_factors) -> Factorization:
+        """A model of a dataset, on the device of the fit."""
+        return models.build(
+            model.model, dataset, n_factors=n_factors, n_spatial=n_spatial, **options
+        ).to(device)
+
+    return built
+
+
+def _lengthscale(asked: float | None, n_spatial: int, scale: float) -> float | None:
+    """The length scale asked for, in half-width units."""
+    if asked is None:
+        return None
+    if n_spatial and not 1e-3 <= asked / scale <= 1e3:
+        rule = f"`lengthscale` between {scale / 1e3:g} and {scale * 1e3:g}: the half-width of the tissue is {scale:g}"
+        raise ValueError(
+            checks.problem(rule, f"{asked:g}", "Pass it in the unit of the coordinates")
+        )
+    return asked / scale
+
+
+def number_spatial(model: Model) -> int:
+    """Spatial factors that a fit begins with; only the hybrid models leave a choice."""
+    preset = models.PRESETS[model.model]
+    default = int(model.n_factors * preset.spatial)
+    if model.n_spatial is None:
+        return default
+    if not preset.is_hybrid and model.n_spatial != default:
+        rule, remedy = f"n_spatial={default} for model={model.model!r}", "Leave n_spatial out"
+        remedy += ", or pass model='nsfh' or 'gpnsf' to choose it"
+        raise ValueError(checks.problem(rule, f"n_spatial={model.n_spatial}", remedy))
+    return model.n_spatial
+
+
+def read_for(
+    data: MuData | AnnData, asked: Arguments, n_spatial: int
+) -> tuple[Dataset, read.Layout]:
+    """Read the object and check what only the data can tell."""
+    model = asked.model
+    default = models.PRESETS[model.model].likelihood
+    defaults = {"": default} if default else None
+    dataset, layout = read.read(
+        data, asked.reading, default_likelihoods=defaults, spatial=n_spatial > 0
+    )
+    checks.combination(
+        model=model.model,
+        likelihoods=layout.likelihoods,
+        objective=model.objective,
+        field=model.field,
+        n_spatial=n_spatial,
+        n_dims=dataset.coords.shape[1],
+        batch_key=asked.reading.batch_key,
+    )
+    n_features = sum(view.counts.shape[1] for view in dataset.views)
+    checks.sizes(model.n_factors, n_obs=dataset.n_obs, n_features=n_features)
+    return dataset, layout
