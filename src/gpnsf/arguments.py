@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, TypeVar
 
 from gpnsf.checks import MODELS, Rule, problem
 from gpnsf.keys import SPATIAL
@@ -26,6 +26,9 @@ def _name(example: str) -> Any:
 def _one_of(*options: str) -> Any:
     """One of some options, the first by default."""
     return _ruled(options[0], Rule(str, options[0], options=options))
+
+
+P = TypeVar("P")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,22 +130,15 @@ class Arguments:
     call: Call
 
     @classmethod
-    def of(cls, values: Mapping[str, Any]) -> Arguments:
+    def of(cls, values: Mapping[str, object]) -> Arguments:
         """Arguments by name, checked; those left out keep their default, and other names are left aside."""
         check_arguments(values)
-
-        def chosen(part: type) -> dict[str, Any]:
-            return {own.name: values[own.name] for own in fields(part) if own.name in values}
-
         return cls(
-            Reading(**chosen(Reading)),
-            Model(**chosen(Model)),
-            Training(**chosen(Training)),
-            Call(**chosen(Call)),
+            _of(Reading, values), _of(Model, values), _of(Training, values), _of(Call, values)
         )
 
     @property
-    def record(self) -> dict[str, Any]:
+    def record(self) -> dict[str, object]:
         """What ``uns`` keeps: arguments that decide the result, and where it went."""
         return {
             **vars(self.reading),
@@ -150,3 +146,9 @@ class Arguments:
             **vars(self.training),
             "key_added": self.call.key_added,
         }
+
+
+def _of(part: type[P], values: Mapping[str, object]) -> P:
+    """A part of the arguments."""
+    names = [own.name for own in fields(part)]  # type: ignore[arg-type] # all parts are dataclasses
+    return part(**{name: values[name] for name in names if name in values})

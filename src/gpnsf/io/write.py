@@ -88,13 +88,15 @@ def _attributes(holder: AnnData | MuData) -> tuple[str, ...]:
     return common if isinstance(holder, MuData) else (*common, "layers")
 
 
-def _held(holder: AnnData | MuData, attribute: str) -> pd.DataFrame | dict[str, Any]:
+def _held(holder: AnnData | MuData, attribute: str) -> pd.DataFrame | dict[str, object]:
     """Everything in a part of an object, not copied itself."""
     mapping = getattr(holder, attribute)
     return mapping.copy(deep=False) if isinstance(mapping, pd.DataFrame) else dict(mapping)
 
 
-def _restore(holder: AnnData | MuData, attribute: str, held: pd.DataFrame | dict[str, Any]) -> None:
+def _restore(
+    holder: AnnData | MuData, attribute: str, held: pd.DataFrame | dict[str, object]
+) -> None:
     """Undo what has happened to a part of an object since it was held."""
     if isinstance(held, pd.DataFrame):
         setattr(holder, attribute, held)

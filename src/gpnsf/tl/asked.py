@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
 
 import torch
 from anndata import AnnData
@@ -22,22 +22,22 @@ __all__ = ["builder", "number_spatial", "read_for"]
 def builder(asked: Arguments, n_spatial: int, scale: float, device: torch.device) -> fitting.Build:
     """Makes the models that the arguments describe; ``scale`` is the half-width in the unit of the coordinates."""
     model = asked.model
-    options: dict[str, Any] = {
-        "kernel": model.kernel,
-        "field": model.field,
-        "n_inducing": model.n_inducing,
-        "lengthscale": _lengthscale(model.lengthscale, n_spatial, scale),
-        "loadings": model.loadings,
-        "kl_weight": model.kl_weight,
-        "n_samples": model.draws,
-        "seed": asked.training.seed,
-    }
+    build = partial(
+        models.build,
+        model.model,
+        kernel=model.kernel,
+        field=model.field,
+        n_inducing=model.n_inducing,
+        lengthscale=_lengthscale(model.lengthscale, n_spatial, scale),
+        loadings=model.loadings,
+        kl_weight=model.kl_weight,
+        n_samples=model.draws,
+        seed=asked.training.seed,
+    )
 
     def built(dataset: Dataset, n_spatial: int, n_factors: int = model.n_factors) -> Factorization:
         """A model of a dataset, on the device of the fit."""
-        return models.build(
-            model.model, dataset, n_factors=n_factors, n_spatial=n_spatial, **options
-        ).to(device)
+        return build(dataset, n_factors=n_factors, n_spatial=n_spatial).to(device)
 
     return built
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -159,7 +159,7 @@ def _counts(fit: fits.Fit, view: View, layout: Layout, rng: np.random.Generator)
     return sp.csr_matrix((counts.data, columns, counts.indptr), shape=(len(size), len(used)))
 
 
-def _factors(fit: fits.Fit, found: fits.Fit, rows: np.ndarray) -> list[dict[str, Any]]:
+def _factors(fit: fits.Fit, found: fits.Fit, rows: np.ndarray) -> list[dict[str, object]]:
     """A line for each factor."""
     truth = fit.mean.astype(np.float64)
     columns, recovery = metrics.match_factors(truth[rows], found.mean[rows])
@@ -188,7 +188,7 @@ def _factors(fit: fits.Fit, found: fits.Fit, rows: np.ndarray) -> list[dict[str,
 
 def _importance(
     fit: fits.Fit, found: fits.Fit, counts: dict[str, np.ndarray]
-) -> list[dict[str, Any]]:
+) -> list[dict[str, object]]:
     """A line for the features of each modality."""
     lines = []
     for name in fit.modalities:

@@ -7,7 +7,6 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
-from typing import Any
 
 import torch
 from anndata import AnnData
@@ -322,7 +321,7 @@ def _warn_of_idle(asked: Arguments, n_spatial: int) -> None:
             _logger.warning("%s=%r has no effect on this model and field.", name, value)
 
 
-def _info(asked: Arguments, outcome: fitting.Outcome, seconds: float) -> dict[str, Any]:
+def _info(asked: Arguments, outcome: fitting.Outcome, seconds: float) -> dict[str, object]:
     """What ``uns`` holds beside what follows from the posterior."""
     history = outcome.history
     best = max(history.starts, key=lambda name: history.starts[name])

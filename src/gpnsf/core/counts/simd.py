@@ -51,7 +51,7 @@ __all__ = ["EIGHT", "cut", "information", "nonzeros", "saturation", "without"]
 
 def _compiled(function: Any) -> Any:
     """Compile when first called, kept on disk where there is a place; holds no Python lock."""
-    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
+    options: dict[str, object] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
     try:
         return njit(cache=True, **options)(function)
     except RuntimeError:  # no folder that numba could write to

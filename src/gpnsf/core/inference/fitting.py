@@ -106,12 +106,8 @@ class _Fit:
     def __init__(
         self, dataset: Dataset, build: Build, block_size: int | None, options: dict[str, Any]
     ) -> None:
-        self.dataset, self.build, self.block_size, self.options = (
-            dataset,
-            build,
-            block_size,
-            options,
-        )
+        self.dataset, self.build = dataset, build
+        self.block_size, self.options = block_size, options
         self.order = np.array([], dtype=int)  # of the factors of the last test in the model
 
     def log_factors(self) -> np.ndarray:
