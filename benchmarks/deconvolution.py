@@ -96,10 +96,8 @@ def square() -> None:
     truth = adata.obsm["true_proportions"].to_numpy()
     profiles = adata.varm["reference_mean"]
     X, B = np.asarray(adata.to_df()).T.astype(float), profiles.to_numpy(dtype=float)
-    coords, regions = (
-        adata.obsm["spatial"].astype(float),
-        adata.obs["region"].astype(str).to_numpy(),
-    )
+    coords = adata.obsm["spatial"].astype(float)
+    regions = adata.obs["region"].astype(str).to_numpy()
     off = dict.fromkeys(("l1", "l2", "l3"), 0.0)
     found = {
         f"published layer, {LAYERS} layers, published weights": published(

@@ -73,10 +73,8 @@ def true_factors(
     coords: np.ndarray, n_spatial: int, n_nonspatial: int, rng: np.random.Generator
 ) -> np.ndarray:
     """Log-normal fields made of random waves, and factors without any order; mean one."""
-    waves, shift = (
-        rng.standard_normal((n_spatial, 30, 2)) / 0.25,
-        rng.uniform(0, 2 * np.pi, (n_spatial, 30)),
-    )
+    waves = rng.standard_normal((n_spatial, 30, 2)) / 0.25
+    shift = rng.uniform(0, 2 * np.pi, (n_spatial, 30))
     fields = [
         np.cos(coords @ w.T + b).sum(1) * np.sqrt(2 / 30) for w, b in zip(waves, shift, strict=True)
     ]

@@ -130,10 +130,8 @@ def holdout(n_obs: int, n_spatial: int, seed: int) -> dict[str, object]:
         "progress": False,
         "copy": True,
     }
-    whole, part = (
-        gpnsf.tl.fit(data, **options),
-        gpnsf.tl.fit(data, holdout_key="holdout", **options),
-    )
+    whole = gpnsf.tl.fit(data, **options)
+    part = gpnsf.tl.fit(data, holdout_key="holdout", **options)
     held, spatial = data.obs["holdout"].to_numpy(), part.uns["gpnsf"]["is_spatial"]
     predicted = gpnsf.tl.predict(part, data.obsm["spatial"][held]).X[:, spatial]
     reference = whole.obsm["X_gpnsf"]

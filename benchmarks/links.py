@@ -121,11 +121,9 @@ def simulations(n_seeds: int) -> None:
             mdata,
             mdata.uns["true_links"],
         )
-    rng, levels, places = (
-        np.random.default_rng(0),
-        (0.01, 0.05, 0.2),
-        ["chrom", "chromStart", "chromEnd"],
-    )
+    rng = np.random.default_rng(0)
+    levels = (0.01, 0.05, 0.2)
+    places = ["chrom", "chromStart", "chromEnd"]
     rates, false = [], []
     for mdata in fits:
         for _ in range(10):

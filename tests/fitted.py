@@ -166,11 +166,9 @@ def fill(
             mod.var[keys.dispersion] = np.float32(20.0)
         _fill_importance(mod, H, {name: mod.varm[keys.loadings]}, n_spatial, keys)
     for holder in {id(item): item for item in [data, *mods.values()]}.values():
-        holder.obsm[keys.factors], holder.obsm[keys.smooth], holder.obsm[keys.std] = (
-            H,
-            (0.9 * H + 0.1),
-            std,
-        )
+        holder.obsm[keys.factors] = H
+        holder.obsm[keys.smooth] = 0.9 * H + 0.1
+        holder.obsm[keys.std] = std
     loadings = {name: mod.varm[keys.loadings] for name, mod in mods.items()}
     used = embedding.factors_used(np.arange(factors.shape[1]) < n_spatial)
     points = embedding.coordinates(

@@ -64,10 +64,8 @@ def same(one: torch.Tensor, other: torch.Tensor, rtol: float = 1e-4) -> None:
 
 def one_value_per_spot(values: np.ndarray, coords: np.ndarray) -> Dataset:
     """A dataset of one real-valued feature."""
-    counts, everywhere = (
-        sp.csr_matrix(values[:, None].astype(np.float32)),
-        np.ones(len(values), bool),
-    )
+    counts = sp.csr_matrix(values[:, None].astype(np.float32))
+    everywhere = np.ones(len(values), bool)
     view = View("rna", "gaussian", counts, everywhere.astype(np.float32), everywhere)
     return Dataset(coords, np.zeros(len(coords), np.int64), (view,))
 
@@ -96,10 +94,8 @@ def test_inducing_points_everywhere_are_gaussian_process_regression():
     view.loadings.raw.data = torch.tensor([[1.0, 0.0]])
     view.likelihood.log_sd.data.fill_(np.log(noise))
     field.log_amplitude.data.fill_(np.log(amplitude))
-    y, root = (
-        torch.as_tensor(values),
-        torch.linalg.cholesky(exact_kernel(field.centres.numpy(), lengthscale)),
-    )
+    y = torch.as_tensor(values)
+    root = torch.linalg.cholesky(exact_kernel(field.centres.numpy(), lengthscale))
     order = [int(np.flatnonzero((coords == centre).all(1))[0]) for centre in field.centres.numpy()]
     A = amplitude * root[np.argsort(order)]  # values at the coordinates = A u
     precision = torch.eye(40).double() + A.T @ A / noise**2

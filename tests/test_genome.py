@@ -199,11 +199,9 @@ def test_upstream_is_before_the_start_and_intervals_are_half_open():
         }
     )
     genes = genome.gene_positions(table, where="the test")
-    before, after, touching = (
-        peaks("chr1:3500-3600"),
-        peaks("chr1:7400-7500"),
-        peaks("chr1:2900-3000"),
-    )
+    before = peaks("chr1:3500-3600")
+    after = peaks("chr1:7400-7500")
+    touching = peaks("chr1:2900-3000")
     for places, expected in ((before, [0]), (after, [1]), (touching, [])):
         assert genome.pairs_overlapping(genes, places, 2000)[0].tolist() == expected
     assert genome.pairs_overlapping(genes, peaks("chr2:1-9"), 2000)[0].size == 0

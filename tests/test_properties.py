@@ -344,14 +344,10 @@ def test_layouts_give_the_same_fit_to_the_bit(layout, dtype):
 
 def test_a_modality_in_another_order_gives_the_same_fit():
     rng = np.random.default_rng(1)
-    rna, atac = (
-        make(rng.poisson(6.0, (40, 20))),
-        make((rng.random((40, 20)) < 0.4).astype(int), "peak"),
-    )
-    one, other = (
-        sections.mudata(rna=rna, atac=atac),
-        sections.mudata(rna=rna, atac=atac[rng.permutation(40)].copy()),
-    )
+    rna = make(rng.poisson(6.0, (40, 20)))
+    atac = make((rng.random((40, 20)) < 0.4).astype(int), "peak")
+    one = sections.mudata(rna=rna, atac=atac)
+    other = sections.mudata(rna=rna, atac=atac[rng.permutation(40)].copy())
     assert (one.obs_names == other.obs_names).all()
     first, second = fitted(one), fitted(other)
     np.testing.assert_array_equal(first.obsm["X_gpnsf"], second.obsm["X_gpnsf"])

@@ -126,9 +126,9 @@ class Draw:
 
     def draw_options(self) -> dict[str, Any]:
         """Arguments of the fit."""
-        rng, n_features = (
-            self.rng,
-            sum(mod.n_vars for mod in getattr(self.data, "mod", {"rna": self.data}).values()),
+        rng = self.rng
+        n_features = sum(
+            mod.n_vars for mod in getattr(self.data, "mod", {"rna": self.data}).values()
         )
         K = int(rng.integers(1, min(self.n_obs, n_features, 6) + 1))
         hybrid = self.model in ("nsfh", "gpnsf")

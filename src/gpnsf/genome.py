@@ -178,10 +178,8 @@ def nearest(peaks: pd.DataFrame, genes: pd.DataFrame) -> np.ndarray:
     chrom, centre = peaks["chrom"].to_numpy(), middle(peaks)
     found = np.full(len(peaks), -1)
     for name in np.unique(chrom):
-        here, own = (
-            np.flatnonzero(chrom == name),
-            np.flatnonzero(genes["chrom"].to_numpy()[gene] == name),
-        )
+        here = np.flatnonzero(chrom == name)
+        own = np.flatnonzero(genes["chrom"].to_numpy()[gene] == name)
         if own.size:
             own = own[np.argsort(sites[own], kind="stable")]
             right = np.searchsorted(sites[own], centre[here])

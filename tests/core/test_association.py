@@ -95,10 +95,8 @@ def test_what_batches_multiply_is_no_pattern(binary):
     nonspatial = rng.lognormal(0, 1, N)
     counts = rng.poisson(multipliers[codes] * (0.3 * nonspatial[:, None] + 0.2))
     counts = sp.csr_matrix((np.minimum(counts, 1) if binary else counts).astype(np.float32))
-    spatial, null = (
-        codes[:, None] + 0.1 * rng.random((N, 1)),
-        np.column_stack([nonspatial, np.ones(N)]),
-    )
+    spatial = codes[:, None] + 0.1 * rng.random((N, 1))
+    null = np.column_stack([nonspatial, np.ones(N)])
     assert (values(counts, spatial, null, binary=binary) < 0.05).mean() > 0.3
     p = values(counts, spatial, null, batches=(codes, multipliers), binary=binary)
     assert (p < 0.05).mean() < 0.12

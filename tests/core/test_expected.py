@@ -6,11 +6,9 @@ from gpnsf.core.scores.expected import expected, expected_shares
 
 
 def test_expected_values_by_likelihood():
-    H, W, b = (
-        np.array([[1.0, 2.0], [0.0, 1.0]]),
-        np.array([[0.5, 0.0], [1.0, 1.0]]),
-        np.array([0.1, 0.0]),
-    )
+    H = np.array([[1.0, 2.0], [0.0, 1.0]])
+    W = np.array([[0.5, 0.0], [1.0, 1.0]])
+    b = np.array([0.1, 0.0])
     rate = np.array([[0.6, 3.0], [0.1, 1.0]])
     for kind, values in {
         "nb": rate,

@@ -69,10 +69,8 @@ def gradients(model: Factorization, blocks: list[Block]) -> dict[str, torch.Tens
 def divergence(model: Factorization, block: Block) -> torch.Tensor:
     """Sum of the divergences of all latent variables, each as the scale of its site has it, without the weight of all."""
     drawn = poutine.trace(model.guide).get_trace(block)
-    prior, sites = (
-        poutine.trace(poutine.replay(model.model, drawn)).get_trace(block).nodes,
-        drawn.nodes,
-    )
+    prior = poutine.trace(poutine.replay(model.model, drawn)).get_trace(block).nodes
+    sites = drawn.nodes
     latent = {name: site for name, site in sites.items() if site["type"] == "sample"}
     parts = [
         site["scale"] * kl_divergence(site["fn"], prior[name]["fn"])

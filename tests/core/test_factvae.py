@@ -33,11 +33,9 @@ def entries():
     """Counts with means, dispersions and logits of each entry."""
     rng = np.random.default_rng(0)
     x = rng.poisson(rng.gamma(0.5, 3.0, (6, 9))).astype(np.float32)
-    log_mean, theta, logits = (
-        rng.normal(size=(6, 9)),
-        rng.gamma(2.0, 1.0, (6, 9)),
-        2 * rng.normal(size=(6, 9)),
-    )
+    log_mean = rng.normal(size=(6, 9))
+    theta = rng.gamma(2.0, 1.0, (6, 9))
+    logits = 2 * rng.normal(size=(6, 9))
     return x, *(
         torch.as_tensor(values, dtype=torch.float32) for values in (log_mean, theta, logits)
     )

@@ -135,10 +135,8 @@ def test_rows_are_read_from_the_nonzeros(sides):
 
 def test_cosines_of_responses_are_correlations_of_log_shares():
     rng = np.random.default_rng(0)
-    codes, embeddings = (
-        [rng.normal(size=(40, 3)) + 2 for _ in range(2)],
-        [rng.normal(size=(p, 3)) for p in (5, 8)],
-    )
+    codes = [rng.normal(size=(40, 3)) + 2 for _ in range(2)]
+    embeddings = [rng.normal(size=(p, 3)) for p in (5, 8)]
     embeddings = [W - W.mean(axis=0) for W in embeddings]
     logs = [
         np.log(expected_shares(z, W, np.zeros(len(W))))

@@ -429,10 +429,8 @@ def test_prior_variance_is_the_squared_amplitude_everywhere(kernel, covariance):
 @pytest.mark.parametrize("n_dims", [1, 2, 3])
 def test_at_the_inducing_points_the_conditional_returns_their_values(n_dims):
     field = inducing(n_dims=n_dims, n_points=15, lengthscale=0.4)
-    centres, u = (
-        field.centres.numpy(),
-        torch.randn(T, 15, generator=torch.Generator().manual_seed(0)),
-    )
+    centres = field.centres.numpy()
+    u = torch.randn(T, 15, generator=torch.Generator().manual_seed(0))
     values = torch.linalg.cholesky(exact(centres, "matern32", 0.4)) @ u.double().T
     mean, variance = field.conditional(u, field.locate(centres, zeros(15)))
     torch.testing.assert_close(
@@ -579,10 +577,8 @@ def test_another_amplitude_leaves_the_mean_where_it_is(name):
     located = on_nodes(field)
     before, amplitude = field.marginals(located)[0].detach(), field.log_amplitude.detach().clone()
     generator = torch.Generator().manual_seed(1)
-    information, gradient = (
-        5 + torch.rand(15, T, generator=generator),
-        9 * torch.randn(15, T, generator=generator),
-    )
+    information = 5 + torch.rand(15, T, generator=generator)
+    gradient = 9 * torch.randn(15, T, generator=generator)
     field.rescale([located], [information], [gradient])
     assert (field.log_amplitude - amplitude).abs().min() > 0.01
     torch.testing.assert_close(field.marginals(located)[0].detach(), before, rtol=1e-4, atol=1e-4)

@@ -50,10 +50,8 @@ def test_counts_in_a_file_are_needed_and_those_in_memory_are_held():
 
 
 def test_what_does_not_fit_into_the_budget_is_read_again_at_every_step():
-    kept, read = (
-        expect(dataset(nnz=40_000_000)),
-        expect(dataset(nnz=40_000_000, memory=0), block_size=1_000),
-    )
+    kept = expect(dataset(nnz=40_000_000))
+    read = expect(dataset(nnz=40_000_000, memory=0), block_size=1_000)
     assert kept.parts["counts"] == 3.2e8
     assert read.parts["counts"] == 8 * 2_000_000
     assert read.stages["optimisation"] > 1.5 * kept.stages["optimisation"]

@@ -32,10 +32,8 @@ def covariance(name: str, distance: float, lengthscale: float = LENGTHSCALE) -> 
 
 def density(name: str, frequency: float, n_dims: int) -> float:
     """One spectral density in double precision."""
-    squared, scale = (
-        torch.tensor(frequency**2, dtype=torch.float64),
-        torch.tensor(LENGTHSCALE, dtype=torch.float64),
-    )
+    squared = torch.tensor(frequency**2, dtype=torch.float64)
+    scale = torch.tensor(LENGTHSCALE, dtype=torch.float64)
     return math.exp(KERNELS[name].log_spectral_density(squared, scale, n_dims))
 
 
@@ -78,10 +76,8 @@ def test_matrices_are_symmetric_and_positive_definite(name, n_dims):
 
 @each_kernel
 def test_gradients_are_finite_at_distance_zero(name):
-    distance, scale = (
-        torch.zeros(1, requires_grad=True),
-        torch.full((1,), LENGTHSCALE, requires_grad=True),
-    )
+    distance = torch.zeros(1, requires_grad=True)
+    scale = torch.full((1,), LENGTHSCALE, requires_grad=True)
     KERNELS[name].covariance(distance, scale).sum().backward()
     assert torch.isfinite(distance.grad).all()
     assert scale.grad.item() == 0.0

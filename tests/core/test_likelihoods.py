@@ -508,10 +508,8 @@ def test_the_gradient_of_lognormal_moments_is_that_of_their_formula():
         6 * torch.randn(40, 3, generator=generator),
         3 * torch.rand(40, 3, generator=generator),
     )  # some are clamped
-    size, (a, b) = (
-        torch.rand(40, 1, generator=generator) + 0.5,
-        torch.randn(2, 40, 4, generator=generator),
-    )
+    size = torch.rand(40, 1, generator=generator) + 0.5
+    (a, b) = torch.randn(2, 40, 4, generator=generator)
 
     def gradients(means):
         at = m.clone().requires_grad_(), v.clone().requires_grad_()

@@ -66,10 +66,8 @@ def test_gaussian_deviations_are_exact(preset):
     dataset, model = problem(preset)
     (block,) = model.blocks(dataset)
     result, view = local(model, [block]), dict(model.items())["rna"]
-    W, precision = (
-        view.loadings.mean.detach()[:, :2],
-        torch.exp(-2 * view.likelihood.log_sd.detach()),
-    )
+    W = view.loadings.mean.detach()[:, :2]
+    precision = torch.exp(-2 * view.likelihood.log_sd.detach())
     base = result.field_m if preset == "rsf" else torch.zeros(60, 2)
     C = torch.linalg.inv((W.T * precision) @ W + torch.diag(1 / result.gamma))
     residual = (

@@ -152,10 +152,8 @@ def test_steps_are_capped_and_convergence_is_told():
 def test_memory_is_about_what_is_taken():
     rng = np.random.default_rng(0)
     for n_obs, n_features, n_inducing in ((400, 20, 100), (110, 1500, 120), (150, 20, 200)):
-        tables, coords = (
-            {"rna": rng.standard_normal((n_obs, n_features))},
-            rng.uniform(-1, 1, (n_obs, 2)),
-        )
+        tables = {"rna": rng.standard_normal((n_obs, n_features))}
+        coords = rng.uniform(-1, 1, (n_obs, 2))
         tracemalloc.start()
         fit(tables, coords, n_inducing=n_inducing, max_steps=20)
         taken = tracemalloc.get_traced_memory()[1]

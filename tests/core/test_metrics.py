@@ -175,10 +175,8 @@ def test_null_rates_of_features_that_are_always_or_never_open():
 
 @pytest.mark.parametrize("likelihood", ["poisson", "bernoulli"])
 def test_null_rates_come_from_the_training_rows(likelihood):
-    counts, train = (
-        sp.csr_matrix([[1, 0], [0, 0], [1, 1], [0, 1]]),
-        np.array([True, True, False, False]),
-    )
+    counts = sp.csr_matrix([[1, 0], [0, 0], [1, 1], [0, 1]])
+    train = np.array([True, True, False, False])
     size = np.ones(4)
     assert FAMILIES[likelihood].null_deviance(counts, size, rows=~train, train=train)[0] == np.inf
     total, n_entries = FAMILIES[likelihood].null_deviance(

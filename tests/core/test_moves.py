@@ -113,10 +113,8 @@ def test_a_nonspatial_factor_with_order_goes_into_a_free_slot():
     first = next(moves.proposals(model, blocks, graph))
     assert first == Move(promotion=(T + 1, 1))
     assert first.name == "nonspatial 4 to spatial 1"
-    wanted, loadings = (
-        model.nonspatial.loc[:, 1].clone(),
-        [view.loadings.mean[:, T + 1].clone() for view in model.views],
-    )
+    wanted = model.nonspatial.loc[:, 1].clone()
+    loadings = [view.loadings.mean[:, T + 1].clone() for view in model.views]
     moves.make(first, model, blocks)
     m = standing.log_factors(model, blocks)
     assert np.corrcoef(m[:, 1], wanted.detach())[0, 1] > 0.95

@@ -46,10 +46,8 @@ def test_features_without_structure_are_pulled_far_and_others_are_not(likelihood
 def test_the_pull_improves_predictions_of_new_counts(likelihood):
     counts, size, factors, W, *batches = drawn(likelihood, 0.05, structure=0.4)
     new, _, new_factors, *_ = drawn(likelihood, 0.05, structure=0.4, seed=1)
-    mean, n_counts = (
-        FAMILIES[likelihood].null_rates(counts, size),
-        np.asarray(counts.sum(axis=0)).ravel(),
-    )
+    mean = FAMILIES[likelihood].null_rates(counts, size)
+    n_counts = np.asarray(counts.sum(axis=0)).ravel()
     strength = best_strength(likelihood, counts, size, factors, W, *batches)
     before, after, flat = (
         metrics.deviance(likelihood, new, new_factors, shrunk(W, mean, n_counts, a) + 1e-6)[0]
@@ -70,11 +68,9 @@ def test_what_is_pulled_keeps_its_mean():
 
 def test_counts_are_added_up_and_open_entries_are_counted():
     counts = sp.csr_matrix(np.array([[4.0, 0.0], [2.0, 1.0]]))
-    size, batch, multipliers = (
-        np.array([1.0, 3.0]),
-        np.array([0, 1]),
-        np.array([[2.0, 1.0], [1.0, 1.0]]),
-    )
+    size = np.array([1.0, 3.0])
+    batch = np.array([0, 1])
+    multipliers = np.array([[2.0, 1.0], [1.0, 1.0]])
     mean, n_counts = known("nb", counts, size, batch, multipliers)
     np.testing.assert_array_equal(n_counts, [6, 1])
     np.testing.assert_allclose(mean, [6 / 5, 1 / 4])

@@ -138,11 +138,9 @@ def test_what_is_not_finite_reaches_the_value(link, bad, where):
 def test_stripes_of_columns_add_up(link, monkeypatch):
     matrix = ladder()
     (G, W), whole = draw(matrix, 11), Simd(Pattern.read(matrix, "cpu"))
-    terms, rates, results = (
-        whole.terms(G, W, link, "GW"),
-        whole.rates(G, W),
-        torch.zeros(2, len(G), 11, 11),
-    )
+    terms = whole.terms(G, W, link, "GW")
+    rates = whole.rates(G, W)
+    results = torch.zeros(2, len(G), 11, 11)
     whole.information(torch.ones(matrix.nnz), W, results[0])
     cuts, cut = [], simd.cut
     monkeypatch.setattr(simd, "cut", lambda *arrays: cuts.append(len(arrays[2])) or cut(*arrays))

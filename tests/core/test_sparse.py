@@ -58,11 +58,9 @@ def reference(
     dense: np.ndarray, G: torch.Tensor, W: torch.Tensor, link: str
 ) -> tuple[torch.Tensor, ...]:
     """Value and gradients in double precision by autograd over the dense rates."""
-    A, B, y = (
-        G.double().requires_grad_(),
-        W.double().requires_grad_(),
-        torch.as_tensor(dense).double(),
-    )
+    A = G.double().requires_grad_()
+    B = W.double().requires_grad_()
+    y = torch.as_tensor(dense).double()
     value = DENSE[link](y, A @ B.T)[y > 0].sum()
     value.backward()
     return value.detach(), A.grad, B.grad

@@ -78,11 +78,9 @@ def test_counts_of_any_kind_become_canonical(convert, dtype):
 
 
 def test_duplicates_add_up_and_stored_zeros_vanish_on_a_copy():
-    data, indices, indptr = (
-        np.array([1, 0, 2, 3], np.float32),
-        np.array([2, 1, 2, 0]),
-        np.array([0, 3, 4]),
-    )
+    data = np.array([1, 0, 2, 3], np.float32)
+    indices = np.array([2, 1, 2, 0])
+    indptr = np.array([0, 3, 4])
     before = data.copy(), indices.copy()
     counts = canonical(sp.csr_matrix((data, indices, indptr), shape=(2, 3)), modality="rna")
     np.testing.assert_array_equal(counts.toarray(), [[0, 0, 3], [3, 0, 0]])

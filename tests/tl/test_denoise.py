@@ -131,10 +131,8 @@ def test_imputed_values_are_the_denoised_ones_and_those_of_the_others(data, meth
     ].any()
     np.testing.assert_array_equal(imputed.obsm["spatial"], data.obsm["spatial"])
     gpnsf.tl.denoise(data, modality="atac", method=method)
-    layer, values = (
-        data["atac"][:, imputed.var_names].layers[LAYER],
-        imputed[data["atac"].obs_names].X,
-    )
+    layer = data["atac"][:, imputed.var_names].layers[LAYER]
+    values = imputed[data["atac"].obs_names].X
     if method == "similarity":
         layer, values = layer.toarray(), values.toarray()
     np.testing.assert_allclose(values, layer, rtol=1e-5)

@@ -77,10 +77,8 @@ def test_training_rows_equal_the_dense_formulas(toy):
 
 def test_rates_are_those_of_the_batch_of_a_row():
     data = fitted.anndata(n_obs=100, likelihood="poisson")
-    batch, multipliers = (
-        np.arange(100) % 2,
-        np.random.default_rng(0).lognormal(0, 0.3, (data.n_vars, 2)),
-    )
+    batch = np.arange(100) % 2
+    multipliers = np.random.default_rng(0).lognormal(0, 0.3, (data.n_vars, 2))
     data.obs["run"] = np.array(["one", "two"])[batch]
     data.varm["gpnsf_batch"] = multipliers
     data.uns["gpnsf"]["batches"] = ["one", "two"]

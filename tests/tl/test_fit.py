@@ -279,10 +279,8 @@ def test_without_spatial_factors_importance_is_exactly_zero(mdata):
 
 def test_importance_is_the_share_of_spatial_factors(mdata):
     fit(mdata, max_steps=20)
-    H, mass = (
-        mdata.obsm["X_gpnsf"],
-        sum(mod.varm["gpnsf_loadings"].sum(0) for mod in mdata.mod.values()),
-    )
+    H = mdata.obsm["X_gpnsf"]
+    mass = sum(mod.varm["gpnsf_loadings"].sum(0) for mod in mdata.mod.values())
     signal, spatial = H * mass, mdata.uns["gpnsf"]["is_spatial"]
     assert 0 < spatial.sum() < len(spatial)
     share = signal[:, spatial].sum(1) / signal.sum(1)
@@ -380,10 +378,8 @@ def test_coordinates_on_a_line_are_legal(adata):
 def test_a_modality_may_hold_the_coordinates(mdata):
     other = mdata.copy()
     del other.obsm["spatial"]
-    other["rna"].obsm["place"], other["atac"].obsm["place"] = (
-        mdata.obsm["spatial"],
-        mdata.obsm["spatial"],
-    )
+    other["rna"].obsm["place"] = mdata.obsm["spatial"]
+    other["atac"].obsm["place"] = mdata.obsm["spatial"]
     for mod in other.mod.values():
         del mod.obsm["spatial"]
     fit(mdata)

@@ -66,10 +66,8 @@ def test_groups_are_found_and_every_slot_is_written(done):
 
 def test_loadings_expect_the_normalised_values(done):
     for mod in done.mod.values():
-        values, expected = (
-            core.normalised(mod.X).toarray(),
-            mod.obsm["X_scai"] @ mod.varm["scai_loadings"].T,
-        )
+        values = core.normalised(mod.X).toarray()
+        expected = mod.obsm["X_scai"] @ mod.varm["scai_loadings"].T
         np.testing.assert_allclose(expected.mean(), values.mean(), rtol=0.15)
         assert np.corrcoef(expected.mean(axis=0), values.mean(axis=0))[0, 1] > 0.99
 
@@ -132,10 +130,8 @@ def test_modalities_layers_and_key_may_have_other_names(simulated):
 
 
 def test_cells_of_a_modality_may_come_in_another_order(simulated):
-    done, mdata = (
-        simulated.copy(),
-        sections.mudata(rna=simulated["rna"].copy(), atac=simulated["atac"][::-1].copy()),
-    )
+    done = simulated.copy()
+    mdata = sections.mudata(rna=simulated["rna"].copy(), atac=simulated["atac"][::-1].copy())
     for data in (done, mdata):
         scai(data, n_factors=5, layer_added="averaged", **QUICK)
     np.testing.assert_array_equal(mdata.obsm["X_scai"], done.obsm["X_scai"])

@@ -266,10 +266,8 @@ def find(data: AnnData | MuData, key: str = "gpnsf") -> Fit:
     record = _record(data, keys)
     where = f"uns[{keys.uns!r}]"
     names = stored.names(record, "factor_names", where=where)
-    modalities, kinds = (
-        _modalities(data, record, keys),
-        stored.record(record, "likelihoods", where=where),
-    )
+    modalities = _modalities(data, record, keys)
+    kinds = stored.record(record, "likelihoods", where=where)
     likelihoods = {
         name: stored.option(kinds, name, tuple(FAMILIES), where="the likelihoods")
         for name in modalities

@@ -196,10 +196,8 @@ def _wanted(modalities: Any) -> list[str] | None:
     if modalities is None:
         return None
     names = [modalities] if isinstance(modalities, str) else modalities
-    rule, remedy = (
-        "`modalities` to be names of modalities",
-        "Pass for example modalities=['rna', 'atac']",
-    )
+    rule = "`modalities` to be names of modalities"
+    remedy = "Pass for example modalities=['rna', 'atac']"
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
         raise TypeError(
             checks.problem(rule, f"{modalities!r} of type {type(modalities).__name__}", remedy)
@@ -273,10 +271,8 @@ def rows_of(data: AnnData | MuData, name: str, mod: AnnData) -> np.ndarray:
 
 def _agree(first: np.ndarray, second: np.ndarray, what: str, where: str) -> None:
     """Check that a second source says the same [n, ...] as what has been gathered."""
-    rule, remedy = (
-        f"modalities that agree on {what}",
-        "Write it on the MuData itself, which then counts alone",
-    )
+    rule = f"modalities that agree on {what}"
+    remedy = "Write it on the MuData itself, which then counts alone"
     if first.shape != second.shape:
         found = f"{second.shape[1]} column(s) in {where} and {first.shape[1]} before"
         raise ValueError(checks.problem(rule, found, remedy))

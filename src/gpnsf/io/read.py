@@ -357,10 +357,8 @@ def _geometry(
         return np.zeros((len(library), 1), np.float32), np.zeros((n_libraries, 1)), 1.0
     coords = read_coords(opened, key)
     slices = [coords[library == code] for code in range(n_libraries)]
-    low, high = (
-        np.array([part.min(0) for part in slices]),
-        np.array([part.max(0) for part in slices]),
-    )
+    low = np.array([part.min(0) for part in slices])
+    high = np.array([part.max(0) for part in slices])
     with np.errstate(over="ignore"):
         scale = float((high / 2 - low / 2).max())
     if scale == 0:

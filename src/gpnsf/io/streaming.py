@@ -152,10 +152,8 @@ def sound(matrix: Any, *, modality: str) -> None:
         )
         shell.check_format(full_check=True)
     except ValueError as error:
-        rule, remedy = (
-            f"a sound sparse matrix in modality {modality!r}",
-            "Build it anew from its source",
-        )
+        rule = f"a sound sparse matrix in modality {modality!r}"
+        remedy = "Build it anew from its source"
         raise ValueError(checks.problem(rule, str(error), remedy)) from error
 
 
@@ -324,10 +322,8 @@ class _SparseSource(_Source):
             found = (
                 f"{len(self._pointers)} row pointers for {self.shape[0]} rows and {n_stored} values"
             )
-            rule, remedy = (
-                f"a sound sparse matrix in modality {modality!r}",
-                "Build it anew from its source",
-            )
+            rule = f"a sound sparse matrix in modality {modality!r}"
+            remedy = "Build it anew from its source"
             raise ValueError(checks.problem(rule, found, remedy))
         super().__init__(modality, rows_at_a_time(*self.shape, n_stored))
 
@@ -346,10 +342,8 @@ class _DenseSource(_Source):
 
     def __init__(self, stored: Any, modality: str) -> None:
         if stored.dtype.kind not in "biuf" or len(stored.shape) != 2:
-            rule, remedy = (
-                f"numeric counts in modality {modality!r}",
-                "Write the file again from its source",
-            )
+            rule = f"numeric counts in modality {modality!r}"
+            remedy = "Write the file again from its source"
             found = f"an array of shape {tuple(stored.shape)} and dtype {stored.dtype}"
             raise TypeError(checks.problem(rule, found, remedy))
         self._array, self.shape = stored, (int(stored.shape[0]), int(stored.shape[1]))

@@ -72,10 +72,8 @@ def grid(
     Rule(float, 25.0, low=0, above=True, optional=True).check("spacing", spacing)
     Rule(float, 1.5, low=0, above=True).check("margin", margin)
     if library_key in AXES:
-        found, remedy = (
-            f"{library_key!r}, which is that of an axis",
-            "Copy the column to another name",
-        )
+        found = f"{library_key!r}, which is that of an axis"
+        remedy = "Copy the column to another name"
         raise ValueError(
             problem("`library_key` to be a name of its own in the table", found, remedy)
         )

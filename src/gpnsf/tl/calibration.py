@@ -103,10 +103,8 @@ def check_calibration(
     Rule(int, 1, low=1).check("n_simulations", n_simulations)
     fit = fits.find(data, key)
     if not fit.field["nonnegative"] or fit.signed:
-        rule, remedy = (
-            "a nonnegative model, whose log factors have intervals",
-            "Fit 'gpnsf' or 'nsfh'",
-        )
+        rule = "a nonnegative model, whose log factors have intervals"
+        remedy = "Fit 'gpnsf' or 'nsfh'"
         raise ValueError(
             problem(rule, f"model={fit.params['model']!r}, with factors of both signs", remedy)
         )

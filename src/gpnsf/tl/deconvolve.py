@@ -246,10 +246,8 @@ def _check(adata: AnnData, params: Mapping[str, Any], network: Any) -> None:
         allowed.check(name, params[name])
     checks.key_added(params["key_added"], ())
     if "types" not in adata.uns.get(params["key_added"], {"types": ()}):
-        rule, remedy = (
-            "`key_added` that no other tool has used",
-            "Pass for example key_added='proportions'",
-        )
+        rule = "`key_added` that no other tool has used"
+        remedy = "Pass for example key_added='proportions'"
         raise ValueError(problem(rule, f"{params['key_added']!r} in uns", remedy))
     if network is not None and not isinstance(network, Mapping):
         remedy = "Pass uns['proportions']['network'] of an object that was deconvolved by method='unrolled'"

@@ -291,10 +291,8 @@ def _by_similarity(
             problem("nonnegative factors for method='similarity'", "factors with a sign", remedy)
         )
     if len(fit.names) == 1:
-        rule, remedy = (
-            "at least 2 factors for method='similarity'",
-            "Pass method='model', or fit more factors",
-        )
+        rule = "at least 2 factors for method='similarity'"
+        remedy = "Pass method='model', or fit more factors"
         raise ValueError(problem(rule, "1, whose share is 1 in all observations", remedy))
     measured = _read(fit, name)
     seen = np.flatnonzero(measured.view.observed)

@@ -44,10 +44,8 @@ def check_processes(dataset: Dataset, asked: Arguments, store: Checkpoint | None
     if distributed.number() == 1:
         return
     if store is not None:
-        found, remedy = (
-            f"checkpoint={str(store.path)!r} in {distributed.number()} processes",
-            "Leave checkpoint out",
-        )
+        found = f"checkpoint={str(store.path)!r} in {distributed.number()} processes"
+        remedy = "Leave checkpoint out"
         raise ValueError(
             checks.problem("no checkpoint where several processes share a fit", found, remedy)
         )

@@ -186,11 +186,9 @@ def _basis(fitted: _Fitted) -> Iterator[str]:
     process = fitted.posterior.field.get("process")
     if not isinstance(process, Mapping) or process["kind"] != HilbertField.kind:
         return
-    kernel, n_basis, names = (
-        process["kernel"],
-        process["n_basis"],
-        factor_names(fitted.posterior.is_spatial),
-    )
+    kernel = process["kernel"]
+    n_basis = process["n_basis"]
+    names = factor_names(fitted.posterior.is_spatial)
     kept = retained_variance(kernel, fitted.posterior.lengthscale, process["extent"], n_basis)
     mass = np.sum(
         [W.sum(0) / max(W.sum(), 1e-12) for W in fitted.posterior.loadings.values()], axis=0
@@ -235,10 +233,8 @@ def _are_counts(view: View) -> bool:
 
 def _duplicates(fitted: _Fitted) -> Iterator[str]:
     """Factors that say the same, in groups."""
-    names, every = (
-        factor_names(fitted.posterior.is_spatial),
-        max(1, fitted.dataset.n_obs // COMPARED),
-    )
+    names = factor_names(fitted.posterior.is_spatial)
+    every = max(1, fitted.dataset.n_obs // COMPARED)
     mean = fitted.posterior.mean[::every].astype(np.float64)
     logs = np.log(mean + 1e-6) if mean.min() >= 0 else mean
     logs = logs - logs.mean(0)

@@ -151,10 +151,8 @@ def _keys(consensus: Sequence[str] | None, key: str) -> list[str]:
     if consensus is None:
         return [key]
     if isinstance(consensus, str) or not consensus:
-        rule, remedy = (
-            "`consensus` to be a list of keys of fits",
-            "Pass for example consensus=['seed0', 'seed1']",
-        )
+        rule = "`consensus` to be a list of keys of fits"
+        remedy = "Pass for example consensus=['seed0', 'seed1']"
         raise TypeError(problem(rule, repr(consensus), remedy))
     return list(consensus)
 

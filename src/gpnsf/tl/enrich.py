@@ -111,10 +111,8 @@ def enrich(
     W = fit.loadings[modality]
     names = fit.modalities[modality].var_names[W.any(axis=1)].astype(str)
     if not names.is_unique:
-        rule, found = (
-            f"unique var_names in modality {modality!r}",
-            f"{names.duplicated().sum()} duplicate name(s)",
-        )
+        rule = f"unique var_names in modality {modality!r}"
+        found = f"{names.duplicated().sum()} duplicate name(s)"
         raise ValueError(problem(rule, found, "Call .var_names_make_unique() on it"))
     chosen = np.array([k for k in fit.factor_indices(factors) if W[:, k].any()], dtype=np.int64)
     network = _network(gene_sets)

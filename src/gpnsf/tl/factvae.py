@@ -244,10 +244,8 @@ def _overlaps(
     measured: list[Side], chosen: list[np.ndarray], annotation: Any, params: Mapping[str, Any]
 ) -> tuple[pd.DataFrame, np.ndarray]:
     """Table of the genes and peaks that overlap, and the pairs [2, n] among the chosen features that are trained."""
-    (genes, peaks), empty = (
-        measured,
-        pd.DataFrame({"gene": [], "peak": [], "trained": []}).astype({"trained": bool}),
-    )
+    (genes, peaks) = measured
+    empty = pd.DataFrame({"gene": [], "peak": [], "trained": []}).astype({"trained": bool})
     if not params["regulatory_weight"]:
         return empty, np.zeros((2, 0), dtype=np.int64)
     try:

@@ -190,10 +190,8 @@ def _check_features(tables: Mapping[str, np.ndarray], n_factors: int) -> None:
     counts = {name: int(core.varying(table).sum()) for name, table in tables.items()}
     for name, number in counts.items():
         if number < 2:
-            rule, remedy = (
-                f"at least 2 features of {name!r} that vary",
-                "Leave the modality out with `modalities`",
-            )
+            rule = f"at least 2 features of {name!r} that vary"
+            remedy = "Leave the modality out with `modalities`"
             raise ValueError(problem(rule, str(number), remedy))
     checks.sizes(n_factors, n_obs=len(next(iter(tables.values()))), n_features=sum(counts.values()))
 

@@ -66,10 +66,8 @@ def check_layer(name: str, side: Side, *, what: str) -> None:
     """Check that a dense layer of all cells and features can be written, and is not that of the counts."""
     checks.key_added(name, ())
     if name == side.layer:
-        rule, remedy = (
-            "`layer_added` other than the layer of the counts",
-            f"Pass for example '{name}_2'",
-        )
+        rule = "`layer_added` other than the layer of the counts"
+        remedy = f"Pass for example '{name}_2'"
         raise ValueError(problem(rule, repr(name), remedy))
     (n_obs, n_features), budget = side.counts.shape, memory_budget()
     needed = 4 * n_obs * n_features

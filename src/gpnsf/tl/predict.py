@@ -219,9 +219,7 @@ def _modalities_of(fit: fits.Fit, features: str | Sequence[str]) -> dict[str, li
     twice = [label for label in names if times[label] > 1]
     if twice:
         example = f"features={{{next(iter(fit.modalities))!r}: [{twice[0]!r}]}}"
-        rule, remedy = (
-            "names in `features` that mean one feature each",
-            f"Name the modality: {example}",
-        )
+        rule = "names in `features` that mean one feature each"
+        remedy = f"Name the modality: {example}"
         raise ValueError(checks.problem(rule, f"{twice[0]!r} more than once", remedy))
     return {name: labels for name, labels in found.items() if labels}

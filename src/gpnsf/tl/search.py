@@ -232,10 +232,8 @@ def prepare(
             name: families[name].split(matrix, dispersion.get(name), FITTED, rng)
             for name, matrix in counts.items()
         }
-        fitted, kept = (
-            {name: pair[0] for name, pair in pairs.items()},
-            {name: {KEPT: pair[1]} for name, pair in pairs.items()},
-        )
+        fitted = {name: pair[0] for name, pair in pairs.items()}
+        kept = {name: {KEPT: pair[1]} for name, pair in pairs.items()}
         thinned.append(pack(data, fitted, layers=kept, obsm=spatial))
     counted = not any(family.signed for family in families.values())
     return Search(

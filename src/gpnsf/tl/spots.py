@@ -20,10 +20,8 @@ __all__ = ["costs_of", "places_of"]
 def places_of(adata: AnnData, totals: np.ndarray, params: Mapping[str, Any]) -> Places:
     """Coordinates, slices and regions of the spots; the unit of distance is the bandwidth, or the distance of neighbours."""
     opened = open_data(adata)
-    coords, slices = (
-        read_coords(opened, params["spatial_key"]),
-        read_labels(opened, params["library_key"]),
-    )
+    coords = read_coords(opened, params["spatial_key"])
+    slices = read_labels(opened, params["library_key"])
     unit = (
         params["bandwidth"]
         or spot_distance(coords[slices == name] for name in dict.fromkeys(slices))
@@ -105,10 +103,8 @@ def _features(adata: AnnData, key: str) -> np.ndarray:
         np.asarray(adata.obs[key])[:, None] if key in adata.obs else np.asarray(adata.obsm[key])
     )
     if features.dtype.kind not in "biuf" or features.ndim != 2:
-        found, remedy = (
-            f"dtype {features.dtype}, shape {features.shape}",
-            "Store numbers there as an [n_obs, R] array",
-        )
+        found = f"dtype {features.dtype}, shape {features.shape}"
+        remedy = "Store numbers there as an [n_obs, R] array"
         raise TypeError(problem(f"an array of numbers under {key!r}", found, remedy))
     features = features.astype(np.float64)
     if not np.isfinite(features).all():

@@ -112,10 +112,8 @@ class _Cells:
     """One modality on a device, read by rows."""
 
     def __init__(self, measured: Measured, device: torch.device) -> None:
-        counts, as_tensor = (
-            measured.counts,
-            lambda array, dtype: torch.as_tensor(array, dtype=dtype, device=device),
-        )
+        counts = measured.counts
+        as_tensor = lambda array, dtype: torch.as_tensor(array, dtype=dtype, device=device)
         self.pointers = as_tensor(counts.indptr, torch.int64)
         self.columns, self.values = (
             as_tensor(counts.indices, torch.int64),

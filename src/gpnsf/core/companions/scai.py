@@ -79,10 +79,8 @@ class Averages:
             for X, norm in zip((rna, atac), norms, strict=True)
         )
         n_obs, rng = X1.shape[0], np.random.default_rng(seed)
-        gram, mask = (
-            np.empty((n_obs, n_obs), dtype=np.float32),
-            np.empty((n_obs, n_obs), dtype=bool),
-        )
+        gram = np.empty((n_obs, n_obs), dtype=np.float32)
+        mask = np.empty((n_obs, n_obs), dtype=bool)
         for rows in _blocks(n_obs):
             gram[rows] = (X2[rows] @ X2.T).toarray()
             mask[rows] = (

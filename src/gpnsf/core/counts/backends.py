@@ -100,10 +100,8 @@ class Pattern:
             # torch wants writeable arrays, though nothing is written here
             return torch.as_tensor(np.require(array, dtype, ["C", "W"]), device=device)
 
-        indices, values = (
-            tensor(counts.indices[inside], np.int32),
-            tensor(counts.data[inside], np.float32),
-        )
+        indices = tensor(counts.indices[inside], np.int32)
+        values = tensor(counts.data[inside], np.float32)
         return cls(
             tensor(pointers - pointers[0], np.int64),
             indices,

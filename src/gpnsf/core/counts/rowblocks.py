@@ -72,11 +72,9 @@ def _sampled(mass: Tensor) -> tuple[Tensor, Tensor]:
 
 def unsaturated(A: Tensor, W: Tensor, theta: Tensor) -> Tensor:
     """``sum_j theta / (theta + r) w_j`` [n, K+1]: the gradient of the zeros in A alone."""
-    scaled, turned, result = (
-        (W / theta[:, None]).T.contiguous(),
-        W.T.contiguous(),
-        torch.empty_like(A),
-    )
+    scaled = (W / theta[:, None]).T.contiguous()
+    turned = W.T.contiguous()
+    result = torch.empty_like(A)
     for rows in row_blocks(len(A), len(W)):
         weight = (A[rows] @ scaled).add_(1).reciprocal_()
         # three times as fast as the same product not transposed

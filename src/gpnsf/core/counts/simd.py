@@ -273,11 +273,9 @@ def nonzeros(first, last, starts, indices, values, G, W, dG, d, dW, rates, r, ch
 def without(first, last, starts, indices, values, G, changes, W, sums, chunks):
     """Add to ``sums`` [width] the values over rows with ``changes`` [n, K] to a column of G."""
     n_factors, width = G.shape[1], W.shape[1]
-    a, c, row = (
-        np.zeros(width, np.float32),
-        np.zeros(width, np.float32),
-        np.zeros(width, np.float32),
-    )
+    a = np.zeros(width, np.float32)
+    c = np.zeros(width, np.float32)
+    row = np.zeros(width, np.float32)
     for stripe in range(starts.shape[0] - 1):
         for i in range(first, last):
             begin, end = starts[stripe, i], starts[stripe + 1, i]

@@ -188,10 +188,8 @@ class HilbertField(AbstractField):
         self, located: Sequence[Located], information: Sequence[Tensor], gradient: Sequence[Tensor]
     ) -> None:
         """The basis functions that the data inform decide, those of all slices together."""
-        weights, slopes = (
-            self._at_nodes(located, information).clamp_min(0.0),
-            self._at_nodes(located, gradient),
-        )
+        weights = self._at_nodes(located, information).clamp_min(0.0)
+        slopes = self._at_nodes(located, gradient)
         slopes = slopes * (weights > 0)
         for factor, spectral_sd in enumerate(self._spectral_sd()):
             informed = spectral_sd**2 * weights[:, :, factor].sum() > 0.01

@@ -94,10 +94,8 @@ def forecast(
 ) -> Forecast:
     """Forecast :func:`gpnsf.core.inference.fitting.fit` on a CPU; arguments as there and as for :func:`gpnsf.core.model.build.build`."""
     whole = Shapes.of(dataset, n_factors, n_spatial, block_size, n_samples)
-    first, space = (
-        _first(dataset, whole),
-        field_size(field, dataset, n_spatial, lengthscale, n_inducing),
-    )
+    first = _first(dataset, whole)
+    space = field_size(field, dataset, n_spatial, lengthscale, n_inducing)
     signed = not PRESETS[model].nonnegative
     in_file = float(
         sum(BYTES * view.counts.nnz for view in dataset.views if not sp.issparse(view.counts))

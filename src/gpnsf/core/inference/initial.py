@@ -86,12 +86,10 @@ class _Problem:
     """Counts that the starts look at: the most over-dispersed features of the leading modality."""
 
     def __init__(self, dataset: Dataset, n_factors: int, n_spatial: int, seed: int) -> None:
-        self.dataset, self.n_factors, self.n_spatial, self.seed = (
-            dataset,
-            n_factors,
-            n_spatial,
-            seed,
-        )
+        self.dataset = dataset
+        self.n_factors = n_factors
+        self.n_spatial = n_spatial
+        self.seed = seed
         self.views = {view.name: SparseCounts(view.counts) for view in dataset.views}
         main = lead(dataset)
         self.n_counts = main.counts.nnz
@@ -134,10 +132,8 @@ class _Problem:
         if binned.shape[1] > self.n_spatial:
             graph = knn_weights(centres, n_neighbors=min(8, len(centres) - 1))
             order = np.argsort(-morans_i(torch.log(binned + 0.02).numpy(), graph), kind="stable")
-            binned, W = (
-                binned[:, torch.as_tensor(order[: self.n_spatial])],
-                W[:, torch.as_tensor(order)],
-            )
+            binned = binned[:, torch.as_tensor(order[: self.n_spatial])]
+            W = W[:, torch.as_tensor(order)]
         distance, nearest = cKDTree(centres).query(self.coords, min(4, len(centres)))
         weights = torch.as_tensor(
             1 / (distance.reshape(len(self.coords), -1) + 1e-3), dtype=torch.float32
@@ -243,10 +239,8 @@ class _Problem:
 
     def _bins(self, bandwidth: float) -> sp.csr_matrix:
         """Membership [B, N] of spots in square bins: N / 8 of them, or as wide as the bandwidth."""
-        n_obs, limit = (
-            len(self.coords),
-            min(MAX_BINS, max(64, MAX_DENSE // max(self.counts.shape[1], 1))),
-        )
+        n_obs = len(self.coords)
+        limit = min(MAX_BINS, max(64, MAX_DENSE // max(self.counts.shape[1], 1)))
         wanted = min(limit, max(64, n_obs // 8 if bandwidth == 0 else round(CELLS / bandwidth**2)))
         wanted = min(wanted, 400) if n_obs > LARGE else wanted
         if wanted >= n_obs:

@@ -23,10 +23,8 @@ def search(Y: Tensor, size: Tensor, K: int, seed: int) -> tuple[Tensor, Tensor]:
     """
     generator = torch.Generator().manual_seed(seed)
     mean = (Y.sum(0) / size.sum())[:, None]
-    H, W = (
-        0.2 + torch.rand(len(Y), K, generator=generator),
-        0.2 + torch.rand(Y.shape[1], K, generator=generator),
-    )
+    H = 0.2 + torch.rand(len(Y), K, generator=generator)
+    W = 0.2 + torch.rand(Y.shape[1], K, generator=generator)
     H, W, best = _klnmf_dense(Y, size, H, mean / K * W + 1e-8, 60)
     extra = max(2, K // 3)
     for _ in range(N_SEARCH):

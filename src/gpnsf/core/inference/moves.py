@@ -171,10 +171,8 @@ def _put(
     shift = torch.zeros((), device=log_factor.device)
     if model.spatial is not None and k < model.n_spatial:
         shift = log_factor.mean()
-        located, (noise_sd, amplitude) = (
-            [block.located for block in blocks],
-            _ridge(log_factor, share),
-        )
+        located = [block.located for block in blocks]
+        noise_sd, amplitude = _ridge(log_factor, share)
         model.spatial.field.put(
             k, log_factor - shift, located, like=like, noise_sd=noise_sd, amplitude=amplitude
         )

@@ -247,10 +247,8 @@ class _Run:
 
     def _run(self, phase: Phase) -> None:
         """The steps of a phase that have not been taken yet."""
-        state, first = (
-            self.stepper.state,
-            len(self.stepper.state.walk.elbo) - self.stepper.state.step,
-        )
+        state = self.stepper.state
+        first = len(self.stepper.state.walk.elbo) - self.stepper.state.step
         while state.step < phase.length and not state.walk.stuck:
             if phase.converges and self._has_ended(phase):
                 break

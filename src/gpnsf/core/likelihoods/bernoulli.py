@@ -144,10 +144,8 @@ class ClippedBernoulli(AbstractLikelihood):
         gradients, infos = [], []
         for rows in row_blocks(len(A), len(W)):
             rate = A[rows] @ W.T
-            p, free = (
-                rate.clamp(1e-6, 1 - self.epsilon),
-                (rate < 1 - self.epsilon) * (A[rows, -1:] > 0),
-            )
+            p = rate.clamp(1e-6, 1 - self.epsilon)
+            free = (rate < 1 - self.epsilon) * (A[rows, -1:] > 0)
             y = counts.dense_rows(rows)
             gradients.append(((y / p - (1 - y) / (1 - p)) * free) @ W[:, :-1])
             infos.append(((free / (p * (1 - p))) @ pairs).reshape(-1, K, K))

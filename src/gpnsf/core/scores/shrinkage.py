@@ -82,11 +82,9 @@ def best_strength(
     wanted = min(FEATURES, int(counts.shape[1] * NONZEROS / max(counts.nnz, 1)) + 1)
     seen = np.flatnonzero((counts.getnnz(axis=0) > 0) & loadings.any(axis=1))
     sample = np.sort(rng.permutation(seen)[:wanted])
-    counts, A, multipliers = (
-        sp.csr_matrix(counts[:, sample]),
-        size[:, None] * factors,
-        multipliers[:, sample],
-    )
+    counts = sp.csr_matrix(counts[:, sample])
+    A = size[:, None] * factors
+    multipliers = multipliers[:, sample]
     fold = rng.permutation(len(A)) % N_FOLDS
     total = np.zeros(len(STRENGTHS))
     for number in range(N_FOLDS):
