@@ -90,6 +90,7 @@ class Training:
 class Call:
     """What does not matter to the result of a fit, but for where it goes."""
 
+    table: str | Mapping[str, str] | None = None
     key_added: str = _ruled("gpnsf", Rule(str, "gpnsf"))
     progress: bool | None = _ruled(None, Rule(bool, False, optional=True))
     checkpoint: str | os.PathLike[str] | None = _ruled(

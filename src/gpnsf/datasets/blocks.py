@@ -9,10 +9,8 @@ is one cell of the design, which spans several spots.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-import mudata
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
@@ -20,9 +18,10 @@ from anndata import AnnData
 from mudata import MuData
 
 from gpnsf.checks import Rule, problem
+from gpnsf.io.objects import no_pulling
 from gpnsf.keys import SPATIAL
 
-__all__ = ["assemble", "ggblocks", "modality", "no_pulling", "quilt"]
+__all__ = ["assemble", "ggblocks", "modality", "quilt"]
 
 # Four separate shapes, each in its own quadrant
 GGBLOCKS = """
@@ -353,15 +352,3 @@ def assemble(
     ]
     mdata.uns["truth"] = {"simulated": True, "factor_names": names, **truth}
     return mdata
-
-
-def no_pulling() -> AbstractContextManager[Any]:
-    """Columns stay in their modality.
-
-    mudata 0.3 copies them and warns unless told, later versions have no such option.
-    """
-    return (
-        mudata.set_options(pull_on_update=False)
-        if hasattr(mudata, "set_options")
-        else nullcontext()
-    )

@@ -15,8 +15,8 @@ from anndata import AnnData
 from mudata import MuData
 
 from gpnsf.checks import Rule
-from gpnsf.datasets.blocks import no_pulling
 from gpnsf.datasets.places import place
+from gpnsf.io.objects import no_pulling
 
 __all__ = ["VARIANTS", "groups"]
 

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
 import h5py
-import mudata
 import pandas as pd
 from anndata import AnnData
 from anndata.io import read_elem, sparse_dataset, write_elem
 from mudata import MuData
 
 from gpnsf.checks import problem
-from gpnsf.io.kinds import check_input, is_zarr, replacing
-from gpnsf.keys import Keys
+from gpnsf.io.kinds import check_input, is_zarr, replacing, stored_tables
+from gpnsf.io.objects import no_pulling
+from gpnsf.io.tables import choose, joined, place
+from gpnsf.keys import SPATIAL, Keys
 
-__all__ = ["opened", "save"]
+__all__ = ["opened", "opened_tables", "save"]
 
+REGIONS = "spatialdata_attrs"  # what the rows of a table of a SpatialData annotate
 MAPS = ("obsmap", "varmap")
 
 
@@ -46,6 +48,38 @@ def opened(
         ) from error
     with root if isinstance(root, h5py.File) else nullcontext():
         yield data
+
+
+@contextmanager
+def opened_tables(
+    path: Path, table: str | Mapping[str, str] | None, *, spatial_key: str, writable: bool = True
+) -> Iterator[tuple[AnnData | MuData, dict[Path, AnnData | MuData]]]:
+    """The same of a file, or of tables of a SpatialData store as one object; and what goes into which path afterwards."""
+    stored = stored_tables(path)
+    if stored is None:
+        if table is not None:
+            remedy = "Leave `table` out, or pass the path of a SpatialData store"
+            raise ValueError(problem("a SpatialData store with `table`", str(path), remedy))
+        with opened(path, spatial_key=spatial_key, writable=writable) as data:
+            yield data, {path: data}
+        return
+    named = choose(list(stored), table)
+    with ExitStack() as stack:
+        mods = {
+            name: stack.enter_context(
+                opened(stored[own], spatial_key=spatial_key, writable=writable)
+            )
+            for name, own in named.items()
+        }
+        missing = {own: name for name, own in named.items() if spatial_key not in mods[name].obsm}
+        if missing and spatial_key == SPATIAL:
+            from spatialdata import read_zarr
+
+            elements = read_zarr(path, selection=("shapes", "labels"))
+            for own, name in missing.items():
+                place(mods[name], elements, own)
+        with joined(mods, named) as data:
+            yield data, {stored[own]: mods[name] for name, own in named.items()}
 
 
 def save(path: str | os.PathLike[str], data: AnnData | MuData, keys: Keys) -> None:
@@ -110,11 +144,7 @@ def _object(root: Any, spatial_key: str) -> AnnData | MuData:
         for name, mod in mods.items()
     }
     maps = {name: read_elem(root[name]) for name in MAPS if name in root}
-    with (
-        mudata.set_options(pull_on_update=False)
-        if hasattr(mudata, "set_options")
-        else nullcontext()
-    ):
+    with no_pulling():
         return MuData(
             objects, **_annotations(root, spatial_key), **maps, axis=int(root.attrs.get("axis", 0))
         )
@@ -127,7 +157,10 @@ def _annotations(group: Any, spatial_key: str) -> dict[str, object]:
         if spatial_key in group.get("obsm", {})
         else {}
     )
-    return {"obs": read_elem(group["obs"]), "var": read_elem(group["var"]), "obsm": coords}
+    uns = group.get("uns", {})
+    about = {REGIONS: read_elem(uns[REGIONS])} if REGIONS in uns else {}
+    frames = {"obs": read_elem(group["obs"]), "var": read_elem(group["var"])}
+    return {**frames, "obsm": coords, "uns": about}
 
 
 def _matrices(group: Any) -> dict[str, object]:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from gpnsf.checks import problem
 
-__all__ = ["check_input", "check_output", "is_zarr", "replacing"]
+__all__ = ["check_input", "check_output", "is_zarr", "replacing", "stored_tables"]
 
 FORMATS = (".h5ad", ".h5mu", ".zarr")
 OURS = (
@@ -79,10 +79,22 @@ def check_input(path: Path) -> None:
         rule, remedy = f"a readable {path.suffix[1:]} file", "Write it again"
     else:
         rule = f"a file {', '.join(FORMATS)} that holds what its name says"
-        remedy = kind.remedy.format(
-            stem=path.stem, tables=_tables(path) if found == "spatialdata" else ""
-        )
+        tables = ", ".join(map(os.fspath, (stored_tables(path) or {}).values()))
+        remedy = kind.remedy.format(stem=path.stem, tables=tables or "it has none")
     raise ValueError(problem(rule, f"{path}, which is {kind.words}", remedy))
+
+
+def stored_tables(path: Path) -> dict[str, Path] | None:
+    """Tables of a SpatialData store by name; None for any other path."""
+    if not path.is_dir() or not is_zarr(path) or _look(path)[0] != "spatialdata":
+        return None
+    folders = (path / name for name in ("tables", "table") if (path / name).is_dir())
+    return {
+        table.name: table
+        for folder in folders
+        for table in sorted(folder.iterdir())
+        if is_zarr(table)
+    }
 
 
 def check_output(path: Path, suffix: str | None, *, source: Path | None = None) -> None:
@@ -191,10 +203,3 @@ def _annotated(attrs: Any, names: set[str]) -> tuple[str, set[str]]:
     if "mod" in names or str(attrs.get("encoding-type", "")).lower() == "mudata":
         return "mudata", names - MUDATA
     return "anndata", names - ANNDATA
-
-
-def _tables(path: Path) -> str:
-    """Paths of the tables of a SpatialData store."""
-    folder = next((path / name for name in ("tables", "table") if (path / name).is_dir()), path)
-    found = sorted(table for table in folder.iterdir() if is_zarr(table)) if folder != path else []
-    return ", ".join(os.fspath(table) for table in found) or "it has none"

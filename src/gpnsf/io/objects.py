@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ __all__ = [
     "editable",
     "gather",
     "holders",
+    "no_pulling",
     "open_data",
     "owner",
     "read_coords",
@@ -94,12 +95,16 @@ def editable(data: AnnData | MuData, *, copy: bool) -> AnnData | MuData:
     """The object itself or its copy; a MuData is copied without pulling columns out of its modalities."""
     if not copy:
         return data
-    with (
-        mudata.set_options(pull_on_update=False)
-        if hasattr(mudata, "set_options")
-        else nullcontext()
-    ):
+    with no_pulling():
         return data.copy()
+
+
+def no_pulling() -> AbstractContextManager[Any]:
+    """Keep MuData from copying columns of its modalities; old versions cannot be told."""
+    if not hasattr(mudata, "set_options"):
+        return nullcontext()
+    options: AbstractContextManager[Any] = mudata.set_options(pull_on_update=False)
+    return options
 
 
 def read_labels(opened: Opened, key: str | None, *, argument: str = "library_key") -> np.ndarray:

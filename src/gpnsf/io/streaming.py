@@ -34,6 +34,7 @@ __all__ = [
 ]
 
 DENSE_ENTRIES = 4_000_000  # of a dense array, read at a time
+DASK = "dask.array"
 COLUMN_BYTES = 24  # of a value by columns, on its way to rows
 NOT_BINARY = "modality %r holds values other than 0 and 1; %r reads x > 0"
 CONTAINER = tuple(
@@ -46,10 +47,9 @@ _logger = logging.getLogger("gpnsf")
 
 
 def is_stored(matrix: Any) -> bool:
-    """Whether a matrix is in a file from which rows can be read."""
-    return isinstance(matrix, CSRDataset | h5py.Dataset) or type(matrix).__module__.startswith(
-        "zarr"
-    )
+    """Whether rows of a matrix can be read without the others: it is in a file, or in chunks of dask."""
+    from_elsewhere = type(matrix).__module__.startswith(("zarr", DASK))
+    return from_elsewhere or isinstance(matrix, CSRDataset | h5py.Dataset)
 
 
 def loaded(matrix: Any, *, modality: str) -> Any:
@@ -264,11 +264,10 @@ class _Source(ABC):
     @staticmethod
     def open(stored: Any, modality: str) -> _Source:
         """The matrix, sparse or dense."""
-        return (
-            _SparseSource(stored, modality)
-            if isinstance(stored, CSRDataset)
-            else _DenseSource(stored, modality)
-        )
+        if isinstance(stored, CSRDataset):
+            return _SparseSource(stored, modality)
+        in_chunks = type(stored).__module__.startswith(DASK)
+        return _DaskSource(stored, modality) if in_chunks else _DenseSource(stored, modality)
 
     def __init__(self, modality: str, step: int) -> None:
         self._modality, self._step = modality, step
@@ -341,13 +340,33 @@ class _DenseSource(_Source):
     """A dense array, of HDF5 or zarr."""
 
     def __init__(self, stored: Any, modality: str) -> None:
-        if stored.dtype.kind not in "biuf" or len(stored.shape) != 2:
-            rule = f"numeric counts in modality {modality!r}"
-            remedy = "Write the file again from its source"
-            found = f"an array of shape {tuple(stored.shape)} and dtype {stored.dtype}"
-            raise TypeError(checks.problem(rule, found, remedy))
+        _check_matrix(stored, modality)
         self._array, self.shape = stored, (int(stored.shape[0]), int(stored.shape[1]))
         super().__init__(modality, max(1, DENSE_ENTRIES // max(self.shape[1], 1)))
 
     def _read(self, start: int, stop: int) -> np.ndarray:
         return np.asarray(self._array[start:stop])
+
+
+class _DaskSource(_Source):
+    """An array of dask, whose chunks are dense or sparse; rows of a chunk are computed together."""
+
+    def __init__(self, stored: Any, modality: str) -> None:
+        _check_matrix(stored, modality)
+        if np.isnan(stored.shape).any():
+            stored = stored.compute_chunk_sizes()
+        self._array, self.shape = stored, (int(stored.shape[0]), int(stored.shape[1]))
+        super().__init__(modality, max(1, *stored.chunks[0]))
+
+    def _read(self, start: int, stop: int) -> Any:
+        rows = self._array[start:stop].compute()
+        return sp.csr_matrix(rows) if sp.issparse(rows) else np.asarray(rows)
+
+
+def _check_matrix(stored: Any, modality: str) -> None:
+    """Check that an array can hold counts."""
+    if stored.dtype.kind not in "biuf" or len(stored.shape) != 2:
+        rule = f"numeric counts in modality {modality!r}"
+        remedy = "Write the file again from its source"
+        found = f"an array of shape {tuple(stored.shape)} and dtype {stored.dtype}"
+        raise TypeError(checks.problem(rule, found, remedy))

@@ -9,6 +9,7 @@ import numpy as np
 
 from gpnsf.checks import problem
 from gpnsf.io import course, fits
+from gpnsf.io.tables import takes_tables
 from gpnsf.pl import canvas
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ PHASE_COLORS = {"pick": "#E69F00", "main": "#0072B2", "tail": "#009E73", "polish
 PANELS = ("trace", "end", "starts")
 
 
+@takes_tables
 def convergence(
     data: AnnData | MuData,
     *,

@@ -10,6 +10,7 @@ import pandas as pd
 
 from gpnsf.checks import column, problem
 from gpnsf.io import fits
+from gpnsf.io.tables import takes_tables
 from gpnsf.palette import category_colors, hex_colors
 from gpnsf.pl import canvas
 
@@ -26,6 +27,7 @@ __all__ = ["domains"]
 MISSING = "#D9D9D9"
 
 
+@takes_tables
 def domains(
     data: AnnData | MuData,
     *,

@@ -13,6 +13,7 @@ from gpnsf.core.families import FAMILIES
 from gpnsf.io import fits
 from gpnsf.io.measured import compare, find_features
 from gpnsf.io.ranked import ranked
+from gpnsf.io.tables import takes_tables
 from gpnsf.pl import canvas, maps
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ PANELS = ("observed", "expected", "calibration")
 BINS, LEAST = 8, 5  # groups of a calibration, and observations in one of them
 
 
+@takes_tables
 def observed_expected(
     data: AnnData | MuData,
     *,

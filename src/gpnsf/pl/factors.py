@@ -10,6 +10,7 @@ import numpy as np
 
 from gpnsf.checks import problem
 from gpnsf.io import fits
+from gpnsf.io.tables import takes_tables
 from gpnsf.pl import canvas, maps
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ __all__ = ["note", "spatial_factors"]
 LABELS = {"mean": "mean", "smooth": "field", "std": "sd"}
 
 
+@takes_tables
 def spatial_factors(
     data: AnnData | MuData,
     *,

@@ -12,6 +12,7 @@ from gpnsf.checks import problem
 from gpnsf.io import fits
 from gpnsf.io.measured import compare, find_features
 from gpnsf.io.ranked import ranked, shared_out
+from gpnsf.io.tables import takes_tables
 from gpnsf.pl import canvas, maps
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ FACTOR = ""  # in place of a modality: the panel of a factor
 Place = tuple[str, int]  # modality and position of a feature, or FACTOR and position of a factor
 
 
+@takes_tables
 def feature_maps(
     data: AnnData | MuData,
     *,

@@ -12,6 +12,7 @@ import pandas as pd
 from gpnsf.checks import problem
 from gpnsf.io import fits
 from gpnsf.io.ranked import ranked, shared_out
+from gpnsf.io.tables import takes_tables
 from gpnsf.pl import canvas
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ GAP = 0.5  # lines between the modalities of a panel
 _log = logging.getLogger("gpnsf")
 
 
+@takes_tables
 def top_features(
     data: AnnData | MuData,
     *,

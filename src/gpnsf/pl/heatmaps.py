@@ -11,6 +11,7 @@ import numpy as np
 from gpnsf.checks import problem
 from gpnsf.io import fits
 from gpnsf.io.ranked import ranked
+from gpnsf.io.tables import takes_tables
 from gpnsf.pl import canvas, maps
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ DARK = 0.6  # share of the limit beyond which a number is white
 _log = logging.getLogger("gpnsf")
 
 
+@takes_tables
 def loadings(
     data: AnnData | MuData,
     *,
@@ -215,6 +217,7 @@ def _bar(axes: list[Axes], *, signed: bool) -> None:
     )
 
 
+@takes_tables
 def factor_correlation(
     data: AnnData | MuData,
     *,

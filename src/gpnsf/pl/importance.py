@@ -9,6 +9,7 @@ import numpy as np
 
 from gpnsf.checks import choices
 from gpnsf.io import fits
+from gpnsf.io.tables import takes_tables
 from gpnsf.pl import canvas, maps
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ OBSERVATIONS, MAP = "observations", "map"
 BINS = 25
 
 
+@takes_tables
 def importance(
     data: AnnData | MuData,
     *,

@@ -10,6 +10,7 @@ import pandas as pd
 
 from gpnsf import genome
 from gpnsf.checks import Rule, choices, problem
+from gpnsf.io.tables import takes_tables
 from gpnsf.keys import Keys
 from gpnsf.pl import canvas
 
@@ -28,6 +29,7 @@ ARROW = 0.03  # length, as a share of the width
 FAINT = "0.75"
 
 
+@takes_tables
 def links(
     data: MuData,
     gene: str,

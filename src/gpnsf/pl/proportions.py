@@ -9,6 +9,7 @@ import numpy as np
 
 from gpnsf.checks import Rule, problem
 from gpnsf.io import deconvolved
+from gpnsf.io.tables import takes_tables
 from gpnsf.palette import category_colors, hex_colors
 from gpnsf.pl import canvas, maps
 
@@ -27,6 +28,7 @@ REST, REST_COLOR = "other", "0.85"
 ARC = 0.12  # radians between two points of the edge of a slice
 
 
+@takes_tables
 def proportions(
     adata: AnnData,
     *,

@@ -19,6 +19,7 @@ from gpnsf.io import course, fits
 from gpnsf.io.kinds import check_output
 from gpnsf.io.measured import counts_of, used
 from gpnsf.io.ranked import ranked
+from gpnsf.io.tables import takes_tables
 from gpnsf.pl import html
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ DOMAINS = "gpnsf_domain"  # column that tl.domains writes by default
 _log = logging.getLogger("gpnsf")
 
 
+@takes_tables
 def report(
     data: AnnData | MuData,
     path: str | os.PathLike[str],

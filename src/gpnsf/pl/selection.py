@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from gpnsf.checks import choices, problem
+from gpnsf.io.tables import takes_tables
 from gpnsf.pl import canvas
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ PANELS = {  # column: what it is
 COLOR, MARK = canvas.MODALITY_COLORS[0], canvas.MODALITY_COLORS[1]
 
 
+@takes_tables
 def selection(
     table: pd.DataFrame | AnnData | MuData,
     *,

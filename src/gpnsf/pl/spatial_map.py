@@ -11,6 +11,7 @@ import pandas as pd
 
 from gpnsf.checks import problem
 from gpnsf.io import fits
+from gpnsf.io.tables import takes_tables
 from gpnsf.keys import SPATIAL
 from gpnsf.pl import canvas, maps
 from gpnsf.pl.factors import note
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["spatial_map"]
 
 
+@takes_tables
 def spatial_map(
     data: AnnData | MuData,
     *,

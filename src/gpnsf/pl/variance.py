@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gpnsf.io import fits
+from gpnsf.io.tables import takes_tables
 from gpnsf.pl import canvas
 from gpnsf.tl.variance import variance_explained as table_of
 
@@ -26,6 +27,7 @@ LETTER, LONGEST = 0.065, 30  # inches of a letter, and letters of a name
 DARK = 0.55  # of the colour scale: beyond it, figures are written in dark
 
 
+@takes_tables
 def variance_explained(
     data: AnnData | MuData,
     *,

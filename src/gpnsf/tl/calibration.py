@@ -19,6 +19,7 @@ from gpnsf.core.scores.calibration import log_errors, log_moments, simulate_coun
 from gpnsf.io import fits
 from gpnsf.io.measured import reread
 from gpnsf.io.objects import editable
+from gpnsf.io.tables import takes_tables
 from gpnsf.tl.fit import fit as refit
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ COUNTS_NEEDED = 20  # of a feature whose importance is judged
 NOT_REPEATED = ("copy", "progress", "checkpoint")  # arguments of a fit that are about the run
 
 
+@takes_tables
 def check_calibration(
     data: AnnData | MuData,
     *,

@@ -15,6 +15,7 @@ from gpnsf import checks
 from gpnsf.checks import Rule, problem
 from gpnsf.core.companions import deconvolution
 from gpnsf.io.objects import owner
+from gpnsf.io.tables import takes_tables
 from gpnsf.io.write import Slot, put
 from gpnsf.keys import SPATIAL, ProportionKeys
 from gpnsf.settings import settings
@@ -61,6 +62,7 @@ RULES = {
 _log = logging.getLogger("gpnsf")
 
 
+@takes_tables
 def deconvolve(
     adata: AnnData,
     reference: AnnData | pd.DataFrame,

@@ -22,6 +22,7 @@ from gpnsf.io import fits
 from gpnsf.io.measured import held_out, reread, used
 from gpnsf.io.objects import editable, open_data
 from gpnsf.io.streaming import memory_budget
+from gpnsf.io.tables import takes_tables
 from gpnsf.keys import SPATIAL
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ RULES = {
 }
 
 
+@takes_tables
 def denoise(
     data: AnnData | MuData,
     *,
@@ -128,6 +130,7 @@ def denoise(
     return data if copy else None
 
 
+@takes_tables
 def impute(
     data: AnnData | MuData,
     *,

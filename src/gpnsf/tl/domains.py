@@ -14,6 +14,7 @@ from gpnsf.checks import Rule, key_added, problem
 from gpnsf.core.scores import clustering, embedding
 from gpnsf.io import fits
 from gpnsf.io.objects import owner
+from gpnsf.io.tables import takes_tables
 from gpnsf.palette import category_colors
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ SAME = 1e-5  # Hellinger distance that is rounding error
 _log = logging.getLogger("gpnsf")
 
 
+@takes_tables
 def domains(
     data: AnnData | MuData,
     *,

@@ -17,6 +17,7 @@ from gpnsf.checks import Rule, choices, problem
 from gpnsf.core.scores.enrichment import over_representation, signed_gain
 from gpnsf.io import fits
 from gpnsf.io.ranked import ranked
+from gpnsf.io.tables import takes_tables
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -34,6 +35,7 @@ USUAL = {
 _log = logging.getLogger("gpnsf")
 
 
+@takes_tables
 def enrich(
     data: AnnData | MuData,
     gene_sets: Mapping[str, Sequence[str]] | pd.DataFrame | str | os.PathLike[str],

@@ -15,6 +15,7 @@ from gpnsf.core.families import FAMILIES
 from gpnsf.core.scores import metrics
 from gpnsf.io import fits, measured
 from gpnsf.io.read import SIZE_FLOOR
+from gpnsf.io.tables import takes_tables
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["evaluate", "grouped_deviance"]
 
 
+@takes_tables
 def evaluate(
     data: AnnData | MuData, *, layers: str | Mapping[str, str] | None = None, key: str = "gpnsf"
 ) -> pd.DataFrame:

@@ -12,6 +12,7 @@ from gpnsf.checks import choices, problem
 from gpnsf.core.scores import agreement
 from gpnsf.io import deconvolved
 from gpnsf.io.objects import holders, open_data
+from gpnsf.io.tables import takes_tables
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["evaluate_deconvolution"]
 
 
+@takes_tables
 def evaluate_deconvolution(
     adata: AnnData,
     truth: str | pd.DataFrame | np.ndarray,

@@ -10,6 +10,7 @@ import pandas as pd
 
 from gpnsf.checks import Rule, choices, problem
 from gpnsf.core.scores.links import matched_ranking
+from gpnsf.io.tables import takes_tables
 from gpnsf.keys import Keys
 from gpnsf.tl.link_peaks import DISTANCES, bins_of, pair_table
 
@@ -21,6 +22,7 @@ __all__ = ["evaluate_links"]
 INTERVAL = (0.025, 0.975)
 
 
+@takes_tables
 def evaluate_links(
     data: MuData,
     truth: pd.DataFrame,

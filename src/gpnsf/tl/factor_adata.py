@@ -9,6 +9,7 @@ import pandas as pd
 from anndata import AnnData
 
 from gpnsf.io import fits
+from gpnsf.io.tables import takes_tables
 from gpnsf.keys import SPATIAL
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["factor_adata"]
 
 
+@takes_tables
 def factor_adata(data: AnnData | MuData, *, key: str = "gpnsf") -> AnnData:
     """Observations by factors, for everything that scanpy and squidpy do with genes.
 

@@ -19,6 +19,7 @@ from gpnsf.core.companions import factvae_training as training
 from gpnsf.core.scores import projections
 from gpnsf.core.scores.deviance import feature_deviance, largest
 from gpnsf.core.scores.expected import expected_shares
+from gpnsf.io.tables import takes_tables
 from gpnsf.io.write import Slot, on_all_features, put
 from gpnsf.keys import Keys
 from gpnsf.settings import settings
@@ -57,6 +58,7 @@ _VERSIONS = ("gpnsf", "torch", "numpy", "scikit-learn")
 _log = logging.getLogger("gpnsf")
 
 
+@takes_tables
 def factvae(
     mdata: MuData,
     *,

@@ -7,6 +7,8 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from anndata import AnnData
@@ -21,7 +23,7 @@ from gpnsf.core.inference.checkpoint import Checkpoint
 from gpnsf.core.inference.schedule import Schedule
 from gpnsf.core.model import build as models
 from gpnsf.core.types import Dataset, History
-from gpnsf.io import files, write
+from gpnsf.io import files, tables, write
 from gpnsf.io.objects import editable
 from gpnsf.keys import SPATIAL, Keys
 from gpnsf.settings import settings
@@ -30,6 +32,9 @@ from gpnsf.tl.asked import builder, number_spatial, read_for
 from gpnsf.tl.device import check_processes, resolved
 from gpnsf.tl.memory import guard, peak_memory
 
+if TYPE_CHECKING:
+    from spatialdata import SpatialData
+
 __all__ = ["fit", "number_spatial", "read_for"]
 
 _logger = logging.getLogger("gpnsf")
@@ -37,11 +42,12 @@ _VERSIONS = ("gpnsf", "torch", "pyro-ppl", "numpy", "scipy", "anndata", "mudata"
 
 
 def fit(
-    data: MuData | AnnData | str | os.PathLike[str],
+    data: AnnData | MuData | SpatialData | dict[str, AnnData] | str | os.PathLike[str],
     model: str = "gpnsf",
     *,
     n_factors: int = 12,
     n_spatial: int | None = None,
+    table: str | Mapping[str, str] | None = None,
     modalities: Sequence[str] | None = None,
     likelihoods: Mapping[str, str] | str | None = None,
     layers: Mapping[str, str] | str | None = None,
@@ -88,6 +94,11 @@ def fit(
         a modality contribute what they have. An AnnData is one modality, named after its only likelihood entry. Counts of an
         object that is backed by a file are read block by block; its slots are added in memory. The path of a ``.h5ad``,
         ``.h5mu`` or ``.zarr`` does the same and adds the slots to the file.
+
+        AnnData by name of modality, ``{"rna": adata, "atac": adata}``, are joined by their obs names. Of a SpatialData, or
+        the path of its zarr store, the tables of ``table`` are; observations without coordinates in ``obsm`` lie at the
+        centroids of the shapes or labels that their table annotates. Slots of features go into their AnnData, those of
+        observations and ``uns`` into every one.
     model
         "gpnsf" (hybrid, with background), "nsfh" (hybrid), "nsf" (all factors spatial), "pnmf" (none), or the signed
         Gaussian models "rsf" (spatial) and "fa" (not) for normalised data.
@@ -97,6 +108,9 @@ def fit(
     n_spatial
         Upper bound of the number of spatial factors T of "gpnsf" and "nsfh"; the other models allow no choice. Default: all
         factors with spatial order in held-out counts are spatial. With ``split="assumed"`` their number, half of K by default.
+    table
+        Table of a SpatialData, or tables by modality such as ``{"rna": "genes", "atac": "peaks"}``. Default: the only one,
+        else those whose names say RNA and ATAC.
     modalities
         Names of the modalities to use. Default: those whose names say RNA or ATAC, in any case ("gex", "Peaks"), else all.
     likelihoods
@@ -230,12 +244,13 @@ def fit(
         raise ValueError(
             checks.problem("copy=False for an object that is backed by a file", "copy=True", remedy)
         )
-    put_into = _fit(data, asked, store)
-    data = editable(data, copy=copy)
-    put_into(data)
+    with tables.lent(data, table, key=key_added) as one:
+        put_into = _fit(one, asked, store)
+        one = editable(one, copy=copy)
+        put_into(one)
     if store is not None:
         store.remove()
-    return data if copy else None
+    return one if copy else None
 
 
 def _fit_file(path: str | os.PathLike[str], asked: Arguments, store: Checkpoint | None) -> None:
@@ -246,10 +261,12 @@ def _fit_file(path: str | os.PathLike[str], asked: Arguments, store: Checkpoint 
             checks.problem("copy=False where `data` is a path", f"copy=True for {path}", remedy)
         )
     writes = distributed.rank() == 0
-    with files.opened(path, spatial_key=asked.reading.spatial_key, writable=writes) as data:
+    with files.opened_tables(
+        Path(path), asked.call.table, spatial_key=asked.reading.spatial_key, writable=writes
+    ) as (data, parts):
         _fit(data, asked, store)(data)
-    if writes:
-        files.save(path, data, Keys(asked.call.key_added))
+    for part, holder in parts.items() if writes else ():
+        files.save(part, holder, Keys(asked.call.key_added))
     if store is not None:
         store.remove()
 

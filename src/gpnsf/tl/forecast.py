@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import os
-from contextlib import nullcontext
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 from anndata import AnnData
@@ -13,12 +14,14 @@ from mudata import MuData
 from gpnsf.arguments import Arguments
 from gpnsf.core.inference.forecast import Forecast
 from gpnsf.io import files
+from gpnsf.io.tables import takes_tables
 from gpnsf.tl.fit import fit, number_spatial, read_for
 from gpnsf.tl.memory import expected
 
 __all__ = ["forecast"]
 
 
+@takes_tables
 def forecast(
     data: MuData | AnnData | str | os.PathLike[str], model: str = "gpnsf", **options: Any
 ) -> Forecast:
@@ -64,12 +67,10 @@ def forecast(
     inspect.signature(fit).bind(data, model, **options)
     asked = Arguments.of({"model": model, **options})
     n_spatial = number_spatial(asked.model)
-    is_path = isinstance(data, str | os.PathLike)
-    key = asked.reading.spatial_key
-    with (
-        files.opened(data, spatial_key=key, writable=False)
-        if is_path
-        else nullcontext(data) as opened
-    ):
-        dataset, layout = read_for(opened, asked, n_spatial)
+    with ExitStack() as stack:
+        if isinstance(data, str | os.PathLike):
+            key, table = asked.reading.spatial_key, asked.call.table
+            opened = files.opened_tables(Path(data), table, spatial_key=key, writable=False)
+            data, _ = stack.enter_context(opened)
+        dataset, layout = read_for(data, asked, n_spatial)
         return expected(dataset, asked, n_spatial, layout.scale)

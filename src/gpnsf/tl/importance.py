@@ -15,6 +15,7 @@ from gpnsf.core.scores.association import permutation_p_values
 from gpnsf.io import fits
 from gpnsf.io.measured import reread
 from gpnsf.io.objects import editable
+from gpnsf.io.tables import takes_tables
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -25,6 +26,7 @@ __all__ = ["spatial_importance"]
 _log = logging.getLogger("gpnsf")
 
 
+@takes_tables
 def spatial_importance(
     data: AnnData | MuData,
     *,

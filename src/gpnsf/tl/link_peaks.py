@@ -17,6 +17,7 @@ from gpnsf.core import stored
 from gpnsf.core.scores import links
 from gpnsf.io.fits import LARGEST_LOADING
 from gpnsf.io.objects import open_data
+from gpnsf.io.tables import takes_tables
 from gpnsf.keys import Keys
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ PAIR = ("gene", "peak")
 _log = logging.getLogger("gpnsf")
 
 
+@takes_tables
 def link_peaks(
     mdata: MuData,
     *,

@@ -20,6 +20,7 @@ from gpnsf.core.scores.simplex import feature_importance, observation_importance
 from gpnsf.io import read
 from gpnsf.io.objects import editable
 from gpnsf.io.streaming import available_memory
+from gpnsf.io.tables import takes_tables
 from gpnsf.io.write import Slot, on_all_features, put
 from gpnsf.keys import SPATIAL, Keys
 from gpnsf.settings import settings
@@ -35,6 +36,7 @@ _VERSIONS = ("gpnsf", "mofapy2", "numpy", "scipy")
 _log = logging.getLogger("gpnsf")
 
 
+@takes_tables
 def mefisto(
     data: AnnData | MuData,
     *,

@@ -12,6 +12,7 @@ from mudata import MuData
 from gpnsf import genome
 from gpnsf.checks import choices
 from gpnsf.io.objects import owner
+from gpnsf.io.tables import takes_tables
 from gpnsf.keys import NEAREST, NEAREST_DISTANCE
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["nearest_genes"]
 
 
+@takes_tables
 def nearest_genes(
     data: AnnData | MuData,
     *,

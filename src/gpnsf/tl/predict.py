@@ -17,6 +17,7 @@ from gpnsf.core.inference import posterior
 from gpnsf.core.scores.expected import expected
 from gpnsf.io import fits, read
 from gpnsf.io.places import in_order
+from gpnsf.io.tables import takes_tables
 from gpnsf.keys import SPATIAL
 
 __all__ = ["predict"]
@@ -27,6 +28,7 @@ SEVERAL = 0.1  # of the places
 _log = logging.getLogger("gpnsf")
 
 
+@takes_tables
 def predict(
     data: MuData | AnnData,
     coords: np.ndarray | pd.DataFrame | None = None,

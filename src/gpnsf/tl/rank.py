@@ -10,6 +10,7 @@ import pandas as pd
 from gpnsf.checks import Rule
 from gpnsf.io import fits
 from gpnsf.io.ranked import ranked
+from gpnsf.io.tables import takes_tables
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["rank_features"]
 
 
+@takes_tables
 def rank_features(
     data: AnnData | MuData,
     *,

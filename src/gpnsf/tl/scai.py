@@ -15,6 +15,7 @@ from gpnsf.checks import Rule, problem
 from gpnsf.core.companions import scai as core
 from gpnsf.io.fits import SCAI
 from gpnsf.io.streaming import memory_budget
+from gpnsf.io.tables import takes_tables
 from gpnsf.io.write import Slot, put
 from gpnsf.keys import Keys
 from gpnsf.settings import settings
@@ -47,6 +48,7 @@ RULES = {
 _log = logging.getLogger("gpnsf")
 
 
+@takes_tables
 def scai(
     mdata: MuData,
     *,

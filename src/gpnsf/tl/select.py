@@ -14,6 +14,7 @@ from gpnsf import checks
 from gpnsf.arguments import check_arguments
 from gpnsf.checks import Rule, problem
 from gpnsf.io.objects import open_data
+from gpnsf.io.tables import takes_tables
 from gpnsf.settings import settings
 from gpnsf.tl.search import Search, Tasks, prepare
 
@@ -29,6 +30,7 @@ OWN = {"copy", "checkpoint", "split", "refine"}  # arguments of a fit that are s
 _log = logging.getLogger("gpnsf")
 
 
+@takes_tables
 def select_n_factors(
     data: AnnData | MuData,
     *,

@@ -10,6 +10,7 @@ import pandas as pd
 from gpnsf.checks import Rule
 from gpnsf.core.scores.simplex import to_one
 from gpnsf.io import fits
+from gpnsf.io.tables import takes_tables
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["variance_explained"]
 
 
+@takes_tables
 def variance_explained(
     data: AnnData | MuData, *, private: float = 0.9, key: str = "gpnsf"
 ) -> pd.DataFrame:
