@@ -213,8 +213,7 @@ def _shallow(adata: AnnData) -> AnnData:
         for name in SLOTS
     }
     frames = {name: _in_memory(getattr(adata, name)).copy(deep=False) for name in FRAMES}
-    layers = dict(adata.layers.items())
-    return AnnData(X=adata.X, layers=layers, **frames, **slots)
+    return AnnData(X=adata.X, layers=_items(adata, "layers"), **frames, **slots)
 
 
 def _in_memory(value: Any) -> Any:
@@ -259,12 +258,17 @@ def _is_fit(record: object) -> bool:
 def _slots(data: AnnData | MuData) -> Slots:
     """What there is, by key; nothing is copied."""
     there = SLOTS if isinstance(data, MuData) else (*SLOTS, "layers")
-    return {name: dict(getattr(data, name).items()) for name in (*FRAMES, *there)}
+    return {name: _items(data, name) for name in (*FRAMES, *there)}
+
+
+def _items(data: AnnData | MuData, name: str) -> dict[str, Any]:
+    """Keys and values of a part of an object; new versions of anndata count X among the layers, without a name."""
+    return {key: value for key, value in getattr(data, name).items() if key is not None}
 
 
 def _changed(data: AnnData | MuData, before: Slots, name: str) -> tuple[dict[str, Any], list[str]]:
     """Values of a part of an object that are new since, and keys that have gone."""
-    now = dict(getattr(data, name).items())
+    now = _items(data, name)
     new = {
         key: value
         for key, value in now.items()

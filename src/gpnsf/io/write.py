@@ -89,9 +89,11 @@ def _attributes(holder: AnnData | MuData) -> tuple[str, ...]:
 
 
 def _held(holder: AnnData | MuData, attribute: str) -> pd.DataFrame | dict[str, object]:
-    """Everything in a part of an object, not copied itself."""
+    """Everything in a part of an object, not copied itself; X is no layer here."""
     mapping = getattr(holder, attribute)
-    return mapping.copy(deep=False) if isinstance(mapping, pd.DataFrame) else dict(mapping)
+    if isinstance(mapping, pd.DataFrame):
+        return mapping.copy(deep=False)
+    return {key: value for key, value in mapping.items() if key is not None}
 
 
 def _restore(
@@ -102,7 +104,8 @@ def _restore(
         setattr(holder, attribute, held)
     else:
         mapping = getattr(holder, attribute)
-        mapping.clear()
+        for key in [key for key in mapping if key is not None]:
+            del mapping[key]
         mapping.update(held)
 
 
