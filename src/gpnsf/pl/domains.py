@@ -11,7 +11,7 @@ import pandas as pd
 from gpnsf.checks import column, problem
 from gpnsf.io import fits
 from gpnsf.palette import category_colors, hex_colors
-from gpnsf.pl import canvas
+from gpnsf.pl import canvas, sections
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -92,7 +92,7 @@ def domains(
     """
     fit = fits.find(data, key)
     labels, stored = _categories(fit, key_added)
-    where = canvas.section(fit, library=library, size=size)
+    where = sections.section(fit, library=library, size=size)
     drawn = labels[where.rows]
     colors = _colors(labels, stored, palette)
     entries = _entries(drawn, colors)
@@ -107,7 +107,7 @@ def domains(
         figure, axes = canvas.grid(1, width=width, height=height, ncols=1, ax=ax, spare=spare)
         _draw(axes[0], where, drawn, colors)
         _legend(axes[0], entries, title=key_added, columns=columns)
-        canvas.name_slices(axes[0], where)
+        sections.name_slices(axes[0], where)
     return canvas.hand_over(figure, axes[0], show=show, return_fig=return_fig)
 
 
@@ -177,7 +177,7 @@ def _entries(drawn: pd.Categorical, colors: list[str]) -> list[tuple[str, str]]:
     return entries + ([(f"missing ({missing:,})", MISSING)] if missing else [])
 
 
-def _panel(where: canvas.Section, spare: float, n_categories: int) -> tuple[float, float]:
+def _panel(where: sections.Section, spare: float, n_categories: int) -> tuple[float, float]:
     """Width and height in inches of the panel, beside which the legend fits the page."""
     if where.coords.shape[1] == 1:
         return canvas.PAGE - spare, 0.2 * (n_categories + 1) + 0.5
@@ -185,14 +185,14 @@ def _panel(where: canvas.Section, spare: float, n_categories: int) -> tuple[floa
     return width, width * where.aspect + 0.15
 
 
-def _draw(ax: Axes, where: canvas.Section, drawn: pd.Categorical, colors: list[str]) -> None:
+def _draw(ax: Axes, where: sections.Section, drawn: pd.Categorical, colors: list[str]) -> None:
     """Spots in the colours of their categories; of a single coordinate, one line a category."""
     from matplotlib.colors import ListedColormap, Normalize
 
     cmap, norm = ListedColormap([*colors, MISSING]), Normalize(-0.5, len(colors) + 0.5)
     codes = np.where(drawn.codes < 0, len(colors), drawn.codes)
     if where.coords.shape[1] > 1:
-        canvas.spots(ax, where, codes, cmap=cmap, norm=norm)
+        sections.spots(ax, where, codes, cmap=cmap, norm=norm)
         return
     ax.scatter(
         where.coords[:, 0], codes, c=codes, s=8, marker="|", linewidths=1, cmap=cmap, norm=norm

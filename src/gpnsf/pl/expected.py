@@ -12,7 +12,7 @@ from gpnsf.checks import choices, problem
 from gpnsf.core.families import FAMILIES
 from gpnsf.io import fits
 from gpnsf.io.measured import compare, find_features
-from gpnsf.pl import canvas, maps
+from gpnsf.pl import canvas, maps, sections
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -118,7 +118,7 @@ def observed_expected(
     fit = fits.find(data, key)
     places = _places(fit, features, fit.modality_names(modality))
     chosen = _chosen(panels)
-    where = canvas.section(fit, library=library, size=size)
+    where = sections.section(fit, library=library, size=size)
     ncols = _columns(len(places), len(chosen), where, ncols)
     width, height = where.panel(ncols)
     wide = max(width, 1.3) if "calibration" in chosen else width
@@ -148,7 +148,7 @@ def observed_expected(
                 )
         maps.bars(barred, where)
         if chosen[0] != "calibration":
-            canvas.name_slices(axes[0], where)
+            sections.name_slices(axes[0], where)
     return canvas.finish(figure, axes, show=show, return_fig=return_fig)
 
 
@@ -222,7 +222,7 @@ def _chosen(panels: str | Sequence[str] | None) -> list[str]:
     return wanted
 
 
-def _columns(n_features: int, n_panels: int, where: canvas.Section, ncols: int | None) -> int:
+def _columns(n_features: int, n_panels: int, where: sections.Section, ncols: int | None) -> int:
     """Panels in a row: those asked for, or one or two features."""
     if ncols is not None:
         return canvas.columns(n_features * n_panels, where.panel, ncols=ncols)

@@ -10,7 +10,7 @@ import numpy as np
 
 from gpnsf.checks import problem
 from gpnsf.io import fits
-from gpnsf.pl import canvas, maps
+from gpnsf.pl import canvas, maps, sections
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -120,7 +120,7 @@ def spatial_factors(
         fit.factor_indices(factors),
         [moment] if isinstance(moment, str) else list(moment),
     )
-    where = canvas.section(fit, library=library, size=size)
+    where = sections.section(fit, library=library, size=size)
     # [n, panels]
     values = _values(fit, moments)[np.ix_(where.rows, chosen)].reshape(where.rows.size, -1)
     norms = maps.norms_of(
@@ -145,7 +145,7 @@ def spatial_factors(
                 fit.names[factor] if first else LABELS[name],
                 note(fit, factor) if first else " ",
             )
-        canvas.name_slices(axes[0], where)
+        sections.name_slices(axes[0], where)
     return canvas.finish(figure, axes, show=show, return_fig=return_fig)
 
 
@@ -162,7 +162,7 @@ def _values(fit: Fit, moments: list[str]) -> np.ndarray:
 
 
 def _columns(
-    n_factors: int, n_moments: int, where: canvas.Section, bar: float, ncols: int | None
+    n_factors: int, n_moments: int, where: sections.Section, bar: float, ncols: int | None
 ) -> int:
     """Panels in a row: those asked for, or whole groups of moments."""
     if ncols is not None:

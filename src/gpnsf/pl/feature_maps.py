@@ -11,7 +11,7 @@ import numpy as np
 from gpnsf.checks import problem
 from gpnsf.io import fits
 from gpnsf.io.measured import compare, find_features
-from gpnsf.pl import canvas, maps
+from gpnsf.pl import canvas, maps, sections
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -125,7 +125,7 @@ def feature_maps(
         raise ValueError(
             problem("`ncols` only with `features`", f"ncols={ncols} for rows of factors", remedy)
         )
-    where = canvas.section(fit, library=library, size=size)
+    where = sections.section(fit, library=library, size=size)
     if features is not None:
         ncols = canvas.columns(len(rows[0]), where.panel, ncols=ncols)
         rows = [rows[0][start : start + ncols] for start in range(0, len(rows[0]), ncols)]
@@ -144,7 +144,7 @@ def feature_maps(
         maps.bars(
             [place for place, panel in zip(axes, panels, strict=True) if not panel.binary], where
         )
-        canvas.name_slices(axes[0], where)
+        sections.name_slices(axes[0], where)
     return canvas.finish(figure, axes, show=show, return_fig=return_fig)
 
 

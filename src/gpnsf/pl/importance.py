@@ -9,7 +9,7 @@ import numpy as np
 
 from gpnsf.checks import choices
 from gpnsf.io import fits
-from gpnsf.pl import canvas, maps
+from gpnsf.pl import canvas, maps, sections
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -165,7 +165,7 @@ def _map(
     size: float | None,
 ) -> None:
     """Observations in space."""
-    where = canvas.section(fit, library=library, size=size)
+    where = sections.section(fit, library=library, size=size)
     values = fit.importance[where.rows].astype(float)
     norm = canvas.norm("linear", *canvas.limits(values, quantiles=(0.005, 0.995)))
     maps.draw(ax, where, values, scale="linear", cmap=cmap, norm=norm)

@@ -10,7 +10,7 @@ import numpy as np
 from gpnsf.checks import Rule, problem
 from gpnsf.io import deconvolved
 from gpnsf.palette import category_colors, hex_colors
-from gpnsf.pl import canvas, maps
+from gpnsf.pl import canvas, maps, sections
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -114,7 +114,7 @@ def proportions(
     """
     Rule(str, "maps", options=KINDS).check("kind", kind)
     found = deconvolved.find(adata, key)
-    chosen, where = found.indices(types), canvas.section(found, library=library, size=size)
+    chosen, where = found.indices(types), sections.section(found, library=library, size=size)
     values = found.proportions[np.ix_(where.rows, chosen)].astype(np.float64)  # [n, types]
     names = [str(name) for name in found.names[chosen]]
     with canvas.style():
@@ -133,12 +133,12 @@ def proportions(
                 ncols=ncols,
                 ax=ax,
             )
-        canvas.name_slices(axes[0], where)
+        sections.name_slices(axes[0], where)
     return canvas.finish(figure, axes, show=show, return_fig=return_fig)
 
 
 def _maps(
-    where: canvas.Section,
+    where: sections.Section,
     values: np.ndarray,
     names: list[str],
     *,
@@ -170,7 +170,7 @@ def _maps(
 
 
 def _pies(
-    where: canvas.Section,
+    where: sections.Section,
     values: np.ndarray,
     names: list[str],
     *,
@@ -203,7 +203,7 @@ def _pies(
     return figure, axes
 
 
-def _draw(ax: Axes, where: canvas.Section, values: np.ndarray, colors: Sequence[str]) -> None:
+def _draw(ax: Axes, where: sections.Section, values: np.ndarray, colors: Sequence[str]) -> None:
     """Slices of all pies, type by type, clockwise from the top."""
     from matplotlib.collections import PolyCollection
 
@@ -225,7 +225,7 @@ def _draw(ax: Axes, where: canvas.Section, values: np.ndarray, colors: Sequence[
         )
 
 
-def _slice(where: canvas.Section, row: int, begin: float, end: float) -> np.ndarray:
+def _slice(where: sections.Section, row: int, begin: float, end: float) -> np.ndarray:
     """Outline [points, 2] of one slice, between two shares of the turn."""
     turn = 2 * np.pi * np.linspace(begin, end, max(int(2 * np.pi * (end - begin) / ARC), 1) + 2)
     up = -1.0 if where.down else 1.0

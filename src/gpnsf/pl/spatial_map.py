@@ -12,7 +12,7 @@ import pandas as pd
 from gpnsf.checks import problem
 from gpnsf.io import fits
 from gpnsf.keys import SPATIAL
-from gpnsf.pl import canvas, maps
+from gpnsf.pl import canvas, maps, sections
 from gpnsf.pl.factors import note
 from gpnsf.pp.grid import AXES, grid
 
@@ -122,7 +122,7 @@ def spatial_map(
     """
     fit = fits.find(data, key)
     chosen = _chosen(fit, factors, features, moment)
-    where = canvas.section(fit, library=library, margin=margin)
+    where = sections.section(fit, library=library, margin=margin)
     table, tiles = _lattice(fit, where, spacing, margin)
     values, notes = _values(fit, table, chosen, features, moment)
     norms = maps.norms_of(
@@ -142,7 +142,7 @@ def spatial_map(
         maps.bars(axes, where, shared=shared_scale)
         for panel, name in zip(axes, values, strict=True):
             canvas.title(panel, name, notes[name])
-        canvas.name_slices(axes[0], where)
+        sections.name_slices(axes[0], where)
     return canvas.finish(figure, axes, show=show, return_fig=return_fig)
 
 
@@ -188,7 +188,7 @@ def _chosen(
 
 
 def _lattice(
-    fit: Fit, where: canvas.Section, spacing: float | None, margin: float
+    fit: Fit, where: sections.Section, spacing: float | None, margin: float
 ) -> tuple[pd.DataFrame, list[_Tile]]:
     """Points over the slices that are drawn, and their places on the paper."""
     column = fit.param("library_key")
