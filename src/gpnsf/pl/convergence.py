@@ -10,6 +10,7 @@ import numpy as np
 from gpnsf.checks import problem
 from gpnsf.io import fits
 from gpnsf.pl import canvas
+from gpnsf.pl.options import explained
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -25,6 +26,7 @@ PHASE_COLORS = {"pick": "#E69F00", "main": "#0072B2", "tail": "#009E73", "polish
 PANELS = ("trace", "end", "starts")
 
 
+@explained
 def convergence(
     data: AnnData | MuData,
     *,
@@ -50,12 +52,7 @@ def convergence(
         one.
     key
         Prefix of the slots, ``key_added`` of the fit.
-    ax
-        Axes for a single panel.
-    show
-        Show the figure; None does so where there is a window or a notebook.
-    return_fig
-        Return the figure.
+    {shown}
 
     Returns
     -------

@@ -12,6 +12,7 @@ from gpnsf.checks import column, problem
 from gpnsf.io import fits
 from gpnsf.palette import category_colors, hex_colors
 from gpnsf.pl import canvas, sections
+from gpnsf.pl.options import explained
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -26,13 +27,18 @@ __all__ = ["domains"]
 MISSING = "#D9D9D9"
 
 
+@explained
 def domains(
     data: AnnData | MuData,
     *,
     key_added: str = "gpnsf_domain",
     library: str | Sequence[str] | None = None,
+    img_key: str | None = "auto",
+    alpha_img: float = 1.0,
+    crop_coord: sections.Crop = None,
+    size: float = 1.0,
+    alpha: float = 1.0,
     palette: Sequence[str] | None = None,
-    size: float | None = None,
     key: str = "gpnsf",
     ax: Axes | None = None,
     show: bool | None = None,
@@ -49,21 +55,14 @@ def domains(
         Object that :func:`gpnsf.tl.fit` annotated.
     key_added
         Column of ``obs``: categories, strings or integers.
-    library
-        Names of the slices to draw; None for all.
+    {place}
+    {spots}
     palette
         A colour for each category; None for those in ``uns[f"{key_added}_colors"]``, else twenty
         that are told apart with any colour vision.
-    size
-        Diameter of a spot in the units of the coordinates; None for spots that just touch.
     key
         Prefix of the slots, ``key_added`` of the fit.
-    ax
-        Axes to draw on.
-    show
-        Show the figure; None does so where there is a window or a notebook.
-    return_fig
-        Return the figure.
+    {shown}
 
     Returns
     -------
@@ -92,7 +91,15 @@ def domains(
     """
     fit = fits.find(data, key)
     labels, stored = _categories(fit, key_added)
-    where = sections.section(fit, library=library, size=size)
+    where = sections.section(
+        fit,
+        library=library,
+        img_key=img_key,
+        alpha_img=alpha_img,
+        crop_coord=crop_coord,
+        size=size,
+        alpha=alpha,
+    )
     drawn = labels[where.rows]
     colors = _colors(labels, stored, palette)
     entries = _entries(drawn, colors)
@@ -107,7 +114,7 @@ def domains(
         figure, axes = canvas.grid(1, width=width, height=height, ncols=1, ax=ax, spare=spare)
         _draw(axes[0], where, drawn, colors)
         _legend(axes[0], entries, title=key_added, columns=columns)
-        sections.name_slices(axes[0], where)
+        sections.name_slices(axes, where)
     return canvas.hand_over(figure, axes[0], show=show, return_fig=return_fig)
 
 

@@ -13,6 +13,7 @@ from gpnsf.core.families import FAMILIES
 from gpnsf.io import fits
 from gpnsf.io.measured import compare, find_features
 from gpnsf.pl import canvas, maps, sections
+from gpnsf.pl.options import explained
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -29,6 +30,7 @@ PANELS = ("observed", "expected", "calibration")
 BINS, LEAST = 8, 5  # groups of a calibration, and observations in one of them
 
 
+@explained
 def observed_expected(
     data: AnnData | MuData,
     *,
@@ -38,9 +40,13 @@ def observed_expected(
     scale: str = "linear",
     quantiles: tuple[float, float] = (0.005, 0.99),
     library: str | Sequence[str] | None = None,
+    img_key: str | None = "auto",
+    alpha_img: float = 1.0,
+    crop_coord: sections.Crop = None,
+    size: float = 1.0,
+    alpha: float = 1.0,
     ncols: int | None = None,
     cmap: str | Colormap | None = None,
-    size: float | None = None,
     key: str = "gpnsf",
     ax: Axes | None = None,
     show: bool | None = None,
@@ -70,23 +76,16 @@ def observed_expected(
         How values become colours: "linear", "sqrt" or "log".
     quantiles
         Quantiles of the values that are the ends of the colours.
-    library
-        Names of the slices to draw; None for all.
+    {place}
+    {spots}
     ncols
         Panels in a row; None for one or two features a row.
     cmap
         Colour map; None for magma without its palest end, or "RdBu_r" around zero for signed
         values.
-    size
-        Diameter of a spot in the units of the coordinates; None for spots that just touch.
     key
         Prefix of the slots, ``key_added`` of the fit.
-    ax
-        Axes for a single panel.
-    show
-        Show the figure; None does so where there is a window or a notebook.
-    return_fig
-        Return the figure.
+    {shown}
 
     Returns
     -------
@@ -118,7 +117,15 @@ def observed_expected(
     fit = fits.find(data, key)
     places = _places(fit, features, fit.modality_names(modality))
     chosen = _chosen(panels)
-    where = sections.section(fit, library=library, size=size)
+    where = sections.section(
+        fit,
+        library=library,
+        img_key=img_key,
+        alpha_img=alpha_img,
+        crop_coord=crop_coord,
+        size=size,
+        alpha=alpha,
+    )
     ncols = _columns(len(places), len(chosen), where, ncols)
     width, height = where.panel(ncols)
     wide = max(width, 1.3) if "calibration" in chosen else width
@@ -127,7 +134,7 @@ def observed_expected(
         figure, axes = canvas.grid(
             n_panels, width=wide, height=max(height, 1.35), ncols=ncols, ax=ax
         )
-        drawn, barred = iter(axes), []
+        drawn, mapped, barred = iter(axes), [], []
         for name, values in _compared(fit, places, where.rows):
             for panel in chosen:
                 place = next(drawn)
@@ -139,6 +146,7 @@ def observed_expected(
                     maps.draw(
                         place, where, getattr(values, panel), scale=scale, cmap=colors, norm=norm
                     )
+                    mapped.append(place)
                     barred += [place] if panel == "expected" or "expected" not in chosen else []
                 maps.title(
                     place,
@@ -147,8 +155,7 @@ def observed_expected(
                     width=wide - 0.2,
                 )
         maps.bars(barred, where)
-        if chosen[0] != "calibration":
-            sections.name_slices(axes[0], where)
+        sections.name_slices(mapped, where)
     return canvas.finish(figure, axes, show=show, return_fig=return_fig)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from gpnsf.checks import problem
 from gpnsf.io import fits
 from gpnsf.pl import canvas, maps, sections
+from gpnsf.pl.options import Factors, explained, factors_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -26,10 +27,11 @@ __all__ = ["note", "spatial_factors"]
 LABELS = {"mean": "mean", "smooth": "field", "std": "sd"}
 
 
+@explained
 def spatial_factors(
     data: AnnData | MuData,
     *,
-    factors: str | Sequence[str] | None = None,
+    factors: Factors = None,
     moment: str | Sequence[str] = "mean",
     scale: str = "linear",
     shared_scale: bool = False,
@@ -37,9 +39,13 @@ def spatial_factors(
     vmax: float | None = None,
     quantiles: tuple[float, float] = (0.005, 0.995),
     library: str | Sequence[str] | None = None,
+    img_key: str | None = "auto",
+    alpha_img: float = 1.0,
+    crop_coord: sections.Crop = None,
+    size: float = 1.0,
+    alpha: float = 1.0,
     ncols: int | None = None,
     cmap: str | Colormap | None = None,
-    size: float | None = None,
     key: str = "gpnsf",
     ax: Axes | None = None,
     show: bool | None = None,
@@ -58,7 +64,7 @@ def spatial_factors(
     data
         Object that :func:`gpnsf.tl.fit` annotated.
     factors
-        Names of the factors to draw, in this order; None for all.
+        Names of the factors to draw, or their positions from 0, in this order; None for all.
     moment
         "mean" draws the posterior mean, "smooth" the spatial field alone, "std" the posterior
         standard deviation. Several, as in ``("mean", "std")``, stand side by side for each factor;
@@ -72,23 +78,16 @@ def spatial_factors(
         Ends of the colour scale.
     quantiles
         Quantiles of the values that stand for an end that is not given.
-    library
-        Names of the slices to draw; None for all.
+    {place}
+    {spots}
     ncols
         Panels in a row; None for a choice by the shape of the tissue.
     cmap
         Colour map; None for magma without its palest end, or "RdBu_r" around zero for signed
         models.
-    size
-        Diameter of a spot in the units of the coordinates; None for spots that just touch.
     key
         Prefix of the slots, ``key_added`` of the fit.
-    ax
-        Axes for a single panel.
-    show
-        Show the figure; None does so where there is a window or a notebook.
-    return_fig
-        Return the figure.
+    {shown}
 
     Returns
     -------
@@ -117,10 +116,18 @@ def spatial_factors(
     """
     fit = fits.find(data, key)
     chosen, moments = (
-        fit.factor_indices(factors),
+        factors_of(fit, factors),
         [moment] if isinstance(moment, str) else list(moment),
     )
-    where = sections.section(fit, library=library, size=size)
+    where = sections.section(
+        fit,
+        library=library,
+        img_key=img_key,
+        alpha_img=alpha_img,
+        crop_coord=crop_coord,
+        size=size,
+        alpha=alpha,
+    )
     # [n, panels]
     values = _values(fit, moments)[np.ix_(where.rows, chosen)].reshape(where.rows.size, -1)
     norms = maps.norms_of(
@@ -145,7 +152,7 @@ def spatial_factors(
                 fit.names[factor] if first else LABELS[name],
                 note(fit, factor) if first else " ",
             )
-        sections.name_slices(axes[0], where)
+        sections.name_slices(axes, where)
     return canvas.finish(figure, axes, show=show, return_fig=return_fig)
 
 

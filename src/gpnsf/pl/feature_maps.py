@@ -12,6 +12,7 @@ from gpnsf.checks import problem
 from gpnsf.io import fits
 from gpnsf.io.measured import compare, find_features
 from gpnsf.pl import canvas, maps, sections
+from gpnsf.pl.options import Factors, explained, factors_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -28,20 +29,25 @@ FACTOR = ""  # in place of a modality: the panel of a factor
 Place = tuple[str, int]  # modality and position of a feature, or FACTOR and position of a factor
 
 
+@explained
 def feature_maps(
     data: AnnData | MuData,
     *,
     features: str | Sequence[str] | None = None,
-    factors: str | Sequence[str] | None = None,
+    factors: Factors = None,
     n_features: int = 4,
     modality: str | Sequence[str] | None = None,
     method: str = "posterior",
     scale: str = "linear",
     quantiles: tuple[float, float] = (0.005, 0.99),
     library: str | Sequence[str] | None = None,
+    img_key: str | None = "auto",
+    alpha_img: float = 1.0,
+    crop_coord: sections.Crop = None,
+    size: float = 1.0,
+    alpha: float = 1.0,
     ncols: int | None = None,
     cmap: str | Colormap | None = None,
-    size: float | None = None,
     key: str = "gpnsf",
     ax: Axes | None = None,
     show: bool | None = None,
@@ -74,23 +80,16 @@ def feature_maps(
     quantiles
         Quantiles of the values that are the ends of the colours. Features with fewer nonzero values
         get their largest one.
-    library
-        Names of the slices to draw; None for all.
+    {place}
+    {spots}
     ncols
         Panels in a row, for ``features``; rows of factors are as long as they have features.
     cmap
         Colour map; None for magma without its palest end, or "RdBu_r" around zero for signed
         values.
-    size
-        Diameter of a spot in the units of the coordinates; None for spots that just touch.
     key
         Prefix of the slots, ``key_added`` of the fit.
-    ax
-        Axes for a single panel.
-    show
-        Show the figure; None does so where there is a window or a notebook.
-    return_fig
-        Return the figure.
+    {shown}
 
     Returns
     -------
@@ -125,7 +124,15 @@ def feature_maps(
         raise ValueError(
             problem("`ncols` only with `features`", f"ncols={ncols} for rows of factors", remedy)
         )
-    where = sections.section(fit, library=library, size=size)
+    where = sections.section(
+        fit,
+        library=library,
+        img_key=img_key,
+        alpha_img=alpha_img,
+        crop_coord=crop_coord,
+        size=size,
+        alpha=alpha,
+    )
     if features is not None:
         ncols = canvas.columns(len(rows[0]), where.panel, ncols=ncols)
         rows = [rows[0][start : start + ncols] for start in range(0, len(rows[0]), ncols)]
@@ -144,7 +151,7 @@ def feature_maps(
         maps.bars(
             [place for place, panel in zip(axes, panels, strict=True) if not panel.binary], where
         )
-        sections.name_slices(axes[0], where)
+        sections.name_slices(axes, where)
     return canvas.finish(figure, axes, show=show, return_fig=return_fig)
 
 
@@ -173,7 +180,7 @@ class _Panel:
 def _rows(
     fit: Fit,
     features: str | Sequence[str] | None,
-    factors: str | Sequence[str] | None,
+    factors: Factors,
     modalities: list[str],
     n_features: int,
     method: str,
@@ -195,7 +202,7 @@ def _rows(
         return [find_features(fit, named, modalities)]
     quotas = fits.shared_out(n_features, modalities)
     rows = []
-    for factor in fit.factor_indices(factors):
+    for factor in factors_of(fit, factors):
         row = [(FACTOR, int(factor))]
         for name, quota in quotas.items():
             table = fits.ranked(fit, name, int(factor), n_features=quota, method=method)

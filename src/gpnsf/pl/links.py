@@ -12,6 +12,7 @@ from gpnsf import genome
 from gpnsf.checks import Rule, choices, problem
 from gpnsf.keys import Keys
 from gpnsf.pl import canvas
+from gpnsf.pl.options import explained
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,6 +29,7 @@ ARROW = 0.03  # length, as a share of the width
 FAINT = "0.75"
 
 
+@explained
 def links(
     data: MuData,
     gene: str,
@@ -68,12 +70,7 @@ def links(
         Colours of scores from ``min_score`` to 1.
     key
         Prefix of the slots, ``key_added`` of the fit.
-    ax
-        Axes to draw on.
-    show
-        Show the figure; None does so where there is a window or a notebook.
-    return_fig
-        Return the figure.
+    {shown}
 
     Returns
     -------

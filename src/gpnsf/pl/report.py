@@ -19,6 +19,7 @@ from gpnsf.io import fits
 from gpnsf.io.kinds import check_output
 from gpnsf.io.measured import counts_of, used
 from gpnsf.pl import html
+from gpnsf.pl.options import explained
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -35,6 +36,7 @@ DOMAINS = "gpnsf_domain"  # column that tl.domains writes by default
 _log = logging.getLogger("gpnsf")
 
 
+@explained
 def report(
     data: AnnData | MuData,
     path: str | os.PathLike[str],

@@ -10,6 +10,7 @@ import pandas as pd
 
 from gpnsf.checks import choices, problem
 from gpnsf.pl import canvas
+from gpnsf.pl.options import explained
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -27,6 +28,7 @@ PANELS = {  # column: what it is
 COLOR, MARK = canvas.MODALITY_COLORS[0], canvas.MODALITY_COLORS[1]
 
 
+@explained
 def selection(
     table: pd.DataFrame | AnnData | MuData,
     *,
@@ -55,12 +57,7 @@ def selection(
         to draw in.
     key
         ``key_added`` of the selection, if an object is passed.
-    ax
-        Axes for a single panel.
-    show
-        Show the figure; None does so where there is a window or a notebook.
-    return_fig
-        Return the figure.
+    {shown}
 
     Returns
     -------
