@@ -39,7 +39,10 @@ def test_a_row_holds_a_factor_and_its_best_features(toy):
         assert titles(row) == [name, *table["feature"]]
         np.testing.assert_array_equal(values(row[0]), toy.obsm["X_gpnsf"][:, k])
         notes = [ax.texts[0].get_text() for ax in row[1:]]
-        assert notes == [f"{100 * share:.0f} % of its signal" for share in table["share"]]
+        assert notes == [
+            f"{modality} · {100 * share:.0f} % of its signal"
+            for modality, share in zip(table["modality"], table["share"], strict=True)
+        ]
         np.testing.assert_allclose(
             values(row[1]), per_size(toy["rna"], table["feature"].iloc[0]), rtol=1e-5
         )
@@ -57,7 +60,11 @@ def test_named_features_alone(toy):
     peak = toy["atac"].var_names[0]
     axes = feature_maps(toy, features=["Gene2", peak, "Gene1"], ncols=2, show=False)
     assert titles(axes) == ["Gene2", peak, "Gene1"]
-    assert [ax.texts[0].get_text() for ax in axes] == ["per size factor", "open", "per size factor"]
+    assert [ax.texts[0].get_text() for ax in axes] == [
+        "rna · per size factor",
+        "atac · open",
+        "rna · per size factor",
+    ]
     np.testing.assert_allclose(values(axes[0]), per_size(toy["rna"], "Gene2"), rtol=1e-5)
     assert axes[0].get_subplotspec().get_gridspec().ncols == 2
 
@@ -108,6 +115,20 @@ def test_slices_and_profiles():
     np.testing.assert_allclose(values(ax), per_size(data["rna"], "Gene1")[60:], rtol=1e-5)
     line = feature_maps(fitted.anndata(n_obs=60, shape="line"), n_features=1, show=False)
     assert all(isinstance(ax.collections[0], PathCollection) for ax in line)
+
+
+@pytest.mark.parametrize("shape", ["hex", "strip"])
+def test_ten_factors_fit_a_page_and_notes_their_panels(shape):
+    data = fitted.mudata(n_obs=144, n_factors=10, n_genes=30, n_peaks=30, shape=shape)
+    if shape == "strip":  # the tallest tissue
+        data.obsm["spatial"] = data.obsm["spatial"][:, ::-1].copy()
+    figure = feature_maps(data, return_fig=True)
+    width, height = figure.get_size_inches()
+    assert width <= 8
+    assert height <= 10
+    figure.draw_without_rendering()
+    notes = [ax.texts[0].get_window_extent() for ax in figure.axes[:5]]
+    assert all(a.x1 < b.x0 for a, b in zip(notes, notes[1:], strict=False))
 
 
 @pytest.mark.parametrize("shape", ["hex", pytest.param("strip", marks=pytest.mark.slow)])

@@ -112,6 +112,18 @@ def test_the_first_slice_begins_at_the_top(spots):
     assert ax.yaxis_inverted()
 
 
+@pytest.mark.parametrize("letters", [1, 25])
+def test_the_legend_of_pies_is_not_cut(spots, letters):
+    names = np.array([f"{k}{'m' * letters}" for k in range(4)])
+    spots.uns["proportions"]["types"] = names
+    figure = draw(spots, kind="pies", return_fig=True)
+    figure.draw_without_rendering()
+    box = figure.axes[0].get_legend().get_window_extent()
+    assert box.x1 <= figure.bbox.x1
+    assert box.y0 >= 0
+    assert figure.get_size_inches()[0] <= 8
+
+
 def test_axes_and_figure(spots):
     import matplotlib.pyplot as plt
 

@@ -12,6 +12,7 @@ from gpnsf.checks import problem
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Colormap, Normalize
     from matplotlib.figure import Figure
 
@@ -21,6 +22,7 @@ __all__ = [
     "MODALITY_COLORS",
     "PAGE",
     "SMALL",
+    "TALL",
     "TEXT",
     "colorbars",
     "colormap",
@@ -30,7 +32,9 @@ __all__ = [
     "hand_over",
     "limits",
     "norm",
+    "opaque",
     "plain",
+    "square_root",
     "style",
     "tidy_bar",
     "title",
@@ -38,7 +42,7 @@ __all__ = [
 
 T = TypeVar("T")
 
-PAGE = 7.2  # inches: two columns of a journal page
+PAGE, TALL = 7.2, 9.5  # inches: width and height of a journal page
 TEXT, SMALL = 8.0, 7.0  # points
 GREY = "0.35"
 BAR = 0.38  # inches: a colour bar and its labels
@@ -71,6 +75,12 @@ def style() -> Iterator[None]:
 def plain(ax: Axes) -> None:
     """Small thin ticks, set on the axes: later ones would follow the global settings."""
     ax.tick_params(which="both", labelsize=SMALL, width=0.6, length=2.5, pad=2)
+
+
+def square_root(ax: Axes) -> None:
+    """A y axis on which what is near zero can be told apart, and which says so."""
+    ax.set_yscale("function", functions=(lambda y: np.sqrt(np.maximum(y, 0)), np.square))
+    ax.set_ylabel("square-root scale", fontsize=SMALL - 0.5, color=GREY)
 
 
 def columns(
@@ -226,10 +236,17 @@ def colorbars(axes: Sequence[Axes]) -> list[Axes]:
         bar = ax.inset_axes(
             (0.04, -length / 2, 0.06, length), transform=figure.dpi_scale_trans + corner
         )
-        figure.colorbar(ax.collections[0], cax=bar)
+        figure.colorbar(opaque(ax.collections[0]), cax=bar)
         tidy_bar(bar, short=length < 0.5)
         bars.append(bar)
     return bars
+
+
+def opaque(drawn: ScalarMappable) -> ScalarMappable:
+    """The colours of what is drawn, for a bar beside spots that an image shines through."""
+    from matplotlib.cm import ScalarMappable
+
+    return ScalarMappable(drawn.norm, drawn.cmap)
 
 
 def tidy_bar(bar: Axes, *, short: bool = False) -> None:
@@ -237,12 +254,16 @@ def tidy_bar(bar: Axes, *, short: bool = False) -> None:
     from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
     low, high = bar.get_ylim()
-    if short:
+    if _plain_number(low) == _plain_number(high):
+        bar.yaxis.set_major_locator(FixedLocator([(low + high) / 2]))
+    elif short:
         bar.yaxis.set_major_locator(FixedLocator([low, high]))
     elif bar.get_yscale() == "log":
         bar.yaxis.set_major_locator(FixedLocator(np.geomspace(low, high, 3).tolist()))
     else:
         bar.yaxis.set_major_locator(MaxNLocator(3))
+    if bar.get_yscale() not in ("linear", "log"):
+        bar.set_title("√ scale", loc="left", fontsize=SMALL - 1.5, color=GREY, pad=2)
     bar.yaxis.set_minor_locator(NullLocator())
     bar.yaxis.set_major_formatter(
         lambda value, _: _plain_number(0.0 if abs(value) < 1e-3 * high else value)

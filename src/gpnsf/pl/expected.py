@@ -111,8 +111,8 @@ def observed_expected(
     >>> mdata = gpnsf.datasets.tissue(n_obs=100, n_genes=40, n_peaks=60, seed=0)
     >>> gpnsf.tl.fit(mdata, n_factors=4, max_steps=2, progress=False)
     >>> axes = gpnsf.pl.observed_expected(mdata, features=mdata["rna"].var_names[0], show=False)
-    >>> [ax.get_title(loc="left") for ax in axes[1:]]
-    ['expected', 'calibration']
+    >>> [ax.get_xlabel() for ax in axes]
+    ['', '', 'expected']
     """
     fit = fits.find(data, key)
     places = _places(fit, features, fit.modality_names(modality))
@@ -127,7 +127,8 @@ def observed_expected(
         alpha=alpha,
     )
     ncols = _columns(len(places), len(chosen), where, ncols)
-    width, height = where.panel(ncols)
+    nrows = -(-len(places) * len(chosen) // ncols)
+    width, height = where.panel(ncols, nrows=nrows)
     wide = max(width, 1.3) if "calibration" in chosen else width
     with canvas.style():
         n_panels = len(places) * len(chosen)
@@ -135,7 +136,7 @@ def observed_expected(
             n_panels, width=wide, height=max(height, 1.35), ncols=ncols, ax=ax
         )
         drawn, mapped, barred = iter(axes), [], []
-        for name, values in _compared(fit, places, where.rows):
+        for values in _compared(fit, places, where.rows):
             for panel in chosen:
                 place = next(drawn)
                 if panel == "calibration":
@@ -148,12 +149,7 @@ def observed_expected(
                     )
                     mapped.append(place)
                     barred += [place] if panel == "expected" or "expected" not in chosen else []
-                maps.title(
-                    place,
-                    name if panel == chosen[0] else panel,
-                    values.unit(panel),
-                    width=wide - 0.2,
-                )
+                maps.title(place, values.name, values.unit(panel), width=wide - 0.2)
         maps.bars(barred, where)
         sections.name_slices(mapped, where)
     return canvas.finish(figure, axes, show=show, return_fig=return_fig)
@@ -163,6 +159,8 @@ def observed_expected(
 class _Feature:
     """One feature on the observations that are drawn."""
 
+    name: str
+    modality: str  # empty where there is only one
     likelihood: str
     observed: np.ndarray  # [n], NaN where there is no cell
     expected: np.ndarray  # [n]
@@ -188,12 +186,14 @@ class _Feature:
         return canvas.norm(scale, float(low.min()), float(high.max())), bool(low.min() < 0)
 
     def unit(self, panel: str) -> str:
-        """Unit of a panel."""
+        """What a panel shows; the first of a feature names its modality."""
         if panel == "calibration":
-            return "means, ± 2 s.e."
-        if self.binary:
-            return "open or not" if panel == "observed" else "probability"
-        return "value" if FAMILIES[self.likelihood].signed else "per size factor"
+            return "calibration ± 2 s.e."
+        unit = "value" if FAMILIES[self.likelihood].signed else "per size factor"
+        if panel == "expected":
+            return f"expected {'probability' if self.binary else unit}"
+        unit = "open or not" if self.binary else unit
+        return f"{self.modality} · {unit}" if self.modality else unit
 
 
 def _places(
@@ -236,16 +236,16 @@ def _columns(n_features: int, n_panels: int, where: sections.Section, ncols: int
     return n_panels * (2 if n_features > 1 and n_panels < 4 else 1)
 
 
-def _compared(
-    fit: Fit, places: list[tuple[str, int]], rows: np.ndarray
-) -> Iterator[tuple[str, _Feature]]:
-    """Name and values of each feature; each modality is read once."""
+def _compared(fit: Fit, places: list[tuple[str, int]], rows: np.ndarray) -> Iterator[_Feature]:
+    """The features; each modality is read once."""
     wanted = {name: [j for modality, j in places if modality == name] for name, _ in places}
     compared = {name: compare(fit, name, positions) for name, positions in wanted.items()}
     for name, position in places:
         found, column = compared[name], wanted[name].index(position)
         values = (found.observed[rows, column], found.expected[rows, column], found.weight[rows])
-        yield str(fit.modalities[name].var_names[position]), _Feature(found.likelihood, *values)
+        title = str(fit.modalities[name].var_names[position])
+        modality = name if len(fit.modalities) > 1 else ""
+        yield _Feature(title, modality, found.likelihood, *values)
 
 
 def _calibration(ax: Axes, feature: _Feature) -> None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["note", "spatial_factors"]
 
-LABELS = {"mean": "mean", "smooth": "field", "std": "sd"}
+LABELS = {"smooth": "spatial field", "std": "standard deviation"}
 
 
 @explained
@@ -54,10 +54,9 @@ def spatial_factors(
     """Draw each factor over the section, one panel a factor.
 
     Titles name the factor; below stand its length scale ℓ, in the units of the coordinates, and its
-    share of the expected signal. Panels keep the shape of the tissue. The y axis points upwards, as
-    coordinates are given, unless the object or a modality holds an image in ``uns["spatial"]``:
-    then downwards, as in scanpy and squidpy. Slices that overlap are set side by side, and named in
-    the first panel. One coordinate gives profiles; of three, the first two are drawn.
+    share of the expected signal. Panels keep the shape of the tissue, and y grows downwards, as in
+    scanpy and squidpy. Slices that overlap are set side by side. One coordinate gives profiles; of
+    three, the first two are drawn.
 
     Parameters
     ----------
@@ -146,12 +145,7 @@ def spatial_factors(
             maps.draw(panel, where, column, scale=scale, cmap=cmap, norm=norm)
         maps.bars(axes, where, shared=shared_scale)
         for panel, (factor, name) in zip(axes, product(chosen, moments), strict=True):
-            first = name == moments[0]
-            canvas.title(
-                panel,
-                fit.names[factor] if first else LABELS[name],
-                note(fit, factor) if first else " ",
-            )
+            canvas.title(panel, fit.names[factor], LABELS.get(name) or note(fit, factor))
         sections.name_slices(axes, where)
     return canvas.finish(figure, axes, show=show, return_fig=return_fig)
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["feature_maps"]
 
+WORDS = 1.45  # inches that a note needs
 FACTOR = ""  # in place of a modality: the panel of a factor
 Place = tuple[str, int]  # modality and position of a feature, or FACTOR and position of a factor
 
@@ -138,7 +139,8 @@ def feature_maps(
         rows = [rows[0][start : start + ncols] for start in range(0, len(rows[0]), ncols)]
     panels = _panels(fit, rows)
     across = max(map(len, rows))
-    width, height = where.panel(across)
+    width, height = where.panel(across, nrows=len(rows))
+    width = max(width, min(canvas.PAGE / across, WORDS))
     with canvas.style():
         whole = len(rows) * across if len(rows) > 1 else len(rows[0])
         figure, axes = canvas.grid(whole, width=width, height=height, ncols=across, ax=ax)
@@ -222,10 +224,8 @@ def _panels(fit: Fit, rows: list[list[Place]]) -> list[_Panel]:
         )
         if wanted:
             compared = compare(fit, name, wanted)
-            names, note = (
-                fit.modalities[name].var_names,
-                "open" if compared.binary else "per size factor",
-            )
+            names = fit.modalities[name].var_names
+            note = _of(fit, name) + ("open" if compared.binary else "per size factor")
             for position, values in zip(wanted, compared.observed.T, strict=True):
                 measured[name, position] = _Panel(
                     str(names[position]), note, values, compared.binary
@@ -248,9 +248,13 @@ def _panel(fit: Fit, place: Place, first: Place, measured: dict[Place, _Panel]) 
     if first[0] != FACTOR:
         return measured[place]
     weights = np.abs(fit.loadings[modality][position]).astype(np.float64)
-    return replace(
-        measured[place], note=f"{100 * weights[first[1]] / weights.sum():.0f} % of its signal"
-    )
+    share = f"{100 * weights[first[1]] / weights.sum():.0f} % of its signal"
+    return replace(measured[place], note=_of(fit, modality) + share)
+
+
+def _of(fit: Fit, modality: str) -> str:
+    """Name of a modality before a note, where there are several."""
+    return f"{modality} · " if len(fit.modalities) > 1 else ""
 
 
 def _filled(axes: list[Axes], rows: list[list[Place]], across: int) -> list[Axes]:

@@ -73,7 +73,12 @@ def bars(axes: list[Axes], where: sections.Section, *, shared: bool = False) -> 
         canvas.colorbars(axes)
         return
     bar = axes[0].figure.colorbar(
-        axes[0].collections[0], ax=axes, fraction=0.02, pad=0.01, shrink=0.5, aspect=25
+        canvas.opaque(axes[0].collections[0]),
+        ax=axes,
+        fraction=0.02,
+        pad=0.01,
+        shrink=0.5,
+        aspect=25,
     )
     canvas.tidy_bar(bar.ax)
 

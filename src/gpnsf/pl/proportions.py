@@ -203,7 +203,7 @@ def _pies(
             [*names, REST],
             [*colors, REST_COLOR],
         )
-    spare = 0.4 + 0.062 * max(map(len, names))
+    spare = 0.5 + 0.068 * max(map(len, names))
     width = min(canvas.PAGE - spare, 5.2 / where.aspect, 5.2)
     figure, axes = canvas.grid(
         1, width=width, height=width * where.aspect + 0.15, ncols=1, ax=ax, spare=spare

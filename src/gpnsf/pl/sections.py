@@ -12,7 +12,7 @@ import numpy as np
 
 from gpnsf.checks import Rule, choices, problem
 from gpnsf.io.objects import spot_distance
-from gpnsf.pl.canvas import BAR, GREY, PAGE, SMALL, columns, plain
+from gpnsf.pl.canvas import BAR, GREY, PAGE, SMALL, TALL, columns, plain, square_root
 from gpnsf.pl.tissue import TissueImage, images_of
 
 if TYPE_CHECKING:
@@ -76,11 +76,15 @@ class Section:
         width, height = np.diff(self.frame, axis=0)[0]
         return float(height / width)
 
-    def panel(self, ncols: int, *, bar: float = BAR) -> tuple[float, float]:
-        """Inches of a panel among ``ncols``, width by height, with bar and two lines of title."""
-        width = min(max(PAGE / ncols - bar, 0.6), 2.4 / np.sqrt(self.aspect), 5 / self.aspect)
-        below = 0.2 if self.coords.shape[1] == 1 else 0.1 * (len(self.slices) > 1)
-        return max(width + bar, 1.05), width * self.aspect + 0.36 + below
+    def panel(self, ncols: int, *, nrows: int = 1, bar: float = BAR) -> tuple[float, float]:
+        """Inches of a panel among others, width by height, with bar and two lines of title.
+
+        All of them fit a page, unless they would be smaller than can be read.
+        """
+        words = 0.36 + (0.2 if self.coords.shape[1] == 1 else 0.1 * (len(self.slices) > 1))
+        tall = np.clip(TALL / nrows - words, 0.45, 5)
+        width = min(max(PAGE / ncols - bar, 0.6), 2.4 / np.sqrt(self.aspect), tall / self.aspect)
+        return max(width + bar, 1.05), width * self.aspect + words
 
 
 def section(
@@ -275,7 +279,7 @@ def profile(
     if scale == "log":
         ax.set_yscale("log")
     elif scale == "sqrt":
-        ax.set_yscale("function", functions=(lambda y: np.sqrt(np.maximum(y, 0)), np.square))
+        square_root(ax)
     ax.set(ylim=(low, high), xlabel="position")
     plain(ax)
     return marks
@@ -304,7 +308,8 @@ def _apart(frames: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     low, high = np.array(list(frames.values())).swapaxes(0, 1)  # [slices, D] each
     shift = np.zeros_like(low)
     if _overlapping(low, high):
-        cell = (high - low).max(axis=0) * 1.15
+        # below a slice there is room for its name
+        cell = (high - low).max(axis=0) * [1.15, 1.35][: low.shape[1]]
         place, across = np.arange(len(low)), len(low)
         if len(cell) > 1:
             across = columns(len(low), lambda _: (cell[0], cell[1]), target=1.5)

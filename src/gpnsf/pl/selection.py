@@ -159,7 +159,7 @@ def _curves(ax: Axes, table: pd.DataFrame, name: str, *, several: bool) -> None:
     if several:
         ax.legend(handlelength=1.0, borderaxespad=0.2, labelspacing=0.3)
     if name == "excess":  # what matters happens close to zero
-        ax.set_yscale("function", functions=(lambda y: np.sqrt(np.maximum(y, 0)), np.square))
+        canvas.square_root(ax)
     ax.set(xlabel="factors", ylim=(None if name == "stability" else 0, None))
     ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     ax.yaxis.set_major_locator(MaxNLocator(6, integer=name == "n_spatial"))
