@@ -109,6 +109,27 @@ def test_observations_without_the_modality_are_grey(simulated):
     assert (np.abs(colors[~lacking, :3] - 0.88).max(axis=1) > 0.05).all()
 
 
+@pytest.mark.parametrize("layer", ["logged", "X"])
+def test_a_layer_is_drawn_as_it_is(toy, layer):
+    data = toy.copy()
+    logged = data["rna"].X.copy()
+    logged.data = np.log1p(logged.data / 3)  # no counts any more
+    if layer == "X":
+        data["rna"].X = logged
+    else:
+        data["rna"].layers["logged"] = logged
+    ax = feature_maps(data, features="Gene2", layer=layer, show=False)
+    at = data["rna"].var_names.get_loc("Gene2")
+    np.testing.assert_allclose(values(ax), logged.toarray()[:, at], rtol=1e-6)
+    assert ax.texts[0].get_text() == {"X": "rna · X"}.get(layer, "rna · layer logged")
+    assert len(feature_maps(data, factors=0, modality="rna", layer=layer, show=False)) == 5
+
+
+def test_a_layer_that_is_not_there_is_told(toy):
+    with pytest.raises(KeyError, match="the layer to exist in modality 'rna' .*there: 'X'"):
+        feature_maps(toy, features="Gene2", layer="counts")
+
+
 def test_slices_and_profiles():
     data = fitted.mudata(n_obs=60, n_slices=2)
     ax = feature_maps(data, features="Gene1", library="slice B", show=False)

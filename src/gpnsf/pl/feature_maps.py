@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+import scipy.sparse as sp
 
-from gpnsf.checks import problem
+from gpnsf.checks import choices, problem
 from gpnsf.io import fits
 from gpnsf.io.measured import compare, find_features
 from gpnsf.pl import canvas, maps, sections
@@ -39,6 +40,7 @@ def feature_maps(
     n_features: int = 4,
     modality: str | Sequence[str] | None = None,
     method: str = "posterior",
+    layer: str | None = None,
     scale: str = "linear",
     quantiles: tuple[float, float] = (0.005, 0.99),
     library: str | Sequence[str] | None = None,
@@ -58,7 +60,7 @@ def feature_maps(
 
     The best of each factor in a row beside it, or named ones alone.
 
-    Counts are drawn per size factor, open chromatin as open (1) or not (0), real values as they
+    Unless a layer is named, counts are drawn per size factor, open chromatin as open (1) or not (0), real values as they
     are. Observations that lack a modality are grey. The line below the name of a feature says how
     much of its expected signal comes from the factor.
 
@@ -76,6 +78,9 @@ def feature_maps(
         Names of the modalities that features are taken from; None for all.
     method
         How features are ranked, as in :func:`gpnsf.tl.rank_features`.
+    layer
+        Layer of the modalities whose values are drawn as they are, or "X" for ``X`` as it is now;
+        None for the counts that the fit has read.
     scale
         How values become colours: "linear", "sqrt" or "log".
     quantiles
@@ -99,14 +104,14 @@ def feature_maps(
     Raises
     ------
     KeyError
-        If the object has no such fit, factor, feature, modality or slice.
+        If the object has no such fit, factor, feature, modality, layer or slice.
     ValueError
         If an option is unknown, both ``features`` and ``factors`` are named, a feature has the name
         of another one, or ``ax`` is given for more than one panel.
 
     Notes
     -----
-    Reads the counts that the fit has read, ``obsm["X_gpnsf"]``, what :func:`gpnsf.tl.rank_features`
+    Reads the counts that the fit has read or a layer, ``obsm["X_gpnsf"]``, what :func:`gpnsf.tl.rank_features`
     reads, and the coordinates.
 
     Examples
@@ -137,7 +142,7 @@ def feature_maps(
     if features is not None:
         ncols = canvas.columns(len(rows[0]), where.panel, ncols=ncols)
         rows = [rows[0][start : start + ncols] for start in range(0, len(rows[0]), ncols)]
-    panels = _panels(fit, rows)
+    panels = _panels(fit, rows, layer)
     across = max(map(len, rows))
     width, height = where.panel(across, nrows=len(rows))
     width = max(width, min(canvas.PAGE / across, WORDS))
@@ -213,7 +218,7 @@ def _rows(
     return rows
 
 
-def _panels(fit: Fit, rows: list[list[Place]]) -> list[_Panel]:
+def _panels(fit: Fit, rows: list[list[Place]], layer: str | None) -> list[_Panel]:
     """Names and values of all panels, row after row; each modality is read once."""
     measured: dict[Place, _Panel] = {}
     for name in fit.modalities:
@@ -223,14 +228,28 @@ def _panels(fit: Fit, rows: list[list[Place]]) -> list[_Panel]:
             )
         )
         if wanted:
-            compared = compare(fit, name, wanted)
             names = fit.modalities[name].var_names
-            note = _of(fit, name) + ("open" if compared.binary else "per size factor")
-            for position, values in zip(wanted, compared.observed.T, strict=True):
-                measured[name, position] = _Panel(
-                    str(names[position]), note, values, compared.binary
-                )
+            note, binary, columns = _measured(fit, name, wanted, layer)
+            for position, values in zip(wanted, columns, strict=True):
+                title = str(names[position])
+                measured[name, position] = _Panel(title, _of(fit, name) + note, values, binary)
     return [_panel(fit, place, row[0], measured) for row in rows for place in row]
+
+
+def _measured(
+    fit: Fit, modality: str, positions: list[int], layer: str | None
+) -> tuple[str, bool, np.ndarray]:
+    """Unit of features, whether they are 0 or 1, and their values [F, N], NaN without a cell."""
+    if layer is None:
+        compared = compare(fit, modality, positions)
+        unit = "open" if compared.binary else "per size factor"
+        return unit, compared.binary, compared.observed.T
+    mod = fit.modalities[modality]
+    choices([layer], ["X", *mod.layers], what="the layer", where=f"modality {modality!r}")
+    matrix = (mod.X if layer == "X" else mod.layers[layer])[:, positions]
+    values = np.full((len(positions), fit.data.n_obs), np.nan)
+    values[:, fit.rows[modality]] = (matrix.toarray() if sp.issparse(matrix) else matrix).T
+    return layer if layer == "X" else f"layer {layer}", False, values
 
 
 def _panel(fit: Fit, place: Place, first: Place, measured: dict[Place, _Panel]) -> _Panel:
