@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import os
 import reprlib
@@ -29,6 +30,7 @@ __all__ = [
     "flags",
     "key_added",
     "labels",
+    "nearest",
     "per_modality",
     "positive",
     "problem",
@@ -70,10 +72,12 @@ class Rule:
         """Raise TypeError or ValueError unless ``value`` follows the rule."""
         if value is None and self.optional:
             return
+        mistyped = isinstance(value, str) and value not in self.options
+        example = (mistyped and nearest(value, self.options)) or self.example
         texts = (
             f"`{name}` to be {self.wanted}",
             reprlib.repr(value),
-            f"Pass for example {name}={self.example!r}",
+            f"Pass for example {name}={example!r}",
         )
         is_bool = isinstance(value, bool | np.bool_)
         if is_bool is not (self.kind is bool) or not isinstance(value, _TYPES[self.kind][0]):
@@ -170,10 +174,19 @@ def choices(
     unknown = [name for name in found if not isinstance(name, Hashable) or name not in options]
     if unknown:
         listed = ", ".join(map(repr, list(options)[:20])) or "none"
-        remedy = remedy or ("Use one of these names" if options else f"Add {unknown[0]!r} first")
+        near = nearest(str(unknown[0]), options)
+        use = "Use one of these names" + (f"; the nearest is {near!r}" if near else "")
+        remedy = remedy or (use if options else f"Add {unknown[0]!r} first")
         raise KeyError(
             problem(f"{what} to exist in {where} (there: {listed})", repr(unknown[0]), remedy)
         )
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that looks most like another one, whatever its case; None if none does."""
+    plain = {own.casefold(): own for own in known}
+    near = difflib.get_close_matches(name.casefold(), plain, n=1)
+    return plain[near[0]] if near else None
 
 
 def per_modality(
