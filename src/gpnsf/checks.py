@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import os
 import reprlib
@@ -29,6 +30,7 @@ __all__ = [
     "flags",
     "key_added",
     "labels",
+    "near",
     "per_modality",
     "positive",
     "problem",
@@ -52,6 +54,12 @@ _TYPES: dict[type, tuple[Any, str]] = {
 def problem(rule: str, found: str, remedy: str) -> str:
     """Message of an error: what holds, what was found, what to do."""
     return f"Expected {rule}; got {found}. {remedy}."
+
+
+def near(name: str, options: Iterable[str]) -> str:
+    """A question about what was meant, to follow a name that is none of the options."""
+    found = difflib.get_close_matches(name, list(options), n=1)
+    return f" (did you mean {found[0]!r}?)" if found else ""
 
 
 @dataclass(frozen=True)
@@ -172,7 +180,11 @@ def choices(
         listed = ", ".join(map(repr, list(options)[:20])) or "none"
         remedy = remedy or ("Use one of these names" if options else f"Add {unknown[0]!r} first")
         raise KeyError(
-            problem(f"{what} to exist in {where} (there: {listed})", repr(unknown[0]), remedy)
+            problem(
+                f"{what} to exist in {where} (there: {listed})",
+                f"{unknown[0]!r}{near(str(unknown[0]), options)}",
+                remedy,
+            )
         )
 
 
