@@ -18,6 +18,7 @@ from gpnsf.io.objects import owner
 from gpnsf.io.write import Slot, put
 from gpnsf.keys import SPATIAL, ProportionKeys
 from gpnsf.settings import settings
+from gpnsf.tl.alone import one_at_a_time
 from gpnsf.tl.reference import counts_of, matched, profiles_of
 from gpnsf.tl.spots import costs_of, places_of
 
@@ -61,6 +62,7 @@ RULES = {
 _log = logging.getLogger("gpnsf")
 
 
+@one_at_a_time
 def deconvolve(
     adata: AnnData,
     reference: AnnData | pd.DataFrame,

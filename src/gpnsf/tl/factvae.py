@@ -22,6 +22,7 @@ from gpnsf.core.scores.expected import expected_shares
 from gpnsf.io.write import Slot, on_all_features, put
 from gpnsf.keys import Keys
 from gpnsf.settings import settings
+from gpnsf.tl.alone import few_threads, one_at_a_time
 from gpnsf.tl.device import resolved
 from gpnsf.tl.link_peaks import gene_places, unique_names
 from gpnsf.tl.paired import Side, check_layer, read_pair
@@ -57,6 +58,7 @@ _VERSIONS = ("gpnsf", "torch", "numpy", "scikit-learn")
 _log = logging.getLogger("gpnsf")
 
 
+@one_at_a_time
 def factvae(
     mdata: MuData,
     *,
@@ -190,9 +192,10 @@ def factvae(
         **{name: params[name] for name in ("batch_size", "learning_rate", "seed")},
     )
     shown = settings.progress if progress is None else progress
-    outcome = training.train(
-        *_inputs(measured, chosen, seed), pairs, plan, device=place, progress=shown
-    )
+    with few_threads(small=True):  # batches are small, however many cells there are
+        outcome = training.train(
+            *_inputs(measured, chosen, seed), pairs, plan, device=place, progress=shown
+        )
     seconds = time.perf_counter() - began
     info = {
         "params": params,

@@ -23,6 +23,7 @@ from gpnsf.io.streaming import available_memory
 from gpnsf.io.write import Slot, on_all_features, put
 from gpnsf.keys import SPATIAL, Keys
 from gpnsf.settings import settings
+from gpnsf.tl.alone import SMALL, few_threads, one_at_a_time
 
 __all__ = ["mefisto"]
 
@@ -35,6 +36,7 @@ _VERSIONS = ("gpnsf", "mofapy2", "numpy", "scipy")
 _log = logging.getLogger("gpnsf")
 
 
+@one_at_a_time
 def mefisto(
     data: AnnData | MuData,
     *,
@@ -158,15 +160,16 @@ def mefisto(
         _log.warning(
             "max_steps=%d: MEFISTO looks for fields from step %d on.", max_steps, core.FIRST_FIELD
         )
-    found = core.fit(
-        tables,
-        core.apart(dataset.coords, dataset.library),
-        n_factors=n_factors,
-        n_inducing=n_inducing,
-        max_steps=max_steps,
-        seed=seed,
-        progress=settings.progress if progress is None else progress,
-    )
+    with few_threads(dataset.n_obs**2 < SMALL):
+        found = core.fit(
+            tables,
+            core.apart(dataset.coords, dataset.library),
+            n_factors=n_factors,
+            n_inducing=n_inducing,
+            max_steps=max_steps,
+            seed=seed,
+            progress=settings.progress if progress is None else progress,
+        )
     _check_finite(found)
     params = {**params, "model": "mefisto", "modalities": list(layout.modalities)}
     info = {"params": params, "seed": seed, "seconds": time.perf_counter() - began}
