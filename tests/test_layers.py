@@ -63,15 +63,17 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pl.variance": {*DATA, "io", "pl", "tl.variance"},
     "datasets": {*DATA, "io.objects", "datasets"},
     "datasets.mixture": {*DATA, "core.companions"},
+    "options": {"", "arguments", "checks"},
     "demo": {"", *DATA, "io", "core.scores", "pp", "tl", "pl", "datasets"},
-    "cli": {"", *DATA, "io", "core.distributed", "demo", "pp", "tl", "pl", "datasets"},
+    "cli": {"", *DATA, "io", "core.distributed", "demo", "options", "pp", "tl", "pl", "datasets"},
     "__main__": {"cli"},
 }
 TORCH = {"torch", "pyro"}
 SCVERSE = {"anndata", "mudata", "scanpy", "squidpy", "muon"}
 NEVER = {
     **dict.fromkeys(
-        ("lazy", "settings", "keys", "palette", "checks", "arguments", "demo", "cli"), TORCH
+        ("lazy", "settings", "keys", "palette", "checks", "arguments", "options", "demo", "cli"),
+        TORCH,
     ),
     "io": {*TORCH, "scanpy", "squidpy", "matplotlib"},
     "core": {*SCVERSE, "matplotlib"},

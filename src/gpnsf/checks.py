@@ -30,6 +30,7 @@ __all__ = [
     "flags",
     "key_added",
     "labels",
+    "near",
     "nearest",
     "per_modality",
     "positive",
@@ -54,6 +55,12 @@ _TYPES: dict[type, tuple[Any, str]] = {
 def problem(rule: str, found: str, remedy: str) -> str:
     """Message of an error: what holds, what was found, what to do."""
     return f"Expected {rule}; got {found}. {remedy}."
+
+
+def near(name: str, options: Iterable[str]) -> str:
+    """A question about what was meant, to follow a name that is none of the options."""
+    meant = nearest(name, options)
+    return f" (did you mean {meant!r}?)" if meant else ""
 
 
 @dataclass(frozen=True)
@@ -174,11 +181,13 @@ def choices(
     unknown = [name for name in found if not isinstance(name, Hashable) or name not in options]
     if unknown:
         listed = ", ".join(map(repr, list(options)[:20])) or "none"
-        near = nearest(str(unknown[0]), options)
-        use = "Use one of these names" + (f"; the nearest is {near!r}" if near else "")
-        remedy = remedy or (use if options else f"Add {unknown[0]!r} first")
+        remedy = remedy or ("Use one of these names" if options else f"Add {unknown[0]!r} first")
         raise KeyError(
-            problem(f"{what} to exist in {where} (there: {listed})", repr(unknown[0]), remedy)
+            problem(
+                f"{what} to exist in {where} (there: {listed})",
+                f"{unknown[0]!r}{near(str(unknown[0]), options)}",
+                remedy,
+            )
         )
 
 

@@ -173,6 +173,9 @@ def test_two_threads_give_the_same_bits_each_time_and_the_numbers_of_one(link, m
         assert torch.equal(rates, rows.rates(G, W))
     finally:
         torch.set_num_threads(before)
+    with backends.pool_of(2):  # however many torch has
+        assert torch.equal(rows.terms(G, W, link, "GW")[2], first[2])
+    assert torch.equal(rows.terms(G, W, link, "GW")[2], alone[2])
     for a, b, c in zip(first, second, alone, strict=True):
         assert torch.equal(a, b)
         close(a, c.double())

@@ -95,7 +95,7 @@ def test_every_figure_of_factors_takes_positions(name, toy):
 
 
 def test_a_mistyped_name_is_answered_with_the_nearest(toy):
-    with pytest.raises(KeyError, match="the nearest is 'Gene1'"):
+    with pytest.raises(KeyError, match="did you mean 'Gene1'"):
         gpnsf.pl.feature_maps(toy, features="gene1")
-    with pytest.raises(KeyError, match="the nearest is 'spatial_2'"):
+    with pytest.raises(KeyError, match="did you mean 'spatial_2'"):
         gpnsf.pl.spatial_factors(toy, factors="spatail_2")

@@ -219,6 +219,7 @@ def test_deviance_by_groups_adds_up_to_that_of_all(adata):
         ({"model": "fa"}, ValueError, "`model`"),
         ({"split": "assumed"}, TypeError, "'split'"),
         ({"objective": "exact"}, ValueError, "`objective`"),
+        ({"layer": "counts"}, TypeError, "'layer' .did you mean 'layers'"),
         ({"layers": "nowhere"}, KeyError, "nowhere"),
     ],
 )

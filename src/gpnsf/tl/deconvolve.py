@@ -19,6 +19,7 @@ from gpnsf.io.tables import takes_tables
 from gpnsf.io.write import Slot, put
 from gpnsf.keys import SPATIAL, ProportionKeys
 from gpnsf.settings import settings
+from gpnsf.tl.alone import one_at_a_time
 from gpnsf.tl.reference import counts_of, matched, profiles_of
 from gpnsf.tl.spots import costs_of, places_of
 
@@ -63,6 +64,7 @@ _log = logging.getLogger("gpnsf")
 
 
 @takes_tables
+@one_at_a_time
 def deconvolve(
     adata: AnnData,
     reference: AnnData | pd.DataFrame,

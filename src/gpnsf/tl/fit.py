@@ -10,7 +10,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from anndata import AnnData
 from mudata import MuData
 
@@ -18,7 +17,7 @@ from gpnsf import checks
 from gpnsf.arguments import Arguments
 from gpnsf.core import distributed
 from gpnsf.core.counts.backends import backend
-from gpnsf.core.inference import fitting, training
+from gpnsf.core.inference import fitting
 from gpnsf.core.inference.checkpoint import Checkpoint
 from gpnsf.core.inference.schedule import Schedule
 from gpnsf.core.model import build as models
@@ -28,6 +27,7 @@ from gpnsf.io.objects import editable
 from gpnsf.keys import SPATIAL, Keys
 from gpnsf.settings import settings
 from gpnsf.tl import diagnostics
+from gpnsf.tl.alone import fit_threads, one_at_a_time
 from gpnsf.tl.asked import builder, number_spatial, read_for
 from gpnsf.tl.device import check_processes, resolved
 from gpnsf.tl.memory import guard, peak_memory
@@ -41,6 +41,7 @@ _logger = logging.getLogger("gpnsf")
 _VERSIONS = ("gpnsf", "torch", "pyro-ppl", "numpy", "scipy", "anndata", "mudata")
 
 
+@one_at_a_time
 def fit(
     data: AnnData | MuData | SpatialData | dict[str, AnnData] | str | os.PathLike[str],
     model: str = "gpnsf",
@@ -285,7 +286,7 @@ def _fit(
     device = resolved(how.device)
     guard(dataset, asked, n_spatial, layout.scale, device.type)
     _warn_of_idle(asked, n_spatial)
-    with training.few_threads(dataset):
+    with fit_threads(dataset.nnz) as threads:
         outcome = fitting.fit(
             dataset,
             builder(asked, n_spatial, layout.scale, device),
@@ -306,7 +307,6 @@ def _fit(
             progress=settings.progress if asked.call.progress is None else asked.call.progress,
             checkpoint=store,
         )
-        threads = torch.get_num_threads()
         warnings = distributed.from_first(
             lambda: diagnostics.warn(dataset, outcome, asked, scale=layout.scale)
         )

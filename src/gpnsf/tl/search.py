@@ -22,6 +22,7 @@ from gpnsf.io.measured import counts_of
 from gpnsf.io.parcel import Parcel, pack
 from gpnsf.keys import SPATIAL
 from gpnsf.settings import settings
+from gpnsf.tl.alone import one_at_a_time
 from gpnsf.tl.evaluate import grouped_deviance
 from gpnsf.tl.fit import fit
 
@@ -288,6 +289,7 @@ def _order(whole: Parcel, n_factors: int, arguments: dict[str, Any]) -> np.ndarr
     return fits.find(done).uns["spatial_test"]["z"]
 
 
+@one_at_a_time
 def _quiet_fit(data: AnnData | MuData, **arguments: Any) -> AnnData | MuData:
     """A fitted copy; what a single one of many fits has to say is no news."""
     with settings.override(verbosity="error"):

@@ -11,7 +11,7 @@ import pandas as pd
 from mudata import MuData
 
 from gpnsf import checks
-from gpnsf.arguments import check_arguments
+from gpnsf.arguments import check_arguments, check_names
 from gpnsf.checks import Rule, problem
 from gpnsf.io.objects import open_data
 from gpnsf.io.tables import takes_tables
@@ -107,6 +107,7 @@ def select_n_factors(
     >>> table.n_factors.tolist()
     [2, 3]
     """
+    check_names(fit_arguments, "gpnsf.tl.select_n_factors")
     _check(n_factors, n_spatial, fit_arguments, n_seeds=n_seeds, n_jobs=n_jobs, key_added=key_added)
     check_arguments({"max_steps": max_steps, "seed": seed, "progress": progress, **fit_arguments})
     open_data(

@@ -14,6 +14,7 @@ from gpnsf.core import stored
 from gpnsf.core.companions.deconvolution import Mixture
 from gpnsf.core.companions.pseudospots import Places, sections
 from gpnsf.core.companions.unrolling import Network, Section, solve, train
+from gpnsf.tl.alone import few_threads
 from gpnsf.tl.device import resolved
 
 __all__ = ["unrolled"]
@@ -46,9 +47,12 @@ def unrolled(
             (Section.of(mix, ties, **placed), torch.as_tensor(truth, device=device))
             for mix, ties, truth in bar
         )
-        losses = train(network, examples, learning_rate=params["learning_rate"])
+        with few_threads(small=True):
+            losses = train(network, examples, learning_rate=params["learning_rate"])
     section = Section.of(mixture, places.ties(), groups=costs, **placed)
-    return solve(network, section), {
+    with few_threads(small=True):
+        solution = solve(network, section)
+    return solution, {
         "n_layers": network.n_layers,
         "loss": losses,
         **network.arrays(),

@@ -6,6 +6,8 @@ Arrays in, arrays out, and nothing else left behind.
 from __future__ import annotations
 
 import io
+import sys
+import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
@@ -120,13 +122,15 @@ def fit(
 class _Steps(io.TextIOBase):
     """Takes the place of the standard output.
 
-    Every line about a step moves the bar, and nothing is shown.
+    Every line about a step moves the bar, and nothing is shown. Other threads print as before.
     """
 
     def __init__(self, bar: Any) -> None:
-        self._bar = bar
+        self._bar, self._thread, self._before = bar, threading.get_ident(), sys.stdout
 
     def write(self, text: str) -> int:
+        if threading.get_ident() != self._thread:
+            return self._before.write(text)
         self._bar.update(text.startswith("Iteration "))
         return len(text)
 

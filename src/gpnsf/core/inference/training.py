@@ -33,7 +33,7 @@ from gpnsf.core.model.loadings import GammaLoadings
 from gpnsf.core.model.objective import ClosedFormELBO
 from gpnsf.core.types import Dataset, History, Start
 
-__all__ = ["few_threads", "fit", "give_back", "memory_of_polish"]
+__all__ = ["fit", "give_back", "memory_of_polish"]
 
 logger = logging.getLogger("gpnsf")
 
@@ -43,7 +43,6 @@ POLISH_ENTRIES, FEWEST_POLISH = 1_000_000_000, 5
 TRIALS, TRIAL_STEPS = 3, 10  # parts of the trial of a move, and steps of each
 # a trial ends where what is missing is more than this many times the gain of its last part
 HOPE = 2.0
-SMALL = 1_000_000  # nonzeros below which threads wait for each other longer than they work
 
 
 def memory_of_polish(shapes: Shapes) -> float:
@@ -130,22 +129,6 @@ def give_back() -> None:
     """Return freed memory to the system: glibc keeps some 200 MB after a million spots."""
     with suppress(OSError, AttributeError):  # not glibc
         ctypes.CDLL(None).malloc_trim(0)
-
-
-@contextmanager
-def few_threads(dataset: Dataset) -> Iterator[None]:
-    """One torch thread for small data.
-
-    On 600 spots a second thread saves a third of the time on an idle machine, and costs six times
-    as much on a busy one.
-    """
-    before = torch.get_num_threads()
-    if dataset.nnz < SMALL:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @contextmanager
