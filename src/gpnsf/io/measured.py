@@ -123,7 +123,7 @@ def reread(fit: Fit, modality: str | None = None) -> tuple[Dataset, Layout]:
         "likelihoods": fit.likelihoods,
     }
     reading = Reading(**{**kept, **own, "batch_key": None})
-    return read(fit.data, reading, spatial=bool(fit.is_spatial.any()))
+    return read(fit.data, reading, spatial=bool(fit.is_spatial.any()), tell=False)
 
 
 def counts_of(

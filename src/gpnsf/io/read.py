@@ -18,7 +18,8 @@ from gpnsf import checks
 from gpnsf.arguments import Reading
 from gpnsf.core.families import FAMILIES
 from gpnsf.core.types import Dataset, View
-from gpnsf.io import names
+from gpnsf.io import names, suspicions
+from gpnsf.io.geometry import Geometry, geometry
 from gpnsf.io.objects import Opened, gather, holders, open_data, read_coords, read_labels
 from gpnsf.io.streaming import (
     NOT_BINARY,
@@ -30,13 +31,12 @@ from gpnsf.io.streaming import (
     sound,
 )
 
-__all__ = ["Layout", "normalise_coords", "read", "read_counts"]
+__all__ = ["Layout", "read", "read_counts"]
 
 FEATURE_TYPES = "feature_types"  # var column of Cell Ranger
 FEW = 0.1  # of the observations of the smaller of two modalities
 SUFFIX = r"[-_]\d+$"
 SIZE_FLOOR = 0.05  # smallest size factor from totals: empty spots take the value of the field
-SPAN = (1e-30, 1e30)  # of coordinates: single precision holds their length scales
 
 _logger = logging.getLogger("gpnsf")
 
@@ -64,14 +64,18 @@ def read(
     *,
     default_likelihoods: Mapping[str, str] | None = None,
     spatial: bool = True,
+    tell: bool = True,
 ) -> tuple[Dataset, Layout]:
     """Read what a fit needs; ``spatial=False`` is for models without a field, which can do without coordinates.
+
+    What is legal and may mislead a fit is told, unless ``tell`` is false: for reading once more what has been fitted.
 
     ``default_likelihoods`` maps kinds of modalities (:mod:`gpnsf.io.names`) to likelihoods, "" standing for any other.
     """
     reading = reading or Reading()
     opened = open_data(data, modalities=reading.modalities, likelihoods=reading.likelihoods)
-    _tell(opened, chosen=reading.modalities is not None)
+    if tell:
+        _tell(opened, chosen=reading.modalities is not None)
     kinds = _likelihoods(opened, reading.likelihoods, default_likelihoods or names.LIKELIHOODS)
     features = _features(opened, reading.use_var)
     for name in opened.names:
@@ -79,7 +83,8 @@ def read(
     weights = _weights(opened, reading.modality_weights)
     layer = checks.per_modality(reading.layers, "layers", names=opened.names, known=opened.mods)
     library, libraries = pd.factorize(read_labels(opened, reading.library_key), sort=True)
-    coords, centre, scale = _geometry(opened, reading.spatial_key, library, spatial=spatial)
+    slices = tuple(map(str, libraries))
+    places = _places(opened, reading.spatial_key, library, slices, spatial=spatial, tell=tell)
     trained = ~_held_out(opened, reading.holdout_key)
     views = []
     for name in opened.names:
@@ -99,16 +104,16 @@ def read(
         likelihoods=kinds,
         rows={name: position[opened.rows[name]] for name in opened.names},
         features=features,
-        libraries=tuple(map(str, libraries)),
+        libraries=slices,
         batches=() if reading.batch_key is None else tuple(map(str, batches)),
         position=position,
-        centre=centre,
-        scale=scale,
+        centre=places.centre,
+        scale=places.scale,
     )
     in_file = any(isinstance(view.counts, StoredCounts) for view in views)
     memory = memory_budget() if in_file else math.inf
     dataset = Dataset(
-        coords=coords, library=library.astype(np.int64), views=tuple(views), memory=memory
+        coords=places.coords, library=library.astype(np.int64), views=tuple(views), memory=memory
     )
     return dataset if reading.batch_key is None else _by_batch(dataset, batch), layout
 
@@ -194,18 +199,6 @@ def _by_batch(dataset: Dataset, batch: np.ndarray) -> Dataset:
         batch[order].astype(np.int64),
         dataset.memory,
     )
-
-
-def normalise_coords(
-    coords: np.ndarray, library: np.ndarray, centre: np.ndarray, scale: float
-) -> np.ndarray:
-    """Own units [n, D] to half-width units, float32, by the centre [n_libraries, D] of each row's slice and one scale.
-
-    Nothing is farther away than a million: by then every field has returned to its prior.
-    """
-    with np.errstate(over="ignore"):
-        own = (np.asarray(coords, dtype=np.float64) - centre[library]) / scale
-    return np.clip(own, -1e6, 1e6).astype(np.float32)
 
 
 def _likelihoods(opened: Opened, likelihoods: Any, defaults: Mapping[str, str]) -> dict[str, str]:
@@ -410,29 +403,23 @@ def _held_out(opened: Opened, key: str | None) -> np.ndarray:
     return held
 
 
-def _geometry(
-    opened: Opened, key: str, library: np.ndarray, *, spatial: bool
-) -> tuple[np.ndarray, np.ndarray, float]:
-    """Normalised coordinates [N, D], centre [n_libraries, D] and scale: each slice on its mid-range, one scale for all."""
-    n_libraries = int(library.max()) + 1
+def _places(
+    opened: Opened,
+    key: str,
+    library: np.ndarray,
+    slices: tuple[str, ...],
+    *,
+    spatial: bool,
+    tell: bool,
+) -> Geometry:
+    """Where the rows are; what is suspicious about it is told where there is a field."""
     if not spatial and not holders(opened, "obsm", key):
-        return np.zeros((len(library), 1), np.float32), np.zeros((n_libraries, 1)), 1.0
-    coords = read_coords(opened, key)
-    slices = [coords[library == code] for code in range(n_libraries)]
-    low, high = (
-        np.array([part.min(0) for part in slices]),
-        np.array([part.max(0) for part in slices]),
-    )
-    with np.errstate(over="ignore"):
-        scale = float((high / 2 - low / 2).max())
-    if scale == 0:
-        found = f"{len(coords)} identical point(s)" + (" in each slice" if n_libraries > 1 else "")
-        remedy = (
-            "Store the positions of the observations there, or name another slot with `spatial_key`"
+        shape = len(library), 1
+        return Geometry(
+            np.zeros(shape, np.float32), np.zeros((len(slices), 1)), 1.0, np.zeros(shape[0], bool)
         )
-        raise ValueError(checks.problem(f"coordinates in obsm[{key!r}] that differ", found, remedy))
-    if not SPAN[0] < scale < SPAN[1]:
-        rule = f"coordinates in obsm[{key!r}] with a half-width between {SPAN[0]:g} and {SPAN[1]:g}"
-        raise ValueError(checks.problem(rule, f"{scale:g}", "Convert them to another unit"))
-    centre = (low + high) / 2
-    return normalise_coords(coords, library, centre, scale), centre, scale
+    coords = read_coords(opened, key)
+    found = geometry(coords, library, key)
+    if tell and spatial:
+        suspicions.tell(opened, coords, library, slices, found.stray)
+    return found

@@ -71,5 +71,5 @@ def forecast(
         if is_path
         else nullcontext(data) as opened
     ):
-        dataset, layout = read_for(opened, asked, n_spatial)
+        dataset, layout = read_for(opened, asked, n_spatial, tell=False)
         return expected(dataset, asked, n_spatial, layout.scale)
