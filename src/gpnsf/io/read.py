@@ -31,7 +31,7 @@ from gpnsf.io.streaming import (
     sound,
 )
 
-__all__ = ["Layout", "read", "read_counts"]
+__all__ = ["Layout", "read", "read_counts", "row_totals"]
 
 FEATURE_TYPES = "feature_types"  # var column of Cell Ranger
 FEW = 0.1  # of the observations of the smaller of two modalities
@@ -56,6 +56,7 @@ class Layout:
     )  # [N] row of the dataset of each observation of the object: rows of a batch are neighbours
     centre: np.ndarray  # [n_libraries, D] in the data's own units
     scale: float  # the data's own units per half-width unit, one for all slices and axes
+    totals: dict[str, np.ndarray]  # modality -> [n] total of each of its cells, held out or not
 
 
 def read(
@@ -64,11 +65,12 @@ def read(
     *,
     default_likelihoods: Mapping[str, str] | None = None,
     spatial: bool = True,
+    features: Mapping[str, np.ndarray] | None = None,
     tell: bool = True,
 ) -> tuple[Dataset, Layout]:
     """Read what a fit needs; ``spatial=False`` is for models without a field, which can do without coordinates.
 
-    What is legal and may mislead a fit is told, unless ``tell`` is false: for reading once more what has been fitted.
+    ``features`` [P_full] bool by modality take the place of ``reading.use_var``. What is legal and may mislead a fit is told, unless ``tell`` is false: for reading once more what has been fitted.
 
     ``default_likelihoods`` maps kinds of modalities (:mod:`gpnsf.io.names`) to likelihoods, "" standing for any other.
     """
@@ -77,7 +79,7 @@ def read(
     if tell:
         _tell(opened, chosen=reading.modalities is not None)
     kinds = _likelihoods(opened, reading.likelihoods, default_likelihoods or names.LIKELIHOODS)
-    features = _features(opened, reading.use_var)
+    features = dict(features or _features(opened, reading.use_var))
     for name in opened.names:
         _check_types(opened.mods[name].var[features[name]], name)
     weights = _weights(opened, reading.modality_weights)
@@ -86,9 +88,10 @@ def read(
     slices = tuple(map(str, libraries))
     places = _places(opened, reading.spatial_key, library, slices, spatial=spatial, tell=tell)
     trained = ~_held_out(opened, reading.holdout_key)
-    views = []
+    views, totals = [], {}
     for name in opened.names:
         counts = _opened(opened.mods[name], layer.get(name), kinds[name], name, features[name])
+        totals[name] = _totals(counts)
         view = _view(opened, name, counts, kinds[name], trained, reading.size_factors)
         views.append(replace(view, weight=weights.get(name, 1.0)))
     batch, batches = pd.factorize(
@@ -109,6 +112,7 @@ def read(
         position=position,
         centre=places.centre,
         scale=places.scale,
+        totals=totals,
     )
     in_file = any(isinstance(view.counts, StoredCounts) for view in views)
     memory = memory_budget() if in_file else math.inf
@@ -269,6 +273,13 @@ def read_counts(
         np.ones(adata.n_vars, dtype=bool) if use is None else use,
     )
     return counts[:] if isinstance(counts, StoredCounts) else counts
+
+
+def row_totals(
+    adata: AnnData, *, layer: str | None, likelihood: str, modality: str, use: np.ndarray
+) -> np.ndarray:
+    """Totals [n] of the counts of the features to use [P_full], checked as those of a fit are."""
+    return _totals(_opened(adata, layer, likelihood, modality, use))
 
 
 def _opened(
