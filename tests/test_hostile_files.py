@@ -188,6 +188,13 @@ DAMAGES = [
     entry(lambda d: d.obsm, "spatial", with_nan, {"predict", "factor_adata"}),
     entry(lambda d: d.obs, "slice", "elsewhere", {"predict"}),
     entry(lambda d: d.obs, "held", words, {"evaluate"}),
+    *(
+        entry(lambda d: d.obs, "gpnsf_total", change, {"evaluate"})
+        for change in (words, with_nan, negative)
+    ),
+    missing(lambda d: d.obs, "gpnsf_total", set()),  # as in records of earlier versions
+    missing(record, "n_features", {"evaluate"}),
+    entry(record, "n_features", {"rna": "all"}, {"evaluate"}),
     entry(lambda d: d.obs, "depth", words, {"evaluate"}),
     entry(lambda d: d.obs, "depth", negative, {"evaluate"}),
     missing(lambda d: d.obs, "depth", {"evaluate"}),
@@ -224,7 +231,7 @@ DAMAGES = [
     entry(params, "size_factors", 3.0, {"evaluate"}),
     entry(params, "size_factors", "slice", {"evaluate"}),
     entry(params, "layers", {"rna": 3}, {"evaluate"}),
-    entry(params, "layers", {"rna": "../../x"}, {"evaluate"}),
+    entry(params, "layers", {"rna": "../../x"}, set()),  # X has the counts
     entry(params, "library_key", "../../x", {"predict"}),
     entry(params, "library_key", np.arange(3), {"predict"}),
     entry(params, "spatial_key", 3, {"predict", "factor_adata"}),

@@ -288,7 +288,7 @@ def _variance_explained(fit: Fit) -> Iterator[str]:
     """Modality by factor."""
     columns = [
         pd.Series(100 * row, name=name)
-        for name, row in zip(fit.modalities, fit.explained, strict=True)
+        for name, row in zip(fit.modalities, course.explained(fit), strict=True)
     ]
     frame = pd.concat([pd.Series(fit.names, name="factor"), *columns], axis=1)
     yield html.table(frame, "Variance explained by each factor in each modality, in %.")

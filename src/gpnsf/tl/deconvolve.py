@@ -20,7 +20,7 @@ from gpnsf.io.write import Slot, put
 from gpnsf.keys import SPATIAL, ProportionKeys
 from gpnsf.settings import settings
 from gpnsf.tl.alone import one_at_a_time
-from gpnsf.tl.reference import counts_of, matched, profiles_of
+from gpnsf.tl.reference import compared, counts_of, matched, profiles_of
 from gpnsf.tl.spots import costs_of, places_of
 
 if TYPE_CHECKING:
@@ -210,10 +210,12 @@ def deconvolve(
     begin = time.perf_counter()
     _check(adata, params, network)
     profiles = matched(
-        profiles_of(reference, label_key=label_key, layer=reference_layer), adata.var_names
+        profiles_of(reference, label_key=label_key, layer=reference_layer), adata, reference
     )
     counts = counts_of(adata, layer, what="spots")[:, adata.var_names.get_indexer(profiles.index)]
     checks.some(counts, modality="spots")
+    if isinstance(reference, pd.DataFrame):
+        compared(profiles, np.asarray(counts.sum(axis=0)).ravel())
     mixture = deconvolution.summarised(counts, profiles.to_numpy())
     record: dict[str, Any] = {
         "types": list(profiles.columns),

@@ -35,7 +35,7 @@ from gpnsf.tl.memory import guard, peak_memory
 if TYPE_CHECKING:
     from spatialdata import SpatialData
 
-__all__ = ["fit", "number_spatial", "read_for"]
+__all__ = ["fit"]
 
 _logger = logging.getLogger("gpnsf")
 _VERSIONS = ("gpnsf", "torch", "pyro-ppl", "numpy", "scipy", "anndata", "mudata")

@@ -71,5 +71,5 @@ def forecast(
             key, table = asked.reading.spatial_key, asked.call.table
             opened = files.opened_tables(Path(data), table, spatial_key=key, writable=False)
             data, _ = stack.enter_context(opened)
-        dataset, layout = read_for(data, asked, n_spatial)
+        dataset, layout = read_for(data, asked, n_spatial, tell=False)
         return expected(dataset, asked, n_spatial, layout.scale)
