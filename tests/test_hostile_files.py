@@ -396,6 +396,7 @@ def test_an_undamaged_fit_is_refused_by_nobody(field):
     assert refusals(data, {**READERS, **FIGURES}) == set()
 
 
+@pytest.mark.broad(60)
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: f"{damage.name} ({damage.field})")
 def test_damage_is_refused_by_those_whom_it_concerns(damage):
     assert refusals(damaged(damage), READERS) >= damage.refused_by
@@ -413,6 +414,7 @@ def test_a_field_is_rebuilt_from_sound_states_only(field):
             restore_field({**sound, key: object()})
 
 
+@pytest.mark.broad(8)
 @pytest.mark.parametrize("damage", FIGURE_DAMAGES, ids=lambda damage: damage.name)
 def test_figures_refuse_what_they_cannot_draw(damage):
     assert refusals(damaged(damage), FIGURES) >= damage.refused_by
@@ -476,6 +478,7 @@ def read(path: Path) -> Any:
         return readers[path.suffix](path)
 
 
+@pytest.mark.broad(2)
 @pytest.mark.parametrize("suffix", [".h5ad", ".h5mu", ".zarr"])
 @pytest.mark.parametrize("field", ["hilbert", "inducing"])
 def test_a_file_that_was_not_touched_is_refused_by_nobody(field, suffix, tmp_path):

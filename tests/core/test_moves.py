@@ -374,6 +374,7 @@ def test_factors_that_change_sides_keep_their_pattern_and_rates():
 # ---- the bound on the number of factors -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_factors_that_the_counts_do_not_ask_for_are_dropped():
     rng = np.random.default_rng(0)
     xy = rng.uniform(-1, 1, (250, 2))

@@ -48,6 +48,7 @@ def close(found: torch.Tensor, expected: torch.Tensor, rtol: float = 1e-6) -> No
     torch.testing.assert_close(found.double(), expected, rtol=rtol, atol=0)
 
 
+@pytest.mark.broad(3)
 @each_width
 @each_link
 def test_terms_are_those_of_dense_algebra(K, link):
@@ -77,6 +78,7 @@ def test_rates_and_information_are_those_of_dense_algebra(K):
     assert torch.equal(result, result.mT)
 
 
+@pytest.mark.broad(6)
 @each_width
 @each_link
 @pytest.mark.parametrize("stripe", [backends.STRIPE_BYTES, 1_000])

@@ -7,12 +7,10 @@ import pickle
 from pathlib import Path
 
 import anndata as ad
-import dask.array as da
 import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
-from anndata.experimental import read_lazy
 from sections import digest, pair, partial
 
 import gpnsf
@@ -140,6 +138,7 @@ def test_an_unknown_argument_is_a_type_error():
 
 @pytest.mark.parametrize("form", ["dense", "CSR", "CSC", "unknown chunks"])
 def test_counts_of_dask_are_fitted_as_those_in_memory(form):
+    da = pytest.importorskip("dask.array")
     expected, mdata = fitted(pair()), pair()
     for mod in mdata.mod.values():
         dense = da.from_array(mod.X.toarray(), chunks=(7, -1))
@@ -157,6 +156,10 @@ def test_counts_of_dask_are_fitted_as_those_in_memory(form):
 @pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
 @pytest.mark.filterwarnings("ignore")
 def test_lazy_anndata_are_fitted_and_get_the_slots(tmp_path, suffix):
+    for package in ("dask", "xarray"):
+        pytest.importorskip(package)
+    from anndata.experimental import read_lazy
+
     mdata = pair()
     expected, lazy = fitted(mdata), {}
     for name, mod in mdata.mod.items():

@@ -146,6 +146,7 @@ def test_signed_factors_are_centred_at_zero():
         spatial_factors(data, scale="sqrt")
 
 
+@pytest.mark.broad(1)
 @pytest.mark.parametrize("n_factors", [2, 7, 12, 20])
 def test_many_panels_fit_a_page_without_empty_ones_or_texts_that_overlap(n_factors):
     data = fitted.mudata(n_obs=64, n_factors=n_factors, n_spatial=n_factors // 2, n_genes=80)
