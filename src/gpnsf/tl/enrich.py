@@ -224,13 +224,27 @@ def _network(
                 "`gene_sets` to be a dict, a DataFrame or a path", type(gene_sets).__name__, remedy
             )
         )
-    table[["source", "target"]] = table[["source", "target"]].astype(str)
+    table = _complete(table)
     again = table.duplicated(["source", "target"])
     if again.any():
         _log.info(
             "gene_sets: %d member(s) are named again, and the first line is kept", again.sum()
         )
     return table[~again]
+
+
+def _complete(table: pd.DataFrame) -> pd.DataFrame:
+    """The lines that name a set and a member, both as text."""
+    pair = ["source", "target"]
+    lacking = table[pair].isna().any(axis=1)
+    if lacking.any():
+        _log.warning(
+            "gene_sets: %d of %d line(s) name no set or no member, and are left out. "
+            "Remove them from the table if that is right.",
+            lacking.sum(),
+            len(table),
+        )
+    return table[~lacking].astype(dict.fromkeys(pair, str))
 
 
 def _usual_columns(table: pd.DataFrame) -> dict[str, str]:
