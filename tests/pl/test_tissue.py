@@ -142,7 +142,10 @@ def test_a_crop_shows_its_part_of_image_and_spots(section):
     assert plain.get_xlim() == (left, right)
 
 
-def test_each_slice_has_its_image(slices):
+@pytest.mark.parametrize("holder", ["rna", "atac", "object"])
+def test_each_slice_has_its_image(slices, holder):
+    entries = slices["rna"].uns.pop("spatial")
+    (slices if holder == "object" else slices[holder]).uns["spatial"] = entries
     axes = draw(slices, factors=[0, 1])
     for ax in axes:
         first, second = (image.get_extent() for image in ax.images)
@@ -153,7 +156,7 @@ def test_each_slice_has_its_image(slices):
             np.testing.assert_allclose(pixel, slices.obsm["spatial"][:49] * SCALE, atol=1e-6)
         assert [text.get_text() for text in ax.texts[1:]] == ["slice A", "slice B"]
     one = draw(slices, library="slice B")
-    expected = slices["rna"].uns["spatial"]["slice B"]["images"]["hires"]
+    expected = entries["slice B"]["images"]["hires"]
     np.testing.assert_array_equal(one.images[0].get_array(), expected)
 
 
