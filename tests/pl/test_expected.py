@@ -74,6 +74,7 @@ def test_features_of_several_modalities_keep_their_order(toy):
 def test_real_values_have_colours_around_zero():
     data = fitted.anndata(n_obs=64, likelihood="gaussian")
     data.X = data.X.toarray() - 2
+    data.obs["gpnsf_total"] = data.X[:, data.varm["gpnsf_loadings"].any(axis=1)].sum(axis=1)
     observed, expected, _ = observed_expected(data, features="Gene1", show=False)
     low, high = discs(observed).get_clim()
     assert low == -high

@@ -75,6 +75,7 @@ def test_rare_features_have_colours_up_to_their_largest_value(toy):
     counts[:, 0] = 0
     counts[7, 0] = 3
     data["rna"].X = counts
+    data["rna"].obs["gpnsf_total"] = counts.sum(axis=1)
     ax = feature_maps(data, features="Gene1", quantiles=(0.0, 0.9), show=False)
     low, high = ax.collections[0].get_clim()
     assert (low, high) == (0, values(ax).max())

@@ -203,7 +203,7 @@ def test_real_pairs_are_silent(section, reference, data_file, caplog):
     spots = ad.read_h5ad(data_file(section))[:60].copy()
     table = ad.read_h5ad(data_file(reference)) if reference else spots.varm["reference_mean"]
     messages = told(spots, table, caplog)
-    assert [text for text in messages if "nothing is known" not in text] == []
+    assert [text for text in messages if "all types alike" not in text] == []
 
 
 def test_logarithms_of_a_real_reference_are_told(data_file, caplog):
@@ -214,3 +214,13 @@ def test_logarithms_of_a_real_reference_are_told(data_file, caplog):
     for reference in (cells, cells[:, cells.var_names.isin(spots.var_names)].copy()):
         assert any("are logarithms" in text for text in told(spots, reference, caplog))
     assert any("are they logarithms" in text for text in told(spots, means(cells.X, cells), caplog))
+
+
+def test_stacked_sections_and_spots_without_a_count_are_told(spots, cells, caplog):
+    stacked = ad.concat([spots, spots], keys=["one", "two"], label="sample", index_unique="-")
+    stacked.X = sp.csr_matrix(sp.diags((np.arange(128) != 5).astype(np.float32)) @ stacked.X)
+    messages = told(stacked, cells, caplog, method="graph", max_steps=5, tol=1.0)
+    assert [text for text in messages if "Pass library_key='sample'" in text]
+    named = told(stacked, cells, caplog, method="nnls", library_key="sample")
+    (message,) = named
+    assert message.startswith(f"1 of 128 spots, the first {stacked.obs_names[5]!r}, have no counts")

@@ -22,7 +22,6 @@ from gpnsf.io import modalities, names, suspicions
 from gpnsf.io.geometry import Geometry, geometry
 from gpnsf.io.objects import Opened, gather, holders, open_data, read_coords, read_labels
 from gpnsf.io.streaming import (
-    NOT_BINARY,
     StoredCounts,
     canonical,
     is_stored,
@@ -33,6 +32,7 @@ from gpnsf.io.streaming import (
 
 __all__ = ["Layout", "read", "read_counts", "row_totals"]
 
+NOT_BINARY = "modality %r holds values other than 0 and 1; %r reads x > 0"
 SIZE_FLOOR = 0.05  # smallest size factor from totals: empty spots take the value of the field
 
 _logger = logging.getLogger("gpnsf")
@@ -87,7 +87,11 @@ def read(
     trained = ~_held_out(opened, reading.holdout_key)
     views, totals = [], {}
     for name in opened.names:
-        counts = _opened(opened.mods[name], layer.get(name), kinds[name], name, features[name])
+        counts, changed = _opened(
+            opened.mods[name], layer.get(name), kinds[name], name, features[name]
+        )
+        if tell and changed:
+            _logger.info(NOT_BINARY, name, kinds[name])
         totals[name] = _totals(counts)
         view = _view(opened, name, counts, kinds[name], trained, reading.size_factors)
         views.append(replace(view, weight=weights.get(name, 1.0)))
@@ -202,7 +206,7 @@ def read_counts(
     use: np.ndarray | None = None,
 ) -> sp.csr_matrix:
     """Checked counts [n, P] of one modality as canonical CSR float32; arrays that are so already are shared."""
-    counts = _opened(
+    counts, _ = _opened(
         adata,
         layer,
         likelihood,
@@ -216,13 +220,13 @@ def row_totals(
     adata: AnnData, *, layer: str | None, likelihood: str, modality: str, use: np.ndarray
 ) -> np.ndarray:
     """Totals [n] of the counts of the features to use [P_full], checked as those of a fit are."""
-    return _totals(_opened(adata, layer, likelihood, modality, use))
+    return _totals(_opened(adata, layer, likelihood, modality, use)[0])
 
 
 def _opened(
     adata: AnnData, layer: str | None, likelihood: str, modality: str, use: np.ndarray
-) -> sp.csr_matrix | StoredCounts:
-    """The same; counts that are in a file stay there."""
+) -> tuple[sp.csr_matrix | StoredCounts, bool]:
+    """The same, and whether values above zero are read as one; counts that are in a file stay there."""
     if layer is not None:
         known = [name for name in adata.layers if name is not None]
         checks.choices(
@@ -243,18 +247,16 @@ def _opened(
             stored, modality=modality, use=use, likelihood=likelihood, features=features
         )
         checks.some(counts, modality=modality)
-        return counts
+        return counts, counts.ones
     stored = loaded(stored, modality=modality)
     sound(stored, modality=modality)
     matrix = canonical(stored if use.all() else stored[:, use], modality=modality)
     checks.counts(matrix, likelihood, modality=modality, features=adata.var_names[use])
     checks.some(matrix, modality=modality)
     if not FAMILIES[likelihood].binary or (matrix.data == 1).all():
-        return matrix
-    _logger.info(NOT_BINARY, modality, likelihood)
-    return sp.csr_matrix(
-        (np.ones_like(matrix.data), matrix.indices, matrix.indptr), shape=matrix.shape
-    )
+        return matrix, False
+    ones = np.ones_like(matrix.data)
+    return sp.csr_matrix((ones, matrix.indices, matrix.indptr), shape=matrix.shape), True
 
 
 def _view(

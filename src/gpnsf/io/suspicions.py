@@ -73,7 +73,7 @@ def _other_units(coords: np.ndarray, library: np.ndarray, slices: tuple[str, ...
     if spacing[near] and spacing[far] / spacing[near] > UNITS[regular]:
         yield (
             f"Neighbouring observations are {spacing[near]:.3g} apart in slice {near!r} and {spacing[far]:.3g} in slice {far!r}, as if "
-            "coordinates were in different units: length scales are shared by all slices. Multiply those of one slice by the "
+            "coordinates were in different units: distances mean the same in all slices. Multiply those of one slice by the "
             "ratio of the units, such as micrometres per pixel."
         )
 
@@ -109,8 +109,8 @@ def _among(names: pd.Index, where: str, remedy: str) -> str:
     """The one message for all evidence; the names are those of observations that share a place."""
     exact = f" ({len(names)} at exactly the place of another one: {_first(names)})"
     return (
-        f"Observations that lie among each other{exact if len(names) else ''} {where}: without library_key they are one tissue, whose "
-        f"fields mix them. {remedy}, unless they are one section."
+        f"Observations that lie among each other{exact if len(names) else ''} {where}: without library_key they are one tissue, and "
+        f"neighbours come from different sections. {remedy}, unless they are one section."
     )
 
 

@@ -301,8 +301,12 @@ def _write(
     """Proportions, their sums before the division, and the record."""
     share, sums = deconvolution.normalised(V)
     if not sums.all():
+        unknown = adata.obs_names[sums == 0]
         _log.warning(
-            "%d spot(s) about which nothing is known: all types alike", int((sums == 0).sum())
+            "%d of %d spots, the first %r, have no counts of the genes in common and no neighbour that has: all types alike. Remove them.",
+            len(unknown),
+            len(sums),
+            str(unknown[0]),
         )
     columns = [keys.of_type(name) for name in record["types"]]
     if obs_columns and len(set(columns)) < len(columns):

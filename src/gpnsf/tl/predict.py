@@ -106,8 +106,8 @@ def predict(
     )
     if fit.is_spatial.any():
         own = normalise_coords(points, codes, np.asarray(state["centre"]), float(state["scale"]))
-        _warn_outside(own, state["process"])
         mean[:, fit.is_spatial], std[:, fit.is_spatial] = posterior.predict(state, own, codes)
+        _warn_outside(own, state["process"])
     var = pd.DataFrame(
         {"is_spatial": fit.is_spatial, "lengthscale": fit.lengthscale}, index=pd.Index(fit.names)
     )
