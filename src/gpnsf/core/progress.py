@@ -22,7 +22,7 @@ FORMAT = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}{postfix}"
 class Progress:
     """Work done, as a share of what is expected.
 
-    ``expected`` is in units of steps, and need not be right: the bar is full when the work has
+    ``expected`` is in units of steps, may grow, and need not be right: the bar is full when the work has
     ended, however soon or late. With an error it stays where it was.
     """
 
@@ -55,7 +55,7 @@ class Progress:
         if part > EARLY and not self._bar.disable:
             whole = self._bar.format_interval(self._bar.format_dict["elapsed"] / part)
             self._bar.set_postfix_str(f"of about {whole}", refresh=False)
-        self._bar.update(99.9 * part - self._bar.n)
+        self._bar.update(max(99.9 * part - self._bar.n, 0.0))
 
     def each(self, items: Iterable[Item]) -> Iterator[Item]:
         """The items, a step each."""
