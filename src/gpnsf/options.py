@@ -240,6 +240,8 @@ def _select(command: argparse.ArgumentParser) -> None:
     _option(command, "n_jobs", type=int, help="fits at the same time; default: as many as cores")
     _option(command, "seed", type=int, help="seed of divisions and fits; default: 0")
     _option(command, "key_added", help="where the result goes in uns; default: gpnsf_selection")
+    words = "keeps what finished fits have found; repeat to go on; default: none is kept"
+    _option(command, "checkpoint", type=Path, metavar="FILE", help=words)
     _add_fit_options(command, SEARCHED)
 
 

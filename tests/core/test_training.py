@@ -23,6 +23,7 @@ from gpnsf.core.inference.steps import Adam, Stepper
 from gpnsf.core.likelihoods import LIKELIHOODS
 from gpnsf.core.model.build import FIELDS, PRESETS, build
 from gpnsf.core.model.factorization import Factorization
+from gpnsf.core.progress import Progress
 from gpnsf.core.types import Dataset, History
 
 TWO = {"rna": "nb", "atac": "bernoulli"}
@@ -461,11 +462,12 @@ def test_a_fit_begins_anew_wherever_the_parameters_are():
 
 def test_progress_is_shown_on_request(capsys):
     model, dataset = problem()
-    training.fit(model, dataset, schedule=SHORT, init="spot", progress=True)
+    with Progress("fit", SHORT.max_steps, shown=True) as progress:
+        training.fit(model, dataset, schedule=SHORT, init="spot", progress=progress)
     shown = capsys.readouterr()
-    assert "fit" in shown.err
+    assert "fit, finding factors" in shown.err
     assert not shown.out
-    training.fit(problem()[0], dataset, schedule=SHORT, init="spot", progress=False)
+    training.fit(problem()[0], dataset, schedule=SHORT, init="spot")
     assert not capsys.readouterr().err.replace("\r", "").strip()
 
 

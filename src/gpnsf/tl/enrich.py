@@ -16,6 +16,7 @@ from scipy import stats
 from gpnsf.checks import Rule, choices, problem
 from gpnsf.core.scores.enrichment import over_representation, signed_gain
 from gpnsf.io import fits
+from gpnsf.io.names import named
 from gpnsf.io.ranked import ranked
 from gpnsf.io.tables import takes_tables
 
@@ -109,7 +110,7 @@ def enrich(
     Rule(int, 100, low=1).check("n_features", n_features)
     Rule(int, 5, low=1).check("min_size", min_size)
     fit = fits.find(data, key)
-    (modality,) = fit.modality_names(modality)
+    (modality,) = fit.modality_names(named(modality, list(fit.modalities)))
     W = fit.loadings[modality]
     names = fit.modalities[modality].var_names[W.any(axis=1)].astype(str)
     if not names.is_unique:

@@ -204,7 +204,7 @@ def factvae(
         "history": outcome.history,
         "overlaps": overlaps,
         "converged": outcome.converged,
-        "modalities": [rna, atac],
+        "modalities": [side.name for side in measured],
         "versions": {name: version(name) for name in _VERSIONS},
         "seed": seed,
         "seconds": seconds,

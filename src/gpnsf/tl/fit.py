@@ -21,6 +21,7 @@ from gpnsf.core.inference import fitting
 from gpnsf.core.inference.checkpoint import Checkpoint
 from gpnsf.core.inference.schedule import Schedule
 from gpnsf.core.model import build as models
+from gpnsf.core.progress import Progress
 from gpnsf.core.types import Dataset, History
 from gpnsf.io import files, tables, write
 from gpnsf.io.objects import editable
@@ -286,7 +287,9 @@ def _fit(
     device = resolved(how.device)
     guard(dataset, asked, n_spatial, layout.scale, device.type)
     _warn_of_idle(asked, n_spatial)
-    with fit_threads(dataset.nnz) as threads:
+    shown = settings.progress if asked.call.progress is None else asked.call.progress
+    progress = Progress("fit", how.max_steps, shown=shown and distributed.rank() == 0)
+    with fit_threads(dataset.nnz) as threads, progress:
         outcome = fitting.fit(
             dataset,
             builder(asked, n_spatial, layout.scale, device),
@@ -304,7 +307,7 @@ def _fit(
                 tol=how.tol,
             ),
             seed=how.seed,
-            progress=settings.progress if asked.call.progress is None else asked.call.progress,
+            progress=progress,
             checkpoint=store,
         )
         warnings = distributed.from_first(

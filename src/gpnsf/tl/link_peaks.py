@@ -16,6 +16,7 @@ from gpnsf.checks import Rule, choices, column, problem
 from gpnsf.core import stored
 from gpnsf.core.scores import links
 from gpnsf.io.fits import LARGEST_LOADING
+from gpnsf.io.names import named
 from gpnsf.io.objects import open_data
 from gpnsf.io.tables import takes_tables
 from gpnsf.keys import Keys
@@ -113,6 +114,8 @@ def link_peaks(
     Rule(int, WINDOW, low=0).check("window", window)
     Rule(int, 500, low=20).check("n_permutations", n_permutations)
     Rule(int, 0, low=0).check("seed", seed)
+    there = list(getattr(mdata, "mod", ()))  # no other object comes further than the next lines
+    rna, atac = named(rna, there), named(atac, there)
     mods, loadings = _read(mdata, (rna, atac), key)
     names = [unique_names(mods[name], name) for name in (rna, atac)]
     if genes is not None:

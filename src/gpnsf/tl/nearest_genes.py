@@ -11,6 +11,7 @@ from mudata import MuData
 
 from gpnsf import genome
 from gpnsf.checks import choices
+from gpnsf.io.names import named
 from gpnsf.io.objects import owner
 from gpnsf.io.tables import takes_tables
 from gpnsf.keys import NEAREST, NEAREST_DISTANCE
@@ -64,6 +65,7 @@ def nearest_genes(
     """
     owner(data)
     mods = dict(data.mod) if isinstance(data, MuData) else {atac: data}
+    rna, atac = named(rna, list(mods)), named(atac, list(mods))
     choices(
         [atac] if annotation is not None else [atac, rna], mods, what="modalities", where="the data"
     )

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from gpnsf.checks import problem
 from gpnsf.core import stored
 from gpnsf.core.companions.deconvolution import Mixture
 from gpnsf.core.companions.pseudospots import Places, sections
 from gpnsf.core.companions.unrolling import Network, Section, solve, train
+from gpnsf.core.progress import Progress
 from gpnsf.tl.alone import few_threads
 from gpnsf.tl.device import resolved
 
@@ -40,15 +40,12 @@ def unrolled(
     losses = np.zeros(0)
     if params["train"]:
         drawn = sections(places, profiles, params["n_training"], seed=params["seed"])
-        bar = tqdm(
-            drawn, total=params["n_training"], disable=not shown, desc="learn", unit="section"
-        )
         examples = (
             (Section.of(mix, ties, **placed), torch.as_tensor(truth, device=device))
-            for mix, ties, truth in bar
+            for mix, ties, truth in drawn
         )
-        with few_threads(small=True):
-            losses = train(network, examples, learning_rate=params["learning_rate"])
+        with few_threads(small=True), Progress("learn", params["n_training"], shown=shown) as bar:
+            losses = train(network, bar.each(examples), learning_rate=params["learning_rate"])
     section = Section.of(mixture, places.ties(), groups=costs, **placed)
     with few_threads(small=True):
         solution = solve(network, section)
