@@ -205,6 +205,21 @@ def test_coordinates_that_are_no_numbers(values):
 
 
 @pytest.mark.parametrize(
+    "values",
+    [
+        np.array([["1", "2"], ["3", "4"]]),
+        np.array([["1", "2"], ["3", "4"]], dtype=object),
+        pd.DataFrame({"x": ["1", "3"], "y": [2, 4]}),
+    ],
+)
+def test_numbers_as_text_are_refused_with_a_remedy_that_works(values):
+    with pytest.raises(TypeError, match=r"Convert it by \.astype\(float\)"):
+        checks.coordinates(values, where="here", obs_names=list("ab"))
+    coords = checks.coordinates(values.astype(float), where="here", obs_names=list("ab"))
+    assert coords.tolist() == [[1, 2], [3, 4]]
+
+
+@pytest.mark.parametrize(
     "column",
     [
         [True, False],

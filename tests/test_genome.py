@@ -88,6 +88,47 @@ def test_columns_come_before_names(table):
     assert places.iloc[0].tolist() == ["chr1", 10, 20]
 
 
+@pytest.mark.parametrize(
+    "columns",
+    [
+        ("Chromosome", "Start", "End"),  # pyranges, muon
+        ("seqnames", "start", "end"),  # GRanges, ArchR
+        ("chr", "start", "end"),
+        ("chromosome_name", "start_position", "end_position"),  # Ensembl
+        ("Chrom", "chromStart", "chromEnd"),
+    ],
+)
+def test_places_have_the_names_of_other_tools(columns):
+    table = pd.DataFrame([["chr1", 10, 20], ["X", 5, 7]], columns=columns, index=["a", "b"])
+    places = genome.peak_positions(table, where="the test")
+    assert places.to_numpy().tolist() == [["chr1", 10, 20], ["chrX", 5, 7]]
+    genes = genome.gene_positions(table.assign(Strand=["+", "-"]), where="the test")
+    assert genes.index.tolist() == ["a", "b"]
+    assert genes["strand"].tolist() == ["+", "-"]
+
+
+def test_an_exact_name_comes_before_one_in_another_case():
+    table = pd.DataFrame({"chrom": ["1"], "Chrom": ["2"], "start": [1], "Start": [7], "end": [9]})
+    assert genome.peak_positions(table, where="the test").iloc[0].tolist() == ["chr1", 1, 9]
+
+
+def test_intervals_place_genes_too_and_those_without_go():
+    var = pd.DataFrame(
+        {"interval": ["chr1:10-20", "NA", "GL000194.1:3-4", ""]}, index=["A", "B", "C", "D"]
+    )
+    genes = genome.genes_of(None, var, where="the test")
+    assert genes.index.tolist() == ["A", "C"]
+    assert genes["start"].tolist() == [10, 3]
+    assert (
+        genome.gene_positions(var.assign(chrom="2", start=1, end=5), where="the test")[
+            "chrom"
+        ].tolist()
+        == ["chr2"] * 4
+    )  # columns come before intervals
+    with pytest.raises(ValueError, match="every peak of the test.*2 of 4 without, the first 'NA'"):
+        genome.peak_positions(var, where="the test")
+
+
 def test_unreadable_peaks_are_counted_with_an_example():
     with pytest.raises(
         ValueError, match=r"place on the genome.*2 of 3 without, the first 'peak_1'.*chr1:1000-1500"

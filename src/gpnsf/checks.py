@@ -305,6 +305,8 @@ def coordinates(values: Any, *, where: str, obs_names: Sequence[str]) -> np.ndar
     else:
         array = np.asarray(values)
     if array.dtype.kind not in "iuf":
+        if array.ndim and array.dtype.kind in "OSU":
+            remedy = "Convert it by .astype(float), which reads numbers that are stored as text"
         raise TypeError(problem(rule, f"{type(values).__name__} of dtype {array.dtype}", remedy))
     array = array.astype(np.float64)
     array = array[:, None] if array.ndim == 1 else array

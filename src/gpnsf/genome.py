@@ -25,10 +25,17 @@ __all__ = [
     "starts",
 ]
 
-COLUMNS = (("chrom", "chromStart", "chromEnd"), ("chrom", "start", "end"))
-INTERVAL = "interval"
+COLUMNS = (  # in any case: of BED, pyranges and muon, GRanges and ArchR, Ensembl
+    ("chrom", "chromstart", "chromend"),
+    ("chrom", "start", "end"),
+    ("chromosome", "start", "end"),
+    ("chr", "start", "end"),
+    ("seqnames", "start", "end"),
+    ("chromosome_name", "start_position", "end_position"),
+)
+INTERVAL = "interval"  # of Cell Ranger ARC and muon
 PATTERN = r"^(?P<chrom>.+?)[:_-](?P<start>\d+)[_-](?P<end>\d+)$"
-GENE_NAMES = ("gene", "gene_name", "name")
+GENE_NAMES = ("gene", "gene_name", "external_gene_name", "name")
 STRANDS = {
     "+": "+",
     "1": "+",
@@ -59,7 +66,7 @@ def peak_positions(var: pd.DataFrame, *, where: str) -> pd.DataFrame:
     table = _from_columns(var, where)
     if table is None:
         texts = column(var, INTERVAL, where=where) if INTERVAL in var else var.index.to_series()
-        table = texts.astype(str).str.extract(PATTERN)
+        table = _divided(texts)
         unread = table["chrom"].isna().to_numpy()
         if unread.any():
             rule = f"a place on the genome for every peak of {where}"
@@ -72,10 +79,13 @@ def gene_positions(
 ) -> pd.DataFrame:
     """``chrom``, ``start``, ``end`` and ``strand`` ("+", "-" or "") of genes by name, from a table or a csv file.
 
-    Genes without a name or a place are left out; of genes that occur several times the first is kept.
+    Genes without a name or a place ("NA" in a column ``interval``) are left out; of genes that occur several times the first is
+    kept.
     """
     table = annotation if isinstance(annotation, pd.DataFrame) else pd.read_csv(annotation)
     places = _from_columns(table, where)
+    if places is None and INTERVAL in table:
+        places = _divided(column(table, INTERVAL, where=where))
     if places is None:
         remedy = "Pass a table with columns gene, chrom, start, end and, if known, strand"
         choices(
@@ -210,9 +220,10 @@ def _ordered(found: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 
 def _strands(table: pd.DataFrame, where: str) -> np.ndarray:
     """Strand [n] of each gene, "" where it is not known."""
-    if "strand" not in table:
+    own = _own_names(table)
+    if "strand" not in own:
         return np.full(len(table), "")
-    values = column(table, "strand", where=where)
+    values = column(table, own["strand"], where=where)
     texts = values.astype(object).where(values.notna(), "").astype(str)
     wrong = ~texts.isin(STRANDS).to_numpy()
     if wrong.any():
@@ -226,16 +237,28 @@ def _strands(table: pd.DataFrame, where: str) -> np.ndarray:
 
 
 def _from_columns(table: pd.DataFrame, where: str) -> pd.DataFrame | None:
-    """The three columns of places under their own names, if there are such."""
-    names = next((names for names in COLUMNS if set(names) <= set(table.columns)), None)
+    """The three columns of places under their usual names, if there are such."""
+    own = _own_names(table)
+    names = next((names for names in COLUMNS if own.keys() >= set(names)), None)
     if names is None:
         return None
     return pd.DataFrame(
         {
-            new: column(table, name, where=where)
+            new: column(table, own[name], where=where)
             for new, name in zip(("chrom", "start", "end"), names, strict=True)
         }
     )
+
+
+def _own_names(table: pd.DataFrame) -> dict[str, Any]:
+    """What a table calls its columns, by their names in lower case."""
+    names = [name for name in table.columns if isinstance(name, str)]
+    return {name.lower(): name for name in names} | {name: name for name in names}
+
+
+def _divided(texts: pd.Series) -> pd.DataFrame:
+    """Chromosome, start and end of texts such as "chr1:1000-1500"; NaN where they cannot be read."""
+    return texts.astype(str).str.extract(PATTERN)
 
 
 def _clean(table: pd.DataFrame, where: str) -> pd.DataFrame:

@@ -60,7 +60,8 @@ def test_what_is_left_out_is_told_and_can_be_asked_for(mdata, caplog):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda names: names + "-1", "200 names are alike but for a suffix"),
+        (lambda names: names + "-1", "200 names are alike but for a prefix or suffix"),
+        (lambda names: "sample#" + names + "-1", "200 names are alike but for a prefix or suffix"),
         (lambda names: names.str.replace("spot", "cell"), "Do their names follow one scheme"),
     ],
 )
@@ -84,5 +85,19 @@ def test_features_of_several_kinds_in_one_anndata_are_refused(adata):
         match=r"features of one kind .* got 25 of 'Gene Expression', 15 of 'Peaks'. Split it",
     ):
         read(adata)
+    assert list(MuData(adata).mod) == ["rna", "atac"]  # as the error says
     adata.var["genes"] = adata.var["feature_types"] == "Gene Expression"
     assert read(adata, gpnsf.arguments.Reading(use_var="genes"))[0].views[0].counts.shape[1] == 25
+
+
+def test_controls_beside_genes_are_told_and_can_be_taken_out_as_the_warning_says(adata, caplog):
+    types = ["Gene Expression"] * 30 + ["Negative Control Probe"] * (adata.n_vars - 30)
+    adata.var["feature_types"] = types
+    with caplog.at_level(logging.WARNING, logger="gpnsf"):
+        read(adata)
+        (record,) = caplog.records
+        assert "30 of 'Gene Expression', 10 of 'Negative Control Probe'" in record.getMessage()
+        caplog.clear()
+        genes = adata[:, adata.var["feature_types"] == "Gene Expression"].copy()
+        assert read(genes)[0].views[0].counts.shape[1] == 30
+        assert not caplog.records

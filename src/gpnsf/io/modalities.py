@@ -17,7 +17,7 @@ _logger = logging.getLogger("gpnsf")
 
 FEATURE_TYPES = "feature_types"  # var column of Cell Ranger
 FEW = 0.1  # of the observations of the smaller of two modalities
-SUFFIX = r"[-_]\d+$"
+AFFIX = r"^.*#|[-_]\d+$"  # "sample#" of ArchR, "-1" of Cell Ranger
 
 
 def tell(opened: Opened, *, chosen: bool) -> None:
@@ -40,7 +40,7 @@ def tell(opened: Opened, *, chosen: bool) -> None:
                     shared,
                     len(opened.rows[other]),
                     len(opened.rows[one]),
-                    _suffixes(opened, other, one, fewest),
+                    _affixes(opened, other, one, fewest),
                 )
 
 
@@ -50,31 +50,42 @@ def _shared(opened: Opened, one: str, other: str) -> tuple[int, int]:
     return len(np.intersect1d(*rows)), min(map(len, rows))
 
 
-def _suffixes(opened: Opened, one: str, other: str, fewest: int) -> str:
-    """What to do about it; barcodes that differ by a suffix are the usual cause."""
+def _affixes(opened: Opened, one: str, other: str, fewest: int) -> str:
+    """What to do about it; barcodes that differ by a prefix or a suffix are the usual cause."""
     ours, theirs = (opened.mods[name].obs_names.astype(str) for name in (one, other))
-    bare, others = (own.str.replace(SUFFIX, "", regex=True) for own in (ours, theirs))
+    bare, others = (own.str.replace(AFFIX, "", regex=True) for own in (ours, theirs))
     number = max(
         len(a.intersection(b)) for a, b in ((bare, theirs), (ours, others), (bare, others))
     )
     shown = f" ({ours[0]!r} and {theirs[0]!r} are the first)"
     if number >= FEW * fewest:
-        remedy = f"mod.obs_names = mod.obs_names.str.replace(r'{SUFFIX}', '', regex=True)"
-        return f" {number} names are alike but for a suffix{shown}: take it off by {remedy}, and build the MuData anew."
+        remedy = f"mod.obs_names = mod.obs_names.str.replace(r'{AFFIX}', '', regex=True)"
+        return f" {number} names are alike but for a prefix or suffix{shown}: take it off in both by {remedy}, and build the MuData anew."
     return f" Do their names follow one scheme{shown}? If they are of different spots, only their places tie them."
 
 
 def check_types(var: pd.DataFrame, modality: str) -> None:
-    """Check that an AnnData does not hold features of several kinds, as readers of 10x files leave them."""
+    """Refuse features of several kinds, and warn of controls, as readers of 10x files leave them in an AnnData."""
     if FEATURE_TYPES not in var:
         return
     types = var[FEATURE_TYPES].astype(str).value_counts()
-    if len({names.kind(name) for name in types.index} - {""}) > 1:
-        found = ", ".join(f"{number} of {name!r}" for name, number in types.items())
+    kinds = {name: names.kind(name) for name in types.index}
+    found = ", ".join(f"{number} of {name!r}" for name, number in types.items())
+    if len(set(kinds.values()) - {""}) > 1:
         remedy = (
-            f"Split it: MuData({{'rna': adata[:, adata.var.{FEATURE_TYPES} == 'Gene Expression'].copy(), 'atac': ...}}), "
+            "Split it: mudata.MuData(adata) makes a modality of each type, "
             "or name the features to fit in `use_var`"
         )
         raise ValueError(
             checks.problem(f"features of one kind in modality {modality!r}", found, remedy)
+        )
+    known = [name for name, kind in kinds.items() if kind]
+    if known and len(types) > len(known):
+        _logger.warning(
+            "Modality %r is fitted with %s: all types count alike. Where some are controls, take "
+            "adata[:, adata.var[%r] == %r].copy().",
+            modality,
+            found,
+            FEATURE_TYPES,
+            known[0],
         )

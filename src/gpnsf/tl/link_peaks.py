@@ -69,8 +69,8 @@ def link_peaks(
         Genes to link; None for all.
     annotation
         Places of genes: a table, or the path of a csv file, with columns ``gene`` (or gene names as index), ``chrom``,
-        ``start``, ``end`` and, if known, ``strand``. None for such columns in ``var`` of ``rna``. Without a strand either
-        end of a gene may be its start.
+        ``start``, ``end`` and, if known, ``strand``. None for such columns, or a column ``interval``, in ``var`` of ``rna``.
+        Without a strand either end of a gene may be its start.
     pairs
         Table with columns ``gene`` and ``peak`` of the pairs to score, and ``distance`` (bases) if it is to be taken from
         there; None for all peaks whose middle lies within ``window`` of the start of a gene.
@@ -96,7 +96,8 @@ def link_peaks(
     -----
     Reads ``varm["gpnsf_loadings"]`` of both modalities, and places of peaks from ``var`` of ``atac``: columns ``chrom``,
     ``chromStart``, ``chromEnd`` (or ``chrom``, ``start``, ``end``), a column ``interval``, or names such as ``chr1:1-2``,
-    ``chr1_1_2``, ``chr1-1-2``. Given ``pairs``, places are read only with an annotation; pairs without a distance share a
+    ``chr1_1_2``, ``chr1-1-2``. Columns of pyranges (``Chromosome``), GRanges (``seqnames``) and Ensembl (``chromosome_name``)
+    are known, and case does not count. Given ``pairs``, places are read only with an annotation; pairs without a distance share a
     bin, as do those beyond 150 kb.
 
     Writes ``uns["gpnsf_links"]``: a table with columns ``gene``, ``peak``, ``distance`` (from the start of the gene, negative
