@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import gpnsf
 from gpnsf.checks import choices, problem
-from gpnsf.io.kinds import check_input, check_output, replacing
+from gpnsf.io.kinds import check_input, check_output, replacing, stored_tables
 from gpnsf.io.places import read_table
 from gpnsf.options import parser, read_assignment
 
@@ -65,7 +65,7 @@ def _fit(source: Path, target: Path, **options: Any) -> None:
     if "WORLD_SIZE" in os.environ:
         if not _fit_together(source, target, options):
             return
-    elif _bytes(source) >= LARGE or not source.suffix:
+    elif _stays_in_its_file(source):
         _fit_in_file(source, target, options)
     else:
         data = _read(source)
@@ -76,9 +76,15 @@ def _fit(source: Path, target: Path, **options: Any) -> None:
 
 def _check_target(source: Path, target: Path) -> None:
     """Check that the object in a file may be written to another, or to the file itself, once it has more slots."""
-    check_input(source)
+    if stored_tables(source) is None:
+        check_input(source)
     if not (target.exists() and target.samefile(source)):
         check_output(target, source.suffix or ".zarr")
+
+
+def _stays_in_its_file(source: Path) -> bool:
+    """Whether a source is fitted where it lies: a large one, and what lies in the store of a SpatialData."""
+    return _bytes(source) >= LARGE or not source.suffix or stored_tables(source) is not None
 
 
 def _bytes(path: Path) -> int:
@@ -114,7 +120,8 @@ def _fit_together(source: Path, target: Path, options: dict[str, Any]) -> bool:
 
 
 def _forecast(source: Path, **options: Any) -> None:
-    print(gpnsf.tl.forecast(source if _bytes(source) >= LARGE else _read(source), **options))
+    data = source if _stays_in_its_file(source) else _read(source)
+    print(gpnsf.tl.forecast(data, **options))
 
 
 def _select(source: Path, target: Path, **options: Any) -> None:

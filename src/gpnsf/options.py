@@ -119,6 +119,7 @@ FIT_OPTIONS: dict[str, dict[str, Any]] = {
     "model": {"help": "gpnsf, nsfh, nsf, pnmf, rsf or fa"},
     "n_factors": {"type": int, "help": "most factors that are fitted"},
     "n_spatial": {"type": int, "help": "most factors that are spatial; default: as many as found"},
+    "table": {**_NAMED, "help": "tables of a SpatialData store; default: those of RNA and ATAC"},
     "modalities": {"type": _names, "metavar": "A,B", "help": "modalities to fit; default: all"},
     "likelihoods": {
         **_NAMED,

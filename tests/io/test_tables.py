@@ -279,3 +279,22 @@ def test_what_cannot_be_told_is_asked_for(sdata):
     with pytest.raises(ValueError, match="none for 3 of 24, the first 'spot21'"):
         gpnsf.tl.fit(sdata, table="genes", **SHORT)
     assert "spatial" not in sdata.tables["genes"].obsm
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_command_line_fits_a_store(sdata, tmp_path, capsys):
+    import spatialdata
+
+    from gpnsf.cli import main
+
+    source, target = tmp_path / "section.zarr", tmp_path / "fitted.zarr"
+    sdata.write(source)
+    tables = "--table=" + ",".join(f"{name}={own}" for name, own in NAMED.items())
+    short = ["--n-factors=3", "--n-spatial=2", "--max-steps=6", "--init=random", "--split=assumed"]
+    assert main(["fit", str(source), str(target), tables, *short]) == 0
+    assert "X_gpnsf" not in spatialdata.read_zarr(source).tables["genes"].obsm
+    again = spatialdata.read_zarr(target)
+    agree(fitted(pair()), {name: again.tables[own] for name, own in NAMED.items()})
+    assert contents(target) == contents(source)
+    assert main(["forecast", str(source), tables, *short]) == 0
+    assert "optimisation" in capsys.readouterr().out
