@@ -188,6 +188,7 @@ def sdata():
     from shapely import Point
     from spatialdata import SpatialData
     from spatialdata.models import Image2DModel, PointsModel, ShapesModel, TableModel
+    from spatialdata.transformations import Scale
 
     mdata = pair()
     places = mdata["rna"].obsm["spatial"]
@@ -202,9 +203,13 @@ def sdata():
         table.obs["region"], table.obs["number"] = pd.Categorical(["spots"] * 24), np.arange(24)
         attributes = {"region": "spots", "region_key": "region", "instance_key": "number"}
         tables[NAMED[name]] = TableModel.parse(table, **attributes)
-    pixels = np.random.default_rng(0).integers(0, 255, (3, 20, 20), dtype=np.uint8)
+    pixels = np.zeros((3, 30, 40), dtype=np.uint8)
+    pixels[0, :10, :20] = 200  # red, at the upper left
+    fourfold = {"global": Scale([4.0, 4.0], axes=("x", "y"))}
     return SpatialData(
-        images={"tissue": Image2DModel.parse(pixels, dims=("c", "y", "x"))},
+        images={
+            "tissue": Image2DModel.parse(pixels, dims=("c", "y", "x"), transformations=fourfold)
+        },
         points={"molecules": PointsModel.parse(places)},
         shapes={"spots": ShapesModel.parse(spots)},
         tables=tables,
@@ -298,3 +303,19 @@ def test_the_command_line_fits_a_store(sdata, tmp_path, capsys):
     assert contents(target) == contents(source)
     assert main(["forecast", str(source), tables, *short]) == 0
     assert "optimisation" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_maps_draw_the_image_of_a_spatialdata(sdata):
+    gpnsf.tl.fit(sdata, table="genes", **SHORT)
+    panel = gpnsf.pl.spatial_factors(sdata, show=False)[0]
+    (image,) = panel.get_images()
+    left, right, bottom, top = image.get_extent()
+    assert (left, right, top, bottom) == pytest.approx((0, 160, 0, 120), abs=0.2)
+    pixels = np.asarray(image.get_array())
+    height, width = pixels.shape[:2]
+    red = pixels[..., 0] > pixels[..., 0].max() / 2
+    assert red[: int(0.3 * height), : int(0.45 * width)].all()
+    assert not red[int(0.36 * height) :].any()
+    assert "spatial" not in sdata.tables["genes"].uns
+    assert "spatial" not in sdata.tables["genes"].obsm
