@@ -1,4 +1,4 @@
-"""Where observations lie on the paper: slices side by side, sizes of spots, and the marks of each."""
+"""Where observations lie on the paper: slices side by side, spots and images."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def _drawn(fit: Placed, library: str | Sequence[str] | None) -> tuple[np.ndarray
 
 
 def _boxes(crop_coord: Crop, slices: Sequence[str], *, flat: bool) -> dict[str, np.ndarray]:
-    """Upper left and lower right corner [2, 2] of what is drawn of each slice, if that was given."""
+    """Upper left and lower right corner [2, 2] of what is drawn of each slice, if given."""
     if crop_coord is None:
         return {}
     rule = "`crop_coord` as (left, top, right, bottom), in the units of the coordinates"
@@ -244,7 +244,7 @@ def spots(
 
 
 def paper(ax: Axes, where: Section, frame: np.ndarray) -> None:
-    """Images behind what is drawn, and axes from the upper left to the lower right corner [2, 2]."""
+    """Images behind what is drawn, and axes between corners [2, 2], upper left and lower right."""
     for image in (each.image for each in where.slices):
         if image is not None:
             (left, top), (right, bottom) = image.frame
@@ -304,7 +304,7 @@ def name_slices(axes: Sequence[Axes], where: Section) -> None:
 
 
 def _apart(frames: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Shift [D] of each slice, by which frames [2, D] that overlap are set side by side, in rows."""
+    """Shift [D] of each slice, by which frames [2, D] that overlap get apart."""
     low, high = np.array(list(frames.values())).swapaxes(0, 1)  # [slices, D] each
     shift = np.zeros_like(low)
     if _overlapping(low, high):

@@ -136,7 +136,7 @@ def _pixels(values: Any, where: str) -> np.ndarray:
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels
     remedy = f"Replace it by such an image, or {PLAIN}"
     if pixels.ndim != 3 or pixels.shape[2] not in (1, 3, 4) or not pixels.size:
-        rule = f"an image of shape (height, width), (height, width, 3) or (height, width, 4) in {where}"
+        rule = f"an image of shape (height, width) or (height, width, 3 or 4) in {where}"
         raise ValueError(problem(rule, f"shape {np.shape(values)}", remedy))
     top = 255 if pixels.dtype.kind in "iu" else 1
     if pixels.dtype.kind not in "iuf" or not (pixels.min() >= 0 and pixels.max() <= top):
