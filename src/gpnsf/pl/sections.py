@@ -37,6 +37,8 @@ __all__ = [
 # left, top, right and bottom of what is drawn, for all slices or for each
 Crop: TypeAlias = Sequence[float] | Sequence[Sequence[float]] | None
 
+DOTS = 400  # in an inch of a printed figure
+
 _log = logging.getLogger("gpnsf")
 
 
@@ -247,6 +249,10 @@ def paper(ax: Axes, where: Section, frame: np.ndarray) -> None:
     """Images behind what is drawn, and axes between corners [2, 2], upper left and lower right."""
     for image in (each.image for each in where.slices):
         if image is not None:
+            # finer pixels than can be printed would only cost time
+            size = ax.get_window_extent().width / ax.figure.dpi * DOTS
+            share = np.ptp(image.frame[:, 0]) / np.ptp(frame[:, 0])
+            image = image.coarser(int(image.pixels.shape[1] / (size * share)))
             (left, top), (right, bottom) = image.frame
             extent = (left, right, bottom, top)
             ax.imshow(image.pixels, extent=extent, alpha=where.alpha_img, zorder=0)

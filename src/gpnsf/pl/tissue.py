@@ -45,6 +45,18 @@ class TissueImage:
         frame = self.frame[0] + step * np.array([first, last]) + shift
         return replace(self, pixels=part, frame=frame)
 
+    def coarser(self, step: int) -> TissueImage:
+        """Means of squares of ``step`` times ``step`` pixels; those left over at two sides go."""
+        if not 1 < step <= min(self.pixels.shape[:2]):
+            return self
+        height, width = (n // step for n in self.pixels.shape[:2])
+        kept = self.pixels[: height * step, : width * step]
+        squares = kept.reshape(height, step, width, step, 3)
+        means = squares.mean(axis=(1, 3), dtype=np.float32).astype(self.pixels.dtype)
+        share = np.array([width, height]) * step / self.pixels.shape[1::-1]
+        corner = self.frame[0] + share * (self.frame[1] - self.frame[0])
+        return replace(self, pixels=means, frame=np.array([self.frame[0], corner]))
+
 
 def images_of(
     fit: Placed, slices: Sequence[str] | None, img_key: str | None
