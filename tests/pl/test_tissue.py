@@ -197,6 +197,24 @@ def test_an_image_without_the_size_of_spots_lets_them_touch(section):
     assert discs(draw(section)).get_widths()[0] == pytest.approx(100)
 
 
+@pytest.mark.parametrize("kind", [np.uint8, np.float32])
+def test_an_image_that_is_finer_than_the_panel_is_drawn_coarser_at_its_place(section, kind):
+    steps = np.arange(2501 * 2000, dtype=np.int64).reshape(2501, 2000, 1) % 7 + 100
+    pixels = (np.repeat(steps, 3, axis=2) / (1 if kind is np.uint8 else 255)).astype(kind)
+    own = section.uns["spatial"]["V1"]
+    own["images"]["hires"], own["scalefactors"]["tissue_hires_scalef"] = pixels, 1.0
+    image = draw(section, factors=[0, 1, 2, 3])[0].images[0]
+    drawn = image.get_array()
+    assert drawn.dtype == kind
+    step = 2000 // drawn.shape[1]
+    assert step > 1
+    np.testing.assert_allclose(drawn[0, 0, 0], pixels[:step, :step, 0].mean(), rtol=0.02)
+    left, right, bottom, top = image.get_extent()
+    assert (left, top) == (-0.5, -0.5)
+    assert right == pytest.approx(drawn.shape[1] * step - 0.5)
+    assert bottom == pytest.approx(drawn.shape[0] * step - 0.5)
+
+
 @pytest.mark.parametrize("found", [{}, {"V1": {}}, {"V1": {"images": {}}}, "text"], ids=str)
 def test_entries_without_images_are_drawn_plain(section, found, caplog):
     section.uns["spatial"] = found

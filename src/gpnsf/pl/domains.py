@@ -73,14 +73,15 @@ def domains(
     Raises
     ------
     KeyError
-        If the object has no such fit, column or slice.
+        If the object has no such fit, column, slice or image.
     ValueError
         If the palette has fewer colours than there are categories, or the column holds real
         numbers.
 
     Notes
     -----
-    Reads ``obs[key_added]``, ``uns[f"{key_added}_colors"]`` and the coordinates.
+    Reads ``obs[key_added]``, ``uns[f"{key_added}_colors"]``, the coordinates and
+    ``uns["spatial"]``.
 
     Examples
     --------

@@ -97,7 +97,7 @@ def observed_expected(
     Raises
     ------
     KeyError
-        If the object has no such fit, feature, modality, panel or slice.
+        If the object has no such fit, feature, modality, panel, slice or image.
     ValueError
         If an option is unknown, a feature has the name of another one, or ``ax`` is given for more
         than one panel.
@@ -105,8 +105,8 @@ def observed_expected(
     Notes
     -----
     Reads the counts that the fit has read, ``obsm["X_gpnsf"]``, ``varm["gpnsf_loadings"]``,
-    ``var["gpnsf_background"]``, after a fit with ``batch_key`` also ``varm["gpnsf_batch"]``, and
-    the coordinates.
+    ``var["gpnsf_background"]``, after a fit with ``batch_key`` also ``varm["gpnsf_batch"]``,
+    the coordinates and ``uns["spatial"]``.
 
     Examples
     --------

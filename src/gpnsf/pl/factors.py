@@ -68,8 +68,7 @@ def spatial_factors(
         Names of the factors to draw, or their positions from 0, in this order; None for all.
     moment
         "mean" draws the posterior mean, "smooth" the spatial field alone, "std" the posterior
-        standard deviation. Several, as in ``("mean", "std")``, stand side by side for each factor;
-        the first has the name of the factor.
+        standard deviation. Several, as in ``("mean", "std")``, stand side by side for each factor.
     scale
         How values become colours: "linear", "sqrt" (as in the figures of NSF), or "log". Bars are
         labelled in values.
@@ -97,14 +96,14 @@ def spatial_factors(
     Raises
     ------
     KeyError
-        If the object has no such fit, factor or slice.
+        If the object has no such fit, factor, slice or image.
     ValueError
         If an option is unknown, or ``ax`` is given for more than one panel.
 
     Notes
     -----
     Reads ``obsm["X_gpnsf"]`` (or ``_smooth``, ``_std``), ``varm["gpnsf_loadings"]``,
-    ``uns["gpnsf"]`` and the coordinates.
+    ``uns["gpnsf"]``, the coordinates and ``uns["spatial"]``.
 
     Examples
     --------

@@ -63,9 +63,9 @@ def feature_maps(
 
     The best of each factor in a row beside it, or named ones alone.
 
-    Unless a layer is named, counts are drawn per size factor, open chromatin as open (1) or not (0), real values as they
-    are. Observations that lack a modality are grey. The line below the name of a feature says how
-    much of its expected signal comes from the factor.
+    Unless a layer is named, counts are drawn per size factor, open chromatin as open (1) or not
+    (0), real values as they are. Observations that lack a modality are grey. The line below the
+    name of a feature says how much of its expected signal comes from the factor.
 
     Parameters
     ----------
@@ -107,15 +107,15 @@ def feature_maps(
     Raises
     ------
     KeyError
-        If the object has no such fit, factor, feature, modality, layer or slice.
+        If the object has no such fit, factor, feature, modality, layer, slice or image.
     ValueError
         If an option is unknown, both ``features`` and ``factors`` are named, a feature has the name
         of another one, or ``ax`` is given for more than one panel.
 
     Notes
     -----
-    Reads the counts that the fit has read or a layer, ``obsm["X_gpnsf"]``, what :func:`gpnsf.tl.rank_features`
-    reads, and the coordinates.
+    Reads the counts that the fit has read or a layer, ``obsm["X_gpnsf"]``, what
+    :func:`gpnsf.tl.rank_features` reads, the coordinates and ``uns["spatial"]``.
 
     Examples
     --------

@@ -75,14 +75,14 @@ def importance(
     Raises
     ------
     KeyError
-        If the object has no such fit, panel or slice.
+        If the object has no such fit, panel, slice or image.
     ValueError
         If ``ax`` is given for more than one panel.
 
     Notes
     -----
     Reads ``obs["gpnsf_spatial_importance"]``, ``var["gpnsf_spatial_importance"]`` and
-    ``varm["gpnsf_loadings"]`` of each modality, and the coordinates.
+    ``varm["gpnsf_loadings"]`` of each modality, the coordinates and ``uns["spatial"]``.
 
     Examples
     --------

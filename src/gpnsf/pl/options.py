@@ -66,7 +66,7 @@ MEANT = {
 ELSEWHERE = {
     "save": "Pass return_fig=True and call .savefig('figure.pdf') on what comes back",
     "layer": "Draw the values of a layer with gpnsf.pl.feature_maps",
-    "color": "Draw genes and peaks with gpnsf.pl.feature_maps, columns of obs with gpnsf.pl.domains",
+    "color": "Draw genes and peaks with gpnsf.pl.feature_maps, obs columns with gpnsf.pl.domains",
 }
 
 

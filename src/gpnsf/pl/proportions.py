@@ -103,7 +103,7 @@ def proportions(
 
     Notes
     -----
-    Reads ``obsm["X_proportions"]``, ``uns["proportions"]`` and the coordinates.
+    Reads ``obsm["X_proportions"]``, ``uns["proportions"]``, the coordinates and ``uns["spatial"]``.
 
     Examples
     --------

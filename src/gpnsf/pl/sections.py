@@ -1,4 +1,4 @@
-"""Where observations lie on the paper: slices side by side, sizes of spots, and the marks of each."""
+"""Where observations lie on the paper: slices side by side, spots and images."""
 
 from __future__ import annotations
 
@@ -36,6 +36,8 @@ __all__ = [
 
 # left, top, right and bottom of what is drawn, for all slices or for each
 Crop: TypeAlias = Sequence[float] | Sequence[Sequence[float]] | None
+
+DOTS = 400  # in an inch of a printed figure
 
 _log = logging.getLogger("gpnsf")
 
@@ -154,7 +156,7 @@ def _drawn(fit: Placed, library: str | Sequence[str] | None) -> tuple[np.ndarray
 
 
 def _boxes(crop_coord: Crop, slices: Sequence[str], *, flat: bool) -> dict[str, np.ndarray]:
-    """Upper left and lower right corner [2, 2] of what is drawn of each slice, if that was given."""
+    """Upper left and lower right corner [2, 2] of what is drawn of each slice, if given."""
     if crop_coord is None:
         return {}
     rule = "`crop_coord` as (left, top, right, bottom), in the units of the coordinates"
@@ -244,9 +246,13 @@ def spots(
 
 
 def paper(ax: Axes, where: Section, frame: np.ndarray) -> None:
-    """Images behind what is drawn, and axes from the upper left to the lower right corner [2, 2]."""
+    """Images behind what is drawn, and axes between corners [2, 2], upper left and lower right."""
     for image in (each.image for each in where.slices):
         if image is not None:
+            # finer pixels than can be printed would only cost time
+            size = ax.get_window_extent().width / ax.figure.dpi * DOTS
+            share = np.ptp(image.frame[:, 0]) / np.ptp(frame[:, 0])
+            image = image.coarser(int(image.pixels.shape[1] / (size * share)))
             (left, top), (right, bottom) = image.frame
             extent = (left, right, bottom, top)
             ax.imshow(image.pixels, extent=extent, alpha=where.alpha_img, zorder=0)
@@ -304,7 +310,7 @@ def name_slices(axes: Sequence[Axes], where: Section) -> None:
 
 
 def _apart(frames: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Shift [D] of each slice, by which frames [2, D] that overlap are set side by side, in rows."""
+    """Shift [D] of each slice, by which frames [2, D] that overlap get apart."""
     low, high = np.array(list(frames.values())).swapaxes(0, 1)  # [slices, D] each
     shift = np.zeros_like(low)
     if _overlapping(low, high):

@@ -106,14 +106,14 @@ def spatial_map(
     Raises
     ------
     KeyError
-        If the object has no such fit, factor, feature or slice.
+        If the object has no such fit, factor, feature, slice or image.
     ValueError
         If an option is unknown, a factor is nonspatial, the coordinates are not two, or ``ax`` is
         given for more than one panel.
 
     Notes
     -----
-    Reads what :func:`gpnsf.tl.predict` reads.
+    Reads what :func:`gpnsf.tl.predict` reads, and ``uns["spatial"]``.
 
     Examples
     --------

@@ -45,6 +45,18 @@ class TissueImage:
         frame = self.frame[0] + step * np.array([first, last]) + shift
         return replace(self, pixels=part, frame=frame)
 
+    def coarser(self, step: int) -> TissueImage:
+        """Means of squares of ``step`` times ``step`` pixels; those left over at two sides go."""
+        if not 1 < step <= min(self.pixels.shape[:2]):
+            return self
+        height, width = (n // step for n in self.pixels.shape[:2])
+        kept = self.pixels[: height * step, : width * step]
+        squares = kept.reshape(height, step, width, step, 3)
+        means = squares.mean(axis=(1, 3), dtype=np.float32).astype(self.pixels.dtype)
+        share = np.array([width, height]) * step / self.pixels.shape[1::-1]
+        corner = self.frame[0] + share * (self.frame[1] - self.frame[0])
+        return replace(self, pixels=means, frame=np.array([self.frame[0], corner]))
+
 
 def images_of(
     fit: Placed, slices: Sequence[str] | None, img_key: str | None
@@ -136,7 +148,7 @@ def _pixels(values: Any, where: str) -> np.ndarray:
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels
     remedy = f"Replace it by such an image, or {PLAIN}"
     if pixels.ndim != 3 or pixels.shape[2] not in (1, 3, 4) or not pixels.size:
-        rule = f"an image of shape (height, width), (height, width, 3) or (height, width, 4) in {where}"
+        rule = f"an image of shape (height, width) or (height, width, 3 or 4) in {where}"
         raise ValueError(problem(rule, f"shape {np.shape(values)}", remedy))
     top = 255 if pixels.dtype.kind in "iu" else 1
     if pixels.dtype.kind not in "iuf" or not (pixels.min() >= 0 and pixels.max() <= top):
