@@ -132,3 +132,28 @@ def test_a_fit_tells_once_and_tools_after_it_do_not(caplog):
     gpnsf.tl.denoise(adata)
     gpnsf.tl.evaluate(adata)
     assert not [record for record in caplog.records if "library_key" in record.getMessage()]
+
+
+REAL = {  # what is wrong with each file, if its sections are not named
+    "mob_rep11.h5ad": "",
+    "pdac_a.h5ad": "",
+    "osmfish_cortex.h5ad": "",  # a fifth of the cells lie at the place of another one
+    "visium_lymphnode_1k.h5ad": "",
+    "seqfish_gridded_deconv.h5ad": "",
+    "bc_4sections.h5ad": "Pass library_key='section'",
+    "hln_protein_2sections.h5ad": "Pass library_key='library'",
+}
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_real_sections_are_told_where_something_is_wrong(name, data_file, caplog):
+    adata = ad.read_h5ad(data_file(name))
+    messages = told(adata, caplog, likelihoods="gaussian")
+    assert len(messages) == bool(REAL[name])
+    assert all(REAL[name] in message for message in messages)
+    if REAL[name]:
+        column = REAL[name].split("'")[1]
+        assert told(adata, caplog, likelihoods="gaussian", library_key=column) == []
+    adata.obsm["spatial"] = adata.obsm["spatial"].astype(np.float64)
+    adata.obsm["spatial"][7] += 1e6
+    assert any("far outside" in text for text in told(adata, caplog, likelihoods="gaussian"))

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy.spatial import cKDTree
 
-from gpnsf.io.objects import Opened, spot_distance
+from gpnsf.io.objects import Opened
 
 __all__ = ["tell"]
 
@@ -62,15 +62,15 @@ def _far_off(stray: np.ndarray, names: pd.Index) -> Iterator[str]:
 def _other_units(coords: np.ndarray, library: np.ndarray, slices: tuple[str, ...]) -> Iterator[str]:
     """Slices [N] whose spots are so much farther apart than those of others that their units must differ."""
     spacing, regular = {}, True
-    for code, name in enumerate(slices):
-        own = _sampled_distances(coords[library == code])
-        if (library == code).sum() >= FEWEST and np.median(own) > 0:
-            spacing[name] = spot_distance([coords[library == code]])
-            regular = regular and _is_regular(own)
+    for code, name in enumerate(slices if len(slices) > 1 else ()):
+        nearest = _near(coords[library == code])
+        if (library == code).sum() >= FEWEST and (np.median(nearest, axis=0)[[1, -1]] > 0).all():
+            spacing[name] = float(np.sqrt(np.median(nearest, axis=0)[[1, -1]].prod()))
+            regular = regular and _is_regular(nearest[:, 1])
     if len(spacing) < 2:
         return
     near, far = min(spacing, key=spacing.__getitem__), max(spacing, key=spacing.__getitem__)
-    if spacing[near] and spacing[far] / spacing[near] > UNITS[regular]:
+    if spacing[far] / spacing[near] > UNITS[regular]:
         yield (
             f"Neighbouring observations are {spacing[near]:.3g} apart in slice {near!r} and {spacing[far]:.3g} in slice {far!r}, as if "
             "coordinates were in different units: distances mean the same in all slices. Multiply those of one slice by the "
@@ -117,15 +117,18 @@ def _among(names: pd.Index, where: str, remedy: str) -> str:
 def _labels(*tables: pd.DataFrame) -> Iterator[tuple[str, np.ndarray]]:
     """What may name sections, a column or an end of names, with the code [n] of each observation."""
     columns = {str(name): table[name] for table in tables for name in table}
-    names = tables[0].index.astype(str)
-    found = {name: column for name, column in columns.items() if not _is_real(column)}
-    for name, values in {
-        **found,
-        **{end: names.str.extract(end, expand=False) for end in ENDS},
-    }.items():
-        codes = pd.factorize(values)[0]
+    for name, column in columns.items():
+        codes = np.zeros(1) if _is_real(column) else pd.factorize(column)[0]
         if _may_be_sections(codes):
             yield name, codes
+    names = tables[0].index.astype(str)
+    for end in ENDS:
+        some = names[:: max(1, len(names) // LOOKED_AT)].str.extract(end, expand=False)
+        if some.isna().any() or not 1 < some.nunique() < SECTIONS:
+            continue
+        codes = pd.factorize(names.str.extract(end, expand=False))[0]
+        if _may_be_sections(codes):
+            yield end, codes
 
 
 def _is_real(column: pd.Series | pd.DataFrame) -> bool:
@@ -184,7 +187,7 @@ def _overlays(
 def _finer(codes: np.ndarray, coords: np.ndarray, rows: np.ndarray, distances: np.ndarray) -> bool:
     """Whether the largest section is a regular grid, and all of them together are a finer one that is not."""
     largest = np.bincount(codes).argmax()
-    own = _sampled_distances(coords[codes == largest])
+    own = _near(coords[codes == largest])[:, 1]
     pooled = distances[codes[rows] == largest]
     if not len(pooled) or not _is_regular(own):
         return False
@@ -193,12 +196,10 @@ def _finer(codes: np.ndarray, coords: np.ndarray, rows: np.ndarray, distances: n
     return bool((finer & uneven).mean() > MIXED)
 
 
-def _sampled_distances(coords: np.ndarray) -> np.ndarray:
-    """Distances [n] to the nearest neighbour, of some observations."""
-    if len(coords) < 2:
-        return np.zeros(1)
+def _near(coords: np.ndarray) -> np.ndarray:
+    """Distances [n, 5] of some observations to themselves and the four nearest, or as many as there are."""
     some = coords[:: max(1, len(coords) // LOOKED_AT)]
-    return cKDTree(coords).query(some, k=2)[0][:, 1]
+    return cKDTree(coords).query(some, k=range(1, min(5, len(coords)) + 1))[0]
 
 
 def _is_regular(distances: np.ndarray) -> bool:
