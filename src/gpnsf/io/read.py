@@ -19,7 +19,7 @@ from gpnsf.arguments import Reading
 from gpnsf.core.families import FAMILIES
 from gpnsf.core.types import Dataset, View
 from gpnsf.io import names
-from gpnsf.io.modalities import check_types, tell
+from gpnsf.io.modalities import check_types, tell, tell_of_peaks
 from gpnsf.io.objects import Opened, gather, holders, open_data, read_coords, read_labels
 from gpnsf.io.streaming import (
     NOT_BINARY,
@@ -153,10 +153,12 @@ def _likelihoods(opened: Opened, likelihoods: Any, defaults: Mapping[str, str]) 
             rule = "`likelihoods` to be among " + ", ".join(map(repr, FAMILIES))
             remedy = f"Pass for example likelihoods={{{name!r}: 'nb'}}"
             raise ValueError(checks.problem(rule, f"{kind!r} for modality {name!r}", remedy))
-    return {
-        name: chosen.get(name, defaults.get(names.kind(name), defaults[""]))
-        for name in opened.names
+    usual = {
+        kind: defaults.get(kind, defaults[""]) for kind in map(names.kind, [*opened.names, "atac"])
     }
+    unasked = {name: usual[names.kind(name)] for name in opened.names if name not in chosen}
+    tell_of_peaks(opened, unasked, usual["atac"])
+    return {name: chosen.get(name) or unasked[name] for name in opened.names}
 
 
 def _features(opened: Opened, use_var: Any) -> dict[str, np.ndarray]:
