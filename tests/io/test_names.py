@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 
 import numpy as np
+import pandas as pd
 import pytest
 from mudata import MuData
 
 import gpnsf
-from gpnsf.io.names import kind, named
+from gpnsf.io.names import are_places, kind, kind_of_types, named
 from gpnsf.io.read import read
 
 pytestmark = pytest.mark.filterwarnings("ignore:From 0.4 .update:FutureWarning")
@@ -101,3 +102,44 @@ def test_controls_beside_genes_are_told_and_can_be_taken_out_as_the_warning_says
         genes = adata[:, adata.var["feature_types"] == "Gene Expression"].copy()
         assert read(genes)[0].views[0].counts.shape[1] == 30
         assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("types", "name", "likelihood"),
+    [
+        (["Peaks"], "atac", "bernoulli"),
+        (["Gene Expression"], "rna", "nb"),
+        (["Antibody Capture"], "protein", "nb"),
+        (["CRISPR Guide Capture"], "rna", "nb"),
+    ],
+)
+def test_feature_types_name_an_anndata(types, name, likelihood, adata):
+    adata.var["feature_types"] = pd.Categorical(types * adata.n_vars)
+    assert read(adata)[1].likelihoods == {name: likelihood}
+    asked = gpnsf.arguments.Reading(likelihoods={"signal": "poisson"})
+    assert read(adata, asked)[1].likelihoods == {"signal": "poisson"}
+    assert kind_of_types(["Peaks", "Gene Expression"]) == kind_of_types([]) == ""
+
+
+def test_peaks_are_not_fitted_as_rna_in_silence_and_the_remedy_works(mdata, caplog):
+    peaks = mdata["atac"].copy()
+    peaks.obsm["spatial"] = mdata.obsm["spatial"]
+    peaks.var_names = [f"chr{i % 3}:{i}00-{i}90" for i in range(1, peaks.n_vars + 1)]
+    with caplog.at_level(logging.WARNING, logger="gpnsf"):
+        read(peaks)
+        (record,) = caplog.records
+        assert "'chr1:100-190' is the first" in record.getMessage()
+        assert "likelihoods={'atac': 'bernoulli'}" in record.getMessage()
+        caplog.clear()
+        asked = gpnsf.arguments.Reading(likelihoods={"atac": "bernoulli"})
+        assert read(peaks, asked)[1].likelihoods == {"atac": "bernoulli"}
+        both = MuData({"rna": mdata["rna"].copy(), "atac": peaks})
+        assert read(both)[1].likelihoods == {"rna": "nb", "atac": "bernoulli"}
+        assert not caplog.records
+
+
+def test_names_of_places():
+    assert are_places(["chr1:10-20", "X_1_2", "chr1_KI270706v1_random:1-2", "1-5-9"])
+    assert not are_places(["ACTB", "chr1:10-20"])
+    assert not are_places(["HLA-A", "ERCC-00002", "AC012345.1", "peak_1"])
+    assert not are_places([])

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 
 from gpnsf import checks
 from gpnsf.io import names
+from gpnsf.io.names import FEATURE_TYPES
 from gpnsf.io.objects import Opened
 
-__all__ = ["check_types", "tell"]
+__all__ = ["check_types", "tell", "tell_of_peaks"]
 
 _logger = logging.getLogger("gpnsf")
 
-FEATURE_TYPES = "feature_types"  # var column of Cell Ranger
 FEW = 0.1  # of the observations of the smaller of two modalities
+MANY = 100  # names of features tell what they are
 AFFIX = r"^.*#|[-_]\d+$"  # "sample#" of ArchR, "-1" of Cell Ranger
 
 
@@ -62,6 +65,22 @@ def _affixes(opened: Opened, one: str, other: str, fewest: int) -> str:
         remedy = f"mod.obs_names = mod.obs_names.str.replace(r'{AFFIX}', '', regex=True)"
         return f" {number} names are alike but for a prefix or suffix{shown}: take it off in both by {remedy}, and build the MuData anew."
     return f" Do their names follow one scheme{shown}? If they are of different spots, only their places tie them."
+
+
+def tell_of_peaks(opened: Opened, unasked: Mapping[str, str], for_peaks: str) -> None:
+    """Warn of features whose names say that they are peaks, in modalities that get another likelihood unasked."""
+    for name, likelihood in unasked.items():
+        first = opened.mods[name].var_names[:MANY].astype(str)
+        if likelihood != for_peaks and names.are_places(first):
+            _logger.warning(
+                "Features of modality %r are named after places on the genome (%r is the first), and fitted by %r. "
+                "Are they peaks? Then pass likelihoods={%r: %r}.",
+                name,
+                first[0],
+                likelihood,
+                "atac" if isinstance(opened.data, AnnData) else name,
+                for_peaks,
+            )
 
 
 def check_types(var: pd.DataFrame, modality: str) -> None:

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-__all__ = ["LIKELIHOODS", "kind", "named"]
+import re
+from collections.abc import Iterable
+
+__all__ = ["FEATURE_TYPES", "LIKELIHOODS", "are_places", "kind", "kind_of_types", "named"]
+
+FEATURE_TYPES = "feature_types"  # var column of Cell Ranger
+PLACE = re.compile(r"\w+[:_-]\d+[_-]\d+", re.ASCII)  # "chr1:1000-1500"
 
 NAMES = {
     "rna": {
@@ -25,6 +31,18 @@ def kind(name: str) -> str:
     """Give "rna", "atac" or "protein" for a name in any case, "" for any other."""
     plain = " ".join(name.lower().replace("_", " ").replace("-", " ").split())
     return next((kind for kind, names in NAMES.items() if plain in names), "")
+
+
+def kind_of_types(types: Iterable[str]) -> str:
+    """The one kind that types of features tell, "" where they tell several or none."""
+    kinds = {kind(name) for name in types}
+    return kinds.pop() if len(kinds) == 1 else ""
+
+
+def are_places(features: Iterable[str]) -> bool:
+    """Whether features are named after places on the genome, as peaks are."""
+    names = list(features)
+    return bool(names) and all(PLACE.fullmatch(name) for name in names)
 
 
 def named(wanted: str, there: list[str]) -> str:

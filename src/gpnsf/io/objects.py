@@ -55,12 +55,12 @@ def open_data(
 ) -> Opened:
     """Check the object itself and find its modalities.
 
-    An AnnData is named after ``modalities`` or the only entry of ``likelihoods``, else "rna". Of a MuData, those whose
+    An AnnData is named after ``modalities`` or the only entry of ``likelihoods``, else what its feature types say, else "rna". Of a MuData, those whose
     name says that they are RNA or ATAC are read if there are any, else everything.
     """
     owner(data)
     wanted = _wanted(modalities)
-    mods = dict(data.mod) if isinstance(data, MuData) else {_name(likelihoods, wanted): data}
+    mods = dict(data.mod) if isinstance(data, MuData) else {_name(data, likelihoods, wanted): data}
     _check_object(data)
     for name, mod in mods.items():
         _check_modality(name, mod)
@@ -214,8 +214,10 @@ def _wanted(modalities: Any) -> list[str] | None:
     return list(names)
 
 
-def _name(likelihoods: Any, wanted: list[str] | None) -> str:
-    named = wanted or (list(likelihoods) if isinstance(likelihoods, Mapping) else []) or ["rna"]
+def _name(adata: AnnData, likelihoods: Any, wanted: list[str] | None) -> str:
+    types = adata.var.get(names.FEATURE_TYPES, pd.Series(dtype=str)).astype(str)
+    usual = [names.kind_of_types(types.unique()) or "rna"]
+    named = wanted or (list(likelihoods) if isinstance(likelihoods, Mapping) else []) or usual
     if len(named) > 1:
         remedy = "Name one modality, or pass a MuData that holds all of them"
         raise ValueError(

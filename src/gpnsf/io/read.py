@@ -153,10 +153,12 @@ def _likelihoods(opened: Opened, likelihoods: Any, defaults: Mapping[str, str]) 
             rule = "`likelihoods` to be among " + ", ".join(map(repr, FAMILIES))
             remedy = f"Pass for example likelihoods={{{name!r}: 'nb'}}"
             raise ValueError(checks.problem(rule, f"{kind!r} for modality {name!r}", remedy))
-    return {
-        name: chosen.get(name, defaults.get(names.kind(name), defaults[""]))
-        for name in opened.names
+    usual = {
+        kind: defaults.get(kind, defaults[""]) for kind in map(names.kind, [*opened.names, "atac"])
     }
+    unasked = {name: usual[names.kind(name)] for name in opened.names if name not in chosen}
+    modalities.tell_of_peaks(opened, unasked, usual["atac"])
+    return {name: chosen.get(name) or unasked[name] for name in opened.names}
 
 
 def _features(opened: Opened, use_var: Any) -> dict[str, np.ndarray]:
