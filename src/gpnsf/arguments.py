@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, TypeVar
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 from gpnsf.checks import MODELS, Rule, near, problem
 from gpnsf.keys import SPATIAL
@@ -18,8 +20,10 @@ __all__ = [
     "Model",
     "Reading",
     "Training",
+    "answering",
     "check_arguments",
     "check_names",
+    "known_arguments",
 ]
 
 
@@ -38,7 +42,8 @@ def _one_of(*options: str) -> Any:
     return _ruled(options[0], Rule(str, options[0], options=options))
 
 
-P = TypeVar("P")
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +121,29 @@ RULES: dict[str, Rule] = {
 }
 
 
+def known_arguments(function: Callable[..., Any], options: Iterable[str]) -> None:
+    """Check that a public function has the arguments that are passed to it by name."""
+    known = inspect.signature(function).parameters
+    unknown = next((name for name in options if name not in known), None)
+    if unknown is None or any(each.kind is each.VAR_KEYWORD for each in known.values()):
+        return
+    package = function.__module__.rpartition(".")[0]
+    rule = f"arguments of {package}.{function.__name__} ({', '.join(known)})"
+    found = f"{unknown!r}{near(unknown, known)}"
+    raise TypeError(problem(rule, found, "Pass one of these, or leave it out"))
+
+
+def answering(function: Callable[P, T]) -> Callable[P, T]:
+    """Answer arguments that a public function does not have by what was meant."""
+
+    @wraps(function)
+    def called(*args: P.args, **kwargs: P.kwargs) -> T:
+        known_arguments(function, kwargs)
+        return function(*args, **kwargs)
+
+    return called
+
+
 def check_names(names: Iterable[str], function: str) -> None:
     """Check that these are arguments of a fit, which ``function`` passes on."""
     unknown = next((name for name in names if name not in DEFAULTS), None)
@@ -167,7 +195,7 @@ class Arguments:
         }
 
 
-def _of(part: type[P], values: Mapping[str, object]) -> P:
+def _of(part: type[T], values: Mapping[str, object]) -> T:
     """A part of the arguments."""
     names = [own.name for own in fields(part)]  # type: ignore[arg-type] # all parts are dataclasses
     return part(**{name: values[name] for name in names if name in values})

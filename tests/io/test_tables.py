@@ -128,9 +128,13 @@ def test_a_function_stays_what_it_is(function):
     assert next(iter(inspect.signature(function).parameters)) == "data"
 
 
-def test_an_unknown_argument_is_a_type_error():
-    with pytest.raises(TypeError, match="n_feature"):
+def test_an_argument_that_is_nearly_right_is_answered():
+    with pytest.raises(TypeError, match="'n_feature' .did you mean 'n_features'"):
         gpnsf.tl.rank_features(pair(), n_feature=3)
+    with pytest.raises(
+        TypeError, match=r"arguments of gpnsf.tl.fit .*'layer' .did you mean 'layers'"
+    ):
+        gpnsf.tl.fit(pair(), layer="counts")
 
 
 # ---- dask and lazy AnnData ------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ import pandas as pd
 from anndata import AnnData
 from mudata import MuData
 
+from gpnsf.arguments import known_arguments
 from gpnsf.checks import choices, problem
 from gpnsf.io import names
 from gpnsf.io.objects import no_pulling, rows_of
@@ -52,6 +53,7 @@ def takes_tables(function: F) -> F:
     def called(*args: Any, **options: Any) -> Any:
         given = args[0] if args else options.get(first)
         table = options.pop("table", None) if is_spatialdata(given) else None
+        known_arguments(function, options)
         bound = signature.bind(*args, **options)
         key = bound.arguments.get("key", "gpnsf" if known is None else known.default)
         with lent(bound.arguments[first], table, key=key, images=draws) as one:

@@ -14,7 +14,7 @@ from anndata import AnnData
 from mudata import MuData
 
 from gpnsf import checks
-from gpnsf.arguments import Arguments
+from gpnsf.arguments import Arguments, answering
 from gpnsf.core import distributed
 from gpnsf.core.counts.backends import backend
 from gpnsf.core.inference import fitting
@@ -42,6 +42,7 @@ _logger = logging.getLogger("gpnsf")
 _VERSIONS = ("gpnsf", "torch", "pyro-ppl", "numpy", "scipy", "anndata", "mudata")
 
 
+@answering
 @one_at_a_time
 def fit(
     data: AnnData | MuData | SpatialData | dict[str, AnnData] | str | os.PathLike[str],
