@@ -1,4 +1,4 @@
-"""Arguments of a fit as data: each with its default and its rule, sorted by what they are about, and checked once."""
+"""Arguments as data: each with its default and its rule, sorted by what they are about, and checked once."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ __all__ = [
     "RULES",
     "Arguments",
     "Call",
+    "Deconvolution",
     "Model",
     "Reading",
     "Training",
@@ -112,6 +113,45 @@ class Call:
         None, Rule(os.PathLike, "fit.npz", optional=True)
     )
     copy: bool = _ruled(False, Rule(bool, False))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deconvolution:
+    """What :func:`gpnsf.tl.deconvolve` is asked for, but for tables and arrays."""
+
+    method: str = _ruled("graph", Rule(str, "graph", options=("graph", "nnls", "unrolled")))
+    label_key: str | None = _ruled(None, Rule(str, "cell_type", optional=True))
+    layer: str | None = _ruled(None, Rule(str, "counts", optional=True))
+    reference_layer: str | None = _ruled(None, Rule(str, "counts", optional=True))
+    spatial_weight: float = _ruled(0.1, Rule(float, 0.1, low=0))
+    total_weight: float = _ruled(0.1, Rule(float, 0.1, low=0))
+    group_weight: float = _ruled(0.0, Rule(float, 0.1, low=0))
+    n_neighbors: int = _ruled(6, Rule(int, 6, low=1))
+    bandwidth: float | None = _ruled(None, Rule(float, 100.0, low=0, above=True, optional=True))
+    region_key: str | None = _ruled(None, Rule(str, "region", optional=True))
+    region_bandwidth: float = _ruled(1.0, Rule(float, 1.0, low=0, above=True))
+    spatial_key: str = _ruled(SPATIAL, Rule(str, SPATIAL))
+    library_key: str | None = _ruled(None, Rule(str, "sample", optional=True))
+    solver: str = _ruled(
+        "multiplicative", Rule(str, "multiplicative", options=("multiplicative", "fista"))
+    )
+    max_steps: int = _ruled(5000, Rule(int, 5000, low=1))
+    tol: float = _ruled(1e-07, Rule(float, 1e-7, low=0, above=True))
+    train: bool = _ruled(True, Rule(bool, True))
+    n_layers: int = _ruled(40, Rule(int, 40, low=1))
+    shared: bool = _ruled(False, Rule(bool, False))
+    n_training: int = _ruled(150, Rule(int, 150, low=1))
+    learning_rate: float = _ruled(0.1, Rule(float, 0.1, low=0, above=True))
+    obs_columns: bool = _ruled(False, Rule(bool, False))
+    device: str = _ruled("auto", Rule(str, "auto"))
+    seed: int = _ruled(0, Rule(int, 0, low=0, high=2**32 - 1))
+    key_added: str = _ruled("proportions", Rule(str, "proportions"))
+    progress: bool | None = _ruled(None, Rule(bool, False, optional=True))
+
+    def __post_init__(self) -> None:
+        """Check every argument."""
+        for own in fields(self):
+            own.metadata["rule"].check(own.name, getattr(self, own.name))
 
 
 _FIELDS = [own for part in (Reading, Model, Training, Call) for own in fields(part)]

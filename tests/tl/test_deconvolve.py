@@ -18,7 +18,7 @@ from sections import digest
 
 import gpnsf
 from gpnsf.core.scores.agreement import relative_error
-from gpnsf.tl.deconvolve import RULES
+from gpnsf.tl.deconvolve import ARGUMENTS
 
 LEARN = {"method": "unrolled", "n_layers": 4, "n_training": 2, "progress": False}
 
@@ -382,7 +382,7 @@ def test_a_mistake_is_explained_and_changes_nothing(name, spots, cells):
 
 
 def test_every_argument_has_a_rule_or_is_checked_with_the_data():
-    assert set(inspect.signature(gpnsf.tl.deconvolve).parameters) == RULES.keys() | {
+    assert set(inspect.signature(gpnsf.tl.deconvolve).parameters) == set(ARGUMENTS) | {
         "adata",
         "reference",
         "network",
@@ -390,7 +390,7 @@ def test_every_argument_has_a_rule_or_is_checked_with_the_data():
     }
 
 
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", ARGUMENTS)
 def test_a_wrong_type_is_refused(name, spots, cells):
     with pytest.raises(TypeError, match=f"`{name}`"):
         gpnsf.tl.deconvolve(spots, cells, **{"label_key": "cell_type", name: [object()]})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +13,8 @@ import pandas as pd
 from anndata import AnnData
 
 from gpnsf import checks
-from gpnsf.checks import Rule, problem
+from gpnsf.arguments import Deconvolution
+from gpnsf.checks import problem
 from gpnsf.core.companions import deconvolution
 from gpnsf.io.objects import owner
 from gpnsf.io.tables import takes_tables
@@ -27,38 +29,10 @@ if TYPE_CHECKING:
     from gpnsf.core.companions.deconvolution import Mixture
     from gpnsf.core.companions.pseudospots import Places
 
-__all__ = ["METHODS", "deconvolve"]
+__all__ = ["deconvolve"]
 
-METHODS = ("graph", "nnls", "unrolled")
 SOLVERS = {"multiplicative": deconvolution.multiplicative, "fista": deconvolution.accelerated}
-RULES = {
-    "method": Rule(str, "graph", options=METHODS),
-    "label_key": Rule(str, "cell_type", optional=True),
-    "layer": Rule(str, "counts", optional=True),
-    "reference_layer": Rule(str, "counts", optional=True),
-    "spatial_weight": Rule(float, 0.1, low=0),
-    "total_weight": Rule(float, 0.1, low=0),
-    "group_weight": Rule(float, 0.1, low=0),
-    "n_neighbors": Rule(int, 6, low=1),
-    "bandwidth": Rule(float, 100.0, low=0, above=True, optional=True),
-    "region_key": Rule(str, "region", optional=True),
-    "region_bandwidth": Rule(float, 1.0, low=0, above=True),
-    "spatial_key": Rule(str, SPATIAL),
-    "library_key": Rule(str, "sample", optional=True),
-    "solver": Rule(str, "multiplicative", options=tuple(SOLVERS)),
-    "max_steps": Rule(int, 5000, low=1),
-    "tol": Rule(float, 1e-7, low=0, above=True),
-    "train": Rule(bool, True),
-    "n_layers": Rule(int, 40, low=1),
-    "shared": Rule(bool, False),
-    "n_training": Rule(int, 150, low=1),
-    "learning_rate": Rule(float, 0.1, low=0, above=True),
-    "obs_columns": Rule(bool, False),
-    "device": Rule(str, "auto"),
-    "seed": Rule(int, 0, low=0, high=2**32 - 1),
-    "key_added": Rule(str, "proportions"),
-    "progress": Rule(bool, False, optional=True),
-}
+ARGUMENTS = [own.name for own in fields(Deconvolution)]
 
 _log = logging.getLogger("gpnsf")
 
@@ -206,9 +180,11 @@ def deconvolve(
     >>> spots.obsm["X_proportions"].shape
     (100, 6)
     """
-    params = {name: value for name, value in locals().items() if name in RULES}
+    given = {name: value for name, value in locals().items() if name in ARGUMENTS}
     begin = time.perf_counter()
-    _check(adata, params, network)
+    _check(adata, network)
+    asked = Deconvolution(**given)
+    _check_key(adata, key_added)
     profiles = matched(
         profiles_of(reference, label_key=label_key, layer=reference_layer), adata, reference
     )
@@ -217,18 +193,15 @@ def deconvolve(
     if isinstance(reference, pd.DataFrame):
         compared(profiles, np.asarray(counts.sum(axis=0)).ravel())
     mixture = deconvolution.summarised(counts, profiles.to_numpy())
-    record: dict[str, Any] = {
-        "types": list(profiles.columns),
-        "n_genes": len(profiles),
-        "params": params,
-    }
+    types = list(profiles.columns)
+    record: dict[str, object] = {"types": types, "n_genes": len(profiles), "params": vars(asked)}
     if method == "nnls":
         V = deconvolution.exact(mixture)
     else:
-        places = places_of(adata, np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel(), params)
-        costs = costs_of(adata, group_costs, record["types"], group_weight, region_key)
+        places = places_of(adata, np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel(), asked)
+        costs = costs_of(adata, group_costs, types, group_weight, region_key)
         if method == "graph":
-            V, course = _minimum(mixture, places, costs, params)
+            V, course = _minimum(mixture, places, costs, asked)
             record |= course
         else:
             from gpnsf.tl.unrolling import unrolled
@@ -236,25 +209,18 @@ def deconvolve(
             arrays = _stored(adata, key_added) if network is None and not train else network
             shown = settings.progress if progress is None else progress
             V, record["network"] = unrolled(
-                mixture, places, profiles.to_numpy(), costs, params, arrays, shown=shown
+                mixture, places, profiles.to_numpy(), costs, asked, arrays, shown=shown
             )
     record["seconds"] = time.perf_counter() - begin
-    _write(adata, ProportionKeys(key_added), V, record, obs_columns=obs_columns)
+    _write(adata, V, types, record, asked)
 
 
-def _check(adata: AnnData, params: Mapping[str, Any], network: Any) -> None:
-    """Check the object and the arguments."""
+def _check(adata: AnnData, network: Any) -> None:
+    """Check the object and the network."""
     if not isinstance(adata, AnnData):
         remedy = "Pass the modality that the reference describes, for example mdata['rna']"
         raise TypeError(problem("AnnData of spots", type(adata).__name__, remedy))
     owner(adata)
-    for name, allowed in RULES.items():
-        allowed.check(name, params[name])
-    checks.key_added(params["key_added"], ())
-    if "types" not in adata.uns.get(params["key_added"], {"types": ()}):
-        rule = "`key_added` that no other tool has used"
-        remedy = "Pass for example key_added='proportions'"
-        raise ValueError(problem(rule, f"{params['key_added']!r} in uns", remedy))
     if network is not None and not isinstance(network, Mapping):
         remedy = "Pass uns['proportions']['network'] of an object that was deconvolved by method='unrolled'"
         raise TypeError(
@@ -262,15 +228,24 @@ def _check(adata: AnnData, params: Mapping[str, Any], network: Any) -> None:
         )
 
 
+def _check_key(adata: AnnData, key: str) -> None:
+    """Check the prefix of the slots."""
+    checks.key_added(key, ())
+    if "types" not in adata.uns.get(key, {"types": ()}):
+        rule = "`key_added` that no other tool has used"
+        remedy = "Pass for example key_added='proportions'"
+        raise ValueError(problem(rule, f"{key!r} in uns", remedy))
+
+
 def _minimum(
-    mixture: Mixture, places: Places, costs: np.ndarray, params: Mapping[str, Any]
+    mixture: Mixture, places: Places, costs: np.ndarray, asked: Deconvolution
 ) -> tuple[np.ndarray, dict[str, object]]:
     """Abundances [N, C] at the minimum of the objective, and the way to it."""
-    graph = places.ties().graph(places.unit, params["region_bandwidth"])
-    weights = {name: params[f"{name}_weight"] for name in ("spatial", "total", "group")}
+    graph = places.ties().graph(places.unit, asked.region_bandwidth)
+    weights = {name: getattr(asked, f"{name}_weight") for name in ("spatial", "total", "group")}
     penalties = deconvolution.Penalties(graph, costs, **weights)
-    solve = SOLVERS[params["solver"]]
-    solution = solve(mixture, penalties, max_steps=params["max_steps"], tol=params["tol"])
+    solve = SOLVERS[asked.solver]
+    solution = solve(mixture, penalties, max_steps=asked.max_steps, tol=asked.tol)
     steps = len(solution.trace) - 1
     if solution.converged:
         _log.info("deconvolved in %d steps", steps)
@@ -292,14 +267,13 @@ def _stored(adata: AnnData, key: str) -> Mapping[str, object]:
 
 def _write(
     adata: AnnData,
-    keys: ProportionKeys,
     V: np.ndarray,
-    record: dict[str, Any],
-    *,
-    obs_columns: bool,
+    types: list[str],
+    record: dict[str, object],
+    asked: Deconvolution,
 ) -> None:
     """Proportions, their sums before the division, and the record."""
-    share, sums = deconvolution.normalised(V)
+    keys, (share, sums) = ProportionKeys(asked.key_added), deconvolution.normalised(V)
     if not sums.all():
         unknown = adata.obs_names[sums == 0]
         _log.warning(
@@ -308,8 +282,8 @@ def _write(
             len(sums),
             str(unknown[0]),
         )
-    columns = [keys.of_type(name) for name in record["types"]]
-    if obs_columns and len(set(columns)) < len(columns):
+    columns = [keys.of_type(name) for name in types]
+    if asked.obs_columns and len(set(columns)) < len(columns):
         found = "two that differ in a slash only"
         raise ValueError(
             problem("types with names of their own for `obs_columns`", found, "Rename one of them")
@@ -320,7 +294,7 @@ def _write(
         (adata, "obs", keys.sums, sums),
         (adata, "uns", keys.uns, record),
     ]
-    if obs_columns:
+    if asked.obs_columns:
         slots += [
             (adata, "obs", column, values) for column, values in zip(columns, share.T, strict=True)
         ]

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 
 from gpnsf import checks
+from gpnsf.arguments import Deconvolution
 from gpnsf.checks import problem
 from gpnsf.core.companions.pseudospots import Places
 from gpnsf.io import suspicions
@@ -18,24 +16,24 @@ from gpnsf.io.objects import open_data, read_coords, read_labels, spot_distance
 __all__ = ["costs_of", "places_of"]
 
 
-def places_of(adata: AnnData, totals: np.ndarray, params: Mapping[str, Any]) -> Places:
+def places_of(adata: AnnData, totals: np.ndarray, asked: Deconvolution) -> Places:
     """Coordinates, slices and regions of the spots; the unit of distance is the bandwidth, or the distance of neighbours."""
     opened = open_data(adata)
-    coords = read_coords(opened, params["spatial_key"])
-    slices = read_labels(opened, params["library_key"])
+    coords = read_coords(opened, asked.spatial_key)
+    slices = read_labels(opened, asked.library_key)
     library, names = pd.factorize(slices, sort=True)
     suspicions.tell(opened, coords, library, tuple(map(str, names)), np.zeros(len(coords), bool))
     unit = (
-        params["bandwidth"]
+        asked.bandwidth
         or spot_distance(coords[slices == name] for name in dict.fromkeys(slices))
         or 1.0
     )
-    key = params["region_key"]
+    key = asked.region_key
     labels = None if key is None else _labels(adata, key)
     regions = (
         None if key is None else _features(adata, key) if labels is None else _indicators(labels)
     )
-    return Places(coords, slices, totals, unit, params["n_neighbors"], regions, labels)
+    return Places(coords, slices, totals, unit, asked.n_neighbors, regions, labels)
 
 
 def costs_of(

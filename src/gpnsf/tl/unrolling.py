@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from functools import partial
 
 import numpy as np
 import torch
 
+from gpnsf.arguments import Deconvolution
 from gpnsf.checks import problem
 from gpnsf.core import stored
 from gpnsf.core.companions.deconvolution import Mixture
@@ -28,25 +29,27 @@ def unrolled(
     places: Places,
     profiles: np.ndarray,
     costs: np.ndarray,
-    params: Mapping[str, Any],
+    asked: Deconvolution,
     arrays: Mapping[str, object] | None,
     *,
     shown: bool,
 ) -> tuple[np.ndarray, dict[str, object]]:
     """Abundances [N, C], and the network as arrays; it begins as it was stored in ``arrays``, or as the arguments say."""
-    device = resolved(params["device"])
-    network = (_fresh(params) if arrays is None else _restored(arrays, params)).to(device)
-    placed = {"unit": places.unit, "region_bandwidth": params["region_bandwidth"], "device": device}
+    device = resolved(asked.device)
+    network = (_fresh(asked) if arrays is None else _restored(arrays, asked)).to(device)
+    section_of = partial(
+        Section.of, unit=places.unit, region_bandwidth=asked.region_bandwidth, device=device
+    )
     losses = np.zeros(0)
-    if params["train"]:
-        drawn = sections(places, profiles, params["n_training"], seed=params["seed"])
+    if asked.train:
+        drawn = sections(places, profiles, asked.n_training, seed=asked.seed)
         examples = (
-            (Section.of(mix, ties, **placed), torch.as_tensor(truth, device=device))
+            (section_of(mix, ties), torch.as_tensor(truth, device=device))
             for mix, ties, truth in drawn
         )
-        with few_threads(small=True), Progress("learn", params["n_training"], shown=shown) as bar:
-            losses = train(network, bar.each(examples), learning_rate=params["learning_rate"])
-    section = Section.of(mixture, places.ties(), groups=costs, **placed)
+        with few_threads(small=True), Progress("learn", asked.n_training, shown=shown) as bar:
+            losses = train(network, bar.each(examples), learning_rate=asked.learning_rate)
+    section = section_of(mixture, places.ties(), groups=costs)
     with few_threads(small=True):
         solution = solve(network, section)
     return solution, {
@@ -56,27 +59,27 @@ def unrolled(
     }
 
 
-def _fresh(params: Mapping[str, Any]) -> Network:
+def _fresh(asked: Deconvolution) -> Network:
     """A network that begins at the weights of the arguments."""
     for name in ("spatial_weight", "total_weight"):
-        if params[name] == 0:
+        if getattr(asked, name) == 0:
             rule = f"`{name}` above 0 for method='unrolled', which learns its logarithm"
             raise ValueError(problem(rule, "0", f"Pass for example {name}=0.1"))
     return Network(
-        params["n_layers"],
-        shared=params["shared"],
-        spatial=params["spatial_weight"],
-        total=params["total_weight"],
-        group=params["group_weight"],
+        asked.n_layers,
+        shared=asked.shared,
+        spatial=asked.spatial_weight,
+        total=asked.total_weight,
+        group=asked.group_weight,
     )
 
 
-def _restored(arrays: Mapping[str, object], params: Mapping[str, Any]) -> Network:
+def _restored(arrays: Mapping[str, object], asked: Deconvolution) -> Network:
     """A network as it was stored."""
     where = "the network"
     n_layers = stored.whole(arrays, "n_layers", low=1, high=MOST_LAYERS, where=where)
     shared = np.size(stored.array(arrays, "log_spatial", (None,), where=where)) == 1
-    network = Network(n_layers, shared=shared, group=params["group_weight"])
+    network = Network(n_layers, shared=shared, group=asked.group_weight)
     values = {}
     for name, value in network.arrays().items():
         values[name] = stored.array(
