@@ -16,6 +16,7 @@ from gpnsf.checks import Rule, choices, column, problem
 from gpnsf.core import stored
 from gpnsf.core.scores import links
 from gpnsf.io.fits import LARGEST_LOADING
+from gpnsf.io.names import named
 from gpnsf.io.objects import open_data
 from gpnsf.io.tables import takes_tables
 from gpnsf.keys import Keys
@@ -76,7 +77,7 @@ def link_peaks(
     window
         Bases to either side of the start of a gene.
     rna, atac
-        Names of the modalities.
+        Names of the modalities; by default also those that the field uses, such as "gex" and "Peaks".
     n_permutations
         Peaks of a stratum that each of its genes is compared with, drawn at random where there are more.
     seed
@@ -114,6 +115,8 @@ def link_peaks(
     Rule(int, WINDOW, low=0).check("window", window)
     Rule(int, 500, low=20).check("n_permutations", n_permutations)
     Rule(int, 0, low=0).check("seed", seed)
+    there = list(getattr(mdata, "mod", ()))
+    rna, atac = named(rna, there), named(atac, there)
     mods, loadings = _read(mdata, (rna, atac), key)
     names = [unique_names(mods[name], name) for name in (rna, atac)]
     if genes is not None:
@@ -165,7 +168,8 @@ def gene_places(
     places = genome.genes_of(annotation, mod.var, where=f"var of {rna!r}")
     known = places.loc[names[names.isin(places.index)]]
     if known.empty:
-        found = f"none of {len(names)}, the first {names[0]!r}"
+        first = next(iter(places.index), "no gene with a place")
+        found = f"none of {len(names)}; the first is {names[0]!r} in the data and {first!r} there"
         remedy = (
             "Pass an annotation with the gene names of the data, as a column 'gene' or as its index"
         )

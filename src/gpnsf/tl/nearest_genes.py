@@ -11,6 +11,7 @@ from mudata import MuData
 
 from gpnsf import genome
 from gpnsf.checks import choices
+from gpnsf.io.names import named
 from gpnsf.io.objects import owner
 from gpnsf.io.tables import takes_tables
 from gpnsf.keys import NEAREST, NEAREST_DISTANCE
@@ -39,7 +40,7 @@ def nearest_genes(
         Places of genes, as in :func:`gpnsf.tl.link_peaks`: all genes of the genome, measured or not. None for the columns in
         ``var`` of ``rna``.
     rna, atac
-        Names of the modalities.
+        Names of the modalities; by default also those that the field uses, such as "gex" and "Peaks".
 
     Raises
     ------
@@ -64,6 +65,7 @@ def nearest_genes(
     """
     owner(data)
     mods = dict(data.mod) if isinstance(data, MuData) else {atac: data}
+    rna, atac = named(rna, list(mods)), named(atac, list(mods))
     choices(
         [atac] if annotation is not None else [atac, rna], mods, what="modalities", where="the data"
     )
