@@ -450,7 +450,7 @@ def _auroc(adata, region_key: str | None, groups) -> str:
     if region_key is None:
         return ""
     V = pd.DataFrame(adata.obsm["X_proportions"], columns=adata.uns["proportions"]["types"])
-    labels = adata.obs[region_key].astype(str)
+    labels = adata.obs[region_key].astype(object).fillna("unlabelled").astype(str)
     kept = ~labels.isin(["unlabelled", "nan"]).to_numpy()
     texts = []
     for region, types in groups.items():

@@ -19,6 +19,21 @@ from gpnsf.datasets.files import data_dir
 mpl.use("Agg")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
+    """Of a table marked ``broad(n)``, n cases spread over it belong to the quick tests, the others are slow."""
+    tables: dict[str, list[pytest.Function]] = {}
+    for item in items:
+        if item.get_closest_marker("broad"):
+            tables.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    for cases in tables.values():
+        (n_quick,) = cases[0].get_closest_marker("broad").args
+        quick = {i * len(cases) // n_quick for i in range(n_quick)}
+        for number, case in enumerate(cases):
+            if number not in quick:
+                case.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(autouse=True)
 def _close_figures() -> Iterator[None]:
     yield

@@ -164,6 +164,7 @@ def fill(
         mod.var[keys.background] = background.astype(np.float32)
         if likelihoods[name] == "nb":
             mod.var[keys.dispersion] = np.float32(20.0)
+        mod.obs[keys.total] = size[name].astype(np.float32)
         _fill_importance(mod, H, {name: mod.varm[keys.loadings]}, n_spatial, keys)
     for holder in {id(item): item for item in [data, *mods.values()]}.values():
         holder.obsm[keys.factors] = H
@@ -264,6 +265,7 @@ def _record(
         "field": {},
         "likelihoods": {name: likelihoods[name] for name in loadings},
         "modalities": list(loadings),
+        "n_features": {name: int(W.any(axis=1).sum()) for name, W in loadings.items()},
         "versions": {},
         "seed": 0,
         "seconds": 2.5,

@@ -443,6 +443,7 @@ LEGAL = {
 }  # fmt: skip
 
 
+@pytest.mark.broad(8)
 @pytest.mark.parametrize("name", LEGAL)
 def test_odd_but_legal_input_is_fitted(name):
     make, options = LEGAL[name]

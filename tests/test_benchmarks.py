@@ -48,6 +48,7 @@ def test_waves_have_the_depth_asked_for_and_follow_the_seed(layers):
     assert one["atac"].X.max() == 1
 
 
+@pytest.mark.broad(1)
 @pytest.mark.skipif(data_dir() is None, reason="GPNSF_DATA_DIR does not name the data folder")
 @pytest.mark.parametrize("name", ["deep", "shallow", "faint"])
 def test_layered_sections_have_the_layers_and_the_depth_that_they_say(layers, name):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import io
 import re
 import subprocess
 import sys
@@ -16,6 +17,8 @@ import pytest
 
 import gpnsf
 from gpnsf import cli, demo
+from gpnsf.arguments import DEFAULTS
+from gpnsf.options import COMMANDS, FIT_OPTIONS, read_assignment
 
 
 @pytest.fixture
@@ -74,9 +77,45 @@ def test_a_line_that_cannot_be_read_ends_in_usage_and_status_2(argv, capsys):
     assert printed.count("error:") == 1
 
 
+@pytest.mark.parametrize(
+    ("argv", "usage", "meant"),
+    [
+        (["ftt"], "gpnsf [-h]", "'fit'"),
+        (["fit", "in.h5mu", "out.h5mu", "--nfactors", "3"], "gpnsf fit", "'--n-factors'"),
+        (["fit", "in.h5mu", "out.h5mu", "--n_factors=3"], "gpnsf fit", "'--n-factors'"),
+        (["rank", "in.h5mu", "--n-genes", "3"], "gpnsf rank", "'--n-features'"),
+        (["simulate", "tisue", "out.h5mu"], "gpnsf simulate", "'tissue'"),
+        (["demo", "--blue"], "gpnsf demo", None),
+    ],
+)
+def test_what_was_meant_is_asked(argv, usage, meant, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(argv)
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"usage: {usage}")
+    assert re.findall(r"did you mean (.*)\?", printed) == ([meant] if meant else [])
+
+
+@pytest.mark.parametrize("command", sorted(cli.RUN))
+def test_help_tells_the_default_of_every_option(command, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        cli.main([command, "--help"])
+    options = " ".join(capsys.readouterr().out.split("options:")[1].split()).split(" --")[2:]
+    assert all("default: " in text for text in options if not text.endswith(","))
+
+
+def test_every_command_can_be_asked_for():
+    assert cli.RUN.keys() == COMMANDS.keys()
+
+
+def test_help_of_fit_has_the_defaults_of_the_function():
+    arguments = inspect.signature(gpnsf.tl.fit).parameters
+    assert {name: arguments[name].default for name in DEFAULTS} == DEFAULTS
+
+
 def test_every_argument_of_fit_has_an_option():
     arguments = inspect.signature(gpnsf.tl.fit).parameters.keys() - {"data", "copy"}
-    assert cli.FIT_OPTIONS.keys() == arguments
+    assert FIT_OPTIONS.keys() == arguments
 
 
 def test_forecast_prints_what_a_fit_with_the_same_options_would_take(source, capsys):
@@ -138,6 +177,35 @@ def test_fit_reads_anndata(adata, tmp_path):
     assert anndata.read_h5ad(tmp_path / "out.h5ad").uns["gpnsf"]["likelihoods"]["rna"] == "poisson"
 
 
+def test_rank_prints_the_table(fitted, capsys):
+    assert cli.main(["rank", fitted, "--n-features", "3", "--modality", "rna"]) == 0
+    printed = pd.read_csv(io.StringIO(capsys.readouterr().out))
+    expected = gpnsf.tl.rank_features(mudata.read_h5mu(fitted), modality="rna", n_features=3)
+    pd.testing.assert_frame_equal(printed, expected, check_dtype=False, rtol=1e-4)
+
+
+def test_domains_go_into_the_file(fitted, tmp_path, capsys):
+    target = str(tmp_path / "out.h5mu")
+    options = ["--n-domains", "3", "--factors", "all"]
+    assert cli.main(["domains", fitted, target, *options]) == 0
+    assert cli.main(["domains", target, target, "--n-domains", "2", "--key-added", "two"]) == 0
+    written = mudata.read_h5mu(target).obs
+    assert (written["gpnsf_domain"].nunique(), written["two"].nunique()) == (3, 2)
+    sizes = ", ".join(map(str, written["two"].value_counts()))
+    assert f"into domains of {sizes} observations: {target}" in capsys.readouterr().out
+
+
+def test_select_prints_the_table_and_its_reason_and_keeps_both(source, tmp_path, capsys):
+    target = str(tmp_path / "out.h5mu")
+    options = "--n-factors 2,3 --n-seeds 1 --n-jobs 1 --max-steps 3 --init spot --likelihoods nb"
+    assert cli.main(["select", source, target, *options.split()]) == 0
+    record = mudata.read_h5mu(target).uns["gpnsf_selection"]
+    printed = capsys.readouterr().out
+    assert record["reason"] in printed
+    assert printed.startswith(" n_factors  n_spatial")
+    assert record["table"]["n_factors"].tolist() == [2, 3]
+
+
 def test_predict_gives_factors_at_the_coordinates_of_a_table(fitted, tmp_path):
     coords = mudata.read_h5mu(fitted).obsm["spatial"][:5]
     pd.DataFrame(coords, columns=["x", "y"]).to_csv(tmp_path / "coords.csv", index=False)
@@ -188,7 +256,7 @@ def test_simulate_writes_what_the_function_gives(name, values, tmp_path):
     target = tmp_path / "out.h5mu"
     values = ["n_genes=20", "n_peaks=30", *values]
     assert cli.main(["simulate", name, str(target), "--seed", "3", "--set", *values]) == 0
-    options = dict(map(cli.read_assignment, values))
+    options = dict(map(read_assignment, values))
     expected = getattr(gpnsf.datasets, name)(seed=3, **options)
     np.testing.assert_array_equal(
         mudata.read_h5mu(target).obsm["true_factors"], expected.obsm["true_factors"]
@@ -220,6 +288,9 @@ def test_benchmark_runs_a_file_with_its_arguments(tmp_path, monkeypatch):
         (["simulate", "tissue", "out.h5mu", "--set", "n_obs=-3"], "n_obs"),
         (["simulate", "tissue", "out.h5mu", "--seed", "-1"], "seed"),
         (["demo", "--out", "{source}"], "section.h5mu"),
+        (["rank", "{source}"], "a fit in uns"),
+        (["select", "{source}", "out.h5mu", "--n-factors", "0"], "n_factors"),
+        (["domains", "{source}", "page.html"], r"named \*.h5mu"),
         (["demo", "--out", "new/demo"], "mkdir -p new/demo"),
         (["fit", "{source}", "new/out.h5mu"], "mkdir -p new"),
         (["report", "{source}", "page.html"], "got page.html, which is a file of another kind"),

@@ -100,6 +100,7 @@ def fitted_section():
     return names
 
 
+@pytest.mark.slow
 def test_the_label_of_the_recipes_is_the_factor_with_the_largest_share(fitted_section):
     factors = fitted_section["factors"]
     spatial = factors.var["is_spatial"].to_numpy()

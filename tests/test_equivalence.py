@@ -265,6 +265,7 @@ def test_the_closed_form_tends_to_monte_carlo_as_the_guide_narrows(likelihood, f
         assert slopes[1][name].norm() / slopes[0][name].norm() == pytest.approx(1, abs=0.02), name
 
 
+@pytest.mark.broad(2)
 @pytest.mark.parametrize(
     "likelihood", [name for name, kind in LIKELIHOODS.items() if kind.family.has_bound]
 )

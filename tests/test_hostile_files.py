@@ -188,6 +188,13 @@ DAMAGES = [
     entry(lambda d: d.obsm, "spatial", with_nan, {"predict", "factor_adata"}),
     entry(lambda d: d.obs, "slice", "elsewhere", {"predict"}),
     entry(lambda d: d.obs, "held", words, {"evaluate"}),
+    *(
+        entry(lambda d: d.obs, "gpnsf_total", change, {"evaluate"})
+        for change in (words, with_nan, negative)
+    ),
+    missing(lambda d: d.obs, "gpnsf_total", set()),  # as in records of earlier versions
+    missing(record, "n_features", {"evaluate"}),
+    entry(record, "n_features", {"rna": "all"}, {"evaluate"}),
     entry(lambda d: d.obs, "depth", words, {"evaluate"}),
     entry(lambda d: d.obs, "depth", negative, {"evaluate"}),
     missing(lambda d: d.obs, "depth", {"evaluate"}),
@@ -224,7 +231,7 @@ DAMAGES = [
     entry(params, "size_factors", 3.0, {"evaluate"}),
     entry(params, "size_factors", "slice", {"evaluate"}),
     entry(params, "layers", {"rna": 3}, {"evaluate"}),
-    entry(params, "layers", {"rna": "../../x"}, {"evaluate"}),
+    entry(params, "layers", {"rna": "../../x"}, set()),  # X has the counts
     entry(params, "library_key", "../../x", {"predict"}),
     entry(params, "library_key", np.arange(3), {"predict"}),
     entry(params, "spatial_key", 3, {"predict", "factor_adata"}),
@@ -389,6 +396,7 @@ def test_an_undamaged_fit_is_refused_by_nobody(field):
     assert refusals(data, {**READERS, **FIGURES}) == set()
 
 
+@pytest.mark.broad(60)
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: f"{damage.name} ({damage.field})")
 def test_damage_is_refused_by_those_whom_it_concerns(damage):
     assert refusals(damaged(damage), READERS) >= damage.refused_by
@@ -406,6 +414,7 @@ def test_a_field_is_rebuilt_from_sound_states_only(field):
             restore_field({**sound, key: object()})
 
 
+@pytest.mark.broad(8)
 @pytest.mark.parametrize("damage", FIGURE_DAMAGES, ids=lambda damage: damage.name)
 def test_figures_refuse_what_they_cannot_draw(damage):
     assert refusals(damaged(damage), FIGURES) >= damage.refused_by
@@ -469,6 +478,7 @@ def read(path: Path) -> Any:
         return readers[path.suffix](path)
 
 
+@pytest.mark.broad(2)
 @pytest.mark.parametrize("suffix", [".h5ad", ".h5mu", ".zarr"])
 @pytest.mark.parametrize("field", ["hilbert", "inducing"])
 def test_a_file_that_was_not_touched_is_refused_by_nobody(field, suffix, tmp_path):

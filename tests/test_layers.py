@@ -28,12 +28,13 @@ DATA = {
 }  # what every layer that knows AnnData may use
 
 # The rooms of the core: each imports itself and those before it. Those of numpy know no torch.
-FIRST = {"core.types", "core.stored", "core.distributed"}
+FIRST = {"core.types", "core.stored", "core.distributed", "core.progress"}
 NUMPY = {"core.types", "core.stored", "core.families", "core.scores"}
 ROOMS = {
     "core.types": set(),
     "core.stored": set(),
     "core.distributed": set(),
+    "core.progress": set(),
     "core.families": {"core.types"},
     "core.scores": {"core.types", "core.families"},
     "core.counts": {"core.types", "core.families"},
@@ -41,7 +42,7 @@ ROOMS = {
     "core.likelihoods": {*FIRST, "core.families", "core.counts"},
     "core.model": {*FIRST, "core.families", "core.counts", "core.fields", "core.likelihoods"},
     "core.inference": {"core"},
-    "core.companions": {"core.types", "core.scores"},
+    "core.companions": {"core.types", "core.progress", "core.scores"},
 }
 
 # What each file may import of gpnsf; a package's name stands for its files. Files of one package may share helpers.
@@ -63,15 +64,17 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pl.variance": {*DATA, "io", "pl", "tl.variance"},
     "datasets": {*DATA, "io.objects", "datasets"},
     "datasets.mixture": {*DATA, "core.companions"},
+    "options": {"", "arguments", "checks"},
     "demo": {"", *DATA, "io", "core.scores", "pp", "tl", "pl", "datasets"},
-    "cli": {"", *DATA, "io", "core.distributed", "demo", "pp", "tl", "pl", "datasets"},
+    "cli": {"", *DATA, "io", "core.distributed", "demo", "options", "pp", "tl", "pl", "datasets"},
     "__main__": {"cli"},
 }
 TORCH = {"torch", "pyro"}
 SCVERSE = {"anndata", "mudata", "scanpy", "squidpy", "muon"}
 NEVER = {
     **dict.fromkeys(
-        ("lazy", "settings", "keys", "palette", "checks", "arguments", "demo", "cli"), TORCH
+        ("lazy", "settings", "keys", "palette", "checks", "arguments", "options", "demo", "cli"),
+        TORCH,
     ),
     "io": {*TORCH, "scanpy", "squidpy", "matplotlib"},
     "core": {*SCVERSE, "matplotlib"},

@@ -61,6 +61,7 @@ def test_import_loads_nothing_heavy():
     assert not loaded_by("import gpnsf; gpnsf.__version__; gpnsf.settings; dir(gpnsf.tl)") & HEAVY
 
 
+@pytest.mark.broad(1)
 @pytest.mark.parametrize("package", ["pp", "pl", "datasets"])
 def test_torch_stays_out_of_what_does_not_fit(package):
     code = f"import gpnsf\nfor name in gpnsf.{package}.__all__: getattr(gpnsf.{package}, name)"
@@ -153,6 +154,7 @@ def test_every_public_function_is_in_the_documentation():
     assert not [name for name in PUBLIC if f"\n   {name}\n" not in text.replace("    ", "   ")]
 
 
+@pytest.mark.broad(6)
 @pytest.mark.parametrize("name", PUBLIC)
 @pytest.mark.filterwarnings("default")
 def test_the_example_of_a_public_function_runs(name, tmp_path, monkeypatch):

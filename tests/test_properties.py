@@ -329,6 +329,7 @@ def fitted(data: ad.AnnData | MuData) -> ad.AnnData | MuData:
     return result
 
 
+@pytest.mark.broad(4)
 @pytest.mark.parametrize(
     ("layout", "dtype"),
     [*((layout, "float64") for layout in LAYOUTS), ("csr", "uint8"), ("csc", "int64")],

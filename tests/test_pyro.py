@@ -108,6 +108,7 @@ def test_every_divergence_is_analytic(preset, field):
     assert len(values) == 1
 
 
+@pytest.mark.broad(4)
 @each_preset
 @each_field
 def test_the_closed_form_is_a_bound_on_what_draws_say(preset, field):
@@ -192,6 +193,7 @@ def test_counts_are_scored_only_where_a_block_holds_them():
     assert scored == {"rna", "rna_prior", "atac", "atac_prior"}
 
 
+@pytest.mark.broad(8)
 @each_preset
 @each_field
 @pytest.mark.parametrize("objective", [ClosedFormELBO, Trace_ELBO])
@@ -225,6 +227,7 @@ def test_an_objective_that_does_not_draw_has_nothing_to_trace():
         next(ClosedFormELBO()._get_traces(model, model.guide, (block,), {}))
 
 
+@pytest.mark.slow
 def test_draws_lead_to_about_the_same_optimum():
     values, rates = [], []
     for objective in (ClosedFormELBO(), Trace_ELBO()):
@@ -321,6 +324,7 @@ def test_two_fits_in_one_process_do_not_meet(simulated):
     )
 
 
+@pytest.mark.broad(4)
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("objective", ["closed_form", "monte_carlo"])
 def test_global_state_is_as_before(simulated, preset, objective):

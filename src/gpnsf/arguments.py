@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
-from gpnsf.checks import MODELS, Rule, problem
+from gpnsf.checks import MODELS, Rule, near, problem
 from gpnsf.keys import SPATIAL
 
-__all__ = ["RULES", "Arguments", "Call", "Model", "Reading", "Training", "check_arguments"]
+__all__ = [
+    "DEFAULTS",
+    "RULES",
+    "Arguments",
+    "Call",
+    "Model",
+    "Reading",
+    "Training",
+    "check_arguments",
+    "check_names",
+]
 
 
 def _ruled(default: Any, rule: Rule) -> Any:
@@ -99,12 +109,20 @@ class Call:
     copy: bool = _ruled(False, Rule(bool, False))
 
 
+_FIELDS = [own for part in (Reading, Model, Training, Call) for own in fields(part)]
+DEFAULTS: dict[str, Any] = {own.name: own.default for own in _FIELDS}
 RULES: dict[str, Rule] = {
-    own.name: own.metadata["rule"]
-    for part in (Reading, Model, Training, Call)
-    for own in fields(part)
-    if "rule" in own.metadata
+    own.name: own.metadata["rule"] for own in _FIELDS if "rule" in own.metadata
 }
+
+
+def check_names(names: Iterable[str], function: str) -> None:
+    """Check that these are arguments of a fit, which ``function`` passes on."""
+    unknown = next((name for name in names if name not in DEFAULTS), None)
+    if unknown is not None:
+        rule = f"arguments of {function} or of gpnsf.tl.fit"
+        remedy = f"Leave it out, or pass one of {', '.join(DEFAULTS)}"
+        raise TypeError(problem(rule, f"{unknown!r}{near(unknown, DEFAULTS)}", remedy))
 
 
 def check_arguments(values: Mapping[str, Any]) -> None:

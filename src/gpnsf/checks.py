@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import os
 import reprlib
@@ -29,6 +30,8 @@ __all__ = [
     "flags",
     "key_added",
     "labels",
+    "near",
+    "nearest",
     "per_modality",
     "positive",
     "problem",
@@ -54,6 +57,12 @@ def problem(rule: str, found: str, remedy: str) -> str:
     return f"Expected {rule}; got {found}. {remedy}."
 
 
+def near(name: str, options: Iterable[str]) -> str:
+    """A question about what was meant, to follow a name that is none of the options."""
+    meant = nearest(name, options)
+    return f" (did you mean {meant!r}?)" if meant else ""
+
+
 @dataclass(frozen=True)
 class Rule:
     """What one argument may be: a type and, within it, a list of options or a lower end."""
@@ -70,10 +79,12 @@ class Rule:
         """Raise TypeError or ValueError unless ``value`` follows the rule."""
         if value is None and self.optional:
             return
+        mistyped = isinstance(value, str) and value not in self.options
+        example = (mistyped and nearest(value, self.options)) or self.example
         texts = (
             f"`{name}` to be {self.wanted}",
             reprlib.repr(value),
-            f"Pass for example {name}={self.example!r}",
+            f"Pass for example {name}={example!r}",
         )
         is_bool = isinstance(value, bool | np.bool_)
         if is_bool is not (self.kind is bool) or not isinstance(value, _TYPES[self.kind][0]):
@@ -172,8 +183,19 @@ def choices(
         listed = ", ".join(map(repr, list(options)[:20])) or "none"
         remedy = remedy or ("Use one of these names" if options else f"Add {unknown[0]!r} first")
         raise KeyError(
-            problem(f"{what} to exist in {where} (there: {listed})", repr(unknown[0]), remedy)
+            problem(
+                f"{what} to exist in {where} (there: {listed})",
+                f"{unknown[0]!r}{near(str(unknown[0]), options)}",
+                remedy,
+            )
         )
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that looks most like another one, whatever its case; None if none does."""
+    plain = {own.casefold(): own for own in known}
+    near = difflib.get_close_matches(name.casefold(), plain, n=1)
+    return plain[near[0]] if near else None
 
 
 def per_modality(

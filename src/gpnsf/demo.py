@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from mudata import MuData
 
-    from gpnsf.pl.canvas import Section
+    from gpnsf.pl.sections import Section
 
 __all__ = ["FIGURES", "run", "save_figures"]
 
@@ -167,12 +167,12 @@ def _importance_lines(mdata: MuData) -> list[str]:
 
 def _against_truth(mdata: MuData) -> Figure:
     """Each simulated spatial factor above the estimate that it is matched with."""
-    from gpnsf.pl import canvas
+    from gpnsf.pl import canvas, sections
 
     fit, truth = fits.find(mdata), _truth(mdata)
     columns, correlations = _matched(mdata)
     n_spatial = int(mdata.uns["truth"]["n_spatial"])
-    where = canvas.section(fit)
+    where = sections.section(fit)
     width, height = where.panel(n_spatial, bar=0.1)
     with canvas.style():
         figure, axes = canvas.grid(2 * n_spatial, width=width, height=height, ncols=n_spatial)
@@ -188,10 +188,10 @@ def _against_truth(mdata: MuData) -> Figure:
 
 def _panel(ax: Axes, where: Section, values: np.ndarray, title: str) -> None:
     """One factor, coloured up to its upper half percent, square-root scale."""
-    from gpnsf.pl import canvas
+    from gpnsf.pl import canvas, sections
 
     low, high = canvas.limits(values, quantiles=(0.005, 0.995))
-    canvas.spots(
+    sections.spots(
         ax,
         where,
         values,

@@ -269,12 +269,7 @@ def _clean(table: pd.DataFrame, where: str) -> pd.DataFrame:
     wrong = ~(placed & (ends[:, 0] <= ends[:, 1]) & (ends[:, 0] >= 0))
     if wrong.any():
         remedy = "Correct these rows, or leave them out"
-        shown = [
-            f"{name} at {place}"
-            for name, place in zip(
-                table.index, table.astype(str).agg(" ".join, axis=1), strict=True
-            )
-        ]
+        shown = [f"{row[0]} at {' '.join(map(str, row[1:]))}" for row in table.itertuples()]
         raise ValueError(
             problem(
                 f"a chromosome and 0 <= start <= end for every row of {where}",

@@ -62,6 +62,11 @@ class Keys:
         return f"{self.key}_spatial_importance"
 
     @property
+    def total(self) -> str:
+        """``obs`` of each modality: total of what the fit has read of a cell, by which its counts are known again."""
+        return f"{self.key}_total"
+
+    @property
     def importance_std(self) -> str:
         """``var`` of each modality: standard deviation of the spatial importance."""
         return f"{self.key}_spatial_importance_std"
@@ -102,7 +107,7 @@ class Keys:
         return {
             "obsm": (self.factors, self.smooth, self.std, self.embedding),
             "varm": (self.loadings, self.loadings_std, self.batch),
-            "obs": (self.importance,),
+            "obs": (self.importance, self.total),
             "var": (
                 self.background,
                 self.importance,

@@ -40,6 +40,10 @@ class LazyPackage(ModuleType):
             value = getattr(value, name)
         super().__setattr__(name, value)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Let functions that mention the package go to other processes, as they do with any module."""
+        return import_module, (self.__name__,)
+
     def __dir__(self) -> list[str]:
         """Public names, imported or not."""
         return sorted(

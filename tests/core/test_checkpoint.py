@@ -142,6 +142,7 @@ def uninterrupted():
 # ---- going on -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.broad(6)
 @pytest.mark.parametrize(
     ("call", "error"),
     [
@@ -171,6 +172,7 @@ def test_a_fit_may_be_interrupted_again_and_again(patience, path, uninterrupted,
     same(uninterrupted, fitted(path))
 
 
+@pytest.mark.broad(2)
 @pytest.mark.parametrize("call", [6, 30])
 @pytest.mark.parametrize(
     "options",
@@ -205,6 +207,7 @@ def bold(monkeypatch):
 slow = pytest.mark.slow
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("bold")
 @pytest.mark.parametrize(
     ("number", "later"),
@@ -278,6 +281,7 @@ def test_a_checkpoint_changes_nothing(path, uninterrupted):
 # ---- what is said ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.broad(2)
 @pytest.mark.parametrize(("call", "where"), [(6, "step 2 (pick)"), (24, "step 8 (main)"), (30, "step 14 (tail)"), (37, "step 20 (polish)")])  # fmt: skip
 def test_ctrl_c_says_where_it_stopped_and_how_to_go_on(call, where, path, log):
     with pytest.raises(KeyboardInterrupt):
@@ -411,6 +415,7 @@ def test_a_directory_without_permission_or_room_is_refused_at_once(number, path,
 # ---- files of other fits --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.broad(3)
 @pytest.mark.parametrize(
     ("found", "change"),
     [
@@ -434,6 +439,7 @@ def test_a_file_of_another_fit_is_refused_by_name_of_the_difference(found, chang
     assert path.read_bytes() == before
 
 
+@pytest.mark.broad(2)
 @pytest.mark.parametrize(
     "what", ["counts of rna", "size factors of atac", "coordinates", "shape of atac"]
 )

@@ -45,6 +45,7 @@ def test_leiden_finds_the_number_asked_for():
     assert [cluster(points, k, method="leiden").max() + 1 for k in (1, 2, 5, 9)] == [1, 2, 5, 9]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["kmeans", "gmm"])
 def test_the_true_number_is_the_most_stable(blobs, method):
     points, _ = blobs

@@ -127,6 +127,7 @@ def test_no_step_goes_uphill(seed, n_obs, n_types, spatial, total, group, scale,
     assert (np.diff(trace) <= 1e-11 * (1 + np.abs(trace[:-1]))).all()
 
 
+@pytest.mark.broad(4)
 @each_weight
 @pytest.mark.parametrize("seed", [0, 1])
 def test_both_solvers_reach_the_same_minimum(weights, seed):

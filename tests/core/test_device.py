@@ -69,6 +69,7 @@ def as_on_a_gpu(monkeypatch):
     backend.cache_clear()
 
 
+@pytest.mark.broad(2)
 @pytest.mark.parametrize("name", OPTIONS)
 def test_tensors_of_a_fit_are_made_where_the_model_is(name, as_on_a_gpu):
     mdata = gpnsf.datasets.tissue(n_obs=90, n_genes=20, n_peaks=20, n_spatial=2, seed=0)

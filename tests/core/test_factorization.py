@@ -283,6 +283,7 @@ def test_the_objective_is_expected_log_likelihood_minus_divergence(preset, field
     torch.testing.assert_close(found.double(), expected.double(), rtol=1e-5, atol=1e-2)
 
 
+@pytest.mark.broad(8)
 @pytest.mark.parametrize("preset", ["gpnsf", "nsf", "pnmf", "rsf"])
 @each_field
 @pytest.mark.parametrize("block_size", [13, 59, 60])
@@ -341,6 +342,7 @@ def test_rows_without_counts_take_no_part_in_the_likelihood(preset):
     )  # the other modality and the prior still speak of these rows
 
 
+@pytest.mark.broad(1)
 @pytest.mark.parametrize("likelihood", ["poisson", "bernoulli", "nb"])
 def test_monte_carlo_is_never_below_the_closed_form_on_average(likelihood):
     dataset, model = model_of(likelihoods={"rna": likelihood})

@@ -62,6 +62,7 @@ def test_the_same_seed_gives_the_same_bits_and_leaves_torchs_random_state(sides)
         assert not np.array_equal(a, c)
 
 
+@pytest.mark.broad(2)
 @pytest.mark.parametrize(
     "change",
     [
@@ -92,6 +93,7 @@ def test_losses_that_become_infinite_are_an_error(sides):
         train(*sides, NO_PAIRS, replace(PLAN, learning_rate=1e30), device=CPU)
 
 
+@pytest.mark.slow
 def test_alignment_makes_the_codes_of_peaks_resemble_those_of_genes(sides):
     def distance(alignment):
         plan = replace(PLAN, alignment=alignment, max_epochs=15, learning_rate=5e-3)
@@ -109,6 +111,7 @@ def test_alignment_makes_the_codes_of_peaks_resemble_those_of_genes(sides):
     assert distance(True) < 0.9 * distance(False)
 
 
+@pytest.mark.slow
 def test_pairs_get_like_embeddings_the_more_the_heavier_they_weigh(sides):
     pairs = np.array([[0, 1, 2, 3, 4], [10, 11, 12, 13, 14]])
     mean = []

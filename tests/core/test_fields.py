@@ -160,6 +160,7 @@ def test_marginals_are_those_of_the_dense_gaussian(name, n_dims, n_libraries):
     torch.testing.assert_close(variance, dense_variance, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.broad(1)
 @each_backend
 def test_marginals_are_those_of_sampled_weights(name):
     field = randomise(BACKENDS[name]())

@@ -48,6 +48,7 @@ def test_many_spots_get_two_starts(monkeypatch):
     assert [start.name for start in starts(toy_dataset(TWO))] == ["smooth_0", "spot"]
 
 
+@pytest.mark.broad(12)
 @each_kind
 @pytest.mark.parametrize("n_spatial", [0, 1, 2, 3])
 @pytest.mark.parametrize(
@@ -66,6 +67,7 @@ def test_a_start_is_legal(kind, n_spatial, n_libraries, missing, n_dims):
             assert (start.loadings[name] >= 0).all()
 
 
+@pytest.mark.broad(2)
 @each_kind
 def test_a_start_is_reproducible(kind):
     dataset = toy_dataset(TWO)

@@ -114,6 +114,7 @@ def test_bound_without_variance_is_the_log_likelihood(name):
     )
 
 
+@pytest.mark.broad(2)
 @each_likelihood
 def test_the_expected_information_is_the_mean_of_the_curvature_over_counts(name):
     case = make(name)
@@ -170,6 +171,7 @@ def test_gradients_without_variance_are_those_of_the_log_likelihood(name):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=2e-3)
 
 
+@pytest.mark.broad(3)
 @pytest.mark.parametrize("name", BOUNDED)
 @pytest.mark.parametrize("seed", [0, 1])
 def test_bound_is_below_the_expectation_and_close_to_it(name, seed):
@@ -219,6 +221,7 @@ def test_gradient_of_the_bound_tends_to_that_of_the_log_likelihood(name):
     )  # its gradient does not depend on the variance
 
 
+@pytest.mark.broad(2)
 @each_likelihood
 def test_uncertain_loadings_take_their_geometric_mean_in_the_logarithms_alone(name):
     """With one log-normal factor of mean one on all loadings the bound stays below the expectation."""

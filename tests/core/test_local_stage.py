@@ -83,6 +83,7 @@ def test_gaussian_deviations_are_exact(preset):
     torch.testing.assert_close(result.v, own, rtol=0.03, atol=1e-4)
 
 
+@pytest.mark.broad(4)
 @pytest.mark.usefixtures("patient")
 @pytest.mark.parametrize("preset", ["pnmf", "nsf", "nsfh", "gpnsf"])
 @pytest.mark.parametrize("likelihoods", [TWO, {"rna": "nb"}, {"rna": "bernoulli"}], ids=str)
@@ -114,6 +115,7 @@ def test_the_usual_rounds_are_enough(monkeypatch):
     torch.testing.assert_close(few.v.sqrt().mean(0), many.v.sqrt().mean(0), rtol=0.05, atol=0)
 
 
+@pytest.mark.broad(3)
 @pytest.mark.usefixtures("patient")
 @pytest.mark.parametrize("preset", ["pnmf", "nsf", "gpnsf", "rsf"])
 @pytest.mark.parametrize("field", FIELDS)

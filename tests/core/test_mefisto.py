@@ -118,6 +118,7 @@ def test_the_field_is_the_conditional_mean_at_the_inducing_points():
     )
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bits_and_another_seed_other_inducing_points():
     coords, patterns = waves(11)
     values = table(patterns)
@@ -129,6 +130,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_other_inducing_point
     assert not np.array_equal(first.mean, other.mean)
 
 
+@pytest.mark.slow
 def test_more_inducing_points_change_the_fit_until_it_is_exact():
     coords, patterns = waves(11)
     fewer, exact, more = (
@@ -139,6 +141,7 @@ def test_more_inducing_points_change_the_fit_until_it_is_exact():
     np.testing.assert_array_equal(exact.mean, more.mean)
 
 
+@pytest.mark.slow
 def test_steps_are_capped_and_convergence_is_told():
     coords, patterns = waves(5)
     short = fit({"rna": table(patterns)}, coords, max_steps=6)
@@ -149,6 +152,7 @@ def test_steps_are_capped_and_convergence_is_told():
     assert long.step[-1] < 400
 
 
+@pytest.mark.slow
 def test_memory_is_about_what_is_taken():
     rng = np.random.default_rng(0)
     for n_obs, n_features, n_inducing in ((400, 20, 100), (110, 1500, 120), (150, 20, 200)):

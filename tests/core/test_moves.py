@@ -9,7 +9,6 @@ import pytest
 import scipy.sparse as sp
 import torch
 from reference import toy_dataset
-from tqdm import tqdm
 
 import gpnsf
 from gpnsf.core.inference import bound, moves, standing, training
@@ -20,6 +19,7 @@ from gpnsf.core.inference.steps import Stepper
 from gpnsf.core.model.build import build
 from gpnsf.core.model.factorization import Block, Factorization
 from gpnsf.core.model.objective import ClosedFormELBO
+from gpnsf.core.progress import Progress
 from gpnsf.core.scores.metrics import match_factors
 from gpnsf.core.types import Dataset
 
@@ -62,7 +62,7 @@ def divide(model: Factorization, k: int, l: int, share: float = 0.5) -> None:
 
 def run(model: Factorization, dataset: Dataset, blocks: list[Block]) -> training._Run:
     """A run that has arrived at its moves, with something for Adam to remember."""
-    stepper = Stepper(model, blocks, ClosedFormELBO(), tqdm(disable=True), dataset.nnz)
+    stepper = Stepper(model, blocks, ClosedFormELBO(), Progress("fit", 1), dataset.nnz)
     found = training._Run(stepper, Schedule(max_steps=300))
     for _ in range(3):
         stepper.step("main", 0.05)
@@ -374,6 +374,7 @@ def test_factors_that_change_sides_keep_their_pattern_and_rates():
 # ---- the bound on the number of factors -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_factors_that_the_counts_do_not_ask_for_are_dropped():
     rng = np.random.default_rng(0)
     xy = rng.uniform(-1, 1, (250, 2))

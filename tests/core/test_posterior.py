@@ -141,6 +141,7 @@ def permuted(model: Factorization) -> None:
             value[..., :2] = value[..., [1, 0]]
 
 
+@pytest.mark.broad(4)
 @each_preset
 @pytest.mark.parametrize("field", ["hilbert", "inducing"])
 def test_the_order_inside_the_model_does_not_matter(preset, field):
@@ -223,6 +224,7 @@ def test_extreme_log_factors_stay_finite(m):
 # ---- scale ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.broad(5)
 @pytest.mark.parametrize("preset", COUNTED)
 @pytest.mark.parametrize("likelihood", ["poisson", "nb", "bernoulli", "bernoulli_clipped"])
 def test_expected_totals_are_the_observed_ones(preset, likelihood):
@@ -336,6 +338,7 @@ def test_more_counts_make_importance_more_certain():
 # ---- prediction -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.broad(8)
 @pytest.mark.parametrize("preset", ["gpnsf", "nsf", "rsf"])
 @pytest.mark.parametrize("field", ["hilbert", "inducing"])
 @pytest.mark.parametrize("stage", [local, mean_field])

@@ -48,6 +48,7 @@ def close(found: torch.Tensor, expected: torch.Tensor, rtol: float = 1e-6) -> No
     torch.testing.assert_close(found.double(), expected, rtol=rtol, atol=0)
 
 
+@pytest.mark.broad(3)
 @each_width
 @each_link
 def test_terms_are_those_of_dense_algebra(K, link):
@@ -77,6 +78,7 @@ def test_rates_and_information_are_those_of_dense_algebra(K):
     assert torch.equal(result, result.mT)
 
 
+@pytest.mark.broad(6)
 @each_width
 @each_link
 @pytest.mark.parametrize("stripe", [backends.STRIPE_BYTES, 1_000])
@@ -173,6 +175,9 @@ def test_two_threads_give_the_same_bits_each_time_and_the_numbers_of_one(link, m
         assert torch.equal(rates, rows.rates(G, W))
     finally:
         torch.set_num_threads(before)
+    with backends.pool_of(2):  # however many torch has
+        assert torch.equal(rows.terms(G, W, link, "GW")[2], first[2])
+    assert torch.equal(rows.terms(G, W, link, "GW")[2], alone[2])
     for a, b, c in zip(first, second, alone, strict=True):
         assert torch.equal(a, b)
         close(a, c.double())

@@ -223,6 +223,7 @@ def outcome(mdata, **options):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("modality", ["rna", "atac"])
 def test_patterns_pass_and_the_rest_does_not(section, modality):
     result = outcome(section, modalities=[modality])
@@ -232,6 +233,7 @@ def test_patterns_pass_and_the_rest_does_not(section, modality):
             assert z[4:].max() < 3
 
 
+@pytest.mark.slow
 def test_permuted_coordinates_leave_nothing(section):
     shuffled = section.copy()
     order = np.random.default_rng(0).permutation(section.n_obs)

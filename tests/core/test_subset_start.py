@@ -62,6 +62,7 @@ def test_many_nonzeros_make_a_smaller_sample(monkeypatch):
     assert len(subset_start.sample(dataset, seed=0)) == 20
 
 
+@pytest.mark.broad(2)
 @pytest.mark.parametrize("preset", ["gpnsf", "nsf", "pnmf"])
 @pytest.mark.parametrize("block_size", [None, 17])
 def test_every_model_of_counts_begins_at_its_sample(preset, block_size):
@@ -78,6 +79,7 @@ def test_real_values_have_no_sample():
     assert subset_start.sample(toy_dataset({"rna": "gaussian"}, n_obs=90), seed=0) is None
 
 
+@pytest.mark.slow
 def test_a_sample_of_batches_with_slices():
     dataset = replace(toy_dataset(TWO, n_obs=90, n_libraries=2), batch=np.repeat([0, 1, 2], 30))
     assert fitted(dataset).posterior.multipliers["rna"].shape == (10, 3)
@@ -119,6 +121,7 @@ def fit(adata: AnnData, n_spatial: int) -> np.ndarray:
     return adata.obsm["X_gpnsf"]
 
 
+@pytest.mark.slow
 def test_rows_that_are_not_in_the_sample_come_as_near_to_their_truth(monkeypatch):
     monkeypatch.setattr(subset_start, "ROWS", 200)
     adata, truth = section(600, 60, 2, 1_000.0)

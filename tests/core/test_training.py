@@ -23,6 +23,7 @@ from gpnsf.core.inference.steps import Adam, Stepper
 from gpnsf.core.likelihoods import LIKELIHOODS
 from gpnsf.core.model.build import FIELDS, PRESETS, build
 from gpnsf.core.model.factorization import Factorization
+from gpnsf.core.progress import Progress
 from gpnsf.core.types import Dataset, History
 
 TWO = {"rna": "nb", "atac": "bernoulli"}
@@ -76,6 +77,7 @@ def global_state() -> dict[str, Any]:
 # ---- climbing -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.broad(4)
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("field", FIELDS)
 def test_the_bound_rises_for_every_model(preset, field):
@@ -120,6 +122,7 @@ def test_blocks_walk_the_same_way():
 # ---- ending ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.broad(6)
 @pytest.mark.parametrize("max_steps", [1, 2, 3, 4, 10, 25, 30, 45, 60])
 @pytest.mark.parametrize("likelihood", ["nb", "poisson"])
 def test_the_cap_holds_for_all_phases_together(max_steps, likelihood):
@@ -154,6 +157,7 @@ def test_theta_is_estimated_at_the_end():
     assert "polish" not in without.phase
 
 
+@pytest.mark.broad(1)
 @pytest.mark.parametrize(("passes", "n_steps"), [(100, 20), (7, 7), (0, 5)])
 def test_large_data_have_fewer_dense_steps(monkeypatch, passes, n_steps):
     monkeypatch.setattr(training, "POLISH_ENTRIES", passes * 60 * 10)
@@ -262,6 +266,7 @@ def test_after_a_repair_the_walk_goes_on_from_the_last_good_place(monkeypatch):
     assert remembered[13:16] == [True, False, True]  # the momentum that led astray is forgotten
 
 
+@pytest.mark.broad(4)
 @pyro_may_warn
 @pytest.mark.parametrize("first", [3, 17, 30, 70, 98])
 @pytest.mark.parametrize("likelihood", ["poisson", "nb"])
@@ -402,6 +407,7 @@ def test_a_repair_never_goes_back_to_another_start(monkeypatch):
 # ---- repeating and leaving no trace ---------------------------------------------------------------------------------
 
 
+@pytest.mark.broad(1)
 @pytest.mark.parametrize("options", [{}, {"n_samples": 2}, {"field": "inducing"}], ids=str)
 def test_the_same_seed_gives_the_same_bits(options):
     (first, history), (second, again) = (fitted(seed=3, init="smooth", **options) for _ in range(2))
@@ -456,17 +462,19 @@ def test_a_fit_begins_anew_wherever_the_parameters_are():
 
 def test_progress_is_shown_on_request(capsys):
     model, dataset = problem()
-    training.fit(model, dataset, schedule=SHORT, init="spot", progress=True)
+    with Progress("fit", SHORT.max_steps, shown=True) as progress:
+        training.fit(model, dataset, schedule=SHORT, init="spot", progress=progress)
     shown = capsys.readouterr()
-    assert "fit" in shown.err
+    assert "fit, finding factors" in shown.err
     assert not shown.out
-    training.fit(problem()[0], dataset, schedule=SHORT, init="spot", progress=False)
+    training.fit(problem()[0], dataset, schedule=SHORT, init="spot")
     assert not capsys.readouterr().err.replace("\r", "").strip()
 
 
 # ---- the Monte Carlo objective --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_monte_carlo_lands_near_the_closed_form():
     schedule, results = Schedule(max_steps=150, tol=1e-12), []
     for n_samples in (None, 5):

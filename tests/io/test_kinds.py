@@ -58,6 +58,7 @@ def foreign(kind: str, path: Path, adata: ad.AnnData) -> None:
             zarr.open_group(path, mode="r+").create_array("years", data=np.arange(3))
 
 
+@pytest.mark.broad(3)
 @pytest.mark.parametrize("kind", ["folder", "zarr", "spatialdata", "more than an AnnData"])
 @pytest.mark.parametrize("large", [False, True])
 def test_a_fit_replaces_no_folder_but_a_store_of_its_kind(
@@ -76,6 +77,7 @@ def test_a_fit_replaces_no_folder_but_a_store_of_its_kind(
     assert contents(tmp_path) == before
 
 
+@pytest.mark.broad(1)
 @pytest.mark.parametrize("large", [False, True])
 @pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
 def test_an_earlier_result_is_replaced_and_nothing_is_left_beside_it(
@@ -107,6 +109,7 @@ def test_a_result_that_breaks_off_leaves_the_earlier_one(adata, tmp_path):
     assert contents(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_predictions_and_reports_do_not_take_the_place_of_their_source(adata, tmp_path, capsys):
     gpnsf.tl.fit(adata, n_factors=2, max_steps=2, split="assumed", progress=False)
     adata.write(tmp_path / "fit.h5ad")
@@ -154,6 +157,7 @@ def test_a_file_under_another_name_is_called_what_it_is(adata, mdata, tmp_path):
         assert says in str(found.value)
 
 
+@pytest.mark.slow
 def test_a_table_of_a_spatialdata_store_is_fitted_and_nothing_else_in_it_changes(adata, tmp_path):
     store = spatialdata(tmp_path / "section.zarr", adata)
     before = contents(store / "images")

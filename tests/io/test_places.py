@@ -83,3 +83,20 @@ def test_places_outside_of_the_tissue_are_told(fitted, caplog):
         f"{len(coords)} of {len(coords)} places lie outside of the fitted tissue"
         in record.getMessage()
     )
+
+
+@pytest.mark.parametrize("field", ["hilbert", "inducing"])
+def test_axes_in_another_order_or_direction_are_told(field, adata, caplog):
+    strip = adata[:40].copy()
+    strip.obsm["spatial"] = np.column_stack([np.arange(40) * 10.0, np.arange(40) % 4 * 10.0 + 60])
+    gpnsf.tl.fit(
+        strip, n_factors=2, n_spatial=1, max_steps=2, split="assumed", field=field, progress=False
+    )
+    coords = strip.obsm["spatial"]
+    for changed in (coords[:, ::-1], coords * [1, -1], coords * [-1, 1], coords * 1000):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, logger="gpnsf"):
+            gpnsf.tl.predict(strip, coords)
+            assert not caplog.records
+            gpnsf.tl.predict(strip, changed)
+        assert "lie outside of the fitted tissue" in caplog.text

@@ -14,7 +14,8 @@ from mudata import MuData
 from sections import anndata, mudata
 
 from gpnsf.arguments import Reading
-from gpnsf.io.read import normalise_coords, read
+from gpnsf.io.geometry import normalise_coords
+from gpnsf.io.read import read
 from gpnsf.io.streaming import canonical
 
 

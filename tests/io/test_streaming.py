@@ -89,6 +89,7 @@ FORMS = {
 }  # fmt: skip
 
 
+@pytest.mark.broad(5)
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("kind", ["h5", "zarr"])
 def test_rows_of_any_form_are_those_of_memory(counts, tmp_path, form, kind):

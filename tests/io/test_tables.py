@@ -7,12 +7,10 @@ import pickle
 from pathlib import Path
 
 import anndata as ad
-import dask.array as da
 import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
-from anndata.experimental import read_lazy
 from sections import digest, pair, partial
 
 import gpnsf
@@ -140,6 +138,7 @@ def test_an_unknown_argument_is_a_type_error():
 
 @pytest.mark.parametrize("form", ["dense", "CSR", "CSC", "unknown chunks"])
 def test_counts_of_dask_are_fitted_as_those_in_memory(form):
+    da = pytest.importorskip("dask.array")
     expected, mdata = fitted(pair()), pair()
     for mod in mdata.mod.values():
         dense = da.from_array(mod.X.toarray(), chunks=(7, -1))
@@ -157,6 +156,10 @@ def test_counts_of_dask_are_fitted_as_those_in_memory(form):
 @pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
 @pytest.mark.filterwarnings("ignore")
 def test_lazy_anndata_are_fitted_and_get_the_slots(tmp_path, suffix):
+    for package in ("dask", "xarray"):
+        pytest.importorskip(package)
+    from anndata.experimental import read_lazy
+
     mdata = pair()
     expected, lazy = fitted(mdata), {}
     for name, mod in mdata.mod.items():
@@ -185,6 +188,7 @@ def sdata():
     from shapely import Point
     from spatialdata import SpatialData
     from spatialdata.models import Image2DModel, PointsModel, ShapesModel, TableModel
+    from spatialdata.transformations import Scale
 
     mdata = pair()
     places = mdata["rna"].obsm["spatial"]
@@ -199,9 +203,13 @@ def sdata():
         table.obs["region"], table.obs["number"] = pd.Categorical(["spots"] * 24), np.arange(24)
         attributes = {"region": "spots", "region_key": "region", "instance_key": "number"}
         tables[NAMED[name]] = TableModel.parse(table, **attributes)
-    pixels = np.random.default_rng(0).integers(0, 255, (3, 20, 20), dtype=np.uint8)
+    pixels = np.zeros((3, 30, 40), dtype=np.uint8)
+    pixels[0, :10, :20] = 200  # red, at the upper left
+    fourfold = {"global": Scale([4.0, 4.0], axes=("x", "y"))}
     return SpatialData(
-        images={"tissue": Image2DModel.parse(pixels, dims=("c", "y", "x"))},
+        images={
+            "tissue": Image2DModel.parse(pixels, dims=("c", "y", "x"), transformations=fourfold)
+        },
         points={"molecules": PointsModel.parse(places)},
         shapes={"spots": ShapesModel.parse(spots)},
         tables=tables,
@@ -275,4 +283,39 @@ def test_what_cannot_be_told_is_asked_for(sdata):
     sdata.tables["genes"].obs["number"] += 3
     with pytest.raises(ValueError, match="none for 3 of 24, the first 'spot21'"):
         gpnsf.tl.fit(sdata, table="genes", **SHORT)
+    assert "spatial" not in sdata.tables["genes"].obsm
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_command_line_fits_a_store(sdata, tmp_path, capsys):
+    import spatialdata
+
+    from gpnsf.cli import main
+
+    source, target = tmp_path / "section.zarr", tmp_path / "fitted.zarr"
+    sdata.write(source)
+    tables = "--table=" + ",".join(f"{name}={own}" for name, own in NAMED.items())
+    short = ["--n-factors=3", "--n-spatial=2", "--max-steps=6", "--init=random", "--split=assumed"]
+    assert main(["fit", str(source), str(target), tables, *short]) == 0
+    assert "X_gpnsf" not in spatialdata.read_zarr(source).tables["genes"].obsm
+    again = spatialdata.read_zarr(target)
+    agree(fitted(pair()), {name: again.tables[own] for name, own in NAMED.items()})
+    assert contents(target) == contents(source)
+    assert main(["forecast", str(source), tables, *short]) == 0
+    assert "optimisation" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_maps_draw_the_image_of_a_spatialdata(sdata):
+    gpnsf.tl.fit(sdata, table="genes", **SHORT)
+    panel = gpnsf.pl.spatial_factors(sdata, show=False)[0]
+    (image,) = panel.get_images()
+    left, right, bottom, top = image.get_extent()
+    assert (left, right, top, bottom) == pytest.approx((0, 160, 0, 120), abs=0.2)
+    pixels = np.asarray(image.get_array())
+    height, width = pixels.shape[:2]
+    red = pixels[..., 0] > pixels[..., 0].max() / 2
+    assert red[: int(0.3 * height), : int(0.45 * width)].all()
+    assert not red[int(0.36 * height) :].any()
+    assert "spatial" not in sdata.tables["genes"].uns
     assert "spatial" not in sdata.tables["genes"].obsm

@@ -33,7 +33,7 @@ def test_maps_of_counts_share_their_colours_and_one_bar(toy):
     np.testing.assert_array_equal(discs(expected).get_array(), compared.expected[:, 0])
     assert discs(observed).get_clim() == discs(expected).get_clim()
     assert [len(ax.child_axes) for ax in (observed, expected)] == [0, 1]
-    assert titles([observed, expected, calibration]) == ["Gene5", "expected", "calibration"]
+    assert titles([observed, expected, calibration]) == ["Gene5"] * 3
 
 
 def test_open_chromatin_stands_beside_its_probability(toy):
@@ -41,7 +41,10 @@ def test_open_chromatin_stands_beside_its_probability(toy):
     observed, expected, _ = observed_expected(toy, features=peak, show=False)
     assert discs(observed).get_clim() == (0, 1)
     assert discs(expected).get_clim()[1] < 1
-    assert [ax.texts[0].get_text() for ax in (observed, expected)] == ["open or not", "probability"]
+    assert [ax.texts[0].get_text() for ax in (observed, expected)] == [
+        "atac · open or not",
+        "expected probability",
+    ]
 
 
 def test_calibration_compares_means_of_groups_of_equal_expected_value(toy):
@@ -71,6 +74,7 @@ def test_features_of_several_modalities_keep_their_order(toy):
 def test_real_values_have_colours_around_zero():
     data = fitted.anndata(n_obs=64, likelihood="gaussian")
     data.X = data.X.toarray() - 2
+    data.obs["gpnsf_total"] = data.X[:, data.varm["gpnsf_loadings"].any(axis=1)].sum(axis=1)
     observed, expected, _ = observed_expected(data, features="Gene1", show=False)
     low, high = discs(observed).get_clim()
     assert low == -high

@@ -39,7 +39,10 @@ def test_a_row_holds_a_factor_and_its_best_features(toy):
         assert titles(row) == [name, *table["feature"]]
         np.testing.assert_array_equal(values(row[0]), toy.obsm["X_gpnsf"][:, k])
         notes = [ax.texts[0].get_text() for ax in row[1:]]
-        assert notes == [f"{100 * share:.0f} % of its signal" for share in table["share"]]
+        assert notes == [
+            f"{modality} · {100 * share:.0f} % of its signal"
+            for modality, share in zip(table["modality"], table["share"], strict=True)
+        ]
         np.testing.assert_allclose(
             values(row[1]), per_size(toy["rna"], table["feature"].iloc[0]), rtol=1e-5
         )
@@ -57,7 +60,11 @@ def test_named_features_alone(toy):
     peak = toy["atac"].var_names[0]
     axes = feature_maps(toy, features=["Gene2", peak, "Gene1"], ncols=2, show=False)
     assert titles(axes) == ["Gene2", peak, "Gene1"]
-    assert [ax.texts[0].get_text() for ax in axes] == ["per size factor", "open", "per size factor"]
+    assert [ax.texts[0].get_text() for ax in axes] == [
+        "rna · per size factor",
+        "atac · open",
+        "rna · per size factor",
+    ]
     np.testing.assert_allclose(values(axes[0]), per_size(toy["rna"], "Gene2"), rtol=1e-5)
     assert axes[0].get_subplotspec().get_gridspec().ncols == 2
 
@@ -68,6 +75,7 @@ def test_rare_features_have_colours_up_to_their_largest_value(toy):
     counts[:, 0] = 0
     counts[7, 0] = 3
     data["rna"].X = counts
+    data["rna"].obs["gpnsf_total"] = counts.sum(axis=1)
     ax = feature_maps(data, features="Gene1", quantiles=(0.0, 0.9), show=False)
     low, high = ax.collections[0].get_clim()
     assert (low, high) == (0, values(ax).max())
@@ -102,12 +110,47 @@ def test_observations_without_the_modality_are_grey(simulated):
     assert (np.abs(colors[~lacking, :3] - 0.88).max(axis=1) > 0.05).all()
 
 
+@pytest.mark.parametrize("layer", ["logged", "X"])
+def test_a_layer_is_drawn_as_it_is(toy, layer):
+    data = toy.copy()
+    logged = data["rna"].X.copy()
+    logged.data = np.log1p(logged.data / 3)  # no counts any more
+    if layer == "X":
+        data["rna"].X = logged
+    else:
+        data["rna"].layers["logged"] = logged
+    ax = feature_maps(data, features="Gene2", layer=layer, show=False)
+    at = data["rna"].var_names.get_loc("Gene2")
+    np.testing.assert_allclose(values(ax), logged.toarray()[:, at], rtol=1e-6)
+    assert ax.texts[0].get_text() == {"X": "rna · X"}.get(layer, "rna · layer logged")
+    assert len(feature_maps(data, factors=0, modality="rna", layer=layer, show=False)) == 5
+
+
+def test_a_layer_that_is_not_there_is_told(toy):
+    with pytest.raises(KeyError, match="the layer to exist in modality 'rna' .*there: 'X'"):
+        feature_maps(toy, features="Gene2", layer="counts")
+
+
 def test_slices_and_profiles():
     data = fitted.mudata(n_obs=60, n_slices=2)
     ax = feature_maps(data, features="Gene1", library="slice B", show=False)
     np.testing.assert_allclose(values(ax), per_size(data["rna"], "Gene1")[60:], rtol=1e-5)
     line = feature_maps(fitted.anndata(n_obs=60, shape="line"), n_features=1, show=False)
     assert all(isinstance(ax.collections[0], PathCollection) for ax in line)
+
+
+@pytest.mark.parametrize("shape", ["hex", "strip"])
+def test_ten_factors_fit_a_page_and_notes_their_panels(shape):
+    data = fitted.mudata(n_obs=144, n_factors=10, n_genes=30, n_peaks=30, shape=shape)
+    if shape == "strip":  # the tallest tissue
+        data.obsm["spatial"] = data.obsm["spatial"][:, ::-1].copy()
+    figure = feature_maps(data, return_fig=True)
+    width, height = figure.get_size_inches()
+    assert width <= 8
+    assert height <= 10
+    figure.draw_without_rendering()
+    notes = [ax.texts[0].get_window_extent() for ax in figure.axes[:5]]
+    assert all(a.x1 < b.x0 for a, b in zip(notes, notes[1:], strict=False))
 
 
 @pytest.mark.parametrize("shape", ["hex", pytest.param("strip", marks=pytest.mark.slow)])

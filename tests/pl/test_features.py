@@ -63,6 +63,7 @@ def test_factors_without_features_are_left_out():
         top_features(data, factors="spatial_2")
 
 
+@pytest.mark.broad(2)
 @pytest.mark.parametrize("n_factors", [2, 7, 12, 20])
 @pytest.mark.parametrize("modality", [None, "rna"])
 def test_names_never_overlap_and_stay_on_the_page(n_factors, modality):

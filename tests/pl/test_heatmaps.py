@@ -66,6 +66,7 @@ def test_shares_are_those_among_all_factors_also_where_some_are_drawn(toy):
     assert [label.get_text() for label in ax.get_xticklabels()] == ["nonspatial_1", "spatial_2"]
 
 
+@pytest.mark.slow
 def test_rows_are_limited_and_the_figure_and_the_log_say_so(caplog):
     data = fitted.mudata(n_obs=64, n_factors=20, n_spatial=10, n_genes=400, n_peaks=400)
     with caplog.at_level("INFO", logger="gpnsf"):

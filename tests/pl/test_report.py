@@ -135,7 +135,8 @@ def test_sections_depend_on_what_there_is(tmp_path):
         if f"\n{title}\n" in "\n".join(page.words)
     ]
     assert headings == [
-        "Data", "How it was run", "Convergence", "Factors", "Top features", "Spatial importance",
+        "Summary", "Factors", "Top features", "Spatial importance", "Data", "Convergence",
+        "How it was run",
     ]  # fmt: skip
     assert len(page.all("img")) == 5
     assert "mine" in page.text

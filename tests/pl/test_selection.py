@@ -46,6 +46,7 @@ def test_curves_and_the_recommended_point(table):
         "stability of spatial factors",
         "spatial factors",
     ]
+    assert [ax.get_ylabel() for ax in axes] == ["square-root scale", "", ""]
     assert curve(axes[0]) == [[3, 20], [5, 6], [7, 0], [9, 1]]
     assert curve(axes[1])[2] == [7, 0.99]
     assert [ring(ax) for ax in axes] == [[7, 0], [7, 0.99], [7, 5]]  # 5: of all counts

@@ -217,7 +217,7 @@ def test_only_the_counts_that_are_needed_are_read(data):
     data["rna"].X = None
     gpnsf.tl.denoise(data, modality="atac")
     gpnsf.tl.impute(data, modality="rna", shrinkage=0.0)
-    with pytest.raises(ValueError, match="counts in X of modality 'rna'"):
+    with pytest.raises(ValueError, match="the fit has read in X of modality 'rna'"):
         gpnsf.tl.impute(data, modality="rna")
 
 

@@ -93,6 +93,18 @@ def test_sets_come_as_dict_table_or_file(toy, sets, tmp_path):
         pd.testing.assert_frame_equal(enrich(toy, other), expected)
 
 
+def test_lines_without_a_set_or_a_member_are_told_and_left_out(toy, sets, caplog):
+    pairs = [(name, gene) for name, genes in sets.items() for gene in genes]
+    table = pd.DataFrame(pairs, columns=["source", "target"])
+    expected = enrich(toy, table)
+    gaps = pd.DataFrame(
+        {"source": [None] * 6 + ["of spatial_1"], "target": [*toy.var_names[:6], None]}
+    )
+    found = enrich(toy, pd.concat([table, gaps]))
+    pd.testing.assert_frame_equal(found, expected)
+    assert f"7 of {len(table) + 7} line(s) name no set or no member" in caplog.text
+
+
 def test_some_factors_alone_and_small_sets_left_out(toy, sets):
     table = enrich(toy, sets | {"small": sets["random 0"][:3]}, factors=["nonspatial_1"])
     assert set(table["factor"]) == {"nonspatial_1"}

@@ -114,6 +114,7 @@ def test_the_true_rates_of_thinned_counts_have_a_deviance_near_one():
     train = rng.binomial(counts, 0.5)
     data.X = sp.csr_matrix(counts.astype(np.float32))
     data.layers["train"] = sp.csr_matrix(train.astype(np.float32))
+    data.obs["gpnsf_total"] = train.sum(axis=1).astype(np.float32)
     data.layers["test"] = sp.csr_matrix((counts - train).astype(np.float32))
     data.varm["gpnsf_loadings"] /= 2
     data.var["gpnsf_background"] /= 2

@@ -172,6 +172,7 @@ def expected(data: MuData | AnnData, name: str, key: str = "gpnsf") -> np.ndarra
 # ---- every model, likelihood and field ------------------------------------------------------------------------------
 
 
+@pytest.mark.broad(8)
 @each_model
 @pytest.mark.parametrize("field", FIELDS)
 def test_every_model_fills_every_slot_of_mudata(mdata, model, field):
@@ -193,6 +194,7 @@ def test_every_model_fills_every_slot_of_anndata(adata, model):
     assert data.uns["gpnsf"]["modalities"] == ["rna"]
 
 
+@pytest.mark.broad(6)
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
 @pytest.mark.parametrize("field", FIELDS)
 @pytest.mark.parametrize("objective", ["closed_form", "monte_carlo"])
@@ -215,6 +217,7 @@ def test_expected_totals_are_the_observed_ones(mdata, model):
         assert expected(mdata, name).sum() == pytest.approx(mod.X.sum(), rel=0.01)
 
 
+@pytest.mark.broad(8)
 @pytest.mark.parametrize(("name", "value"), [
     *(("kernel", name) for name in KERNELS),
     *(("init", name) for name in ("auto", "smooth", "spot", "random")),
@@ -229,6 +232,7 @@ def test_every_option_is_legal_and_written_down(mdata, name, value):
     assert mdata.uns["gpnsf"]["params"][name] == value
 
 
+@pytest.mark.broad(6)
 @pytest.mark.parametrize(("name", "one", "other", "also"), [
     ("kernel", "matern12", "rbf", {}), ("init", "spot", "smooth", {}), ("kl_weight", 1.0, 3.0, {}), ("seed", 0, 1, {}),
     ("learning_rate", 0.2, 0.05, {}), ("objective", "closed_form", "monte_carlo", {}), ("n_spatial", 1, 2, {}),
@@ -844,6 +848,7 @@ def test_a_fit_whose_factors_all_pass_is_the_fit_that_was_assumed(patterned):
     assert assumed.uns["gpnsf"]["spatial_test"] == {}
 
 
+@pytest.mark.slow
 def test_without_spatial_order_nothing_is_called_spatial(patterned):
     shuffled = patterned.copy()
     shuffled.obsm["spatial"] = np.random.default_rng(0).permutation(patterned.obsm["spatial"])
@@ -874,6 +879,7 @@ def test_what_fails_goes_behind_what_passes(patterned):
     )
 
 
+@pytest.mark.broad(1)
 @pytest.mark.parametrize("n_noise", [2, 7])
 def test_factors_that_held_out_counts_do_not_show_are_dropped(patterned, monkeypatch, n_noise):
     """Nonspatial ones; where nothing is left, the largest stays."""

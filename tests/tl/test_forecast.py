@@ -33,7 +33,7 @@ def test_it_takes_the_arguments_of_fit_and_refuses_what_fit_refuses(mdata):
     )
     assert short.stages["local stage"] == 0
     assert short.stages["test"] == 0
-    with pytest.raises(TypeError, match="n_factor"):
+    with pytest.raises(TypeError, match="'n_factor' .did you mean 'n_factors'"):
         gpnsf.tl.forecast(mdata, n_factor=3)
     with pytest.raises(ValueError, match="`n_factors` of at most"):
         gpnsf.tl.forecast(mdata, n_factors=10_000)

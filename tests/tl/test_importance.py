@@ -155,6 +155,7 @@ def tested():
     return data
 
 
+@pytest.mark.slow
 def test_permutation_finds_the_spatial_genes_and_leaves_the_others(tested):
     p, q = tested.var[f"{KEY}_p"], tested.var[f"{KEY}_q"]
     null = tested.var["null"].to_numpy()

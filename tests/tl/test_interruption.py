@@ -115,6 +115,7 @@ def test_a_file_of_other_data_is_refused(mdata, adata, tmp_path, ctrl_c):
     assert path.exists()
 
 
+@pytest.mark.slow
 def test_the_command_ends_with_130_and_goes_on(mdata, tmp_path, ctrl_c, capsys):
     source, target, path = (str(tmp_path / name) for name in ("in.h5mu", "out.h5mu", "fit.npz"))
     mdata.write(source)

@@ -150,6 +150,7 @@ def test_the_tools_that_need_expected_counts_refuse(fitted, tool):
     assert sections.digest(data) == before
 
 
+@pytest.mark.broad(1)
 @pytest.mark.parametrize("suffix", ["h5mu", "zarr"])
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 def test_results_survive_a_file(fitted, tmp_path, suffix):
@@ -231,6 +232,7 @@ def plain() -> ad.AnnData:
     return changed()
 
 
+@pytest.mark.broad(3)
 @pytest.mark.parametrize(
     "options",
     [

@@ -20,6 +20,7 @@ def through_pickle(parcel):
     return pickle.loads(pickle.dumps(parcel)).unpacked()
 
 
+@pytest.mark.slow
 def test_a_fit_does_not_notice(mdata):
     arguments = {
         "n_factors": 3,

@@ -77,6 +77,7 @@ def spatial(data: MuData | AnnData) -> np.ndarray:
 # ---- at the data ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.broad(3)
 @each_case
 def test_without_coordinates_the_smooth_part_comes_back(fits, case):
     data = fits(case)

@@ -106,7 +106,7 @@ def test_what_is_sure_and_specific_comes_before_what_is_abundant_or_unsure():
     std = 0.05 * W
     std[2] = W[2] / 1.5
     table = rank_features(with_std(W, std), factors="spatial_1")
-    assert table["feature"].tolist() == ["g1", "g0", "g2"]
+    assert table["feature"].tolist() == ["g1", "g0", "g2", "g3"]
     assert table["score"].iloc[0] > 0.3
     assert table["score"].iloc[-1] < 0
     assert (
@@ -118,7 +118,7 @@ def test_what_is_sure_and_specific_comes_before_what_is_abundant_or_unsure():
 def test_the_surer_of_two_equal_loadings_is_first():
     W = np.array([[5.0, 1], [5.0, 1], [1.0, 9]])
     table = rank_features(with_std(W, np.array([[1.0, 1], [0.5, 1], [1, 1]])), factors="spatial_1")
-    assert table["feature"].tolist() == ["g1", "g0"]
+    assert table["feature"].tolist() == ["g1", "g0", "g2"]
 
 
 def test_rare_features_are_left_out_unless_all_are_rare():
@@ -133,7 +133,8 @@ def test_rare_features_are_left_out_unless_all_are_rare():
     assert table["feature"].iloc[0] == "g100"
     shallow = with_std(W / 1e3, 1e-5 * W)
     table = rank_features(shallow, factors="spatial_1", n_features=200)
-    assert 10 < len(table) < 50
+    assert len(table) == 50
+    assert 10 < (table["lift"] > 1).sum() < 50
     assert "g100" not in set(table["feature"])
 
 
@@ -166,6 +167,22 @@ def lymph_node():
     return data
 
 
+def test_a_factor_without_markers_has_as_many_features_as_others():
+    """A factor that only has its part of everything, and less of some."""
+    rng = np.random.default_rng(0)
+    W = np.column_stack([np.full(12, 9.0), np.append(rng.gamma(9, 1, 6), np.full(6, 30.0))])
+    data = with_std(W, 0.05 * W)
+    for method in ("posterior", "lift", "loading", "share"):
+        table = rank_features(data, n_features=9, method=method)
+        assert table.groupby("factor").size().tolist() == [9, 9]
+        for _, part in table.groupby("factor"):
+            assert part["score"].is_monotonic_decreasing
+    table = rank_features(data, n_features=12)
+    assert ((table["score"] < 0) | (table["lift"] > 1)).all()
+    best = fits.ranked(fits.find(data), "rna", 1, n_features=12)  # as figures and gene sets take it
+    assert (best["lift"] >= 1).all()
+
+
 def test_lift_prefers_specific_and_abundant_features():
     housekeeping, noise, marker, other = [100, 100], [0.001, 0], [20, 1], [1, 20]
     data = with_loadings(np.array([housekeeping, noise, marker, other]))
@@ -195,9 +212,11 @@ def test_specificity_is_the_share_above_the_next():
     ].tolist() == [1.0]
 
 
-def test_features_without_signal_or_below_the_expected_share_are_left_out():
+def test_features_without_signal_are_left_out_and_those_below_the_expected_share_come_last():
     data = with_loadings(np.array([[5, 1], [1, 5], [0, 0], [3, 0]]))
-    assert set(rank_features(data, factors="spatial_1", method="lift")["feature"]) == {"g0", "g3"}
+    table = rank_features(data, factors="spatial_1", method="lift")
+    assert table["feature"].tolist() == ["g3", "g0", "g1"]
+    assert (table["score"] > 0).tolist() == (table["lift"] > 1).tolist() == [True, True, False]
     assert set(rank_features(data, factors="nonspatial_1", method="loading")["feature"]) == {
         "g0",
         "g1",
@@ -218,8 +237,8 @@ def test_signed_loadings_are_ranked_by_magnitude():
     data = with_loadings(np.array([[-5.0, 1.0], [1.0, 4.0], [2.0, 1.0]]))
     data.uns["gpnsf"]["likelihoods"]["rna"] = "gaussian"
     table = rank_features(data, factors="spatial_1")
-    assert table["feature"].tolist() == ["g0", "g2"]
-    assert table["loading"].tolist() == [-5.0, 2.0]
+    assert table["feature"].tolist() == ["g0", "g2", "g1"]
+    assert table["loading"].tolist() == [-5.0, 2.0, 1.0]
 
 
 @pytest.mark.parametrize(

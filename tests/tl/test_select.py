@@ -1,14 +1,21 @@
 from __future__ import annotations
 
+import io
 import logging
+import re
+import sys
 
 import mudata
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.sparse as sp
 
 from gpnsf import datasets
+from gpnsf.core.progress import Progress
+from gpnsf.io.parcel import pack
 from gpnsf.tl.evaluate import evaluate, grouped_deviance
+from gpnsf.tl.finished import Finished, facts_of
 from gpnsf.tl.fit import fit
 from gpnsf.tl.search import Run, Search, Tasks, n_ordered
 from gpnsf.tl.select import select_n_factors
@@ -50,7 +57,17 @@ def searched(curve, *, depth=1000.0, noise=0.0, orders=None, objectives=None):
             )
         ]
     groups = np.arange(50) % 25
-    return Search(None, [], {}, depth, {}, [0], Tasks(1, False), groups, runs)
+    return Search(
+        None,
+        [],
+        {},
+        depth,
+        {},
+        [0],
+        Tasks(1, Progress("select", 1), Finished(None, {})),
+        groups,
+        runs,
+    )
 
 
 def test_the_lowest_deviance_is_chosen_where_it_is_clear():
@@ -204,6 +221,81 @@ def test_deviance_by_groups_adds_up_to_that_of_all(adata):
     assert null.sum() == pytest.approx(line.null_deviance * entries)
 
 
+@pytest.mark.slow
+def test_an_interrupted_search_goes_on_with_what_is_missing(adata, tmp_path, monkeypatch, caplog):
+    arguments = {**FAST, "n_factors": [2, 3], "checkpoint": tmp_path / "search.npz"}
+    names, keep = [], Finished.keep
+
+    def keep_two(self, name, arrays):
+        if len(names) == 2:
+            names.append("Ctrl-C")
+            raise KeyboardInterrupt
+        names.append(name)
+        keep(self, name, arrays)
+
+    monkeypatch.setattr(Finished, "keep", keep_two)
+    with pytest.raises(KeyboardInterrupt):
+        select_n_factors(adata, **arguments)
+    assert "gpnsf_selection" not in adata.uns
+    assert "Interrupted after 2 fits. The same call with checkpoint=" in caplog.text
+    resumed = select_n_factors(adata, **arguments)
+    assert [name.partition("=")[0] for name in names] == ["K", "K", "Ctrl-C", "z of K"]
+    whole = select_n_factors(adata, **{**arguments, "checkpoint": None})
+    pd.testing.assert_frame_equal(resumed.drop(columns="seconds"), whole.drop(columns="seconds"))
+    assert resumed.attrs == whole.attrs
+    assert not list(tmp_path.iterdir())
+
+
+def facts(adata, **arguments):
+    counts = {"rna": sp.csr_matrix(adata.X)}
+    return facts_of(pack(adata, counts, obsm="spatial"), {"library_key": "side", **arguments})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda adata, path: {"max_steps": 4}, "differs in max_steps"),
+        (lambda adata, path: adata.X.data.__setitem__(0, 9), "differs in counts of rna"),
+        (lambda adata, path: adata.obsm["spatial"].__imul__(2) is None, "and coordinates of rna"),
+        (lambda adata, path: adata.obs.insert(0, "side", "left"), "differs in columns"),
+        (lambda adata, path: path.write_bytes(b"PK") * 0, "is none or is damaged"),
+    ],
+)
+def test_a_file_of_another_search_is_refused(adata, tmp_path, change, message):
+    path = tmp_path / "search.npz"
+    found = {"deviance": np.arange(3.0), "order": np.asarray(2)}
+    Finished(path, facts(adata)).keep("K=2", found)
+    again = Finished(path, facts(adata)).found["K=2"]
+    assert again.keys() == found.keys()
+    np.testing.assert_array_equal(again["deviance"], found["deviance"])
+    arguments = change(adata, path) or {}
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=message):
+        Finished(path, facts(adata, **arguments))
+    assert path.read_bytes() == before
+
+
+def test_a_file_that_cannot_be_written_is_refused(adata, tmp_path):
+    with pytest.raises(OSError, match="Expected `checkpoint` to be a file that can be written"):
+        Finished(tmp_path / "no" / "search.npz", facts(adata))
+
+
+def test_the_time_is_told_before_the_first_fit_and_there_is_one_bar(
+    adata, capsys, caplog, monkeypatch
+):
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    with caplog.at_level(logging.INFO, logger="gpnsf"):
+        select_n_factors(adata, n_factors=[3, 2], **{**FAST, "progress": True})
+    assert re.match(r"3 fits of 2 to 3 factors, 1 at a time: about \d+ s\.", caplog.messages[0])
+    shares = [int(share) for share in re.findall(r"(\d+)%\|", stream.getvalue())]
+    assert shares == sorted(shares)
+    assert shares.count(100) <= 2
+    assert shares[-1] == 100
+    assert "select, fits of 2, 3 factors" in stream.getvalue()
+    assert "fit, " not in stream.getvalue()
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
@@ -219,6 +311,7 @@ def test_deviance_by_groups_adds_up_to_that_of_all(adata):
         ({"model": "fa"}, ValueError, "`model`"),
         ({"split": "assumed"}, TypeError, "'split'"),
         ({"objective": "exact"}, ValueError, "`objective`"),
+        ({"layer": "counts"}, TypeError, "'layer' .did you mean 'layers'"),
         ({"layers": "nowhere"}, KeyError, "nowhere"),
     ],
 )

@@ -122,9 +122,9 @@ def test_the_path_of_anndata_gets_the_slots_of_a_fit_in_memory(adata, tmp_path, 
     found = reread(path)
     same(found, adata)
     assert (found.X != adata.X).nnz == 0
-    assert (
-        found.var["gpnsf_top_factor"].astype(str).tolist() == adata.var["gpnsf_top_factor"].tolist()
-    )
+    top = found.var["gpnsf_top_factor"]
+    assert top.dtype == "category"  # as anndata writes strings that repeat
+    assert top.astype(str).tolist() == adata.var["gpnsf_top_factor"].tolist()
     assert os.listdir(tmp_path) == [path.name]
 
 
@@ -156,6 +156,7 @@ def test_a_backed_object_gets_the_slots_in_memory_and_its_file_nothing(adata, tm
     assert digest(path) == before
 
 
+@pytest.mark.broad(4)
 @pytest.mark.parametrize("options", [
     {"use_var": "chosen"}, {"library_key": "slice"}, {"batch_key": "slice"}, {"holdout_key": "held"}, {"layers": "counts"},
     {"size_factors": "depth"}, {"likelihoods": "poisson"}, {"likelihoods": {"rna": "gaussian"}}, {"split": "tested"},
@@ -195,6 +196,7 @@ def partial(mdata: MuData) -> MuData:
 # ---- blocks and memory ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_what_is_kept_says_nothing(adata, tmp_path, monkeypatch):
     monkeypatch.setattr(types, "BLOCK_ROWS", 20)
     path = written(adata, tmp_path, ".h5ad")
@@ -256,6 +258,7 @@ def test_a_second_fit_replaces_the_first_and_nothing_else(mdata, tmp_path, suffi
         pd.testing.assert_frame_equal(mod.var, found[name].var[mod.var.columns])
 
 
+@pytest.mark.slow
 def test_a_fit_that_was_written_by_memory_is_replaced_too(mdata, tmp_path):
     fit(mdata, seed=3)
     mdata.update()

@@ -103,7 +103,8 @@ class View:
 class Dataset:
     """Everything that the core needs of a tissue section."""
 
-    # [N, D] float32: each slice centred, one factor for all axes, largest half-width 1
+    # [N, D] float32: each slice centred, one factor for all axes, largest half-width 1; beyond, a
+    # few rows that are far outside of the tissue
     coords: np.ndarray
     library: np.ndarray  # [N] int64: code of the slice, 0 .. n_libraries - 1
     views: tuple[View, ...]

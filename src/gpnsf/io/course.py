@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from gpnsf.core import stored
-from gpnsf.io.fits import Fit
+from gpnsf.io.fits import LARGEST, Fit
 
-__all__ = ["outcome", "starts", "trace"]
+__all__ = ["explained", "outcome", "starts", "trace"]
 
 
 def trace(fit: Fit) -> tuple[np.ndarray, np.ndarray]:
@@ -38,3 +38,11 @@ def outcome(fit: Fit) -> tuple[bool, int, float]:
     seconds = stored.number(fit.uns, "seconds", low=0, where=fit.where)
     converged = stored.flag(fit.uns, "converged", where=fit.where)
     return converged, len(np.atleast_1d(repairs)), seconds
+
+
+def explained(fit: Fit) -> np.ndarray:
+    """Share [modalities, K] of each modality's null deviance that each factor explains."""
+    found = stored.record(fit.uns, "variance_explained", where=fit.where)
+    shape, where = (len(fit.names),), "the explained deviances"
+    rows = [stored.array(found, name, shape, low=-LARGEST, where=where) for name in fit.modalities]
+    return np.array(rows, dtype=float)

@@ -212,7 +212,8 @@ def _fill(group: Any, holder: AnnData | MuData, keys: Keys) -> None:
         for name in there:
             value = mapping[name]
             if isinstance(value, pd.Series):
-                value = pd.Categorical(value) if value.dtype == object else value.to_numpy()
+                text = pd.api.types.is_string_dtype(value.dtype)
+                value = pd.Categorical(value) if text else value.to_numpy()
             write_elem(place, name, value)
         if attribute in ("obs", "var"):
             _name_columns(place, _columns(place) + there)

@@ -67,17 +67,6 @@ class Fit:
         return state
 
     @property
-    def explained(self) -> np.ndarray:
-        """Share [modalities, K] of each modality's null deviance that each factor explains."""
-        found = stored.record(self.uns, "variance_explained", where=self.where)
-        where = "the explained deviances"
-        rows = [
-            stored.array(found, name, (len(self.names),), low=-LARGEST, where=where)
-            for name in self.modalities
-        ]
-        return np.array(rows, dtype=float)
-
-    @property
     def where(self) -> str:
         """Where the record is, in words."""
         return f"uns[{self.keys.uns!r}]"
@@ -175,6 +164,20 @@ class Fit:
         )
         choices(dict.fromkeys(found), names, what="the batch", where=f"fit {self.keys.key!r}")
         return np.array([names.index(name) for name in found]), multipliers
+
+    def total(self, modality: str) -> np.ndarray | None:
+        """Total [n] of what the fit has read of each cell of a modality; None in records without, of other methods or of earlier versions."""
+        key, mod = self.keys.total, self.modalities[modality]
+        if key not in mod.obs:
+            return None
+        low = -LARGEST if FAMILIES[self.likelihoods[modality]].signed else 0.0
+        where = f"obs of {modality!r}"
+        return stored.array(mod.obs, key, (mod.n_obs,), low=low, high=LARGEST, where=where)
+
+    def n_features(self, modality: str) -> int:
+        """Features of a modality that had a rate at the fit."""
+        sizes = stored.record(self.uns, "n_features", where=self.where)
+        return stored.whole(sizes, modality, low=0, high=2**31, where="the numbers of features")
 
     def var(self, modality: str, column: str) -> np.ndarray:
         """Column of numbers [P] of the features of one modality, which are not negative where counts are."""

@@ -15,7 +15,7 @@ from gpnsf.arguments import Reading
 from gpnsf.core.families import FAMILIES
 from gpnsf.core.types import Dataset
 from gpnsf.io.fits import Fit
-from gpnsf.io.read import SIZE_FLOOR, Layout, read, read_counts
+from gpnsf.io.read import SIZE_FLOOR, Layout, read, read_counts, row_totals
 
 __all__ = [
     "Compared",
@@ -23,10 +23,13 @@ __all__ = [
     "counts_of",
     "find_features",
     "held_out",
+    "layer_of",
     "reread",
     "size_factors",
     "used",
 ]
+
+SAME = 1e-4  # relative difference of totals in single precision
 
 
 @dataclass(frozen=True)
@@ -113,28 +116,67 @@ def held_out(fit: Fit, modality: str) -> np.ndarray:
 def reread(fit: Fit, modality: str | None = None) -> tuple[Dataset, Layout]:
     """What :func:`gpnsf.tl.fit` has read, in the order of the rows of the object; of one modality alone if it is named."""
     kept = {own.name: fit.params[own.name] for own in fields(Reading) if own.name in fit.params}
-    column = kept.get("use_var")
-    if isinstance(column, str):  # one name holds for the modalities that have the column
-        kept["use_var"] = {
-            name: column for name, mod in fit.modalities.items() if column in mod.var
-        }
+    chosen = list(fit.modalities) if modality is None else [modality]
+    layers = {name: layer_of(fit, name) for name in chosen}
     own = {
-        "modalities": list(fit.modalities) if modality is None else [modality],
+        "modalities": chosen,
         "likelihoods": fit.likelihoods,
+        "layers": {name: layer for name, layer in layers.items() if layer is not None},
     }
-    reading = Reading(**{**kept, **own, "batch_key": None})
-    return read(fit.data, reading, spatial=bool(fit.is_spatial.any()))
+    reading = Reading(**{**kept, **own, "use_var": None, "batch_key": None})
+    features = {name: used(fit, name) for name in chosen}
+    spatial = bool(fit.is_spatial.any())
+    return read(fit.data, reading, spatial=spatial, features=features, tell=False)
+
+
+def layer_of(fit: Fit, modality: str) -> str | None:
+    """The layer that holds what the fit has read, None for ``X``: the one it was, or where a copy of it is."""
+    known = fit.data.mod if isinstance(fit.data, MuData) else fit.modalities
+    asked = checks.per_modality(
+        fit.params.get("layers"), "layers", names=[modality], known=known
+    ).get(modality)
+    totals, mod = fit.total(modality), fit.modalities[modality]
+    if totals is None:
+        return asked
+    for layer in dict.fromkeys([asked, None, *mod.layers]):
+        if _holds(fit, modality, layer, totals):
+            return layer
+    where = f"{'X' if asked is None else f'layer {asked!r}'} of modality {modality!r}"
+    found = f"other values there, and no copy in the layers {[name for name in mod.layers if name]}"
+    remedy = (
+        f"Put them into a layer of any name, where they are found, for example {_place(fit, modality)}.layers['counts'] = "
+        f"counts (their median total is {np.median(totals):g}), or run gpnsf.tl.fit again"
+    )
+    raise ValueError(checks.problem(f"the values that the fit has read in {where}", found, remedy))
+
+
+def _place(fit: Fit, modality: str) -> str:
+    """How the user may call a modality."""
+    return f"mdata[{modality!r}]" if isinstance(fit.data, MuData) else "adata"
+
+
+def _holds(fit: Fit, modality: str, layer: str | None, totals: np.ndarray) -> bool:
+    """Whether a layer has the totals [n] of what the fit has read, in most cells: some features of held-out ones were not seen.
+
+    Where features were left out since, counts that are legal and not larger may be the same.
+    """
+    mod, likelihood, use = fit.modalities[modality], fit.likelihoods[modality], used(fit, modality)
+    try:
+        found = row_totals(mod, layer=layer, likelihood=likelihood, modality=modality, use=use)
+    except (KeyError, TypeError, ValueError):
+        return False
+    tolerance = SAME * (np.abs(totals) + np.abs(totals).mean())
+    if use.sum() < fit.n_features(modality):
+        signed = FAMILIES[likelihood].signed
+        return signed or bool(np.median(found - totals - tolerance) <= 0)
+    return bool(np.median(np.abs(found - totals) - tolerance) <= 0)
 
 
 def counts_of(
     fit: Fit, modality: str, use: np.ndarray | None = None, *, layer: str | None = None
 ) -> sp.csr_matrix:
     """Checked counts [n, P] of the features to use [P_full], None for all, from a layer, None for the one that was fitted."""
-    if layer is None:
-        known = fit.data.mod if isinstance(fit.data, MuData) else fit.modalities
-        layer = checks.per_modality(
-            fit.params.get("layers"), "layers", names=[modality], known=known
-        ).get(modality)
+    layer = layer_of(fit, modality) if layer is None else layer
     likelihood = fit.likelihoods[modality]
     return read_counts(
         fit.modalities[modality], layer=layer, likelihood=likelihood, modality=modality, use=use

@@ -32,8 +32,12 @@ def ranked(
     n_features: int,
     method: str = ranking.METHODS[0],
     min_counts: float = ranking.MIN_COUNTS,
+    complete: bool = False,
 ) -> pd.DataFrame:
-    """Best features of one factor in one modality, as :func:`gpnsf.tl.rank_features` explains it; the index is their position."""
+    """Best features of one factor in one modality, as :func:`gpnsf.tl.rank_features` explains it; the index is their position.
+
+    With ``complete``, features with less than expected follow those that stand out.
+    """
     if method not in ranking.METHODS:
         raise ValueError(
             problem(f"`method` to be one of {ranking.METHODS}", repr(method), "Pass one of these")
@@ -51,10 +55,16 @@ def ranked(
     if method == "posterior" and std is not None:
         rows = len(fit.rows[modality])
         score = ranking.posterior(
-            weights, std, fit.constant(modality), n_obs=rows, min_counts=min_counts
+            weights,
+            std,
+            fit.constant(modality),
+            n_obs=rows,
+            min_counts=min_counts,
+            complete=complete,
         )
     else:
-        score = ranking.score(weights, "lift" if method == "posterior" else method)
+        alone = "lift" if method == "posterior" else method
+        score = ranking.score(weights, alone, complete=complete)
     best = ranking.best(weights, score, n_features)
     mod, blank = fit.modalities[modality], np.zeros(len(score), np.float32)
     columns = {

@@ -18,11 +18,10 @@ from gpnsf import checks
 from gpnsf.arguments import Reading
 from gpnsf.core.families import FAMILIES
 from gpnsf.core.types import Dataset, View
-from gpnsf.io import names
-from gpnsf.io.modalities import check_types, tell, tell_of_peaks
+from gpnsf.io import modalities, names, suspicions
+from gpnsf.io.geometry import Geometry, geometry
 from gpnsf.io.objects import Opened, gather, holders, open_data, read_coords, read_labels
 from gpnsf.io.streaming import (
-    NOT_BINARY,
     StoredCounts,
     canonical,
     is_stored,
@@ -31,10 +30,10 @@ from gpnsf.io.streaming import (
     sound,
 )
 
-__all__ = ["Layout", "normalise_coords", "read", "read_counts"]
+__all__ = ["Layout", "read", "read_counts", "row_totals"]
 
+NOT_BINARY = "modality %r holds values other than 0 and 1; %r reads x > 0"
 SIZE_FLOOR = 0.05  # smallest size factor from totals: empty spots take the value of the field
-SPAN = (1e-30, 1e30)  # of coordinates: single precision holds their length scales
 
 _logger = logging.getLogger("gpnsf")
 
@@ -54,6 +53,7 @@ class Layout:
     )  # [N] row of the dataset of each observation of the object: rows of a batch are neighbours
     centre: np.ndarray  # [n_libraries, D] in the data's own units
     scale: float  # the data's own units per half-width unit, one for all slices and axes
+    totals: dict[str, np.ndarray]  # modality -> [n] total of each of its cells, held out or not
 
 
 def read(
@@ -62,26 +62,37 @@ def read(
     *,
     default_likelihoods: Mapping[str, str] | None = None,
     spatial: bool = True,
+    features: Mapping[str, np.ndarray] | None = None,
+    tell: bool = True,
 ) -> tuple[Dataset, Layout]:
     """Read what a fit needs; ``spatial=False`` is for models without a field, which can do without coordinates.
+
+    ``features`` [P_full] bool by modality take the place of ``reading.use_var``. What is legal and may mislead a fit is told, unless ``tell`` is false: for reading once more what has been fitted.
 
     ``default_likelihoods`` maps kinds of modalities (:mod:`gpnsf.io.names`) to likelihoods, "" standing for any other.
     """
     reading = reading or Reading()
     opened = open_data(data, modalities=reading.modalities, likelihoods=reading.likelihoods)
-    tell(opened, chosen=reading.modalities is not None)
+    if tell:
+        modalities.tell(opened, chosen=reading.modalities is not None)
     kinds = _likelihoods(opened, reading.likelihoods, default_likelihoods or names.LIKELIHOODS)
-    features = _features(opened, reading.use_var)
+    features = dict(features or _features(opened, reading.use_var))
     for name in opened.names:
-        check_types(opened.mods[name].var[features[name]], name)
+        modalities.check_types(opened.mods[name].var[features[name]], name)
     weights = _weights(opened, reading.modality_weights)
     layer = checks.per_modality(reading.layers, "layers", names=opened.names, known=opened.mods)
     library, libraries = pd.factorize(read_labels(opened, reading.library_key), sort=True)
-    coords, centre, scale = _geometry(opened, reading.spatial_key, library, spatial=spatial)
+    slices = tuple(map(str, libraries))
+    places = _places(opened, reading.spatial_key, library, slices, spatial=spatial, tell=tell)
     trained = ~_held_out(opened, reading.holdout_key)
-    views = []
+    views, totals = [], {}
     for name in opened.names:
-        counts = _opened(opened.mods[name], layer.get(name), kinds[name], name, features[name])
+        counts, changed = _opened(
+            opened.mods[name], layer.get(name), kinds[name], name, features[name]
+        )
+        if tell and changed:
+            _logger.info(NOT_BINARY, name, kinds[name])
+        totals[name] = _totals(counts)
         view = _view(opened, name, counts, kinds[name], trained, reading.size_factors)
         views.append(replace(view, weight=weights.get(name, 1.0)))
     batch, batches = pd.factorize(
@@ -97,16 +108,17 @@ def read(
         likelihoods=kinds,
         rows={name: position[opened.rows[name]] for name in opened.names},
         features=features,
-        libraries=tuple(map(str, libraries)),
+        libraries=slices,
         batches=() if reading.batch_key is None else tuple(map(str, batches)),
         position=position,
-        centre=centre,
-        scale=scale,
+        centre=places.centre,
+        scale=places.scale,
+        totals=totals,
     )
     in_file = any(isinstance(view.counts, StoredCounts) for view in views)
     memory = memory_budget() if in_file else math.inf
     dataset = Dataset(
-        coords=coords, library=library.astype(np.int64), views=tuple(views), memory=memory
+        coords=places.coords, library=library.astype(np.int64), views=tuple(views), memory=memory
     )
     return dataset if reading.batch_key is None else _by_batch(dataset, batch), layout
 
@@ -134,18 +146,6 @@ def _by_batch(dataset: Dataset, batch: np.ndarray) -> Dataset:
     )
 
 
-def normalise_coords(
-    coords: np.ndarray, library: np.ndarray, centre: np.ndarray, scale: float
-) -> np.ndarray:
-    """Own units [n, D] to half-width units, float32, by the centre [n_libraries, D] of each row's slice and one scale.
-
-    Nothing is farther away than a million: by then every field has returned to its prior.
-    """
-    with np.errstate(over="ignore"):
-        own = (np.asarray(coords, dtype=np.float64) - centre[library]) / scale
-    return np.clip(own, -1e6, 1e6).astype(np.float32)
-
-
 def _likelihoods(opened: Opened, likelihoods: Any, defaults: Mapping[str, str]) -> dict[str, str]:
     chosen = checks.per_modality(likelihoods, "likelihoods", names=opened.names, known=opened.mods)
     for name, kind in chosen.items():
@@ -157,7 +157,7 @@ def _likelihoods(opened: Opened, likelihoods: Any, defaults: Mapping[str, str]) 
         kind: defaults.get(kind, defaults[""]) for kind in map(names.kind, [*opened.names, "atac"])
     }
     unasked = {name: usual[names.kind(name)] for name in opened.names if name not in chosen}
-    tell_of_peaks(opened, unasked, usual["atac"])
+    modalities.tell_of_peaks(opened, unasked, usual["atac"])
     return {name: chosen.get(name) or unasked[name] for name in opened.names}
 
 
@@ -208,7 +208,7 @@ def read_counts(
     use: np.ndarray | None = None,
 ) -> sp.csr_matrix:
     """Checked counts [n, P] of one modality as canonical CSR float32; arrays that are so already are shared."""
-    counts = _opened(
+    counts, _ = _opened(
         adata,
         layer,
         likelihood,
@@ -218,10 +218,17 @@ def read_counts(
     return counts[:] if isinstance(counts, StoredCounts) else counts
 
 
+def row_totals(
+    adata: AnnData, *, layer: str | None, likelihood: str, modality: str, use: np.ndarray
+) -> np.ndarray:
+    """Totals [n] of the counts of the features to use [P_full], checked as those of a fit are."""
+    return _totals(_opened(adata, layer, likelihood, modality, use)[0])
+
+
 def _opened(
     adata: AnnData, layer: str | None, likelihood: str, modality: str, use: np.ndarray
-) -> sp.csr_matrix | StoredCounts:
-    """The same; counts that are in a file stay there."""
+) -> tuple[sp.csr_matrix | StoredCounts, bool]:
+    """The same, and whether values above zero are read as one; counts that are in a file stay there."""
     if layer is not None:
         known = [name for name in adata.layers if name is not None]
         checks.choices(
@@ -242,18 +249,16 @@ def _opened(
             stored, modality=modality, use=use, likelihood=likelihood, features=features
         )
         checks.some(counts, modality=modality)
-        return counts
+        return counts, counts.ones
     stored = loaded(stored, modality=modality)
     sound(stored, modality=modality)
     matrix = canonical(stored if use.all() else stored[:, use], modality=modality)
     checks.counts(matrix, likelihood, modality=modality, features=adata.var_names[use])
     checks.some(matrix, modality=modality)
     if not FAMILIES[likelihood].binary or (matrix.data == 1).all():
-        return matrix
-    _logger.info(NOT_BINARY, modality, likelihood)
-    return sp.csr_matrix(
-        (np.ones_like(matrix.data), matrix.indices, matrix.indptr), shape=matrix.shape
-    )
+        return matrix, False
+    ones = np.ones_like(matrix.data)
+    return sp.csr_matrix((ones, matrix.indices, matrix.indptr), shape=matrix.shape), True
 
 
 def _view(
@@ -350,27 +355,23 @@ def _held_out(opened: Opened, key: str | None) -> np.ndarray:
     return held
 
 
-def _geometry(
-    opened: Opened, key: str, library: np.ndarray, *, spatial: bool
-) -> tuple[np.ndarray, np.ndarray, float]:
-    """Normalised coordinates [N, D], centre [n_libraries, D] and scale: each slice on its mid-range, one scale for all."""
-    n_libraries = int(library.max()) + 1
+def _places(
+    opened: Opened,
+    key: str,
+    library: np.ndarray,
+    slices: tuple[str, ...],
+    *,
+    spatial: bool,
+    tell: bool,
+) -> Geometry:
+    """Where the rows are; what is suspicious about it is told where there is a field."""
     if not spatial and not holders(opened, "obsm", key):
-        return np.zeros((len(library), 1), np.float32), np.zeros((n_libraries, 1)), 1.0
-    coords = read_coords(opened, key)
-    slices = [coords[library == code] for code in range(n_libraries)]
-    low = np.array([part.min(0) for part in slices])
-    high = np.array([part.max(0) for part in slices])
-    with np.errstate(over="ignore"):
-        scale = float((high / 2 - low / 2).max())
-    if scale == 0:
-        found = f"{len(coords)} identical point(s)" + (" in each slice" if n_libraries > 1 else "")
-        remedy = (
-            "Store the positions of the observations there, or name another slot with `spatial_key`"
+        shape = len(library), 1
+        return Geometry(
+            np.zeros(shape, np.float32), np.zeros((len(slices), 1)), 1.0, np.zeros(shape[0], bool)
         )
-        raise ValueError(checks.problem(f"coordinates in obsm[{key!r}] that differ", found, remedy))
-    if not SPAN[0] < scale < SPAN[1]:
-        rule = f"coordinates in obsm[{key!r}] with a half-width between {SPAN[0]:g} and {SPAN[1]:g}"
-        raise ValueError(checks.problem(rule, f"{scale:g}", "Convert them to another unit"))
-    centre = (low + high) / 2
-    return normalise_coords(coords, library, centre, scale), centre, scale
+    coords = read_coords(opened, key)
+    found = geometry(coords, library, key)
+    if tell and spatial:
+        suspicions.tell(opened, coords, library, slices, found.stray)
+    return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 import re
@@ -23,7 +22,6 @@ from gpnsf.core.types import rows_at_a_time
 from gpnsf.settings import settings
 
 __all__ = [
-    "NOT_BINARY",
     "StoredCounts",
     "available_memory",
     "canonical",
@@ -36,14 +34,11 @@ __all__ = [
 DENSE_ENTRIES = 4_000_000  # of a dense array, read at a time
 DASK = "dask.array"
 COLUMN_BYTES = 24  # of a value by columns, on its way to rows
-NOT_BINARY = "modality %r holds values other than 0 and 1; %r reads x > 0"
 CONTAINER = tuple(
     map(Path, ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 )
 USED, MACHINE = Path("/proc/self/statm"), Path("/proc/meminfo")
 SHARE = 0.25  # of the memory of the machine, for counts that are kept
-
-_logger = logging.getLogger("gpnsf")
 
 
 def is_stored(matrix: Any) -> bool:
@@ -201,8 +196,6 @@ class StoredCounts:
             values = part.sign() if binary else part
             totals[start:stop] = np.asarray(values.sum(axis=1, dtype=np.float64)).ravel()
             lengths[start:stop] = np.diff(part.indptr)
-        if not ones:
-            _logger.info(NOT_BINARY, modality, likelihood)
         return cls(source, modality, use, totals, lengths, np.arange(n_rows), tidy, not ones)
 
     @property

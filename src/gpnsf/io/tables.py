@@ -20,12 +20,14 @@ from mudata import MuData
 from gpnsf.checks import choices, problem
 from gpnsf.io import names
 from gpnsf.io.objects import no_pulling, rows_of
+from gpnsf.io.pictures import pictures, system_of
 from gpnsf.keys import SPATIAL, Keys
 
 __all__ = ["choose", "is_spatialdata", "joined", "lent", "place", "takes_tables"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 Slots = dict[str, dict[str, Any]]
+ATTRIBUTES = "spatialdata_attrs"  # in uns of a table: what its rows annotate
 TABLES = "tables"  # in the record of a fit: the names of its tables, by modality
 FRAMES = ("obs", "var")
 SLOTS = ("obsm", "varm", "obsp", "varp", "uns")
@@ -44,6 +46,7 @@ def takes_tables(function: F) -> F:
     """
     signature = inspect.signature(function)
     first, known = next(iter(signature.parameters)), signature.parameters.get("key")
+    draws = "img_key" in signature.parameters
 
     @wraps(function)
     def called(*args: Any, **options: Any) -> Any:
@@ -51,7 +54,7 @@ def takes_tables(function: F) -> F:
         table = options.pop("table", None) if is_spatialdata(given) else None
         bound = signature.bind(*args, **options)
         key = bound.arguments.get("key", "gpnsf" if known is None else known.default)
-        with lent(bound.arguments[first], table, key=key) as one:
+        with lent(bound.arguments[first], table, key=key, images=draws) as one:
             bound.arguments[first] = one
             return function(*bound.args, **bound.kwargs)
 
@@ -60,7 +63,11 @@ def takes_tables(function: F) -> F:
 
 @contextmanager
 def lent(
-    data: Any, table: str | Mapping[str, str] | None = None, *, key: str = "gpnsf"
+    data: Any,
+    table: str | Mapping[str, str] | None = None,
+    *,
+    key: str = "gpnsf",
+    images: bool = False,
 ) -> Iterator[Any]:
     """Lend tables as one object: an AnnData for one table, a MuData for tables by modality; other objects as they are.
 
@@ -76,6 +83,8 @@ def lent(
         the only table, else those whose names say RNA and ATAC.
     key
         Name of a fit.
+    images
+        Whether the tables of a SpatialData come with its images, in ``uns["spatial"]``.
 
     Raises
     ------
@@ -100,10 +109,12 @@ def lent(
     else:
         yield data
         return
-    places = {own: name for name, own in named.items() if SPATIAL not in owners[name].obsm}
     copies = {name: _shallow(owner) for name, owner in owners.items()}
-    for own, name in places.items():
-        place(copies[name], data, own)
+    for name, own in named.items():
+        if SPATIAL not in copies[name].obsm:
+            place(copies[name], data, own)
+        if images and SPATIAL not in copies[name].uns:
+            copies[name].uns[SPATIAL] = pictures(data, _regions(copies[name]))
     before = {name: _slots(copy) for name, copy in copies.items()}
     with joined(copies, named) as one:
         yield one
@@ -178,9 +189,15 @@ def _is_lazy(adata: AnnData) -> bool:
     return not isinstance(adata.obs, pd.DataFrame)
 
 
+def _regions(copy: AnnData) -> list[str]:
+    """Names of the shapes or labels that a table annotates."""
+    about = copy.uns.get(ATTRIBUTES)
+    return [] if about is None else list(pd.unique(copy.obs[about["region_key"]].astype(str)))
+
+
 def place(copy: AnnData, sdata: Any, table: str) -> None:
     """Give a table coordinates: the centroids of the shapes or labels that it annotates, if it does."""
-    about = copy.uns.get("spatialdata_attrs")
+    about = copy.uns.get(ATTRIBUTES)
     if about is None:
         return
     region = copy.obs[about["region_key"]].astype(str)
@@ -198,10 +215,8 @@ def place(copy: AnnData, sdata: Any, table: str) -> None:
 def _centroids(sdata: Any, element: str) -> pd.DataFrame:
     """Coordinates of the shapes or labels of an element, by its name and their own."""
     from spatialdata import get_centroids
-    from spatialdata.transformations import get_transformation
 
-    systems = list(get_transformation(sdata[element], get_all=True))
-    system = "global" if "global" in systems else systems[0]
+    system = system_of(sdata[element])
     points = get_centroids(sdata[element], coordinate_system=system).compute()
     return points.set_axis(pd.MultiIndex.from_product([[element], points.index]))
 
@@ -213,8 +228,7 @@ def _shallow(adata: AnnData) -> AnnData:
         for name in SLOTS
     }
     frames = {name: _in_memory(getattr(adata, name)).copy(deep=False) for name in FRAMES}
-    layers = dict(adata.layers.items())
-    return AnnData(X=adata.X, layers=layers, **frames, **slots)
+    return AnnData(X=adata.X, layers=_items(adata, "layers"), **frames, **slots)
 
 
 def _in_memory(value: Any) -> Any:
@@ -259,12 +273,17 @@ def _is_fit(record: object) -> bool:
 def _slots(data: AnnData | MuData) -> Slots:
     """What there is, by key; nothing is copied."""
     there = SLOTS if isinstance(data, MuData) else (*SLOTS, "layers")
-    return {name: dict(getattr(data, name).items()) for name in (*FRAMES, *there)}
+    return {name: _items(data, name) for name in (*FRAMES, *there)}
+
+
+def _items(data: AnnData | MuData, name: str) -> dict[str, Any]:
+    """Keys and values of a part of an object; new versions of anndata count X among the layers, without a name."""
+    return {key: value for key, value in getattr(data, name).items() if key is not None}
 
 
 def _changed(data: AnnData | MuData, before: Slots, name: str) -> tuple[dict[str, Any], list[str]]:
     """Values of a part of an object that are new since, and keys that have gone."""
-    now = dict(getattr(data, name).items())
+    now = _items(data, name)
     new = {
         key: value
         for key, value in now.items()

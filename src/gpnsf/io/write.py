@@ -47,6 +47,7 @@ def write(
             slots += _rows(
                 mod, layout.rows[name], {name: posterior.loadings[name]}, arrays, posterior, keys
             )
+        slots.append((mod, "obs", keys.total, layout.totals[name].astype(np.float32)))
         slots += _features(mod, name, layout.features[name], posterior, keys)
     put(data, slots, instead_of=keys.slots)
 
@@ -89,9 +90,11 @@ def _attributes(holder: AnnData | MuData) -> tuple[str, ...]:
 
 
 def _held(holder: AnnData | MuData, attribute: str) -> pd.DataFrame | dict[str, object]:
-    """Everything in a part of an object, not copied itself."""
+    """Everything in a part of an object, not copied itself; X is no layer here."""
     mapping = getattr(holder, attribute)
-    return mapping.copy(deep=False) if isinstance(mapping, pd.DataFrame) else dict(mapping)
+    if isinstance(mapping, pd.DataFrame):
+        return mapping.copy(deep=False)
+    return {key: value for key, value in mapping.items() if key is not None}
 
 
 def _restore(
@@ -102,7 +105,8 @@ def _restore(
         setattr(holder, attribute, held)
     else:
         mapping = getattr(holder, attribute)
-        mapping.clear()
+        for key in [key for key in mapping if key is not None]:
+            del mapping[key]
         mapping.update(held)
 
 
@@ -171,6 +175,11 @@ def _features(
     ]
 
 
+def _with_signal(posterior: Posterior, name: str) -> int:
+    """Features of a modality that have any rate."""
+    return int(np.column_stack([posterior.loadings[name], posterior.background[name]]).any(1).sum())
+
+
 def on_all_features(values: np.ndarray, used: np.ndarray, fill: float = 0.0) -> np.ndarray:
     """Scatter [P, ...] to all features [P_full, ...]."""
     full = np.full((len(used), *values.shape[1:]), fill, dtype=np.float32)
@@ -200,6 +209,7 @@ def _record(posterior: Posterior, layout: Layout, info: Mapping[str, Any]) -> di
             "likelihoods": layout.likelihoods,
             "modalities": layout.modalities,
             "batches": layout.batches,
+            "n_features": {name: _with_signal(posterior, name) for name in layout.modalities},
         }
     )
 

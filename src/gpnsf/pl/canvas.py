@@ -1,24 +1,20 @@
-"""Parts that all figures share: grids of panels, sizes of spots, colours, and show or return."""
+"""Parts that all figures share: grids of panels, titles, colours and bars, and show or return."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from gpnsf.checks import choices, problem
-from gpnsf.io.objects import spot_distance
+from gpnsf.checks import problem
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.collections import EllipseCollection, PathCollection
+    from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Colormap, Normalize
     from matplotlib.figure import Figure
-
-    from gpnsf.io.deconvolved import Placed
 
 __all__ = [
     "BAR",
@@ -26,8 +22,8 @@ __all__ = [
     "MODALITY_COLORS",
     "PAGE",
     "SMALL",
+    "TALL",
     "TEXT",
-    "Section",
     "colorbars",
     "colormap",
     "columns",
@@ -35,13 +31,10 @@ __all__ = [
     "grid",
     "hand_over",
     "limits",
-    "name_slices",
     "norm",
+    "opaque",
     "plain",
-    "profile",
-    "section",
-    "spot_diameter",
-    "spots",
+    "square_root",
     "style",
     "tidy_bar",
     "title",
@@ -49,7 +42,7 @@ __all__ = [
 
 T = TypeVar("T")
 
-PAGE = 7.2  # inches: two columns of a journal page
+PAGE, TALL = 7.2, 9.5  # inches: width and height of a journal page
 TEXT, SMALL = 8.0, 7.0  # points
 GREY = "0.35"
 BAR = 0.38  # inches: a colour bar and its labels
@@ -82,6 +75,12 @@ def style() -> Iterator[None]:
 def plain(ax: Axes) -> None:
     """Small thin ticks, set on the axes: later ones would follow the global settings."""
     ax.tick_params(which="both", labelsize=SMALL, width=0.6, length=2.5, pad=2)
+
+
+def square_root(ax: Axes) -> None:
+    """A y axis on which what is near zero can be told apart, and which says so."""
+    ax.set_yscale("function", functions=(lambda y: np.sqrt(np.maximum(y, 0)), np.square))
+    ax.set_ylabel("square-root scale", fontsize=SMALL - 0.5, color=GREY)
 
 
 def columns(
@@ -169,137 +168,6 @@ def hand_over(
     return figure if return_fig else None if show else drawn
 
 
-@dataclass(frozen=True)
-class Section:
-    """Where the observations of a figure lie on the paper."""
-
-    rows: np.ndarray  # [n] observations that are drawn
-    coords: np.ndarray  # [n, 2] or [n, 1], slices set side by side where they overlap
-    diameter: float  # of a spot, in the units of the coordinates
-    down: bool  # y grows downwards, as in images
-    labels: dict[str, tuple[float, float]]  # slice -> where its name goes; empty for a single one
-
-    @property
-    def aspect(self) -> float:
-        """Height of the picture over its width; profiles of one coordinate are wider than high."""
-        if self.coords.shape[1] == 1:
-            return 0.6
-        width, height = np.ptp(self.coords, axis=0) + self.diameter
-        return float(height / width)
-
-    def panel(self, ncols: int, *, bar: float = BAR) -> tuple[float, float]:
-        """Inches of a panel among ``ncols``, width by height, with bar and two lines of title."""
-        width = min(max(PAGE / ncols - bar, 0.6), 2.4 / np.sqrt(self.aspect), 5 / self.aspect)
-        axis = 0.2 if self.coords.shape[1] == 1 else 0.0
-        return max(width + bar, 1.05), width * self.aspect + 0.36 + axis
-
-
-def section(
-    fit: Placed,
-    *,
-    library: str | Sequence[str] | None = None,
-    size: float | None = None,
-    margin: float = 0.0,
-) -> Section:
-    """Coordinates of observations to draw: of three, the first two; the third decides the top.
-
-    ``margin`` is room around each slice, in distances of neighbouring spots.
-    """
-    coords, slices = fit.coords, fit.library
-    if slices is None and library is not None:
-        remedy = "Leave `library` out, or fit with `library_key=`"
-        raise ValueError(
-            problem("a fit with slices for `library`", "one without `library_key`", remedy)
-        )
-    names = (
-        np.zeros(len(coords), dtype=object) if slices is None else np.asarray(slices, dtype=object)
-    )
-    rows = np.arange(len(coords))
-    if slices is not None and library is not None:
-        wanted = [library] if isinstance(library, str) else [str(name) for name in library]
-        choices(
-            wanted, slices.categories, what="slices", where=f"obs[{fit.params['library_key']!r}]"
-        )
-        rows = np.flatnonzero(np.isin(names, wanted))
-    if coords.shape[1] == 3:
-        rows = rows[np.argsort(coords[rows, 2], kind="stable")]
-    coords, names = coords[rows, :2], names[rows]
-    down = _has_image(fit)
-    room = margin * spot_distance(coords[names == name] for name in set(names)) if margin else 0.0
-    coords, labels = _side_by_side(coords, names, down=down, room=room)
-    diameter = spot_diameter(coords, names) if size is None else size
-    return Section(rows=rows, coords=coords, diameter=diameter, down=down, labels=labels)
-
-
-def spot_diameter(coords: np.ndarray, library: np.ndarray) -> float:
-    """Diameter of a spot, in coordinate units, at which neighbouring spots just touch."""
-    diameter = spot_distance(coords[library == name] for name in set(library))
-    span = float(np.ptp(coords, axis=0).max())
-    if not diameter:
-        return span / 20 or 1.0
-    # small discs overlap a little and have a least size: else paper shines through and colours fade
-    return max(diameter if span < 40 * diameter else 1.2 * diameter, span / 250)
-
-
-def spots(
-    ax: Axes, where: Section, values: np.ndarray, *, cmap: str | Colormap, norm: Normalize
-) -> EllipseCollection:
-    """Discs of a diameter in data units: they touch at any panel size; rasterized above 2,000."""
-    from matplotlib.collections import EllipseCollection
-
-    coords, diameter = where.coords, where.diameter
-    discs = EllipseCollection(
-        diameter,
-        diameter,
-        0.0,
-        units="xy",
-        offsets=coords,
-        offset_transform=ax.transData,
-        linewidths=0,
-        rasterized=len(coords) > 2000,
-        cmap=cmap,
-        norm=norm,
-    )
-    discs.set_array(values)
-    ax.add_collection(discs, autolim=False)
-    low, high = coords.min(axis=0) - diameter / 2, coords.max(axis=0) + diameter / 2
-    ylim = (high[1], low[1]) if where.down else (low[1], high[1])
-    ax.set(xlim=(low[0], high[0]), ylim=ylim, xticks=[], yticks=[], aspect="equal", anchor="NW")
-    ax.spines[:].set_visible(False)
-    return discs
-
-
-def profile(
-    ax: Axes,
-    where: Section,
-    values: np.ndarray,
-    *,
-    scale: str,
-    cmap: str | Colormap,
-    norm: Normalize,
-) -> PathCollection:
-    """Values along a single coordinate, on an axis of the scale of the colours."""
-    low, high = norm.vmin, norm.vmax
-    marks = ax.scatter(
-        where.coords[:, 0],
-        np.clip(values, low, high),
-        c=values,
-        s=5,
-        linewidths=0,
-        rasterized=len(values) > 2000,
-        cmap=cmap,
-        norm=norm,
-        clip_on=False,
-    )
-    if scale == "log":
-        ax.set_yscale("log")
-    elif scale == "sqrt":
-        ax.set_yscale("function", functions=(lambda y: np.sqrt(np.maximum(y, 0)), np.square))
-    ax.set(ylim=(low, high), xlabel="position")
-    plain(ax)
-    return marks
-
-
 def limits(
     values: np.ndarray,
     *,
@@ -354,14 +222,6 @@ def title(ax: Axes, name: str, note: str = "") -> None:
     text.set(va="bottom", fontsize=SMALL - 0.5, color=GREY)
 
 
-def name_slices(ax: Axes, where: Section) -> None:
-    """Names of the slices below each of them."""
-    edge = (0.5 if where.down else -0.5) * where.diameter * (where.coords.shape[1] > 1)
-    for name, (x, y) in where.labels.items():
-        label = ax.annotate(name, (x, y + edge), (0, -2), textcoords="offset points")
-        label.set(ha="center", va="top", fontsize=SMALL - 1.5, color=GREY)
-
-
 def colorbars(axes: Sequence[Axes]) -> list[Axes]:
     """A slim bar beside each panel, inside its place in the grid: panels keep their shape."""
     from matplotlib.transforms import BboxTransformTo, ScaledTranslation
@@ -376,10 +236,17 @@ def colorbars(axes: Sequence[Axes]) -> list[Axes]:
         bar = ax.inset_axes(
             (0.04, -length / 2, 0.06, length), transform=figure.dpi_scale_trans + corner
         )
-        figure.colorbar(ax.collections[0], cax=bar)
+        figure.colorbar(opaque(ax.collections[0]), cax=bar)
         tidy_bar(bar, short=length < 0.5)
         bars.append(bar)
     return bars
+
+
+def opaque(drawn: ScalarMappable) -> ScalarMappable:
+    """The colours of what is drawn, for a bar beside spots that an image shines through."""
+    from matplotlib.cm import ScalarMappable
+
+    return ScalarMappable(drawn.norm, drawn.cmap)
 
 
 def tidy_bar(bar: Axes, *, short: bool = False) -> None:
@@ -387,12 +254,16 @@ def tidy_bar(bar: Axes, *, short: bool = False) -> None:
     from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
     low, high = bar.get_ylim()
-    if short:
+    if _plain_number(low) == _plain_number(high):
+        bar.yaxis.set_major_locator(FixedLocator([(low + high) / 2]))
+    elif short:
         bar.yaxis.set_major_locator(FixedLocator([low, high]))
     elif bar.get_yscale() == "log":
         bar.yaxis.set_major_locator(FixedLocator(np.geomspace(low, high, 3).tolist()))
     else:
         bar.yaxis.set_major_locator(MaxNLocator(3))
+    if bar.get_yscale() not in ("linear", "log"):
+        bar.set_title("√ scale", loc="left", fontsize=SMALL - 1.5, color=GREY, pad=2)
     bar.yaxis.set_minor_locator(NullLocator())
     bar.yaxis.set_major_formatter(
         lambda value, _: _plain_number(0.0 if abs(value) < 1e-3 * high else value)
@@ -404,48 +275,3 @@ def tidy_bar(bar: Axes, *, short: bool = False) -> None:
 def _plain_number(value: float) -> str:
     """Two digits, or all of them in front of the point, without an exponent where that is short."""
     return f"{value:.0f}" if 100 <= abs(value) < 1e5 else f"{value:.2g}"
-
-
-def _has_image(fit: Placed) -> bool:
-    """Whether object or modality carries a tissue image, whose y axis points downwards."""
-    return any("spatial" in holder.uns for holder in [fit.data, *fit.modalities.values()])
-
-
-def _side_by_side(
-    coords: np.ndarray, names: np.ndarray, *, down: bool, room: float
-) -> tuple[np.ndarray, dict[str, tuple[float, float]]]:
-    """Slices moved apart where frames overlap, and where their names go, below their middle."""
-    slices = list(dict.fromkeys(names))
-    low = np.array([coords[names == name].min(axis=0) - room for name in slices])  # [slices, D]
-    high = np.array([coords[names == name].max(axis=0) + room for name in slices])
-    if len(slices) == 1:
-        return coords, {}
-    up = -1.0 if down else 1.0
-    shift = np.zeros_like(low)
-    if _overlapping(low, high):
-        cell = (high - low).max(axis=0) * 1.15
-        place = np.arange(len(slices))
-        across = (
-            len(slices)
-            if coords.shape[1] == 1
-            else columns(len(slices), lambda _: (cell[0], cell[1]), target=1.5)
-        )
-        middle = (
-            np.column_stack([place % across, -up * (place // across)])[:, : coords.shape[1]] * cell
-        )
-        shift = middle - (low + high) / 2
-    code = {name: position for position, name in enumerate(slices)}
-    low, high = low + shift, high + shift
-    bottom = (low if up > 0 else high)[:, -1]
-    labels = {
-        name: (float((low + high)[i, 0] / 2), float(bottom[i])) for i, name in enumerate(slices)
-    }
-    return coords + shift[[code[name] for name in names]], labels
-
-
-def _overlapping(low: np.ndarray, high: np.ndarray) -> bool:
-    """Whether any two of the frames [slices, D] share more than an edge."""
-    apart = (low[:, None] >= high[None]) | (high[:, None] <= low[None])  # [slices, slices, D]
-    together = ~np.any(apart, axis=2)
-    np.fill_diagonal(together, False)
-    return bool(together.any())

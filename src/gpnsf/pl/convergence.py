@@ -11,6 +11,7 @@ from gpnsf.checks import problem
 from gpnsf.io import course, fits
 from gpnsf.io.tables import takes_tables
 from gpnsf.pl import canvas
+from gpnsf.pl.options import explained
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -26,6 +27,7 @@ PHASE_COLORS = {"pick": "#E69F00", "main": "#0072B2", "tail": "#009E73", "polish
 PANELS = ("trace", "end", "starts")
 
 
+@explained
 @takes_tables
 def convergence(
     data: AnnData | MuData,
@@ -52,12 +54,7 @@ def convergence(
         one.
     key
         Prefix of the slots, ``key_added`` of the fit.
-    ax
-        Axes for a single panel.
-    show
-        Show the figure; None does so where there is a window or a notebook.
-    return_fig
-        Return the figure.
+    {shown}
 
     Returns
     -------

@@ -12,7 +12,8 @@ from gpnsf.checks import column, problem
 from gpnsf.io import fits
 from gpnsf.io.tables import takes_tables
 from gpnsf.palette import category_colors, hex_colors
-from gpnsf.pl import canvas
+from gpnsf.pl import canvas, sections
+from gpnsf.pl.options import explained
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -27,14 +28,19 @@ __all__ = ["domains"]
 MISSING = "#D9D9D9"
 
 
+@explained
 @takes_tables
 def domains(
     data: AnnData | MuData,
     *,
     key_added: str = "gpnsf_domain",
     library: str | Sequence[str] | None = None,
+    img_key: str | None = "auto",
+    alpha_img: float = 1.0,
+    crop_coord: sections.Crop = None,
+    size: float = 1.0,
+    alpha: float = 1.0,
     palette: Sequence[str] | None = None,
-    size: float | None = None,
     key: str = "gpnsf",
     ax: Axes | None = None,
     show: bool | None = None,
@@ -51,21 +57,14 @@ def domains(
         Object that :func:`gpnsf.tl.fit` annotated.
     key_added
         Column of ``obs``: categories, strings or integers.
-    library
-        Names of the slices to draw; None for all.
+    {place}
+    {spots}
     palette
         A colour for each category; None for those in ``uns[f"{key_added}_colors"]``, else twenty
         that are told apart with any colour vision.
-    size
-        Diameter of a spot in the units of the coordinates; None for spots that just touch.
     key
         Prefix of the slots, ``key_added`` of the fit.
-    ax
-        Axes to draw on.
-    show
-        Show the figure; None does so where there is a window or a notebook.
-    return_fig
-        Return the figure.
+    {shown}
 
     Returns
     -------
@@ -74,14 +73,15 @@ def domains(
     Raises
     ------
     KeyError
-        If the object has no such fit, column or slice.
+        If the object has no such fit, column, slice or image.
     ValueError
         If the palette has fewer colours than there are categories, or the column holds real
         numbers.
 
     Notes
     -----
-    Reads ``obs[key_added]``, ``uns[f"{key_added}_colors"]`` and the coordinates.
+    Reads ``obs[key_added]``, ``uns[f"{key_added}_colors"]``, the coordinates and
+    ``uns["spatial"]``.
 
     Examples
     --------
@@ -94,7 +94,15 @@ def domains(
     """
     fit = fits.find(data, key)
     labels, stored = _categories(fit, key_added)
-    where = canvas.section(fit, library=library, size=size)
+    where = sections.section(
+        fit,
+        library=library,
+        img_key=img_key,
+        alpha_img=alpha_img,
+        crop_coord=crop_coord,
+        size=size,
+        alpha=alpha,
+    )
     drawn = labels[where.rows]
     colors = _colors(labels, stored, palette)
     entries = _entries(drawn, colors)
@@ -109,7 +117,7 @@ def domains(
         figure, axes = canvas.grid(1, width=width, height=height, ncols=1, ax=ax, spare=spare)
         _draw(axes[0], where, drawn, colors)
         _legend(axes[0], entries, title=key_added, columns=columns)
-        canvas.name_slices(axes[0], where)
+        sections.name_slices(axes, where)
     return canvas.hand_over(figure, axes[0], show=show, return_fig=return_fig)
 
 
@@ -179,7 +187,7 @@ def _entries(drawn: pd.Categorical, colors: list[str]) -> list[tuple[str, str]]:
     return entries + ([(f"missing ({missing:,})", MISSING)] if missing else [])
 
 
-def _panel(where: canvas.Section, spare: float, n_categories: int) -> tuple[float, float]:
+def _panel(where: sections.Section, spare: float, n_categories: int) -> tuple[float, float]:
     """Width and height in inches of the panel, beside which the legend fits the page."""
     if where.coords.shape[1] == 1:
         return canvas.PAGE - spare, 0.2 * (n_categories + 1) + 0.5
@@ -187,14 +195,14 @@ def _panel(where: canvas.Section, spare: float, n_categories: int) -> tuple[floa
     return width, width * where.aspect + 0.15
 
 
-def _draw(ax: Axes, where: canvas.Section, drawn: pd.Categorical, colors: list[str]) -> None:
+def _draw(ax: Axes, where: sections.Section, drawn: pd.Categorical, colors: list[str]) -> None:
     """Spots in the colours of their categories; of a single coordinate, one line a category."""
     from matplotlib.colors import ListedColormap, Normalize
 
     cmap, norm = ListedColormap([*colors, MISSING]), Normalize(-0.5, len(colors) + 0.5)
     codes = np.where(drawn.codes < 0, len(colors), drawn.codes)
     if where.coords.shape[1] > 1:
-        canvas.spots(ax, where, codes, cmap=cmap, norm=norm)
+        sections.spots(ax, where, codes, cmap=cmap, norm=norm)
         return
     ax.scatter(
         where.coords[:, 0], codes, c=codes, s=8, marker="|", linewidths=1, cmap=cmap, norm=norm

@@ -14,7 +14,8 @@ from gpnsf.io import fits
 from gpnsf.io.measured import compare, find_features
 from gpnsf.io.ranked import ranked
 from gpnsf.io.tables import takes_tables
-from gpnsf.pl import canvas, maps
+from gpnsf.pl import canvas, maps, sections
+from gpnsf.pl.options import explained
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -31,6 +32,7 @@ PANELS = ("observed", "expected", "calibration")
 BINS, LEAST = 8, 5  # groups of a calibration, and observations in one of them
 
 
+@explained
 @takes_tables
 def observed_expected(
     data: AnnData | MuData,
@@ -41,9 +43,13 @@ def observed_expected(
     scale: str = "linear",
     quantiles: tuple[float, float] = (0.005, 0.99),
     library: str | Sequence[str] | None = None,
+    img_key: str | None = "auto",
+    alpha_img: float = 1.0,
+    crop_coord: sections.Crop = None,
+    size: float = 1.0,
+    alpha: float = 1.0,
     ncols: int | None = None,
     cmap: str | Colormap | None = None,
-    size: float | None = None,
     key: str = "gpnsf",
     ax: Axes | None = None,
     show: bool | None = None,
@@ -73,23 +79,16 @@ def observed_expected(
         How values become colours: "linear", "sqrt" or "log".
     quantiles
         Quantiles of the values that are the ends of the colours.
-    library
-        Names of the slices to draw; None for all.
+    {place}
+    {spots}
     ncols
         Panels in a row; None for one or two features a row.
     cmap
         Colour map; None for magma without its palest end, or "RdBu_r" around zero for signed
         values.
-    size
-        Diameter of a spot in the units of the coordinates; None for spots that just touch.
     key
         Prefix of the slots, ``key_added`` of the fit.
-    ax
-        Axes for a single panel.
-    show
-        Show the figure; None does so where there is a window or a notebook.
-    return_fig
-        Return the figure.
+    {shown}
 
     Returns
     -------
@@ -98,7 +97,7 @@ def observed_expected(
     Raises
     ------
     KeyError
-        If the object has no such fit, feature, modality, panel or slice.
+        If the object has no such fit, feature, modality, panel, slice or image.
     ValueError
         If an option is unknown, a feature has the name of another one, or ``ax`` is given for more
         than one panel.
@@ -106,8 +105,8 @@ def observed_expected(
     Notes
     -----
     Reads the counts that the fit has read, ``obsm["X_gpnsf"]``, ``varm["gpnsf_loadings"]``,
-    ``var["gpnsf_background"]``, after a fit with ``batch_key`` also ``varm["gpnsf_batch"]``, and
-    the coordinates.
+    ``var["gpnsf_background"]``, after a fit with ``batch_key`` also ``varm["gpnsf_batch"]``,
+    the coordinates and ``uns["spatial"]``.
 
     Examples
     --------
@@ -115,23 +114,32 @@ def observed_expected(
     >>> mdata = gpnsf.datasets.tissue(n_obs=100, n_genes=40, n_peaks=60, seed=0)
     >>> gpnsf.tl.fit(mdata, n_factors=4, max_steps=2, progress=False)
     >>> axes = gpnsf.pl.observed_expected(mdata, features=mdata["rna"].var_names[0], show=False)
-    >>> [ax.get_title(loc="left") for ax in axes[1:]]
-    ['expected', 'calibration']
+    >>> [ax.get_xlabel() for ax in axes]
+    ['', '', 'expected']
     """
     fit = fits.find(data, key)
     places = _places(fit, features, fit.modality_names(modality))
     chosen = _chosen(panels)
-    where = canvas.section(fit, library=library, size=size)
+    where = sections.section(
+        fit,
+        library=library,
+        img_key=img_key,
+        alpha_img=alpha_img,
+        crop_coord=crop_coord,
+        size=size,
+        alpha=alpha,
+    )
     ncols = _columns(len(places), len(chosen), where, ncols)
-    width, height = where.panel(ncols)
+    nrows = -(-len(places) * len(chosen) // ncols)
+    width, height = where.panel(ncols, nrows=nrows)
     wide = max(width, 1.3) if "calibration" in chosen else width
     with canvas.style():
         n_panels = len(places) * len(chosen)
         figure, axes = canvas.grid(
             n_panels, width=wide, height=max(height, 1.35), ncols=ncols, ax=ax
         )
-        drawn, barred = iter(axes), []
-        for name, values in _compared(fit, places, where.rows):
+        drawn, mapped, barred = iter(axes), [], []
+        for values in _compared(fit, places, where.rows):
             for panel in chosen:
                 place = next(drawn)
                 if panel == "calibration":
@@ -142,16 +150,11 @@ def observed_expected(
                     maps.draw(
                         place, where, getattr(values, panel), scale=scale, cmap=colors, norm=norm
                     )
+                    mapped.append(place)
                     barred += [place] if panel == "expected" or "expected" not in chosen else []
-                maps.title(
-                    place,
-                    name if panel == chosen[0] else panel,
-                    values.unit(panel),
-                    width=wide - 0.2,
-                )
+                maps.title(place, values.name, values.unit(panel), width=wide - 0.2)
         maps.bars(barred, where)
-        if chosen[0] != "calibration":
-            canvas.name_slices(axes[0], where)
+        sections.name_slices(mapped, where)
     return canvas.finish(figure, axes, show=show, return_fig=return_fig)
 
 
@@ -159,6 +162,8 @@ def observed_expected(
 class _Feature:
     """One feature on the observations that are drawn."""
 
+    name: str
+    modality: str  # empty where there is only one
     likelihood: str
     observed: np.ndarray  # [n], NaN where there is no cell
     expected: np.ndarray  # [n]
@@ -184,12 +189,14 @@ class _Feature:
         return canvas.norm(scale, float(low.min()), float(high.max())), bool(low.min() < 0)
 
     def unit(self, panel: str) -> str:
-        """Unit of a panel."""
+        """What a panel shows; the first of a feature names its modality."""
         if panel == "calibration":
-            return "means, ± 2 s.e."
-        if self.binary:
-            return "open or not" if panel == "observed" else "probability"
-        return "value" if FAMILIES[self.likelihood].signed else "per size factor"
+            return "calibration ± 2 s.e."
+        unit = "value" if FAMILIES[self.likelihood].signed else "per size factor"
+        if panel == "expected":
+            return f"expected {'probability' if self.binary else unit}"
+        unit = "open or not" if self.binary else unit
+        return f"{self.modality} · {unit}" if self.modality else unit
 
 
 def _places(
@@ -225,33 +232,31 @@ def _chosen(panels: str | Sequence[str] | None) -> list[str]:
     return wanted
 
 
-def _columns(n_features: int, n_panels: int, where: canvas.Section, ncols: int | None) -> int:
+def _columns(n_features: int, n_panels: int, where: sections.Section, ncols: int | None) -> int:
     """Panels in a row: those asked for, or one or two features."""
     if ncols is not None:
         return canvas.columns(n_features * n_panels, where.panel, ncols=ncols)
     return n_panels * (2 if n_features > 1 and n_panels < 4 else 1)
 
 
-def _compared(
-    fit: Fit, places: list[tuple[str, int]], rows: np.ndarray
-) -> Iterator[tuple[str, _Feature]]:
-    """Name and values of each feature; each modality is read once."""
+def _compared(fit: Fit, places: list[tuple[str, int]], rows: np.ndarray) -> Iterator[_Feature]:
+    """The features; each modality is read once."""
     wanted = {name: [j for modality, j in places if modality == name] for name, _ in places}
     compared = {name: compare(fit, name, positions) for name, positions in wanted.items()}
     for name, position in places:
         found, column = compared[name], wanted[name].index(position)
         values = (found.observed[rows, column], found.expected[rows, column], found.weight[rows])
-        yield str(fit.modalities[name].var_names[position]), _Feature(found.likelihood, *values)
+        title = str(fit.modalities[name].var_names[position])
+        modality = name if len(fit.modalities) > 1 else ""
+        yield _Feature(title, modality, found.likelihood, *values)
 
 
 def _calibration(ax: Axes, feature: _Feature) -> None:
     """Means of groups of equal expected value, weighted by size factors."""
     known = np.isfinite(feature.observed)
-    observed, expected, weight = (
-        feature.observed[known],
-        feature.expected[known],
-        feature.weight[known],
-    )
+    observed = feature.observed[known]
+    expected = feature.expected[known]
+    weight = feature.weight[known]
     ax.set(box_aspect=1, anchor="NW")
     ax.set_xlabel("expected", fontsize=canvas.SMALL, labelpad=1)
     ax.set_ylabel("observed", fontsize=canvas.SMALL, labelpad=1)

@@ -11,7 +11,8 @@ import numpy as np
 from gpnsf.checks import problem
 from gpnsf.io import fits
 from gpnsf.io.tables import takes_tables
-from gpnsf.pl import canvas, maps
+from gpnsf.pl import canvas, maps, sections
+from gpnsf.pl.options import Factors, explained, factors_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -24,14 +25,15 @@ if TYPE_CHECKING:
 
 __all__ = ["note", "spatial_factors"]
 
-LABELS = {"mean": "mean", "smooth": "field", "std": "sd"}
+LABELS = {"smooth": "spatial field", "std": "standard deviation"}
 
 
+@explained
 @takes_tables
 def spatial_factors(
     data: AnnData | MuData,
     *,
-    factors: str | Sequence[str] | None = None,
+    factors: Factors = None,
     moment: str | Sequence[str] = "mean",
     scale: str = "linear",
     shared_scale: bool = False,
@@ -39,9 +41,13 @@ def spatial_factors(
     vmax: float | None = None,
     quantiles: tuple[float, float] = (0.005, 0.995),
     library: str | Sequence[str] | None = None,
+    img_key: str | None = "auto",
+    alpha_img: float = 1.0,
+    crop_coord: sections.Crop = None,
+    size: float = 1.0,
+    alpha: float = 1.0,
     ncols: int | None = None,
     cmap: str | Colormap | None = None,
-    size: float | None = None,
     key: str = "gpnsf",
     ax: Axes | None = None,
     show: bool | None = None,
@@ -50,21 +56,19 @@ def spatial_factors(
     """Draw each factor over the section, one panel a factor.
 
     Titles name the factor; below stand its length scale ℓ, in the units of the coordinates, and its
-    share of the expected signal. Panels keep the shape of the tissue. The y axis points upwards, as
-    coordinates are given, unless the object or a modality holds an image in ``uns["spatial"]``:
-    then downwards, as in scanpy and squidpy. Slices that overlap are set side by side, and named in
-    the first panel. One coordinate gives profiles; of three, the first two are drawn.
+    share of the expected signal. Panels keep the shape of the tissue, and y grows downwards, as in
+    scanpy and squidpy. Slices that overlap are set side by side. One coordinate gives profiles; of
+    three, the first two are drawn.
 
     Parameters
     ----------
     data
         Object that :func:`gpnsf.tl.fit` annotated.
     factors
-        Names of the factors to draw, in this order; None for all.
+        Names of the factors to draw, or their positions from 0, in this order; None for all.
     moment
         "mean" draws the posterior mean, "smooth" the spatial field alone, "std" the posterior
-        standard deviation. Several, as in ``("mean", "std")``, stand side by side for each factor;
-        the first has the name of the factor.
+        standard deviation. Several, as in ``("mean", "std")``, stand side by side for each factor.
     scale
         How values become colours: "linear", "sqrt" (as in the figures of NSF), or "log". Bars are
         labelled in values.
@@ -74,23 +78,16 @@ def spatial_factors(
         Ends of the colour scale.
     quantiles
         Quantiles of the values that stand for an end that is not given.
-    library
-        Names of the slices to draw; None for all.
+    {place}
+    {spots}
     ncols
         Panels in a row; None for a choice by the shape of the tissue.
     cmap
         Colour map; None for magma without its palest end, or "RdBu_r" around zero for signed
         models.
-    size
-        Diameter of a spot in the units of the coordinates; None for spots that just touch.
     key
         Prefix of the slots, ``key_added`` of the fit.
-    ax
-        Axes for a single panel.
-    show
-        Show the figure; None does so where there is a window or a notebook.
-    return_fig
-        Return the figure.
+    {shown}
 
     Returns
     -------
@@ -99,14 +96,14 @@ def spatial_factors(
     Raises
     ------
     KeyError
-        If the object has no such fit, factor or slice.
+        If the object has no such fit, factor, slice or image.
     ValueError
         If an option is unknown, or ``ax`` is given for more than one panel.
 
     Notes
     -----
     Reads ``obsm["X_gpnsf"]`` (or ``_smooth``, ``_std``), ``varm["gpnsf_loadings"]``,
-    ``uns["gpnsf"]`` and the coordinates.
+    ``uns["gpnsf"]``, the coordinates and ``uns["spatial"]``.
 
     Examples
     --------
@@ -118,11 +115,17 @@ def spatial_factors(
     4
     """
     fit = fits.find(data, key)
-    chosen, moments = (
-        fit.factor_indices(factors),
-        [moment] if isinstance(moment, str) else list(moment),
+    chosen = factors_of(fit, factors)
+    moments = [moment] if isinstance(moment, str) else list(moment)
+    where = sections.section(
+        fit,
+        library=library,
+        img_key=img_key,
+        alpha_img=alpha_img,
+        crop_coord=crop_coord,
+        size=size,
+        alpha=alpha,
     )
-    where = canvas.section(fit, library=library, size=size)
     # [n, panels]
     values = _values(fit, moments)[np.ix_(where.rows, chosen)].reshape(where.rows.size, -1)
     norms = maps.norms_of(
@@ -141,13 +144,8 @@ def spatial_factors(
             maps.draw(panel, where, column, scale=scale, cmap=cmap, norm=norm)
         maps.bars(axes, where, shared=shared_scale)
         for panel, (factor, name) in zip(axes, product(chosen, moments), strict=True):
-            first = name == moments[0]
-            canvas.title(
-                panel,
-                fit.names[factor] if first else LABELS[name],
-                note(fit, factor) if first else " ",
-            )
-        canvas.name_slices(axes[0], where)
+            canvas.title(panel, fit.names[factor], LABELS.get(name) or note(fit, factor))
+        sections.name_slices(axes, where)
     return canvas.finish(figure, axes, show=show, return_fig=return_fig)
 
 
@@ -164,7 +162,7 @@ def _values(fit: Fit, moments: list[str]) -> np.ndarray:
 
 
 def _columns(
-    n_factors: int, n_moments: int, where: canvas.Section, bar: float, ncols: int | None
+    n_factors: int, n_moments: int, where: sections.Section, bar: float, ncols: int | None
 ) -> int:
     """Panels in a row: those asked for, or whole groups of moments."""
     if ncols is not None:

@@ -7,13 +7,15 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+import scipy.sparse as sp
 
-from gpnsf.checks import problem
+from gpnsf.checks import choices, problem
 from gpnsf.io import fits
 from gpnsf.io.measured import compare, find_features
 from gpnsf.io.ranked import ranked, shared_out
 from gpnsf.io.tables import takes_tables
-from gpnsf.pl import canvas, maps
+from gpnsf.pl import canvas, maps, sections
+from gpnsf.pl.options import Factors, explained, factors_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -26,25 +28,32 @@ if TYPE_CHECKING:
 
 __all__ = ["feature_maps"]
 
+WORDS = 1.45  # inches that a note needs
 FACTOR = ""  # in place of a modality: the panel of a factor
 Place = tuple[str, int]  # modality and position of a feature, or FACTOR and position of a factor
 
 
+@explained
 @takes_tables
 def feature_maps(
     data: AnnData | MuData,
     *,
     features: str | Sequence[str] | None = None,
-    factors: str | Sequence[str] | None = None,
+    factors: Factors = None,
     n_features: int = 4,
     modality: str | Sequence[str] | None = None,
     method: str = "posterior",
+    layer: str | None = None,
     scale: str = "linear",
     quantiles: tuple[float, float] = (0.005, 0.99),
     library: str | Sequence[str] | None = None,
+    img_key: str | None = "auto",
+    alpha_img: float = 1.0,
+    crop_coord: sections.Crop = None,
+    size: float = 1.0,
+    alpha: float = 1.0,
     ncols: int | None = None,
     cmap: str | Colormap | None = None,
-    size: float | None = None,
     key: str = "gpnsf",
     ax: Axes | None = None,
     show: bool | None = None,
@@ -54,9 +63,9 @@ def feature_maps(
 
     The best of each factor in a row beside it, or named ones alone.
 
-    Counts are drawn per size factor, open chromatin as open (1) or not (0), real values as they
-    are. Observations that lack a modality are grey. The line below the name of a feature says how
-    much of its expected signal comes from the factor.
+    Unless a layer is named, counts are drawn per size factor, open chromatin as open (1) or not
+    (0), real values as they are. Observations that lack a modality are grey. The line below the
+    name of a feature says how much of its expected signal comes from the factor.
 
     Parameters
     ----------
@@ -72,28 +81,24 @@ def feature_maps(
         Names of the modalities that features are taken from; None for all.
     method
         How features are ranked, as in :func:`gpnsf.tl.rank_features`.
+    layer
+        Layer of the modalities whose values are drawn as they are, or "X" for ``X`` as it is now;
+        None for the counts that the fit has read.
     scale
         How values become colours: "linear", "sqrt" or "log".
     quantiles
         Quantiles of the values that are the ends of the colours. Features with fewer nonzero values
         get their largest one.
-    library
-        Names of the slices to draw; None for all.
+    {place}
+    {spots}
     ncols
         Panels in a row, for ``features``; rows of factors are as long as they have features.
     cmap
         Colour map; None for magma without its palest end, or "RdBu_r" around zero for signed
         values.
-    size
-        Diameter of a spot in the units of the coordinates; None for spots that just touch.
     key
         Prefix of the slots, ``key_added`` of the fit.
-    ax
-        Axes for a single panel.
-    show
-        Show the figure; None does so where there is a window or a notebook.
-    return_fig
-        Return the figure.
+    {shown}
 
     Returns
     -------
@@ -102,15 +107,15 @@ def feature_maps(
     Raises
     ------
     KeyError
-        If the object has no such fit, factor, feature, modality or slice.
+        If the object has no such fit, factor, feature, modality, layer, slice or image.
     ValueError
         If an option is unknown, both ``features`` and ``factors`` are named, a feature has the name
         of another one, or ``ax`` is given for more than one panel.
 
     Notes
     -----
-    Reads the counts that the fit has read, ``obsm["X_gpnsf"]``, what :func:`gpnsf.tl.rank_features`
-    reads, and the coordinates.
+    Reads the counts that the fit has read or a layer, ``obsm["X_gpnsf"]``, what
+    :func:`gpnsf.tl.rank_features` reads, the coordinates and ``uns["spatial"]``.
 
     Examples
     --------
@@ -128,13 +133,22 @@ def feature_maps(
         raise ValueError(
             problem("`ncols` only with `features`", f"ncols={ncols} for rows of factors", remedy)
         )
-    where = canvas.section(fit, library=library, size=size)
+    where = sections.section(
+        fit,
+        library=library,
+        img_key=img_key,
+        alpha_img=alpha_img,
+        crop_coord=crop_coord,
+        size=size,
+        alpha=alpha,
+    )
     if features is not None:
         ncols = canvas.columns(len(rows[0]), where.panel, ncols=ncols)
         rows = [rows[0][start : start + ncols] for start in range(0, len(rows[0]), ncols)]
-    panels = _panels(fit, rows)
+    panels = _panels(fit, rows, layer)
     across = max(map(len, rows))
-    width, height = where.panel(across)
+    width, height = where.panel(across, nrows=len(rows))
+    width = max(width, min(canvas.PAGE / across, WORDS))
     with canvas.style():
         whole = len(rows) * across if len(rows) > 1 else len(rows[0])
         figure, axes = canvas.grid(whole, width=width, height=height, ncols=across, ax=ax)
@@ -147,7 +161,7 @@ def feature_maps(
         maps.bars(
             [place for place, panel in zip(axes, panels, strict=True) if not panel.binary], where
         )
-        canvas.name_slices(axes[0], where)
+        sections.name_slices(axes, where)
     return canvas.finish(figure, axes, show=show, return_fig=return_fig)
 
 
@@ -176,7 +190,7 @@ class _Panel:
 def _rows(
     fit: Fit,
     features: str | Sequence[str] | None,
-    factors: str | Sequence[str] | None,
+    factors: Factors,
     modalities: list[str],
     n_features: int,
     method: str,
@@ -198,7 +212,7 @@ def _rows(
         return [find_features(fit, named, modalities)]
     quotas = shared_out(n_features, modalities)
     rows = []
-    for factor in fit.factor_indices(factors):
+    for factor in factors_of(fit, factors):
         row = [(FACTOR, int(factor))]
         for name, quota in quotas.items():
             table = ranked(fit, name, int(factor), n_features=quota, method=method)
@@ -207,7 +221,7 @@ def _rows(
     return rows
 
 
-def _panels(fit: Fit, rows: list[list[Place]]) -> list[_Panel]:
+def _panels(fit: Fit, rows: list[list[Place]], layer: str | None) -> list[_Panel]:
     """Names and values of all panels, row after row; each modality is read once."""
     measured: dict[Place, _Panel] = {}
     for name in fit.modalities:
@@ -217,16 +231,28 @@ def _panels(fit: Fit, rows: list[list[Place]]) -> list[_Panel]:
             )
         )
         if wanted:
-            compared = compare(fit, name, wanted)
-            names, note = (
-                fit.modalities[name].var_names,
-                "open" if compared.binary else "per size factor",
-            )
-            for position, values in zip(wanted, compared.observed.T, strict=True):
-                measured[name, position] = _Panel(
-                    str(names[position]), note, values, compared.binary
-                )
+            names = fit.modalities[name].var_names
+            note, binary, columns = _measured(fit, name, wanted, layer)
+            for position, values in zip(wanted, columns, strict=True):
+                title = str(names[position])
+                measured[name, position] = _Panel(title, _of(fit, name) + note, values, binary)
     return [_panel(fit, place, row[0], measured) for row in rows for place in row]
+
+
+def _measured(
+    fit: Fit, modality: str, positions: list[int], layer: str | None
+) -> tuple[str, bool, np.ndarray]:
+    """Unit of features, whether they are 0 or 1, and their values [F, N], NaN without a cell."""
+    if layer is None:
+        compared = compare(fit, modality, positions)
+        unit = "open" if compared.binary else "per size factor"
+        return unit, compared.binary, compared.observed.T
+    mod = fit.modalities[modality]
+    choices([layer], ["X", *mod.layers], what="the layer", where=f"modality {modality!r}")
+    matrix = (mod.X if layer == "X" else mod.layers[layer])[:, positions]
+    values = np.full((len(positions), fit.data.n_obs), np.nan)
+    values[:, fit.rows[modality]] = (matrix.toarray() if sp.issparse(matrix) else matrix).T
+    return layer if layer == "X" else f"layer {layer}", False, values
 
 
 def _panel(fit: Fit, place: Place, first: Place, measured: dict[Place, _Panel]) -> _Panel:
@@ -244,9 +270,13 @@ def _panel(fit: Fit, place: Place, first: Place, measured: dict[Place, _Panel]) 
     if first[0] != FACTOR:
         return measured[place]
     weights = np.abs(fit.loadings[modality][position]).astype(np.float64)
-    return replace(
-        measured[place], note=f"{100 * weights[first[1]] / weights.sum():.0f} % of its signal"
-    )
+    share = f"{100 * weights[first[1]] / weights.sum():.0f} % of its signal"
+    return replace(measured[place], note=_of(fit, modality) + share)
+
+
+def _of(fit: Fit, modality: str) -> str:
+    """Name of a modality before a note, where there are several."""
+    return f"{modality} · " if len(fit.modalities) > 1 else ""
 
 
 def _filled(axes: list[Axes], rows: list[list[Place]], across: int) -> list[Axes]:

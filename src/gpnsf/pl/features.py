@@ -14,6 +14,7 @@ from gpnsf.io import fits
 from gpnsf.io.ranked import ranked, shared_out
 from gpnsf.io.tables import takes_tables
 from gpnsf.pl import canvas
+from gpnsf.pl.options import Factors, explained, factors_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -29,12 +30,13 @@ GAP = 0.5  # lines between the modalities of a panel
 _log = logging.getLogger("gpnsf")
 
 
+@explained
 @takes_tables
 def top_features(
     data: AnnData | MuData,
     *,
     n_features: int = 10,
-    factors: str | Sequence[str] | None = None,
+    factors: Factors = None,
     modality: str | Sequence[str] | None = None,
     method: str = "posterior",
     italic: str | Sequence[str] = "rna",
@@ -57,7 +59,7 @@ def top_features(
     n_features
         Lines of a panel, shared out evenly among the modalities.
     factors
-        Names of the factors to draw, in this order; None for all.
+        Names of the factors to draw, or their positions from 0, in this order; None for all.
     modality
         Names of the modalities; None for all, in colours of their own.
     method
@@ -69,12 +71,7 @@ def top_features(
         Panels in a row; None for a choice by the length of the names.
     key
         Prefix of the slots, ``key_added`` of the fit.
-    ax
-        Axes for a single panel.
-    show
-        Show the figure; None does so where there is a window or a notebook.
-    return_fig
-        Return the figure.
+    {shown}
 
     Returns
     -------
@@ -102,7 +99,7 @@ def top_features(
     """
     fit = fits.find(data, key)
     modalities = fit.modality_names(modality)
-    tables = _tables(fit, fit.factor_indices(factors), modalities, n_features, method)
+    tables = _tables(fit, factors_of(fit, factors), modalities, n_features, method)
     letters = max(table["feature"].str.len().max() for table in tables.values())
     lines = max(_lines(table).max() for table in tables.values()) + 1
     height, least = ROW * lines + 0.4, LETTER * letters + 0.6

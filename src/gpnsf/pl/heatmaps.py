@@ -13,6 +13,7 @@ from gpnsf.io import fits
 from gpnsf.io.ranked import ranked
 from gpnsf.io.tables import takes_tables
 from gpnsf.pl import canvas, maps
+from gpnsf.pl.options import Factors, explained, factors_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -37,12 +38,13 @@ DARK = 0.6  # share of the limit beyond which a number is white
 _log = logging.getLogger("gpnsf")
 
 
+@explained
 @takes_tables
 def loadings(
     data: AnnData | MuData,
     *,
     n_features: int = 5,
-    factors: str | Sequence[str] | None = None,
+    factors: Factors = None,
     modality: str | Sequence[str] | None = None,
     method: str = "posterior",
     italic: str | Sequence[str] = "rna",
@@ -67,7 +69,7 @@ def loadings(
     n_features
         Features of each factor and modality.
     factors
-        Names of the factors to draw, in this order; None for all.
+        Names of the factors to draw, or their positions from 0, in this order; None for all.
     modality
         Names of the modalities; None for all.
     method
@@ -81,12 +83,7 @@ def loadings(
         models.
     key
         Prefix of the slots, ``key_added`` of the fit.
-    ax
-        Axes for a single panel.
-    show
-        Show the figure; None does so where there is a window or a notebook.
-    return_fig
-        Return the figure.
+    {shown}
 
     Returns
     -------
@@ -113,7 +110,7 @@ def loadings(
     ['rna', 'atac']
     """
     fit = fits.find(data, key)
-    chosen, modalities = fit.factor_indices(factors), fit.modality_names(modality)
+    chosen, modalities = factors_of(fit, factors), fit.modality_names(modality)
     quota = _quota(n_features, chosen.size)
     tables = {name: _best(fit, name, chosen, quota, method) for name in modalities}
     tables = {name: positions for name, positions in tables.items() if positions.size}
@@ -217,11 +214,12 @@ def _bar(axes: list[Axes], *, signed: bool) -> None:
     )
 
 
+@explained
 @takes_tables
 def factor_correlation(
     data: AnnData | MuData,
     *,
-    factors: str | Sequence[str] | None = None,
+    factors: Factors = None,
     moment: str = "mean",
     vmax: float = 1.0,
     cmap: str | Colormap = "RdBu_r",
@@ -241,7 +239,7 @@ def factor_correlation(
     data
         Object that :func:`gpnsf.tl.fit` annotated.
     factors
-        Names of the factors to draw, in this order; None for all.
+        Names of the factors to draw, or their positions from 0, in this order; None for all.
     moment
         "mean" correlates posterior means, "smooth" the spatial fields alone.
     vmax
@@ -250,12 +248,7 @@ def factor_correlation(
         Colour map around zero.
     key
         Prefix of the slots, ``key_added`` of the fit.
-    ax
-        Axes to draw on.
-    show
-        Show the figure; None does so where there is a window or a notebook.
-    return_fig
-        Return the figure.
+    {shown}
 
     Returns
     -------
@@ -282,7 +275,7 @@ def factor_correlation(
     (4, 4)
     """
     fit = fits.find(data, key)
-    chosen = fit.factor_indices(factors)
+    chosen = factors_of(fit, factors)
     correlation = _correlation({"mean": fit.mean, "smooth": fit.smooth}, moment, chosen)
     if not vmax > 0:
         raise ValueError(

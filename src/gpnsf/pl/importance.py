@@ -10,7 +10,8 @@ import numpy as np
 from gpnsf.checks import choices
 from gpnsf.io import fits
 from gpnsf.io.tables import takes_tables
-from gpnsf.pl import canvas, maps
+from gpnsf.pl import canvas, maps, sections
+from gpnsf.pl.options import explained
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -25,15 +26,20 @@ OBSERVATIONS, MAP = "observations", "map"
 BINS = 25
 
 
+@explained
 @takes_tables
 def importance(
     data: AnnData | MuData,
     *,
     panels: str | Sequence[str] | None = None,
     library: str | Sequence[str] | None = None,
+    img_key: str | None = "auto",
+    alpha_img: float = 1.0,
+    crop_coord: sections.Crop = None,
+    size: float = 1.0,
+    alpha: float = 1.0,
     ncols: int | None = None,
     cmap: str | Colormap = "viridis",
-    size: float | None = None,
     key: str = "gpnsf",
     ax: Axes | None = None,
     show: bool | None = None,
@@ -52,22 +58,15 @@ def importance(
         Object that :func:`gpnsf.tl.fit` annotated.
     panels
         What to draw: names of modalities, "observations", "map"; None for everything.
-    library
-        Names of the slices on the map; None for all.
+    {place}
+    {spots}
     ncols
         Panels in a row.
     cmap
         Colour map of the map.
-    size
-        Diameter of a spot in the units of the coordinates; None for spots that just touch.
     key
         Prefix of the slots, ``key_added`` of the fit.
-    ax
-        Axes for a single panel.
-    show
-        Show the figure; None does so where there is a window or a notebook.
-    return_fig
-        Return the figure.
+    {shown}
 
     Returns
     -------
@@ -76,14 +75,14 @@ def importance(
     Raises
     ------
     KeyError
-        If the object has no such fit, panel or slice.
+        If the object has no such fit, panel, slice or image.
     ValueError
         If ``ax`` is given for more than one panel.
 
     Notes
     -----
     Reads ``obs["gpnsf_spatial_importance"]``, ``var["gpnsf_spatial_importance"]`` and
-    ``varm["gpnsf_loadings"]`` of each modality, and the coordinates.
+    ``varm["gpnsf_loadings"]`` of each modality, the coordinates and ``uns["spatial"]``.
 
     Examples
     --------
@@ -96,13 +95,24 @@ def importance(
     """
     fit = fits.find(data, key)
     chosen = _chosen(fit, panels)
+    where = None
+    if MAP in chosen:
+        where = sections.section(
+            fit,
+            library=library,
+            img_key=img_key,
+            alpha_img=alpha_img,
+            crop_coord=crop_coord,
+            size=size,
+            alpha=alpha,
+        )
     ncols = canvas.columns(len(chosen), _panel, ncols=ncols, target=2.2)
     width, height = _panel(ncols)
     with canvas.style():
         figure, axes = canvas.grid(len(chosen), width=width, height=height, ncols=ncols, ax=ax)
         for panel, name in zip(axes, chosen, strict=True):
-            if name == MAP:
-                _map(panel, fit, library=library, cmap=cmap, size=size)
+            if where is not None and name == MAP:
+                _map(panel, fit, where, cmap)
             elif name == OBSERVATIONS:
                 _histogram(panel, fit.importance, name, color="0.45")
             else:
@@ -158,16 +168,8 @@ def _histogram(ax: Axes, values: np.ndarray, name: str, *, color: str) -> None:
     canvas.title(ax, name, note)
 
 
-def _map(
-    ax: Axes,
-    fit: fits.Fit,
-    *,
-    library: str | Sequence[str] | None,
-    cmap: str | Colormap,
-    size: float | None,
-) -> None:
+def _map(ax: Axes, fit: fits.Fit, where: sections.Section, cmap: str | Colormap) -> None:
     """Observations in space."""
-    where = canvas.section(fit, library=library, size=size)
     values = fit.importance[where.rows].astype(float)
     norm = canvas.norm("linear", *canvas.limits(values, quantiles=(0.005, 0.995)))
     maps.draw(ax, where, values, scale="linear", cmap=cmap, norm=norm)

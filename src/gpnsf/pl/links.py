@@ -13,6 +13,7 @@ from gpnsf.checks import Rule, choices, problem
 from gpnsf.io.tables import takes_tables
 from gpnsf.keys import Keys
 from gpnsf.pl import canvas
+from gpnsf.pl.options import explained
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,6 +30,7 @@ ARROW = 0.03  # length, as a share of the width
 FAINT = "0.75"
 
 
+@explained
 @takes_tables
 def links(
     data: MuData,
@@ -70,12 +72,7 @@ def links(
         Colours of scores from ``min_score`` to 1.
     key
         Prefix of the slots, ``key_added`` of the fit.
-    ax
-        Axes to draw on.
-    show
-        Show the figure; None does so where there is a window or a notebook.
-    return_fig
-        Return the figure.
+    {shown}
 
     Returns
     -------

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gpnsf.pl import canvas
+from gpnsf.pl import canvas, sections
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,7 +22,7 @@ GAP = 0.08  # inches between the names of neighbouring panels
 
 def draw(
     ax: Axes,
-    where: canvas.Section,
+    where: sections.Section,
     values: np.ndarray,
     *,
     scale: str,
@@ -34,9 +34,9 @@ def draw(
     NaN is drawn in grey or not at all.
     """
     if where.coords.shape[1] == 1:
-        canvas.profile(ax, where, values, scale=scale, cmap=cmap, norm=norm)
+        sections.profile(ax, where, values, scale=scale, cmap=cmap, norm=norm)
     else:
-        canvas.spots(ax, where, values, cmap=with_grey(cmap), norm=norm)
+        sections.spots(ax, where, values, cmap=with_grey(cmap), norm=norm)
 
 
 def with_grey(cmap: str | Colormap) -> Colormap:
@@ -63,7 +63,7 @@ def norms_of(
     return norms * values.shape[1] if shared_scale else norms
 
 
-def bars(axes: list[Axes], where: canvas.Section, *, shared: bool = False) -> None:
+def bars(axes: list[Axes], where: sections.Section, *, shared: bool = False) -> None:
     """A bar beside each panel, or one for all; profiles have an axis instead."""
     if where.coords.shape[1] == 1 or not axes:
         return
@@ -73,7 +73,12 @@ def bars(axes: list[Axes], where: canvas.Section, *, shared: bool = False) -> No
         canvas.colorbars(axes)
         return
     bar = axes[0].figure.colorbar(
-        axes[0].collections[0], ax=axes, fraction=0.02, pad=0.01, shrink=0.5, aspect=25
+        canvas.opaque(axes[0].collections[0]),
+        ax=axes,
+        fraction=0.02,
+        pad=0.01,
+        shrink=0.5,
+        aspect=25,
     )
     canvas.tidy_bar(bar.ax)
 

@@ -11,7 +11,8 @@ from gpnsf.checks import Rule, problem
 from gpnsf.io import deconvolved
 from gpnsf.io.tables import takes_tables
 from gpnsf.palette import category_colors, hex_colors
-from gpnsf.pl import canvas, maps
+from gpnsf.pl import canvas, maps, sections
+from gpnsf.pl.options import explained
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -28,6 +29,7 @@ REST, REST_COLOR = "other", "0.85"
 ARC = 0.12  # radians between two points of the edge of a slice
 
 
+@explained
 @takes_tables
 def proportions(
     adata: AnnData,
@@ -40,10 +42,14 @@ def proportions(
     vmax: float | None = None,
     quantiles: tuple[float, float] = (0.005, 0.995),
     library: str | Sequence[str] | None = None,
+    img_key: str | None = "auto",
+    alpha_img: float = 1.0,
+    crop_coord: sections.Crop = None,
+    size: float = 1.0,
+    alpha: float = 1.0,
     palette: Sequence[str] | None = None,
     ncols: int | None = None,
     cmap: str | Colormap | None = None,
-    size: float | None = None,
     key: str = "proportions",
     ax: Axes | None = None,
     show: bool | None = None,
@@ -70,8 +76,8 @@ def proportions(
         Ends of the colour scale of maps.
     quantiles
         Quantiles of the proportions that stand for an end that is not given.
-    library
-        Names of the slices to draw; None for all.
+    {place}
+    {spots}
     palette
         A colour for each type that is drawn in pies; None for twenty that are told apart with any
         colour vision.
@@ -79,16 +85,9 @@ def proportions(
         Maps in a row; None for a choice by the shape of the tissue.
     cmap
         Colour map of maps; None for magma without its palest end.
-    size
-        Diameter of a spot in the units of the coordinates; None for spots that just touch.
     key
         Prefix of the slots, ``key_added`` of the deconvolution.
-    ax
-        Axes for a single panel.
-    show
-        Show the figure; None does so where there is a window or a notebook.
-    return_fig
-        Return the figure.
+    {shown}
 
     Returns
     -------
@@ -104,7 +103,7 @@ def proportions(
 
     Notes
     -----
-    Reads ``obsm["X_proportions"]``, ``uns["proportions"]`` and the coordinates.
+    Reads ``obsm["X_proportions"]``, ``uns["proportions"]``, the coordinates and ``uns["spatial"]``.
 
     Examples
     --------
@@ -116,7 +115,16 @@ def proportions(
     """
     Rule(str, "maps", options=KINDS).check("kind", kind)
     found = deconvolved.find(adata, key)
-    chosen, where = found.indices(types), canvas.section(found, library=library, size=size)
+    chosen = found.indices(types)
+    where = sections.section(
+        found,
+        library=library,
+        img_key=img_key,
+        alpha_img=alpha_img,
+        crop_coord=crop_coord,
+        size=size,
+        alpha=alpha,
+    )
     values = found.proportions[np.ix_(where.rows, chosen)].astype(np.float64)  # [n, types]
     names = [str(name) for name in found.names[chosen]]
     with canvas.style():
@@ -135,12 +143,12 @@ def proportions(
                 ncols=ncols,
                 ax=ax,
             )
-        canvas.name_slices(axes[0], where)
+        sections.name_slices(axes, where)
     return canvas.finish(figure, axes, show=show, return_fig=return_fig)
 
 
 def _maps(
-    where: canvas.Section,
+    where: sections.Section,
     values: np.ndarray,
     names: list[str],
     *,
@@ -172,7 +180,7 @@ def _maps(
 
 
 def _pies(
-    where: canvas.Section,
+    where: sections.Section,
     values: np.ndarray,
     names: list[str],
     *,
@@ -190,12 +198,10 @@ def _pies(
     colors = category_colors(len(names)) if palette is None else hex_colors(palette[: len(names)])
     rest = np.clip(1 - values.sum(axis=1), 0, 1)
     if rest.max() > 1e-3:
-        values, names, colors = (
-            np.column_stack([values, rest]),
-            [*names, REST],
-            [*colors, REST_COLOR],
-        )
-    spare = 0.4 + 0.062 * max(map(len, names))
+        values = np.column_stack([values, rest])
+        names = [*names, REST]
+        colors = [*colors, REST_COLOR]
+    spare = 0.5 + 0.068 * max(map(len, names))
     width = min(canvas.PAGE - spare, 5.2 / where.aspect, 5.2)
     figure, axes = canvas.grid(
         1, width=width, height=width * where.aspect + 0.15, ncols=1, ax=ax, spare=spare
@@ -205,35 +211,29 @@ def _pies(
     return figure, axes
 
 
-def _draw(ax: Axes, where: canvas.Section, values: np.ndarray, colors: Sequence[str]) -> None:
+def _draw(ax: Axes, where: sections.Section, values: np.ndarray, colors: Sequence[str]) -> None:
     """Slices of all pies, type by type, clockwise from the top."""
     from matplotlib.collections import PolyCollection
 
-    maps.draw(
-        ax,
-        where,
-        np.full(len(values), np.nan),
-        scale="linear",
-        cmap="gray",
-        norm=canvas.norm("linear", 0, 1),
-    )
+    sections.paper(ax, where, where.frame)
     # [n, types + 1]
     ends = np.concatenate([np.zeros((len(values), 1)), values.cumsum(axis=1)], axis=1)
     for column, color in enumerate(colors):
         drawn = np.flatnonzero(values[:, column] > 1e-3).tolist()
         polygons = [_slice(where, row, *ends[row, column : column + 2]) for row in drawn]
         ax.add_collection(
-            PolyCollection(polygons, facecolors=color, linewidths=0, rasterized=True), autolim=False
+            PolyCollection(
+                polygons, facecolors=color, linewidths=0, rasterized=True, alpha=where.alpha
+            ),
+            autolim=False,
         )
 
 
-def _slice(where: canvas.Section, row: int, begin: float, end: float) -> np.ndarray:
+def _slice(where: sections.Section, row: int, begin: float, end: float) -> np.ndarray:
     """Outline [points, 2] of one slice, between two shares of the turn."""
     turn = 2 * np.pi * np.linspace(begin, end, max(int(2 * np.pi * (end - begin) / ARC), 1) + 2)
-    up = -1.0 if where.down else 1.0
-    edge = where.coords[row] + where.diameter / 2 * np.column_stack(
-        [np.sin(turn), up * np.cos(turn)]
-    )
+    radius = where.diameter[row] / 2  # y grows downwards
+    edge = where.coords[row] + radius * np.column_stack([np.sin(turn), -np.cos(turn)])
     return np.vstack([where.coords[row], edge])
 
 

@@ -21,6 +21,7 @@ from gpnsf.io.measured import counts_of, used
 from gpnsf.io.ranked import ranked
 from gpnsf.io.tables import takes_tables
 from gpnsf.pl import html
+from gpnsf.pl.options import explained
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -37,6 +38,7 @@ DOMAINS = "gpnsf_domain"  # column that tl.domains writes by default
 _log = logging.getLogger("gpnsf")
 
 
+@explained
 @takes_tables
 def report(
     data: AnnData | MuData,
@@ -47,7 +49,8 @@ def report(
 ) -> None:
     """Write a fit to one HTML page.
 
-    Data, how it was run, convergence, factors, features, importance.
+    Whether to believe it, with all warnings; maps, features and importance of the factors; then the
+    data, convergence, and how the fit was run.
 
     The page holds its figures and needs nothing else, neither other files nor the network, and it
     runs no scripts. A section that cannot be made, say since the counts are no longer in the
@@ -184,11 +187,10 @@ def _run(fit: Fit) -> Iterator[str]:
     yield html.pairs(fit.uns.get("versions", {}), "Versions.")
 
 
-def _convergence(fit: Fit) -> Iterator[str]:
+def _summary(fit: Fit) -> Iterator[str]:
     """Signs of whether to believe the fit."""
     converged, _, seconds = course.outcome(fit)
-    steps = len(course.trace(fit)[0])
-    summary = f"{steps} steps, {seconds:.1f} seconds."
+    summary = f"{len(course.trace(fit)[0])} steps, {seconds:.1f} seconds."
     yield (
         html.paragraph("Converged: " + summary)
         if converged
@@ -197,12 +199,12 @@ def _convergence(fit: Fit) -> Iterator[str]:
     for name, none in {"warnings": "No warnings.", "repairs": "No repairs."}.items():
         texts = [str(text) for text in np.atleast_1d(fit.uns.get(name, ()))]
         yield html.bullets(texts) if texts else html.paragraph(none)
-    yield _picture(
-        fit,
-        "convergence",
-        "Curves of the evidence lower bound over the steps",
-        "The bound over the steps.",
-    )
+
+
+def _convergence(fit: Fit) -> Iterator[str]:
+    """The curves."""
+    alt = "Curves of the evidence lower bound over the steps"
+    yield _picture(fit, "convergence", alt, "The bound over the steps.")
 
 
 def _spatial_test(fit: Fit) -> Iterator[str]:
@@ -286,7 +288,7 @@ def _variance_explained(fit: Fit) -> Iterator[str]:
     """Modality by factor."""
     columns = [
         pd.Series(100 * row, name=name)
-        for name, row in zip(fit.modalities, fit.explained, strict=True)
+        for name, row in zip(fit.modalities, course.explained(fit), strict=True)
     ]
     frame = pd.concat([pd.Series(fit.names, name="factor"), *columns], axis=1)
     yield html.table(frame, "Variance explained by each factor in each modality, in %.")
@@ -345,11 +347,11 @@ def _per_factor(fit: Fit, values: Any, what: str) -> np.ndarray:
 
 
 SECTIONS = (
-    _Section("Data", _data),
-    _Section("How it was run", _run),
-    _Section("Convergence", _convergence),
-    _Section("Spatial test", _spatial_test, lambda fit: bool(fit.uns.get("spatial_test"))),
+    # whether to believe it
+    _Section("Summary", _summary),
+    # what was found
     _Section("Factors", _factors),
+    _Section("Domains", _domains, lambda fit: DOMAINS in fit.data.obs and fit.has_coords),
     _Section("Top features", _features),
     _Section("Observed features", _observed, lambda fit: fit.has_coords),
     _Section("Spatial importance", _importance),
@@ -359,5 +361,9 @@ SECTIONS = (
         lambda fit: bool(fit.uns.get("variance_explained")),
     ),
     _Section("Gene-peak links", _links, lambda fit: len(fit.data.uns.get(fit.keys.links, ())) > 0),
-    _Section("Domains", _domains, lambda fit: DOMAINS in fit.data.obs and fit.has_coords),
+    # how it was made
+    _Section("Data", _data),
+    _Section("Spatial test", _spatial_test, lambda fit: bool(fit.uns.get("spatial_test"))),
+    _Section("Convergence", _convergence),
+    _Section("How it was run", _run),
 )

@@ -11,6 +11,7 @@ import pandas as pd
 from gpnsf.checks import choices, problem
 from gpnsf.io.tables import takes_tables
 from gpnsf.pl import canvas
+from gpnsf.pl.options import explained
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -28,6 +29,7 @@ PANELS = {  # column: what it is
 COLOR, MARK = canvas.MODALITY_COLORS[0], canvas.MODALITY_COLORS[1]
 
 
+@explained
 @takes_tables
 def selection(
     table: pd.DataFrame | AnnData | MuData,
@@ -57,12 +59,7 @@ def selection(
         to draw in.
     key
         ``key_added`` of the selection, if an object is passed.
-    ax
-        Axes for a single panel.
-    show
-        Show the figure; None does so where there is a window or a notebook.
-    return_fig
-        Return the figure.
+    {shown}
 
     Returns
     -------
@@ -164,7 +161,7 @@ def _curves(ax: Axes, table: pd.DataFrame, name: str, *, several: bool) -> None:
     if several:
         ax.legend(handlelength=1.0, borderaxespad=0.2, labelspacing=0.3)
     if name == "excess":  # what matters happens close to zero
-        ax.set_yscale("function", functions=(lambda y: np.sqrt(np.maximum(y, 0)), np.square))
+        canvas.square_root(ax)
     ax.set(xlabel="factors", ylim=(None if name == "stability" else 0, None))
     ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     ax.yaxis.set_major_locator(MaxNLocator(6, integer=name == "n_spatial"))
@@ -195,8 +192,6 @@ def _note(table: pd.DataFrame, n_spatial: int | None) -> str:
     marked = table[table["recommended"].astype(bool)]
     if marked.empty:
         return "too few counts to tell"
-    K, T = (
-        int(marked["n_factors"].iloc[0]),
-        int(marked["n_spatial"].iloc[0] if n_spatial is None else n_spatial),
-    )
+    K = int(marked["n_factors"].iloc[0])
+    T = int(marked["n_spatial"].iloc[0] if n_spatial is None else n_spatial)
     return f"recommended: {K}, of which {T} spatial"

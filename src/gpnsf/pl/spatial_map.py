@@ -13,8 +13,9 @@ from gpnsf.checks import problem
 from gpnsf.io import fits
 from gpnsf.io.tables import takes_tables
 from gpnsf.keys import SPATIAL
-from gpnsf.pl import canvas, maps
+from gpnsf.pl import canvas, maps, sections
 from gpnsf.pl.factors import note
+from gpnsf.pl.options import Factors, explained, factors_of
 from gpnsf.pp.grid import AXES, grid
 
 if TYPE_CHECKING:
@@ -31,11 +32,12 @@ if TYPE_CHECKING:
 __all__ = ["spatial_map"]
 
 
+@explained
 @takes_tables
 def spatial_map(
     data: AnnData | MuData,
     *,
-    factors: str | Sequence[str] | None = None,
+    factors: Factors = None,
     features: str | Sequence[str] | Mapping[str, str | Sequence[str]] | None = None,
     moment: str = "mean",
     spacing: float | None = None,
@@ -46,6 +48,10 @@ def spatial_map(
     vmax: float | None = None,
     quantiles: tuple[float, float] = (0.005, 0.995),
     library: str | Sequence[str] | None = None,
+    img_key: str | None = "auto",
+    alpha_img: float = 1.0,
+    crop_coord: sections.Crop = None,
+    alpha: float = 1.0,
     ncols: int | None = None,
     cmap: str | Colormap | None = None,
     key: str = "gpnsf",
@@ -81,8 +87,9 @@ def spatial_map(
         Ends of the colour scale.
     quantiles
         Quantiles of the values that stand for an end that is not given.
-    library
-        Names of the slices to draw; None for all.
+    {place}
+    alpha
+        Opacity of the map, from 0 to 1: less than 1 lets an image shine through.
     ncols
         Panels in a row; None for a choice by the shape of the tissue.
     cmap
@@ -90,12 +97,7 @@ def spatial_map(
         models.
     key
         Prefix of the slots, ``key_added`` of the fit.
-    ax
-        Axes for a single panel.
-    show
-        Show the figure; None does so where there is a window or a notebook.
-    return_fig
-        Return the figure.
+    {shown}
 
     Returns
     -------
@@ -104,14 +106,14 @@ def spatial_map(
     Raises
     ------
     KeyError
-        If the object has no such fit, factor, feature or slice.
+        If the object has no such fit, factor, feature, slice or image.
     ValueError
         If an option is unknown, a factor is nonspatial, the coordinates are not two, or ``ax`` is
         given for more than one panel.
 
     Notes
     -----
-    Reads what :func:`gpnsf.tl.predict` reads.
+    Reads what :func:`gpnsf.tl.predict` reads, and ``uns["spatial"]``.
 
     Examples
     --------
@@ -124,7 +126,15 @@ def spatial_map(
     """
     fit = fits.find(data, key)
     chosen = _chosen(fit, factors, features, moment)
-    where = canvas.section(fit, library=library, margin=margin)
+    where = sections.section(
+        fit,
+        library=library,
+        img_key=img_key,
+        alpha_img=alpha_img,
+        crop_coord=crop_coord,
+        alpha=alpha,
+        margin=margin,
+    )
     table, tiles = _lattice(fit, where, spacing, margin)
     values, notes = _values(fit, table, chosen, features, moment)
     norms = maps.norms_of(
@@ -140,11 +150,11 @@ def spatial_map(
             len(notes), width=width, height=height, ncols=ncols, ax=ax, spare=spare
         )
         for panel, name, norm in zip(axes, values, norms, strict=True):
-            _fill(panel, tiles, values[name].to_numpy(), down=where.down, cmap=cmap, norm=norm)
+            _fill(panel, where, tiles, values[name].to_numpy(), cmap=cmap, norm=norm)
         maps.bars(axes, where, shared=shared_scale)
         for panel, name in zip(axes, values, strict=True):
             canvas.title(panel, name, notes[name])
-        canvas.name_slices(axes[0], where)
+        sections.name_slices(axes, where)
     return canvas.finish(figure, axes, show=show, return_fig=return_fig)
 
 
@@ -159,9 +169,7 @@ class _Tile:
     y: np.ndarray  # [rows + 1] edges
 
 
-def _chosen(
-    fit: Fit, factors: str | Sequence[str] | None, features: Features, moment: str
-) -> np.ndarray:
+def _chosen(fit: Fit, factors: Factors, features: Features, moment: str) -> np.ndarray:
     """Positions of the factors to draw."""
     if moment not in ("mean", "std"):
         raise ValueError(
@@ -181,7 +189,7 @@ def _chosen(
         )
     if factors is None:
         return np.flatnonzero(fit.is_spatial) if features is None else np.zeros(0, dtype=int)
-    chosen = fit.factor_indices(factors)
+    chosen = factors_of(fit, factors)
     flat = fit.names[chosen][~fit.is_spatial[chosen]]
     if len(flat):
         rule = "spatial factors, since nonspatial ones are the same wherever nothing was measured"
@@ -190,7 +198,7 @@ def _chosen(
 
 
 def _lattice(
-    fit: Fit, where: canvas.Section, spacing: float | None, margin: float
+    fit: Fit, where: sections.Section, spacing: float | None, margin: float
 ) -> tuple[pd.DataFrame, list[_Tile]]:
     """Points over the slices that are drawn, and their places on the paper."""
     column = fit.param("library_key")
@@ -198,18 +206,22 @@ def _lattice(
     table = grid(
         fit.data, spacing=spacing, margin=margin, spatial_key=spatial_key, library_key=column
     )
-    names = np.zeros(len(fit.mean)) if column is None else np.asarray(fit.library)
-    of_point = np.zeros(len(table)) if column is None else table[column].to_numpy()
-    drawn = dict.fromkeys(names[where.rows])
-    kept = np.isin(of_point, list(drawn))
-    table, of_point = table[kept].reset_index(drop=True), of_point[kept]
+    of_point = np.full(len(table), "") if column is None else table[column].to_numpy()
+    kept: list[int] = []
     tiles = []
-    for name in drawn:
-        first = np.flatnonzero(names[where.rows] == name)[0]
-        shift = where.coords[first] - fit.coords[where.rows[first]]
-        points = np.flatnonzero(of_point == name)
-        tiles.append(_tile(points, table.loc[points, list(AXES[:2])].to_numpy() + shift))
-    return table, tiles
+    for each in where.slices:
+        points = np.flatnonzero(of_point == each.name)
+        coords = table.loc[points, list(AXES[:2])].to_numpy() + each.shift
+        if each.fixed:
+            inside = ((coords >= each.frame[0]) & (coords <= each.frame[1])).all(axis=1)
+            points, coords = points[inside], coords[inside]
+        if len(points):
+            tiles.append(_tile(len(kept) + np.arange(len(points)), coords))
+            kept += points.tolist()
+    if not kept:
+        rule, remedy = "points of the lattice inside `crop_coord`", "Pass a smaller `spacing`"
+        raise ValueError(problem(rule, "none", remedy))
+    return table.loc[kept].reset_index(drop=True), tiles
 
 
 def _tile(points: np.ndarray, coords: np.ndarray) -> _Tile:
@@ -249,10 +261,10 @@ def _values(
 
 def _fill(
     ax: Axes,
+    where: sections.Section,
     tiles: Sequence[_Tile],
     values: np.ndarray,
     *,
-    down: bool,
     cmap: str | Colormap,
     norm: Normalize,
 ) -> None:
@@ -260,10 +272,12 @@ def _fill(
     for tile in tiles:
         picture = np.full((len(tile.y) - 1, len(tile.x) - 1), np.nan)
         picture[tile.row, tile.column] = values[tile.points]
+        cells = np.ma.masked_invalid(picture)
         ax.pcolormesh(
-            tile.x, tile.y, np.ma.masked_invalid(picture), cmap=cmap, norm=norm, rasterized=True
+            tile.x, tile.y, cells, cmap=cmap, norm=norm, alpha=where.alpha, rasterized=True
         )
-    x, y = (np.concatenate([getattr(tile, axis)[[0, -1]] for tile in tiles]) for axis in ("x", "y"))
-    ylim = (y.max(), y.min()) if down else (y.min(), y.max())
-    ax.set(xlim=(x.min(), x.max()), ylim=ylim, xticks=[], yticks=[], aspect="equal", anchor="NW")
-    ax.spines[:].set_visible(False)
+    frame = where.frame
+    if not any(each.fixed for each in where.slices):
+        low = np.min([(tile.x[0], tile.y[0]) for tile in tiles], axis=0)
+        frame = np.array([low, np.max([(tile.x[-1], tile.y[-1]) for tile in tiles], axis=0)])
+    sections.paper(ax, where, frame)

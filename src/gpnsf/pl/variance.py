@@ -9,6 +9,7 @@ import numpy as np
 from gpnsf.io import fits
 from gpnsf.io.tables import takes_tables
 from gpnsf.pl import canvas
+from gpnsf.pl.options import explained
 from gpnsf.tl.variance import variance_explained as table_of
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ LETTER, LONGEST = 0.065, 30  # inches of a letter, and letters of a name
 DARK = 0.55  # of the colour scale: beyond it, figures are written in dark
 
 
+@explained
 @takes_tables
 def variance_explained(
     data: AnnData | MuData,
@@ -55,12 +57,7 @@ def variance_explained(
         Colour map; None for magma without its palest end.
     key
         Prefix of the slots, ``key_added`` of the fit.
-    ax
-        Axes to draw on.
-    show
-        Show the figure; None does so where there is a window or a notebook.
-    return_fig
-        Return the figure.
+    {shown}
 
     Returns
     -------

@@ -68,14 +68,14 @@ def number_spatial(model: Model) -> int:
 
 
 def read_for(
-    data: MuData | AnnData, asked: Arguments, n_spatial: int
+    data: MuData | AnnData, asked: Arguments, n_spatial: int, *, tell: bool = True
 ) -> tuple[Dataset, read.Layout]:
-    """Read the object and check what only the data can tell."""
+    """Read the object and check what only the data can tell; with ``tell``, say what may mislead a fit."""
     model = asked.model
     default = models.PRESETS[model.model].likelihood
     defaults = {"": default} if default else None
     dataset, layout = read.read(
-        data, asked.reading, default_likelihoods=defaults, spatial=n_spatial > 0
+        data, asked.reading, default_likelihoods=defaults, spatial=n_spatial > 0, tell=tell
     )
     checks.combination(
         model=model.model,

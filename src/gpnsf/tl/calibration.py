@@ -20,6 +20,7 @@ from gpnsf.io import fits
 from gpnsf.io.measured import reread
 from gpnsf.io.objects import editable
 from gpnsf.io.tables import takes_tables
+from gpnsf.settings import settings
 from gpnsf.tl.fit import fit as refit
 
 if TYPE_CHECKING:
@@ -116,7 +117,8 @@ def check_calibration(
     lines = []
     for number in range(n_simulations):
         simulated, totals = _simulate(fit, dataset, layout, np.random.default_rng([seed, number]))
-        refit(simulated, **asked, progress=progress)
+        with settings.override(verbosity="error"):  # the fit itself has said what there is to say
+            refit(simulated, **asked, progress=progress)
         found = fits.find(simulated, key)
         own = (*_factors(fit, found, rows), *_importance(fit, found, totals))
         lines += [{"simulation": number, **line} for line in own]

@@ -19,7 +19,8 @@ from gpnsf.io.tables import takes_tables
 from gpnsf.io.write import Slot, put
 from gpnsf.keys import SPATIAL, ProportionKeys
 from gpnsf.settings import settings
-from gpnsf.tl.reference import counts_of, matched, profiles_of
+from gpnsf.tl.alone import one_at_a_time
+from gpnsf.tl.reference import compared, counts_of, matched, profiles_of
 from gpnsf.tl.spots import costs_of, places_of
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ _log = logging.getLogger("gpnsf")
 
 
 @takes_tables
+@one_at_a_time
 def deconvolve(
     adata: AnnData,
     reference: AnnData | pd.DataFrame,
@@ -208,10 +210,12 @@ def deconvolve(
     begin = time.perf_counter()
     _check(adata, params, network)
     profiles = matched(
-        profiles_of(reference, label_key=label_key, layer=reference_layer), adata.var_names
+        profiles_of(reference, label_key=label_key, layer=reference_layer), adata, reference
     )
     counts = counts_of(adata, layer, what="spots")[:, adata.var_names.get_indexer(profiles.index)]
     checks.some(counts, modality="spots")
+    if isinstance(reference, pd.DataFrame):
+        compared(profiles, np.asarray(counts.sum(axis=0)).ravel())
     mixture = deconvolution.summarised(counts, profiles.to_numpy())
     record: dict[str, Any] = {
         "types": list(profiles.columns),
@@ -297,8 +301,12 @@ def _write(
     """Proportions, their sums before the division, and the record."""
     share, sums = deconvolution.normalised(V)
     if not sums.all():
+        unknown = adata.obs_names[sums == 0]
         _log.warning(
-            "%d spot(s) about which nothing is known: all types alike", int((sums == 0).sum())
+            "%d of %d spots, the first %r, have no counts of the genes in common and no neighbour that has: all types alike. Remove them.",
+            len(unknown),
+            len(sums),
+            str(unknown[0]),
         )
     columns = [keys.of_type(name) for name in record["types"]]
     if obs_columns and len(set(columns)) < len(columns):

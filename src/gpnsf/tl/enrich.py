@@ -16,6 +16,7 @@ from scipy import stats
 from gpnsf.checks import Rule, choices, problem
 from gpnsf.core.scores.enrichment import over_representation, signed_gain
 from gpnsf.io import fits
+from gpnsf.io.names import named
 from gpnsf.io.ranked import ranked
 from gpnsf.io.tables import takes_tables
 
@@ -109,7 +110,7 @@ def enrich(
     Rule(int, 100, low=1).check("n_features", n_features)
     Rule(int, 5, low=1).check("min_size", min_size)
     fit = fits.find(data, key)
-    (modality,) = fit.modality_names(modality)
+    (modality,) = fit.modality_names(named(modality, list(fit.modalities)))
     W = fit.loadings[modality]
     names = fit.modalities[modality].var_names[W.any(axis=1)].astype(str)
     if not names.is_unique:
@@ -224,13 +225,27 @@ def _network(
                 "`gene_sets` to be a dict, a DataFrame or a path", type(gene_sets).__name__, remedy
             )
         )
-    table[["source", "target"]] = table[["source", "target"]].astype(str)
+    table = _complete(table)
     again = table.duplicated(["source", "target"])
     if again.any():
         _log.info(
             "gene_sets: %d member(s) are named again, and the first line is kept", again.sum()
         )
     return table[~again]
+
+
+def _complete(table: pd.DataFrame) -> pd.DataFrame:
+    """The lines that name a set and a member, both as text."""
+    pair = ["source", "target"]
+    lacking = table[pair].isna().any(axis=1)
+    if lacking.any():
+        _log.warning(
+            "gene_sets: %d of %d line(s) name no set or no member, and are left out. "
+            "Remove them from the table if that is right.",
+            lacking.sum(),
+            len(table),
+        )
+    return table[~lacking].astype(dict.fromkeys(pair, str))
 
 
 def _usual_columns(table: pd.DataFrame) -> dict[str, str]:

@@ -23,6 +23,7 @@ from gpnsf.io.tables import takes_tables
 from gpnsf.io.write import Slot, on_all_features, put
 from gpnsf.keys import Keys
 from gpnsf.settings import settings
+from gpnsf.tl.alone import few_threads, one_at_a_time
 from gpnsf.tl.device import resolved
 from gpnsf.tl.link_peaks import gene_places, unique_names
 from gpnsf.tl.paired import Side, check_layer, read_pair
@@ -59,6 +60,7 @@ _log = logging.getLogger("gpnsf")
 
 
 @takes_tables
+@one_at_a_time
 def factvae(
     mdata: MuData,
     *,
@@ -192,16 +194,17 @@ def factvae(
         **{name: params[name] for name in ("batch_size", "learning_rate", "seed")},
     )
     shown = settings.progress if progress is None else progress
-    outcome = training.train(
-        *_inputs(measured, chosen, seed), pairs, plan, device=place, progress=shown
-    )
+    with few_threads(small=True):  # batches are small, however many cells there are
+        outcome = training.train(
+            *_inputs(measured, chosen, seed), pairs, plan, device=place, progress=shown
+        )
     seconds = time.perf_counter() - began
     info = {
         "params": params,
         "history": outcome.history,
         "overlaps": overlaps,
         "converged": outcome.converged,
-        "modalities": [rna, atac],
+        "modalities": [side.name for side in measured],
         "versions": {name: version(name) for name in _VERSIONS},
         "seed": seed,
         "seconds": seconds,

@@ -10,7 +10,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from anndata import AnnData
 from mudata import MuData
 
@@ -18,16 +17,18 @@ from gpnsf import checks
 from gpnsf.arguments import Arguments
 from gpnsf.core import distributed
 from gpnsf.core.counts.backends import backend
-from gpnsf.core.inference import fitting, training
+from gpnsf.core.inference import fitting
 from gpnsf.core.inference.checkpoint import Checkpoint
 from gpnsf.core.inference.schedule import Schedule
 from gpnsf.core.model import build as models
+from gpnsf.core.progress import Progress
 from gpnsf.core.types import Dataset, History
 from gpnsf.io import files, tables, write
 from gpnsf.io.objects import editable
 from gpnsf.keys import SPATIAL, Keys
 from gpnsf.settings import settings
 from gpnsf.tl import diagnostics
+from gpnsf.tl.alone import fit_threads, one_at_a_time
 from gpnsf.tl.asked import builder, number_spatial, read_for
 from gpnsf.tl.device import check_processes, resolved
 from gpnsf.tl.memory import guard, peak_memory
@@ -35,12 +36,13 @@ from gpnsf.tl.memory import guard, peak_memory
 if TYPE_CHECKING:
     from spatialdata import SpatialData
 
-__all__ = ["fit", "number_spatial", "read_for"]
+__all__ = ["fit"]
 
 _logger = logging.getLogger("gpnsf")
 _VERSIONS = ("gpnsf", "torch", "pyro-ppl", "numpy", "scipy", "anndata", "mudata")
 
 
+@one_at_a_time
 def fit(
     data: AnnData | MuData | SpatialData | dict[str, AnnData] | str | os.PathLike[str],
     model: str = "gpnsf",
@@ -285,7 +287,9 @@ def _fit(
     device = resolved(how.device)
     guard(dataset, asked, n_spatial, layout.scale, device.type)
     _warn_of_idle(asked, n_spatial)
-    with training.few_threads(dataset):
+    shown = settings.progress if asked.call.progress is None else asked.call.progress
+    progress = Progress("fit", how.max_steps, shown=shown and distributed.rank() == 0)
+    with fit_threads(dataset.nnz) as threads, progress:
         outcome = fitting.fit(
             dataset,
             builder(asked, n_spatial, layout.scale, device),
@@ -303,10 +307,9 @@ def _fit(
                 tol=how.tol,
             ),
             seed=how.seed,
-            progress=settings.progress if asked.call.progress is None else asked.call.progress,
+            progress=progress,
             checkpoint=store,
         )
-        threads = torch.get_num_threads()
         warnings = distributed.from_first(
             lambda: diagnostics.warn(dataset, outcome, asked, scale=layout.scale)
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,11 +10,11 @@ from typing import Any
 from anndata import AnnData
 from mudata import MuData
 
-from gpnsf.arguments import Arguments
+from gpnsf.arguments import Arguments, check_names
 from gpnsf.core.inference.forecast import Forecast
 from gpnsf.io import files
 from gpnsf.io.tables import takes_tables
-from gpnsf.tl.fit import fit, number_spatial, read_for
+from gpnsf.tl.asked import number_spatial, read_for
 from gpnsf.tl.memory import expected
 
 __all__ = ["forecast"]
@@ -64,7 +63,7 @@ def forecast(
     >>> found.memory < 1e9, list(found.stages)
     (True, ['starts', 'optimisation', 'dispersion', 'local stage', 'test', 'summary'])
     """
-    inspect.signature(fit).bind(data, model, **options)
+    check_names(options, "gpnsf.tl.forecast")
     asked = Arguments.of({"model": model, **options})
     n_spatial = number_spatial(asked.model)
     with ExitStack() as stack:
@@ -72,5 +71,5 @@ def forecast(
             key, table = asked.reading.spatial_key, asked.call.table
             opened = files.opened_tables(Path(data), table, spatial_key=key, writable=False)
             data, _ = stack.enter_context(opened)
-        dataset, layout = read_for(data, asked, n_spatial)
+        dataset, layout = read_for(data, asked, n_spatial, tell=False)
         return expected(dataset, asked, n_spatial, layout.scale)

@@ -115,7 +115,7 @@ def link_peaks(
     Rule(int, WINDOW, low=0).check("window", window)
     Rule(int, 500, low=20).check("n_permutations", n_permutations)
     Rule(int, 0, low=0).check("seed", seed)
-    there = list(getattr(mdata, "mod", ()))
+    there = list(getattr(mdata, "mod", ()))  # no other object comes further than the next lines
     rna, atac = named(rna, there), named(atac, there)
     mods, loadings = _read(mdata, (rna, atac), key)
     names = [unique_names(mods[name], name) for name in (rna, atac)]

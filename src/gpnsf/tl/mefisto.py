@@ -24,6 +24,7 @@ from gpnsf.io.tables import takes_tables
 from gpnsf.io.write import Slot, on_all_features, put
 from gpnsf.keys import SPATIAL, Keys
 from gpnsf.settings import settings
+from gpnsf.tl.alone import SMALL, few_threads, one_at_a_time
 
 __all__ = ["mefisto"]
 
@@ -37,6 +38,7 @@ _log = logging.getLogger("gpnsf")
 
 
 @takes_tables
+@one_at_a_time
 def mefisto(
     data: AnnData | MuData,
     *,
@@ -160,15 +162,16 @@ def mefisto(
         _log.warning(
             "max_steps=%d: MEFISTO looks for fields from step %d on.", max_steps, core.FIRST_FIELD
         )
-    found = core.fit(
-        tables,
-        core.apart(dataset.coords, dataset.library),
-        n_factors=n_factors,
-        n_inducing=n_inducing,
-        max_steps=max_steps,
-        seed=seed,
-        progress=settings.progress if progress is None else progress,
-    )
+    with few_threads(dataset.n_obs**2 < SMALL):
+        found = core.fit(
+            tables,
+            core.apart(dataset.coords, dataset.library),
+            n_factors=n_factors,
+            n_inducing=n_inducing,
+            max_steps=max_steps,
+            seed=seed,
+            progress=settings.progress if progress is None else progress,
+        )
     _check_finite(found)
     params = {**params, "model": "mefisto", "modalities": list(layout.modalities)}
     info = {"params": params, "seed": seed, "seconds": time.perf_counter() - began}

@@ -15,14 +15,15 @@ from mudata import MuData
 from gpnsf import checks
 from gpnsf.core.inference import posterior
 from gpnsf.core.scores.expected import expected
-from gpnsf.io import fits, read
+from gpnsf.io import fits
+from gpnsf.io.geometry import normalise_coords
 from gpnsf.io.places import in_order
 from gpnsf.io.tables import takes_tables
 from gpnsf.keys import SPATIAL
 
 __all__ = ["predict"]
 
-OUTSIDE = 1.5  # half-widths from the middle of the tissue
+OUTSIDE = 0.5  # half-widths from the edge of the tissue
 SEVERAL = 0.1  # of the places
 
 _log = logging.getLogger("gpnsf")
@@ -104,11 +105,9 @@ def predict(
         np.float32
     )
     if fit.is_spatial.any():
-        own = read.normalise_coords(
-            points, codes, np.asarray(state["centre"]), float(state["scale"])
-        )
-        _warn_outside(own)
+        own = normalise_coords(points, codes, np.asarray(state["centre"]), float(state["scale"]))
         mean[:, fit.is_spatial], std[:, fit.is_spatial] = posterior.predict(state, own, codes)
+        _warn_outside(own, state["process"])
     var = pd.DataFrame(
         {"is_spatial": fit.is_spatial, "lengthscale": fit.lengthscale}, index=pd.Index(fit.names)
     )
@@ -121,9 +120,13 @@ def predict(
     return predicted
 
 
-def _warn_outside(own: np.ndarray) -> None:
-    """Say how many places [n, D], in half-widths, lie so far outside of the tissue that the fit knows nothing of them."""
-    outside = int((np.abs(own) > OUTSIDE).any(axis=1).sum())
+def _warn_outside(own: np.ndarray, process: Mapping[str, Any]) -> None:
+    """Say how many places [n, D], in half-widths, lie so far outside of the tissue that the fit knows nothing of them.
+
+    The tissue is a box, as long along each axis as the field of the fit.
+    """
+    reach = process["extent"] if "extent" in process else np.abs(process["centres"]).max(axis=0)
+    outside = int((np.abs(own) > np.minimum(reach, 1.0) + OUTSIDE).any(axis=1).sum())
     if outside > SEVERAL * len(own):
         _log.warning(
             "%d of %d places lie outside of the fitted tissue, where factors return to their mean. Are coordinates in the unit of the "

@@ -38,11 +38,11 @@ def rank_features(
 
     - ``"posterior"``: :math:`\log_2` of the lower end of the 90 % interval of :math:`w_{jk}` over :math:`e_{jk}`, here with the
       background :math:`b_j` counted among the :math:`w_{jl}`. A score of 2: the feature's part in what the factor expresses is,
-      95 to 5, at least four times its part in the whole section. Housekeeping genes have about 0. Features with less than
-      expected are left out, and rare ones (``min_counts``). Below 0, the counts do not tell.
+      95 to 5, at least four times its part in the whole section. Housekeeping genes have about 0. Rare features are left out
+      (``min_counts``). Below 0, the counts do not tell, or tell that the factor has less of it.
     - ``"lift"``: :math:`w_{jk} \log(w_{jk} / e_{jk}) - (w_{jk} - e_{jk})`, the Poisson log likelihood ratio of the loading
       to the expected one: abundance counts as much as being specific, so that ribosomal genes come first in many tissues.
-      Features with less than the expected loading are left out.
+      Features with less than the expected loading have a score below 0.
     - ``"loading"``: :math:`w_{jk}`, the most abundant features.
     - ``"share"``: :math:`s_{jk}`, the features that belong to the factor most completely, however rare.
     - ``"specificity"``: :math:`s_{jk} - \max_{l \neq k} s_{jl}`, the share above that of the runner-up, however rare.
@@ -57,7 +57,8 @@ def rank_features(
     factors
         Names of the factors; None for all.
     n_features
-        Features for each factor and modality; fewer where fewer have signal in the factor.
+        Features for each factor and modality; fewer where fewer have a loading on the factor, or fewer are counted often enough, or
+        (with "specificity") fewer have their largest share there.
     method
         "posterior", "lift", "loading", "share" or "specificity". Where nothing is known about the precision of the loadings, after
         :func:`gpnsf.tl.scai` and :func:`gpnsf.tl.mefisto` and in fits of earlier versions, "posterior" ranks by lift.
@@ -102,7 +103,13 @@ def rank_features(
     return pd.concat(
         [
             ranked(
-                fit, name, int(factor), n_features=n_features, method=method, min_counts=min_counts
+                fit,
+                name,
+                int(factor),
+                n_features=n_features,
+                method=method,
+                min_counts=min_counts,
+                complete=True,
             )
             for factor in chosen
             for name in names

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
@@ -10,10 +12,17 @@ from anndata import AnnData
 from gpnsf import checks
 from gpnsf.checks import problem
 from gpnsf.io.read import read_counts
+from gpnsf.tl.gene_names import respelled
+from gpnsf.tl.logarithms import SMALL, base_of, effective
 
-__all__ = ["counts_of", "matched", "profiles_of"]
+__all__ = ["compared", "counts_of", "matched", "profiles_of"]
 
 FEWEST_GENES = 10
+FEW_GENES = 0.1  # of the genes of the smaller table
+FLATTER = 2.0  # times more genes that share the total of a table of logarithms
+NO_LABELS = {"", "nan", "none", "na", "n/a", "<na>", "null", "unknown", "unassigned"}
+
+_log = logging.getLogger("gpnsf")
 
 
 def counts_of(adata: AnnData, layer: str | None, *, what: str) -> sp.csr_matrix:
@@ -22,12 +31,36 @@ def counts_of(adata: AnnData, layer: str | None, *, what: str) -> sp.csr_matrix:
     low = float(counts.data.min())
     if low < 0:
         remedy = "Pass raw counts, in X or in the layer that is named"
-        raise ValueError(
-            problem(
-                f"counts of the {what} that are not negative", f"values down to {low:g}", remedy
-            )
+        found = f"{int((counts.data < 0).sum())} negative values, down to {low:g}"
+        raise ValueError(problem(f"counts of the {what} that are not negative", found, remedy))
+    if base := base_of(counts):
+        _log.warning(
+            "Values of the %s, up to %.3g, are logarithms of normalised counts, base %s: mixtures add up in linear values alone. %s.",
+            what,
+            counts.data.max(),
+            base,
+            _linear(adata, what, base),
         )
     return counts
+
+
+def _linear(adata: AnnData, what: str, base: str) -> str:
+    """Where linear values are, or how to have them."""
+    argument = "layer" if what == "spots" else "reference_layer"
+    layers = [name for name in adata.layers if name and _is_whole(adata.layers[name])]
+    name = "adata" if what == "spots" else "reference"
+    values = f"{name}.X" if base == "e" else f"{name}.X * np.log({base})"
+    return (
+        f"Pass {argument}={layers[0]!r}, which holds whole numbers"
+        if layers
+        else f"Pass counts, or undo the logarithm, for example {name}.X = np.expm1({values})"
+    )
+
+
+def _is_whole(values: object) -> bool:
+    """Whether a layer in memory holds whole numbers."""
+    stored = getattr(values, "data", values) if sp.issparse(values) else values
+    return isinstance(stored, np.ndarray) and bool((stored.ravel()[:10_000] % 1 == 0).all())
 
 
 def profiles_of(
@@ -57,6 +90,7 @@ def profiles_of(
     labels = checks.labels(
         checks.column(reference.obs, label_key, where="obs of the reference"), name=label_key
     )
+    _warn_of_unlabelled(labels, label_key)
     counts = counts_of(reference, layer, what="reference")
     totals = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
     scale = np.divide(totals.mean(), totals, out=np.zeros_like(totals), where=totals > 0)
@@ -67,8 +101,42 @@ def profiles_of(
     return _checked(pd.DataFrame(profiles, index=reference.var_names, columns=names))
 
 
-def matched(profiles: pd.DataFrame, genes: pd.Index) -> pd.DataFrame:
+def _warn_of_unlabelled(labels: np.ndarray, key: str) -> None:
+    """Tell how many cells have a label that says that there is none."""
+    names, number = np.unique(labels.astype(str), return_counts=True)
+    counted = zip(names.tolist(), number.tolist(), strict=True)
+    void = {name: n for name, n in counted if name.lower() in NO_LABELS}
+    if void:
+        _log.warning(
+            "%d of %d cells of the reference are without a type, but for the word: %s are fitted as types. Leave them out: "
+            "reference[~reference.obs[%r].astype(str).isin(%s)].copy().",
+            sum(void.values()),
+            len(labels),
+            ", ".join(f"{name!r} ({n})" for name, n in void.items()),
+            key,
+            list(void),
+        )
+
+
+def compared(profiles: pd.DataFrame, spots: np.ndarray) -> None:
+    """Tell of a table of profiles that is far more even among genes than the totals [P] of the spots, as logarithms are."""
+    total = profiles.to_numpy().sum(axis=1)
+    ours, theirs = effective(total), effective(spots)
+    if profiles.to_numpy().max() <= SMALL and ours > FLATTER * theirs:
+        _log.warning(
+            "Profiles of the reference, up to %.3g, are as even as if %.0f genes shared the total, where %.0f share that of the spots: are they "
+            "logarithms? Mixtures add up in linear values alone: pass means of counts, or of np.expm1 of the logarithms.",
+            profiles.to_numpy().max(),
+            ours,
+            theirs,
+        )
+
+
+def matched(
+    profiles: pd.DataFrame, spots: AnnData, reference: AnnData | pd.DataFrame
+) -> pd.DataFrame:
     """Profiles of the genes that the spots have too and that any type expresses."""
+    genes = spots.var_names
     for name, index in (("spots", genes), ("reference", profiles.index)):
         if not index.is_unique:
             twice = index[index.duplicated()]
@@ -77,13 +145,32 @@ def matched(profiles: pd.DataFrame, genes: pd.Index) -> pd.DataFrame:
                 problem("unique names of genes", found, "Call var_names_make_unique() or drop them")
             )
     both = profiles.loc[profiles.index.intersection(genes, sort=False)]
+    shared, fewest = len(both), min(len(genes), len(profiles))
+    is_table = isinstance(reference, pd.DataFrame)
+    var = pd.DataFrame(index=profiles.index) if is_table else reference.var
+    where = "adata.var_names", "reference.index" if is_table else "reference.var_names"
+    better = respelled(spots.var, var, shared, where=where) if shared < fewest / 2 else None
     both = both[(both > 0).any(axis=1)]
     if len(both) < FEWEST_GENES:
         found = f"{len(both)} among {len(genes)} of the spots ({str(genes[0])!r}, ..) and {len(profiles)} of the reference"
         found += f" ({str(profiles.index[0])!r}, ..)"
         remedy = "Use the same kind of gene names in both, such as symbols"
+        if better is not None:
+            remedy = f"Set {better[1]}: {better[0]} names are the same then"
         raise ValueError(
             problem(f"at least {FEWEST_GENES} expressed genes in common", found, remedy)
+        )
+    if better is not None or shared < FEW_GENES * fewest:
+        _log.warning(
+            "%d genes are in common, of %d of the spots (%r, ..) and %d of the reference (%r, ..)%s",
+            shared,
+            len(genes),
+            str(genes[0]),
+            len(profiles),
+            str(profiles.index[0]),
+            ": are their names of one kind?"
+            if better is None
+            else f"; after {better[1]} it would be {better[0]}.",
         )
     silent = list(both.columns[(both == 0).all()])
     if silent:

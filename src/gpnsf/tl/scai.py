@@ -19,6 +19,7 @@ from gpnsf.io.tables import takes_tables
 from gpnsf.io.write import Slot, put
 from gpnsf.keys import Keys
 from gpnsf.settings import settings
+from gpnsf.tl.alone import SMALL, few_threads, one_at_a_time
 from gpnsf.tl.memory import peak_memory
 from gpnsf.tl.paired import Side, check_layer, read_pair
 
@@ -49,6 +50,7 @@ _log = logging.getLogger("gpnsf")
 
 
 @takes_tables
+@one_at_a_time
 def scai(
     mdata: MuData,
     *,
@@ -172,17 +174,18 @@ def scai(
     _check_memory(mdata.n_obs)
     if layer_added is not None:
         check_layer(layer_added, sides[1], what="averaged ATAC")
-    found = core.fit(
-        core.normalised(sides[0].counts),
-        core.normalised(sides[1].counts),
-        n_factors,
-        weights=core.Weights(alpha=alpha, beta=beta, lam=lam, gamma=gamma, mask=mask),
-        n_restarts=n_restarts,
-        max_steps=max_steps,
-        tol=tol,
-        seed=seed,
-        progress=settings.progress if progress is None else progress,
-    )
+    with few_threads(mdata.n_obs**2 < SMALL):
+        found = core.fit(
+            core.normalised(sides[0].counts),
+            core.normalised(sides[1].counts),
+            n_factors,
+            weights=core.Weights(alpha=alpha, beta=beta, lam=lam, gamma=gamma, mask=mask),
+            n_restarts=n_restarts,
+            max_steps=max_steps,
+            tol=tol,
+            seed=seed,
+            progress=settings.progress if progress is None else progress,
+        )
     layer = (
         None
         if layer_added is None

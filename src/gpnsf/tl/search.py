@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from joblib import Parallel, delayed, parallel_config
+from joblib import Parallel, delayed, effective_n_jobs, parallel_config
 from mudata import MuData
-from tqdm.auto import tqdm
 
 from gpnsf.core.families import FAMILIES
 from gpnsf.core.inference import spatial_test
+from gpnsf.core.progress import Progress
 from gpnsf.core.scores.metrics import match_factors
 from gpnsf.io import fits
 from gpnsf.io.measured import counts_of
 from gpnsf.io.parcel import Parcel, pack
 from gpnsf.keys import SPATIAL
 from gpnsf.settings import settings
+from gpnsf.tl.alone import one_at_a_time
 from gpnsf.tl.evaluate import grouped_deviance
+from gpnsf.tl.finished import Finished, facts_of
 from gpnsf.tl.fit import fit
 
 __all__ = ["Run", "Search", "Tasks", "n_ordered", "prepare"]
@@ -50,22 +53,41 @@ class Run:
     objective: float  # where the fit ended
     seconds: float
 
+    @classmethod
+    def of(cls, arrays: Mapping[str, np.ndarray]) -> Run:
+        """A run as it was kept."""
+        values: dict[str, Any] = {name: a if a.ndim else a.item() for name, a in arrays.items()}
+        return cls(**values)
+
 
 @dataclass(frozen=True)
 class Tasks:
-    """Fits that run side by side."""
+    """Fits that run side by side, each with a name under which its result is kept."""
 
     n_jobs: int
-    shown: bool
+    progress: Progress
+    finished: Finished
 
-    def __call__(self, function: Callable[..., Any], calls: Iterable[tuple[Any, ...]]) -> list[Any]:
+    def __call__(
+        self, function: Callable[..., Any], calls: Mapping[str, tuple[Any, ...]]
+    ) -> list[dict[str, np.ndarray]]:
         """Results of the calls, in order; each process has one thread, so that fits do not wait for each other."""
-        calls = list(calls)
-        with parallel_config(backend="loky", inner_max_num_threads=1):
-            done = Parallel(n_jobs=min(self.n_jobs, len(calls)), return_as="generator")(
-                delayed(function)(*call) for call in calls
-            )
-            return list(tqdm(done, total=len(calls), desc="fits", disable=not self.shown))
+        missing = {name: call for name, call in calls.items() if name not in self.finished.found}
+        self.progress.step(len(calls) - len(missing))
+        if missing:
+            n_jobs = min(effective_n_jobs(self.n_jobs), len(missing))
+            with parallel_config(backend="loky", inner_max_num_threads=1):
+                done = Parallel(n_jobs=n_jobs, return_as="generator")(
+                    delayed(function)(*call) for call in missing.values()
+                )
+                try:
+                    for name, result in zip(missing, done, strict=True):
+                        self.finished.keep(name, result)
+                        self.progress.step()
+                except KeyboardInterrupt:
+                    self.finished.tell()
+                    raise
+        return [self.finished.found[name] for name in calls]
 
 
 @dataclass(frozen=True)
@@ -86,13 +108,23 @@ class Search:
 
     def run(self, candidates: list[Candidate]) -> None:
         """Fit each candidate to one part of the counts for each seed, and judge it by the other."""
-        calls = [
-            (thinned, K, T, {**self.arguments, "seed": seed}, self.dispersion, self.groups)
+        calls = {
+            f"K={K} T={T} seed={seed}": (
+                thinned,
+                K,
+                T,
+                {**self.arguments, "seed": seed},
+                self.dispersion,
+                self.groups,
+            )
             for K, T in candidates
             for thinned, seed in zip(self.thinned, self.seeds, strict=True)
-        ]
+        }
+        listed = ", ".join(dict.fromkeys(str(K) for K, _ in candidates))
+        self.tasks.progress.stage(f"fits of {listed} factors")
         done = iter(self.tasks(_judged, calls))
-        self.runs.update({candidate: [next(done) for _ in self.seeds] for candidate in candidates})
+        for candidate in candidates:
+            self.runs[candidate] = [Run.of(next(done)) for _ in self.seeds]
 
     def deviance(self, candidate: Candidate) -> np.ndarray:
         """Mean over seeds [G] of the deviance of the kept part."""
@@ -201,8 +233,16 @@ class Search:
 
     def _spatial(self, n_factors: int) -> tuple[int, np.ndarray]:
         """Number of spatial factors in fits of all counts, and z [K] of the first fit, highest first."""
-        calls = [(self.whole, n_factors, {**self.arguments, "seed": seed}) for seed in self.seeds]
-        found = self.tasks(_order, calls)
+        calls = {
+            f"z of K={n_factors} seed={seed}": (
+                self.whole,
+                n_factors,
+                {**self.arguments, "seed": seed},
+            )
+            for seed in self.seeds
+        }
+        self.tasks.progress.stage(f"fits of all counts with {n_factors} factors")
+        found = [arrays["z"] for arrays in self.tasks(_order, calls)]
         return _median(n_ordered(z) for z in found), np.sort(found[0])[::-1]
 
 
@@ -211,7 +251,9 @@ def prepare(
     arguments: dict[str, Any],
     seeds: list[int],
     n_factors: int,
-    tasks: Tasks,
+    n_jobs: int,
+    progress: Progress,
+    checkpoint: str | os.PathLike[str] | None = None,
 ) -> Search:
     """Dispersions by a short fit of all counts, and the parts of the counts for each seed."""
     short = {**arguments, "max_steps": min(PILOT_STEPS, arguments["max_steps"]), "seed": seeds[0]}
@@ -236,8 +278,10 @@ def prepare(
         kept = {name: {KEPT: pair[1]} for name, pair in pairs.items()}
         thinned.append(pack(data, fitted, layers=kept, obsm=spatial))
     counted = not any(family.signed for family in families.values())
+    whole = pack(data, counts, obsm=spatial)
+    facts = facts_of(whole, arguments, first_seed=seeds[0], numbers=n_factors)
     return Search(
-        whole=pack(data, counts, obsm=spatial),
+        whole=whole,
         thinned=thinned,
         dispersion={
             name: families[name].part_dispersion(values, 1 - FITTED)
@@ -246,7 +290,7 @@ def prepare(
         depth=float(np.median(total)) if counted else np.inf,
         arguments=arguments,
         seeds=seeds,
-        tasks=tasks,
+        tasks=Tasks(n_jobs, progress, Finished(checkpoint, facts)),
         groups=np.random.default_rng(seeds[0]).permutation(data.n_obs) % min(N_GROUPS, data.n_obs),
         runs={},
     )
@@ -259,7 +303,7 @@ def _judged(
     arguments: dict[str, Any],
     dispersion: dict[str, np.ndarray],
     groups: np.ndarray,
-) -> Run:
+) -> dict[str, np.ndarray]:
     """Fit one part, and judge it by the other under the dispersions that all candidates share."""
     began = time.perf_counter()
     slots, split = (_half(n_factors), "tested") if n_spatial is None else (n_spatial, "assumed")
@@ -273,10 +317,11 @@ def _judged(
     deviance, null = grouped_deviance(done, groups, layer=KEPT)
     order = slots if n_spatial is not None else n_ordered(found.uns["spatial_test"]["z"])
     objective = float(found.uns["history"]["elbo"][-1])
-    return Run(deviance, null, found.mean, found.is_spatial, order, objective, seconds)
+    run = Run(deviance, null, found.mean, found.is_spatial, order, objective, seconds)
+    return {name: np.asarray(value) for name, value in vars(run).items()}
 
 
-def _order(whole: Parcel, n_factors: int, arguments: dict[str, Any]) -> np.ndarray:
+def _order(whole: Parcel, n_factors: int, arguments: dict[str, Any]) -> dict[str, np.ndarray]:
     """Z [K] of all factors of a fit of all counts."""
     done = _quiet_fit(
         whole.unpacked(),
@@ -285,9 +330,10 @@ def _order(whole: Parcel, n_factors: int, arguments: dict[str, Any]) -> np.ndarr
         split="tested",
         **arguments,
     )
-    return fits.find(done).uns["spatial_test"]["z"]
+    return {"z": np.asarray(fits.find(done).uns["spatial_test"]["z"])}
 
 
+@one_at_a_time
 def _quiet_fit(data: AnnData | MuData, **arguments: Any) -> AnnData | MuData:
     """A fitted copy; what a single one of many fits has to say is no news."""
     with settings.override(verbosity="error"):

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from joblib import effective_n_jobs
 from mudata import MuData
 
 from gpnsf import checks
-from gpnsf.arguments import check_arguments
+from gpnsf.arguments import check_arguments, check_names
 from gpnsf.checks import Rule, problem
+from gpnsf.core.progress import Progress
 from gpnsf.io.objects import open_data
 from gpnsf.io.tables import takes_tables
 from gpnsf.settings import settings
-from gpnsf.tl.search import Search, Tasks, prepare
+from gpnsf.tl.forecast import forecast
+from gpnsf.tl.search import Search, prepare
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -25,7 +29,7 @@ __all__ = ["select_n_factors"]
 
 FIRST = (3, 5, 8, 12, 18)  # numbers of factors that are tried before those between and beyond
 LARGEST = 60
-OWN = {"copy", "checkpoint", "split", "refine"}  # arguments of a fit that are set for each
+OWN = {"copy", "split", "refine"}  # arguments of a fit that are set for each
 
 _log = logging.getLogger("gpnsf")
 
@@ -42,6 +46,7 @@ def select_n_factors(
     key_added: str = "gpnsf_selection",
     seed: int = 0,
     progress: bool | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
     **fit_arguments: Any,
 ) -> pd.DataFrame:
     r"""Choose the number of factors by counts that were not fitted, and the number of spatial ones by their order.
@@ -70,7 +75,11 @@ def select_n_factors(
     seed
         Seed of divisions and fits.
     progress
-        Whether to show a progress bar. Default: ``gpnsf.settings.progress``.
+        Whether to show a progress bar over all fits. Default: ``gpnsf.settings.progress``. About how long it will take is in the log
+        before the first fit, with or without a bar.
+    checkpoint
+        Path of a file that keeps what each finished fit has found: deviances, factors, their order. If the search is interrupted, the same
+        call goes on with the fits that are missing; other arguments or data are refused. Removed when the search is complete.
     fit_arguments
         Further arguments of :func:`gpnsf.tl.fit`, for example ``layers``, ``likelihoods``, ``size_factors``, ``library_key``.
 
@@ -107,8 +116,10 @@ def select_n_factors(
     >>> table.n_factors.tolist()
     [2, 3]
     """
+    check_names(fit_arguments, "gpnsf.tl.select_n_factors")
     _check(n_factors, n_spatial, fit_arguments, n_seeds=n_seeds, n_jobs=n_jobs, key_added=key_added)
-    check_arguments({"max_steps": max_steps, "seed": seed, "progress": progress, **fit_arguments})
+    asked = {"max_steps": max_steps, "seed": seed, "progress": progress, "checkpoint": checkpoint}
+    check_arguments({**asked, **fit_arguments})
     open_data(
         data,
         modalities=fit_arguments.get("modalities"),
@@ -131,23 +142,60 @@ def select_n_factors(
                 "Lower n_spatial or raise n_factors",
             )
         )
-    tasks = Tasks(
-        -1 if n_jobs is None else n_jobs, settings.progress if progress is None else progress
-    )
-    search = prepare(
-        data, arguments, [seed + i for i in range(n_seeds)], int(np.median(numbers)), tasks
-    )
-    search.run(candidates)
-    while n_factors is None and n_spatial is None and (more := _between(search, data)):
-        search.run([(K, None) for K in more])
-    table = search.table()
-    table.attrs = search.verdict()
+    n_jobs, seeds = -1 if n_jobs is None else n_jobs, [seed + i for i in range(n_seeds)]
+    _announce(data, candidates, n_seeds, n_jobs, arguments)
+    expected = 1 + n_seeds * (len(candidates) + (n_spatial is None))
+    with Progress(
+        "select", expected, shown=settings.progress if progress is None else progress
+    ) as bar:
+        bar.stage("a short fit for dispersions")
+        middle = int(np.median(numbers))
+        search = prepare(data, arguments, seeds, middle, n_jobs, bar, checkpoint)
+        bar.step()
+        search.run(candidates)
+        while n_factors is None and n_spatial is None and (more := _between(search, data)):
+            bar.expected += n_seeds * len(more)
+            search.run([(K, None) for K in more])
+        table = search.table()
+        table.attrs = search.verdict()
     stored = {name: value for name, value in table.attrs.items() if value is not None}
     data.uns[key_added] = {"table": pd.DataFrame(table.to_dict("list")), **stored}
+    search.tasks.finished.remove()
     _log.log(
         logging.INFO if table.attrs["n_factors"] else logging.WARNING, "%s", table.attrs["reason"]
     )
     return table
+
+
+def _announce(
+    data: AnnData | MuData,
+    candidates: list[tuple[int, int | None]],
+    n_seeds: int,
+    n_jobs: int,
+    arguments: Mapping[str, Any],
+) -> None:
+    """Say how many fits there will be, and about how long they will take."""
+    numbers = [K for K, _ in candidates]
+    ends = sorted({min(numbers), max(numbers)})
+    seconds = [forecast(data, n_factors=K, **arguments).seconds for K in ends]
+    whole = n_seeds * (np.interp(numbers, ends, seconds).sum() + max(seconds))
+    jobs = min(effective_n_jobs(n_jobs), n_seeds * len(candidates))
+    _log.info(
+        "%d fits of %d to %d factors, %d at a time: about %s.",
+        n_seeds * (len(candidates) + 1),
+        ends[0],
+        ends[-1],
+        jobs,
+        _in_words(whole / jobs),
+    )
+
+
+def _in_words(seconds: float) -> str:
+    """A time, as precise as a forecast can be."""
+    for unit, size in (("h", 3600), ("min", 60)):
+        if seconds > 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(seconds, 1):.0f} s"
 
 
 def _check(

@@ -12,6 +12,7 @@ from anndata import AnnData
 from gpnsf import checks
 from gpnsf.checks import problem
 from gpnsf.core.companions.pseudospots import Places
+from gpnsf.io import suspicions
 from gpnsf.io.objects import open_data, read_coords, read_labels, spot_distance
 
 __all__ = ["costs_of", "places_of"]
@@ -22,6 +23,8 @@ def places_of(adata: AnnData, totals: np.ndarray, params: Mapping[str, Any]) -> 
     opened = open_data(adata)
     coords = read_coords(opened, params["spatial_key"])
     slices = read_labels(opened, params["library_key"])
+    library, names = pd.factorize(slices, sort=True)
+    suspicions.tell(opened, coords, library, tuple(map(str, names)), np.zeros(len(coords), bool))
     unit = (
         params["bandwidth"]
         or spot_distance(coords[slices == name] for name in dict.fromkeys(slices))

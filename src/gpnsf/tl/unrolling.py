@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from gpnsf.checks import problem
 from gpnsf.core import stored
 from gpnsf.core.companions.deconvolution import Mixture
 from gpnsf.core.companions.pseudospots import Places, sections
 from gpnsf.core.companions.unrolling import Network, Section, solve, train
+from gpnsf.core.progress import Progress
+from gpnsf.tl.alone import few_threads
 from gpnsf.tl.device import resolved
 
 __all__ = ["unrolled"]
@@ -39,16 +40,16 @@ def unrolled(
     losses = np.zeros(0)
     if params["train"]:
         drawn = sections(places, profiles, params["n_training"], seed=params["seed"])
-        bar = tqdm(
-            drawn, total=params["n_training"], disable=not shown, desc="learn", unit="section"
-        )
         examples = (
             (Section.of(mix, ties, **placed), torch.as_tensor(truth, device=device))
-            for mix, ties, truth in bar
+            for mix, ties, truth in drawn
         )
-        losses = train(network, examples, learning_rate=params["learning_rate"])
+        with few_threads(small=True), Progress("learn", params["n_training"], shown=shown) as bar:
+            losses = train(network, bar.each(examples), learning_rate=params["learning_rate"])
     section = Section.of(mixture, places.ties(), groups=costs, **placed)
-    return solve(network, section), {
+    with few_threads(small=True):
+        solution = solve(network, section)
+    return solution, {
         "n_layers": network.n_layers,
         "loss": losses,
         **network.arrays(),

@@ -9,7 +9,7 @@ import pandas as pd
 
 from gpnsf.checks import Rule
 from gpnsf.core.scores.simplex import to_one
-from gpnsf.io import fits
+from gpnsf.io import course, fits
 from gpnsf.io.tables import takes_tables
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def variance_explained(
     """
     Rule(float, 0.9, low=0.5, high=1, above=True).check("private", private)
     fit = fits.find(data, key)
-    explained = fit.explained  # [modalities, K]
+    explained = course.explained(fit)  # [modalities, K]
     signal = np.maximum(explained, 0.0)
     relative = to_one(signal)
     share = to_one(relative, axis=0)

@@ -14,7 +14,6 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import ExponentialLR
-from tqdm.auto import tqdm
 
 from gpnsf.core.companions.factvae import (
     Autoencoder,
@@ -24,6 +23,7 @@ from gpnsf.core.companions.factvae import (
     alignment_loss,
     regulatory_loss,
 )
+from gpnsf.core.progress import Progress
 
 __all__ = ["Measured", "Outcome", "Plan", "responses", "train"]
 
@@ -84,10 +84,13 @@ def train(
     """
     with _randomness(plan.seed, device):
         run = _Run([rna, atac], pairs, plan, device)
-        for _ in tqdm(range(plan.max_epochs), disable=not progress, desc="factvae", unit="epoch"):
-            run.epoch()
-            if run.settled:
-                break
+        with Progress("factvae", plan.max_epochs, shown=progress) as bar:
+            for _ in range(plan.max_epochs):
+                run.epoch()
+                bar.step()
+                if run.settled:
+                    break
+            bar.converged = run.settled
         return run.outcome()
 
 

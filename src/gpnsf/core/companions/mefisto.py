@@ -6,6 +6,8 @@ Arrays in, arrays out, and nothing else left behind.
 from __future__ import annotations
 
 import io
+import sys
+import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
@@ -15,8 +17,8 @@ from typing import Any
 import numpy as np
 from scipy.linalg import eigh
 from scipy.spatial.distance import cdist
-from tqdm.auto import tqdm
 
+from gpnsf.core.progress import Progress
 from gpnsf.core.types import View
 
 __all__ = ["FIRST_FIELD", "Mefisto", "apart", "fit", "log_normalised", "memory", "varying"]
@@ -102,7 +104,7 @@ def fit(
     mofapy2 does by default.
     """
     used = {name: varying(table) for name, table in tables.items()}
-    with _contained(seed), tqdm(total=max_steps, desc="MEFISTO", disable=not progress) as bar:
+    with _contained(seed), Progress("MEFISTO", max_steps, shown=progress) as bar:
         with redirect_stdout(_Steps(bar)):
             entry = _entry([table[:, used[name]] for name, table in tables.items()], coords)
             _set_options(
@@ -111,23 +113,27 @@ def fit(
             entry.build()
             entry.model.setTrainOptions(entry.train_opts)
             entry.model.iterate()
+        if not entry.model.trained:  # mofapy2 has taken Ctrl-C for the end of the work
+            raise KeyboardInterrupt
         explained = entry.model.calculate_variance_explained()[0]  # [modalities, K]
-    if not entry.model.trained:  # mofapy2 has taken Ctrl-C for the end of the work
-        raise KeyboardInterrupt
+        bar.converged = len(entry.model.train_stats["elbo"]) <= max_steps
     return _read(entry, coords, used, explained, max_steps)
 
 
 class _Steps(io.TextIOBase):
     """Takes the place of the standard output.
 
-    Every line about a step moves the bar, and nothing is shown.
+    Every line about a step moves the bar, and nothing is shown. Other threads print as before.
     """
 
-    def __init__(self, bar: Any) -> None:
-        self._bar = bar
+    def __init__(self, bar: Progress) -> None:
+        self._bar, self._thread, self._before = bar, threading.get_ident(), sys.stdout
 
     def write(self, text: str) -> int:
-        self._bar.update(text.startswith("Iteration "))
+        if threading.get_ident() != self._thread:
+            return self._before.write(text)
+        if text.startswith("Iteration "):
+            self._bar.step()
         return len(text)
 
 

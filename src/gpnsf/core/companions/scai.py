@@ -22,7 +22,8 @@ import numpy as np
 import scipy.sparse as sp
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
-from tqdm.auto import tqdm
+
+from gpnsf.core.progress import Progress
 
 __all__ = [
     "Averages",
@@ -151,18 +152,19 @@ def fit(
     data = Averages.make(rna, atac, weights, seed)
     labels = _clusters(data, n_factors, n_restarts, seed)
     converged = False
-    with tqdm(
-        total=PILOT * n_restarts + max_steps, disable=not progress, desc="scai", unit="step"
-    ) as bar:
+    with Progress("scai", PILOT * n_restarts + max_steps, shown=progress) as bar:
+        bar.stage("trying starts")
         scores = np.array([_pilot(data, label, n_factors, bar) for label in labels])
         found = start(data, labels[int(scores.argmin())], n_factors)
+        bar.stage("finding factors")
         while len(found.trace) < max_steps and not converged:
             step(data, found)
-            bar.update()
+            bar.step()
             trace = found.trace
             converged = (
                 len(trace) > WINDOW and trace[-1 - WINDOW] - trace[-1] < WINDOW * tol * trace[-1]
             )
+        bar.converged = converged
     return _outcome(data, found, scores, converged)
 
 
@@ -193,12 +195,12 @@ def _similarity(data: Averages, found: Solution) -> np.ndarray:
     return Z
 
 
-def _pilot(data: Averages, labels: np.ndarray, n_factors: int, bar: tqdm) -> float:
+def _pilot(data: Averages, labels: np.ndarray, n_factors: int, bar: Progress) -> float:
     """Redundancy of the loadings after a few steps from these clusters."""
     found = start(data, labels, n_factors)
     for _ in range(PILOT):
         step(data, found)
-        bar.update()
+        bar.step()
     return redundancy(found.W1, found.W2)
 
 

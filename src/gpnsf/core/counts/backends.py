@@ -13,6 +13,8 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache, cached_property, reduce
 from itertools import pairwise
@@ -33,10 +35,13 @@ __all__ = [
     "backend",
     "csr_tensor",
     "one_changed",
+    "pool_of",
     "saturation",
 ]
 
 logger = logging.getLogger("gpnsf")
+
+_allowed: ContextVar[int] = ContextVar("allowed", default=0)  # threads; 0: as many as torch has
 
 # bytes that one stripe of columns gathers from: loadings, and their gradient if wanted
 STRIPE_BYTES = 1_000_000
@@ -284,7 +289,8 @@ class Simd:
 
     def _parts(self) -> list[tuple[int, int]]:
         """Ranges of rows with as many nonzeros each, one for every thread that is worth it."""
-        n = max(1, min(torch.get_num_threads(), len(self._indices) // THREAD_NONZEROS))
+        allowed = _allowed.get() or torch.get_num_threads()
+        n = max(1, min(allowed, len(self._indices) // THREAD_NONZEROS))
         ends = np.searchsorted(self._pointers, np.linspace(0, self._pointers[-1], n + 1)[1:-1])
         return list(pairwise([0, *ends.tolist(), len(self._pointers) - 1]))
 
@@ -302,6 +308,16 @@ def _together(function: Callable[..., Any], *arguments: list[Any]) -> list[Any]:
     first, *others = zip(*arguments, strict=True)
     tasks = [_pool(os.getpid()).submit(function, *other) for other in others]
     return [function(*first), *(task.result() for task in tasks)]
+
+
+@contextmanager
+def pool_of(n_threads: int) -> Iterator[None]:
+    """So many threads for sums over nonzeros, which sleep while they wait, however many torch has."""
+    token = _allowed.set(n_threads)
+    try:
+        yield
+    finally:
+        _allowed.reset(token)
 
 
 @cache

@@ -23,7 +23,15 @@ from torch import Tensor, nn
 from gpnsf.core import stored
 from gpnsf.core.fields.kernels import KERNELS
 
-__all__ = ["AbstractField", "FieldSize", "Located", "evidence_scale", "stored_sizes", "to_tensors"]
+__all__ = [
+    "TISSUE",
+    "AbstractField",
+    "FieldSize",
+    "Located",
+    "evidence_scale",
+    "stored_sizes",
+    "to_tensors",
+]
 
 # half-width units; outside of it the data say nothing about the length scale
 LENGTHSCALE_RANGE = (0.04, 3.0)

@@ -17,6 +17,7 @@ from gpnsf.core.counts.backends import csr_tensor
 from gpnsf.core.counts.sparse import TransposedProduct
 from gpnsf.core.fields.base import (
     LARGEST,
+    TISSUE,
     AbstractField,
     FieldSize,
     Located,
@@ -324,7 +325,9 @@ def retained_variance(
 
 def size(coords: np.ndarray, n_libraries: int, n_factors: int, n_axis: float) -> FieldSize:
     """Memory and time of a field whose basis functions per axis and half-width are ``n_axis``."""
-    n_weights = float(np.prod(n_axis * (np.abs(coords).max(0) + MARGIN) / (1 + MARGIN)))
+    n_weights = float(
+        np.prod(n_axis * (np.abs(coords).max(0).clip(max=TISSUE) + MARGIN) / (1 + MARGIN))
+    )
     exact = 48.0 * n_weights**2 * (n_factors > 0)  # twice six matrices of single precision
     seconds = SECONDS_PER_CUBE * n_factors * n_weights**3 * n_libraries
     return FieldSize(

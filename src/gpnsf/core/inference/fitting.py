@@ -22,6 +22,7 @@ from gpnsf.core.inference.spatial_test import CLEAR_Z, SpatialTest, passed, spat
 from gpnsf.core.inference.subset_start import SubsetStart, lone, sample
 from gpnsf.core.model.factorization import Block, Factorization
 from gpnsf.core.model.loadings import GammaLoadings
+from gpnsf.core.progress import Progress
 from gpnsf.core.scores.metrics import morans_i
 from gpnsf.core.types import Dataset, History, Posterior, Start
 
@@ -31,6 +32,8 @@ logger = logging.getLogger("gpnsf")
 
 # a model of a dataset with T spatial factors, of K or another number of factors
 Build = Callable[..., Factorization]
+# steps that are expected of the climb and of the test, and how many the local stage is worth
+CLIMB, TEST, LOCAL = 75, 150, 15
 TRAINED = 0.5  # Moran's I above which a factor that turns out to be spatial is trained as a field
 
 
@@ -58,24 +61,27 @@ def fit(
     schedule: Schedule | None = None,
     seed: int = 0,
     checkpoint: Checkpoint | None = None,
-    **options: Any,
+    progress: Progress | None = None,
 ) -> Outcome:
     """Fit with T = ``n_spatial`` spatial factors.
 
     With ``tested``, held-out counts decide: factors without spatial order become
     nonspatial, others with clear order spatial, as long as no more than ``most_spatial`` are
-    (default: ``n_spatial``). ``options`` go to :func:`gpnsf.core.inference.training.fit`. The
-    checkpoint keeps the first optimisation; what follows is repeated.
+    (default: ``n_spatial``). The checkpoint keeps the first optimisation; what follows is repeated.
     """
-    schedule = schedule or Schedule()
-    run = _Fit(dataset, build, block_size, {"seed": seed, "schedule": schedule, **options})
+    schedule, progress = schedule or Schedule(), progress or Progress("fit", 1.0)
+    progress.expected = _expected_steps(schedule, tested=tested and n_spatial > 0, refine=refine)
+    options = {"seed": seed, "schedule": schedule, "progress": progress}
+    run = _Fit(dataset, build, block_size, options)
     asked = {"n_factors": n_factors, "max_steps": schedule.max_steps, "seed": seed}
     most = n_spatial if most_spatial is None else most_spatial
     z = p = np.full(n_factors, np.nan)
 
     def test(n_spatial: int, start: str | None) -> SpatialTest:
         return distributed.from_first(
-            lambda: spatial_test(dataset, build, n_spatial=n_spatial, start=start, **asked)
+            lambda: spatial_test(
+                dataset, build, n_spatial=n_spatial, start=start, progress=progress, **asked
+            )
         )
 
     tested, found = tested and n_spatial > 0, None
@@ -88,13 +94,23 @@ def fit(
         found = found or test(n_spatial, best)
         history = run.judge(found, most, history)
         z, p = found.matched(run.log_factors())
+    progress.stage("refining observations" if refine else "summing up")
     log_factors = run.end(z, most, local=refine)
+    progress.step(LOCAL if refine else 0)
+    progress.converged = history.converged
     model, blocks = run.model, run.blocks
     result = distributed.from_first(
         lambda: posterior.summarise(model, dataset, blocks, log_factors)
     )
     z, p = z[run.order], p[run.order]
     return Outcome(result, history, {"z": z[result.order], "p": p[result.order]} if tested else {})
+
+
+def _expected_steps(schedule: Schedule, *, tested: bool, refine: bool) -> float:
+    """Steps that a fit usually takes, and what takes as long."""
+    climb = min(3 * schedule.pick_steps + CLIMB + schedule.tail_steps, 2 * schedule.max_steps)
+    halves = min(TEST, 4 * schedule.max_steps)
+    return climb + schedule.polish_steps + (halves if tested else 0) + (LOCAL if refine else 0)
 
 
 class _Fit:

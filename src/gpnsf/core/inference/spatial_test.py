@@ -22,6 +22,7 @@ from gpnsf.core.inference.schedule import Schedule
 from gpnsf.core.inference.standing import ALIVE, shares
 from gpnsf.core.likelihoods.moments import MEAN_RANGE
 from gpnsf.core.model.factorization import Factorization
+from gpnsf.core.progress import Progress
 from gpnsf.core.scores.metrics import centred_within, knn_weights, permutation_variance
 from gpnsf.core.types import Dataset, View
 
@@ -125,6 +126,7 @@ def spatial_test(
     start: str | None,
     max_steps: int = SCHEDULE.max_steps,
     seed: int = 0,
+    progress: Progress | None = None,
 ) -> SpatialTest:
     """Test all factors of a model that ``build(dataset, n_spatial)`` makes.
 
@@ -132,6 +134,7 @@ def spatial_test(
     need; without a name at the one of three that is best in the first half. They are short, and
     take no more than ``max_steps``.
     """
+    progress = progress or Progress("test", 2 * max_steps)
     rng = np.random.default_rng(seed)
     schedule = replace(SCHEDULE, max_steps=min(SCHEDULE.max_steps, max_steps))
     rows = _sample(dataset, rng)
@@ -143,7 +146,10 @@ def spatial_test(
         candidates = initial.starts(
             fitted, n_factors, n_spatial, nonnegative=model.nonnegative, kinds=kinds, seed=seed
         )
-        history = training.fit(model, fitted, init=candidates, schedule=schedule, seed=seed)
+        with progress.part("testing for spatial order", fitted.nnz / max(dataset.nnz, 1)):
+            history = training.fit(
+                model, fitted, init=candidates, schedule=schedule, seed=seed, progress=progress
+            )
         if start is None:  # the other half begins where this one found it best
             kinds = {max(history.starts, key=lambda name: history.starts[name])}
         m = local_stage.mean_field(model, model.blocks(fitted)).m

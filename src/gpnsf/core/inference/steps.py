@@ -9,7 +9,6 @@ import time
 import torch
 from torch import Tensor
 from torch.nn import Parameter
-from tqdm.auto import tqdm
 
 from gpnsf.core import distributed
 from gpnsf.core.families import FAMILIES
@@ -19,6 +18,7 @@ from gpnsf.core.inference.shapes import NUMBER, Shapes
 from gpnsf.core.inference.state import State, Walk
 from gpnsf.core.model.factorization import Block, Factorization
 from gpnsf.core.model.objective import ClosedFormELBO
+from gpnsf.core.progress import Progress
 from gpnsf.core.types import Start
 
 __all__ = ["Adam", "Stepper", "memory", "parameters"]
@@ -57,11 +57,12 @@ class Stepper:
         model: Factorization,
         blocks: list[Block],
         objective: ClosedFormELBO,
-        bar: tqdm,
+        progress: Progress,
         nnz: int,
         checkpoint: Checkpoint | None = None,
     ) -> None:
-        self.model, self.blocks, self.bar, self.checkpoint = model, blocks, bar, checkpoint
+        self.model, self.blocks, self.progress = model, blocks, progress
+        self.checkpoint = checkpoint
         self.nnz = max(1, nnz)
         self.devices = [
             device for device in [next(model.parameters()).device] if device.type == "cuda"
@@ -111,6 +112,7 @@ class Stepper:
         self.model.prepare(self.blocks)
         self.restore(state)
         self._began -= state.walk.seconds[-1]
+        self.progress.step(len(state.walk.elbo))
 
     def restore(self, state: State) -> None:
         """Be where a state was captured."""
@@ -121,8 +123,6 @@ class Stepper:
         torch.set_rng_state(state.random)
         for device in self.devices:
             torch.cuda.set_rng_state(state.random_cuda, device)
-        self.bar.n = len(state.walk.elbo)
-        self.bar.refresh()
 
     def captured(self) -> State:
         """A copy of the state, with what the model, Adam and the random generators hold."""
@@ -241,8 +241,7 @@ class Stepper:
         walk.elbo.append(value)
         walk.seconds.append(time.perf_counter() - self._began)
         walk.phase.append(phase)
-        self.bar.update()
-        self.bar.set_postfix(ELBO=f"{value:.6g}", refresh=False)
+        self.progress.step()
         self.state.step += 1
         if self.checkpoint is not None and not self.on_trial:
             self.checkpoint.keep(self.captured())

@@ -22,6 +22,7 @@ from gpnsf.core.inference import training
 from gpnsf.core.inference.initial import lead, loadings_at
 from gpnsf.core.inference.schedule import Schedule
 from gpnsf.core.model.factorization import Block, Factorization
+from gpnsf.core.progress import Progress
 from gpnsf.core.types import Dataset, Start
 
 __all__ = ["MANY", "SubsetStart", "continued", "lone", "sample", "sample_size"]
@@ -118,7 +119,10 @@ class SubsetStart:
         model = self.build(_only(part, self.ahead), self.n_spatial)
         schedule = replace(self.options["schedule"], polish_steps=0)
         options = {**self.options, "schedule": schedule, "nested": True}
-        history = training.fit(model, _only(part, self.ahead), init=self.init, **options)
+        share = _only(part, self.ahead).nnz / max(self.dataset.nnz, 1)
+        progress = options.get("progress") or Progress("fit", 1.0)
+        with progress.part("beginning with a part of the counts", share):
+            history = training.fit(model, _only(part, self.ahead), init=self.init, **options)
         best = max(history.starts, key=lambda name: history.starts[name])
         start = continued(model, self._log_factors(model), np.arange(model.n_factors), best)
         factors = torch.as_tensor(start.factors if self.rows is None else start.factors[self.rows])

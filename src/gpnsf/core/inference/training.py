@@ -18,7 +18,6 @@ import numpy as np
 import pyro
 import scipy.sparse as sp
 import torch
-from tqdm.auto import tqdm
 
 from gpnsf.core import distributed
 from gpnsf.core.inference import initial, moves, standing
@@ -31,19 +30,25 @@ from gpnsf.core.inference.steps import Stepper
 from gpnsf.core.model.factorization import Block, Factorization
 from gpnsf.core.model.loadings import GammaLoadings
 from gpnsf.core.model.objective import ClosedFormELBO
+from gpnsf.core.progress import Progress
 from gpnsf.core.types import Dataset, History, Start
 
-__all__ = ["few_threads", "fit", "give_back", "memory_of_polish"]
+__all__ = ["fit", "give_back", "memory_of_polish"]
 
 logger = logging.getLogger("gpnsf")
 
+STAGES = {  # in the words of users
+    "main": "finding factors",
+    MOVE: "merging and dividing factors",
+    "tail": "settling",
+    "polish": "estimating dispersions",
+}
 ROUNDING = 1e-6  # relative error of the bound in single precision
 # entries of the dense passes of all polish steps, and the steps at least
 POLISH_ENTRIES, FEWEST_POLISH = 1_000_000_000, 5
 TRIALS, TRIAL_STEPS = 3, 10  # parts of the trial of a move, and steps of each
 # a trial ends where what is missing is more than this many times the gain of its last part
 HOPE = 2.0
-SMALL = 1_000_000  # nonzeros below which threads wait for each other longer than they work
 
 
 def memory_of_polish(shapes: Shapes) -> float:
@@ -62,7 +67,7 @@ def fit(
     blocks: list[Block] | None = None,
     nested: bool = False,
     seed: int = 0,
-    progress: bool = False,
+    progress: Progress | None = None,
     checkpoint: Checkpoint | None = None,
 ) -> History:
     """Try the starts, keep the one with the best objective, and go through the phases that follow.
@@ -89,17 +94,10 @@ def fit(
         else init
     )
     device = next(model.parameters()).device
-    with (
-        _quiet_randomness(seed, device),
-        tqdm(
-            total=schedule.max_steps,
-            disable=not progress or distributed.rank() > 0,
-            desc="fit",
-            unit="step",
-        ) as bar,
-    ):
+    progress = progress or Progress("fit", schedule.max_steps)
+    with _quiet_randomness(seed, device):
         blocks = model.blocks(dataset, block_size) if blocks is None else blocks
-        stepper = Stepper(model, blocks, ClosedFormELBO(), bar, dataset.nnz, checkpoint)
+        stepper = Stepper(model, blocks, ClosedFormELBO(), progress, dataset.nnz, checkpoint)
         run = _Run(stepper, schedule)
         if checkpoint is not None:
             arguments = {
@@ -133,22 +131,6 @@ def give_back() -> None:
 
 
 @contextmanager
-def few_threads(dataset: Dataset) -> Iterator[None]:
-    """One torch thread for small data.
-
-    On 600 spots a second thread saves a third of the time on an idle machine, and costs six times
-    as much on a busy one.
-    """
-    before = torch.get_num_threads()
-    if dataset.nnz < SMALL:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextmanager
 def _quiet_randomness(seed: int, device: torch.device) -> Iterator[None]:
     """Seed torch inside, and leave its random state and Pyro's validation settings as they were."""
     devices = [device] if device.type == "cuda" else []
@@ -179,7 +161,7 @@ class _Run:
 
     def __init__(self, stepper: Stepper, schedule: Schedule) -> None:
         self.stepper, self.schedule = stepper, schedule
-        self.model, self.blocks, self.bar = stepper.model, stepper.blocks, stepper.bar
+        self.model, self.blocks = stepper.model, stepper.blocks
         self.phases = schedule.phases(self._polish_length())
 
     def pick(self, candidates: Iterable[Start]) -> None:
@@ -192,7 +174,7 @@ class _Run:
         for index, start in enumerate(candidates):
             if index < len(state.starts):
                 continue  # tried before an interruption
-            self.bar.set_description(f"start {start.name}")
+            self.stepper.progress.stage("trying starts")
             if not state.walk.elbo:
                 self.stepper.begin(start)
             for step in range(len(state.walk.elbo), n_steps):
@@ -205,13 +187,10 @@ class _Run:
             )
         state.walk, state.kept = state.kept.copy(), None
         self.stepper.go_to(state.walk.here)
-        self.bar.reset()
-        self.bar.update(len(state.walk.elbo))
         self._enter(0)
 
     def go(self) -> None:
         """Go through the phases, from wherever an interrupted fit has come to."""
-        self.bar.set_description("fit")
         for number, phase in enumerate(self.phases):
             state = self.stepper.state
             if number < state.phase or (
@@ -221,6 +200,7 @@ class _Run:
             if number > state.phase:
                 self._enter(number)
             self._configure(phase)
+            self.stepper.progress.stage(STAGES[phase.name])
             if phase.name == MOVE:
                 self._move(phase)
             else:

@@ -9,7 +9,7 @@ import numpy as np
 
 from gpnsf.core import stored
 from gpnsf.core.fields import hilbert, inducing
-from gpnsf.core.fields.base import AbstractField, FieldSize
+from gpnsf.core.fields.base import TISSUE, AbstractField, FieldSize
 from gpnsf.core.fields.hilbert import HilbertField
 from gpnsf.core.fields.inducing import InducingField
 from gpnsf.core.likelihoods import LIKELIHOODS, AbstractLikelihood
@@ -129,7 +129,7 @@ def _build_field(
 ) -> AbstractField:
     """The field over the coordinates of a dataset."""
     if kind == "hilbert":
-        extent = np.maximum(np.abs(dataset.coords).max(0), 1e-3)
+        extent = np.clip(np.abs(dataset.coords).max(0), 1e-3, TISSUE)  # stray rows are beyond
         n_basis = int(np.clip(np.ceil(4 / lengthscale), *BASIS_RANGE))
         return HilbertField(
             kernel, n_factors, dataset.n_libraries, extent, lengthscale=lengthscale, n_basis=n_basis

@@ -59,6 +59,7 @@ def posterior(
     *,
     n_obs: int,
     min_counts: float = MIN_COUNTS,
+    complete: bool = False,
 ) -> np.ndarray:
     r"""Binary logarithm [P] of the lower end of each loading's interval over the one expected.
 
@@ -67,12 +68,13 @@ def posterior(
     The interval is that of a gamma distribution with the posterior's mean and standard deviation
     [P]. Left out is what has less than expected, or fewer expected counts, ``n_obs * loading``
     since factors and size factors have mean 1, than ``min_counts``; the 50 largest loadings are
-    never too small.
+    never too small. With ``complete``, what has less than expected is there with its score below 0.
     """
     own, expected = weights.own, weights.expected(background)
     counts = n_obs * own
     floor = min(min_counts, np.partition(counts, -ALWAYS)[-ALWAYS] if counts.size > ALWAYS else 0.0)
-    chosen = np.flatnonzero((own > 0) & (own >= expected) & (counts >= floor))
+    enough = (own >= expected) | complete
+    chosen = np.flatnonzero((own > 0) & enough & (counts >= floor))
     shape = np.clip((own[chosen] / np.maximum(std[chosen], 1e-150)) ** 2, LEAST, MOST)
     lower = own[chosen] * gammaincinv(shape, LEVEL) / shape
     found = np.full(own.size, -np.inf)
@@ -80,8 +82,11 @@ def posterior(
     return found
 
 
-def score(weights: Weights, method: str) -> np.ndarray:
-    """Score [P] by the loadings alone; -inf: left out."""
+def score(weights: Weights, method: str, *, complete: bool = False) -> np.ndarray:
+    """Score [P] by the loadings alone; -inf: left out.
+
+    With ``complete``, what has less lift than 1 is there with its score below 0.
+    """
     own, total, lift = weights.own, weights.total, weights.lift
     if method == "loading":
         found = own
@@ -91,8 +96,9 @@ def score(weights: Weights, method: str) -> np.ndarray:
         others = np.delete(weights.every, weights.factor, axis=1).max(axis=1, initial=0.0)
         found = np.where(own >= others, _ratio(own - others, total), -np.inf)
     else:
-        gain = own * np.log(np.maximum(lift, 1.0)) - (own - weights.expected())
-        found = np.where(lift >= 1, np.maximum(gain, 0.0), -np.inf)
+        log_lift = np.log(np.maximum(lift, np.finfo(float).tiny))
+        gain = np.maximum(own * log_lift - (own - weights.expected()), 0.0)
+        found = np.where(lift >= 1, gain, -gain if complete else -np.inf)
     return np.where(own > 0, found, -np.inf)
 
 

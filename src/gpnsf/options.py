@@ -1,0 +1,330 @@
+"""What the command ``gpnsf`` can be asked: its commands, their options, and how their text is read."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import gpnsf
+from gpnsf.arguments import DEFAULTS
+from gpnsf.checks import near, problem
+
+__all__ = ["COMMANDS", "FIT_OPTIONS", "parser", "read_assignment"]
+
+DATASETS = ("ggblocks", "groups", "quilt", "tissue")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line: ``command`` is the name of a command, and the rest what it was given."""
+    whole = _Parser(prog="gpnsf", description="Spatial factors of count data with coordinates.")
+    whole.add_argument("--version", action="version", version=f"gpnsf {gpnsf.__version__}")
+    commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (help, add) in COMMANDS.items():
+        description = f"{help[0].upper()}{help[1:]}."
+        add(commands.add_parser(name, help=help, description=description))
+    return whole
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that knows what was meant by a name that is nearly right."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Refuse what is left over where it was given, beside the options that are there."""
+        found, left = super().parse_known_args(args, namespace)
+        if left:
+            options = re.findall(r"--[\w-]+", self.format_usage())
+            self.error(f"unknown argument {left[0]}{near(left[0].partition('=')[0], options)}")
+        return found, left
+
+    def error(self, message: str) -> NoReturn:
+        """End with the message, and the choice that was meant."""
+        wrong = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
+        super().error(message + (near(wrong[1], re.findall(r"\w+", wrong[2])) if wrong else ""))
+
+
+# Readers of text.
+def _names(text: str) -> list[str]:
+    """Read ``a,b``."""
+    return text.split(",")
+
+
+def _one_or_more(text: str) -> str | list[str]:
+    """Read ``a`` or ``a,b``."""
+    return _names(text) if "," in text else text
+
+
+def _integers(text: str) -> list[int]:
+    """Read ``4,6,8``."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected integers such as 4,6,8; got {text!r}") from None
+
+
+def _number_or_auto(text: str) -> int | str:
+    """Read an integer, or ``auto``."""
+    try:
+        return text if text == "auto" else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected an integer or auto; got {text!r}") from None
+
+
+def _per_modality(text: str) -> str | dict[str, str]:
+    """Read ``name`` for all modalities, or ``rna=name,atac=other``."""
+    if "=" not in text:
+        return text
+    parts = [part.partition("=") for part in text.split(",")]
+    if not all(name and sign and value for name, sign, value in parts):
+        raise argparse.ArgumentTypeError(
+            f"expected NAME or MODALITY=NAME,MODALITY=NAME; got {text!r}"
+        )
+    return {name: value for name, _, value in parts}
+
+
+def _weights(text: str) -> dict[str, float]:
+    """Read ``rna=1,atac=0.5``."""
+    wanted = f"expected MODALITY=NUMBER,MODALITY=NUMBER; got {text!r}"
+    parts = _per_modality(text)
+    if isinstance(parts, str):
+        raise argparse.ArgumentTypeError(wanted)
+    try:
+        return {name: float(value) for name, value in parts.items()}
+    except ValueError:
+        raise argparse.ArgumentTypeError(wanted) from None
+
+
+def _or_none(text: str) -> str | None:
+    """Read a name, or ``none``."""
+    return None if text == "none" else text
+
+
+def read_assignment(text: str) -> tuple[str, Any]:
+    """Read ``name=value`` with a Python literal as value."""
+    name, _, value = text.partition("=")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        rule = "`--set` with NAME=VALUE, the value a number, True, False or a tuple of numbers"
+        raise ValueError(problem(rule, repr(text), "Pass for example --set n_genes=200")) from None
+
+
+# Arguments of tl.fit; what is not given keeps the default that tl.fit has.
+_NAMED = {"type": _per_modality, "metavar": "A=NAME,B=NAME"}
+_FLAG = {"action": argparse.BooleanOptionalAction}
+FIT_OPTIONS: dict[str, dict[str, Any]] = {
+    "model": {"help": "gpnsf, nsfh, nsf, pnmf, rsf or fa"},
+    "n_factors": {"type": int, "help": "most factors that are fitted"},
+    "n_spatial": {"type": int, "help": "most factors that are spatial; default: as many as found"},
+    "table": {**_NAMED, "help": "tables of a SpatialData store; default: those of RNA and ATAC"},
+    "modalities": {"type": _names, "metavar": "A,B", "help": "modalities to fit; default: all"},
+    "likelihoods": {
+        **_NAMED,
+        "help": "nb, poisson, bernoulli, gaussian; default: bernoulli for ATAC, nb for others",
+    },
+    "layers": {**_NAMED, "help": "layers that hold the counts; default: X"},
+    "use_var": {
+        "type": _per_modality,
+        "metavar": "NAME",
+        "help": "boolean var column of the features to fit; default: all features",
+    },
+    "spatial_key": {"help": "obsm slot of the coordinates"},
+    "library_key": {"help": "obs column of sections; default: one section"},
+    "batch_key": {"help": "obs column of batches, whose features get multipliers; default: none"},
+    "size_factors": {"type": _or_none, "help": "total, none, or an obs column"},
+    "modality_weights": {
+        "type": _weights,
+        "metavar": "A=X,B=X",
+        "help": "weights in the objective; default: 1 each",
+    },
+    "kernel": {"help": "matern12, matern32, matern52 or rbf"},
+    "field": {"help": "hilbert or inducing"},
+    "n_inducing": {"type": int, "help": "number of inducing points; default: by the data"},
+    "lengthscale": {
+        "type": float,
+        "help": "length scale, in the units of the coordinates; default: learned",
+    },
+    "loadings": {"help": "gamma: posteriors; point: estimates without a prior"},
+    "kl_weight": {"type": float, "help": "weight of the priors"},
+    "objective": {"help": "closed_form or monte_carlo"},
+    "n_samples": {"type": int, "help": "draws a step of the Monte Carlo objective"},
+    "init": {"help": "auto, smooth, spot or random"},
+    "split": {"help": "tested: by counts held back; assumed: spatial factors are as asked for"},
+    "refine": {**_FLAG, "help": "refine each observation after the fit"},
+    "holdout_key": {
+        "help": "boolean obs column of rows that train nothing; default: all rows train"
+    },
+    "max_steps": {"type": int, "help": "cap on the optimisation"},
+    "learning_rate": {"type": float, "help": "of the optimiser"},
+    "tol": {"type": float, "help": "gain per nonzero count in ten steps that counts as converged"},
+    "block_size": {"type": int, "help": "rows per block of the gradient; default: by the data"},
+    "device": {"help": "auto, cpu, cuda or cuda:1"},
+    "seed": {"type": int, "help": "seed, at least 0"},
+    "key_added": {"help": "prefix of the slots"},
+    "progress": {**_FLAG, "help": "progress bar; default: in a terminal"},
+    "checkpoint": {
+        "type": Path,
+        "metavar": "FILE",
+        "help": "keeps the state of an interrupted fit; repeat to go on; default: none is kept",
+    },
+}
+SEARCHED = FIT_OPTIONS.keys() - {
+    *("n_factors", "n_spatial", "split", "refine", "max_steps", "seed"),
+    *("key_added", "checkpoint"),
+}  # arguments of a fit that a search passes on
+
+
+def _add_fit_options(
+    command: argparse.ArgumentParser, names: Iterable[str] = FIT_OPTIONS.keys()
+) -> None:
+    for name, option in ((name, FIT_OPTIONS[name]) for name in FIT_OPTIONS if name in names):
+        default = DEFAULTS[name]
+        text = option["help"] + ("" if default is None else f"; default: {default}")
+        _option(command, name, **{**option, "help": text})
+
+
+def _option(command: argparse.ArgumentParser, name: str, **option: Any) -> None:
+    """An option that, if it is not given, leaves the default to the function."""
+    command.add_argument(
+        f"--{name.replace('_', '-')}", dest=name, default=argparse.SUPPRESS, **option
+    )
+
+
+# The commands.
+def _demo(command: argparse.ArgumentParser) -> None:
+    help = "where results go; default: %(default)s"
+    command.add_argument("--out", type=Path, default="gpnsf-demo", metavar="DIR", help=help)
+    _seed(command, "seed of simulation and fit")
+
+
+def _seed(command: argparse.ArgumentParser, help: str) -> None:
+    command.add_argument("--seed", type=int, default=0, help=f"{help}; default: %(default)s")
+
+
+def _source(command: argparse.ArgumentParser, help: str = "h5mu, h5ad or zarr with a fit") -> None:
+    command.add_argument("source", type=Path, metavar="IN", help=help)
+
+
+def _target(command: argparse.ArgumentParser) -> None:
+    command.add_argument("target", type=Path, metavar="OUT", help="same format as IN, or IN itself")
+
+
+def _key(command: argparse.ArgumentParser) -> None:
+    help = "prefix of the slots; default: %(default)s"
+    command.add_argument("--key", default="gpnsf", help=help)
+
+
+def _fit(command: argparse.ArgumentParser) -> None:
+    _source(command, "h5mu, h5ad or zarr; a large one is read block by block")
+    _target(command)
+    _add_fit_options(command)
+
+
+def _forecast(command: argparse.ArgumentParser) -> None:
+    _source(command, "h5mu, h5ad or zarr")
+    _add_fit_options(command)
+
+
+def _select(command: argparse.ArgumentParser) -> None:
+    _source(command, "h5mu, h5ad or zarr")
+    _target(command)
+    lists = {"type": _integers, "metavar": "A,B,C"}
+    words = "numbers of factors to try; default: 3,5,8,12,18, then near the best"
+    _option(command, "n_factors", **lists, help=words)
+    words = "numbers of spatial factors to try with each; default: told by a test"
+    _option(command, "n_spatial", **lists, help=words)
+    _option(command, "n_seeds", type=int, help="divisions of the counts; default: 2")
+    _option(command, "max_steps", type=int, help="cap on the steps of each fit; default: 60")
+    _option(command, "n_jobs", type=int, help="fits at the same time; default: as many as cores")
+    _option(command, "seed", type=int, help="seed of divisions and fits; default: 0")
+    _option(command, "key_added", help="where the result goes in uns; default: gpnsf_selection")
+    words = "keeps what finished fits have found; repeat to go on; default: none is kept"
+    _option(command, "checkpoint", type=Path, metavar="FILE", help=words)
+    _add_fit_options(command, SEARCHED)
+
+
+def _domains(command: argparse.ArgumentParser) -> None:
+    _source(command)
+    _target(command)
+    words = "number of domains, or auto; default: %(default)s"
+    command.add_argument("--n-domains", type=_number_or_auto, default="auto", help=words)
+    _option(command, "method", help="kmeans, gmm or leiden; default: kmeans")
+    words = "spatial, all, or names of factors; default: as the fit has left them for domains"
+    _option(command, "factors", type=_one_or_more, metavar="A,B", help=words)
+    _option(command, "max_domains", type=int, help="largest number that auto tries; default: 15")
+    _option(command, "key_added", help="name of the column; default: gpnsf_domain")
+    _seed(command, "seed of starts and subsamples")
+    _key(command)
+
+
+def _rank(command: argparse.ArgumentParser) -> None:
+    _source(command)
+    _option(command, "modality", type=_names, metavar="A,B", help="modalities; default: all")
+    _option(command, "factors", type=_names, metavar="A,B", help="names of factors; default: all")
+    _option(command, "n_features", type=int, help="features of each factor; default: 20")
+    words = "posterior, lift, loading, share or specificity; default: posterior"
+    _option(command, "method", help=words)
+    words = "expected counts below which posterior leaves a feature out; default: 50"
+    _option(command, "min_counts", type=float, help=words)
+    _key(command)
+
+
+def _predict(command: argparse.ArgumentParser) -> None:
+    _source(command)
+    command.add_argument(
+        "coords",
+        type=Path,
+        metavar="COORDS.csv",
+        help="columns x and y (and z), or columns in the order of the axes without a header; "
+        "a first column of names is kept",
+    )
+    command.add_argument("target", type=Path, metavar="OUT.h5ad", help="observations x factors")
+    command.add_argument("--library", help="section that the coordinates belong to; default: none")
+    _key(command)
+
+
+def _plot(command: argparse.ArgumentParser) -> None:
+    _source(command)
+    command.add_argument("folder", type=Path, metavar="OUTDIR", help="folder for the figures")
+    _key(command)
+
+
+def _report(command: argparse.ArgumentParser) -> None:
+    _source(command)
+    command.add_argument("target", type=Path, metavar="OUT.html", help="a page of its own")
+    command.add_argument("--title", help="title of the page; default: names of file and fit")
+    _key(command)
+
+
+def _simulate(command: argparse.ArgumentParser) -> None:
+    command.add_argument("name", choices=DATASETS, help="which simulation")
+    command.add_argument("target", type=Path, metavar="OUT.h5mu")
+    _seed(command, "seed")
+    words = "other arguments of gpnsf.datasets.NAME; default: those of the function"
+    command.add_argument(
+        "--set", nargs="+", default=[], metavar="NAME=VALUE", dest="values", help=words
+    )
+
+
+def _benchmark(command: argparse.ArgumentParser) -> None:
+    command.add_argument("name", metavar="NAME", help="file in benchmarks/, without .py")
+    words = "arguments of the benchmark"
+    command.add_argument("rest", nargs=argparse.REMAINDER, metavar="...", help=words)
+
+
+COMMANDS = {
+    "demo": ("simulate a small tissue, fit it, and compare with the truth", _demo),
+    "fit": ("fit a model to a file and write the annotated object", _fit),
+    "forecast": ("say how much memory and time a fit will take", _forecast),
+    "select": ("find the number of factors and write the object with the result", _select),
+    "domains": ("divide a fitted section into domains and write the annotated object", _domains),
+    "rank": ("print the best features of each factor as CSV", _rank),
+    "predict": ("predict the factors at new coordinates", _predict),
+    "plot": ("draw the figures of a fit as PNG", _plot),
+    "report": ("write a fit to one HTML page", _report),
+    "simulate": ("write simulated data with its truth", _simulate),
+    "benchmark": ("run a benchmark of a source checkout", _benchmark),
+}

@@ -1,0 +1,60 @@
+"""What lies around the package: its metadata, workflows and record say the same."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+WORKFLOWS = {
+    path.name: path.read_text(encoding="utf-8")
+    for path in sorted((ROOT / ".github" / "workflows").glob("*.yaml"))
+}
+
+
+def test_actions_are_named_by_commit_and_workflows_may_only_read():
+    used = re.findall(r"uses: (\S+)(.*)", "\n".join(WORKFLOWS.values()))
+    loose = [
+        name for name, tag in used if not re.search(r"@[0-9a-f]{40}$", name) or "# v" not in tag
+    ]
+    assert used
+    assert not loose
+    assert all("\npermissions:\n  contents: read\n" in text for text in WORKFLOWS.values())
+
+
+def test_each_python_that_the_metadata_name_is_tested_and_no_other():
+    named = {
+        text.split(" :: ")[-1]
+        for text in PROJECT["project"]["classifiers"]
+        if re.search(r"Python :: 3\.\d+$", text)
+    }
+    lines = re.findall(r"^ +python: (.*)$", WORKFLOWS["test.yaml"], re.MULTILINE)
+    assert named == set(re.findall(r"3\.\d+", " ".join(lines)))
+    oldest = min(named, key=lambda version: int(version.split(".")[1]))
+    assert PROJECT["project"]["requires-python"] == f">={oldest}"
+
+
+def test_the_groups_are_the_extras():
+    extras = PROJECT["project"]["optional-dependencies"]
+    for group in PROJECT["dependency-groups"].values():
+        ((names,),) = [re.findall(r"^gpnsf\[(.+)\]$", text) for text in group]
+        assert set(names.split(",")) <= extras.keys()
+
+
+def test_the_record_of_the_registry_says_what_the_metadata_say():
+    text = (ROOT / "docs" / "registry" / "meta.yaml").read_text(encoding="utf-8")
+    record = dict(re.findall(r"^(\w+):[ \n]+(\S.*)?$", text, re.MULTILINE))
+    project = PROJECT["project"]
+    assert (record["name"], record["license"]) == (project["name"], project["license"])
+    assert record["install"] == f"pypi: {project['name']}"
+    assert (record["language"], record["category"]) == ("Python", "ecosystem")
+    assert {"primary_category", "tags", "contact", "project_home", "documentation_home"} <= set(
+        re.findall(r"^(\w+):", text, re.MULTILINE)
+    )
+
+
+def test_types_are_announced():
+    assert (ROOT / "src" / "gpnsf" / "py.typed").is_file()
+    assert "Typing :: Typed" in PROJECT["project"]["classifiers"]
