@@ -56,6 +56,22 @@ def test_the_table_is_tidy_and_survives_a_file(linked, tmp_path):
     )
 
 
+def test_modalities_may_have_the_names_of_the_field_and_genes_an_interval(planted, linked):
+    rna, atac = (planted[name].copy() for name in ("rna", "atac"))
+    columns = ["chrom", "chromStart", "chromEnd"]
+    chrom, start, end = (rna.var[name].astype(str) for name in columns)
+    rna.var = rna.var.drop(columns=columns).assign(interval=chrom + ":" + start + "-" + end)
+    other = mudata.MuData({"GEX": rna, "peaks": atac})
+    link_peaks(other)
+    pd.testing.assert_frame_equal(other.uns["gpnsf_links"], linked.uns["gpnsf_links"])
+
+
+def test_an_annotation_of_other_names_is_told_with_the_first_of_both(planted):
+    ensembl = planted["rna"].var.set_axis([f"ENSG{i:05d}" for i in range(200)])
+    with pytest.raises(ValueError, match="'gene_1' in the data and 'ENSG00000' there"):
+        link_peaks(planted.copy(), annotation=ensembl)
+
+
 def test_planted_links_are_found(linked):
     scores = evaluate_links(linked, linked.uns["true_links"], n_bootstrap=50)
     assert scores["metric"].tolist() == ["auroc", "average_precision"]

@@ -4,6 +4,7 @@ import fitted
 import numpy as np
 import pandas as pd
 import pytest
+from mudata import MuData
 
 from gpnsf.tl.nearest_genes import nearest_genes
 from gpnsf.tl.rank import rank_features
@@ -45,6 +46,13 @@ def test_without_an_annotation_genes_come_from_the_other_modality_and_the_rankin
     rna = table["modality"] == "rna"
     assert (table.loc[rna, "nearest_gene"] == "").all()
     assert (table.loc[~rna, "nearest_gene"] == "near " + table.loc[~rna, "feature"]).all()
+
+
+def test_modalities_may_have_the_names_of_the_field(mdata):
+    other = MuData({"Gene Expression": mdata["rna"].copy(), "Peaks": mdata["atac"].copy()})
+    nearest_genes(mdata)
+    nearest_genes(other)
+    pd.testing.assert_frame_equal(other["Peaks"].var, mdata["atac"].var)
 
 
 def test_missing_places_and_modalities_are_refused(mdata):

@@ -77,7 +77,7 @@ def link_peaks(
     window
         Bases to either side of the start of a gene.
     rna, atac
-        Names of the modalities.
+        Names of the modalities; by default also those that the field uses, such as "gex" and "Peaks".
     n_permutations
         Peaks of a stratum that each of its genes is compared with, drawn at random where there are more.
     seed
@@ -168,7 +168,8 @@ def gene_places(
     places = genome.genes_of(annotation, mod.var, where=f"var of {rna!r}")
     known = places.loc[names[names.isin(places.index)]]
     if known.empty:
-        found = f"none of {len(names)}, the first {names[0]!r}"
+        first = next(iter(places.index), "no gene with a place")
+        found = f"none of {len(names)}; the first is {names[0]!r} in the data and {first!r} there"
         remedy = (
             "Pass an annotation with the gene names of the data, as a column 'gene' or as its index"
         )

@@ -40,7 +40,7 @@ def nearest_genes(
         Places of genes, as in :func:`gpnsf.tl.link_peaks`: all genes of the genome, measured or not. None for the columns in
         ``var`` of ``rna``.
     rna, atac
-        Names of the modalities.
+        Names of the modalities; by default also those that the field uses, such as "gex" and "Peaks".
 
     Raises
     ------
