@@ -335,9 +335,14 @@ def test_every_argument_of_fit_is_a_field_with_the_same_default_and_a_rule_or_ju
     }
     held = [own for part in (Reading, Model, Training, Call) for own in dataclasses.fields(part)]
     assert {own.name: own.default for own in held} == signature
-    by_the_data = {"modalities", "likelihoods", "layers", "use_var", "modality_weights"}
+    by_the_data = {"modalities", "likelihoods", "layers", "use_var", "modality_weights", "table"}
     assert signature.keys() == by_the_data | RULES.keys()
-    assert Arguments.of({}).record.keys() == signature.keys() - {"progress", "checkpoint", "copy"}
+    assert Arguments.of({}).record.keys() == signature.keys() - {
+        "progress",
+        "checkpoint",
+        "copy",
+        "table",
+    }
 
 
 def test_an_unknown_device_is_refused():

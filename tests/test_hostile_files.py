@@ -628,7 +628,8 @@ FORBIDDEN = {
     "pd.read_pickle",
 }
 MODULES = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal", "yaml"}
-PARALLEL = {"Parallel", "delayed", "parallel_config"}  # of joblib: between processes of our own
+# of joblib: between processes of our own
+PARALLEL = {"Parallel", "delayed", "effective_n_jobs", "parallel_config"}
 
 
 def runs(tree: ast.AST) -> set[str]:

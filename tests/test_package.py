@@ -86,6 +86,7 @@ def test_what_is_imported_is_declared_and_the_other_way_round():
         *extras["enrich"],
         *extras["leiden"],
         *extras["mefisto"],
+        *extras["spatialdata"],
     ]
     declared = {re.match(r"[\w-]+", requirement)[0] for requirement in requirements}
     modules = {{"pyro-ppl": "pyro", "scikit-learn": "sklearn"}.get(name, name) for name in declared}

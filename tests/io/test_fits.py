@@ -157,7 +157,7 @@ def test_only_annotated_objects_are_accepted():
 
 def test_missing_columns_and_coordinates_are_named(toy):
     fit = fits.find(toy)
-    with pytest.raises(KeyError, match="'region'. Restore it"):
+    with pytest.raises(KeyError, match="'region'.* Restore it"):
         fit.obs("region")
     with pytest.raises(KeyError, match="'x' in var of 'rna'"):
         fit.var("rna", "x")

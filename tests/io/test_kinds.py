@@ -150,11 +150,13 @@ def test_a_file_under_another_name_is_called_what_it_is(adata, mdata, tmp_path):
         "n.h5ad": "a MuData in HDF5. Rename it to n.h5mu",
         "outs": "a folder. Pass the path of a file in it",
         "filtered.h5": "a count matrix of 10x Genomics. Read it with scanpy.read_10x_h5",
-        "section.zarr": f"a SpatialData store. Pass one of its tables: {tmp_path / 'section.zarr/tables/table'}",
     }.items():
         with pytest.raises(ValueError, match=r"Expected a .*; got .*, which is ") as found:
             gpnsf.tl.fit(tmp_path / name, n_factors=2)
         assert says in str(found.value)
+    table = tmp_path / "section.zarr/tables/table"
+    with pytest.raises(ValueError, match=f"a SpatialData store. Pass one of its tables: {table}"):
+        check_input(tmp_path / "section.zarr")
 
 
 @pytest.mark.slow

@@ -107,7 +107,7 @@ def test_damaged_slots_are_named(spots):
     spots.obsm["X_nnls"] = spots.obsm["X_nnls"][:, :2]
     with pytest.raises(ValueError, match="shape"):
         evaluate(spots)
-    with pytest.raises(TypeError, match="annotated"):
+    with pytest.raises(TypeError, match="an empty dict"):
         gpnsf.tl.evaluate_deconvolution({}, "true_proportions")
 
 

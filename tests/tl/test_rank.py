@@ -7,6 +7,7 @@ from scipy import stats
 
 from gpnsf.core.scores.ranking import Weights
 from gpnsf.io import fits
+from gpnsf.io.ranked import ranked
 from gpnsf.keys import Keys
 from gpnsf.tl.rank import rank_features
 
@@ -179,7 +180,7 @@ def test_a_factor_without_markers_has_as_many_features_as_others():
             assert part["score"].is_monotonic_decreasing
     table = rank_features(data, n_features=12)
     assert ((table["score"] < 0) | (table["lift"] > 1)).all()
-    best = fits.ranked(fits.find(data), "rna", 1, n_features=12)  # as figures and gene sets take it
+    best = ranked(fits.find(data), "rna", 1, n_features=12)  # as figures and gene sets take it
     assert (best["lift"] >= 1).all()
 
 

@@ -82,7 +82,7 @@ class Finished:
         rule = "`checkpoint` to name a file of this very search, or none yet"
         remedy = "Repeat the call that was interrupted, or name another file, or delete this one"
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with np.load(path) as file:
                 arrays = dict(file)
             facts, here = (json.loads(a.tobytes()) for a in (arrays.pop(FACTS), self._facts))
             differ = [name for name in {**here, **facts} if here.get(name) != facts.get(name)]
