@@ -235,6 +235,7 @@ def test_plot_draws_every_figure(fitted, tmp_path, capsys):
     assert len(capsys.readouterr().out.splitlines()) == len(written)
 
 
+@pytest.mark.slow
 def test_report_writes_a_page_that_names_its_file(fitted, tmp_path, capsys):
     target = tmp_path / "fit.html"
     assert cli.main(["report", fitted, str(target)]) == 0
@@ -269,6 +270,7 @@ def test_benchmark_runs_a_file_with_its_arguments(tmp_path, monkeypatch):
     assert cli.main(["benchmark", "echo", "--deep", "3", "-x"]) == 3
 
 
+@pytest.mark.broad(8)
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
@@ -335,6 +337,7 @@ def test_demo_finds_the_truth_and_writes_a_file_and_figures(tmp_path, capsys):
     assert min(correlations) > 0.95
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings(
     "ignore:Writing zarr v2", "ignore:zarr v3 autosharding", "ignore:Consolidated metadata"
 )

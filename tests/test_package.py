@@ -111,6 +111,7 @@ def test_version_is_that_of_the_distribution():
     assert f"version: {gpnsf.__version__}" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_a_public_name_is_a_function_even_where_its_file_was_imported_first():
     homes = [
         getattr(getattr(gpnsf, package), name).__module__

@@ -310,6 +310,7 @@ def test_the_parameter_store_is_never_used(simulated):
     assert not list(pyro.get_param_store().keys())
 
 
+@pytest.mark.slow
 def test_two_fits_in_one_process_do_not_meet(simulated):
     """A second fit, of other data in between, ends where it ends alone."""
     options = {"n_factors": 2, "n_spatial": 1, "init": "spot", "max_steps": 8, "progress": False}

@@ -40,6 +40,7 @@ class Wrong(ORDINARY):
         return value, dG, 1.01 * dW
 
 
+@pytest.mark.broad(1)
 def test_numba_is_the_first_choice_on_the_cpu_and_torch_elsewhere():
     assert backend("cpu") == "numba"
     assert backend("cuda") == "torch"

@@ -122,6 +122,7 @@ def test_counts_drawn_from_the_prior_carry_the_multipliers():
     assert counts[BATCH == 0][:, :2].min() > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [local, mean_field])
 def test_what_is_reported_has_mean_one_and_the_rates_of_the_model(stage):
     dataset = batched({"rna": "poisson"})

@@ -242,6 +242,7 @@ def moved() -> tuple[tuple[Factorization, History], list[int]]:
         return fitted(schedule=MOVING, **FIVE), made
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Encountered NaN:UserWarning")
 def test_repairs_and_halved_rates_are_remembered(path, monkeypatch):
     with monkeypatch.context() as patch:

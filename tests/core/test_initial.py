@@ -31,6 +31,7 @@ def starts(dataset: Dataset, n_factors: int = 3, n_spatial: int = 2, **options) 
     return list(initial.starts(dataset, n_factors, n_spatial, **options))
 
 
+@pytest.mark.broad(1)
 @each_kind
 def test_each_kind_has_its_starts(kind):
     assert [start.name for start in starts(toy_dataset(TWO), kinds=[kind])] == NAMES[kind]

@@ -65,6 +65,7 @@ def test_slices_are_placed_where_fields_of_one_do_not_reach_the_other():
     np.testing.assert_array_equal(places[len(coords) :, 1], coords[:, 1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n_side", "kind"), [(9, "exact"), (11, "inducing")])
 def test_patterns_are_found_with_their_fields_signs_and_shares(n_side, kind):
     coords, patterns = waves(n_side)

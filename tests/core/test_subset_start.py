@@ -138,6 +138,7 @@ def test_rows_that_are_not_in_the_sample_come_as_near_to_their_truth(monkeypatch
     assert (other > seen - 0.2).all()
 
 
+@pytest.mark.slow
 def test_the_sample_is_not_fitted_again_after_an_interruption(tmp_path, monkeypatch, adata):
     options = {
         "n_factors": 3,
@@ -180,6 +181,7 @@ def test_a_sample_costs_no_recovery(monkeypatch):
     assert (found[1_250] > found[10**9] - 0.01).all()
 
 
+@pytest.mark.slow
 def test_the_modality_that_tells_most_goes_ahead_of_larger_ones(monkeypatch):
     mdata = tissue(
         n_obs=400,

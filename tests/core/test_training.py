@@ -198,6 +198,7 @@ def test_kernel_parameters_are_frozen_even_if_the_fit_is_short(lengthscales):
     assert not any(parameter.requires_grad for parameter in model.spatial.field.hyperparameters())
 
 
+@pytest.mark.broad(2)
 @pytest.mark.parametrize("field", FIELDS)
 @pytest.mark.parametrize("lengthscale", [0.01, 0.37, 8.0])
 def test_a_given_lengthscale_stays(field, lengthscale):
@@ -217,6 +218,7 @@ def break_steps(monkeypatch: pytest.MonkeyPatch, broken: set[int]) -> None:
     at_each_call(monkeypatch, lambda call: math.nan if call in broken else None)
 
 
+@pytest.mark.broad(2)
 @pyro_may_warn
 @pytest.mark.parametrize("step", [1, 5, 14, 28])
 def test_a_step_that_is_not_finite_is_rolled_back(step, monkeypatch, log):
@@ -384,6 +386,7 @@ def test_bounds_that_hold_parameters_are_reported(monkeypatch):
     assert amplitude == "amplitude at its floor of 0.05 for 2 of 2 spatial factors"
 
 
+@pytest.mark.slow
 @pyro_may_warn
 def test_a_repair_never_goes_back_to_another_start(monkeypatch):
     """The objective breaks once, in the first step of the second start: all starts still begin where they should."""

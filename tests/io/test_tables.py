@@ -140,6 +140,7 @@ def test_an_argument_that_is_nearly_right_is_answered():
 # ---- dask and lazy AnnData ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.broad(2)
 @pytest.mark.parametrize("form", ["dense", "CSR", "CSC", "unknown chunks"])
 def test_counts_of_dask_are_fitted_as_those_in_memory(form):
     da = pytest.importorskip("dask.array")
@@ -157,6 +158,7 @@ def test_counts_of_dask_are_fitted_as_those_in_memory(form):
     np.testing.assert_allclose(mdata.obsm["X_gpnsf"], expected.obsm["X_gpnsf"], rtol=1e-4)
 
 
+@pytest.mark.broad(1)
 @pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
 @pytest.mark.filterwarnings("ignore")
 def test_lazy_anndata_are_fitted_and_get_the_slots(tmp_path, suffix):
@@ -231,6 +233,7 @@ def contents(store: Path) -> dict[str, bytes]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_two_tables_of_a_spatialdata_are_fitted_written_and_read(sdata, tmp_path):
     import spatialdata
@@ -249,6 +252,7 @@ def test_two_tables_of_a_spatialdata_are_fitted_written_and_read(sdata, tmp_path
     assert gpnsf.pl.spatial_factors(again, show=False) is not None
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_tables_of_a_store_are_fitted_by_its_path_and_nothing_else_in_it_changes(sdata, tmp_path):
     import spatialdata
@@ -263,6 +267,7 @@ def test_tables_of_a_store_are_fitted_by_its_path_and_nothing_else_in_it_changes
     assert gpnsf.tl.rank_features(again, n_features=3).shape[0] > 3
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_one_table_is_an_anndata(sdata):
     gpnsf.tl.fit(sdata, table="genes", **SHORT)
@@ -277,6 +282,7 @@ def test_one_table_is_an_anndata(sdata):
     pd.testing.assert_frame_equal(found, wanted)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_what_cannot_be_told_is_asked_for(sdata):
     sdata.tables["more"] = sdata.tables["genes"].copy()
@@ -290,6 +296,7 @@ def test_what_cannot_be_told_is_asked_for(sdata):
     assert "spatial" not in sdata.tables["genes"].obsm
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_the_command_line_fits_a_store(sdata, tmp_path, capsys):
     import spatialdata
@@ -309,6 +316,7 @@ def test_the_command_line_fits_a_store(sdata, tmp_path, capsys):
     assert "optimisation" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_maps_draw_the_image_of_a_spatialdata(sdata):
     gpnsf.tl.fit(sdata, table="genes", **SHORT)

@@ -268,6 +268,7 @@ def test_a_modality_that_is_a_view_gets_its_results(adata):
     assert "gpnsf_dispersion" in adata.var
 
 
+@pytest.mark.broad(1)
 @pytest.mark.parametrize("suffix", ["h5mu", "zarr"])
 def test_a_fitted_mudata_survives_a_file(partial, tmp_path, suffix):
     result, _ = fitted(partial)

@@ -189,6 +189,7 @@ def test_y_grows_downwards():
     assert spatial_factors(data, factors="spatial_1", show=False).yaxis_inverted()
 
 
+@pytest.mark.slow
 def test_slices_that_overlap_stand_side_by_side():
     data = fitted.mudata(n_obs=49, n_slices=4)
     data.obsm["spatial"] = np.tile(data.obsm["spatial"][:49], (4, 1))

@@ -139,6 +139,7 @@ def test_slices_and_profiles():
     assert all(isinstance(ax.collections[0], PathCollection) for ax in line)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", ["hex", "strip"])
 def test_ten_factors_fit_a_page_and_notes_their_panels(shape):
     data = fitted.mudata(n_obs=144, n_factors=10, n_genes=30, n_peaks=30, shape=shape)
@@ -153,6 +154,7 @@ def test_ten_factors_fit_a_page_and_notes_their_panels(shape):
     assert all(a.x1 < b.x0 for a, b in zip(notes, notes[1:], strict=False))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", ["hex", pytest.param("strip", marks=pytest.mark.slow)])
 def test_twenty_factors_stay_on_the_page(shape):
     data = fitted.mudata(

@@ -85,6 +85,7 @@ def undrawn(monkeypatch):
     monkeypatch.setattr(html, "picture", picture)
 
 
+@pytest.mark.slow
 def test_the_page_is_whole_and_needs_nothing_else(page):
     images = page.all("img")
     assert len(images) == 10
@@ -104,6 +105,7 @@ def test_the_page_is_whole_and_needs_nothing_else(page):
     assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in page.tags}
 
 
+@pytest.mark.slow
 def test_the_contents_lead_to_every_section(page):
     links = [attributes["href"][1:] for attributes in page.all("a")]
     assert links == [attributes["id"] for attributes in page.all("section")]
@@ -112,6 +114,7 @@ def test_the_contents_lead_to_every_section(page):
     assert len(page.all("h1")) == 1
 
 
+@pytest.mark.slow
 def test_the_page_says_what_the_fit_says(page, fit):
     record = fit.uns["gpnsf"]
     assert "Not complete" not in page.text

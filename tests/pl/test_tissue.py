@@ -197,6 +197,7 @@ def test_an_image_without_the_size_of_spots_lets_them_touch(section):
     assert discs(draw(section)).get_widths()[0] == pytest.approx(100)
 
 
+@pytest.mark.broad(1)
 @pytest.mark.parametrize("kind", [np.uint8, np.float32])
 def test_an_image_that_is_finer_than_the_panel_is_drawn_coarser_at_its_place(section, kind):
     steps = np.arange(2501 * 2000, dtype=np.int64).reshape(2501, 2000, 1) % 7 + 100

@@ -65,6 +65,7 @@ def together(*calls):
     return found
 
 
+@pytest.mark.broad(1)
 @pytest.mark.filterwarnings("ignore::FutureWarning:mudata")
 @pytest.mark.parametrize("tool", TOOLS)
 def test_two_threads_have_the_bits_of_one(tool, mdata, capsys):

@@ -119,6 +119,7 @@ def test_multipliers_serve_to_judge_rows_that_were_held_out(sliced):
     assert without < explained[1] - 0.02
 
 
+@pytest.mark.slow
 def test_one_batch_has_no_multipliers_and_says_so(adata, caplog):
     adata.obs["run"] = "first"
     other = adata.copy()

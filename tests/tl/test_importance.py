@@ -223,6 +223,7 @@ def test_permutation_reads_every_modality_by_the_arguments_of_the_fit():
     assert f"{KEY}_q" not in data["atac"].var
 
 
+@pytest.mark.slow
 def test_p_values_go_with_the_importance_that_they_belong_to(tested):
     data = tested.copy()
     spatial_importance(data)

@@ -83,6 +83,7 @@ def test_an_interrupted_local_stage_needs_no_step_again(mdata, tmp_path, monkeyp
         np.testing.assert_array_equal(slots(mdata)[name], value, err_msg=name)
 
 
+@pytest.mark.broad(1)
 @pytest.mark.parametrize("kind", [str, Path])
 def test_the_file_of_a_complete_fit_is_removed(kind, mdata, tmp_path):
     annotated = fit(mdata, checkpoint=kind(tmp_path / "fit.npz"), copy=True)
@@ -189,6 +190,7 @@ def test_eight_deaths_leave_no_trace(tmp_path):
 # ---- the same bits --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_random_states_are_as_before(mdata):
     def states() -> list[Any]:
         return [

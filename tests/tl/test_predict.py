@@ -335,6 +335,7 @@ def same(found: AnnData, expected: AnnData) -> None:
     assert found.var_names.tolist() == expected.var_names.tolist()
 
 
+@pytest.mark.broad(3)
 @zarr_says
 @pytest.mark.parametrize(
     ("kind", "case"),
