@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from matplotlib import pyplot as plt
 
+from gpnsf.pl.canvas import font_style
 from gpnsf.pl.features import top_features
 from gpnsf.tl.rank import rank_features
 
@@ -105,3 +106,18 @@ def test_one_panel_goes_into_the_axes_handed_in(toy):
 def test_bad_options_are_refused(toy, options, error, message):
     with pytest.raises(error, match=message):
         top_features(toy, **options)
+
+
+@pytest.mark.parametrize(
+    ("modality", "style"),
+    [
+        ("rna", "italic"),
+        ("GEX", "italic"),
+        ("atac", "normal"),
+        ("Peaks", "normal"),
+        ("mine", "normal"),
+    ],
+)
+def test_genes_are_in_italics_under_any_name_of_the_field(modality, style):
+    assert font_style(modality, "rna") == style
+    assert font_style("mine", [modality, "mine"]) == "italic"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
 
 from gpnsf.checks import problem
+from gpnsf.io.names import kind
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,6 +29,7 @@ __all__ = [
     "colormap",
     "columns",
     "finish",
+    "font_style",
     "grid",
     "hand_over",
     "limits",
@@ -213,6 +215,12 @@ def colormap(signed: bool) -> Colormap:
         if signed
         else ListedColormap(mpl.colormaps["magma"](np.linspace(0.03, 0.93, 256)))
     )
+
+
+def font_style(modality: str, italic: str | Sequence[str]) -> Literal["italic", "normal"]:
+    """Style of the names of features: italic in modalities of these names or kinds."""
+    wanted = [italic] if isinstance(italic, str) else italic
+    return "italic" if modality in wanted or kind(modality) in wanted else "normal"
 
 
 def title(ax: Axes, name: str, note: str = "") -> None:

@@ -114,7 +114,7 @@ def top_features(
             len(tables), width=width, height=height, ncols=ncols, ax=ax, gap=0.06
         )
         for panel, (factor, table) in zip(axes, tables.items(), strict=True):
-            _panel(panel, table, colors, method, [italic] if isinstance(italic, str) else italic)
+            _panel(panel, table, colors, method, italic)
             panel.set(ylim=(lines - 0.4, -0.6))
             _title(panel, factor, letters)
         _explain(axes, colors, method, outside=ax is None)
@@ -155,7 +155,7 @@ def _lines(table: pd.DataFrame) -> np.ndarray:
 
 
 def _panel(
-    ax: Axes, table: pd.DataFrame, colors: dict[str, str], method: str, italic: Sequence[str]
+    ax: Axes, table: pd.DataFrame, colors: dict[str, str], method: str, italic: str | Sequence[str]
 ) -> None:
     """A line with a head and a name for each feature."""
     value = table["score"]
@@ -171,7 +171,7 @@ def _panel(
     canvas.plain(ax)
     ax.tick_params(axis="y", length=0, labelsize=canvas.SMALL - 0.5)
     for label, name in zip(ax.get_yticklabels(), table["modality"], strict=True):
-        label.set_fontstyle("italic" if name in italic else "normal")
+        label.set_fontstyle(canvas.font_style(name, italic))
     ax.spines["bottom"].set_visible(False)
 
 

@@ -135,11 +135,7 @@ def loadings(
         for panel, (name, positions) in zip(axes, tables.items(), strict=True):
             _panel(panel, fit, name, positions, chosen, cmap)
             for label in panel.get_yticklabels():
-                label.set_fontstyle(
-                    "italic"
-                    if name in ([italic] if isinstance(italic, str) else italic)
-                    else "normal"
-                )
+                label.set_fontstyle(canvas.font_style(name, italic))
             canvas.title(panel, name, f"{quota} best feature{'s' * (quota > 1)} of each factor")
         _bar(axes, signed=fit.signed)
     return canvas.finish(figure, axes, show=show, return_fig=return_fig)

@@ -10,6 +10,7 @@ import pandas as pd
 
 from gpnsf import genome
 from gpnsf.checks import Rule, choices, problem
+from gpnsf.io.names import named
 from gpnsf.io.tables import takes_tables
 from gpnsf.keys import Keys
 from gpnsf.pl import canvas
@@ -143,6 +144,7 @@ def _read(
     choices(
         [gene], data.uns[found]["gene"].unique(), what="links of the gene", where=f"uns[{found!r}]"
     )
+    rna, atac = named(rna, list(data.mod)), named(atac, list(data.mod))
     choices([rna, atac], data.mod, what="modalities", where="the data")
     genes = genome.genes_of(annotation, data.mod[rna].var, where=f"var of {rna!r}")
     choices([gene], genes.index, what="the place of the gene", where="the annotation")

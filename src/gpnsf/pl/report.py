@@ -15,7 +15,7 @@ import pandas as pd
 
 from gpnsf import genome, pl
 from gpnsf.checks import problem
-from gpnsf.io import course, fits
+from gpnsf.io import course, fits, names
 from gpnsf.io.kinds import check_output
 from gpnsf.io.measured import counts_of, used
 from gpnsf.io.ranked import ranked
@@ -316,10 +316,12 @@ def _has_place(fit: Fit, gene: str) -> bool:
 
     They may come from an annotation or other modalities.
     """
-    if not {"rna", "atac"} <= set(fit.modalities):
+    there = list(fit.modalities)
+    rna, atac = names.named("rna", there), names.named("atac", there)
+    if not {rna, atac} <= set(there):
         return False
     try:
-        return gene in genome.genes_of(None, fit.modalities["rna"].var, where="var of 'rna'").index
+        return gene in genome.genes_of(None, fit.modalities[rna].var, where=f"var of {rna!r}").index
     except (KeyError, ValueError):
         return False
 
