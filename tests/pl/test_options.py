@@ -4,11 +4,11 @@ import inspect
 
 import fitted
 import numpy as np
+import pandas as pd
 import pytest
 
 import gpnsf
 from gpnsf.io import fits
-from gpnsf.pl.options import factors_of
 
 FIGURES = [name for name in gpnsf.pl.__all__ if name != "report"]
 
@@ -78,7 +78,7 @@ def test_unknown_arguments_are_answered(name, option, remedy, toy):
     ids=str,
 )
 def test_factors_are_named_or_numbered(toy, factors, positions):
-    assert factors_of(fits.find(toy), factors).tolist() == positions
+    assert fits.find(toy).factor_indices(factors).tolist() == positions
 
 
 @pytest.mark.parametrize("factor", [4, -1])
@@ -92,6 +92,14 @@ def test_a_factor_that_is_not_there_is_told(toy, factor):
 )
 def test_every_figure_of_factors_takes_positions(name, toy):
     assert getattr(gpnsf.pl, name)(toy, factors=[1, 0], show=False) is not None
+
+
+def test_tools_take_positions(toy):
+    tables = [
+        gpnsf.tl.rank_features(toy, factors=chosen)
+        for chosen in ([1, 0], ["spatial_2", "spatial_1"])
+    ]
+    pd.testing.assert_frame_equal(*tables)
 
 
 def test_a_mistyped_name_is_answered_with_the_nearest(toy):

@@ -15,6 +15,8 @@ from gpnsf.checks import choices, problem
 from gpnsf.core import stored
 from gpnsf.core.families import FAMILIES
 from gpnsf.core.scores import embedding
+from gpnsf.io import chosen
+from gpnsf.io.chosen import Factors
 from gpnsf.io.objects import Opened, gather, holders, read_coords, rows_of
 from gpnsf.keys import SPATIAL, Keys
 
@@ -198,49 +200,20 @@ class Fit:
             return np.zeros(self.modalities[modality].n_vars)
         return self.var(modality, self.keys.background).astype(np.float64)
 
-    def factor_indices(self, factors: str | Sequence[str] | None) -> np.ndarray:
-        """Positions of the named factors, in the order asked for; all of them for None."""
-        if factors is None:
-            return np.arange(self.names.size)
-        wanted = _listed(factors, "factors")
-        choices(wanted, self.names, what="factors", where=f"fit {self.keys.key!r}")
-        if len(set(wanted)) < len(wanted):
-            twice = next(name for name in wanted if wanted.count(name) > 1)
-            raise ValueError(
-                problem(
-                    "`factors` that name each factor once",
-                    f"{twice!r} again",
-                    "Leave one of them out",
-                )
-            )
-        return np.array([int(np.flatnonzero(self.names == name)[0]) for name in wanted])
+    def factor_indices(self, factors: Factors) -> np.ndarray:
+        """Positions of factors by name or position, in the order asked for; all of them for None."""
+        return chosen.factor_indices(self.names, factors, where=f"fit {self.keys.key!r}")
 
     def feature_indices(self, modality: str, features: str | Sequence[str] | None) -> np.ndarray:
         """Positions of the named features of one modality, in the order asked for; all of them for None."""
-        names = self.modalities[modality].var_names
-        if features is None:
-            return np.arange(len(names))
-        wanted = _listed(features, "features")
-        absent = [name for name in wanted if name not in names]
-        choices(absent, names, what="the feature", where=f"modality {modality!r} of the fit")
-        chosen = names.isin(wanted)
-        twice = names[chosen][names[chosen].duplicated()]
-        if len(twice):
-            remedy = "Call var_names_make_unique() and fit again"
-            raise ValueError(
-                problem(
-                    "names in `features` that mean one feature each",
-                    f"{twice[0]!r} more than once",
-                    remedy,
-                )
-            )
-        return np.flatnonzero(chosen)[names[chosen].get_indexer(wanted)]
+        where = f"modality {modality!r} of the fit"
+        return chosen.feature_indices(self.modalities[modality].var_names, features, where=where)
 
     def modality_names(self, modality: str | Sequence[str] | None) -> list[str]:
         """The modalities asked for; all of them for None."""
         if modality is None:
             return list(self.modalities)
-        wanted = _listed(modality, "modality")
+        wanted = chosen.listed(modality, "modality")
         choices(wanted, self.modalities, what="modalities", where=f"fit {self.keys.key!r}")
         return wanted
 
@@ -381,13 +354,3 @@ def _lengthscale(record: Mapping[str, object], n_factors: int, where: str) -> np
         kernel, "lengthscale", (n_factors,), low=0, nan=True, where="the kernel of the fit"
     )
     return values.astype(float)
-
-
-def _listed(names: str | Sequence[str], argument: str) -> list[str]:
-    """One name or several as a list."""
-    listed = [names] if isinstance(names, str) else [str(name) for name in names]
-    if not listed:
-        raise ValueError(
-            problem(f"`{argument}` to name at least one", "none", "Pass names, or None for all")
-        )
-    return listed

@@ -10,9 +10,10 @@ import numpy as np
 
 from gpnsf.checks import problem
 from gpnsf.io import fits
+from gpnsf.io.chosen import Factors
 from gpnsf.io.tables import takes_tables
 from gpnsf.pl import canvas, maps, sections
-from gpnsf.pl.options import Factors, explained, factors_of
+from gpnsf.pl.options import explained
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -115,7 +116,7 @@ def spatial_factors(
     4
     """
     fit = fits.find(data, key)
-    chosen = factors_of(fit, factors)
+    chosen = fit.factor_indices(factors)
     moments = [moment] if isinstance(moment, str) else list(moment)
     where = sections.section(
         fit,

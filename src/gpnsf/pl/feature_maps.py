@@ -11,11 +11,12 @@ import scipy.sparse as sp
 
 from gpnsf.checks import choices, problem
 from gpnsf.io import fits
+from gpnsf.io.chosen import Factors
 from gpnsf.io.measured import compare, find_features
 from gpnsf.io.ranked import ranked, shared_out
 from gpnsf.io.tables import takes_tables
 from gpnsf.pl import canvas, maps, sections
-from gpnsf.pl.options import Factors, explained, factors_of
+from gpnsf.pl.options import explained
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -212,7 +213,7 @@ def _rows(
         return [find_features(fit, named, modalities)]
     quotas = shared_out(n_features, modalities)
     rows = []
-    for factor in factors_of(fit, factors):
+    for factor in fit.factor_indices(factors):
         row = [(FACTOR, int(factor))]
         for name, quota in quotas.items():
             table = ranked(fit, name, int(factor), n_features=quota, method=method)

@@ -11,10 +11,11 @@ import pandas as pd
 
 from gpnsf.checks import problem
 from gpnsf.io import fits
+from gpnsf.io.chosen import Factors
 from gpnsf.io.ranked import ranked, shared_out
 from gpnsf.io.tables import takes_tables
 from gpnsf.pl import canvas
-from gpnsf.pl.options import Factors, explained, factors_of
+from gpnsf.pl.options import explained
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -99,7 +100,7 @@ def top_features(
     """
     fit = fits.find(data, key)
     modalities = fit.modality_names(modality)
-    tables = _tables(fit, factors_of(fit, factors), modalities, n_features, method)
+    tables = _tables(fit, fit.factor_indices(factors), modalities, n_features, method)
     letters = max(table["feature"].str.len().max() for table in tables.values())
     lines = max(_lines(table).max() for table in tables.values()) + 1
     height, least = ROW * lines + 0.4, LETTER * letters + 0.6

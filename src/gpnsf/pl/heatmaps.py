@@ -10,10 +10,11 @@ import numpy as np
 
 from gpnsf.checks import problem
 from gpnsf.io import fits
+from gpnsf.io.chosen import Factors
 from gpnsf.io.ranked import ranked
 from gpnsf.io.tables import takes_tables
 from gpnsf.pl import canvas, maps
-from gpnsf.pl.options import Factors, explained, factors_of
+from gpnsf.pl.options import explained
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -110,7 +111,7 @@ def loadings(
     ['rna', 'atac']
     """
     fit = fits.find(data, key)
-    chosen, modalities = factors_of(fit, factors), fit.modality_names(modality)
+    chosen, modalities = fit.factor_indices(factors), fit.modality_names(modality)
     quota = _quota(n_features, chosen.size)
     tables = {name: _best(fit, name, chosen, quota, method) for name in modalities}
     tables = {name: positions for name, positions in tables.items() if positions.size}
@@ -271,7 +272,7 @@ def factor_correlation(
     (4, 4)
     """
     fit = fits.find(data, key)
-    chosen = factors_of(fit, factors)
+    chosen = fit.factor_indices(factors)
     correlation = _correlation({"mean": fit.mean, "smooth": fit.smooth}, moment, chosen)
     if not vmax > 0:
         raise ValueError(

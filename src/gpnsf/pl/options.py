@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import wraps
-from numbers import Integral
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar
-
-import numpy as np
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from gpnsf.checks import nearest, problem
 
 if TYPE_CHECKING:
-    from gpnsf.io.fits import Fit
+    pass
 
-__all__ = ["Factors", "explained", "factors_of"]
+__all__ = ["explained"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
-Factors: TypeAlias = str | int | Sequence[str | int] | None
 
 # what stands in a docstring for the arguments that several figures have
 SHARED = {
@@ -97,21 +93,3 @@ def _answer(figure: str, unknown: str, known: list[str]) -> str:
     remedies = [*([f"Pass `{meant}=`"] if meant else []), *([elsewhere] if elsewhere else [])]
     rule = f"arguments of gpnsf.pl.{figure} ({', '.join(known)})"
     return problem(rule, f"`{unknown}`", ". ".join(remedies) or "Leave it out")
-
-
-def factors_of(fit: Fit, factors: Factors) -> np.ndarray:
-    """Positions of the factors that are named or numbered, in the order asked for."""
-    if factors is None:
-        return fit.factor_indices(None)
-    listed: list[Any] = [factors] if np.ndim(factors) == 0 else list(np.asarray(factors, object))
-    return fit.factor_indices([_name(fit, factor) for factor in listed])
-
-
-def _name(fit: Fit, factor: Any) -> str:
-    """Name of a factor that is named or numbered."""
-    if not isinstance(factor, Integral):
-        return str(factor)
-    if not 0 <= int(factor) < len(fit.names):
-        rule = f"positions of factors from 0 to {len(fit.names) - 1}"
-        raise KeyError(problem(rule, f"{factor}", "Pass one of these, or a name"))
-    return str(fit.names[int(factor)])

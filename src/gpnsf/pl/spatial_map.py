@@ -11,11 +11,12 @@ import pandas as pd
 
 from gpnsf.checks import problem
 from gpnsf.io import fits
+from gpnsf.io.chosen import Factors
 from gpnsf.io.tables import takes_tables
 from gpnsf.keys import SPATIAL
 from gpnsf.pl import canvas, maps, sections
 from gpnsf.pl.factors import note
-from gpnsf.pl.options import Factors, explained, factors_of
+from gpnsf.pl.options import explained
 from gpnsf.pp.grid import AXES, grid
 
 if TYPE_CHECKING:
@@ -189,7 +190,7 @@ def _chosen(fit: Fit, factors: Factors, features: Features, moment: str) -> np.n
         )
     if factors is None:
         return np.flatnonzero(fit.is_spatial) if features is None else np.zeros(0, dtype=int)
-    chosen = factors_of(fit, factors)
+    chosen = fit.factor_indices(factors)
     flat = fit.names[chosen][~fit.is_spatial[chosen]]
     if len(flat):
         rule = "spatial factors, since nonspatial ones are the same wherever nothing was measured"

@@ -13,6 +13,7 @@ import pandas as pd
 from gpnsf.checks import Rule, key_added, problem
 from gpnsf.core.scores import clustering, embedding
 from gpnsf.io import fits
+from gpnsf.io.chosen import Factors
 from gpnsf.io.objects import owner
 from gpnsf.io.tables import takes_tables
 from gpnsf.palette import category_colors
@@ -36,7 +37,7 @@ def domains(
     *,
     n_domains: int | str,
     method: str = "kmeans",
-    factors: str | Sequence[str] | None = None,
+    factors: Factors = None,
     consensus: Sequence[str] | None = None,
     max_domains: int = 15,
     n_init: int = 20,
@@ -64,7 +65,7 @@ def domains(
         "kmeans", "gmm" (Gaussians of one common shape), or "leiden" (communities of the graph of nearest neighbours, at a
         resolution that gives ``n_domains`` or comes closest; needs igraph, and ``n_domains`` as a number).
     factors
-        "spatial", "all", or names of factors, at least two. Default: the embedding that the fit has left, of its spatial factors, or of all
+        "spatial", "all", or names or positions of factors, at least two. Default: the embedding that the fit has left, of its spatial factors, or of all
         where fewer than two are spatial.
     consensus
         Keys of several fits in the object, for example of several seeds. Observations are then compared by their mean squared
@@ -196,7 +197,7 @@ def _check_name(fits: Sequence[Fit], name: str) -> None:
         )
 
 
-def _points(fit: Fit, factors: str | Sequence[str] | None) -> np.ndarray:
+def _points(fit: Fit, factors: Factors) -> np.ndarray:
     """The embedding [N, d] that the fit has left, or that of the chosen factors."""
     points = fit.embedding if factors is None else fit.embedded(_chosen(fit, factors))
     if not fit.signed and np.ptp(points, axis=0).max() < SAME:
@@ -209,13 +210,13 @@ def _points(fit: Fit, factors: str | Sequence[str] | None) -> np.ndarray:
     return points.astype(np.float64)
 
 
-def _named(fit: Fit, factors: str | Sequence[str] | None) -> str:
+def _named(fit: Fit, factors: Factors) -> str:
     """The factors that were used, for an error."""
     used = embedding.factors_used(fit.is_spatial) if factors is None else _chosen(fit, factors)
     return ", ".join(map(repr, fit.names[used]))
 
 
-def _chosen(fit: Fit, factors: str | Sequence[str]) -> np.ndarray:
+def _chosen(fit: Fit, factors: Factors) -> np.ndarray:
     """Positions of the factors."""
     if isinstance(factors, str) and factors == "all":
         return fit.factor_indices(None)

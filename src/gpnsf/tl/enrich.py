@@ -16,6 +16,7 @@ from scipy import stats
 from gpnsf.checks import Rule, choices, problem
 from gpnsf.core.scores.enrichment import over_representation, signed_gain
 from gpnsf.io import fits
+from gpnsf.io.chosen import Factors
 from gpnsf.io.names import named
 from gpnsf.io.ranked import ranked
 from gpnsf.io.tables import takes_tables
@@ -43,7 +44,7 @@ def enrich(
     *,
     modality: str = "rna",
     method: str = "ora",
-    factors: str | Sequence[str] | None = None,
+    factors: Factors = None,
     n_features: int = 100,
     min_size: int = 5,
     key: str = "gpnsf",
@@ -70,7 +71,7 @@ def enrich(
     method
         "ora" or "ulm".
     factors
-        Names of the factors; None for all.
+        Names of the factors, or their positions from 0; None for all.
     n_features
         Best features of a factor that "ora" takes; fewer where fewer are abundant and have more than the expected loading.
     min_size

@@ -9,6 +9,7 @@ import pandas as pd
 
 from gpnsf.checks import Rule
 from gpnsf.io import fits
+from gpnsf.io.chosen import Factors
 from gpnsf.io.ranked import ranked
 from gpnsf.io.tables import takes_tables
 
@@ -24,7 +25,7 @@ def rank_features(
     data: AnnData | MuData,
     *,
     modality: str | Sequence[str] | None = None,
-    factors: str | Sequence[str] | None = None,
+    factors: Factors = None,
     n_features: int = 20,
     method: str = "posterior",
     min_counts: float = 50,
@@ -55,7 +56,7 @@ def rank_features(
     modality
         Names of the modalities to rank; None for all, one after the other.
     factors
-        Names of the factors; None for all.
+        Names of the factors, or their positions from 0; None for all.
     n_features
         Features for each factor and modality; fewer where fewer have a loading on the factor, or fewer are counted often enough, or
         (with "specificity") fewer have their largest share there.
