@@ -15,6 +15,7 @@ from sections import anndata, mudata
 
 from gpnsf.arguments import Reading
 from gpnsf.io.geometry import normalise_coords
+from gpnsf.io.objects import gather, open_data
 from gpnsf.io.read import read
 from gpnsf.io.streaming import canonical
 
@@ -319,6 +320,18 @@ def test_columns_of_modalities_are_gathered(partial):
     partial["atac"].obs["slice"] = "y"
     with pytest.raises(ValueError, match="agree on obs"):
         read(partial, Reading(library_key="slice"))
+
+
+def test_numbers_of_modalities_are_gathered(partial):
+    for mod in partial.mod.values():
+        mod.obs["depth"] = mod.obs_names.str[4:].astype(float)
+    opened = open_data(partial)
+    numbers = lambda column, *_: column.to_numpy()
+    depth = partial.obs_names.str[4:].astype(float)
+    np.testing.assert_array_equal(gather(opened, "obs", "depth", numbers), depth)
+    partial["atac"].obs["depth"] += np.arange(partial["atac"].n_obs)
+    with pytest.raises(ValueError, match=r"agree on obs\['depth'\]; got 15 of 15 .* by up to"):
+        gather(opened, "obs", "depth", numbers)
 
 
 def test_a_modality_that_is_wholly_held_out_is_an_error(partial):

@@ -287,7 +287,7 @@ def _agree(first: np.ndarray, second: np.ndarray, what: str, where: str) -> None
         return
     size = ""
     if first.dtype.kind == "f":
-        gap = np.abs(first - second).max(axis=1)
+        gap = np.abs(first - second).reshape(len(first), -1).max(axis=1)
         differ = (
             gap > 1e-5 * np.ptp(first, axis=0).max()
         )  # float32 and float64 copies of one slide do agree
