@@ -194,9 +194,3 @@ def test_a_fit_on_the_cpu_never_makes_the_counts_by_columns(monkeypatch):
     counts.half_loadings(G, W, "log")
     counts.information(G, W, lambda values, rate, feature: values / rate)
     np.testing.assert_array_equal(counts.per_column, (matrix.toarray() > 0).sum(0))
-
-
-def test_code_that_cannot_be_kept_on_disk_is_compiled_all_the_same():
-    home: dict = {}
-    exec("def twice(x):\n    return 2 * x", home)  # no file, hence no place beside it
-    assert simd._compiled(home["twice"])(21) == 42

@@ -25,14 +25,15 @@ numbers: what is not finite in G or W must reach the value, where the optimiser 
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from gpnsf.core.counts import lanes
+from gpnsf.core.counts.compiled import compiled
 from gpnsf.core.counts.lanes import (
     EIGHT,
     FLOAT,
@@ -48,14 +49,7 @@ from gpnsf.core.types import TINY
 
 __all__ = ["EIGHT", "cut", "information", "nonzeros", "saturation", "without"]
 
-
-def _compiled(function: Any) -> Any:
-    """Compile when first called, kept on disk where there is a place; holds no Python lock."""
-    options: dict[str, object] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
-    try:
-        return njit(cache=True, **options)(function)
-    except RuntimeError:  # no folder that numba could write to
-        return njit(**options)(function)
+_compiled = compiled(fastmath=("contract",), parts=(lanes.__file__,))
 
 
 class _Code:

@@ -20,8 +20,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor
+
+from gpnsf.core.counts.compiled import compiled
 
 __all__ = ["gamma_posterior"]
 
@@ -107,7 +108,7 @@ class _Compiled(torch.autograd.Function):
         return slope, (weight * by_alpha).to(slope.dtype), None, None, None
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "reassoc", "arcp"})
+@compiled(fastmath=("contract", "reassoc", "arcp"))
 def _pass(  # type: ignore[no-untyped-def]
     log_mean,
     alpha,
