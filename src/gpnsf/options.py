@@ -267,8 +267,8 @@ def _rank(command: argparse.ArgumentParser) -> None:
     _option(command, "n_features", type=int, help="features of each factor; default: 20")
     words = "posterior, lift, loading, share or specificity; default: posterior"
     _option(command, "method", help=words)
-    words = "expected counts below which posterior leaves a feature out; default: 50"
-    _option(command, "min_counts", type=float, help=words)
+    words = "counts that the prior of posterior is worth; default: 50"
+    _option(command, "prior_counts", type=float, help=words)
     _key(command)
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from gpnsf.core.scores.ranking import Weights
+from gpnsf.core.scores.ranking import METHODS, Weights
 from gpnsf.io import fits
 from gpnsf.io.ranked import ranked
 from gpnsf.keys import Keys
@@ -33,18 +33,18 @@ def toy():
 def test_what_is_expected_of_a_factor_counts_the_background_as_well():
     weights = Weights(np.array([[1.0, 1.0], [1.0, 0.0]]), 0)
     np.testing.assert_allclose(
-        weights.expected(), [4 / 3, 2 / 3]
+        weights.expected, [4 / 3, 2 / 3]
     )  # the factor has two thirds of everything
-    np.testing.assert_allclose(
-        weights.expected(np.array([0.0, 1.0])), [1.0, 1.0]
-    )  # and half of it with the background
+    weights = Weights(weights.every, 0, background=np.array([0.0, 1.0]))
+    np.testing.assert_allclose(weights.expected, [1.0, 1.0])  # and half of it with the background
 
 
-def with_loadings(W):
-    """A fitted AnnData whose loadings are replaced; features are called g0, g1, .."""
-    data = fitted.anndata(n_obs=36, n_factors=W.shape[1], n_spatial=1, n_genes=W.shape[0])
+def with_loadings(W, n_obs=36):
+    """A fitted AnnData with these loadings and no background; features are called g0, g1, .."""
+    data = fitted.anndata(n_obs=n_obs, n_factors=W.shape[1], n_spatial=1, n_genes=W.shape[0])
     data.var_names = [f"g{j}" for j in range(W.shape[0])]
     data.varm[Keys().loadings] = W.astype(np.float32)
+    data.var[Keys().background] = np.float32(0)
     return data
 
 
@@ -63,10 +63,11 @@ def test_table_is_tidy_and_ordered(toy):
 
 def test_numbers_are_those_of_the_definition(toy):
     W = toy["rna"].varm["gpnsf_loadings"].astype(float)
+    whole = W.sum(axis=1) + toy["rna"].var["gpnsf_background"].to_numpy(float)
     table = rank_features(toy, modality="rna", factors="nonspatial_1", n_features=3, method="lift")
     for row in table.itertuples():
-        w = W[toy["rna"].var_names.get_loc(row.feature)]
-        expected = w.sum() * W[:, 2].sum() / W.sum()
+        j = toy["rna"].var_names.get_loc(row.feature)
+        w, expected = W[j], whole[j] * W[:, 2].sum() / whole.sum()
         assert row.loading == pytest.approx(w[2], rel=1e-5)
         assert row.share == pytest.approx(w[2] / w.sum(), rel=1e-5)
         assert row.lift == pytest.approx(w[2] / expected, rel=1e-5)
@@ -75,76 +76,79 @@ def test_numbers_are_those_of_the_definition(toy):
         )
 
 
-def test_the_posterior_score_is_the_lower_end_of_the_interval_over_the_part_in_the_section(toy):
+def test_the_posterior_score_is_the_lower_end_of_the_interval_of_the_ratio(toy):
+    """By quadrature: what the Poisson likelihood and the prior leave of the ratio to expected counts."""
     rna = toy["rna"]
-    W, std = (rna.varm[f"gpnsf_loadings{name}"].astype(float) for name in ("", "_std"))
+    W = rna.varm["gpnsf_loadings"].astype(float)
     part = W.sum(axis=1) + rna.var["gpnsf_background"].to_numpy(float)
     part /= part.sum()
-    table = rank_features(toy, modality="rna", factors="spatial_2", n_features=5)
+    options = {"modality": "rna", "factors": "spatial_2", "n_features": 5}
+    table = rank_features(toy, **options, prior_counts=8)
+    ratio = np.linspace(1e-3, 20, 200_000)
     for row in table.itertuples():
         j = rna.var_names.get_loc(row.feature)
-        shape = (W[j, 1] / std[j, 1]) ** 2
-        lower = stats.gamma.ppf(0.05, shape, scale=W[j, 1] / shape)
-        assert row.loading_std == pytest.approx(std[j, 1], rel=1e-6)
-        assert row.score == pytest.approx(np.log2(lower / W[:, 1].sum() / part[j]), rel=1e-4)
+        counts, expected = rna.n_obs * W[j, 1], rna.n_obs * W[:, 1].sum() * part[j]
+        log_density = stats.gamma.logpdf(ratio, 8, scale=1 / 8) + (
+            counts * np.log(ratio) - expected * ratio
+        )
+        mass = np.cumsum(np.exp(log_density - log_density.max()))
+        lower = ratio[np.searchsorted(mass, 0.05 * mass[-1])]
+        assert row.score == pytest.approx(np.log2(lower), abs=1e-3)
+        assert row.loading_std == pytest.approx(rna.varm["gpnsf_loadings_std"][j, 1], rel=1e-6)
 
 
-def with_std(W, std, n_obs=400):
-    """The same with standard deviations of the loadings and no background."""
-    data = fitted.anndata(n_obs=n_obs, n_factors=W.shape[1], n_spatial=1, n_genes=W.shape[0])
-    data.var_names = [f"g{j}" for j in range(W.shape[0])]
-    data.varm[Keys().loadings], data.varm[Keys().loadings_std] = (
-        W.astype(np.float32),
-        std.astype(np.float32),
-    )
-    data.var[Keys().background] = np.float32(0)
-    return data
-
-
-def test_what_is_sure_and_specific_comes_before_what_is_abundant_or_unsure():
-    housekeeping, marker, unsure, other = [105.0, 100], [9.0, 1], [10.0, 0.5], [1.0, 60]
-    W = np.array([housekeeping, marker, unsure, other])
-    std = 0.05 * W
-    std[2] = W[2] / 1.5
-    table = rank_features(with_std(W, std), factors="spatial_1")
+def test_what_is_counted_and_specific_comes_before_what_is_abundant_or_rare():
+    housekeeping, marker, rare, other = [105.0, 100], [9.0, 1], [0.03, 0], [1.0, 60]
+    data = with_loadings(np.array([housekeeping, marker, rare, other]), n_obs=400)
+    table = rank_features(data, factors="spatial_1")
     assert table["feature"].tolist() == ["g1", "g0", "g2", "g3"]
     assert table["score"].iloc[0] > 0.3
-    assert table["score"].iloc[-1] < 0
-    assert (
-        rank_features(with_std(W, std), factors="spatial_1", method="lift")["feature"].iloc[0]
-        == "g2"
-    )
+    assert table["score"].iloc[2] < 0
+    share = rank_features(data, factors="spatial_1", method="share")
+    assert share["feature"].iloc[0] == "g2"
 
 
-def test_the_surer_of_two_equal_loadings_is_first():
-    W = np.array([[5.0, 1], [5.0, 1], [1.0, 9]])
-    table = rank_features(with_std(W, np.array([[1.0, 1], [0.5, 1], [1, 1]])), factors="spatial_1")
-    assert table["feature"].tolist() == ["g1", "g0", "g2"]
+def test_the_prior_decides_how_abundant_features_are():
+    """Ninety counts in ten times more than expected, or 40,000 in a fifth more."""
+    data = with_loadings(np.array([[0.1, 0], [100.0, 40], [40, 100]]), n_obs=900)
+    first = [
+        rank_features(data, factors="spatial_1", prior_counts=prior)["feature"].iloc[0]
+        for prior in (0, 1000)
+    ]
+    assert first == ["g0", "g1"]
 
 
-def test_rare_features_are_left_out_unless_all_are_rare():
-    """A hundred abundant features, and a rare one that is the most specific."""
-    rng = np.random.default_rng(0)
-    W = np.vstack([rng.gamma(5, 1, (100, 2)), [0.1, 0]])
-    data = with_std(W, 0.01 * W)
-    assert "g100" not in set(
-        rank_features(data, factors="spatial_1", n_features=200)["feature"]
-    )  # .1 x 400 = 40
-    table = rank_features(data, factors="spatial_1", n_features=200, min_counts=39)
-    assert table["feature"].iloc[0] == "g100"
-    shallow = with_std(W / 1e3, 1e-5 * W)
-    table = rank_features(shallow, factors="spatial_1", n_features=200)
-    assert len(table) == 50
-    assert 10 < (table["lift"] > 1).sum() < 50
-    assert "g100" not in set(table["feature"])
+def test_features_with_equal_ratios_are_ranked_by_their_counts():
+    data = with_loadings(np.array([[0.5, 0.1], [5.0, 1.0], [1.0, 9.0]]), n_obs=400)
+    assert rank_features(data, factors="spatial_1")["feature"].tolist() == ["g1", "g0", "g2"]
 
 
-def test_a_fit_that_knows_no_precision_ranks_by_lift():
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_returns_as_many_features_as_asked_for_of_every_factor(toy, method):
+    sizes = rank_features(toy, n_features=3, method=method).groupby(["factor", "modality"]).size()
+    assert sizes.tolist() == [3] * sizes.size
+    twins = with_loadings(np.array([[9.0, 1.0], [8.0, 1.0], [7.0, 2.0], [1.0, 0.5]]))
+    table = rank_features(twins, n_features=3, method=method)
+    assert table.groupby("factor").size().tolist() == [3, 3]
+    assert table.groupby("factor")["score"].is_monotonic_decreasing.all()
+
+
+def test_ratios_need_no_standard_deviations():
     data = fitted.anndata(n_obs=36)
+    whole = rank_features(data)
     del data.varm["gpnsf_loadings_std"]
-    table, lift = rank_features(data), rank_features(data, method="lift")
-    assert table["feature"].tolist() == lift["feature"].tolist()
+    table = rank_features(data)
     assert table["loading_std"].isna().all()
+    assert table["feature"].tolist() == whole["feature"].tolist()
+
+
+def test_real_values_are_ranked_by_lift():
+    data = fitted.anndata(n_obs=36)
+    data.uns["gpnsf"]["likelihoods"]["rna"] = "gaussian"
+    table, lift = rank_features(data), rank_features(data, method="lift")
+    assert table.equals(lift)
+    data.uns["gpnsf"]["likelihoods"]["rna"] = "nb"
+    assert not rank_features(data)["score"].equals(lift["score"])
 
 
 def test_no_ribosomal_genes_for_markers(lymph_node):
@@ -163,7 +167,7 @@ def lymph_node():
     ribosomal = 200 * rng.lognormal(0, 0.3, (30, 4))
     markers = rng.gamma(2, 0.1, (48, 4)) + 2.0 * np.eye(4)[np.arange(48) // 12]
     W = np.vstack([ribosomal, markers])
-    data = with_std(W, np.sqrt(W / 400) + 0.02 * W)
+    data = with_loadings(W, n_obs=400)
     data.var_names = [f"RPL{j}" for j in range(30)] + [f"marker{j}" for j in range(48)]
     return data
 
@@ -172,8 +176,8 @@ def test_a_factor_without_markers_has_as_many_features_as_others():
     """A factor that only has its part of everything, and less of some."""
     rng = np.random.default_rng(0)
     W = np.column_stack([np.full(12, 9.0), np.append(rng.gamma(9, 1, 6), np.full(6, 30.0))])
-    data = with_std(W, 0.05 * W)
-    for method in ("posterior", "lift", "loading", "share"):
+    data = with_loadings(W, n_obs=400)
+    for method in METHODS:
         table = rank_features(data, n_features=9, method=method)
         assert table.groupby("factor").size().tolist() == [9, 9]
         for _, part in table.groupby("factor"):
@@ -201,13 +205,16 @@ def test_specificity_is_the_share_above_the_next():
         np.array([[6.0, 3.0, 1.0], [5.0, 0.0, 5.0], [1.0, 9.0, 0.0], [0.0, 0.0, 0.0]])
     )
     table = rank_features(data, method="specificity")
-    assert table[["factor", "feature"]].to_numpy().tolist() == [
+    first = table.groupby("factor", sort=False).head(2)
+    assert first[["factor", "feature"]].to_numpy().tolist() == [
         ["spatial_1", "g0"],
         ["spatial_1", "g1"],
         ["nonspatial_1", "g2"],
+        ["nonspatial_1", "g0"],
         ["nonspatial_2", "g1"],
+        ["nonspatial_2", "g0"],
     ]
-    np.testing.assert_allclose(table["score"], [0.3, 0, 0.8, 0], atol=1e-6)
+    np.testing.assert_allclose(first["score"], [0.3, 0, 0.8, -0.3, 0, -0.5], atol=1e-6)
     assert rank_features(with_loadings(np.array([[2.0]])), method="specificity")[
         "score"
     ].tolist() == [1.0]
@@ -246,7 +253,7 @@ def test_signed_loadings_are_ranked_by_magnitude():
     ("options", "error", "message"),
     [
         ({"method": "z"}, ValueError, "'posterior', 'lift', 'loading', 'share', 'specificity'"),
-        ({"min_counts": -1}, ValueError, "`min_counts` to be .*of at least 0"),
+        ({"prior_counts": -1}, ValueError, "`prior_counts` to be .*of at least 0"),
         ({"n_features": 0}, ValueError, "`n_features` of at least 1"),
         ({"factors": "spatial_9"}, KeyError, "spatial_9"),
         ({"factors": []}, ValueError, "at least one"),

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from gpnsf.checks import problem
+from gpnsf.core.families import FAMILIES
 from gpnsf.core.scores import ranking
 from gpnsf.io.fits import Fit
 from gpnsf.keys import NEAREST
@@ -31,12 +32,12 @@ def ranked(
     *,
     n_features: int,
     method: str = ranking.METHODS[0],
-    min_counts: float = ranking.MIN_COUNTS,
+    prior_counts: float = ranking.PRIOR_COUNTS,
     complete: bool = False,
 ) -> pd.DataFrame:
     """Best features of one factor in one modality, as :func:`gpnsf.tl.rank_features` explains it; the index is their position.
 
-    With ``complete``, features with less than expected follow those that stand out.
+    With ``complete``, features that do not stand out follow those that do.
     """
     if method not in ranking.METHODS:
         raise ValueError(
@@ -46,31 +47,22 @@ def ranked(
         raise ValueError(
             problem("`n_features` of at least 1", str(n_features), "Pass a positive integer")
         )
-    weights = ranking.Weights(np.abs(fit.loadings[modality]).astype(np.float64), factor)
-    std = (
-        None
-        if fit.loadings_std is None
-        else fit.loadings_std[modality][:, factor].astype(np.float64)
+    weights = ranking.Weights(
+        np.abs(fit.loadings[modality]).astype(np.float64), factor, fit.constant(modality)
     )
-    if method == "posterior" and std is not None:
-        rows = len(fit.rows[modality])
-        score = ranking.posterior(
-            weights,
-            std,
-            fit.constant(modality),
-            n_obs=rows,
-            min_counts=min_counts,
-            complete=complete,
-        )
-    else:
-        alone = "lift" if method == "posterior" else method
-        score = ranking.score(weights, alone, complete=complete)
+    score = ranking.score(
+        weights,
+        "lift" if method == "posterior" and not _counts(fit, modality) else method,
+        n_obs=len(fit.rows[modality]),
+        prior_counts=prior_counts,
+        complete=complete,
+    )
     best = ranking.best(weights, score, n_features)
     mod, blank = fit.modalities[modality], np.zeros(len(score), np.float32)
     columns = {
         "score": score,
         "loading": fit.loadings[modality][:, factor],
-        "loading_std": blank + np.nan if std is None else std,
+        "loading_std": _std(fit, modality, factor),
         "share": weights.share,
         "lift": weights.lift,
         "importance": blank if fit.std is None else fit.var(modality, fit.keys.importance),
@@ -88,3 +80,15 @@ def ranked(
     return pd.DataFrame(
         {**about, **ranks, **{name: values[best] for name, values in columns.items()}}, index=best
     )
+
+
+def _counts(fit: Fit, modality: str) -> bool:
+    """Whether loadings are parts of counts."""
+    return not FAMILIES[fit.likelihoods[modality]].signed
+
+
+def _std(fit: Fit, modality: str, factor: int) -> np.ndarray:
+    """Standard deviations of the loadings [P]; NaN where they are not known."""
+    if fit.loadings_std is None:
+        return np.full(fit.modalities[modality].n_vars, np.nan)
+    return fit.loadings_std[modality][:, factor].astype(np.float64)

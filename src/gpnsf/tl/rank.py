@@ -28,26 +28,32 @@ def rank_features(
     factors: Factors = None,
     n_features: int = 20,
     method: str = "posterior",
-    min_counts: float = 50,
+    prior_counts: float = 50,
     key: str = "gpnsf",
 ) -> pd.DataFrame:
     r"""Rank the features of each factor.
 
-    With loadings :math:`w_{jk}`, the share of factor k in feature j is :math:`s_{jk} = w_{jk} / \sum_l w_{jl}`. A feature
-    like any other has the share of the factor in the modality, and so the loading
-    :math:`e_{jk} = (\sum_l w_{jl}) (\sum_i w_{ik}) / \sum_{il} w_{il}`. The score is
+    With loadings :math:`w_{jk}` and background :math:`b_j`, the whole of feature j is
+    :math:`w_j = b_j + \sum_l w_{jl}`. A feature like any other has the part of factor k in the
+    modality, and so the loading :math:`e_{jk} = w_j \sum_i w_{ik} / \sum_i w_i`. The share of the
+    factor is :math:`s_{jk} = w_{jk} / \sum_l w_{jl}`. The score is
 
-    - ``"posterior"``: :math:`\log_2` of the lower end of the 90 % interval of :math:`w_{jk}` over :math:`e_{jk}`, here with the
-      background :math:`b_j` counted among the :math:`w_{jl}`. A score of 2: the feature's part in what the factor expresses is,
-      95 to 5, at least four times its part in the whole section. Housekeeping genes have about 0. Rare features are left out
-      (``min_counts``). Below 0, the counts do not tell, or tell that the factor has less of it.
-    - ``"lift"``: :math:`w_{jk} \log(w_{jk} / e_{jk}) - (w_{jk} - e_{jk})`, the Poisson log likelihood ratio of the loading
-      to the expected one: abundance counts as much as being specific, so that ribosomal genes come first in many tissues.
-      Features with less than the expected loading have a score below 0.
+    - ``"posterior"``: how many times more of the feature the factor has than the section, at
+      least. The ratio :math:`r_{jk}` has the prior :math:`\mathrm{Gamma}(a, a)` of mean 1, worth a
+      counts (``prior_counts``), and :math:`n w_{jk}` counts where :math:`n e_{jk}` are expected of
+      n observations; the score is :math:`\log_2` of the lower end of the 90 % interval of its
+      posterior :math:`\mathrm{Gamma}(a + n w_{jk}, a + n e_{jk})`. A score of 2: at least four
+      times, 95 to 5. Housekeeping genes have about 0, rare features a little less, for about them
+      the counts do not tell; what the factor has less of comes last.
+    - ``"lift"``: :math:`w_{jk} \log(w_{jk} / e_{jk}) - (w_{jk} - e_{jk})`, the Poisson log
+      likelihood ratio of the loading to the expected one, below 0 where there is less than
+      expected. Abundance counts as much as being specific: ribosomal genes come first in many
+      tissues.
     - ``"loading"``: :math:`w_{jk}`, the most abundant features.
-    - ``"share"``: :math:`s_{jk}`, the features that belong to the factor most completely, however rare.
-    - ``"specificity"``: :math:`s_{jk} - \max_{l \neq k} s_{jl}`, the share above that of the runner-up, however rare.
-      Features whose largest share is elsewhere are left out, so that no feature stands for two factors.
+    - ``"share"``: :math:`s_{jk}`, the features that belong to the factor most completely, however
+      rare.
+    - ``"specificity"``: :math:`s_{jk} - \max_{l \neq k} s_{jl}`, the share above that of the
+      runner-up, however rare; below 0 where another factor has more.
 
     Parameters
     ----------
@@ -58,14 +64,13 @@ def rank_features(
     factors
         Names of the factors, or their positions from 0; None for all.
     n_features
-        Features for each factor and modality; fewer where fewer have a loading on the factor, or fewer are counted often enough, or
-        (with "specificity") fewer have their largest share there.
+        Features for each factor and modality; fewer where fewer have a loading on the factor.
     method
-        "posterior", "lift", "loading", "share" or "specificity". Where nothing is known about the precision of the loadings, after
-        :func:`gpnsf.tl.scai` and :func:`gpnsf.tl.mefisto` and in fits of earlier versions, "posterior" ranks by lift.
-    min_counts
-        Expected counts of a feature that come from the factor, all observations together, below which "posterior" leaves it
-        out. The 50 largest loadings of a factor always stay.
+        "posterior", "lift", "loading", "share" or "specificity". Modalities of real values, which
+        count nothing (Gaussian fits, :func:`gpnsf.tl.scai`, :func:`gpnsf.tl.mefisto`), are ranked
+        by lift where "posterior" is asked for.
+    prior_counts
+        Counts that the prior of "posterior" is worth: the larger, the more abundant the features.
     key
         Prefix of the slots, ``key_added`` of the fit.
 
@@ -80,14 +85,21 @@ def rank_features(
     KeyError
         If the object has no such fit, factor or modality.
     ValueError
-        If ``method`` is unknown, ``n_features`` is below 1 or ``min_counts`` below 0.
+        If ``method`` is unknown, ``n_features`` is below 1 or ``prior_counts`` below 0.
 
     Notes
     -----
-    Reads ``varm["gpnsf_loadings"]``, ``varm["gpnsf_loadings_std"]``, ``var["gpnsf_background"]`` and
-    ``var["gpnsf_spatial_importance"]`` of each modality. The interval is that of a gamma distribution. Expected counts are
-    those of size factors and factors of mean 1. Signed loadings (models ``fa`` and ``rsf``) are ranked by magnitude, and keep
+    Reads ``varm["gpnsf_loadings"]``, ``varm["gpnsf_loadings_std"]``, ``var["gpnsf_background"]``
+    and ``var["gpnsf_spatial_importance"]`` of each modality. Counts are those of size factors and
+    factors of mean 1. Signed loadings (models ``fa`` and ``rsf``) are ranked by magnitude, and keep
     their sign in the column ``loading``.
+
+    "posterior" is the gamma-Poisson shrinker of [1]_, with a prior that is given, not fitted.
+
+    References
+    ----------
+    .. [1] W. DuMouchel (1999). Bayesian data mining in large frequency tables, with an application
+       to the FDA spontaneous reporting system. *The American Statistician* 53:177.
 
     Examples
     --------
@@ -98,7 +110,7 @@ def rank_features(
     >>> table.groupby("factor", sort=False).size().tolist()
     [3, 3, 3, 3]
     """
-    Rule(float, 50.0, low=0).check("min_counts", min_counts)
+    Rule(float, 50.0, low=0).check("prior_counts", prior_counts)
     fit = fits.find(data, key)
     names, chosen = fit.modality_names(modality), fit.factor_indices(factors)
     return pd.concat(
@@ -109,7 +121,7 @@ def rank_features(
                 int(factor),
                 n_features=n_features,
                 method=method,
-                min_counts=min_counts,
+                prior_counts=prior_counts,
                 complete=True,
             )
             for factor in chosen

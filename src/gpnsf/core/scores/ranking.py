@@ -7,13 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import gammaincinv
 
-__all__ = ["METHODS", "MIN_COUNTS", "Weights", "best", "posterior", "score"]
+__all__ = ["METHODS", "PRIOR_COUNTS", "Weights", "best", "score"]
 
 METHODS = ("posterior", "lift", "loading", "share", "specificity")
-MIN_COUNTS = 50.0  # that a factor is expected to give to a feature, all observations together
-ALWAYS = 50  # features with the largest loadings that are abundant whatever their counts
-LEVEL = 0.05  # below which the loading lies with this probability
-LEAST, MOST = 1e-3, 1e10  # shape of a gamma distribution whose quantiles are finite numbers
+PRIOR_COUNTS = 50.0  # that a feature is taken to have seen of a factor that has its part of it
+LEVEL = 0.05  # below which the ratio lies with this probability
+TINY = np.finfo(float).tiny
 
 
 @dataclass(frozen=True)
@@ -22,11 +21,17 @@ class Weights:
 
     every: np.ndarray  # [P, K]
     factor: int
+    background: np.ndarray | float = 0.0  # [P]
 
     @property
     def own(self) -> np.ndarray:
         """Those of the factor [P]."""
         return self.every[:, self.factor]
+
+    @property
+    def others(self) -> np.ndarray:
+        """The largest of the other factors [P]."""
+        return np.delete(self.every, self.factor, axis=1).max(axis=1, initial=0.0)
 
     @property
     def total(self) -> np.ndarray:
@@ -39,73 +44,60 @@ class Weights:
         return _ratio(self.own, self.total)
 
     @property
-    def lift(self) -> np.ndarray:
-        """Loading over that of a feature like any other [P]."""
-        return _ratio(self.own, self.expected())
-
-    def expected(self, background: np.ndarray | float = 0.0) -> np.ndarray:
-        """Loading [P] of a feature whose share of the factor is its share of all counts.
-
-        The background [P] is included.
-        """
-        whole = self.total + background
+    def expected(self) -> np.ndarray:
+        """Loading [P] of a feature whose share of the factor is its share of all counts."""
+        whole = self.total + self.background
         return whole * (self.own.sum() / whole.sum() if self.own.any() else 1.0)
 
+    @property
+    def lift(self) -> np.ndarray:
+        """Loading over that of a feature like any other [P]."""
+        return _ratio(self.own, self.expected)
 
-def posterior(
+
+def score(
     weights: Weights,
-    std: np.ndarray,
-    background: np.ndarray,
+    method: str,
     *,
     n_obs: int,
-    min_counts: float = MIN_COUNTS,
+    prior_counts: float = PRIOR_COUNTS,
     complete: bool = False,
 ) -> np.ndarray:
-    r"""Binary logarithm [P] of the lower end of each loading's interval over the one expected.
+    """Score [P] by one of the methods; -inf: left out.
 
-    The interval is that of 90 %; -inf: left out.
-
-    The interval is that of a gamma distribution with the posterior's mean and standard deviation
-    [P]. Left out is what has less than expected, or fewer expected counts, ``n_obs * loading``
-    since factors and size factors have mean 1, than ``min_counts``; the 50 largest loadings are
-    never too small. With ``complete``, what has less than expected is there with its score below 0.
+    Left out is what has no loading on the factor, and what does not stand out: what has less than
+    expected or, by "specificity", more in another factor. With ``complete`` the latter is there.
     """
-    own, expected = weights.own, weights.expected(background)
-    counts = n_obs * own
-    floor = min(min_counts, np.partition(counts, -ALWAYS)[-ALWAYS] if counts.size > ALWAYS else 0.0)
-    enough = (own >= expected) | complete
-    chosen = np.flatnonzero((own > 0) & enough & (counts >= floor))
-    shape = np.clip((own[chosen] / np.maximum(std[chosen], 1e-150)) ** 2, LEAST, MOST)
-    lower = own[chosen] * gammaincinv(shape, LEVEL) / shape
-    found = np.full(own.size, -np.inf)
-    found[chosen] = np.log2(np.maximum(lower / expected[chosen], np.finfo(float).tiny))
-    return found
-
-
-def score(weights: Weights, method: str, *, complete: bool = False) -> np.ndarray:
-    """Score [P] by the loadings alone; -inf: left out.
-
-    With ``complete``, what has less lift than 1 is there with its score below 0.
-    """
-    own, total, lift = weights.own, weights.total, weights.lift
-    if method == "loading":
-        found = own
-    elif method == "share":
-        found = weights.share
+    own, expected = weights.own, weights.expected
+    outstanding = own >= expected
+    if method == "posterior":
+        found = _ratio_at_least(n_obs * own, n_obs * expected, prior_counts)
+    elif method == "lift":
+        gain = own * np.log(np.maximum(weights.lift, TINY)) - (own - expected)
+        found = np.where(outstanding, 1, -1) * np.maximum(gain, 0.0)
     elif method == "specificity":
-        others = np.delete(weights.every, weights.factor, axis=1).max(axis=1, initial=0.0)
-        found = np.where(own >= others, _ratio(own - others, total), -np.inf)
+        found = _ratio(own - weights.others, weights.total)
+        outstanding = own >= weights.others
     else:
-        log_lift = np.log(np.maximum(lift, np.finfo(float).tiny))
-        gain = np.maximum(own * log_lift - (own - weights.expected()), 0.0)
-        found = np.where(lift >= 1, gain, -gain if complete else -np.inf)
-    return np.where(own > 0, found, -np.inf)
+        found = own if method == "loading" else weights.share
+        outstanding = own > 0
+    return np.where((own > 0) & (outstanding | complete), found, -np.inf)
 
 
 def best(weights: Weights, scores: np.ndarray, n_features: int) -> np.ndarray:
     """Positions of the highest scores, the larger loading first where two are equal."""
     allowed = np.flatnonzero(np.isfinite(scores))
     return allowed[np.lexsort((-weights.own[allowed], -scores[allowed]))][:n_features]
+
+
+def _ratio_at_least(counts: np.ndarray, expected: np.ndarray, prior: float) -> np.ndarray:
+    r"""Binary logarithm [P] of the lower end of the 90 % interval of counts over expected counts.
+
+    :math:`c \sim \mathrm{Poisson}(r e)` with :math:`r \sim \mathrm{Gamma}(a, a)`, a the prior's
+    counts, gives :math:`r \mid c \sim \mathrm{Gamma}(a + c, a + e)`.
+    """
+    lower = gammaincinv(prior + counts, LEVEL) / np.maximum(prior + expected, TINY)
+    return np.log2(np.maximum(lower, TINY))
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
