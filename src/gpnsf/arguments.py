@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import wraps
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeAlias, TypeVar
 
 from gpnsf.checks import MODELS, Rule, near, problem
 from gpnsf.keys import SPATIAL
@@ -19,6 +19,7 @@ __all__ = [
     "Call",
     "Deconvolution",
     "Model",
+    "Options",
     "Reading",
     "Training",
     "answering",
@@ -42,6 +43,8 @@ def _one_of(*options: str) -> Any:
     """One of some options, the first by default."""
     return _ruled(options[0], Rule(str, options[0], options=options))
 
+
+Options: TypeAlias = Mapping[str, Any]  # arguments by name, as a user has passed them
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -193,7 +196,7 @@ def check_names(names: Iterable[str], function: str) -> None:
         raise TypeError(problem(rule, f"{unknown!r}{near(unknown, DEFAULTS)}", remedy))
 
 
-def check_arguments(values: Mapping[str, Any]) -> None:
+def check_arguments(values: Options) -> None:
     """Check every argument that has a rule, then what two of them say together."""
     for name in RULES.keys() & values.keys():
         RULES[name].check(name, values[name])

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gpnsf
+from gpnsf.arguments import Options
 from gpnsf.checks import choices, problem
 from gpnsf.io.kinds import check_input, check_output, replacing, stored_tables
 from gpnsf.io.places import read_table
@@ -92,7 +93,7 @@ def _bytes(path: Path) -> int:
     return sum(part.stat().st_size for part in [path, *path.rglob("*")] if part.is_file())
 
 
-def _fit_in_file(source: Path, target: Path, options: dict[str, Any]) -> None:
+def _fit_in_file(source: Path, target: Path, options: Options) -> None:
     """Fit a copy that takes the place of the target once it holds the fit; or the file itself, if both are one."""
     if target.exists() and target.samefile(source):
         gpnsf.tl.fit(source, **options)
@@ -103,7 +104,7 @@ def _fit_in_file(source: Path, target: Path, options: dict[str, Any]) -> None:
         gpnsf.tl.fit(partial, **options)
 
 
-def _fit_together(source: Path, target: Path, options: dict[str, Any]) -> bool:
+def _fit_together(source: Path, target: Path, options: Options) -> bool:
     """Fit with the processes that torchrun has started; tells whether this is the one that writes."""
     from gpnsf.core import distributed
 

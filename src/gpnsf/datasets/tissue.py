@@ -5,14 +5,13 @@ Smooth factors on a hexagonal lattice, realistic depth, dispersion and density o
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 from mudata import MuData
 
+from gpnsf.arguments import Options
 from gpnsf.checks import Rule, problem
 from gpnsf.datasets.blocks import assemble, modality
 from gpnsf.datasets.places import place
@@ -165,7 +164,7 @@ def tissue(
     return mdata
 
 
-def _check(settings: dict[str, Any], lengthscales: tuple[float, float]) -> None:
+def _check(settings: Options, lengthscales: tuple[float, float]) -> None:
     Rule(int, 600, low=10).check("n_obs", settings["n_obs"])
     for name in ("n_genes", "n_peaks", "n_libraries"):
         Rule(int, 600, low=1).check(name, settings[name])

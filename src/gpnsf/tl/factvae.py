@@ -14,6 +14,7 @@ import pandas as pd
 from mudata import MuData
 
 from gpnsf import arguments, checks, genome
+from gpnsf.arguments import Options
 from gpnsf.checks import Rule, problem
 from gpnsf.core.companions import factvae_training as training
 from gpnsf.core.scores import projections
@@ -246,7 +247,7 @@ def _chosen(side: Side, n_top: int) -> np.ndarray:
 
 
 def _overlaps(
-    measured: list[Side], chosen: list[np.ndarray], annotation: Any, params: Mapping[str, Any]
+    measured: list[Side], chosen: list[np.ndarray], annotation: Any, params: Options
 ) -> tuple[pd.DataFrame, np.ndarray]:
     """Table of the genes and peaks that overlap, and the pairs [2, n] among the chosen features that are trained."""
     (genes, peaks) = measured

@@ -13,11 +13,11 @@ import zipfile
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
 
+from gpnsf.arguments import Options
 from gpnsf.checks import problem
 from gpnsf.io.kinds import replacing
 from gpnsf.io.parcel import Parcel
@@ -35,7 +35,7 @@ _log = logging.getLogger("gpnsf")
 class Finished:
     """Arrays by the name of a fit, in memory and, with a path, in a file that is whole at any moment."""
 
-    def __init__(self, path: str | os.PathLike[str] | None, facts: Mapping[str, Any]) -> None:
+    def __init__(self, path: str | os.PathLike[str] | None, facts: Mapping[str, object]) -> None:
         self.path = None if path is None else Path(path)
         self._facts = np.frombuffer(json.dumps(facts, sort_keys=True).encode(), np.uint8)
         self.found: dict[str, dict[str, np.ndarray]] = {}
@@ -97,7 +97,7 @@ class Finished:
             raise ValueError(problem(rule, found, remedy))
 
 
-def facts_of(whole: Parcel, arguments: Mapping[str, Any], **others: object) -> dict[str, Any]:
+def facts_of(whole: Parcel, arguments: Options, **others: object) -> dict[str, str]:
     """What has to be the same for finished fits to be of this search: arguments, versions, data."""
     found = {name: repr(value) for name, value in {**arguments, **others}.items()}
     found |= {f"version of {name}": version(name) for name in VERSIONS}

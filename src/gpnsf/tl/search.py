@@ -14,6 +14,7 @@ from anndata import AnnData
 from joblib import Parallel, delayed, effective_n_jobs, parallel_config
 from mudata import MuData
 
+from gpnsf.arguments import Options
 from gpnsf.core.families import FAMILIES
 from gpnsf.core.inference import spatial_test
 from gpnsf.core.progress import Progress
@@ -100,7 +101,7 @@ class Search:
     ]  # one for each seed: one part in place of the counts, the other in a layer
     dispersion: dict[str, np.ndarray]  # modality -> [P] of the part that is kept
     depth: float  # median counts of an observation
-    arguments: dict[str, Any]
+    arguments: Options
     seeds: list[int]
     tasks: Tasks
     groups: np.ndarray  # [N]
@@ -191,7 +192,7 @@ class Search:
         table["recommended"] &= self.depth >= ENOUGH_COUNTS
         return table
 
-    def verdict(self) -> dict[str, Any]:
+    def verdict(self) -> dict[str, object]:
         """The recommendation and its reason."""
         K, T = self.chosen
         if self.depth < ENOUGH_COUNTS:
@@ -300,7 +301,7 @@ def _judged(
     thinned: Parcel,
     n_factors: int,
     n_spatial: int | None,
-    arguments: dict[str, Any],
+    arguments: Options,
     dispersion: dict[str, np.ndarray],
     groups: np.ndarray,
 ) -> dict[str, np.ndarray]:
@@ -321,7 +322,7 @@ def _judged(
     return {name: np.asarray(value) for name, value in vars(run).items()}
 
 
-def _order(whole: Parcel, n_factors: int, arguments: dict[str, Any]) -> dict[str, np.ndarray]:
+def _order(whole: Parcel, n_factors: int, arguments: Options) -> dict[str, np.ndarray]:
     """Z [K] of all factors of a fit of all counts."""
     done = _quiet_fit(
         whole.unpacked(),

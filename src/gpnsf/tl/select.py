@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from joblib import effective_n_jobs
 from mudata import MuData
 
 from gpnsf import checks
-from gpnsf.arguments import check_arguments, check_names
+from gpnsf.arguments import Options, check_arguments, check_names
 from gpnsf.checks import Rule, problem
 from gpnsf.core.progress import Progress
 from gpnsf.io.objects import open_data
@@ -125,7 +125,7 @@ def select_n_factors(
         modalities=fit_arguments.get("modalities"),
         likelihoods=fit_arguments.get("likelihoods"),
     )
-    arguments: dict[str, Any] = {"max_steps": max_steps, "progress": False, **fit_arguments}
+    arguments: Options = {"max_steps": max_steps, "progress": False, **fit_arguments}
     numbers = _first(data) if n_factors is None else sorted(set(n_factors))
     candidates = [
         (K, T)
@@ -172,7 +172,7 @@ def _announce(
     candidates: list[tuple[int, int | None]],
     n_seeds: int,
     n_jobs: int,
-    arguments: Mapping[str, Any],
+    arguments: Options,
 ) -> None:
     """Say how many fits there will be, and about how long they will take."""
     numbers = [K for K, _ in candidates]
@@ -201,7 +201,7 @@ def _in_words(seconds: float) -> str:
 def _check(
     n_factors: Sequence[int] | None,
     n_spatial: Sequence[int] | None,
-    fit_arguments: Mapping[str, Any],
+    fit_arguments: Options,
     **options: Any,
 ) -> None:
     """Check the arguments that are not those of a fit."""
