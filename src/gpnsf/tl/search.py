@@ -249,7 +249,7 @@ class Search:
 
 def prepare(
     data: AnnData | MuData,
-    arguments: dict[str, Any],
+    arguments: Options,
     seeds: list[int],
     n_factors: int,
     n_jobs: int,
@@ -259,7 +259,7 @@ def prepare(
     """Dispersions by a short fit of all counts, and the parts of the counts for each seed."""
     short = {**arguments, "max_steps": min(PILOT_STEPS, arguments["max_steps"]), "seed": seeds[0]}
     pilot = fits.find(_quiet_fit(data, n_factors=n_factors, split="assumed", refine=False, **short))
-    arguments.pop("layers", None)  # parts of the counts lie in X
+    arguments = {name: value for name, value in arguments.items() if name != "layers"}  # X has them
     families = {name: FAMILIES[kind] for name, kind in pilot.likelihoods.items()}
     dispersion, counts, total = {}, {}, np.zeros(data.n_obs)
     for name in pilot.modalities:

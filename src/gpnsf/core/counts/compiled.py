@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 from filelock import FileLock
@@ -14,19 +15,15 @@ __all__ = ["compiled"]
 
 def compiled(*, fastmath: Iterable[str], parts: Iterable[str] = ()) -> Callable[[Any], Any]:
     """Compile a function when it is first called, without Python's lock; ``parts`` are other files that its code comes from."""
-    options: dict[str, Any] = {
-        "nogil": True,
-        "error_model": "numpy",
-        "fastmath": set(fastmath),
-    }
+    to_code = partial(njit, nogil=True, error_model="numpy", fastmath=set(fastmath))
 
     def compiling(function: Any) -> Any:
         try:
-            dispatcher = njit(cache=True, **options)(function)
+            dispatcher = to_code(cache=True)(function)
             _share(dispatcher._cache._cache_file, parts)
         # no folder that numba could write to, or a numba that keeps code in another way
         except (RuntimeError, AttributeError):
-            return njit(**options)(function)
+            return to_code()(function)
         return dispatcher
 
     return compiling
