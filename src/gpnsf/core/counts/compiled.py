@@ -19,7 +19,7 @@ def compiled(*, fastmath: Iterable[str], parts: Iterable[str] = ()) -> Callable[
 
     def compiling(function: Any) -> Any:
         try:
-            dispatcher = to_code(cache=True)(function)
+            dispatcher: Any = to_code(cache=True)(function)
             _share(dispatcher._cache._cache_file, parts)
         # no folder that numba could write to, or a numba that keeps code in another way
         except (RuntimeError, AttributeError):
