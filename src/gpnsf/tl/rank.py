@@ -94,12 +94,10 @@ def rank_features(
     factors of mean 1. Signed loadings (models ``fa`` and ``rsf``) are ranked by magnitude, and keep
     their sign in the column ``loading``.
 
-    "posterior" is the gamma-Poisson shrinker of [1]_, with a prior that is given, not fitted.
-
     References
     ----------
-    .. [1] W. DuMouchel (1999). Bayesian data mining in large frequency tables, with an application
-       to the FDA spontaneous reporting system. *The American Statistician* 53:177.
+    "posterior" is the gamma-Poisson shrinker of :cite:t:`dumouchel1999`, with a prior that is given
+    and not fitted.
 
     Examples
     --------
