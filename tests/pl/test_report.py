@@ -152,7 +152,7 @@ def test_what_cannot_be_made_says_why(tmp_path, caplog):
     data["rna"].X = None
     page = written(data, tmp_path / "fit.html")
     assert page.text.count("Not complete") == 2
-    assert "counts in X of modality 'rna'" in page.text
+    assert "in X of modality 'rna'" in page.text
     assert "section 'Data' of the report is not complete" in caplog.text
 
 
@@ -269,11 +269,11 @@ def test_links_without_places_have_a_table_alone(places, tmp_path):
     if places == "nobody":
         data.uns["gpnsf_links"] = data.uns["gpnsf_links"][:0]
     if places == "other names":
-        data.mod["genes"] = data.mod.pop("rna")
+        data.mod["mine"] = data.mod.pop("rna")
         data.update()
-        for name in ("likelihoods", "variance_explained"):
-            data.uns["gpnsf"][name]["genes"] = data.uns["gpnsf"][name].pop("rna")
-        data.uns["gpnsf"]["modalities"] = ["genes", "atac"]
+        for name in ("likelihoods", "variance_explained", "n_features"):
+            data.uns["gpnsf"][name]["mine"] = data.uns["gpnsf"][name].pop("rna")
+        data.uns["gpnsf"]["modalities"] = ["mine", "atac"]
     page = written(data, tmp_path / "fit.html")
     assert "Not complete" not in page.text
     assert ("Gene-peak links" in page.text) == (places != "nobody")
