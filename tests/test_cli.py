@@ -195,6 +195,7 @@ def test_domains_go_into_the_file(fitted, tmp_path, capsys):
     assert f"into domains of {sizes} observations: {target}" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_select_prints_the_table_and_its_reason_and_keeps_both(source, tmp_path, capsys):
     target = str(tmp_path / "out.h5mu")
     options = "--n-factors 2,3 --n-seeds 1 --n-jobs 1 --max-steps 3 --init spot --likelihoods nb"

@@ -68,6 +68,7 @@ def test_torch_stays_out_of_what_does_not_fit(package):
     assert not loaded_by(code) & {"torch", "pyro", "scanpy", "squidpy"}
 
 
+@pytest.mark.slow
 def test_a_saved_fit_is_read_without_torch():
     names = ("factor_adata", "rank_features", "spatial_importance")
     assert not loaded_by(f"from gpnsf.tl import {', '.join(names)}") & {
@@ -156,7 +157,7 @@ def test_every_public_function_is_in_the_documentation():
     assert not [name for name in PUBLIC if f"\n   {name}\n" not in text.replace("    ", "   ")]
 
 
-@pytest.mark.broad(6)
+@pytest.mark.broad(5)
 @pytest.mark.parametrize("name", PUBLIC)
 @pytest.mark.filterwarnings("default")
 def test_the_example_of_a_public_function_runs(name, tmp_path, monkeypatch):

@@ -98,6 +98,7 @@ def test_a_pattern_takes_what_is_not_in_order_or_of_another_type():
     assert matrix.indices.tolist() == [2, 0, 1]
 
 
+@pytest.mark.broad(2)
 @pytest.mark.parametrize("kernel", ["numba", "torch"])
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
 def test_saturation_is_what_it_says(kernel, scale, monkeypatch):

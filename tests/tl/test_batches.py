@@ -37,6 +37,7 @@ def sliced():
     return result
 
 
+@pytest.mark.slow
 def test_multipliers_are_written_with_the_names_of_their_batches(sliced, tmp_path):
     fit(sliced, library_key="library", batch_key="library")
     assert list(sliced.uns["gpnsf"]["batches"]) == ["section_1", "section_2"]
@@ -73,6 +74,7 @@ def test_the_order_of_rows_does_not_matter(sliced):
     np.testing.assert_allclose(importance[order], other.obs["gpnsf_spatial_importance"], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_cells_of_a_modality_in_another_order_get_their_own_row(sliced):
     rna, atac = sliced["rna"], sliced["atac"][::-1][:150].copy()
     library = sliced.obs["library"].copy()

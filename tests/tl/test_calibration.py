@@ -37,6 +37,7 @@ def table(adata):
     return check_calibration(adata, n_simulations=2, seed=1, progress=False)
 
 
+@pytest.mark.slow
 def test_a_line_for_each_factor_and_for_the_features_of_each_modality(adata, table):
     assert list(table) == COLUMNS
     assert table.simulation.tolist() == [0] * 6 + [1] * 6
@@ -111,6 +112,7 @@ def test_the_new_fit_gets_counts_of_the_old_one_where_it_reads_them(monkeypatch)
     assert (table[table.kind == "factor"].n == 134).all()
 
 
+@pytest.mark.slow
 def test_batches_are_simulated_with_their_multipliers_and_fitted_again(monkeypatch):
     mdata = gpnsf.datasets.tissue(
         n_obs=200,

@@ -132,6 +132,7 @@ def test_pairs_are_genes_and_peaks_that_overlap_and_some_are_held_out(trained, s
     assert (np.maximum(low, peaks["chromStart"]) < np.minimum(high, peaks["chromEnd"])).all()
 
 
+@pytest.mark.slow
 def test_held_out_pairs_are_not_trained(simulated):
     def cosines(mdata):
         W = {name: mod.varm["factvae_loadings"] for name, mod in mdata.mod.items()}

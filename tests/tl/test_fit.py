@@ -664,6 +664,7 @@ def test_counts_coordinates_and_names_are_not_touched(mdata):
         assert set(before[name].var) <= set(mod.var)
 
 
+@pytest.mark.broad(2)
 @pytest.mark.parametrize(
     "options",
     [{}, {"objective": "monte_carlo"}, {"field": "inducing", "n_inducing": 20}, {"init": "auto"}],
@@ -714,6 +715,7 @@ def test_arguments_without_effect_are_named(model, options, name, mdata, log):
     assert f"{name}={options[name]!r} has no effect" in log.text
 
 
+@pytest.mark.slow
 def test_a_hybrid_without_nonspatial_factors_is_warned_about(mdata, log):
     fit(mdata, n_spatial=4)
     assert "All 4 factors are spatial because they were asked to be" in log.text
@@ -881,7 +883,7 @@ def test_what_fails_goes_behind_what_passes(patterned):
     )
 
 
-@pytest.mark.broad(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("n_noise", [2, 7])
 def test_factors_that_held_out_counts_do_not_show_are_dropped(patterned, monkeypatch, n_noise):
     """Nonspatial ones; where nothing is left, the largest stays."""

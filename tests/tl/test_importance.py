@@ -166,6 +166,7 @@ def test_permutation_finds_the_spatial_genes_and_leaves_the_others(tested):
     np.testing.assert_array_less(p - 1e-12, q)
 
 
+@pytest.mark.slow
 def test_permutation_takes_what_batches_multiply_for_no_pattern():
     data = gpnsf.datasets.ggblocks(n_side=18, n_genes=150, n_peaks=36, seed=3)["rna"]
     rng = np.random.default_rng(0)

@@ -52,6 +52,7 @@ def held(data: MuData) -> dict[Any, Any]:
 # ---- interruption ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_the_object_and_the_same_call_goes_on(mdata, tmp_path, ctrl_c):
     path, other = tmp_path / "fit.npz", mdata.copy()
     before = held(mdata)

@@ -369,6 +369,7 @@ def test_predictions_survive_mudata_files(fits, case, kind, tmp_path):
     )
 
 
+@pytest.mark.broad(1)
 @zarr_says
 @pytest.mark.parametrize("kind", ANNDATA_FILES)
 def test_predictions_survive_anndata_files(simulated, kind, tmp_path):

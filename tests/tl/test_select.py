@@ -280,6 +280,7 @@ def test_a_file_that_cannot_be_written_is_refused(adata, tmp_path):
         Finished(tmp_path / "no" / "search.npz", facts(adata))
 
 
+@pytest.mark.slow
 def test_the_time_is_told_before_the_first_fit_and_there_is_one_bar(
     adata, capsys, caplog, monkeypatch
 ):

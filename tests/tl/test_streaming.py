@@ -219,6 +219,7 @@ def test_what_is_kept_says_nothing(adata, tmp_path, monkeypatch):
         same(backed, found[None])
 
 
+@pytest.mark.broad(1)
 @pytest.mark.parametrize("n_blocks", [10, pytest.param(100, marks=pytest.mark.slow)])
 def test_blocks_do_not_change_the_fit(adata, n_blocks):
     other = adata.copy()
