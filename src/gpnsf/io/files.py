@@ -18,12 +18,11 @@ from mudata import MuData
 from gpnsf.checks import problem
 from gpnsf.io.kinds import check_input, is_zarr, replacing, stored_tables
 from gpnsf.io.objects import no_pulling
-from gpnsf.io.tables import choose, joined, place
+from gpnsf.io.tables import ATTRIBUTES, choose, joined, place
 from gpnsf.keys import SPATIAL, Keys
 
 __all__ = ["opened", "opened_tables", "save"]
 
-REGIONS = "spatialdata_attrs"  # what the rows of a table of a SpatialData annotate
 MAPS = ("obsmap", "varmap")
 
 
@@ -158,7 +157,7 @@ def _annotations(group: Any, spatial_key: str) -> dict[str, object]:
         else {}
     )
     uns = group.get("uns", {})
-    about = {REGIONS: read_elem(uns[REGIONS])} if REGIONS in uns else {}
+    about = {ATTRIBUTES: read_elem(uns[ATTRIBUTES])} if ATTRIBUTES in uns else {}
     frames = {"obs": read_elem(group["obs"]), "var": read_elem(group["var"])}
     return {**frames, "obsm": coords, "uns": about}
 

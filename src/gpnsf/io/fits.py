@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import pandas as pd
@@ -20,7 +20,7 @@ from gpnsf.io.chosen import Factors
 from gpnsf.io.objects import Opened, gather, holders, read_coords, rows_of
 from gpnsf.keys import SPATIAL, Keys
 
-__all__ = ["SCAI", "Fit", "find"]
+__all__ = ["SCAI", "Fit", "find", "is_record"]
 
 SCAI = "scai"  # method of a record of factors and loadings alone, without a field and a posterior
 # what sums of squares and products leave finite in single precision
@@ -276,16 +276,17 @@ def find(data: AnnData | MuData, key: str = "gpnsf") -> Fit:
     )
 
 
+def is_record(value: object) -> TypeGuard[Mapping[str, object]]:
+    """Whether an entry of ``uns`` is the record of a fit."""
+    return isinstance(value, Mapping) and "factor_names" in value
+
+
 def _record(data: AnnData | MuData, keys: Keys) -> Mapping[str, object]:
     """``uns`` entry of the fit."""
     record = data.uns.get(keys.uns)
-    if isinstance(record, Mapping) and "factor_names" in record:
+    if is_record(record):
         return record
-    fits = [
-        name
-        for name, value in data.uns.items()
-        if isinstance(value, Mapping) and "factor_names" in value
-    ]
+    fits = [name for name, value in data.uns.items() if is_record(value)]
     remedy = f"Run `gpnsf.tl.fit(data, key_added={keys.key!r})` first"
     if fits:
         remedy = f"Pass `key=` one of {fits}"

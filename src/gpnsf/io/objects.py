@@ -21,6 +21,7 @@ from gpnsf.keys import SPATIAL
 __all__ = [
     "Opened",
     "editable",
+    "entries",
     "gather",
     "holders",
     "no_pulling",
@@ -97,6 +98,11 @@ def editable(data: AnnData | MuData, *, copy: bool) -> AnnData | MuData:
         return data
     with no_pulling():
         return data.copy()
+
+
+def entries(holder: AnnData | MuData, part: str) -> dict[str, Any]:
+    """Keys and values of a part of an object; new versions of anndata count X among the layers, without a name."""
+    return {key: value for key, value in getattr(holder, part).items() if key is not None}
 
 
 def no_pulling() -> AbstractContextManager[Any]:

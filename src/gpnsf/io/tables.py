@@ -20,11 +20,12 @@ from mudata import MuData
 from gpnsf.arguments import known_arguments
 from gpnsf.checks import choices, problem
 from gpnsf.io import names
-from gpnsf.io.objects import no_pulling, rows_of
+from gpnsf.io.fits import is_record
+from gpnsf.io.objects import entries, no_pulling, rows_of
 from gpnsf.io.pictures import pictures, system_of
 from gpnsf.keys import SPATIAL, Keys
 
-__all__ = ["choose", "is_spatialdata", "joined", "lent", "place", "takes_tables"]
+__all__ = ["ATTRIBUTES", "choose", "is_spatialdata", "joined", "lent", "place", "takes_tables"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 Slots = dict[str, dict[str, Any]]
@@ -230,7 +231,7 @@ def _shallow(adata: AnnData) -> AnnData:
         for name in SLOTS
     }
     frames = {name: _in_memory(getattr(adata, name)).copy(deep=False) for name in FRAMES}
-    return AnnData(X=adata.X, layers=_items(adata, "layers"), **frames, **slots)
+    return AnnData(X=adata.X, layers=entries(adata, "layers"), **frames, **slots)
 
 
 def _in_memory(value: Any) -> Any:
@@ -248,7 +249,7 @@ def _together(mods: Mapping[str, AnnData]) -> MuData:
     mdata.uns.update(
         {key: first.uns[key] for key in first.uns if all(key in mod.uns for mod in mods.values())}
     )
-    fits = [key for key, record in mdata.uns.items() if _is_fit(record)]
+    fits = [key for key, record in mdata.uns.items() if is_record(record)]
     for key in fits:
         for slot in Keys(key).slots["obsm"]:
             if all(slot in mod.obsm for mod in mods.values()):
@@ -267,25 +268,15 @@ def _gathered(mdata: MuData, parts: Mapping[str, np.ndarray]) -> np.ndarray:
     return values
 
 
-def _is_fit(record: object) -> bool:
-    """Whether an entry of ``uns`` is the record of a fit."""
-    return isinstance(record, Mapping) and "factor_names" in record
-
-
 def _slots(data: AnnData | MuData) -> Slots:
     """What there is, by key; nothing is copied."""
     there = SLOTS if isinstance(data, MuData) else (*SLOTS, "layers")
-    return {name: _items(data, name) for name in (*FRAMES, *there)}
-
-
-def _items(data: AnnData | MuData, name: str) -> dict[str, Any]:
-    """Keys and values of a part of an object; new versions of anndata count X among the layers, without a name."""
-    return {key: value for key, value in getattr(data, name).items() if key is not None}
+    return {name: entries(data, name) for name in (*FRAMES, *there)}
 
 
 def _changed(data: AnnData | MuData, before: Slots, name: str) -> tuple[dict[str, Any], list[str]]:
     """Values of a part of an object that are new since, and keys that have gone."""
-    now = _items(data, name)
+    now = entries(data, name)
     new = {
         key: value
         for key, value in now.items()
@@ -304,7 +295,11 @@ def _remember(one: AnnData | MuData, before: Slots, named: Mapping[str, str]) ->
     new, _ = _changed(one, before, "uns")
     if named:
         one.uns.update(
-            {key: {**record, TABLES: dict(named)} for key, record in new.items() if _is_fit(record)}
+            {
+                key: {**record, TABLES: dict(named)}
+                for key, record in new.items()
+                if is_record(record)
+            }
         )
 
 

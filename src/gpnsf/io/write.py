@@ -15,6 +15,7 @@ from gpnsf import checks
 from gpnsf.core.scores import embedding
 from gpnsf.core.scores.simplex import feature_importance, observation_importance, top_factor
 from gpnsf.core.types import Posterior
+from gpnsf.io.objects import entries
 from gpnsf.io.read import Layout
 from gpnsf.keys import Keys
 
@@ -94,7 +95,7 @@ def _held(holder: AnnData | MuData, attribute: str) -> pd.DataFrame | dict[str, 
     mapping = getattr(holder, attribute)
     if isinstance(mapping, pd.DataFrame):
         return mapping.copy(deep=False)
-    return {key: value for key, value in mapping.items() if key is not None}
+    return entries(holder, attribute)
 
 
 def _restore(

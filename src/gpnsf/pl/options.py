@@ -75,6 +75,7 @@ def explained(draw: Callable[P, T]) -> Callable[P, T]:
 
     @wraps(draw)
     def answering(*args: P.args, **kwargs: P.kwargs) -> T:
+        """The figure, if it has all arguments."""
         unknown = next((name for name in kwargs if name not in known), None)
         if unknown is not None:
             raise TypeError(_answer(draw.__name__, unknown, list(known)))

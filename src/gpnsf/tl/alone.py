@@ -35,6 +35,7 @@ class _Turn:
             os.register_at_fork(after_in_child=self.renew)
 
     def renew(self) -> None:
+        """Begin with a lock that nobody holds."""
         self.lock = threading.RLock()
 
 
@@ -46,6 +47,7 @@ def one_at_a_time(function: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(function)
     def waiting(*args: P.args, **kwargs: P.kwargs) -> R:
+        """The call, in its turn."""
         with _turn.lock:
             return function(*args, **kwargs)
 
