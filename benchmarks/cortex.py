@@ -1,12 +1,15 @@
 """Regions of the semi-synthetic cortex section from RNA and ATAC, beside simple baselines, with the figure of the docs.
 
-GPNSF_DATA_DIR=... gpnsf benchmark cortex [--seeds 5]
+GPNSF_DATA_DIR=... gpnsf benchmark cortex [--seeds 5] [--figures FILE.h5mu]
+
+With `--figures` the figures alone are drawn, from fits that are kept in the file and read from it the next time.
 """
 
 from __future__ import annotations
 
 import logging
 import warnings
+from pathlib import Path
 
 import mudata
 import numpy as np
@@ -94,11 +97,25 @@ def draw(fitted) -> None:
         plt.close(figure)
 
 
+def redraw(data, regions: np.ndarray, seeds: range, path: Path) -> None:
+    """The figures alone, from fits that are kept in a file."""
+    if path.exists():
+        data = mudata.read_h5mu(path)
+    else:
+        for seed in seeds:
+            ours(data, seed, ["rna", "atac"])
+        data.write(path)
+    domains(data, regions, consensus=[f"seed{seed}" for seed in seeds])
+    draw(data)
+
+
 def main() -> None:
     """All rows of the table."""
     arguments = parser(__doc__)
     arguments.add_argument("--seeds", type=int, default=5)
-    seeds = range(arguments.parse_args().seeds)
+    arguments.add_argument("--figures", type=Path, metavar="FILE.h5mu")
+    options = arguments.parse_args()
+    seeds = range(options.seeds)
     warnings.simplefilter("ignore", ConvergenceWarning)
     logging.getLogger("gpnsf").setLevel("WARNING")
     if hasattr(mudata, "set_options"):
@@ -106,6 +123,9 @@ def main() -> None:
     data = load("semi_cortex_spots.h5mu")
     holder = data if "region" in data.obs else data["rna"]
     regions = holder.obs["region"].astype(str)
+    if options.figures:
+        redraw(data, regions, seeds, options.figures)
+        return
     rows = []
 
     def add(method: str, scores: list[float], cpu: list[float]) -> None:
