@@ -56,7 +56,8 @@ def section() -> AnnData:
     spots.obs["slice"] = np.repeat(SLICES, spots.n_obs // 2)
     half = spots.obsm["spatial"][:, 1].max() / 2
     spots.obsm["spatial"][spots.obs["slice"] == "right", 1] -= half * 0.9
-    gpnsf.tl.fit(spots, n_factors=4, max_steps=100, library_key="slice", progress=False)
+    options = {"n_spatial": 3, "split": "assumed", "max_steps": 100, "progress": False}
+    gpnsf.tl.fit(spots, n_factors=4, library_key="slice", **options)
     gpnsf.tl.domains(spots, n_domains=4)
     gpnsf.tl.deconvolve(spots, cells, label_key="cell_type", library_key="slice")
     spots.obs["slice"] = spots.obs["slice"].astype("category")

@@ -1,6 +1,6 @@
 """Cell types of spots: the published layer, simulations of falling depth, and sections of tissue.
 
-GPNSF_DATA_DIR=... gpnsf benchmark deconvolution [--only square depth seqfish pdac tissue] [--sets 4]
+GPNSF_DATA_DIR=... gpnsf benchmark deconvolution [--only square depth seqfish pdac tissue figure] [--sets 4]
 """
 
 from __future__ import annotations
@@ -329,6 +329,12 @@ def tissues() -> None:
         f"{machine()}."
     )
     write_table("deconvolution_tissue", pd.DataFrame(rows), note)
+
+
+def figure() -> None:
+    """The maps of the docs: the lymph node by a learned network."""
+    lymph, cells = load("visium_lymphnode_1k"), load("scref_lymphnode")
+    shares(lymph, cells, label_key="cell_type", **TISSUE["unrolled"])
     path = FIGURES / "deconvolution_lymphnode.png"
     gpnsf.pl.proportions(lymph, return_fig=True, show=False).savefig(
         path, dpi=110, bbox_inches="tight"
@@ -459,7 +465,13 @@ def _auroc(adata, region_key: str | None, groups) -> str:
     return ", ".join(texts)
 
 
-PARTS = {"square": square, "seqfish": seqfish, "pdac": pdac_simulated, "tissue": tissues}
+PARTS = {
+    "square": square,
+    "seqfish": seqfish,
+    "pdac": pdac_simulated,
+    "tissue": tissues,
+    "figure": figure,
+}
 
 
 def main() -> None:

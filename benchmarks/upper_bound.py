@@ -294,7 +294,7 @@ def figure_rows(seeds: range, cases: Cases) -> Iterator[dict]:
             total = np.asarray(data[modality].X.sum(1)).ravel()
             panels[f"{modality.upper()} counts a spot"] = total, {"vmax": np.quantile(total, 0.95)}
         for ax, (title, (values, shown)) in zip(line, panels.items(), strict=True):
-            image = ax.imshow(values.reshape(shape).T, origin="lower", **shown)
+            image = ax.imshow(values.reshape(shape).T, **shown)
             ax.set(title=title, xticks=[], yticks=[])
             if "vmax" in shown:
                 figure.colorbar(image, ax=ax, shrink=0.7, extend="max")

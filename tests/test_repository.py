@@ -58,3 +58,8 @@ def test_the_record_of_the_registry_says_what_the_metadata_say():
 def test_types_are_announced():
     assert (ROOT / "src" / "gpnsf" / "py.typed").is_file()
     assert "Typing :: Typed" in PROJECT["project"]["classifiers"]
+
+
+def test_no_data_lie_beside_the_metadata():
+    kinds = ("*.h5ad", "*.h5mu", "*.h5", "*.zarr", "*.mtx*", "*.csv*")
+    assert not [path.name for kind in kinds for path in ROOT.glob(kind)]

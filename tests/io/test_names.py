@@ -10,7 +10,7 @@ import pytest
 from mudata import MuData
 
 import gpnsf
-from gpnsf.io.names import are_places, kind, kind_of_types, named
+from gpnsf.io.names import are_places, kind, kind_of_types, named, of_kind
 from gpnsf.io.read import read
 
 pytestmark = pytest.mark.filterwarnings("ignore:From 0.4 .update:FutureWarning")
@@ -40,6 +40,44 @@ def test_a_name_means_the_only_modality_of_its_kind():
     assert named("peaks", ["rna", "atac"]) == "peaks"  # a name that was asked for is taken as it is
     assert kind("image") == kind("spliced") == ""
     assert kind("prot") == kind("Antibody_Capture") == kind("ADT") == "protein"
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("ATAC_peaks", "atac"),
+        ("rna_counts", "rna"),
+        ("GEX_filtered", "rna"),
+        ("scATAC.v2", "atac"),
+        ("gene expression (raw)", "rna"),
+        ("adt-raw", "protein"),
+        ("rna_atac", ""),  # either
+        ("ATAC_gene_activity", ""),  # made of peaks
+        ("rna_spliced", ""),  # a part of the counts
+        ("journal", ""),  # no word
+        ("counts", ""),
+    ],
+)
+def test_a_name_of_the_field_among_other_words_tells_the_kind(name, expected):
+    assert kind(name) == expected
+
+
+def test_the_very_name_goes_before_longer_ones_and_of_several_longer_ones_none_is_meant():
+    assert of_kind("rna", ["rna_counts", "ATAC_peaks"]) == ["rna_counts"]
+    assert of_kind("rna", ["rna", "rna_counts"]) == ["rna"]
+    assert of_kind("rna", ["rna_a", "rna_b"]) == []
+    assert named("atac", ["GEX_filtered", "ATAC_peaks"]) == "ATAC_peaks"
+
+
+def test_what_a_longer_name_is_taken_for_is_told(mdata, caplog):
+    names = {"rna": "GEX_filtered", "atac": "ATAC_peaks"}
+    other = MuData({names[name]: mod.copy() for name, mod in mdata.mod.items()})
+    other.obsm["spatial"] = mdata.obsm["spatial"]
+    with caplog.at_level(logging.INFO, logger="gpnsf"):
+        assert read(other)[1].likelihoods == {"GEX_filtered": "nb", "ATAC_peaks": "bernoulli"}
+    told = [record.getMessage() for record in caplog.records if "taken for" in record.getMessage()]
+    assert len(told) == 2
+    assert "'ATAC_peaks' is taken for ATAC by its name, and fitted by 'bernoulli'" in told[1]
 
 
 def test_what_is_left_out_is_told_and_can_be_asked_for(mdata, caplog):

@@ -122,12 +122,13 @@ def test_slices_in_other_units_are_told(shape, ratio, says, caplog):
         assert "Multiply those of one slice" in messages[0]
 
 
-def test_a_fit_tells_once_and_tools_after_it_do_not(caplog):
+def test_a_fit_tells_once_and_keeps_it_and_tools_after_it_do_not(caplog):
     adata = section(piled("grid", 0.0, 60), which=np.repeat(["one", "two"], 60))
     adata.X = np.random.default_rng(0).poisson(9.0, (120, 3)).astype(np.float32)
     caplog.set_level(logging.WARNING, logger="gpnsf")
     gpnsf.tl.fit(adata, n_factors=2, max_steps=2, split="assumed", n_spatial=1, progress=False)
     assert sum("library_key='which'" in record.getMessage() for record in caplog.records) == 1
+    assert sum("library_key='which'" in text for text in adata.uns["gpnsf"]["warnings"]) == 1
     caplog.clear()
     gpnsf.tl.denoise(adata)
     gpnsf.tl.evaluate(adata)

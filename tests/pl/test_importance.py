@@ -88,3 +88,8 @@ def test_one_panel_goes_into_the_axes_handed_in(toy):
 def test_unknown_panels_are_refused(toy):
     with pytest.raises(KeyError, match="'protein'"):
         importance(toy, panels=["rna", "protein"])
+
+
+def test_slices_of_the_map_have_their_names():
+    ax = importance(fitted.mudata(n_obs=60, n_slices=2), panels="map", show=False)
+    assert {"slice A", "slice B"} <= {text.get_text() for text in ax.texts}

@@ -145,15 +145,29 @@ def test_sections_depend_on_what_there_is(tmp_path):
     assert "mine" in page.text
 
 
+@pytest.mark.usefixtures("undrawn")
+def test_without_counts_sections_that_need_them_are_left_out_with_one_sentence(tmp_path, caplog):
+    data = fitted.mudata(n_obs=64)
+    data["rna"].X = None
+    page = written(data, tmp_path / "fit.html")
+    assert "Not complete" not in page.text
+    assert page.text.count("Left out of this page") == 1
+    assert "'Observed features' and 'Data'. Expected" in page.text
+    assert "in X of modality 'rna'" in page.text
+    ids = [attributes["id"] for attributes in page.all("section")]
+    assert len(ids) == len(page.all("a"))
+    assert caplog.text.count("Left out of this page") == 1
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("undrawn")
 def test_what_cannot_be_made_says_why(tmp_path, caplog):
     data = fitted.mudata(n_obs=64)
-    data["rna"].X = None
+    data.uns["gpnsf"]["spatial_test"] = {"z": [1.0], "p": [1.0]}
     page = written(data, tmp_path / "fit.html")
-    assert page.text.count("Not complete") == 2
-    assert "in X of modality 'rna'" in page.text
-    assert "section 'Data' of the report is not complete" in caplog.text
+    assert page.text.count("Not complete") == 1
+    assert "a number for each of" in page.text
+    assert "section 'Spatial test' of the report is not complete" in caplog.text
 
 
 @pytest.mark.slow

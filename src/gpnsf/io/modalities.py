@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import pandas as pd
@@ -14,7 +14,7 @@ from gpnsf.io import names
 from gpnsf.io.names import FEATURE_TYPES
 from gpnsf.io.objects import Opened
 
-__all__ = ["check_types", "tell", "tell_of_peaks"]
+__all__ = ["check_types", "suspicions", "tell_of_names", "tell_of_peaks"]
 
 _logger = logging.getLogger("gpnsf")
 
@@ -23,28 +23,35 @@ MANY = 100  # names of features tell what they are
 AFFIX = r"^.*#|[-_]\d+$"  # "sample#" of ArchR, "-1" of Cell Ranger
 
 
-def tell(opened: Opened, *, chosen: bool) -> None:
-    """Warn of modalities that are left out for their names, and of modalities that share few observations."""
+def suspicions(opened: Opened, *, chosen: bool) -> Iterator[str]:
+    """Modalities that are left out for their names, and modalities that share few observations."""
     left_out = [] if chosen else [name for name in opened.mods if name not in opened.names]
     if left_out:
-        _logger.warning(
-            "Modalities %s are left out: their names say neither RNA nor ATAC. Pass modalities=%s to fit them too.",
-            left_out,
-            [*opened.names, *left_out],
+        yield (
+            f"Modalities {left_out} are left out: by their names they are not the RNA or the ATAC of these data. Pass "
+            f"modalities={[*opened.names, *left_out]} to fit them too."
         )
     for i, one in enumerate(opened.names):
         for other in opened.names[:i]:
             shared, fewest = _shared(opened, one, other)
             if shared < FEW * fewest:
-                _logger.warning(
-                    "Modalities %r and %r share %d observations, of %d and %d.%s",
-                    other,
-                    one,
-                    shared,
-                    len(opened.rows[other]),
-                    len(opened.rows[one]),
-                    _affixes(opened, other, one, fewest),
+                yield (
+                    f"Modalities {other!r} and {one!r} share {shared} observations, of {len(opened.rows[other])} and "
+                    f"{len(opened.rows[one])}.{_affixes(opened, other, one, fewest)}"
                 )
+
+
+def tell_of_names(unasked: Mapping[str, str]) -> None:
+    """Say what modalities are taken for whose names hold, beside a name of the field, other words."""
+    for name, likelihood in unasked.items():
+        kind = names.kind(name)
+        if kind and not names.kind_of_type(name):
+            _logger.info(
+                "Modality %r is taken for %s by its name, and fitted by %r unless `likelihoods` says otherwise.",
+                name,
+                kind if kind == "protein" else kind.upper(),
+                likelihood,
+            )
 
 
 def _shared(opened: Opened, one: str, other: str) -> tuple[int, int]:
@@ -88,7 +95,7 @@ def check_types(var: pd.DataFrame, modality: str) -> None:
     if FEATURE_TYPES not in var:
         return
     types = var[FEATURE_TYPES].astype(str).value_counts()
-    kinds = {name: names.kind(name) for name in types.index}
+    kinds = {name: names.kind_of_type(name) for name in types.index}
     found = ", ".join(f"{number} of {name!r}" for name, number in types.items())
     if len(set(kinds.values()) - {""}) > 1:
         remedy = (

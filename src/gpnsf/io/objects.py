@@ -74,7 +74,7 @@ def open_data(
 
 def _known(there: list[str]) -> list[str]:
     """RNA and then ATAC, by the names that the field gives them."""
-    return [name for kind in DEFAULT_KINDS for name in there if names.kind(name) == kind]
+    return [name for kind in DEFAULT_KINDS for name in names.of_kind(kind, there)]
 
 
 def owner(data: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from gpnsf import checks
 from gpnsf.arguments import Reading
 from gpnsf.core.families import FAMILIES
 from gpnsf.core.types import Dataset, View
-from gpnsf.io import modalities, names, suspicions
+from gpnsf.io import modalities, names
 from gpnsf.io.geometry import Geometry, geometry
 from gpnsf.io.objects import Opened, gather, holders, open_data, read_coords, read_labels
 from gpnsf.io.streaming import (
@@ -29,6 +29,7 @@ from gpnsf.io.streaming import (
     memory_budget,
     sound,
 )
+from gpnsf.io.suspicions import suspicions
 
 __all__ = [
     "SIZE_FLOOR",
@@ -63,6 +64,7 @@ class Layout:
     centre: np.ndarray  # [n_libraries, D] in the data's own units
     scale: float  # the data's own units per half-width unit, one for all slices and axes
     totals: dict[str, np.ndarray]  # modality -> [n] total of each of its cells, held out or not
+    warnings: tuple[str, ...] = ()  # what was told before the fit
 
 
 def read(
@@ -82,8 +84,8 @@ def read(
     """
     reading = reading or Reading()
     opened = open_data(data, modalities=reading.modalities, likelihoods=reading.likelihoods)
-    if tell:
-        modalities.tell(opened, chosen=reading.modalities is not None)
+    chosen = reading.modalities is not None
+    told = _told(modalities.suspicions(opened, chosen=chosen)) if tell else ()
     kinds = _likelihoods(opened, reading.likelihoods, default_likelihoods or names.LIKELIHOODS)
     features = dict(features or features_used(opened, reading.use_var))
     for name in opened.names:
@@ -92,7 +94,9 @@ def read(
     layer = checks.per_modality(reading.layers, "layers", names=opened.names, known=opened.mods)
     library, libraries = pd.factorize(read_labels(opened, reading.library_key), sort=True)
     slices = tuple(map(str, libraries))
-    places = _places(opened, reading.spatial_key, library, slices, spatial=spatial, tell=tell)
+    coords, places = _places(opened, reading.spatial_key, library, slices, spatial=spatial)
+    if tell and spatial:
+        told += _told(suspicions(opened, coords, library, slices, places.stray))
     trained = ~held_out_rows(opened, reading.holdout_key)
     views, totals = [], {}
     for name in opened.names:
@@ -123,6 +127,7 @@ def read(
         centre=places.centre,
         scale=places.scale,
         totals=totals,
+        warnings=told,
     )
     in_file = any(isinstance(view.counts, StoredCounts) for view in views)
     memory = memory_budget() if in_file else math.inf
@@ -166,6 +171,7 @@ def _likelihoods(opened: Opened, likelihoods: Any, defaults: Mapping[str, str]) 
         kind: defaults.get(kind, defaults[""]) for kind in map(names.kind, [*opened.names, "atac"])
     }
     unasked = {name: usual[names.kind(name)] for name in opened.names if name not in chosen}
+    modalities.tell_of_names(unasked)
     modalities.tell_of_peaks(opened, unasked, usual["atac"])
     return {name: chosen.get(name) or unasked[name] for name in opened.names}
 
@@ -366,22 +372,20 @@ def held_out_rows(opened: Opened, key: str | None) -> np.ndarray:
 
 
 def _places(
-    opened: Opened,
-    key: str,
-    library: np.ndarray,
-    slices: tuple[str, ...],
-    *,
-    spatial: bool,
-    tell: bool,
-) -> Geometry:
-    """Where the rows are; what is suspicious about it is told where there is a field."""
+    opened: Opened, key: str, library: np.ndarray, slices: tuple[str, ...], *, spatial: bool
+) -> tuple[np.ndarray, Geometry]:
+    """Coordinates [N, D] of the rows in the data's own units, and normalised."""
     if not spatial and not holders(opened, "obsm", key):
-        shape = len(library), 1
-        return Geometry(
-            np.zeros(shape, np.float32), np.zeros((len(slices), 1)), 1.0, np.zeros(shape[0], bool)
-        )
+        none = np.zeros((len(library), 1), np.float32)
+        centre = np.zeros((len(slices), 1))
+        return none, Geometry(none, centre, 1.0, np.zeros(len(library), dtype=bool))
     coords = read_coords(opened, key)
-    found = geometry(coords, library, key)
-    if tell and spatial:
-        suspicions.tell(opened, coords, library, slices, found.stray)
-    return found
+    return coords, geometry(coords, library, key)
+
+
+def _told(texts: Iterable[str]) -> tuple[str, ...]:
+    """Warnings, in the log and for the record."""
+    told = tuple(texts)
+    for text in told:
+        _logger.warning(text)
+    return told

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Iterator
 
@@ -12,7 +11,7 @@ from scipy.spatial import cKDTree
 
 from gpnsf.io.objects import Opened
 
-__all__ = ["tell"]
+__all__ = ["suspicions"]
 
 NAMED = 3  # observations in a message
 LOOKED_AT = 2_000  # observations that tell how sections lie
@@ -29,23 +28,18 @@ ENDS = r"([-_][A-Za-z0-9]+)$", r"^([A-Za-z0-9]+[-_])"  # of names of observation
 NO_COLUMN = "Name the section of each observation in an obs column and pass it as library_key"
 
 
-_logger = logging.getLogger("gpnsf")
-
-
-def tell(
+def suspicions(
     opened: Opened,
     coords: np.ndarray,
     library: np.ndarray,
     slices: tuple[str, ...],
     stray: np.ndarray,
-) -> None:
-    """One warning for each kind of what is suspicious about the coordinates [N, D] of slices [N]."""
-    for text in (
-        *_far_off(stray, opened.data.obs_names),
-        *_other_units(coords, library, slices),
-        *(_stacked(opened, coords) if len(slices) == 1 else ()),
-    ):
-        _logger.warning(text)
+) -> Iterator[str]:
+    """A warning for each kind of what is suspicious about the coordinates [N, D] of slices [N]."""
+    yield from _far_off(stray, opened.data.obs_names)
+    yield from _other_units(coords, library, slices)
+    if len(slices) == 1:
+        yield from _stacked(opened, coords)
 
 
 def _far_off(stray: np.ndarray, names: pd.Index) -> Iterator[str]:

@@ -166,7 +166,7 @@ def _usual(there: list[str]) -> dict[str, str]:
     """The only table, or the one of each kind."""
     if len(there) == 1:
         return {"": there[0]}
-    kinds = {kind: [name for name in there if names.kind(name) == kind] for kind in KINDS}
+    kinds = {kind: names.of_kind(kind, there) for kind in KINDS}
     if all(len(found) == 1 for found in kinds.values()):
         return {kind: found[0] for kind, found in kinds.items()}
     remedy = "Pass table='NAME', or table={'rna': 'NAME', 'atac': 'NAME'}"

@@ -53,8 +53,8 @@ def report(
     data, convergence, and how the fit was run.
 
     The page holds its figures and needs nothing else, neither other files nor the network, and it
-    runs no scripts. A section that cannot be made, say since the counts are no longer in the
-    object, says why.
+    runs no scripts. Where the counts are no longer in the object, sections that need them are left
+    out, and the summary says why; another section that cannot be made says so itself.
 
     Parameters
     ----------
@@ -92,7 +92,12 @@ def report(
             problem("a file to write to", f"the folder {target}", "Add a name such as fit.html")
         )
     check_output(target, None)
-    sections = [(section.title, _body(section, fit)) for section in SECTIONS if section.needed(fit)]
+    told, left_out = _left_out(fit)
+    sections = [
+        (section.title, _body(section, fit) + told * (section is SECTIONS[0]))
+        for section in SECTIONS
+        if section.needed(fit) and section not in left_out
+    ]
     shapes = ", ".join(
         f"{name} {mod.n_obs:,} x {mod.n_vars:,}" for name, mod in fit.modalities.items()
     )
@@ -110,6 +115,26 @@ class _Section:
     title: str
     body: Callable[[Fit], Iterator[str]]
     needed: Callable[[Fit], bool] = lambda fit: True
+    counts: bool = False  # whether it needs them
+
+
+def _left_out(fit: Fit) -> tuple[str, list[_Section]]:
+    """Sections for which the counts are missing, and a sentence about them."""
+    chosen = [section for section in SECTIONS if section.counts and section.needed(fit)]
+    try:
+        for name in fit.modalities:
+            counts_of(fit, name, used(fit, name))
+    except (KeyError, TypeError, ValueError) as error:
+        titles = " and ".join(f"{section.title!r}" for section in chosen)
+        text = f"Left out of this page, as the counts are not in the object: {titles}. {_message(error)}"
+        _log.warning(text)
+        return html.note(text), chosen
+    return "", []
+
+
+def _message(error: Exception) -> object:
+    """Its text; str() of a KeyError is the repr of it."""
+    return error.args[0] if isinstance(error, KeyError) and error.args else error
 
 
 def _body(section: _Section, fit: Fit) -> str:
@@ -119,8 +144,7 @@ def _body(section: _Section, fit: Fit) -> str:
         for part in section.body(fit):
             parts.append(part)
     except (KeyError, TypeError, ValueError) as error:
-        # str() of a KeyError is the repr of its message
-        message = error.args[0] if isinstance(error, KeyError) and error.args else error
+        message = _message(error)
         _log.warning("section %r of the report is not complete: %s", section.title, message)
         parts.append(html.note(f"Not complete: {message}"))
     return "\n".join(parts)
@@ -355,7 +379,7 @@ SECTIONS = (
     _Section("Factors", _factors),
     _Section("Domains", _domains, lambda fit: DOMAINS in fit.data.obs and fit.has_coords),
     _Section("Top features", _features),
-    _Section("Observed features", _observed, lambda fit: fit.has_coords),
+    _Section("Observed features", _observed, lambda fit: fit.has_coords, counts=True),
     _Section("Spatial importance", _importance),
     _Section(
         "Variance explained",
@@ -364,7 +388,7 @@ SECTIONS = (
     ),
     _Section("Gene-peak links", _links, lambda fit: len(fit.data.uns.get(fit.keys.links, ())) > 0),
     # how it was made
-    _Section("Data", _data),
+    _Section("Data", _data, counts=True),
     _Section("Spatial test", _spatial_test, lambda fit: bool(fit.uns.get("spatial_test"))),
     _Section("Convergence", _convergence),
     _Section("How it was run", _run),

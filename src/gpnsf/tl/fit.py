@@ -318,7 +318,7 @@ def _fit(
     run = {
         "threads": threads,
         "processes": distributed.number(),
-        "warnings": warnings,
+        "warnings": [*layout.warnings, *warnings],
         "backend": backend(device.type),
     }
     info = {**_info(asked, outcome, seconds), **run}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 import pandas as pd
 from anndata import AnnData
@@ -10,10 +12,12 @@ from gpnsf import checks
 from gpnsf.arguments import Deconvolution
 from gpnsf.checks import problem
 from gpnsf.core.companions.pseudospots import Places
-from gpnsf.io import suspicions
 from gpnsf.io.objects import open_data, read_coords, read_labels, spot_distance
+from gpnsf.io.suspicions import suspicions
 
 __all__ = ["costs_of", "places_of"]
+
+_logger = logging.getLogger("gpnsf")
 
 
 def places_of(adata: AnnData, totals: np.ndarray, asked: Deconvolution) -> Places:
@@ -22,7 +26,9 @@ def places_of(adata: AnnData, totals: np.ndarray, asked: Deconvolution) -> Place
     coords = read_coords(opened, asked.spatial_key)
     slices = read_labels(opened, asked.library_key)
     library, names = pd.factorize(slices, sort=True)
-    suspicions.tell(opened, coords, library, tuple(map(str, names)), np.zeros(len(coords), bool))
+    nowhere = np.zeros(len(coords), dtype=bool)
+    for text in suspicions(opened, coords, library, tuple(map(str, names)), nowhere):
+        _logger.warning(text)
     unit = (
         asked.bandwidth
         or spot_distance(coords[slices == name] for name in dict.fromkeys(slices))
