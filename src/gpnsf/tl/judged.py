@@ -89,7 +89,8 @@ def judged(fit: Fit, name: str) -> Judged:
         size=measured.size_factors(fit, name, counts, ~held_out),
         by_total=not FAMILIES[likelihood].signed and fit.param("size_factors") == "total",
         seen=seen,
-        factors=np.column_stack([fit.mean[rows], np.ones(mod.n_obs)]),
+        factors=np.column_stack([fit.mean[rows], np.ones(mod.n_obs)])
+        * measured.level(fit, name)[:, None],
         loadings=loadings[seen],
         dispersion=_dispersion(fit, name, seen),
         held_out=held_out,
