@@ -25,7 +25,6 @@ __all__ = [
     "held_out",
     "held_out_rows",
     "layer_of",
-    "level",
     "reread",
     "same_totals",
     "size_factors",
@@ -69,7 +68,7 @@ def compare(fit: Fit, modality: str, positions: Sequence[int] | np.ndarray) -> C
         + fit.var(modality, fit.keys.background)[positions]
     )
     batch, multipliers = fit.batches(modality)
-    rate = rate * multipliers[batch][:, positions] * level(fit, modality)[:, None]
+    rate = rate * multipliers[batch][:, positions]
     family = FAMILIES[likelihood]
     if family.binary:
         rate = family.mean(size[:, None] * rate)
@@ -119,24 +118,6 @@ def held_out_rows(fit: Fit) -> np.ndarray:
         return np.zeros(fit.data.n_obs, dtype=bool)
     remedy = "Restore the column that the fit has read"
     return checks.flags(pd.Series(fit.obs(key)), name=key, remedy=remedy)
-
-
-def level(fit: Fit, modality: str) -> np.ndarray:
-    """What the rates of the cells [n] of a modality are multiplied by where their counts are judged; 1 for training cells.
-
-    Size factors that are totals fix the sum of a cell's rates, which is about the same in all training cells. The
-    factors of a held-out cell are told by fields, each by itself, and do not keep to it. But the depth of such a cell is
-    given, not predicted: so its rates are brought to the mean of that sum.
-    """
-    unseen = held_out(fit, modality)
-    signed = FAMILIES[fit.likelihoods[modality]].signed
-    if signed or fit.param("size_factors") != "total" or not unseen.any():
-        return np.ones(len(unseen))
-    batch, multipliers = fit.batches(modality)
-    W = np.column_stack([fit.loadings[modality], fit.constant(modality)])
-    by_batch = (multipliers @ W)[batch]  # [n, K+1]
-    sums = (fit.mean[fit.rows[modality]] * by_batch[:, :-1]).sum(axis=1) + by_batch[:, -1]
-    return np.divide(sums[~unseen].mean(), sums, out=np.ones(len(sums)), where=unseen & (sums > 0))
 
 
 def reread(fit: Fit, modality: str | None = None) -> tuple[Dataset, Layout]:

@@ -183,7 +183,7 @@ def _models(own: Judged, size: np.ndarray) -> list[tuple[np.ndarray, list[np.nda
     null_rates = FAMILIES[own.likelihood].null_rates(own.counts, own.size, rows=own.select("train"))
     return [
         (
-            size[:, None] * own.factors,
+            (size * own.level)[:, None] * own.factors,
             [own.loadings * m[:, None] for m in own.multipliers],
         ),
         (size[:, None], [null_rates[:, None]] * len(own.multipliers)),

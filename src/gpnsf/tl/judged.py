@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from gpnsf import checks
 from gpnsf.core.families import FAMILIES
+from gpnsf.core.families.rates import row_slices
 from gpnsf.core.scores.normalising import Return
 from gpnsf.io import measured
 from gpnsf.io.normalised import normalised_by, normalised_of
@@ -60,12 +62,35 @@ class Judged:
         rate = self.factors[rows].astype(np.float64) @ self.loadings.T.astype(np.float64)
         return rate if len(self.multipliers) == 1 else rate * self.multipliers[self.batch[rows]]
 
+    @cached_property
+    def level(self) -> np.ndarray:
+        """What rates are multiplied by [n], 1 for training rows.
+
+        Size factors that are totals fix the sum of the rates of a row, which is about the same in all training rows.
+        Factors of a held-out row, told by fields, each by itself, do not keep to it. But the depth of the row is
+        given, not predicted: so its rates are brought to the mean of that sum.
+        """
+        level = np.ones(len(self.held_out))
+        if self.by_total and self.held_out.any():
+            sums = np.concatenate(
+                [
+                    self._at_size_one(np.arange(*part.indices(len(level)))).sum(axis=1)
+                    for part in row_slices(len(level), len(self.loadings))
+                ]
+            )
+            wanted = sums[~self.held_out].mean()
+            np.divide(wanted, sums, out=level, where=self.held_out & (sums > 0))
+        return level
+
+    def _at_size_one(self, rows: np.ndarray) -> np.ndarray:
+        """Rates [b, P] of some rows [b] in counts."""
+        rate = self.rates(rows)
+        return rate if self.back is None else self.back.rates(rate)
+
     def expected(self, rows: np.ndarray, size: np.ndarray) -> np.ndarray:
         """Expected counts [b, P] of some rows [b] at size factors [n]."""
-        rate, own = self.rates(rows), size[rows, None]
-        if self.back is not None:
-            return own * self.back.rates(rate)
-        return FAMILIES[self.likelihood].mean(own * rate)
+        rate = (size * self.level)[rows, None] * self._at_size_one(rows)
+        return rate if self.back is not None else FAMILIES[self.likelihood].mean(rate)
 
     def null_rates(self) -> np.ndarray:
         """Counts over size factors [P] of the training rows."""
@@ -97,8 +122,7 @@ def judged(fit: Fit, name: str) -> Judged:
         size=measured.size_factors(fit, name, counts, ~held_out),
         by_total=not FAMILIES[likelihood].signed and fit.param("size_factors") == "total",
         seen=seen,
-        factors=np.column_stack([fit.mean[rows], np.ones(mod.n_obs)])
-        * measured.level(fit, name)[:, None],
+        factors=np.column_stack([fit.mean[rows], np.ones(mod.n_obs)]),
         loadings=loadings[seen],
         dispersion=_dispersion(fit, name, seen),
         held_out=held_out,
