@@ -149,6 +149,11 @@ def _rank(source: Path, **options: Any) -> None:
     print(table.to_csv(index=False, float_format="%.6g"), end="")
 
 
+def _evaluate(source: Path, **options: Any) -> None:
+    table = gpnsf.tl.evaluate(_read(source), **options)
+    print(table.to_csv(index=False, float_format="%.6g"), end="")
+
+
 def _predict(source: Path, coords: Path, target: Path, library: str | None, key: str) -> None:
     check_output(target, ".h5ad", source=source)
     predicted = gpnsf.tl.predict(_read(source), read_table(coords), library=library, key=key)
@@ -228,6 +233,7 @@ RUN: dict[str, Callable[..., int | None]] = {
     "select": _select,
     "domains": _domains,
     "rank": _rank,
+    "evaluate": _evaluate,
     "predict": _predict,
     "plot": _plot,
     "report": _report,

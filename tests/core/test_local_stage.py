@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pyro.poutine as poutine
 import pytest
@@ -307,3 +309,18 @@ def test_the_stage_stops_after_its_rounds(monkeypatch):
     )
     local(model, model.blocks(dataset, 30))
     assert len(rounds) == len(local_stage.NEWTON_STEPS)
+
+
+def test_a_spot_with_thousands_of_times_the_counts_of_others_is_explained(patient):
+    """Its log factor is beyond 8, where log factors were once cut off."""
+    dataset, _ = problem("pnmf", {"rna": "poisson"})
+    (view,) = dataset.views
+    counts = sp.lil_matrix(view.counts)
+    counts[0] = 20_000 * view.counts[0]
+    dataset = replace(dataset, views=(replace(view, counts=sp.csr_matrix(counts)),))
+    model = build("pnmf", dataset, n_factors=2, n_spatial=0, loadings="point")
+    h = local(model, model.blocks(dataset)).m
+    ((_, fitted),) = model.items()
+    rate = view.size[0] * h[0].exp() @ fitted.loadings.mean[:, :-1].detach().T
+    assert float(h[0].max()) > 8.5
+    assert float(rate.sum()) == pytest.approx(counts[0].sum(), rel=0.05)

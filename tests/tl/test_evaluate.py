@@ -97,12 +97,30 @@ def test_null_model_has_one_rate_per_feature_from_the_training_rows():
     table = evaluate(data)
     size, y = totals(data, ~held), data.X.toarray()[:, :-1]
     null = size[:, None] * y[~held].sum(axis=0) / size[~held].sum()
-    rate = dense_rates(data, data, size)[:, :-1]
+    rate = dense_rates(data, data, np.ones(100))
+    sums = rate.sum(axis=1)
+    rate[held] *= (sums[~held].mean() / sums[held])[:, None]  # the depth of a spot is given
+    rate = (size[:, None] * rate)[:, :-1]
     for rows, selected in {"train": ~held, "holdout": held}.items():
         found = line(table, "rna", rows)
         assert found["n_obs"] == selected.sum()
         assert found["null_deviance"] == pytest.approx(poisson(y, null)[selected].mean(), rel=1e-5)
         assert found["deviance"] == pytest.approx(poisson(y, rate)[selected].mean(), rel=1e-5)
+
+
+@pytest.mark.parametrize("size_factors", ["total", "depth"])
+def test_fields_that_predict_another_depth_of_held_out_spots_cost_nothing_where_totals_are_given(
+    size_factors,
+):
+    data = fitted.anndata(n_obs=100, likelihood="poisson")
+    held = np.arange(100) % 4 == 0
+    data.obs["held"], data.obs["depth"] = held, totals(data, ~held)
+    data.uns["gpnsf"]["params"].update(holdout_key="held", size_factors=size_factors)
+    data.var["gpnsf_background"] = 0.0  # what is left is a composition
+    before = line(evaluate(data), "rna", "holdout")["deviance"]
+    data.obsm["X_gpnsf"][held] *= 3.0
+    after = line(evaluate(data), "rna", "holdout")["deviance"]
+    assert (after == pytest.approx(before, rel=1e-5)) == (size_factors == "total")
 
 
 def test_the_true_rates_of_thinned_counts_have_a_deviance_near_one():

@@ -90,7 +90,8 @@ def evaluate(
     Reads the counts that the fit has read, ``obsm["X_gpnsf"]`` and, of each modality, ``varm["gpnsf_loadings"]`` and ``_batch``,
     ``var["gpnsf_background"]`` and ``var["gpnsf_dispersion"]``. Features without a count in the training rows are left
     out. Size factors from totals are those of the counts that are judged, in units of the training counts; so depth is
-    not predicted, neither by the fit nor by the null model. Size factors from a column, or None, are multiplied by the
+    not predicted, neither by the fit nor by the null model: rates of held-out rows are brought to the sum that those of training
+    rows have on average. Size factors from a column, or None, are multiplied by the
     ratio of the two totals for ``layers``.
 
     "poisson" and "rmse" judge fits with Gaussian noise ("fa", "rsf", ``likelihoods="gaussian"``) by counts too, if they were fitted to what
@@ -182,7 +183,7 @@ def _models(own: Judged, size: np.ndarray) -> list[tuple[np.ndarray, list[np.nda
     null_rates = FAMILIES[own.likelihood].null_rates(own.counts, own.size, rows=own.select("train"))
     return [
         (
-            size[:, None] * own.factors,
+            (size * own.level)[:, None] * own.factors,
             [own.loadings * m[:, None] for m in own.multipliers],
         ),
         (size[:, None], [null_rates[:, None]] * len(own.multipliers)),

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from gpnsf import checks
 from gpnsf.core.families import FAMILIES
+from gpnsf.core.families.rates import row_slices
 from gpnsf.core.scores.normalising import Return
 from gpnsf.io import measured
-from gpnsf.io.normalised import counts_behind, normalised_of
+from gpnsf.io.normalised import normalised_by, normalised_of
 from gpnsf.io.read import SIZE_FLOOR
 
 if TYPE_CHECKING:
@@ -33,7 +35,7 @@ class Judged:
     name: str
     likelihood: str
     kind: str  # likelihood by which the counts are read
-    counts: sp.csr_matrix  # [n, P] as fitted
+    counts: sp.csr_matrix  # [n, P] as fitted, or the counts behind them
     size: np.ndarray  # [n]
     by_total: bool  # size factors follow the totals of the counts
     seen: np.ndarray  # [P_full] bool
@@ -43,8 +45,9 @@ class Judged:
     held_out: np.ndarray  # [n] bool
     batch: np.ndarray  # [n] code of the batch
     multipliers: np.ndarray  # [S, P] of the batches
-    unit: float = 1.0  # size factor of a cell whose total is the mean of the training rows
-    back: Return | None = None  # from values of a Gaussian model to counts
+    back: Return | None = (
+        None  # from expected values of a Gaussian model to counts, where these are judged
+    )
 
     def has(self, rows: str) -> bool:
         """Whether there are rows of this kind."""
@@ -59,12 +62,35 @@ class Judged:
         rate = self.factors[rows].astype(np.float64) @ self.loadings.T.astype(np.float64)
         return rate if len(self.multipliers) == 1 else rate * self.multipliers[self.batch[rows]]
 
+    @cached_property
+    def level(self) -> np.ndarray:
+        """What rates are multiplied by [n], 1 for training rows.
+
+        Size factors that are totals fix the sum of the rates of a row, which is about the same in all training rows.
+        Factors of a held-out row, told by fields, each by itself, do not keep to it. But the depth of the row is
+        given, not predicted: so its rates are brought to the mean of that sum.
+        """
+        level = np.ones(len(self.held_out))
+        if self.by_total and self.held_out.any():
+            sums = np.concatenate(
+                [
+                    self._at_size_one(np.arange(*part.indices(len(level)))).sum(axis=1)
+                    for part in row_slices(len(level), len(self.loadings))
+                ]
+            )
+            wanted = sums[~self.held_out].mean()
+            np.divide(wanted, sums, out=level, where=self.held_out & (sums > 0))
+        return level
+
+    def _at_size_one(self, rows: np.ndarray) -> np.ndarray:
+        """Rates [b, P] of some rows [b] in counts."""
+        rate = self.rates(rows)
+        return rate if self.back is None else self.back.rates(rate)
+
     def expected(self, rows: np.ndarray, size: np.ndarray) -> np.ndarray:
         """Expected counts [b, P] of some rows [b] at size factors [n]."""
-        rate, own = self.rates(rows), size[rows, None]
-        if self.back is not None:
-            return own * self.back.rates(rate)
-        return FAMILIES[self.likelihood].mean(own * rate)
+        rate = (size * self.level)[rows, None] * self._at_size_one(rows)
+        return rate if self.back is not None else FAMILIES[self.likelihood].mean(rate)
 
     def null_rates(self) -> np.ndarray:
         """Counts over size factors [P] of the training rows."""
@@ -73,13 +99,20 @@ class Judged:
 
 def judged(fit: Fit, name: str) -> Judged:
     """Read one modality as the fit did."""
+    if fit.std is None:
+        rule = "a fit that says what to expect of counts"
+        found = f"{fit.keys.key!r}, which has factors and loadings alone"
+        remedy = "Pass metric='sparsity' or 'moran', or the `key` of a fit by gpnsf.tl.fit or gpnsf.tl.mefisto"
+        raise KeyError(checks.problem(rule, found, remedy))
     mod, rows, likelihood = fit.modalities[name], fit.rows[name], fit.likelihoods[name]
     held_out = measured.held_out(fit, name)
-    loadings = np.column_stack([fit.loadings[name], fit.var(name, fit.keys.background)])
+    loadings = np.column_stack([fit.loadings[name], fit.offset(name)])
     seen = np.any(loadings, axis=1)
     counts = measured.counts_of(fit, name, seen)
     counted = counts[~held_out].getnnz(axis=0) > 0
     seen[seen], counts = counted, counts[:, counted]
+    if fit.normalised is not None:
+        counts = normalised_by(fit, name, seen).own_values
     batch, multipliers = fit.batches(name)
     return Judged(
         name=name,
@@ -110,9 +143,9 @@ def as_counts(fit: Fit, own: Judged, *, only: bool) -> Judged:
     """The same, with the counts behind the values of a Gaussian model; ``only`` refuses values that were not made of counts."""
     if not FAMILIES[own.likelihood].signed:
         return own
-    made = normalised_of(fit, own.name)
+    made = normalised_of(fit, own.name, own.seen)
     if made is not None:
-        return _undone(fit, own, made)
+        return _undone(own, made)
     if not any(bad.found(own.counts.data).any() for bad in FAMILIES["poisson"].illegal):
         return _with_return(replace(own, kind="poisson"), log=False)
     if not only:
@@ -126,45 +159,45 @@ def as_counts(fit: Fit, own: Judged, *, only: bool) -> Judged:
     raise ValueError(checks.problem(rule, found, remedy))
 
 
-def _undone(fit: Fit, own: Judged, made: Normalised) -> Judged:
+def _undone(own: Judged, made: Normalised) -> Judged:
     """Counts and size factors that were there before the values."""
-    counts = counts_behind(fit, own.name, made, own.seen)
-    if made.learned and own.held_out.any() and made.holdout_key != fit.param("holdout_key"):
+    if made.peeks is not None:
         _log.warning(
-            "layer %r was normalised by a mean over rows that the fit has held out (holdout_key=%r there, %r in the fit). Pass the same "
-            "`holdout_key` to gpnsf.pp.normalise, and fit again.",
-            made.layer,
-            made.holdout_key,
-            fit.param("holdout_key"),
+            "the size factors of layer %r have a unit from rows that the fit has held out: pass its `holdout_key` to gpnsf.pp.normalise "
+            "too, and fit again",
+            made.peeks,
         )
-    unit = (
-        made.size[~own.held_out].mean()
-        / _relative(_totals(counts), ~own.held_out)[~own.held_out].mean()
-    )
-    own = replace(
-        own, kind="poisson", counts=counts, size=made.size, by_total=made.by_total, unit=unit
-    )
-    return _with_return(own, log=made.log)
+    counts = {"counts": made.counts, "size": made.size, "by_total": made.by_total}
+    return _with_return(replace(own, kind="poisson", **counts), log=made.log, unit=made.unit)
 
 
-def _with_return(own: Judged, *, log: bool) -> Judged:
+def _with_return(own: Judged, *, log: bool, unit: float = 1.0) -> Judged:
     """The same with the way back from its values to counts."""
     assert own.dispersion is not None  # a Gaussian model has noise
-    return replace(own, back=Return(log, own.null_rates(), own.dispersion))
+    return replace(own, back=Return(log, unit, own.null_rates(), own.dispersion))
 
 
 def other_counts(fit: Fit, own: Judged, layer: str) -> tuple[sp.csr_matrix, np.ndarray]:
-    """Counts [n, P] of the same cells in another layer, and their size factors [n], in units of the training counts."""
+    """Counts [n, P] of the same cells in another layer, and their size factors [n], in units of the training counts.
+
+    Where values that were made of counts are judged, values made alike of these.
+    """
+    made = normalised_of(fit, own.name, own.seen) if FAMILIES[own.kind].signed else None
+    if made is not None:
+        other, size = other_counts(fit, _undone(own, made), layer)
+        return made.values(other, size), np.ones(len(size))
     counts = measured.counts_of(fit, own.name, own.seen, layer=layer, kind=own.kind)
     return counts, _other_size(own, counts)
 
 
 def _other_size(own: Judged, counts: sp.csr_matrix) -> np.ndarray:
     """Size factors [n] of other counts of the same cells, in units of the training counts."""
-    train, totals = own.select("train"), _totals(counts)
-    ratio = totals[train].mean() / _totals(own.counts)[train].mean()
-    ratio = 1.0 if FAMILIES[own.kind].signed else ratio
-    return ratio * (own.unit * _relative(totals, train) if own.by_total else own.size)
+    train, totals, before = ~own.held_out, _totals(counts), _totals(own.counts)
+    ratio = 1.0 if FAMILIES[own.kind].signed else totals[train].mean() / before[train].mean()
+    if not own.by_total:
+        return ratio * own.size
+    unit = own.size[train].mean() / _relative(before, train)[train].mean()
+    return ratio * unit * _relative(totals, train)
 
 
 def _relative(totals: np.ndarray, train: np.ndarray) -> np.ndarray:

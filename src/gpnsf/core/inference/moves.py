@@ -28,6 +28,7 @@ from gpnsf.core.inference.standing import (
     mixture,
     overlap,
 )
+from gpnsf.core.likelihoods.moments import MEAN_RANGE
 from gpnsf.core.model.factorization import Block, Factorization
 from gpnsf.core.scores.metrics import morans_i
 
@@ -142,7 +143,7 @@ def _divided(model: Factorization, m: Tensor, l: int, others: list[int]) -> dict
 
     They take it over as the mixture says that its loadings are.
     """
-    level = m.clamp(-12.0, 8.0).exp().mean(0)
+    level = m.clamp(*MEAN_RANGE).exp().mean(0)
     weights = mixture(overlap(model, m), l, others)[1]
     part = {
         k: float(weight * level[k] / level[l]) for k, weight in zip(others, weights, strict=True)

@@ -19,6 +19,7 @@ from gpnsf.core.fields.base import FieldSize
 from gpnsf.core.inference.local_stage import LogFactors, covariances
 from gpnsf.core.inference.shapes import Shapes
 from gpnsf.core.likelihoods import AbstractLikelihood
+from gpnsf.core.likelihoods.moments import MEAN_RANGE
 from gpnsf.core.model.build import restore_field
 from gpnsf.core.model.factorization import Block, Factorization, ViewModel
 from gpnsf.core.scores import simplex
@@ -134,7 +135,7 @@ def _moments(
     """
     if not nonnegative:
         return m, v.sqrt()
-    mean = v.clamp_max(VARIANCE_CAP).mul_(0.5).add_(m.clamp(-12.0, 8.0)).exp_()
+    mean = v.clamp_max(VARIANCE_CAP).mul_(0.5).add_(m.clamp(*MEAN_RANGE)).exp_()
     return mean, (mixing * v).clamp_max_(SD_CAP).expm1_().sqrt_().mul_(mean)
 
 

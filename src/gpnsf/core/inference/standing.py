@@ -11,6 +11,7 @@ from scipy.optimize import nnls
 from torch import Tensor
 
 from gpnsf.core import distributed
+from gpnsf.core.likelihoods.moments import MEAN_RANGE
 from gpnsf.core.model.factorization import Block, Factorization
 from gpnsf.core.scores.metrics import knn_weights, morans_i
 
@@ -47,7 +48,7 @@ def log_factors(model: Factorization, blocks: list[Block]) -> Tensor:
 @torch.no_grad()
 def shares(model: Factorization, m: Tensor) -> Tensor:
     """Share [V, K] of the expected counts of each modality that is of each factor."""
-    level = torch.cat([m.clamp(-12.0, 8.0).exp().mean(0), torch.ones(1, device=m.device)])
+    level = torch.cat([m.clamp(*MEAN_RANGE).exp().mean(0), torch.ones(1, device=m.device)])
     parts = [view.loadings.mean.sum(0) * level for _, view in model.items()]
     return torch.stack([part[:-1] / part.sum().clamp_min(1e-30) for part in parts])
 
@@ -70,7 +71,7 @@ def overlap(model: Factorization, m: Tensor) -> np.ndarray:
     ``sqrt(W_jk e_k / N)``; divided by the root of all its counts, each modality weighs by what it
     tells.
     """
-    level = torch.cat([m.clamp(-12.0, 8.0).exp().mean(0), torch.ones(1, device=m.device)])
+    level = torch.cat([m.clamp(*MEAN_RANGE).exp().mean(0), torch.ones(1, device=m.device)])
     products, noise = torch.zeros(2, model.n_factors, model.n_factors, device=m.device)
     for _, view in model.items():
         counts = view.loadings.mean * level

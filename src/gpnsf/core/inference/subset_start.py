@@ -21,6 +21,7 @@ from gpnsf.core.families import FAMILIES
 from gpnsf.core.inference import training
 from gpnsf.core.inference.initial import lead, loadings_at
 from gpnsf.core.inference.schedule import Schedule
+from gpnsf.core.likelihoods.moments import MEAN_RANGE
 from gpnsf.core.model.factorization import Block, Factorization
 from gpnsf.core.progress import Progress
 from gpnsf.core.types import Dataset, Start
@@ -179,7 +180,7 @@ def _carried(model: Factorization, block: Block) -> Tensor:
 
     The shrinkage is that of a gamma prior of their variance.
     """
-    fixed = _field(model, block).clamp(-12.0, 8.0).exp()
+    fixed = _field(model, block).clamp(*MEAN_RANGE).exp()
     if model.nonspatial is None:
         return fixed.log()
     T, prior = model.n_spatial, (-2 * model.nonspatial.log_sigma).exp()  # [K-T]

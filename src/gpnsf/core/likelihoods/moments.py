@@ -11,8 +11,9 @@ from torch import Tensor
 
 __all__ = ["MEAN_CAP", "MEAN_RANGE", "Moments"]
 
-MEAN_RANGE = (-12.0, 8.0)  # clamp of m, and of m + v/2 from above, before exponentials
-MEAN_CAP = 9.0
+MEAN_RANGE = (-12.0, 16.0)  # clamp of m before exponentials
+MEAN_CAP = 17.0  # and of m + v/2 from above
+VARIANCE_CAP = 9.0  # clamp of v
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Moments:
         """Moments of ``size * exp(h)``, ``h ~ N(m, v)`` [n, K], with ``size`` [n, 1]."""
         geometric, mean = _LogNormal.apply(m, v, size)
         return cls(
-            geometric, mean, lambda: mean**2 * _beside(torch.expm1(v.clamp_max(MEAN_CAP)), 0.0)
+            geometric, mean, lambda: mean**2 * _beside(torch.expm1(v.clamp_max(VARIANCE_CAP)), 0.0)
         )
 
     @classmethod
