@@ -12,7 +12,7 @@ from scipy.spatial import cKDTree
 
 from gpnsf.io.objects import Opened
 
-__all__ = ["tell"]
+__all__ = ["tell", "tell_of_units"]
 
 NAMED = 3  # observations in a message
 LOOKED_AT = 2_000  # observations that tell how sections lie
@@ -24,6 +24,7 @@ REGULAR = 1.05  # ratio of distances to nearest neighbours, upper to lower decil
 NEIGHBOURS = 8  # among which those of other sections are looked for
 MIXED = 0.5  # of the observations, and of the neighbours that an even mixture would have elsewhere
 UNITS = 3.0, 1.5  # ratio of spacings between slices of cells, and between regular grids
+SIZES = 2.0  # ratio of half-widths that sections of one unit may well have
 SECTION = re.compile(r"section|slice|slide|sample|library|capture|donor|patient|batch", re.I)
 ENDS = r"([-_][A-Za-z0-9]+)$", r"^([A-Za-z0-9]+[-_])"  # of names of observations
 NO_COLUMN = "Name the section of each observation in an obs column and pass it as library_key"
@@ -45,6 +46,18 @@ def tell(
         *_other_units(coords, library, slices),
         *(_stacked(opened, coords) if len(slices) == 1 else ()),
     ):
+        _logger.warning(text)
+
+
+def tell_of_units(coords: np.ndarray, known: np.ndarray, scale: float, known_scale: float) -> None:
+    """Warn where new coordinates [n, D] seem to be in another unit than known ones; the scales are half-widths.
+
+    Fewer spots of the same tissue lie farther apart too, but its half-width stays what it is.
+    """
+    library = np.repeat([0, 1], [len(known), len(coords)])
+    both = np.concatenate([known, coords])
+    ratio = max(scale / known_scale, known_scale / scale)
+    for text in _other_units(both, library, ("reference", "data")) if ratio > SIZES else ():
         _logger.warning(text)
 
 

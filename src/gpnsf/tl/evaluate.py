@@ -105,6 +105,7 @@ class _Judged:
     counts: sp.csr_matrix  # [n, P] as fitted
     size: np.ndarray  # [n]
     by_total: bool  # size factors follow the totals of the counts
+    unit: float  # mean of the size factors
     seen: np.ndarray  # [P_full] bool
     factors: np.ndarray  # [n, K + 1], the last column is the constant one
     loadings: np.ndarray  # [P, K + 1], the last column is the background
@@ -214,6 +215,7 @@ def _open(fit: Fit, name: str) -> _Judged:
         counts=counts,
         size=measured.size_factors(fit, name, counts, ~held_out),
         by_total=not FAMILIES[likelihood].signed and fit.param("size_factors") == "total",
+        unit=fit.mean_size(name),
         seen=seen,
         factors=np.column_stack([fit.mean[rows], np.ones(mod.n_obs)]),
         loadings=loadings[seen],
@@ -238,7 +240,7 @@ def _other_size(judged: _Judged, counts: sp.csr_matrix) -> np.ndarray:
     mean, other_mean = _totals(judged.counts)[train].mean(), _totals(counts)[train].mean()
     ratio = 1.0 if FAMILIES[judged.likelihood].signed else other_mean / mean
     if judged.by_total:
-        return ratio * np.maximum(_totals(counts) / other_mean, SIZE_FLOOR)
+        return judged.unit * ratio * np.maximum(_totals(counts) / other_mean, SIZE_FLOOR)
     return ratio * judged.size
 
 

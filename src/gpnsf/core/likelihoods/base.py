@@ -49,7 +49,7 @@ class AbstractLikelihood(nn.Module, ABC):
 
     family: ClassVar[Family]
     uncertain_loadings: ClassVar[bool] = False  # whether `bound` makes use of ``geometric``
-    surrogate: ClassVar[str | None] = None  # whose bound stands in until the rates are good
+    surrogate: str | None = None  # whose bound stands in until the rates are good
 
     def __init__(self, n_features: int) -> None:
         super().__init__()
@@ -98,6 +98,9 @@ class AbstractLikelihood(nn.Module, ABC):
 
     def leave_surrogate(self, blocks: Iterable[tuple[SparseCounts, Moments, Tensor]]) -> None:
         """Go over to the likelihood's own bound; each block brings counts, moments and loadings."""
+
+    def hold(self, dispersion: Tensor | None) -> None:
+        """Take over per-feature parameters [P], which are not learnt from here on."""
 
     def log_prior(self) -> Tensor | float:
         """Log prior of the likelihood's own parameters."""
