@@ -71,13 +71,13 @@ def hold(model: Factorization, given: Given) -> nn.Parameter:
     level = nn.Parameter(-scale.log(), requires_grad=model.nonnegative)
     divisor = torch.ones_like(scale) if model.nonnegative else scale
     for name, view in model.items():
+        W = _tensor(given.loadings[name], device) / divisor
         background = _tensor(given.background[name], device)
-        parts = (given.loadings, background), (given.loadings_std, torch.zeros_like(background))
-        mean, std = (
-            torch.cat([_tensor(W[name], device) / divisor, last[:, None]], 1) for W, last in parts
-        )
         view.loadings = GivenLoadings(
-            mean, std, level, nonnegative=model.nonnegative, share=1 / len(model.names)
+            torch.cat([W, background[:, None]], 1),
+            level,
+            nonnegative=model.nonnegative,
+            share=1 / len(model.names),
         )
         view.likelihood.hold(
             _tensor(given.dispersion[name], device) if name in given.dispersion else None

@@ -49,7 +49,7 @@ class AbstractLikelihood(nn.Module, ABC):
 
     family: ClassVar[Family]
     uncertain_loadings: ClassVar[bool] = False  # whether `bound` makes use of ``geometric``
-    surrogate: str | None = None  # whose bound stands in until the rates are good
+    surrogate: ClassVar[str | None] = None  # whose bound stands in until the rates are good
 
     def __init__(self, n_features: int) -> None:
         super().__init__()

@@ -45,8 +45,7 @@ class NegativeBinomial(AbstractLikelihood):
 
     @torch.no_grad()
     def hold(self, dispersion: Tensor | None) -> None:
-        """Theta, which nothing has to stand in for then."""
-        self.surrogate = None
+        """Theta."""
         self.log_theta.copy_(dispersion.log())  # type: ignore[union-attr]
         self.log_theta.requires_grad_(False)
 

@@ -39,7 +39,6 @@ FULL_COUNTS = 100.0  # mean counts of a feature above which its loadings are cha
 CHARGES = (0.25, 0.5)  # weight of the divergence of loadings: see docs/decisions.md
 LEAST_OF_LEAD = 0.1  # charge of the leading modality at the least
 LEVEL_SD = 1.0  # of the log level of a factor in new data, a priori
-CERTAIN = 1e8  # shape of a gamma posterior beyond which nothing is uncertain
 SWITCHED_OFF = 1e-6  # loadings of a factor that is not in use, relative to the mean of all
 
 
@@ -148,33 +147,27 @@ class GivenLoadings(AbstractLoadings):
     """
 
     given: Tensor
-    geometric: Tensor
     first: Tensor
 
     def __init__(
-        self, mean: Tensor, std: Tensor, level: nn.Parameter, *, nonnegative: bool, share: float
+        self, given: Tensor, level: nn.Parameter, *, nonnegative: bool, share: float
     ) -> None:
-        """``mean`` and ``std`` [P, K+1] of a gamma posterior, the background last; ``share`` of the prior."""
-        super().__init__(mean.shape[0], mean.shape[1] - 1, background=True)
+        """``given`` [P, K+1] with the background last; ``share`` of the prior of the levels [K]."""
+        super().__init__(given.shape[0], given.shape[1] - 1, background=True)
         self.nonnegative, self.level, self.share = nonnegative, level, share
-        self.register_buffer("given", mean)
-        self.register_buffer("geometric", _geometric(mean, std) if nonnegative else mean)
+        self.register_buffer("given", given)
         self.register_buffer("first", level.detach().clone())
 
     @property
     def mean(self) -> Tensor:
-        """``E W`` [P, K+1]."""
-        return self._levelled(self.given)
-
-    def _levelled(self, loadings: Tensor) -> Tensor:
-        """Loadings at the level of the new data."""
+        """Loadings at the level of the new data [P, K+1]."""
         one = torch.ones_like(self.level[:1])
-        return loadings * torch.cat([self.level.exp(), one]) if self.nonnegative else loadings
+        return self.given * torch.cat([self.level.exp(), one]) if self.nonnegative else self.given
 
     def posterior(self, multipliers: Tensor | None, weight: float) -> PosteriorLoadings:
-        """That of the fit; the divergence is what the levels are charged for leaving their prior."""
+        """Loadings as points, and what the levels are charged for leaving their prior."""
         charge = 0.5 * ((self.level - self.first) / LEVEL_SD).square().sum()
-        return PosteriorLoadings(self.mean, self._levelled(self.geometric), self.share * charge)
+        return PosteriorLoadings(self.mean, None, self.share * charge)
 
     def model(self, name: str) -> Tensor:
         """The loadings themselves."""
@@ -182,13 +175,6 @@ class GivenLoadings(AbstractLoadings):
 
     def guide(self, name: str, multipliers: Tensor | None, weight: float) -> None:
         """Nothing is sampled."""
-
-
-def _geometric(mean: Tensor, std: Tensor) -> Tensor:
-    """``exp E log W`` of gamma posteriors; the mean itself where nothing is uncertain."""
-    shape = (mean / std.clamp_min(TINY)).square().clamp(SMALLEST_SHAPE, CERTAIN)
-    known = mean * (torch.digamma(shape) - shape.log()).exp()
-    return torch.where((std > 0) & (mean > 0), known, mean)
 
 
 class GammaLoadings(AbstractLoadings):
