@@ -1,6 +1,6 @@
-"""Spots that lack ATAC, spots that were held out, and several slices: what a joint fit knows of them.
+"""Spots that lack ATAC, spots that were held out, several slices, and new spots at the loadings of a fit.
 
-GPNSF_DATA_DIR=... gpnsf benchmark imputation [--only missing|holdout|slices] [--seeds 2]
+GPNSF_DATA_DIR=... gpnsf benchmark imputation [--only missing|holdout|slices|projection] [--seeds 2]
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from report import machine, parser, write_table
 
 import gpnsf
 from gpnsf.core.families import FAMILIES
+from gpnsf.core.inference.posterior import VARIANCE_CAP
 from gpnsf.core.scores import metrics
+from gpnsf.core.scores.calibration import log_moments
 from gpnsf.datasets.files import load
 
 LACKING = 0.3
@@ -246,9 +248,70 @@ def slices_table(seeds: range) -> None:
     write_table("slices", pd.DataFrame(rows), note)
 
 
+def same_section(seed: int) -> dict[str, object]:
+    """A fifth of the spots projected, beside a fit that has them all."""
+    whole = gpnsf.datasets.tissue(n_genes=1000, n_peaks=10, seed=seed)["rna"].copy()
+    new = np.random.default_rng([seed, 2]).random(whole.n_obs) < 0.2
+    old, fresh = whole[~new].copy(), whole[new].copy()
+    fit_known(old, seed)
+    fit_known(whole, seed)
+    gpnsf.tl.project(fresh, old, progress=False)
+    row = {"data": f"a fifth of the spots, seed {seed}", "spots": fresh.n_obs}
+    return row | judged(fresh, old) | judged(whole[new].copy(), whole, " of a fit of all")
+
+
+def other_section(seed: int) -> dict[str, object]:
+    """Half of another section, with its coordinates far from those of the fit, beside a fit of both."""
+    both = gpnsf.datasets.tissue(n_obs=3000, n_libraries=2, n_genes=1000, n_peaks=10, seed=seed)
+    both = both["rna"].copy()
+    first = (both.obs["library"] == both.obs["library"].iloc[0]).to_numpy()
+    half = both.obsm["spatial"][:, 0] < np.median(both.obsm["spatial"][~first, 0])
+    old, fresh = both[first].copy(), both[~first & half].copy()
+    fit_known(old, seed)
+    fit_known(both, seed, library_key="library")
+    fresh.obsm["spatial"] = fresh.obsm["spatial"] + 1e5
+    gpnsf.tl.project(fresh, old, progress=False)
+    row = {"data": f"half of another section, seed {seed}", "spots": fresh.n_obs}
+    return row | judged(fresh, old) | judged(both[~first & half].copy(), both, " of a fit of all")
+
+
+def fit_known(data, seed: int, **options) -> None:
+    """Fit with known size factors, for which intervals can be judged."""
+    kinds = {"n_factors": 10, "n_spatial": 8, "size_factors": "true_size"}
+    gpnsf.tl.fit(data, seed=seed, progress=False, **kinds, **options)
+
+
+def judged(data, unit, name: str = "") -> dict[str, str]:
+    """Correlation of spatial factors with the truth, and coverage of their 90 % intervals in the unit of a fit."""
+    spatial = data.uns["gpnsf"]["is_spatial"]
+    truth = data.obsm["true_factors"][:, :8]
+    mean, std = (data.obsm[f"X_gpnsf{end}"][:, spatial].astype(float) for end in ("", "_std"))
+    columns, r = metrics.match_factors(truth, mean)
+    centre, sd = log_moments(mean[:, columns], std[:, columns], VARIANCE_CAP)
+    error = centre - np.log(truth / unit.obsm["true_factors"][:, :8].mean(0))
+    covered = metrics.coverage(0.0, error, sd, 0.9)
+    return {f"mean r{name}": f"{r.mean():.3f}", f"coverage{name}": f"{covered:.3f}"}
+
+
+def projection_table(seeds: range) -> None:
+    """New spots of the same section, and of another one."""
+    rows = [make(seed) for make in (same_section, other_section) for seed in seeds]
+    note = (
+        "Simulated tissue, RNA of 1,000 genes with known size factors: spatial factors of spots that `tl.project` has seen alone, at the "
+        "loadings of a fit of the others, beside the factors that a fit of all spots gives the same ones. Coverage of 90 % intervals of log "
+        f"factors. {machine()}."
+    )
+    write_table("projection", pd.DataFrame(rows), note)
+
+
 def main() -> None:
     """The tables asked for."""
-    tables = {"missing": missing_table, "holdout": holdout_table, "slices": slices_table}
+    tables = {
+        "missing": missing_table,
+        "holdout": holdout_table,
+        "slices": slices_table,
+        "projection": projection_table,
+    }
     arguments = parser(__doc__)
     arguments.add_argument("--only", choices=tables)
     arguments.add_argument("--seeds", type=int, default=2)

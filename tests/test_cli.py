@@ -230,6 +230,17 @@ def test_predict_gives_factors_at_the_coordinates_of_a_table(fitted, tmp_path):
     np.testing.assert_allclose(predicted.X, expected.X, rtol=1e-5)
 
 
+def test_project_writes_new_observations_at_the_factors_of_a_fit(fitted, tmp_path, capsys):
+    new, target = str(tmp_path / "new.h5mu"), str(tmp_path / "out.h5mu")
+    mudata.read_h5mu(fitted)[:20].copy().write(new)
+    options = "--max-steps 2 --key-added again --size-factors total"
+    assert cli.main(["project", new, fitted, target, *options.split()]) == 0
+    written = mudata.read_h5mu(target)
+    assert written.uns["again"]["projection"]["key"] == "gpnsf"
+    assert written.uns["again"]["params"]["max_steps"] == 2
+    assert "projected 20 observations" in capsys.readouterr().out
+
+
 OTHERS = {
     "report",
     "links",

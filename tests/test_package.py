@@ -143,6 +143,7 @@ def test_arguments_after_the_data_are_named(name):
         "tl.fit": ["model"],
         "tl.forecast": ["model"],
         "tl.predict": ["coords"],
+        "tl.project": ["reference"],
     }
     assert unnamed == [*unnamed[:1], *more.get(name, [])]
 

@@ -161,6 +161,14 @@ def _predict(source: Path, coords: Path, target: Path, library: str | None, key:
     print(f"predicted {predicted.n_vars} factors at {predicted.n_obs} places: {target}")
 
 
+def _project(source: Path, reference: Path, target: Path, **options: Any) -> None:
+    _check_target(source, target)
+    data = _read(source)
+    gpnsf.tl.project(data, _read(reference), **options)
+    _write(data, target)
+    print(f"projected {data.n_obs} observations on the factors of {reference}: {target}")
+
+
 def _plot(source: Path, folder: Path, key: str) -> None:
     from gpnsf.demo import save_figures
 
@@ -235,6 +243,7 @@ RUN: dict[str, Callable[..., int | None]] = {
     "rank": _rank,
     "evaluate": _evaluate,
     "predict": _predict,
+    "project": _project,
     "plot": _plot,
     "report": _report,
     "simulate": _simulate,

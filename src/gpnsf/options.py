@@ -176,6 +176,11 @@ SEARCHED = FIT_OPTIONS.keys() - {
     *("key_added", "checkpoint"),
 }  # arguments of a fit that a search passes on
 
+PROJECTED = (
+    *("layers", "spatial_key", "library_key", "max_steps", "block_size"),
+    *("device", "seed", "key_added", "progress"),
+)  # those of a projection
+
 
 def _add_fit_options(
     command: argparse.ArgumentParser, names: Iterable[str] = FIT_OPTIONS.keys()
@@ -295,6 +300,19 @@ def _predict(command: argparse.ArgumentParser) -> None:
     _key(command)
 
 
+def _project(command: argparse.ArgumentParser) -> None:
+    _source(command, "h5mu, h5ad or zarr with new observations")
+    words = "h5mu, h5ad or zarr with a fit"
+    command.add_argument("reference", type=Path, metavar="REFERENCE", help=words)
+    _target(command)
+    words = "total, none, or an obs column; default: of the kind that the reference has"
+    _option(command, "size_factors", type=_or_none, help=words)
+    words = "modalities to use; default: those that both have"
+    _option(command, "modalities", type=_names, metavar="A,B", help=words)
+    _add_fit_options(command, PROJECTED)
+    _key(command)
+
+
 def _plot(command: argparse.ArgumentParser) -> None:
     _source(command)
     command.add_argument("folder", type=Path, metavar="OUTDIR", help="folder for the figures")
@@ -333,6 +351,7 @@ COMMANDS = {
     "rank": ("print the best features of each factor as CSV", _rank),
     "evaluate": ("print how well a fit explains counts, seen and unseen, as CSV", _evaluate),
     "predict": ("predict the factors at new coordinates", _predict),
+    "project": ("infer the factors of new observations at the loadings of a fit", _project),
     "plot": ("draw the figures of a fit as PNG", _plot),
     "report": ("write a fit to one HTML page", _report),
     "simulate": ("write simulated data with its truth", _simulate),

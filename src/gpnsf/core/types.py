@@ -31,6 +31,7 @@ import scipy.sparse as sp
 __all__ = [
     "TINY",
     "Dataset",
+    "Given",
     "History",
     "Posterior",
     "RowReader",
@@ -217,3 +218,18 @@ class Posterior:
     multipliers: dict[str, np.ndarray] = dataclass_field(
         default_factory=dict
     )  # modality -> [P, S], if any
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a projection takes from a fit, in its units: factors in the order of the fit, features in that of the new data."""
+
+    loadings: dict[str, np.ndarray]  # modality -> [P, K]
+    loadings_std: dict[str, np.ndarray]  # modality -> [P, K]
+    background: dict[str, np.ndarray]  # modality -> [P]
+    dispersion: dict[str, np.ndarray]  # modality -> [P]; absent where there is none
+    importance_std: dict[str, np.ndarray]  # modality -> [P]
+    lengthscale: np.ndarray  # [T] in half-widths of the new data
+    amplitude: np.ndarray  # [K] standard deviation of the field; of the log factor, if nonspatial
+    nugget: np.ndarray  # [T] variance of single spots around the field
+    scale: np.ndarray  # [K] by which the fit has divided the factors of its model

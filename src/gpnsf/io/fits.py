@@ -176,6 +176,19 @@ class Fit:
         where = f"obs of {modality!r}"
         return stored.array(mod.obs, key, (mod.n_obs,), low=low, high=LARGEST, where=where)
 
+    @property
+    def is_projection(self) -> bool:
+        """Whether the factors are those of another object, and in its units."""
+        return "projection" in self.uns
+
+    def mean_size(self, modality: str) -> float:
+        """Mean of the size factors of a modality: 1, but in data that were projected, where the unit is that of the reference."""
+        if not self.is_projection:
+            return 1.0
+        record = stored.record(self.uns, "projection", where=self.where)
+        sizes = stored.record(record, "mean_size", where="the projection")
+        return stored.number(sizes, modality, low=1e-12, high=1e12, where="the mean size factors")
+
     def n_features(self, modality: str) -> int:
         """Features of a modality that had a rate at the fit."""
         sizes = stored.record(self.uns, "n_features", where=self.where)

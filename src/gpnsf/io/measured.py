@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import pandas as pd
@@ -13,7 +13,7 @@ from mudata import MuData
 from gpnsf import checks
 from gpnsf.arguments import Reading
 from gpnsf.core.families import FAMILIES
-from gpnsf.core.types import Dataset
+from gpnsf.core.types import Dataset, View
 from gpnsf.io.fits import Fit
 from gpnsf.io.read import SIZE_FLOOR, Layout, read, read_counts, row_totals
 
@@ -26,6 +26,7 @@ __all__ = [
     "held_out_rows",
     "layer_of",
     "reread",
+    "resized",
     "same_totals",
     "size_factors",
     "used",
@@ -133,7 +134,14 @@ def reread(fit: Fit, modality: str | None = None) -> tuple[Dataset, Layout]:
     reading = Reading(**{**kept, **own, "use_var": None, "batch_key": None})
     features = {name: used(fit, name) for name in chosen}
     spatial = bool(fit.is_spatial.any())
-    return read(fit.data, reading, spatial=spatial, features=features, tell=False)
+    dataset, layout = read(fit.data, reading, spatial=spatial, features=features, tell=False)
+    views = tuple(resized(view, fit.mean_size(view.name)) for view in dataset.views)
+    return replace(dataset, views=views), layout
+
+
+def resized(view: View, unit: float) -> View:
+    """A modality whose size factors have another mean than 1."""
+    return view if unit == 1.0 else replace(view, size=(unit * view.size).astype(np.float32))
 
 
 def layer_of(fit: Fit, modality: str) -> str | None:
@@ -214,14 +222,16 @@ def size_factors(
     """Size factors [n] of the fit for its counts [n, P], relative to their mean over the training cells [n].
 
     Cells that were held out and have none in the column that was fitted get NaN. ``kind`` is the likelihood that the counts
-    suit, if it is not that of the fit.
+    suit, if it is not that of the fit. After a
+    projection they are in the unit of the reference.
     """
     source = fit.param("size_factors")
     if source is None or FAMILIES[kind or fit.likelihoods[modality]].signed:
         return np.ones(counts.shape[0])
+    unit = fit.mean_size(modality)
     if source == "total":
         totals = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
-        return np.maximum(totals / totals[train].mean(), SIZE_FLOOR)
+        return unit * np.maximum(totals / totals[train].mean(), SIZE_FLOOR)
     own = fit.modalities[modality].obs
     remedy = "Restore the column that the fit has read"
     checks.choices(
@@ -236,7 +246,8 @@ def size_factors(
     )
     checks.positive(column[train], what=f"size factors in {source!r}")
     values = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
-    return np.where(np.isfinite(values) & (values > 0), values, np.nan) / values[train].mean()
+    known = np.where(np.isfinite(values) & (values > 0), values, np.nan)
+    return unit * known / values[train].mean()
 
 
 def _on_rows(values: np.ndarray, rows: np.ndarray, n_obs: int) -> np.ndarray:

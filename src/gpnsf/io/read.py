@@ -40,6 +40,7 @@ __all__ = [
     "read_counts",
     "row_totals",
     "size_column",
+    "told_of",
 ]
 
 NOT_BINARY = "modality %r holds values other than 0 and 1; %r reads x > 0"
@@ -85,7 +86,7 @@ def read(
     reading = reading or Reading()
     opened = open_data(data, modalities=reading.modalities, likelihoods=reading.likelihoods)
     chosen = reading.modalities is not None
-    told = _told(modalities.suspicions(opened, chosen=chosen)) if tell else ()
+    told = told_of(modalities.suspicions(opened, chosen=chosen)) if tell else ()
     kinds = _likelihoods(opened, reading.likelihoods, default_likelihoods or names.LIKELIHOODS)
     features = dict(features or features_used(opened, reading.use_var))
     for name in opened.names:
@@ -96,7 +97,7 @@ def read(
     slices = tuple(map(str, libraries))
     coords, places = _places(opened, reading.spatial_key, library, slices, spatial=spatial)
     if tell and spatial:
-        told += _told(suspicions(opened, coords, library, slices, places.stray))
+        told += told_of(suspicions(opened, coords, library, slices, places.stray))
     trained = ~held_out_rows(opened, reading.holdout_key)
     views, totals = [], {}
     for name in opened.names:
@@ -383,7 +384,7 @@ def _places(
     return coords, geometry(coords, library, key)
 
 
-def _told(texts: Iterable[str]) -> tuple[str, ...]:
+def told_of(texts: Iterable[str]) -> tuple[str, ...]:
     """Warnings, in the log and for the record."""
     told = tuple(texts)
     for text in told:

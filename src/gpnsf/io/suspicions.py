@@ -11,7 +11,7 @@ from scipy.spatial import cKDTree
 
 from gpnsf.io.objects import Opened
 
-__all__ = ["suspicions"]
+__all__ = ["suspicions", "units_apart"]
 
 NAMED = 3  # observations in a message
 LOOKED_AT = 2_000  # observations that tell how sections lie
@@ -23,6 +23,7 @@ REGULAR = 1.05  # ratio of distances to nearest neighbours, upper to lower decil
 NEIGHBOURS = 8  # among which those of other sections are looked for
 MIXED = 0.5  # of the observations, and of the neighbours that an even mixture would have elsewhere
 UNITS = 3.0, 1.5  # ratio of spacings between slices of cells, and between regular grids
+SIZES = 2.0  # ratio of half-widths that sections of one unit may well have
 SECTION = re.compile(r"section|slice|slide|sample|library|capture|donor|patient|batch", re.I)
 ENDS = r"([-_][A-Za-z0-9]+)$", r"^([A-Za-z0-9]+[-_])"  # of names of observations
 NO_COLUMN = "Name the section of each observation in an obs column and pass it as library_key"
@@ -40,6 +41,20 @@ def suspicions(
     yield from _other_units(coords, library, slices)
     if len(slices) == 1:
         yield from _stacked(opened, coords)
+
+
+def units_apart(
+    coords: np.ndarray, known: np.ndarray, scale: float, known_scale: float
+) -> Iterator[str]:
+    """A warning where new coordinates [n, D] seem to be in another unit than known ones; the scales are half-widths.
+
+    Fewer spots of the same tissue lie farther apart too, but its half-width stays what it is.
+    """
+    library = np.repeat([0, 1], [len(known), len(coords)])
+    both = np.concatenate([known, coords])
+    ratio = max(scale / known_scale, known_scale / scale)
+    if ratio > SIZES:
+        yield from _other_units(both, library, ("reference", "data"))
 
 
 def _far_off(stray: np.ndarray, names: pd.Index) -> Iterator[str]:

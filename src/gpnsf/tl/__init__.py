@@ -24,6 +24,7 @@ __all__ = [
     "mefisto",
     "nearest_genes",
     "predict",
+    "project",
     "rank_features",
     "scai",
     "select_n_factors",
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from gpnsf.tl.mefisto import mefisto
     from gpnsf.tl.nearest_genes import nearest_genes
     from gpnsf.tl.predict import predict
+    from gpnsf.tl.project import project
     from gpnsf.tl.rank import rank_features
     from gpnsf.tl.scai import scai
     from gpnsf.tl.select import select_n_factors
@@ -74,6 +76,7 @@ else:
             "mefisto": "mefisto",
             "nearest_genes": "nearest_genes",
             "predict": "predict",
+            "project": "project",
             "rank_features": "rank",
             "scai": "scai",
             "select_n_factors": "select",

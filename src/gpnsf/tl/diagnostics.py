@@ -65,10 +65,20 @@ class _Fitted:
         return [view for view in self.dataset.views if not FAMILIES[view.likelihood].signed]
 
 
-def warn(dataset: Dataset, outcome: Outcome, asked: Arguments, *, scale: float) -> list[str]:
-    """Log a warning for everything about a fit that its user should know, and return the texts."""
+def warn(
+    dataset: Dataset,
+    outcome: Outcome,
+    asked: Arguments,
+    *,
+    scale: float,
+    projected: bool = False,
+) -> list[str]:
+    """Log a warning for everything about a fit that its user should know, and return the texts.
+
+    Of a projection, what follows from the new data alone.
+    """
     fitted = _Fitted(dataset, outcome, asked, scale)
-    texts = [text for check in CHECKS for text in check(fitted)]
+    texts = [text for check in (PROJECTED if projected else CHECKS) for text in check(fitted)]
     for text in texts:
         _logger.warning(text)
     return texts
@@ -347,3 +357,4 @@ CHECKS = (
     _duplicates,
     _batches,
 )
+PROJECTED = (_convergence, _depth, _basis)

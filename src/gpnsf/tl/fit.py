@@ -6,7 +6,6 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +15,6 @@ from mudata import MuData
 from gpnsf import checks
 from gpnsf.arguments import Arguments, answering
 from gpnsf.core import distributed
-from gpnsf.core.counts.backends import backend
 from gpnsf.core.inference import fitting
 from gpnsf.core.inference.checkpoint import Checkpoint
 from gpnsf.core.inference.schedule import Schedule
@@ -31,7 +29,8 @@ from gpnsf.tl import diagnostics
 from gpnsf.tl.alone import fit_threads, one_at_a_time
 from gpnsf.tl.asked import builder, number_spatial, read_for
 from gpnsf.tl.device import check_processes, resolved
-from gpnsf.tl.memory import guard, peak_memory
+from gpnsf.tl.memory import guard
+from gpnsf.tl.record import record
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -39,7 +38,6 @@ if TYPE_CHECKING:
 __all__ = ["fit"]
 
 _logger = logging.getLogger("gpnsf")
-_VERSIONS = ("gpnsf", "torch", "pyro-ppl", "numpy", "scipy", "anndata", "mudata")
 
 
 @answering
@@ -315,13 +313,8 @@ def _fit(
             lambda: diagnostics.warn(dataset, outcome, asked, scale=layout.scale)
         )
     seconds = time.perf_counter() - began
-    run = {
-        "threads": threads,
-        "processes": distributed.number(),
-        "warnings": [*layout.warnings, *warnings],
-        "backend": backend(device.type),
-    }
-    info = {**_info(asked, outcome, seconds), **run}
+    told = [*layout.warnings, *warnings]
+    info = record(asked, outcome, seconds, threads, told, device)
     _report(dataset, outcome.history, seconds)
     return lambda holder: write.write(holder, outcome.posterior, layout, keys=keys, info=info)
 
@@ -340,29 +333,6 @@ def _warn_of_idle(asked: Arguments, n_spatial: int) -> None:
     for name, (value, is_idle) in idle.items():
         if is_idle:
             _logger.warning("%s=%r has no effect on this model and field.", name, value)
-
-
-def _info(asked: Arguments, outcome: fitting.Outcome, seconds: float) -> dict[str, object]:
-    """What ``uns`` holds beside what follows from the posterior."""
-    history = outcome.history
-    best = max(history.starts, key=lambda name: history.starts[name])
-    return {
-        "params": asked.record,
-        "n_factors_asked": asked.model.n_factors,
-        "history": {
-            "elbo": history.elbo,
-            "seconds": history.seconds,
-            "phase": history.phase.tolist(),
-        },
-        "converged": history.converged,
-        "repairs": history.repairs + history.notices,
-        "starts": {**history.starts, "best": best},
-        "spatial_test": outcome.spatial_test,
-        "versions": {name: version(name) for name in _VERSIONS},
-        "seed": asked.training.seed,
-        "seconds": seconds,
-        "peak_memory": peak_memory(),
-    }
 
 
 def _report(dataset: Dataset, history: History, seconds: float) -> None:

@@ -42,7 +42,7 @@ def predict(
 
     Spatial factors come from the field alone, with the spread of single spots around it in their standard deviation. Far
     from all data the field returns to its prior, its linear trend held at the edge of the tissue. Nonspatial factors
-    cannot be predicted: they get their mean, 1 (0 in signed models), and their standard deviation over the fitted spots.
+    cannot be predicted: they get their mean, 1 (0 in signed models; that over the data after :func:`gpnsf.tl.project`), and their standard deviation over the fitted spots.
 
     Parameters
     ----------
@@ -97,9 +97,9 @@ def predict(
         raise ValueError(
             checks.problem(rule, f"shape {points.shape}", f"Pass an array [n, {n_dims}]")
         )
-    mean = np.full(
-        (len(points), len(fit.names)), float(bool(state["nonnegative"])), dtype=np.float32
-    )
+    usual = fit.mean.mean(0) if fit.is_projection else float(bool(state["nonnegative"]))
+    mean = np.empty((len(points), len(fit.names)), dtype=np.float32)
+    mean[:] = usual
     assert fit.std is not None  # there is a field
     std = np.broadcast_to(np.sqrt(fit.mean.var(0) + (fit.std**2).mean(0)), mean.shape).astype(
         np.float32

@@ -71,9 +71,12 @@ def memory(shapes: Shapes) -> float:
 
 @torch.no_grad()
 def mean_field(
-    model: Factorization, blocks: list[Block], adopted: Mapping[int, Adopted] | None = None
+    model: Factorization,
+    blocks: list[Block],
+    adopted: Mapping[int, Adopted] | None = None,
+    gamma: Tensor | None = None,
 ) -> LogFactors:
-    """The guide's posterior without a local stage, of which factors could be ``adopted``."""
+    """The guide's posterior without a local stage, which takes the rest of the arguments."""
     moments = [model.marginals(block) for block in blocks]
     m, v = torch.cat([m for m, _ in moments]), torch.cat([v for _, v in moments])
     T = model.n_spatial
@@ -85,15 +88,20 @@ def mean_field(
 
 @torch.no_grad()
 def local(
-    model: Factorization, blocks: list[Block], adopted: Mapping[int, Adopted] | None = None
+    model: Factorization,
+    blocks: list[Block],
+    adopted: Mapping[int, Adopted] | None = None,
+    gamma: Tensor | None = None,
 ) -> LogFactors:
     """Run the local stage, then give the field its exact variance.
 
     The information is that which the spots carry.
 
-    ``adopted`` tells of spatial factors, by number, that do not begin at their field.
+    ``adopted`` tells of spatial factors, by number, that do not begin at their field. ``gamma`` [K]
+    is held, and the amplitudes with it, where both are known.
     """
     stage = _LocalStage(model, blocks)
+    stage.gamma = stage.gamma if gamma is None else gamma.clamp_min(GAMMA_FLOOR)
     for k, own in (adopted or {}).items():
         stage.e[:, k], stage.gamma[k] = (
             own.log_factor - stage.base[:, k],
@@ -102,8 +110,9 @@ def local(
     for number, n_steps in enumerate(NEWTON_STEPS, start=1):
         for block in distributed.mine(blocks):
             stage.sweep(block, n_steps, last=number == len(NEWTON_STEPS))
-        stage.update_gamma()
-    return stage.result()
+        if gamma is None:
+            stage.update_gamma()
+    return stage.result(rescale=gamma is None)
 
 
 class _LocalStage:
@@ -214,7 +223,7 @@ class _LocalStage:
         diagonal[:, self.T :] += 1 / self.gamma[self.T :]
         return torch.linalg.inv(precision).diagonal(dim1=1, dim2=2)[:, : self.T].clamp_min(1e-8)
 
-    def result(self) -> LogFactors:
+    def result(self, *, rescale: bool) -> LogFactors:
         """Deviation variance plus the share of the field's variance that the data leave in h."""
         self.e, self.variance, self.information = (
             distributed.gathered(values, self.blocks)
@@ -229,7 +238,8 @@ class _LocalStage:
             # where the deviations have settled, e / gamma is the gradient of the log-likelihood in
             # the field
             gradient = (self.e / self.gamma)[:, : self.T]
-            field.rescale(located, information, [gradient[block.rows] for block in self.blocks])
+            if rescale:
+                field.rescale(located, information, [gradient[block.rows] for block in self.blocks])
             field.set_precision(located, information)
             field_m = self.base[:, : self.T]
             field_v = torch.cat([field.marginals(place)[1] for place in located])

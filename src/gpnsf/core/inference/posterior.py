@@ -6,6 +6,7 @@ Moments, scale, order, totals and the uncertainty of importance scores.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import reduce
 from typing import NamedTuple
 
@@ -17,15 +18,21 @@ from gpnsf.core import stored
 from gpnsf.core.families import FAMILIES
 from gpnsf.core.fields.base import FieldSize
 from gpnsf.core.inference.local_stage import LogFactors, covariances
+from gpnsf.core.inference.margins import (
+    Margins,
+    centred_multipliers,
+    margins,
+    scaled_loadings,
+)
 from gpnsf.core.inference.shapes import Shapes
 from gpnsf.core.likelihoods import AbstractLikelihood
 from gpnsf.core.likelihoods.moments import MEAN_RANGE
 from gpnsf.core.model.build import restore_field
-from gpnsf.core.model.factorization import Block, Factorization, ViewModel
+from gpnsf.core.model.factorization import Block, Factorization
 from gpnsf.core.scores import simplex
-from gpnsf.core.types import Dataset, Posterior, rows_at_a_time
+from gpnsf.core.types import Dataset, Given, Posterior, rows_at_a_time
 
-__all__ = ["memory", "predict", "summarise"]
+__all__ = ["memory", "predict", "summarise", "summarise_at"]
 
 # cap on the variance of a log factor, in the mean: beyond it exp(m + v/2) speaks of the prior's
 # tail, not of the data
@@ -38,7 +45,6 @@ FEATURES = 10_000  # whose covariances [P, K, K] are made at a time
 PLACES = 20_000  # where a field is predicted at a time: inducing points need arrays [n, T, M]
 # size of a factor of which nothing is left: signed models may be asked for more than the data hold
 EMPTY = 1e-12
-NEGLIGIBLE = 1e-6  # loadings below this share of their feature's total are set to zero
 
 
 def memory(shapes: Shapes, field: FieldSize) -> tuple[float, float, float]:
@@ -59,25 +65,68 @@ def summarise(
     model: Factorization, dataset: Dataset, blocks: list[Block], log_factors: LogFactors
 ) -> Posterior:
     """Posterior moments of the factors, scaled to mean one, in order of their expected signal."""
-    T = model.n_spatial
     mean, std, smooth, scale, smooth_scale = _scaled(model, blocks, log_factors)
-    margins = {name: _margins(blocks, name) for name in model.names}
-    loadings = {name: _scaled_loadings(view, margins[name], scale) for name, view in model.items()}
-    result = _Result(mean, loadings, _centred_multipliers(model, blocks, loadings))
-    result.match_totals(model, blocks, margins)
-    order = result.sort(T)
+    seen = {name: margins(blocks, name) for name in model.names}
+    loadings = {name: scaled_loadings(view, seen[name], scale) for name, view in model.items()}
+    result = _Result(mean, loadings, centred_multipliers(model, blocks, loadings))
+    result.match_totals(model, blocks, seen)
+    order = result.sort(model.n_spatial)
     # each under its old name: where spots are many, copies [N, K] are what fills the memory
     mean = result.mean
     std = std[:, order]
     smooth = smooth[:, order]
-    spatial_order = order[:T]
-    importance_std, loadings_std = result.deviations(model, blocks)
+    deviations = result.deviations(model, blocks)
+    found = _Found(result, std, smooth, smooth_scale, order, *deviations)
+    return _posterior(model, dataset, blocks, log_factors, found)
+
+
+@torch.no_grad()
+def summarise_at(
+    model: Factorization,
+    dataset: Dataset,
+    blocks: list[Block],
+    log_factors: LogFactors,
+    given: Given,
+    scale: Tensor,
+) -> Posterior:
+    """The same at loadings that were given: they stay as they are, and so do scale and order of the factors."""
+    mean, std, smooth, _, _ = _scaled(model, blocks, log_factors, scale)
+    every, order = torch.nn.functional.pad(scale, (0, 1), value=1.0), torch.arange(len(scale))
+    loadings = {name: view.loadings.mean * every for name, view in model.items()}
+    known = order.to(scale.device), given.importance_std, given.loadings_std
+    found = _Found(_Result(mean, loadings, {}), std, smooth, scale, *known)
+    result = _posterior(model, dataset, blocks, log_factors, found)
+    return replace(result, loadings=given.loadings, background=given.background)
+
+
+class _Found(NamedTuple):
+    """What there is to be said about factors and loadings, in the order of both."""
+
+    result: _Result
+    std: Tensor  # [N, K]
+    smooth: Tensor  # [N, K]
+    smooth_scale: Tensor  # [K], in the order of the model
+    order: Tensor  # [K]
+    importance_std: dict[str, np.ndarray]
+    loadings_std: dict[str, np.ndarray]
+
+
+def _posterior(
+    model: Factorization,
+    dataset: Dataset,
+    blocks: list[Block],
+    log_factors: LogFactors,
+    found: _Found,
+) -> Posterior:
+    """In plain numpy."""
+    result, T = found.result, model.n_spatial
+    spatial_order = found.order[:T]
     return Posterior(
-        mean=_array(mean),
-        smooth=_array(smooth),
-        std=_array(std),
+        mean=_array(result.mean),
+        smooth=_array(found.smooth),
+        std=_array(found.std),
         loadings={name: _array(W[:, :-1]) for name, W in result.loadings.items()},
-        loadings_std=loadings_std,
+        loadings_std=found.loadings_std,
         background={name: _array(W[:, -1]) for name, W in result.loadings.items()},
         dispersion={
             name: _array(theta)
@@ -85,25 +134,26 @@ def summarise(
             if (theta := view.likelihood.dispersion()) is not None
         },
         variance_explained=result.variance_explained(model, dataset, blocks),
-        importance_std=importance_std,
+        importance_std=found.importance_std,
         is_spatial=np.arange(model.n_factors) < T,
-        order=_array(order).astype(np.int64),
+        order=_array(found.order).astype(np.int64),
         lengthscale=_padded(model, "log_lengthscale", spatial_order),
-        amplitude=_amplitude(model, log_factors, order),
+        amplitude=_amplitude(model, log_factors, found.order),
         multipliers={name: _array(factor.T) for name, factor in result.multipliers.items()},
-        field=_field_state(model, log_factors, smooth_scale, spatial_order),
+        field=_field_state(model, log_factors, found.smooth_scale, spatial_order),
     )
 
 
 def _scaled(
-    model: Factorization, blocks: list[Block], log_factors: LogFactors
+    model: Factorization,
+    blocks: list[Block],
+    log_factors: LogFactors,
+    given: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     """Means, standard deviations, and means by the field alone [N, K], each divided by a scale.
 
-    The scales of the two means [K].
-
-    Rows without any count have what the field alone says of them, and the mean of every nonspatial
-    factor.
+    The scales of the two means [K], which may be given, come with them. Rows without any count have
+    what the field alone says of them, and the mean of every nonspatial factor.
     """
     T = model.n_spatial
     mixing = torch.ones(model.n_factors, device=log_factors.m.device)
@@ -122,7 +172,9 @@ def _scaled(
         expected[:, T:] = mean[seen][:, T:].mean(0)
         std[unseen] *= expected / mean[unseen].clamp_min(EMPTY)
         mean[unseen], smooth[unseen, T:] = expected, expected[:, T:]
-    scale, smooth_scale = _scales(model.nonnegative, mean), _scales(model.nonnegative, smooth)
+    scale, smooth_scale = (
+        _scales(model.nonnegative, part) if given is None else given for part in (mean, smooth)
+    )
     return mean / scale, std.div_(scale), smooth.div_(smooth_scale), scale, smooth_scale
 
 
@@ -148,58 +200,6 @@ def _scales(nonnegative: bool, factors: Tensor) -> Tensor:
     return torch.where(size < EMPTY, 1.0, size)
 
 
-class _Margins(NamedTuple):
-    """Margins of all counts of a modality."""
-
-    seen: Tensor  # [P] whether a feature has any
-    total: float
-    smallest: float
-
-
-def _margins(blocks: list[Block], name: str) -> _Margins:
-    """Read every block once."""
-    seen, total, smallest = [], 0.0, 0.0
-    for block in blocks:
-        counts = block.counts[name]
-        seen.append(counts.per_column > 0)
-        total += float(counts.values.double().sum())
-        smallest = min(smallest, float(counts.values.min())) if counts.nnz else smallest
-    return _Margins(torch.stack(seen).any(0), total, smallest)
-
-
-def _scaled_loadings(view: ViewModel, margins: _Margins, scale: Tensor) -> Tensor:
-    """Loadings [P, K+1] that go with the scaled factors.
-
-    Traces are zero, and so are features without a count.
-    """
-    W = view.loadings.mean * torch.cat([scale, torch.ones(1, device=scale.device)])
-    if not view.loadings.nonnegative:
-        return W
-    kept = W >= NEGLIGIBLE * W.sum(1, keepdim=True)
-    kept[:, -1] = True
-    return W * kept * margins.seen[:, None]
-
-
-def _centred_multipliers(
-    model: Factorization, blocks: list[Block], loadings: dict[str, Tensor]
-) -> dict[str, Tensor]:
-    """Batch multipliers [S, P] with mean one over spots, by size factor.
-
-    Their mean goes into the loadings.
-    """
-    centred = {}
-    for name, view in model.items():
-        if view.log_multipliers is not None:
-            multipliers = view.log_multipliers.exp()
-            weight = torch.zeros(len(multipliers), 1, device=multipliers.device)
-            for block in blocks:
-                weight[block.batch] += block.size[name].sum()
-            mean = (weight * multipliers).sum(0) / weight.sum()
-            centred[name] = multipliers / mean
-            loadings[name] = loadings[name] * mean[:, None]
-    return centred
-
-
 class _Result:
     """Factors and loadings on their way to numpy."""
 
@@ -219,7 +219,7 @@ class _Result:
         return torch.cat([size * self.mean[block.rows], size], 1)
 
     def match_totals(
-        self, model: Factorization, blocks: list[Block], margins: dict[str, _Margins]
+        self, model: Factorization, blocks: list[Block], margins: dict[str, Margins]
     ) -> None:
         """Scale each modality's loadings so that its expected total is the observed one."""
         for name, view in model.items():

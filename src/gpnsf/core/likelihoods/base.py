@@ -99,6 +99,9 @@ class AbstractLikelihood(nn.Module, ABC):
     def leave_surrogate(self, blocks: Iterable[tuple[SparseCounts, Moments, Tensor]]) -> None:
         """Go over to the likelihood's own bound; each block brings counts, moments and loadings."""
 
+    def hold(self, dispersion: Tensor | None) -> None:
+        """Take over per-feature parameters [P], which are not learnt from here on."""
+
     def log_prior(self) -> Tensor | float:
         """Log prior of the likelihood's own parameters."""
         return 0.0

@@ -43,6 +43,12 @@ class Gaussian(AbstractLikelihood):
         n_rows = distributed.total(sum(n for _, n in sums))
         self.log_sd.copy_(0.5 * torch.log(squares / n_rows + 1e-6))
 
+    @torch.no_grad()
+    def hold(self, dispersion: Tensor | None) -> None:
+        """Standard deviations."""
+        self.log_sd.copy_(dispersion.log())  # type: ignore[union-attr]
+        self.log_sd.requires_grad_(False)
+
     def bound(
         self, counts: SparseCounts, moments: Moments, W: Tensor, geometric: Tensor | None = None
     ) -> Tensor:

@@ -43,6 +43,12 @@ class NegativeBinomial(AbstractLikelihood):
         self.log_theta = nn.Parameter(torch.full((n_features,), math.log(10.0)))
         self._poisson = Poisson(n_features)
 
+    @torch.no_grad()
+    def hold(self, dispersion: Tensor | None) -> None:
+        """Theta."""
+        self.log_theta.copy_(dispersion.log())  # type: ignore[union-attr]
+        self.log_theta.requires_grad_(False)
+
     def distribution(self, rate: Tensor) -> dist.Distribution:
         """Gamma-Poisson counts with mean ``rate``."""
         theta = self.log_theta.exp()
@@ -103,8 +109,11 @@ class NegativeBinomial(AbstractLikelihood):
         """Moment estimate ``theta_j = sum r^2 / (sum (y - r)^2 - sum r)``.
 
         Each block brings its counts, its factors, and the loadings [P, K+1] that its batch sees. It
-        takes O(nnz K + (N + P) K^2).
+        takes O(nnz K + (N + P) K^2). Theta that is held stays.
         """
+        self.in_surrogate = False
+        if not self.log_theta.requires_grad:
+            return
         rate_sq, excess = (torch.zeros_like(self.log_theta, dtype=torch.float64) for _ in range(2))
         for counts, moments, W in blocks:
             squares = ((W @ (moments.mean.T @ moments.mean)) * W).sum(1)  # [P]
@@ -117,7 +126,6 @@ class NegativeBinomial(AbstractLikelihood):
             excess > 0, rate_sq / excess.clamp_min(1e-6), torch.full_like(excess, 100.0)
         )
         self.log_theta.copy_(theta.clamp(0.05, 100.0).log())
-        self.in_surrogate = False
 
     def dispersion(self) -> Tensor:
         """Theta."""

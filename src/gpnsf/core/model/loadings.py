@@ -26,12 +26,19 @@ from gpnsf.core import distributed
 from gpnsf.core.model.gammas import SMALLEST_SHAPE, gamma_posterior
 from gpnsf.core.types import TINY
 
-__all__ = ["AbstractLoadings", "GammaLoadings", "PointLoadings", "PosteriorLoadings"]
+__all__ = [
+    "AbstractLoadings",
+    "GammaLoadings",
+    "GivenLoadings",
+    "PointLoadings",
+    "PosteriorLoadings",
+]
 
 FIRST_SHAPE, SHAPES = 0.5, (0.05, 20.0)  # of the prior: where it begins, and its range
 FULL_COUNTS = 100.0  # mean counts of a feature above which its loadings are charged in full
 CHARGES = (0.25, 0.5)  # weight of the divergence of loadings: see docs/decisions.md
 LEAST_OF_LEAD = 0.1  # charge of the leading modality at the least
+LEVEL_SD = 1.0  # of the log level of a factor in new data, a priori
 SWITCHED_OFF = 1e-6  # loadings of a factor that is not in use, relative to the mean of all
 
 
@@ -130,6 +137,44 @@ class PointLoadings(AbstractLoadings):
 
     def guide(self, name: str, multipliers: Tensor | None, weight: float) -> None:
         """Nothing is uncertain."""
+
+
+class GivenLoadings(AbstractLoadings):
+    """Loadings of another fit, of which a level is learnt for each factor, common to all modalities.
+
+    ``W_jk exp(level_k)``, ``level_k ~ N(first_k, LEVEL_SD^2)``: new data may have more of a factor
+    everywhere, for which a field around zero has no place. Loadings with a sign have no levels.
+    """
+
+    given: Tensor
+    first: Tensor
+
+    def __init__(
+        self, given: Tensor, level: nn.Parameter, *, nonnegative: bool, share: float
+    ) -> None:
+        """``given`` [P, K+1] with the background last; ``share`` of the prior of the levels [K]."""
+        super().__init__(given.shape[0], given.shape[1] - 1, background=True)
+        self.nonnegative, self.level, self.share = nonnegative, level, share
+        self.register_buffer("given", given)
+        self.register_buffer("first", level.detach().clone())
+
+    @property
+    def mean(self) -> Tensor:
+        """Loadings at the level of the new data [P, K+1]."""
+        one = torch.ones_like(self.level[:1])
+        return self.given * torch.cat([self.level.exp(), one]) if self.nonnegative else self.given
+
+    def posterior(self, multipliers: Tensor | None, weight: float) -> PosteriorLoadings:
+        """Loadings as points, and what the levels are charged for leaving their prior."""
+        charge = 0.5 * ((self.level - self.first) / LEVEL_SD).square().sum()
+        return PosteriorLoadings(self.mean, None, self.share * charge)
+
+    def model(self, name: str) -> Tensor:
+        """The loadings themselves."""
+        return self.mean
+
+    def guide(self, name: str, multipliers: Tensor | None, weight: float) -> None:
+        """Nothing is sampled."""
 
 
 class GammaLoadings(AbstractLoadings):
