@@ -22,6 +22,7 @@ from gpnsf.core.scores.clustering import cluster
 from gpnsf.core.scores.metrics import knn_weights
 from gpnsf.datasets.files import load
 
+
 def score(embedding: np.ndarray, regions: np.ndarray) -> float:
     """Adjusted Rand index of the same clustering of another embedding."""
     return adjusted_rand_score(regions, cluster(embedding, len(np.unique(regions))))

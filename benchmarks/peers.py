@@ -25,6 +25,12 @@ NUMBERS = {  # what a cell shows of each score
     "prediction": ("explained",),
     "regions": ("kmeans", "gmm"),
 }
+MEANING = {
+    "recovery": "r of spatial patterns",
+    "prediction": "explained deviance",
+    "regions": "adjusted Rand index",
+}
+OURS, TOLD = "gpnsf", "gpnsf_told"
 ZEROS = "cortex_rna"  # section whose loadings are counted
 
 
@@ -72,6 +78,7 @@ def main() -> None:
 def tables(methods: dict[str, Method], results: dict[str, Any], limit: float) -> None:
     """What the docs include."""
     write_table("peers", scores(methods, results), SCORES_NOTE.format(machine=machine()))
+    write_table("peers_first", places(methods, results), PLACES_NOTE)
     note = COST_NOTE.format(limit=f"{limit:g}", machine=machine())
     write_table("peers_cost", costs(methods, results), note)
     write_table("peers_settings", settings(methods, results), SETTINGS_NOTE)
@@ -84,6 +91,7 @@ SCORES_NOTE = (
     "number of regions. zeros: loadings that are at most 1 % of their feature, cortex, RNA. *: ended shortly before the limit of time and read as it was. -: not something the "
     "method does. One seed of data and method. {machine}."
 )
+PLACES_NOTE = "By the first number of a cell: spatial patterns, deviance, k-means. gpnsf: the default call; what is told more than the others has no place."
 COST_NOTE = (
     "CPU seconds of one run on one thread, imports not counted, and the highest of wall seconds and peak memory over the sections. *: ended shortly before the limit of {limit} CPU s and read as it was. "
     "The machine was shared: take CPU seconds, not wall. {machine}."
@@ -103,6 +111,30 @@ def scores(methods: dict[str, Method], results: dict[str, Any]) -> pd.DataFrame:
             row[data.title] = shown(results[name].get(section), section)
         share = results[name].get(ZEROS, {}).get("zeros")
         rows.append(row | {"zeros": "-" if share is None or not method.loadings else number(share)})
+    return pd.DataFrame(rows)
+
+
+def places(methods: dict[str, Method], results: dict[str, Any]) -> pd.DataFrame:
+    """Who is first on each section, and where gpnsf stands."""
+    rows = []
+    for section, data in SECTIONS.items():
+        key = NUMBERS[data.score][0]
+        reached = {
+            methods[name].title: found[section][key]
+            for name, found in results.items()
+            if name != TOLD and key in found.get(section, {})
+        }
+        order = sorted(reached, key=lambda title: -reached[title])
+        ours = methods[OURS].title
+        rows.append(
+            {
+                "section": data.title,
+                "score": MEANING[data.score],
+                "first": f"{order[0]}, {number(reached[order[0]])}",
+                "gpnsf": number(reached[ours]),
+                "place": f"{order.index(ours) + 1} of {len(order)}",
+            }
+        )
     return pd.DataFrame(rows)
 
 

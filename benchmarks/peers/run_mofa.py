@@ -28,7 +28,9 @@ def fit(job: Job) -> dict[str, np.ndarray]:
 def _entry(job: Job, tables: dict[str, np.ndarray]) -> entry_point:
     """Options in the order in which mofapy2 wants them; all that is not named is its default."""
     entry = entry_point()
-    entry.set_data_options(scale_views=len(tables) > 1)
+    entry.set_data_options(
+        scale_views=True
+    )  # else its start is too far from tables of small values
     entry.set_data_matrix(
         [[table] for table in tables.values()],
         likelihoods=["gaussian"] * len(tables),
