@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -54,6 +56,7 @@ def main() -> None:
     )
     chosen = arguments.parse_args()
     logging.getLogger("gpnsf").setLevel("WARNING")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that a run is ended with this
     environments, methods = read()
     for name, folder in chosen.package:
         environments[name] = replace(environments[name], without_dependencies=[folder])

@@ -22,7 +22,7 @@ from race_data import SECTIONS, judge, written
 
 PEERS = Path(__file__).parent / "peers"
 INSTALL_LIMIT = 1800.0  # seconds of wall time
-PATIENCE = 5.0  # seconds of wall time for each second of the limit: nothing waits for ever
+PATIENCE = 20.0  # seconds of wall time for each CPU second of the limit: nothing waits for ever
 KILLED = "killed after"
 MESSAGE = 160  # characters of a failure that are kept
 
@@ -33,7 +33,7 @@ class Environment:
 
     requirements: list[str] = field(default_factory=list)  # none: the environment of gpnsf
     without_dependencies: list[str] = field(default_factory=list)  # installed after the others
-    python: str = sys.executable
+    python: str = ""  # command of another Python than the one that runs this
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,9 @@ def _stands(result: Path, limit: float, again: bool) -> bool:
 
 def _key(method: Method, environment: Environment, section: str) -> str:
     """Name of a result: anything that could change it is in it, words about it are not."""
+    data = SECTIONS[section]
     settings = [method.script, method.options, method.n_factors, asdict(environment), section]
+    settings += [data.n_factors, data.size_factors, data.seed]
     scripts = [(PEERS / name).read_text() for name in (method.script, "contract.py")]
     digest = hashlib.sha256(json.dumps([settings, scripts]).encode()).hexdigest()[:12]
     return f"{Path(method.script).stem}_{section}_{digest}"
@@ -152,7 +154,7 @@ def _install(environment: Environment, target: Path, python: str) -> str:
     target.parent.mkdir(parents=True, exist_ok=True)
     pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     steps = [
-        [environment.python, "-m", "venv", "--clear", str(target)],
+        [environment.python or sys.executable, "-m", "venv", "--clear", str(target)],
         [*pip, *environment.requirements],
     ]
     if environment.without_dependencies:

@@ -91,7 +91,7 @@ def test_what_a_limit_has_ended_runs_again_only_within_a_longer_one(fake, race, 
     assert fake.runs() == 1
     fake.run("wait", limit=6.0)
     assert fake.runs() == 2
-    monkeypatch.setattr(race, "PATIENCE", 5.0)
+    monkeypatch.setattr(race, "PATIENCE", 20.0)
     assert fake.run("cut")["cut"]
     fake.run("cut", limit=6.0)
     assert fake.runs() == 4

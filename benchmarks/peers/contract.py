@@ -78,7 +78,8 @@ class Job:
             raise KeyboardInterrupt
 
         signal.signal(signal.SIGPROF, end)
-        signal.setitimer(signal.ITIMER_PROF, (1 - SPARE) * self.limit)
+        left = (1 - SPARE) * self.limit - time.process_time()
+        signal.setitimer(signal.ITIMER_PROF, max(left, 1e-3))
         try:
             yield
         except KeyboardInterrupt:

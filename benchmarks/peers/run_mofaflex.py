@@ -39,13 +39,13 @@ def fit(job: Job) -> dict[str, np.ndarray]:
         ),
         SmoothOptions(n_inducing=job.options["n_inducing"], kernel="Matern"),
     )
-    factors = next(iter(model.get_factors("numpy").values()))
+    group, factors = next(iter(model.get_factors("numpy").items()))
     weights = model.get_weights("numpy")
-    found = {"factors": factors}
+    # regions are made of the fields: they do better than the factors
+    found = {"factors": factors, "embedding": model.get_gps("numpy")[group]}
     for name in job.modalities:
         found[f"loadings_{name}"] = _whole(job, model, name, weights[name])
     if job.new_coords is not None:
-        group = next(iter(model.get_factors("numpy")))
         new = {group: torch.as_tensor(_scaled(job, job.new_coords), dtype=torch.float32)}
         fields = np.maximum(
             model.get_gps("numpy", x=new)[group], 0

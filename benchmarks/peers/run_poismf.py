@@ -11,7 +11,8 @@ from poismf import PoisMF
 def fit(job: Job) -> dict[str, np.ndarray]:
     tables = [job.counts(name) for name in job.modalities]
     counts = sp.hstack(tables, format="coo")
-    model = PoisMF(k=job.n_factors, random_state=job.seed + 1, nthreads=1, use_float=False)
+    more = {"random_state": job.seed + 1, "nthreads": 1, "use_float": False}
+    model = PoisMF(k=job.n_factors, **more, **job.options)
     model.fit(counts)
     ends = np.cumsum([table.shape[1] for table in tables])[:-1]
     parts = zip(job.modalities, np.split(model.B, ends), strict=True)

@@ -14,8 +14,10 @@ def fit(job: Job) -> dict[str, np.ndarray]:
     torch.set_num_threads(1)
     tables = []
     for name in job.modalities:
-        table = job.mdata[name].copy()
-        table.X = job.counts(name).toarray()
+        counts = job.counts(name).toarray()
+        most = np.sort(np.argsort(-counts.var(0), kind="stable")[: job.options["most_features"]])
+        table = job.mdata[name][:, most].copy()
+        table.X = counts[:, most]
         tables.append(table)
     model = SpaMV(
         tables,
