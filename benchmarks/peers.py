@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from race import Method, read, run
+from race import NOT_RUN, Method, known, read, run
 from race_data import SECTIONS
 from report import machine, parser, write_table
 
@@ -33,6 +33,7 @@ MEANING = {
     "regions": "adjusted Rand index",
 }
 OURS, TOLD = "gpnsf", "gpnsf_told"
+SHORT = 30  # characters of a failure that a cell shows; the others stand in a table of their own
 ZEROS = "cortex_rna"  # section whose loadings are counted
 
 
@@ -46,6 +47,9 @@ def main() -> None:
     arguments.add_argument("--only", nargs="+", help="methods, as peers.toml names them")
     arguments.add_argument("--sections", nargs="+", choices=list(SECTIONS), default=list(SECTIONS))
     arguments.add_argument("--again", action="store_true", help="run again what failed")
+    arguments.add_argument(
+        "--tables", action="store_true", help="run nothing: the tables of what has run"
+    )
     arguments.add_argument(
         "--package",
         nargs=2,
@@ -61,17 +65,16 @@ def main() -> None:
     for name, folder in chosen.package:
         environments[name] = replace(environments[name], without_dependencies=[folder])
     methods = {name: methods[name] for name in chosen.only or methods}
+    cache = chosen.cache.expanduser().absolute()
     results: dict[str, dict[str, dict[str, Any]]] = {}
     for name, method in methods.items():
         results[name] = {}
         for section in (part for part in chosen.sections if part in method.sections):
-            results[name][section] = run(
-                method,
-                environments[method.environment],
-                section,
-                cache=chosen.cache.expanduser().absolute(),
-                limit=chosen.limit,
-                again=chosen.again,
+            peer = method, environments[method.environment], section
+            results[name][section] = (
+                known(*peer, cache)
+                if chosen.tables
+                else run(*peer, cache=cache, limit=chosen.limit, again=chosen.again)
             )
             print(name, section, shown(results[name][section], section), flush=True)
     if not chosen.only and chosen.sections == list(SECTIONS):
@@ -127,6 +130,8 @@ def places(methods: dict[str, Method], results: dict[str, Any]) -> pd.DataFrame:
             for name, found in results.items()
             if name != TOLD and key in found.get(section, {})
         }
+        if methods[OURS].title not in reached:
+            continue
         order = sorted(reached, key=lambda title: -reached[title])
         ours = methods[OURS].title
         rows.append(
@@ -145,8 +150,10 @@ def shown(result: dict[str, Any] | None, section: str) -> str:
     """One cell: scores, or that there are none."""
     if result is None:
         return "-"
+    if result.get("failed") == NOT_RUN:
+        return NOT_RUN
     if "failed" in result:
-        return f"failed: {result['failed']}" if len(result["failed"]) < 25 else "failed"
+        return f"failed: {result['failed']}" if len(result["failed"]) <= SHORT else "failed"
     values = [result.get(key) for key in NUMBERS[SECTIONS[section].score]]
     if None in values:
         return "-"
@@ -206,7 +213,7 @@ def failures(methods: dict[str, Method], results: dict[str, Any]) -> pd.DataFram
     rows: dict[tuple[str, str], list[str]] = {}
     for name, method in methods.items():
         for section, result in results[name].items():
-            if "failed" in result:
+            if result.get("failed", NOT_RUN) != NOT_RUN:
                 message = result["failed"].replace("|", "\\|")
                 rows.setdefault((method.title, message), []).append(SECTIONS[section].title)
     columns = ["method", "section", "message"]

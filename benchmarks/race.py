@@ -24,6 +24,7 @@ PEERS = Path(__file__).parent / "peers"
 INSTALL_LIMIT = 1800.0  # seconds of wall time
 PATIENCE = 20.0  # seconds of wall time for each CPU second of the limit: nothing waits for ever
 KILLED = "killed after"
+NOT_RUN = "not run"
 MESSAGE = 160  # characters of a failure that are kept
 
 
@@ -83,6 +84,12 @@ def run(
         unfinished.write_text(json.dumps(found | {"limit": limit}))
         unfinished.rename(result)  # a result is there as a whole or not at all
     return json.loads(result.read_text())
+
+
+def known(method: Method, environment: Environment, section: str, cache: Path) -> dict[str, Any]:
+    """What a run of before has found; a failure that says so where there was none."""
+    result = cache / "results" / f"{_key(method, environment, section)}.json"
+    return json.loads(result.read_text()) if result.exists() else {"failed": NOT_RUN}
 
 
 def _stands(result: Path, limit: float, again: bool) -> bool:

@@ -131,6 +131,32 @@ def test_every_peer_has_a_script_an_environment_and_known_sections(race):
     assert all("==" in pin for pin in pins)
 
 
+def test_tables_show_failures_cuts_and_places(race):
+    peers = importlib.import_module("peers")
+    methods = {
+        name: race.Method(name, "run.py", "here", loadings=True)
+        for name in ("gpnsf", "gpnsf_told", "other", "broken")
+    }
+    found = {"cpu": 1.0, "wall": 2.0, "memory": 0.1, "cut": False, "zeros": 0.25}
+    results = {
+        "gpnsf": {"cortex_rna": found | {"kmeans": 0.5, "gmm": 0.4}},
+        "gpnsf_told": {"cortex_rna": found | {"kmeans": 0.9, "gmm": 0.4}},
+        "other": {"cortex_rna": found | {"kmeans": 0.6, "gmm": -0.05, "cut": True}},
+        "broken": {"cortex_rna": {"failed": "killed after 9 CPU s"}},
+    }
+    column = peers.SECTIONS["cortex_rna"].title
+    table = peers.scores(methods, results).set_index("method")
+    shown = [".500 / .400", ".900 / .400", ".600 / -.050*", "failed: killed after 9 CPU s"]
+    assert table[column].tolist() == shown
+    assert table["zeros"].tolist() == [".250"] * 3 + ["-"]
+    assert (table.drop(columns=[column, "zeros"]) == "-").all(axis=None)
+    place = peers.places(methods, results).set_index("section").loc[column]
+    assert place[["first", "gpnsf", "place"]].tolist() == ["other, .600", ".500", "2 of 2"]
+    assert peers.failures(methods, results).to_numpy().tolist() == [
+        ["broken", column, "`killed after 9 CPU s`"]
+    ]
+
+
 @pytest.mark.slow
 def test_cpu_seconds_are_limited(race):
     command = [sys.executable, "-S", "-c", "while True: pass"]
