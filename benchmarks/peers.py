@@ -99,7 +99,7 @@ SCORES_NOTE = (
 )
 PLACES_NOTE = "By the first number of a cell: spatial patterns, deviance, k-means. gpnsf: the default call; what is told more than the others has no place."
 COST_NOTE = (
-    "CPU seconds of one run on one thread, imports not counted, and the highest of wall seconds and peak memory over the sections. *: ended shortly before the limit of {limit} CPU s and read as it was. "
+    "CPU seconds of one run on one thread, imports not counted, and the highest of wall seconds and peak memory over the sections. *: ended shortly before the limit of {limit} CPU s and read as it was; more than that: a run of before, with a longer limit. "
     "The machine was shared: take CPU seconds, not wall. {machine}."
 )
 SETTINGS_NOTE = (
