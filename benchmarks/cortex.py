@@ -25,13 +25,6 @@ from gpnsf.core.scores.clustering import cluster
 from gpnsf.core.scores.metrics import knn_weights
 from gpnsf.datasets.files import load
 
-QUOTED = {  # runs of the same file outside of this command, not repeated here
-    "MEFISTO, RNA / RNA + ATAC": ".448 / .374",
-    "MOFA-FLEX, nonnegative RNA (field) / RNA + ATAC": ".388 / .068",
-    "SMOPCA, RNA / RNA + ATAC": ".566 / .386",
-    "SpatialGlue, RNA + ATAC": ".584",
-}
-
 
 def score(embedding: np.ndarray, regions: np.ndarray) -> float:
     """Adjusted Rand index of the same clustering of another embedding."""
@@ -147,13 +140,10 @@ def main() -> None:
         name = f"KL-NMF of {n_neighbors}-neighbour means, RNA" if n_neighbors else "KL-NMF, RNA"
         add(name, [score(embedding, regions) for embedding, _ in runs], [cpu for _, cpu in runs])
     add("coordinates alone", [score(np.asarray(data.obsm["spatial"]), regions)], [0.0])
-    rows += [
-        {"method": f"{name} (quoted)", "ARI": value, "CPU s": ""} for name, value in QUOTED.items()
-    ]
     note = (
         "Semi-synthetic data: real SNARE-seq cells placed at osmFISH cortex positions, 602 spots, 8 regions. "
         f"`tl.domains(n_domains=8)`, and the same k-means for the others; mean ± sd over {len(seeds)} seeds of the method. gpnsf: K = 12, T = 8, defaults otherwise. "
-        f"Quoted rows were measured on the same file in separate runs and are not repeated by this command. {machine()}."
+        f"{machine()}."
     )
     write_table("cortex", pd.DataFrame(rows), note)
 
