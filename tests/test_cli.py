@@ -223,6 +223,7 @@ OTHERS = {
     "links",
     "proportions",
     "domains",
+    "grid",
     "selection",
     "spatial_map",
 }  # a page, and figures that not every fit has
