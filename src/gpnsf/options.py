@@ -263,7 +263,8 @@ def _grid(command: argparse.ArgumentParser) -> None:
     command.add_argument("--jobs", type=int, default=1, metavar="N", help=help)
     help = "one part of several, say of a job array: 3/10; default: all"
     command.add_argument("--part", type=_part, default=(1, 1), metavar="I/N", help=help)
-    command.add_argument("--retry", action="store_true", help="make runs that failed again")
+    help = "make runs that failed again; default: they stay in the table"
+    command.add_argument("--retry", action="store_true", help=help)
 
 
 def _domains(command: argparse.ArgumentParser) -> None:

@@ -13,6 +13,7 @@ COLUMNS = [
     "modality",
     "rows",
     "likelihood",
+    "metric",
     "deviance",
     "null_deviance",
     "explained",

@@ -23,8 +23,10 @@ __all__ = [
     "counts_of",
     "find_features",
     "held_out",
+    "held_out_rows",
     "layer_of",
     "reread",
+    "same_totals",
     "size_factors",
     "used",
 ]
@@ -106,11 +108,16 @@ def used(fit: Fit, modality: str) -> np.ndarray:
 
 def held_out(fit: Fit, modality: str) -> np.ndarray:
     """Cells [n] of a modality that have trained nothing."""
+    return held_out_rows(fit)[fit.rows[modality]]
+
+
+def held_out_rows(fit: Fit) -> np.ndarray:
+    """Rows [N] of the object that have trained nothing."""
     key = fit.param("holdout_key")
     if key is None:
-        return np.zeros(fit.modalities[modality].n_obs, dtype=bool)
+        return np.zeros(fit.data.n_obs, dtype=bool)
     remedy = "Restore the column that the fit has read"
-    return checks.flags(pd.Series(fit.obs(key)), name=key, remedy=remedy)[fit.rows[modality]]
+    return checks.flags(pd.Series(fit.obs(key)), name=key, remedy=remedy)
 
 
 def reread(fit: Fit, modality: str | None = None) -> tuple[Dataset, Layout]:
@@ -156,28 +163,41 @@ def _place(fit: Fit, modality: str) -> str:
 
 
 def _holds(fit: Fit, modality: str, layer: str | None, totals: np.ndarray) -> bool:
-    """Whether a layer has the totals [n] of what the fit has read, in most cells: some features of held-out ones were not seen.
-
-    Where features were left out since, counts that are legal and not larger may be the same.
-    """
+    """Whether a layer has the totals [n] of what the fit has read."""
     mod, likelihood, use = fit.modalities[modality], fit.likelihoods[modality], used(fit, modality)
     try:
         found = row_totals(mod, layer=layer, likelihood=likelihood, modality=modality, use=use)
     except (KeyError, TypeError, ValueError):
         return False
+    return same_totals(fit, modality, found, totals)
+
+
+def same_totals(fit: Fit, modality: str, found: np.ndarray, totals: np.ndarray) -> bool:
+    """Whether these are the totals [n] of what the fit has read, in most cells: some features of held-out ones were not seen.
+
+    Where features were left out since, counts that are legal and not larger may be the same.
+    """
     tolerance = SAME * (np.abs(totals) + np.abs(totals).mean())
-    if use.sum() < fit.n_features(modality):
-        signed = FAMILIES[likelihood].signed
+    if used(fit, modality).sum() < fit.n_features(modality):
+        signed = FAMILIES[fit.likelihoods[modality]].signed
         return signed or bool(np.median(found - totals - tolerance) <= 0)
     return bool(np.median(np.abs(found - totals) - tolerance) <= 0)
 
 
 def counts_of(
-    fit: Fit, modality: str, use: np.ndarray | None = None, *, layer: str | None = None
+    fit: Fit,
+    modality: str,
+    use: np.ndarray | None = None,
+    *,
+    layer: str | None = None,
+    kind: str | None = None,
 ) -> sp.csr_matrix:
-    """Checked counts [n, P] of the features to use [P_full], None for all, from a layer, None for the one that was fitted."""
+    """Checked counts [n, P] of the features to use [P_full], None for all, from a layer, None for the one that was fitted.
+
+    ``kind`` is the likelihood that they have to suit, if it is not that of the fit.
+    """
     layer = layer_of(fit, modality) if layer is None else layer
-    likelihood = fit.likelihoods[modality]
+    likelihood = kind or fit.likelihoods[modality]
     return read_counts(
         fit.modalities[modality], layer=layer, likelihood=likelihood, modality=modality, use=use
     )

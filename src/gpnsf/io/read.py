@@ -30,7 +30,16 @@ from gpnsf.io.streaming import (
     sound,
 )
 
-__all__ = ["Layout", "read", "read_counts", "row_totals"]
+__all__ = [
+    "SIZE_FLOOR",
+    "Layout",
+    "features_used",
+    "held_out_rows",
+    "read",
+    "read_counts",
+    "row_totals",
+    "size_column",
+]
 
 NOT_BINARY = "modality %r holds values other than 0 and 1; %r reads x > 0"
 SIZE_FLOOR = 0.05  # smallest size factor from totals: empty spots take the value of the field
@@ -76,7 +85,7 @@ def read(
     if tell:
         modalities.tell(opened, chosen=reading.modalities is not None)
     kinds = _likelihoods(opened, reading.likelihoods, default_likelihoods or names.LIKELIHOODS)
-    features = dict(features or _features(opened, reading.use_var))
+    features = dict(features or features_used(opened, reading.use_var))
     for name in opened.names:
         modalities.check_types(opened.mods[name].var[features[name]], name)
     weights = _weights(opened, reading.modality_weights)
@@ -84,7 +93,7 @@ def read(
     library, libraries = pd.factorize(read_labels(opened, reading.library_key), sort=True)
     slices = tuple(map(str, libraries))
     places = _places(opened, reading.spatial_key, library, slices, spatial=spatial, tell=tell)
-    trained = ~_held_out(opened, reading.holdout_key)
+    trained = ~held_out_rows(opened, reading.holdout_key)
     views, totals = [], {}
     for name in opened.names:
         counts, changed = _opened(
@@ -161,7 +170,7 @@ def _likelihoods(opened: Opened, likelihoods: Any, defaults: Mapping[str, str]) 
     return {name: chosen.get(name) or unasked[name] for name in opened.names}
 
 
-def _features(opened: Opened, use_var: Any) -> dict[str, np.ndarray]:
+def features_used(opened: Opened, use_var: Any) -> dict[str, np.ndarray]:
     """Features [P_full] to be read; a single name holds for the modalities that have the column."""
     columns = checks.per_modality(use_var, "use_var", names=opened.names, known=opened.mods)
     if isinstance(use_var, str):
@@ -314,13 +323,14 @@ def _size_factors(
     """Size factors of the observed rows, relative to their mean."""
     if source != "total":
         what = f"size factors in column {source!r} for modality {name!r}"
-        values = checks.positive(_size_column(opened, name, source)[observed], what=what)
+        values = checks.positive(size_column(opened, name, source)[observed], what=what)
         return values / values.mean()
     total = total[observed]
     return np.maximum(total / total.mean(), SIZE_FLOOR)
 
 
-def _size_column(opened: Opened, name: str, source: str) -> pd.Series:
+def size_column(opened: Opened, name: str, source: str) -> pd.Series:
+    """Column [N] of size factors on the rows of the object."""
     if source in opened.data.obs:
         return checks.column(opened.data.obs, source, where="obs of the data").reset_index(
             drop=True
@@ -337,7 +347,7 @@ def _size_column(opened: Opened, name: str, source: str) -> pd.Series:
     return column.reindex(range(opened.data.n_obs))
 
 
-def _held_out(opened: Opened, key: str | None) -> np.ndarray:
+def held_out_rows(opened: Opened, key: str | None) -> np.ndarray:
     """Rows [N] that train nothing."""
     if key is None:
         return np.zeros(opened.data.n_obs, dtype=bool)

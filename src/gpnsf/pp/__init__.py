@@ -1,4 +1,4 @@
-"""Preparation: choose features, hold observations out, split counts, lay a lattice over tissue."""
+"""Preparation: choose features, normalise, hold observations out, split counts, lay a lattice over tissue."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING
 
 from gpnsf.lazy import attach
 
-__all__ = ["deviance_features", "grid", "split", "thin"]
+__all__ = ["deviance_features", "grid", "normalise", "split", "thin"]
 
 if TYPE_CHECKING:
     from gpnsf.pp.features import deviance_features
     from gpnsf.pp.grid import grid
+    from gpnsf.pp.normalise import normalise
     from gpnsf.pp.split import split
     from gpnsf.pp.thin import thin
 else:
@@ -19,6 +20,7 @@ else:
         attributes={
             "deviance_features": "features",
             "grid": "grid",
+            "normalise": "normalise",
             "split": "split",
             "thin": "thin",
         },

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
 from gpnsf import checks
+from gpnsf.checks import Rule, problem
 from gpnsf.core.families import FAMILIES
-from gpnsf.core.scores import metrics
+from gpnsf.core.scores import metrics, yardsticks
 from gpnsf.io import fits, measured
-from gpnsf.io.read import SIZE_FLOOR
 from gpnsf.io.tables import takes_tables
+from gpnsf.tl.judged import Judged, as_counts, judged, other_counts
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -25,44 +25,65 @@ if TYPE_CHECKING:
 
 __all__ = ["evaluate", "grouped_deviance"]
 
+OF_COUNTS = ("deviance", "poisson", "rmse")
+METRICS = (*OF_COUNTS, "sparsity", "moran")
+
 
 @takes_tables
 def evaluate(
-    data: AnnData | MuData, *, layers: str | Mapping[str, str] | None = None, key: str = "gpnsf"
+    data: AnnData | MuData,
+    *,
+    metric: str = "deviance",
+    layers: str | Mapping[str, str] | None = None,
+    key: str = "gpnsf",
 ) -> pd.DataFrame:
-    r"""Mean deviance of the fitted rates from the counts, per modality, next to a null model.
+    r"""Judge a fit: how far expected counts are from the counts, beside a null model, or what its factors and loadings are like.
 
-    Rates are size factor times ``X_gpnsf @ loadings.T + background`` (times ``varm["gpnsf_batch"]`` of the row's batch after a
-    fit with ``batch_key``), and the deviance is that of the modality's
-    likelihood: twice the log likelihood which a model with one rate per entry has more, zeros included, divided by the
-    number of entries. The null model has one rate per feature, estimated on the training rows, with the same size factors
-    and dispersions; ``explained`` is one minus the ratio of the two.
+    Expected counts follow from rates: size factor times ``X_gpnsf @ loadings.T + background`` (times ``varm["gpnsf_batch"]`` of the
+    row's batch after a fit with ``batch_key``). The null model has one rate per feature, estimated on the training rows, with the same
+    size factors and dispersions; ``explained`` is the share of its deviance, or of its squared error, that the fit explains.
 
     Parameters
     ----------
     data
         Object that :func:`gpnsf.tl.fit` annotated, with the observations it was fitted on.
+    metric
+        What is measured:
+
+        - ``"deviance"``: mean deviance under the likelihood of the modality: twice the log likelihood which a model with one rate per
+          entry has more, zeros included, divided by the number of entries. Fits of one likelihood can be compared by it.
+        - ``"poisson"``: the same of Poisson counts with the expected counts of the fit, :math:`2 [y \log(y / \mu) - y + \mu]`, whatever
+          its likelihood. All models can be compared by it, on the same counts and features.
+        - ``"rmse"``: root mean squared error of the expected counts.
+        - ``"sparsity"``: share of loadings that count as zero: at most a hundredth of the loadings of their feature, all without their
+          sign and times the mean of their factor; backgrounds are left out.
+        - ``"moran"``: Moran's I of each factor over the training rows, with the 6 nearest neighbours in the slice as weights, its mean in each slice taken out.
     layers
         Layer with other counts of the same observations, for each modality or one name for all; say ``"thinned_test"``
-        after :func:`gpnsf.pp.thin` and a fit of ``"thinned_train"``.
+        after :func:`gpnsf.pp.thin` and a fit of ``"thinned_train"``. For the first three metrics.
     key
         Prefix of the slots, ``key_added`` of the fit.
 
     Returns
     -------
-    Tidy table with one line for each modality and kind of rows: ``modality``, ``rows``, ``likelihood``, ``deviance``,
-    ``null_deviance`` (means per entry), ``explained``, ``n_obs``, ``n_features``. ``rows`` is
+    Tidy table with a column ``metric``. The first three have one line for each modality and kind of rows: ``modality``, ``rows``,
+    ``likelihood``, ``metric``, ``deviance`` and ``null_deviance`` (means per entry; with "rmse": ``rmse`` and ``null_rmse``), ``explained``, ``n_obs``,
+    ``n_features``. ``rows`` is
 
     - ``"train"``: the observations and the counts that were fitted,
     - ``"holdout"``: observations that ``holdout_key`` kept out of the fit; their factors are what the field predicts,
     - ``"thinned"``: the observations that were fitted, with the counts of ``layers``.
+
+    "sparsity" has one line for each modality: ``modality``, ``metric``, ``sparsity``, ``n_factors``, ``n_features`` (with any loading). "moran" has one for each
+    factor: ``factor``, ``is_spatial``, ``metric``, ``moran``, ``n_obs``.
 
     Raises
     ------
     KeyError
         If the object has no such fit, modality or layer.
     ValueError
-        If the counts do not suit the likelihood.
+        If the counts do not suit the likelihood, or if "poisson" is to judge a Gaussian fit of values that neither are
+        counts nor were made of counts by :func:`gpnsf.pp.normalise`.
 
     Notes
     -----
@@ -72,95 +93,115 @@ def evaluate(
     not predicted, neither by the fit nor by the null model. Size factors from a column, or None, are multiplied by the
     ratio of the two totals for ``layers``.
 
+    "poisson" and "rmse" judge fits with Gaussian noise ("fa", "rsf", ``likelihoods="gaussian"``) by counts too, if they were fitted to what
+    :func:`gpnsf.pp.normalise` wrote, or to counts. With expected value :math:`x` and noise :math:`\sigma_j` of the feature, what is expected after
+    a logarithm is :math:`\exp(x + \sigma_j^2 / 2) - 1`, times the size factor: the mean of the fitted model. ``expm1(x)`` would be its median,
+    which is below the mean, the more so the fewer the counts. Counts are not log-normal, so the mean is not exact either. Expected counts
+    below a hundredth of the null model's, which signed models have at times, are raised to it: their Poisson deviance would be infinite.
+    "rmse" takes other values as they are.
+
+    With "poisson" and "rmse" the null model is the same for all models with the same size factors: the ratio of the totals of counts and
+    size factors. The counts of a Bernoulli modality are 0 and 1, and its expected counts probabilities.
+
     Examples
     --------
     >>> import gpnsf
     >>> mdata = gpnsf.datasets.tissue(n_obs=100, n_genes=40, n_peaks=60, seed=0)
     >>> gpnsf.tl.fit(mdata, n_factors=4, max_steps=2, progress=False)
-    >>> gpnsf.tl.evaluate(mdata)[["modality", "rows", "n_obs"]].values.tolist()
+    >>> gpnsf.tl.evaluate(mdata, metric="poisson")[["modality", "rows", "n_obs"]].values.tolist()
     [['rna', 'train', 100], ['atac', 'train', 100]]
     """
+    Rule(str, "poisson", options=METRICS).check("metric", metric)
     fit = fits.find(data, key)
     other = checks.per_modality(layers, "layers", names=list(fit.modalities), known=fit.modalities)
-    lines = []
-    for name in fit.modalities:
-        judged = _open(fit, name)
-        lines += [
-            _line(judged, judged.counts, judged.size, rows)
-            for rows in ("train", "holdout")
-            if judged.has(rows)
-        ]
-        if name in other:
-            counts = measured.counts_of(fit, name, judged.seen, layer=other[name])
-            lines.append(_line(judged, counts, _other_size(judged, counts), "thinned"))
-    return pd.DataFrame(lines)
+    if metric in OF_COUNTS:
+        lines = [line for name in fit.modalities for line in _of_rows(fit, name, metric, other)]
+        return pd.DataFrame(lines)
+    if other:
+        rule, remedy = f"`layers` with a metric of counts, among {OF_COUNTS}", "Leave `layers` out"
+        raise ValueError(problem(rule, f"metric={metric!r}", remedy))
+    return _sparsity(fit) if metric == "sparsity" else _moran(fit)
 
 
-@dataclass(frozen=True)
-class _Judged:
-    """One modality: its n cells, and the P features that have counts in the training rows."""
-
-    name: str
-    likelihood: str
-    counts: sp.csr_matrix  # [n, P] as fitted
-    size: np.ndarray  # [n]
-    by_total: bool  # size factors follow the totals of the counts
-    seen: np.ndarray  # [P_full] bool
-    factors: np.ndarray  # [n, K + 1], the last column is the constant one
-    loadings: np.ndarray  # [P, K + 1], the last column is the background
-    dispersion: np.ndarray | None  # [P]
-    held_out: np.ndarray  # [n] bool
-    batch: np.ndarray  # [n] code of the batch
-    multipliers: np.ndarray  # [S, P] of the batches
-
-    def has(self, rows: str) -> bool:
-        """Whether there are rows of this kind."""
-        return rows != "holdout" or bool(self.held_out.any())
-
-    def select(self, rows: str) -> np.ndarray:
-        """Rows [n] bool of this kind; thinned counts are those of training rows."""
-        return self.held_out if rows == "holdout" else ~self.held_out
+def _of_rows(
+    fit: Fit, name: str, metric: str, other: Mapping[str, str]
+) -> list[dict[str, str | float]]:
+    """Lines of one modality."""
+    own = judged(fit, name)
+    if metric != "deviance":
+        own = as_counts(fit, own, only=metric != "rmse")
+    lines = [
+        _line(own, own.counts, own.size, rows, metric)
+        for rows in ("train", "holdout")
+        if own.has(rows)
+    ]
+    if name in other:
+        lines.append(_line(own, *other_counts(fit, own, other[name]), "thinned", metric))
+    return lines
 
 
 def _line(
-    judged: _Judged, counts: sp.csr_matrix, size: np.ndarray, rows: str
+    own: Judged, counts: sp.csr_matrix, size: np.ndarray, rows: str, metric: str
 ) -> dict[str, str | float]:
     """One line of the table."""
-    selected = judged.select(rows)
+    selected = own.select(rows)
     checks.positive(
-        size[selected], what=f"size factors of the rows {rows!r} of modality {judged.name!r}"
+        size[selected], what=f"size factors of the rows {rows!r} of modality {own.name!r}"
     )
-    found = {}
-    for column, model in _models(judged, size).items():
-        total, n_entries = _deviance(judged, counts, model, selected)
-        found[column] = total / n_entries
+    if metric == "deviance":
+        pair = [_deviance(own, counts, model, selected) for model in _models(own, size)]
+    else:
+        pair = _distances(own, counts, size, selected, metric)
+    column = "rmse" if metric == "rmse" else "deviance"
+    ratio = pair[0] / pair[1]
     return {
-        "modality": judged.name,
+        "modality": own.name,
         "rows": rows,
-        "likelihood": judged.likelihood,
-        **found,
-        "explained": 1 - found["deviance"] / found["null_deviance"],
+        "likelihood": own.likelihood,
+        "metric": metric,
+        column: pair[0],
+        f"null_{column}": pair[1],
+        "explained": 1 - (ratio**2 if metric == "rmse" else ratio),
         "n_obs": int(selected.sum()),
         "n_features": counts.shape[1],
     }
 
 
-def _models(judged: _Judged, size: np.ndarray) -> dict[str, tuple[np.ndarray, list[np.ndarray]]]:
+def _distances(
+    own: Judged, counts: sp.csr_matrix, size: np.ndarray, selected: np.ndarray, metric: str
+) -> list[float]:
+    """Distance of the counts of selected rows [n] bool from those that the fit expects, and the null model."""
+    null = own.null_rates()
+    expected = (lambda rows: own.expected(rows, size)), (lambda rows: size[rows, None] * null)
+    chosen = np.flatnonzero(selected)
+    return [yardsticks.distance(metric, counts, each, chosen) for each in expected]
+
+
+def _models(own: Judged, size: np.ndarray) -> list[tuple[np.ndarray, list[np.ndarray]]]:
     """Both sides of the rates of the fit and of the null model, the second one for each batch."""
-    null_rates = FAMILIES[judged.likelihood].null_rates(
-        judged.counts, judged.size, rows=judged.select("train")
-    )
-    return {
-        "deviance": (
-            size[:, None] * judged.factors,
-            [judged.loadings * m[:, None] for m in judged.multipliers],
+    null_rates = FAMILIES[own.likelihood].null_rates(own.counts, own.size, rows=own.select("train"))
+    return [
+        (
+            size[:, None] * own.factors,
+            [own.loadings * m[:, None] for m in own.multipliers],
         ),
-        "null_deviance": (size[:, None], [null_rates[:, None]] * len(judged.multipliers)),
-    }
+        (size[:, None], [null_rates[:, None]] * len(own.multipliers)),
+    ]
 
 
 def _deviance(
-    judged: _Judged,
+    own: Judged,
+    counts: sp.csr_matrix,
+    model: tuple[np.ndarray, list[np.ndarray]],
+    selected: np.ndarray,
+) -> float:
+    """Mean deviance of the selected rows [n] bool."""
+    total, n_entries = _total_deviance(own, counts, model, selected)
+    return total / n_entries
+
+
+def _total_deviance(
+    own: Judged,
     counts: sp.csr_matrix,
     model: tuple[np.ndarray, list[np.ndarray]],
     selected: np.ndarray,
@@ -169,12 +210,7 @@ def _deviance(
     A, by_batch = model
     parts = [
         metrics.deviance(
-            judged.likelihood,
-            counts,
-            A,
-            W,
-            judged.dispersion,
-            rows=selected & (judged.batch == code),
+            own.likelihood, counts, A, W, own.dispersion, rows=selected & (own.batch == code)
         )
         for code, W in enumerate(by_batch)
     ]
@@ -189,59 +225,36 @@ def grouped_deviance(
     fit = fits.find(data, key)
     total = np.zeros((2, groups.max() + 1))
     for name in fit.modalities:
-        judged = _open(fit, name)
-        counts = measured.counts_of(fit, name, judged.seen, layer=layer)
-        models = _models(judged, _other_size(judged, counts)).values()
+        own = judged(fit, name)
+        counts, size = other_counts(fit, own, layer)
+        models = _models(own, size)
         for code in range(total.shape[1]):
-            selected = judged.select("train") & (groups[fit.rows[name]] == code)
-            total[:, code] += [_deviance(judged, counts, model, selected)[0] for model in models]
+            selected = own.select("train") & (groups[fit.rows[name]] == code)
+            total[:, code] += [_total_deviance(own, counts, model, selected)[0] for model in models]
     return total[0], total[1]
 
 
-def _open(fit: Fit, name: str) -> _Judged:
-    """Read one modality as the fit did."""
-    mod, rows, likelihood = fit.modalities[name], fit.rows[name], fit.likelihoods[name]
-    held_out = measured.held_out(fit, name)
-    loadings = np.column_stack([fit.loadings[name], fit.var(name, fit.keys.background)])
-    seen = np.any(loadings, axis=1)
-    counts = measured.counts_of(fit, name, seen)
-    counted = counts[~held_out].getnnz(axis=0) > 0
-    seen[seen], counts = counted, counts[:, counted]
-    batch, multipliers = fit.batches(name)
-    return _Judged(
-        name=name,
-        likelihood=likelihood,
-        counts=counts,
-        size=measured.size_factors(fit, name, counts, ~held_out),
-        by_total=not FAMILIES[likelihood].signed and fit.param("size_factors") == "total",
-        seen=seen,
-        factors=np.column_stack([fit.mean[rows], np.ones(mod.n_obs)]),
-        loadings=loadings[seen],
-        dispersion=_dispersion(fit, name, seen),
-        held_out=held_out,
-        batch=batch,
-        multipliers=multipliers[:, seen],
+def _sparsity(fit: Fit) -> pd.DataFrame:
+    """One line for each modality."""
+    lines: list[dict[str, Any]] = []
+    for name, rows in fit.rows.items():
+        share, n_features = yardsticks.sparsity(fit.mean[rows], fit.loadings[name])
+        found = {"modality": name, "metric": "sparsity", "sparsity": share}
+        lines.append({**found, "n_factors": len(fit.names), "n_features": n_features})
+    return pd.DataFrame(lines)
+
+
+def _moran(fit: Fit) -> pd.DataFrame:
+    """One line for each factor."""
+    train = ~measured.held_out_rows(fit)
+    library = np.zeros(len(train)) if fit.library is None else fit.library.codes
+    values = metrics.morans_i_within(fit.mean[train], fit.coords[train], library[train])
+    return pd.DataFrame(
+        {
+            "factor": fit.names,
+            "is_spatial": fit.is_spatial,
+            "metric": "moran",
+            "moran": values,
+            "n_obs": int(train.sum()),
+        }
     )
-
-
-def _dispersion(fit: Fit, name: str, seen: np.ndarray) -> np.ndarray | None:
-    """Dispersion of the features that the fit has seen, where its likelihood has one."""
-    if not FAMILIES[fit.likelihoods[name]].has_dispersion:
-        return None
-    key = fit.keys.dispersion
-    return checks.positive(fit.var(name, key)[seen], what=f"var[{key!r}] of {name!r}")
-
-
-def _other_size(judged: _Judged, counts: sp.csr_matrix) -> np.ndarray:
-    """Size factors [n] of other counts of the same cells, in units of the training counts."""
-    train = judged.select("train")
-    mean, other_mean = _totals(judged.counts)[train].mean(), _totals(counts)[train].mean()
-    ratio = 1.0 if FAMILIES[judged.likelihood].signed else other_mean / mean
-    if judged.by_total:
-        return ratio * np.maximum(_totals(counts) / other_mean, SIZE_FLOOR)
-    return ratio * judged.size
-
-
-def _totals(counts: sp.csr_matrix) -> np.ndarray:
-    """Row sums in double precision."""
-    return np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()

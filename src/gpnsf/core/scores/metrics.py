@@ -23,6 +23,7 @@ __all__ = [
     "knn_weights",
     "match_factors",
     "morans_i",
+    "morans_i_within",
 ]
 
 
@@ -66,6 +67,21 @@ def morans_i(values: np.ndarray, weights: sp.csr_matrix) -> np.ndarray:
     covariance = (centred * (weights @ centred)).sum(axis=0) / weights.sum()
     varies = variance > 1e-12 * np.square(values).mean(axis=0)
     return np.divide(covariance, variance, out=np.zeros_like(variance), where=varies)
+
+
+def morans_i_within(values: np.ndarray, coords: np.ndarray, library: np.ndarray) -> np.ndarray:
+    """Moran's I [C] of columns [N, C] over the 6 nearest neighbours in the slice [N] of each spot.
+
+    The mean of each slice is taken out; slices of one spot are left out.
+    """
+    slices = [np.flatnonzero(library == code) for code in np.unique(library)]
+    slices = [rows for rows in slices if len(rows) > 1]
+    if not slices:
+        return np.zeros(values.shape[1])
+    centred = centred_within(np.asarray(values, dtype=np.float64), slices)
+    centred[np.abs(centred) <= 1e-6 * np.abs(values).max(axis=0)] = 0  # rounding of a constant
+    weights = sp.block_diag([knn_weights(coords[rows]) for rows in slices], format="csr")
+    return morans_i(centred[np.concatenate(slices)], weights)
 
 
 def centred_within(values: np.ndarray, slices: list[np.ndarray]) -> np.ndarray:

@@ -1,0 +1,177 @@
+"""One modality of a fit, as it is judged: what was counted beside what was expected of it."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gpnsf import checks
+from gpnsf.core.families import FAMILIES
+from gpnsf.core.scores.normalising import Return
+from gpnsf.io import measured
+from gpnsf.io.normalised import counts_behind, normalised_of
+from gpnsf.io.read import SIZE_FLOOR
+
+if TYPE_CHECKING:
+    import scipy.sparse as sp
+
+    from gpnsf.io.fits import Fit
+    from gpnsf.io.normalised import Normalised
+
+__all__ = ["Judged", "as_counts", "judged", "other_counts"]
+
+_log = logging.getLogger("gpnsf")
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One modality: its n cells, and the P features that have counts in the training rows."""
+
+    name: str
+    likelihood: str
+    kind: str  # likelihood by which the counts are read
+    counts: sp.csr_matrix  # [n, P] as fitted
+    size: np.ndarray  # [n]
+    by_total: bool  # size factors follow the totals of the counts
+    seen: np.ndarray  # [P_full] bool
+    factors: np.ndarray  # [n, K + 1], the last column is the constant one
+    loadings: np.ndarray  # [P, K + 1], the last column is the background
+    dispersion: np.ndarray | None  # [P]
+    held_out: np.ndarray  # [n] bool
+    batch: np.ndarray  # [n] code of the batch
+    multipliers: np.ndarray  # [S, P] of the batches
+    unit: float = 1.0  # size factor of a cell whose total is the mean of the training rows
+    back: Return | None = None  # from values of a Gaussian model to counts
+
+    def has(self, rows: str) -> bool:
+        """Whether there are rows of this kind."""
+        return rows != "holdout" or bool(self.held_out.any())
+
+    def select(self, rows: str) -> np.ndarray:
+        """Rows [n] bool of this kind; thinned counts are those of training rows."""
+        return self.held_out if rows == "holdout" else ~self.held_out
+
+    def rates(self, rows: np.ndarray) -> np.ndarray:
+        """Rates [b, P] of some rows [b] at size factor 1; of a Gaussian model the expected values."""
+        rate = self.factors[rows].astype(np.float64) @ self.loadings.T.astype(np.float64)
+        return rate if len(self.multipliers) == 1 else rate * self.multipliers[self.batch[rows]]
+
+    def expected(self, rows: np.ndarray, size: np.ndarray) -> np.ndarray:
+        """Expected counts [b, P] of some rows [b] at size factors [n]."""
+        rate, own = self.rates(rows), size[rows, None]
+        if self.back is not None:
+            return own * self.back.rates(rate)
+        return FAMILIES[self.likelihood].mean(own * rate)
+
+    def null_rates(self) -> np.ndarray:
+        """Counts over size factors [P] of the training rows."""
+        return FAMILIES["poisson"].null_rates(self.counts, self.size, rows=~self.held_out)
+
+
+def judged(fit: Fit, name: str) -> Judged:
+    """Read one modality as the fit did."""
+    mod, rows, likelihood = fit.modalities[name], fit.rows[name], fit.likelihoods[name]
+    held_out = measured.held_out(fit, name)
+    loadings = np.column_stack([fit.loadings[name], fit.var(name, fit.keys.background)])
+    seen = np.any(loadings, axis=1)
+    counts = measured.counts_of(fit, name, seen)
+    counted = counts[~held_out].getnnz(axis=0) > 0
+    seen[seen], counts = counted, counts[:, counted]
+    batch, multipliers = fit.batches(name)
+    return Judged(
+        name=name,
+        likelihood=likelihood,
+        kind=likelihood,
+        counts=counts,
+        size=measured.size_factors(fit, name, counts, ~held_out),
+        by_total=not FAMILIES[likelihood].signed and fit.param("size_factors") == "total",
+        seen=seen,
+        factors=np.column_stack([fit.mean[rows], np.ones(mod.n_obs)]),
+        loadings=loadings[seen],
+        dispersion=_dispersion(fit, name, seen),
+        held_out=held_out,
+        batch=batch,
+        multipliers=multipliers[:, seen],
+    )
+
+
+def _dispersion(fit: Fit, name: str, seen: np.ndarray) -> np.ndarray | None:
+    """Dispersion of the features that the fit has seen, where its likelihood has one."""
+    if not FAMILIES[fit.likelihoods[name]].has_dispersion:
+        return None
+    key = fit.keys.dispersion
+    return checks.positive(fit.var(name, key)[seen], what=f"var[{key!r}] of {name!r}")
+
+
+def as_counts(fit: Fit, own: Judged, *, only: bool) -> Judged:
+    """The same, with the counts behind the values of a Gaussian model; ``only`` refuses values that were not made of counts."""
+    if not FAMILIES[own.likelihood].signed:
+        return own
+    made = normalised_of(fit, own.name)
+    if made is not None:
+        return _undone(fit, own, made)
+    if not any(bad.found(own.counts.data).any() for bad in FAMILIES["poisson"].illegal):
+        return _with_return(replace(own, kind="poisson"), log=False)
+    if not only:
+        return own
+    rule = f"values of modality {own.name!r} that are counts or that `gpnsf.pp.normalise` made of counts, to judge counts by"
+    found = "other values, of which the way back to counts is not known"
+    remedy = (
+        "Call gpnsf.pp.normalise on an object with counts and fit the layer that it writes, by layers='normalised'; or pass "
+        "metric='deviance' or 'rmse', which judge the values as they are"
+    )
+    raise ValueError(checks.problem(rule, found, remedy))
+
+
+def _undone(fit: Fit, own: Judged, made: Normalised) -> Judged:
+    """Counts and size factors that were there before the values."""
+    counts = counts_behind(fit, own.name, made, own.seen)
+    if made.learned and own.held_out.any() and made.holdout_key != fit.param("holdout_key"):
+        _log.warning(
+            "layer %r was normalised by a mean over rows that the fit has held out (holdout_key=%r there, %r in the fit). Pass the same "
+            "`holdout_key` to gpnsf.pp.normalise, and fit again.",
+            made.layer,
+            made.holdout_key,
+            fit.param("holdout_key"),
+        )
+    unit = (
+        made.size[~own.held_out].mean()
+        / _relative(_totals(counts), ~own.held_out)[~own.held_out].mean()
+    )
+    own = replace(
+        own, kind="poisson", counts=counts, size=made.size, by_total=made.by_total, unit=unit
+    )
+    return _with_return(own, log=made.log)
+
+
+def _with_return(own: Judged, *, log: bool) -> Judged:
+    """The same with the way back from its values to counts."""
+    assert own.dispersion is not None  # a Gaussian model has noise
+    return replace(own, back=Return(log, own.null_rates(), own.dispersion))
+
+
+def other_counts(fit: Fit, own: Judged, layer: str) -> tuple[sp.csr_matrix, np.ndarray]:
+    """Counts [n, P] of the same cells in another layer, and their size factors [n], in units of the training counts."""
+    counts = measured.counts_of(fit, own.name, own.seen, layer=layer, kind=own.kind)
+    return counts, _other_size(own, counts)
+
+
+def _other_size(own: Judged, counts: sp.csr_matrix) -> np.ndarray:
+    """Size factors [n] of other counts of the same cells, in units of the training counts."""
+    train, totals = own.select("train"), _totals(counts)
+    ratio = totals[train].mean() / _totals(own.counts)[train].mean()
+    ratio = 1.0 if FAMILIES[own.kind].signed else ratio
+    return ratio * (own.unit * _relative(totals, train) if own.by_total else own.size)
+
+
+def _relative(totals: np.ndarray, train: np.ndarray) -> np.ndarray:
+    """Totals [n] in means of the training rows [n] bool."""
+    return np.maximum(totals / totals[train].mean(), SIZE_FLOOR)
+
+
+def _totals(counts: sp.csr_matrix) -> np.ndarray:
+    """Row sums in double precision."""
+    return np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
