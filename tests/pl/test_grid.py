@@ -21,7 +21,7 @@ def table():
     found.insert(3, "modality", "rna")
     found = found[["data", "model", "n_factors", "seed", "modality", "likelihood"]]
     found["deviance_holdout"] = 10.0 - found["n_factors"] + found["seed"]
-    return found.assign(deviance=1.0, sparsity=0.5, seconds=np.arange(len(found)) + 1.0)
+    return found.assign(deviance=1.0, sparsity=0.5, cpu_seconds=np.arange(len(found)) + 1.0)
 
 
 def curves(ax):
@@ -44,7 +44,7 @@ def test_points_are_means_over_seeds_and_bars_go_from_the_lowest_to_the_highest(
 
 
 def test_colour_is_the_model_and_style_the_likelihood(table):
-    ax = grid(table[table["data"] == "a"], y="seconds", show=False)
+    ax = grid(table[table["data"] == "a"], y="cpu_seconds", show=False)
     lines = {box.get_label(): box.lines[0] for box in ax.containers}
     assert lines["nsf, nb"].get_color() == lines["nsf, poisson"].get_color() == COLORS["nsf"]
     assert lines["nsf, nb"].get_linestyle() == lines["pnmf, nb"].get_linestyle() == "--"
@@ -54,14 +54,14 @@ def test_colour_is_the_model_and_style_the_likelihood(table):
 def test_each_data_set_has_a_row_and_one_legend_serves_all(table):
     axes = grid(table, show=False)
     assert [ax.get_title(loc="left") for ax in axes[:3]] == [
-        "Poisson deviance, held-out spots",
+        "Poisson deviance, held out",
         "share of zero loadings",
-        "seconds",
+        "CPU seconds",
     ]
     assert [ax.texts[0].get_text() for ax in axes[::3]] == ["a", "b"]
     assert len(axes[0].figure.legends) == 1
     axes = grid(table.drop(columns="deviance_holdout"), show=False)
-    assert axes[0].get_title(loc="left") == "Poisson deviance, seen spots"
+    assert axes[0].get_title(loc="left") == "Poisson deviance, seen"
 
 
 def test_other_arguments_that_differ_have_lines_of_their_own(table):

@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 __all__ = ["grid"]
 
 LABELS = {
-    "deviance": "Poisson deviance, seen spots",
-    "deviance_holdout": "Poisson deviance, held-out spots",
-    "explained": "explained, seen spots",
-    "explained_holdout": "explained, held-out spots",
-    "rmse": "RMSE, seen spots",
-    "rmse_holdout": "RMSE, held-out spots",
+    "deviance": "Poisson deviance, seen",
+    "deviance_holdout": "Poisson deviance, held out",
+    "explained": "explained, seen",
+    "explained_holdout": "explained, held out",
+    "rmse": "RMSE, seen",
+    "rmse_holdout": "RMSE, held out",
     "sparsity": "share of zero loadings",
     "morans_i": "Moran's I of spatial factors",
     "seconds": "seconds",
@@ -58,7 +58,7 @@ def grid(
         Table of :func:`gpnsf.tl.grid`, or what was read from its ``table.csv``.
     y
         Columns of numbers to draw. Default: the deviance of held-out observations (of all, where none were held out), the
-        sparsity of loadings, and the seconds.
+        sparsity of loadings, and the CPU seconds.
     {shown}
 
     Returns
@@ -117,7 +117,7 @@ def grid(
 def _drawn(table: pd.DataFrame) -> list[str]:
     """What matters most of what there is."""
     holds = "deviance_holdout" in table and table["deviance_holdout"].notna().any()
-    return ["deviance_holdout" if holds else "deviance", "sparsity", "seconds"]
+    return ["deviance_holdout" if holds else "deviance", "sparsity", "cpu_seconds"]
 
 
 def _asked(table: pd.DataFrame) -> list[str]:
@@ -166,10 +166,13 @@ def _draw(ax: Axes, line: pd.DataFrame, column: str, style: dict[str, Any]) -> N
 
 
 def _finish_panel(ax: Axes, column: str, note: str) -> None:
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
     if column in LOGARITHMIC:
         ax.set_yscale("log")
+        ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        ax.yaxis.set_major_formatter("{x:g}")
+        ax.yaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     ax.set_xlabel("factors")
     canvas.plain(ax)
