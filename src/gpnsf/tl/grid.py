@@ -68,7 +68,7 @@ def grid(
     ``seed`` that were asked for, other arguments that differ; ``modality``, ``likelihood``; ``deviance`` and ``deviance_holdout``, mean Poisson
     deviances of training and held-out observations with the shares ``explained`` and ``explained_holdout`` and the root mean squared errors ``rmse`` and
     ``rmse_holdout``; ``sparsity`` of loadings; ``morans_i``, the mean over spatial factors (all these as in :func:`gpnsf.tl.evaluate`); ``n_kept`` and
-    ``n_kept_spatial`` factors; ``n_steps``, ``converged``, ``n_repairs``; ``seconds`` and ``cpu_seconds`` of the fit; ``peak_memory`` of its process in bytes; ``error``, the message
+    ``n_kept_spatial`` factors; ``n_steps``, ``converged``, ``n_repairs``; ``seconds`` and ``cpu_seconds`` of the fit; ``peak_memory`` of its process in bytes; when it ``finished``; ``error``, the message
     of a run that has failed; ``key``, the name of its record.
 
     Raises

@@ -29,7 +29,7 @@ LINES = (
 )
 COURSE = (
     *("n_kept", "n_kept_spatial", "n_steps", "converged", "n_repairs"),
-    *("seconds", "cpu_seconds", "peak_memory", "error"),
+    *("seconds", "cpu_seconds", "peak_memory", "finished", "error"),
 )
 
 
