@@ -184,6 +184,18 @@ def test_rank_prints_the_table(fitted, capsys):
     pd.testing.assert_frame_equal(printed, expected, check_dtype=False, rtol=1e-4)
 
 
+@pytest.mark.parametrize("options", [{}, {"metric": "poisson", "layers": "again"}])
+def test_evaluate_prints_the_table(options, mdata, tmp_path, capsys):
+    gpnsf.tl.fit(mdata, n_factors=2, max_steps=3, init="spot", split="assumed", progress=False)
+    for mod in mdata.mod.values():
+        mod.layers["again"] = mod.X.copy()
+    mdata.write(path := str(tmp_path / "fitted.h5mu"))
+    flags = [text for name, value in options.items() for text in (f"--{name}", value)]
+    assert cli.main(["evaluate", path, *flags]) == 0
+    printed = pd.read_csv(io.StringIO(capsys.readouterr().out))
+    pd.testing.assert_frame_equal(printed, gpnsf.tl.evaluate(mdata, **options), rtol=1e-4)
+
+
 def test_domains_go_into_the_file(fitted, tmp_path, capsys):
     target = str(tmp_path / "out.h5mu")
     options = ["--n-domains", "3", "--factors", "all"]
@@ -309,6 +321,7 @@ def test_benchmark_runs_a_file_with_its_arguments(tmp_path, monkeypatch):
         (["simulate", "tissue", "out.h5mu", "--seed", "-1"], "seed"),
         (["demo", "--out", "{source}"], "section.h5mu"),
         (["rank", "{source}"], "a fit in uns"),
+        (["evaluate", "{source}", "--metric", "posson"], "metric='poisson'"),
         (["select", "{source}", "out.h5mu", "--n-factors", "0"], "n_factors"),
         (["domains", "{source}", "page.html"], r"named \*.h5mu"),
         (["demo", "--out", "new/demo"], "mkdir -p new/demo"),

@@ -159,6 +159,11 @@ def _rank(source: Path, **options: Any) -> None:
     print(table.to_csv(index=False, float_format="%.6g"), end="")
 
 
+def _evaluate(source: Path, **options: Any) -> None:
+    table = gpnsf.tl.evaluate(_read(source), **options)
+    print(table.to_csv(index=False, float_format="%.6g"), end="")
+
+
 def _predict(source: Path, coords: Path, target: Path, library: str | None, key: str) -> None:
     check_output(target, ".h5ad", source=source)
     predicted = gpnsf.tl.predict(_read(source), read_table(coords), library=library, key=key)
@@ -226,6 +231,7 @@ RUN: dict[str, Callable[..., int | None]] = {
     "grid": _grid,
     "domains": _domains,
     "rank": _rank,
+    "evaluate": _evaluate,
     "predict": _predict,
     "plot": _plot,
     "report": _report,

@@ -57,6 +57,11 @@ class Keys:
         return f"{self.key}_background"
 
     @property
+    def centre(self) -> str:
+        """``var`` of each modality, after :func:`gpnsf.tl.mefisto`: mean of the logarithms [P], which was taken out of them."""
+        return f"{self.key}_centre"
+
+    @property
     def importance(self) -> str:
         """``obs`` (object and modalities) and ``var`` (modalities): share of the expected signal that is spatial."""
         return f"{self.key}_spatial_importance"
@@ -110,6 +115,7 @@ class Keys:
             "obs": (self.importance, self.total),
             "var": (
                 self.background,
+                self.centre,
                 self.importance,
                 self.importance_std,
                 self.importance_p,

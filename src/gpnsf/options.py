@@ -293,6 +293,15 @@ def _rank(command: argparse.ArgumentParser) -> None:
     _key(command)
 
 
+def _evaluate(command: argparse.ArgumentParser) -> None:
+    _source(command)
+    words = "deviance, poisson, rmse, sparsity or moran; default: deviance"
+    _option(command, "metric", help=words)
+    words = "layers with other counts of the same rows; default: none"
+    _option(command, "layers", **{**_NAMED, "help": words})
+    _key(command)
+
+
 def _predict(command: argparse.ArgumentParser) -> None:
     _source(command)
     command.add_argument(
@@ -344,6 +353,7 @@ COMMANDS = {
     "grid": ("fit combinations of data, models and arguments, and write one table", _grid),
     "domains": ("divide a fitted section into domains and write the annotated object", _domains),
     "rank": ("print the best features of each factor as CSV", _rank),
+    "evaluate": ("print how well a fit explains counts, seen and unseen, as CSV", _evaluate),
     "predict": ("predict the factors at new coordinates", _predict),
     "plot": ("draw the figures of a fit as PNG", _plot),
     "report": ("write a fit to one HTML page", _report),

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import io
 import tracemalloc
+from contextlib import redirect_stdout
 
 import numpy as np
 import pytest
@@ -45,11 +47,13 @@ def test_log_normalised_values_are_centred_and_scaled_over_what_is_observed():
     observed = np.arange(20) != 7
     counts[~observed] = 0
     size = np.where(observed, rng.uniform(0.5, 2, 20), 0).astype(np.float32)
-    values = mefisto.log_normalised(View("rna", "nb", sp.csr_matrix(counts), size, observed))
+    made = mefisto.log_normalised(View("rna", "nb", sp.csr_matrix(counts), size, observed))
     expected = np.log1p(counts[observed] / (size[observed] / np.median(size[observed]))[:, None])
+    np.testing.assert_allclose(made.centre, expected.mean(axis=0), rtol=1e-5)
     expected -= expected.mean(axis=0)
-    np.testing.assert_allclose(values[observed], expected / expected.std(), atol=1e-5)
-    assert np.isnan(values[~observed]).all()
+    np.testing.assert_allclose(made.values[observed], expected / expected.std(), atol=1e-5)
+    assert made.unit == pytest.approx(expected.std())
+    assert np.isnan(made.values[~observed]).all()
 
 
 def test_features_that_do_not_vary_are_told():
@@ -89,12 +93,17 @@ def test_patterns_are_found_with_their_fields_signs_and_shares(n_side, kind):
 def test_a_factor_without_order_in_space_has_no_field():
     coords, patterns = waves()
     shuffled = np.random.default_rng(0).permutation(len(coords))
-    found = fit({"rna": table(np.column_stack([patterns[:, 0], patterns[shuffled, 1]]))}, coords)
-    order, r = match_factors(np.column_stack([patterns[:, 0], patterns[shuffled, 1]]), found.mean)
+    truth = np.column_stack([patterns[:, 0], patterns[shuffled, 1]])
+    values, lost = table(truth), np.arange(len(coords)) % 20 == 0
+    values[lost] = np.nan
+    found = fit({"rna": values}, coords)
+    order, r = match_factors(truth[~lost], found.mean[~lost])
     assert r.min() > 0.9
     assert found.is_spatial[order].tolist() == [True, False]
     assert np.isnan(found.lengthscale[order]).tolist() == [False, True]
     np.testing.assert_array_equal(found.smooth[:, order[1]], found.mean[:, order[1]])
+    np.testing.assert_array_equal(found.mean[lost, order[1]], 0)
+    np.testing.assert_array_equal(found.std[lost, order[1]], 1)
 
 
 def test_observations_and_features_without_information_are_left_out():
@@ -108,15 +117,53 @@ def test_observations_and_features_without_information_are_left_out():
     assert match_factors(patterns, found.mean)[1].min() > 0.95
 
 
-def test_the_field_is_the_conditional_mean_at_the_inducing_points():
-    rng = np.random.default_rng(0)
-    coords, inducing = rng.uniform(-1, 1, (30, 2)), np.arange(0, 30, 3)
-    values, ell, share = rng.standard_normal(10), 0.5, 0.7
-    found = mefisto._field(coords, inducing, values, ell, share)
-    K = share * np.exp(-0.5 * ((coords[:, None] - coords[inducing]) ** 2).sum(2) / ell**2)
-    np.testing.assert_allclose(
-        found, K @ np.linalg.solve(K[inducing] + (1 - share) * np.eye(10), values)
-    )
+@pytest.mark.parametrize(
+    ("n_side", "n_inducing"), [(8, 200), pytest.param(12, 100, marks=pytest.mark.slow)]
+)
+def test_rows_of_which_nothing_was_observed_get_what_mofapy2_predicts(
+    n_side, n_inducing, monkeypatch
+):
+    coords, patterns = waves(n_side)
+    values, entries, make = table(patterns), [], mefisto._entry
+    monkeypatch.setattr(mefisto, "_entry", lambda *a: entries.append(make(*a)) or entries[0])
+    lost = np.arange(len(coords)) % 7 == 3
+    values[lost] = np.nan
+    found = fit({"rna": values}, coords, n_inducing=n_inducing, max_steps=25)
+    assert found.is_spatial.all()
+    model = entries[0]
+    assert model.model.dim["N"] == (~lost).sum()
+    with redirect_stdout(io.StringIO()):
+        model.predict_factor(new_covariates=coords[lost])
+    at = {tuple(place): i for i, place in enumerate(model.Zpredictions["values"])}
+    order = [at[tuple(place)] for place in coords[lost]]
+    seen = model.model.nodes["Z"].getExpectation()
+    products = found.mean[~lost].T @ seen  # [K, K]
+    column = np.abs(products).argmax(axis=1)
+    sign = np.sign(products[np.arange(2), column])
+    mean, variance = (model.Zpredictions[key][order][:, column] for key in ("mean", "variance"))
+    np.testing.assert_allclose(found.mean[lost], sign * mean, atol=1e-5)
+    np.testing.assert_allclose(found.smooth[lost], found.mean[lost], atol=1e-6)
+    np.testing.assert_allclose(found.std[lost], np.sqrt(variance), atol=1e-5)
+    rotation = np.linalg.lstsq(found.mean[~lost], patterns[~lost], rcond=None)[0]
+    error = np.square(patterns - found.mean @ rotation)[lost].mean(axis=0)
+    assert (error < 0.1 * patterns.var(axis=0)).all()
+
+
+def test_what_was_not_observed_has_no_part_in_the_fit():
+    coords, patterns = waves(7)
+    values = table(patterns)
+    values[:9] = np.nan
+    whole = fit({"rna": values}, coords, max_steps=21)
+    alone = fit({"rna": values[9:]}, coords[9:], max_steps=21)
+    np.testing.assert_array_equal(whole.mean[9:], alone.mean)
+    np.testing.assert_array_equal(whole.noise["rna"], alone.noise["rna"])
+
+
+def test_noise_is_that_of_the_values():
+    coords, patterns = waves()
+    found = fit({"rna": table(patterns, noise=0.5), "atac": table(patterns, noise=1.5)}, coords)
+    np.testing.assert_allclose(found.noise["rna"], 0.5, rtol=0.3)
+    np.testing.assert_allclose(found.noise["atac"], 1.5, rtol=0.3)
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import anndata as ad
@@ -93,6 +94,7 @@ def test_every_slot_is_written_on_the_object_and_its_modalities(fitted):
         **{
             "library_key": None,
             "size_factors": None,
+            "holdout_key": None,
             "n_inducing": 200,
             "max_steps": 31,
             "seed": 0,
@@ -141,8 +143,51 @@ def test_the_tools_that_read_factors_read_these(fitted):
     assert {panel.get_title(loc="left") for panel in panels} >= {"factor_1", "factor_2"}
 
 
-@pytest.mark.parametrize("tool", ["denoise", "evaluate", "predict"])
-def test_the_tools_that_need_expected_counts_refuse(fitted, tool):
+def test_it_is_judged_by_counts_on_rows_that_it_has_not_seen():
+    data = both(n_genes=12)
+    data.obs["held"] = np.arange(data.n_obs) % 9 == 4
+    run(data, max_steps=31, holdout_key="held")
+    altered = both(n_genes=12)
+    altered.obs["held"] = data.obs["held"]
+    for mod in altered.mod.values():
+        counts = mod.X.toarray() if sp.issparse(mod.X) else mod.X.copy()
+        counts[altered.obs["held"][mod.obs_names].to_numpy()] *= 3
+        mod.X = counts
+    run(altered, max_steps=31, holdout_key="held")
+    np.testing.assert_array_equal(altered.obsm["X_mefisto"], data.obsm["X_mefisto"])
+
+    table = gpnsf.tl.evaluate(data, metric="poisson", key="mefisto")
+    assert table["rows"].tolist() == ["train", "holdout"] * 2
+    assert (table["explained"][:2] > 0.5).all()
+    rna, held = data["rna"], data.obs["held"].to_numpy()
+    unit = data.uns["mefisto"]["normalised"]["rna"]["unit"]
+    logs = unit * data.obsm["X_mefisto"] @ rna.varm["mefisto_loadings"].T
+    logs += rna.var["mefisto_centre"].to_numpy()
+    noise = unit * rna.var["mefisto_dispersion"].to_numpy()
+    y, mu = rna.X.toarray(), np.exp(logs + noise**2 / 2) - 1
+    wanted = 2 * (np.where(y > 0, y * np.log(np.maximum(y, 1) / mu), 0) - y + mu)
+    np.testing.assert_allclose(
+        table["deviance"][:2], [wanted[~held].mean(), wanted[held].mean()], rtol=1e-5
+    )
+
+    own = gpnsf.tl.evaluate(data, key="mefisto").set_index(["modality", "rows"])
+    residual = (np.log1p(y) - logs) / noise
+    assert own.loc[("rna", "train"), "deviance"] == pytest.approx(
+        (residual[~held] ** 2).mean(), rel=1e-4
+    )
+    assert own.loc["rna", "deviance"].between(0.5, 2).all()
+    for mod in data.mod.values():
+        mod.layers["again"] = mod.X.copy()
+    for metric in ("deviance", "poisson", "rmse"):
+        again = gpnsf.tl.evaluate(data, metric=metric, key="mefisto", layers="again")
+        values = again.set_index(["modality", "rows"])["explained"].unstack()
+        np.testing.assert_allclose(values["thinned"], values["train"], rtol=1e-6)
+    assert len(gpnsf.tl.evaluate(data, metric="moran", key="mefisto")) == 2
+    assert gpnsf.tl.evaluate(data, metric="sparsity", key="mefisto")["sparsity"].between(0, 1).all()
+
+
+@pytest.mark.parametrize("tool", ["denoise", "predict"])
+def test_the_tools_that_need_a_background_refuse(fitted, tool):
     data = fitted.copy()
     before = sections.digest(data)
     with pytest.raises((KeyError, ValueError), match="Expected .*; got "):
@@ -158,8 +203,9 @@ def test_results_survive_a_file(fitted, tmp_path, suffix):
     getattr(fitted, "write" if suffix == "h5mu" else "write_zarr")(path)
     again = mudata.read_h5mu(path) if suffix == "h5mu" else mudata.read_zarr(path)
     np.testing.assert_array_equal(again.obsm["X_mefisto"], fitted.obsm["X_mefisto"])
-    table, expected = (gpnsf.tl.rank_features(data, key="mefisto") for data in (again, fitted))
-    pd.testing.assert_frame_equal(table, expected, check_dtype=False)
+    for read in (gpnsf.tl.rank_features, partial(gpnsf.tl.evaluate, metric="poisson")):
+        table, expected = (read(data, key="mefisto") for data in (again, fitted))
+        pd.testing.assert_frame_equal(table, expected, check_dtype=False)
 
 
 def test_an_anndata_gets_the_slots_and_a_second_call_replaces_them():
@@ -339,6 +385,7 @@ CASES = [
     Case("unknown coordinates", {"spatial_key": "umap"}, KeyError, "there: 'spatial'"),
     Case("unknown slices", {"library_key": "patient"}, KeyError, "there: 'slice'"),
     Case("unknown size factors", {"size_factors": "n_counts"}, KeyError),
+    Case("unknown rows to hold out", {"holdout_key": "holdout"}, KeyError, "'held'"),
     Case("too few inducing points", {"n_inducing": 99}, says="at least 100"),
     Case("inducing points as text", {"n_inducing": "many"}, TypeError),
     Case("no steps", {"max_steps": 0}),

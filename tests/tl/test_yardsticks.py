@@ -14,7 +14,6 @@ import gpnsf
 from gpnsf.core.scores import metrics
 from gpnsf.tl.evaluate import evaluate
 
-SAME = ["modality", "rows", "n_obs", "n_features"]
 SHORT = {"n_factors": 2, "max_steps": 2, "split": "assumed", "init": "spot", "progress": False}
 K = 8
 
@@ -185,19 +184,31 @@ def test_a_normalisation_that_saw_held_out_rows_is_told(options, caplog):
     assert len(told) == (0 if options else 1)
 
 
-def test_models_of_the_same_counts_have_the_same_null_model():
-    data = held(fitted.anndata(n_obs=36, n_genes=12))
+@pytest.mark.slow
+def test_all_models_stand_in_one_table_above_the_same_null_model():
+    pytest.importorskip("mofapy2", reason="mofapy2 is not installed")
+    data = held(fitted.anndata(n_obs=64, n_genes=24))
     gpnsf.pp.normalise(data, holdout_key="held")
-    nulls = []
-    for model, options in {
-        "gpnsf": {},
-        "nsf": {"likelihoods": "poisson"},
-        "fa": {"layers": "normalised"},
-    }.items():
-        gpnsf.tl.fit(data, model, holdout_key="held", **SHORT, **options)
-        nulls.append(evaluate(data, metric="poisson")[[*SAME, "null_deviance"]])
-    for other in nulls[1:]:
-        pd.testing.assert_frame_equal(other, nulls[0], rtol=1e-6)
+    tables = []
+    for model in ("gpnsf", "nsfh", "nsf", "pnmf", "rsf", "fa", "mefisto"):
+        if model == "mefisto":
+            gpnsf.tl.mefisto(
+                data, n_factors=2, max_steps=25, holdout_key="held", progress=False, key_added=model
+            )
+        else:
+            layers = "normalised" if model in ("rsf", "fa") else None
+            options = {**SHORT, "max_steps": 40, "holdout_key": "held", "layers": layers}
+            gpnsf.tl.fit(data, model, key_added=model, **options)
+        tables.append(evaluate(data, metric="poisson", key=model).assign(model=model))
+    table = pd.concat(tables).set_index(["rows", "model"])
+    for rows in ("train", "holdout"):
+        own = table.loc[rows]
+        assert len(own) == 7
+        np.testing.assert_allclose(own["null_deviance"], own["null_deviance"].iloc[0], rtol=1e-6)
+        assert own["n_features"].nunique() == own["n_obs"].nunique() == 1
+    assert (table.loc["train", "explained"] > 0.2).all()
+    unseen = table.loc["holdout", "explained"]
+    assert unseen[["nsf", "rsf", "mefisto"]].min() > unseen[["pnmf", "fa"]].max()
 
 
 def test_sparsity_is_the_share_of_small_loadings_of_a_feature():

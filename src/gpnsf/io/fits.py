@@ -194,6 +194,22 @@ class Fit:
             where=f"var of {modality!r}",
         )
 
+    @property
+    def normalised(self) -> Mapping[str, Any] | None:
+        """What a method that normalises counts itself has done to those of each modality; None for one that does not."""
+        if "normalised" not in self.uns:
+            return None
+        return stored.record(self.uns, "normalised", where=self.where)
+
+    def offset(self, modality: str) -> np.ndarray:
+        """Constant part [P] of what is expected of one modality, in the unit of its values."""
+        if self.normalised is None:
+            return self.var(modality, self.keys.background)
+        where = f"what {self.where} says of {modality!r}"
+        own = stored.record(self.normalised, modality, where=self.where)
+        unit = stored.number(own, "unit", low=1e-20, where=where)
+        return self.var(modality, self.keys.centre) / unit
+
     def constant(self, modality: str) -> np.ndarray:
         """Constant part of the rate [P] of one modality; 0 where values have a sign, for there it is no part of a whole."""
         if self.std is None or FAMILIES[self.likelihoods[modality]].signed:

@@ -103,7 +103,7 @@ def find_features(
 
 def used(fit: Fit, modality: str) -> np.ndarray:
     """Features [P] that the fit has seen and that had a count."""
-    return fit.loadings[modality].any(axis=1) | (fit.var(modality, fit.keys.background) != 0)
+    return fit.loadings[modality].any(axis=1) | (fit.offset(modality) != 0)
 
 
 def held_out(fit: Fit, modality: str) -> np.ndarray:
@@ -203,13 +203,21 @@ def counts_of(
     )
 
 
-def size_factors(fit: Fit, modality: str, counts: sp.csr_matrix, train: np.ndarray) -> np.ndarray:
+def size_factors(
+    fit: Fit,
+    modality: str,
+    counts: sp.csr_matrix,
+    train: np.ndarray,
+    *,
+    kind: str | None = None,
+) -> np.ndarray:
     """Size factors [n] of the fit for its counts [n, P], relative to their mean over the training cells [n].
 
-    Cells that were held out and have none in the column that was fitted get NaN.
+    Cells that were held out and have none in the column that was fitted get NaN. ``kind`` is the likelihood that the counts
+    suit, if it is not that of the fit.
     """
-    source = None if FAMILIES[fit.likelihoods[modality]].signed else fit.param("size_factors")
-    if source is None:
+    source = fit.param("size_factors")
+    if source is None or FAMILIES[kind or fit.likelihoods[modality]].signed:
         return np.ones(counts.shape[0])
     if source == "total":
         totals = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()

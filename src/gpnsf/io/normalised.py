@@ -1,4 +1,4 @@
-"""Layers that ``pp.normalise`` has made of counts: what it leaves to be read, and the counts found again."""
+"""Values that were made of counts, by ``pp.normalise`` or by a method itself: how, and the counts found again."""
 
 from __future__ import annotations
 
@@ -9,29 +9,39 @@ import numpy as np
 import scipy.sparse as sp
 from anndata import AnnData
 
-from gpnsf.checks import problem
+from gpnsf.checks import positive, problem
 from gpnsf.core import stored
 from gpnsf.core.scores.normalising import normalised
 from gpnsf.io.fits import Fit
-from gpnsf.io.measured import layer_of, same_totals, used
+from gpnsf.io.measured import counts_of, held_out, layer_of, same_totals, size_factors, used
 from gpnsf.io.read import read_counts
 
-__all__ = ["METHOD", "Normalised", "counts_behind", "normalised_of", "size_key"]
+__all__ = ["METHOD", "Normalised", "normalised_by", "normalised_of", "size_key"]
 
 METHOD = "normalise"
 
 
 @dataclass(frozen=True)
 class Normalised:
-    """How a layer of one modality was made of its n cells."""
+    """How the values of one modality were made of the counts of its n cells."""
 
-    layer: str
-    source: str | None  # layer of the counts, None for X
+    counts: sp.csr_matrix  # [n, P] of the features that were asked for
     size: np.ndarray  # [n] size factors
     by_total: bool  # size factors follow the totals of the counts
     log: bool
-    holdout_key: str | None
-    learned: bool  # the unit of the size factors is a mean over cells
+    unit: float = 1.0  # what the values were divided by at the end
+    peeks: str | None = (
+        None  # layer whose size factors have a unit from rows that the fit holds out
+    )
+
+    @property
+    def own_values(self) -> sp.csr_matrix:
+        """Values [n, P] of its own counts."""
+        return self.values(self.counts, self.size)
+
+    def values(self, counts: sp.csr_matrix, size: np.ndarray) -> sp.csr_matrix:
+        """Values [n, P] of any counts [n, P] and size factors [n]."""
+        return normalised(counts, size, log=self.log) / self.unit
 
 
 def size_key(layer: str) -> str:
@@ -39,15 +49,32 @@ def size_key(layer: str) -> str:
     return f"{layer}_size"
 
 
-def normalised_of(fit: Fit, modality: str) -> Normalised | None:
-    """The layer that the fit has read, or one that holds the same values; None if `pp.normalise` made none of them."""
+def normalised_of(fit: Fit, modality: str, use: np.ndarray) -> Normalised | None:
+    """How the values that the fit has read, of the features to use [P_full], were made of counts; None if nobody knows."""
+    if fit.normalised is not None:
+        return normalised_by(fit, modality, use)
     mod = fit.modalities[modality]
     made = [name for name in mod.layers if name is not None and _is_record(mod.uns.get(name))]
     if not made:
         return None
     read = layer_of(fit, modality)
     alike = [name for name in made if name == read] or [n for n in made if _alike(mod, read, n)]
-    return _record(mod, modality, alike[0]) if alike else None
+    return _by_layer(fit, modality, alike[0], use) if alike else None
+
+
+def normalised_by(fit: Fit, modality: str, use: np.ndarray) -> Normalised:
+    """What a method has done to the counts that it has read, with size factors of median 1 over the training cells."""
+    own = stored.record(fit.normalised or {}, modality, where=fit.where)
+    where = f"what {fit.where} says of {modality!r}"
+    counts, train = counts_of(fit, modality, use, kind="poisson"), ~held_out(fit, modality)
+    size = size_factors(fit, modality, counts, train, kind="poisson")
+    return Normalised(
+        counts=counts,
+        size=size / np.median(size[train]),
+        by_total=fit.param("size_factors") == "total",
+        log=stored.flag(own, "log", where=where),
+        unit=stored.number(own, "unit", low=1e-20, where=where),
+    )
 
 
 def _is_record(value: object) -> bool:
@@ -62,35 +89,42 @@ def _alike(mod: AnnData, layer: str | None, other: str) -> bool:
     return bool(difference.max() <= 1e-6 * abs(sp.csr_matrix(pair[1])).max())
 
 
-def _record(mod: AnnData, modality: str, layer: str) -> Normalised:
-    """Read what `pp.normalise` has written of a layer."""
+def _by_layer(fit: Fit, modality: str, layer: str, use: np.ndarray) -> Normalised:
+    """What `pp.normalise` has written of a layer, and the counts behind it."""
+    mod = fit.modalities[modality]
     record, where = mod.uns[layer], f"uns[{layer!r}] of {modality!r}"
-    tiny, shape = np.finfo(float).tiny, (mod.n_obs,)
+    key, source = size_key(layer), stored.text(record, "size_factors", where=where)
+    size = stored.array(mod.obs, key, (mod.n_obs,), where=f"obs of {modality!r}")
+    positive(size, what=f"obs[{key!r}] of {modality!r}")
+    log = stored.flag(record, "log", where=where)
+    same_rows = stored.text(record, "holdout_key", where=where) == fit.param("holdout_key")
+    peeked = stored.flag(record, "learned", where=where) and not same_rows
     return Normalised(
-        layer=layer,
-        source=stored.text(record, "layer", where=where),
-        size=stored.array(mod.obs, size_key(layer), shape, low=tiny, where=f"obs of {modality!r}"),
-        by_total=stored.text(record, "size_factors", where=where) == "total",
-        log=stored.flag(record, "log", where=where),
-        holdout_key=stored.text(record, "holdout_key", where=where),
-        learned=stored.flag(record, "learned", where=where),
+        counts=_counts_behind(fit, modality, layer, size, log=log)[:, use[used(fit, modality)]],
+        size=size,
+        by_total=source == "total",
+        log=log,
+        peeks=layer if peeked and held_out(fit, modality).any() else None,
     )
 
 
-def counts_behind(fit: Fit, modality: str, made: Normalised, use: np.ndarray) -> sp.csr_matrix:
-    """Counts [n, P] of the features to use [P_full], from the layer that was normalised or where a copy of it is."""
+def _counts_behind(
+    fit: Fit, modality: str, made: str, size: np.ndarray, *, log: bool
+) -> sp.csr_matrix:
+    """Counts [n, P] of the features that the fit has used, from the layer that was normalised or where a copy of it is."""
     mod, totals = fit.modalities[modality], fit.total(modality)
-    for layer in dict.fromkeys([made.source, None, *mod.layers]):
+    source = stored.text(mod.uns[made], "layer", where=f"uns[{made!r}] of {modality!r}")
+    for layer in dict.fromkeys([source, None, *mod.layers]):
         counts = _counts(mod, modality, layer, used(fit, modality))
         if counts is None:
             continue
-        values = normalised(counts, made.size, log=made.log)
+        values = normalised(counts, size, log=log)
         found = np.asarray(values.sum(axis=1, dtype=np.float64)).ravel()
         if totals is None or same_totals(fit, modality, found, totals):
-            return counts[:, use[used(fit, modality)]]
-    place = "X" if made.source is None else f"layer {made.source!r}"
+            return counts
+    place = "X" if source is None else f"layer {source!r}"
     remedy = "Put them into a layer of any name, where they are found, or run gpnsf.pp.normalise and the fit again"
-    rule = f"the counts behind layer {made.layer!r} of modality {modality!r}"
+    rule = f"the counts behind layer {made!r} of modality {modality!r}"
     raise ValueError(problem(rule, f"other values in {place}, and no copy in a layer", remedy))
 
 

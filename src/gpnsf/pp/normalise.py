@@ -47,7 +47,7 @@ def normalise(
         Layer that holds the counts, for each modality or one name for all; ``X`` by default.
     use_var
         Boolean ``var`` column of the features whose counts make up the totals, for each modality or one name for all: the one that the fit will
-        be given. All features are normalised.
+        be given. All features are normalised. Features without a count in the training rows add to no total.
     size_factors
         "total" (row totals), None (all 1), or an ``obs`` column.
     target_sum
@@ -111,8 +111,10 @@ def normalise(
     for name in opened.names:
         mod = data.mod[name] if isinstance(data, MuData) else data
         counts = read_counts(mod, layer=layer.get(name), likelihood="poisson", modality=name)
-        totals = np.asarray(counts[:, features[name]].sum(axis=1, dtype=np.float64)).ravel()
-        size = _sizes(opened, name, totals, trained[opened.rows[name]], size_factors, target_sum)
+        own = trained[opened.rows[name]]
+        used = features[name] & (counts[own].getnnz(axis=0) > 0)
+        totals = np.asarray(counts[:, used].sum(axis=1, dtype=np.float64)).ravel()
+        size = _sizes(opened, name, totals, own, size_factors, target_sum)
         record = {
             "method": METHOD,
             "layer": layer.get(name),

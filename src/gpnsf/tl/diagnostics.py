@@ -212,8 +212,8 @@ def _raw_counts(fitted: _Fitted) -> Iterator[str]:
             yield (
                 f"Modality {view.name!r} holds raw counts: whole numbers, none below zero, most of them small. "
                 "A Gaussian likelihood treats differences of large and small counts alike, so that a few features "
-                "and deep spots decide. Normalise and take logarithms (scanpy.pp.normalize_total, "
-                f"scanpy.pp.log1p), or fit the counts with {remedy}."
+                "and deep spots decide. Normalise and take logarithms (gpnsf.pp.normalise, layers='normalised'), "
+                f"or fit the counts with {remedy}."
             )
 
 

@@ -12,7 +12,7 @@ from gpnsf import checks
 from gpnsf.core.families import FAMILIES
 from gpnsf.core.scores.normalising import Return
 from gpnsf.io import measured
-from gpnsf.io.normalised import counts_behind, normalised_of
+from gpnsf.io.normalised import normalised_by, normalised_of
 from gpnsf.io.read import SIZE_FLOOR
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class Judged:
     name: str
     likelihood: str
     kind: str  # likelihood by which the counts are read
-    counts: sp.csr_matrix  # [n, P] as fitted
+    counts: sp.csr_matrix  # [n, P] as fitted, or the counts behind them
     size: np.ndarray  # [n]
     by_total: bool  # size factors follow the totals of the counts
     seen: np.ndarray  # [P_full] bool
@@ -43,8 +43,9 @@ class Judged:
     held_out: np.ndarray  # [n] bool
     batch: np.ndarray  # [n] code of the batch
     multipliers: np.ndarray  # [S, P] of the batches
-    unit: float = 1.0  # size factor of a cell whose total is the mean of the training rows
-    back: Return | None = None  # from values of a Gaussian model to counts
+    back: Return | None = (
+        None  # from expected values of a Gaussian model to counts, where these are judged
+    )
 
     def has(self, rows: str) -> bool:
         """Whether there are rows of this kind."""
@@ -75,11 +76,13 @@ def judged(fit: Fit, name: str) -> Judged:
     """Read one modality as the fit did."""
     mod, rows, likelihood = fit.modalities[name], fit.rows[name], fit.likelihoods[name]
     held_out = measured.held_out(fit, name)
-    loadings = np.column_stack([fit.loadings[name], fit.var(name, fit.keys.background)])
+    loadings = np.column_stack([fit.loadings[name], fit.offset(name)])
     seen = np.any(loadings, axis=1)
     counts = measured.counts_of(fit, name, seen)
     counted = counts[~held_out].getnnz(axis=0) > 0
     seen[seen], counts = counted, counts[:, counted]
+    if fit.normalised is not None:
+        counts = normalised_by(fit, name, seen).own_values
     batch, multipliers = fit.batches(name)
     return Judged(
         name=name,
@@ -110,9 +113,9 @@ def as_counts(fit: Fit, own: Judged, *, only: bool) -> Judged:
     """The same, with the counts behind the values of a Gaussian model; ``only`` refuses values that were not made of counts."""
     if not FAMILIES[own.likelihood].signed:
         return own
-    made = normalised_of(fit, own.name)
+    made = normalised_of(fit, own.name, own.seen)
     if made is not None:
-        return _undone(fit, own, made)
+        return _undone(own, made)
     if not any(bad.found(own.counts.data).any() for bad in FAMILIES["poisson"].illegal):
         return _with_return(replace(own, kind="poisson"), log=False)
     if not only:
@@ -126,45 +129,45 @@ def as_counts(fit: Fit, own: Judged, *, only: bool) -> Judged:
     raise ValueError(checks.problem(rule, found, remedy))
 
 
-def _undone(fit: Fit, own: Judged, made: Normalised) -> Judged:
+def _undone(own: Judged, made: Normalised) -> Judged:
     """Counts and size factors that were there before the values."""
-    counts = counts_behind(fit, own.name, made, own.seen)
-    if made.learned and own.held_out.any() and made.holdout_key != fit.param("holdout_key"):
+    if made.peeks is not None:
         _log.warning(
-            "layer %r was normalised by a mean over rows that the fit has held out (holdout_key=%r there, %r in the fit). Pass the same "
-            "`holdout_key` to gpnsf.pp.normalise, and fit again.",
-            made.layer,
-            made.holdout_key,
-            fit.param("holdout_key"),
+            "the size factors of layer %r have a unit from rows that the fit has held out: pass its `holdout_key` to gpnsf.pp.normalise "
+            "too, and fit again",
+            made.peeks,
         )
-    unit = (
-        made.size[~own.held_out].mean()
-        / _relative(_totals(counts), ~own.held_out)[~own.held_out].mean()
-    )
-    own = replace(
-        own, kind="poisson", counts=counts, size=made.size, by_total=made.by_total, unit=unit
-    )
-    return _with_return(own, log=made.log)
+    counts = {"counts": made.counts, "size": made.size, "by_total": made.by_total}
+    return _with_return(replace(own, kind="poisson", **counts), log=made.log, unit=made.unit)
 
 
-def _with_return(own: Judged, *, log: bool) -> Judged:
+def _with_return(own: Judged, *, log: bool, unit: float = 1.0) -> Judged:
     """The same with the way back from its values to counts."""
     assert own.dispersion is not None  # a Gaussian model has noise
-    return replace(own, back=Return(log, own.null_rates(), own.dispersion))
+    return replace(own, back=Return(log, unit, own.null_rates(), own.dispersion))
 
 
 def other_counts(fit: Fit, own: Judged, layer: str) -> tuple[sp.csr_matrix, np.ndarray]:
-    """Counts [n, P] of the same cells in another layer, and their size factors [n], in units of the training counts."""
+    """Counts [n, P] of the same cells in another layer, and their size factors [n], in units of the training counts.
+
+    Where values that were made of counts are judged, values made alike of these.
+    """
+    made = normalised_of(fit, own.name, own.seen) if FAMILIES[own.kind].signed else None
+    if made is not None:
+        other, size = other_counts(fit, _undone(own, made), layer)
+        return made.values(other, size), np.ones(len(size))
     counts = measured.counts_of(fit, own.name, own.seen, layer=layer, kind=own.kind)
     return counts, _other_size(own, counts)
 
 
 def _other_size(own: Judged, counts: sp.csr_matrix) -> np.ndarray:
     """Size factors [n] of other counts of the same cells, in units of the training counts."""
-    train, totals = own.select("train"), _totals(counts)
-    ratio = totals[train].mean() / _totals(own.counts)[train].mean()
-    ratio = 1.0 if FAMILIES[own.kind].signed else ratio
-    return ratio * (own.unit * _relative(totals, train) if own.by_total else own.size)
+    train, totals, before = ~own.held_out, _totals(counts), _totals(own.counts)
+    ratio = 1.0 if FAMILIES[own.kind].signed else totals[train].mean() / before[train].mean()
+    if not own.by_total:
+        return ratio * own.size
+    unit = own.size[train].mean() / _relative(before, train)[train].mean()
+    return ratio * unit * _relative(totals, train)
 
 
 def _relative(totals: np.ndarray, train: np.ndarray) -> np.ndarray:

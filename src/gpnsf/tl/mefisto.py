@@ -49,6 +49,7 @@ def mefisto(
     spatial_key: str = SPATIAL,
     library_key: str | None = None,
     size_factors: str | None = "total",
+    holdout_key: str | None = None,
     n_inducing: int = 200,
     max_steps: int = 1000,
     seed: int = 0,
@@ -83,6 +84,9 @@ def mefisto(
         of one does not reach into the other. MEFISTO's own groups need places that correspond between slices.
     size_factors
         "total" (row totals), None (all 1: where totals carry signal), or an ``obs`` column.
+    holdout_key
+        Boolean ``obs`` column of rows that train nothing, neither factors nor means and size factors. They get the factors that the fields
+        predict, as mofapy2's ``predict_factor`` does, and 0 of factors without a field.
     n_inducing
         Number of inducing points, at least 100, which mofapy2 chooses among the observations. With no more observations than this
         the Gaussian processes are exact. Time grows with its square, memory with the square of the number of observations.
@@ -123,17 +127,19 @@ def mefisto(
       were left out or do not vary
     * ``obs`` and ``var`` ``["mefisto_spatial_importance"]``: share of the magnitude that is in spatial factors, as for the
       signed models of :func:`gpnsf.tl.fit`
-    * ``uns["mefisto"]``: ``params``, ``factor_names``, ``kernel`` (``lengthscale`` in the unit of the coordinates, NaN without a
+    * ``var["mefisto_centre"]`` [P]: means of the logarithms, and ``["mefisto_dispersion"]``: noise, in the unit of the normalised values
+    * ``obs["mefisto_total"]`` of each modality: totals of the counts, by which these are found again
+    * ``uns["mefisto"]``: ``params``, ``normalised`` (by modality: ``log`` and ``unit``, what centred logarithms were divided by), ``factor_names``, ``kernel`` (``lengthscale`` in the unit of the coordinates, NaN without a
       field; ``scale`` in [0, 1], how spatial a factor is), ``is_spatial`` (scale above .05), ``variance_explained`` (modality x
       factor), ``history`` (``elbo`` and its ``step``), ``converged``, ``modalities``, ``likelihoods``, ``versions``, ``seed``, ``seconds``
 
     :func:`gpnsf.tl.rank_features`, :func:`gpnsf.tl.factor_adata`, :func:`gpnsf.tl.domains` and :func:`gpnsf.pl.spatial_factors` read
-    these with ``key="mefisto"``. There is no background: expected counts do not follow from the factors of normalised values, so tools
-    that need them (``evaluate``, ``denoise``, ``predict``) refuse.
+    these with ``key="mefisto"``. :func:`gpnsf.tl.evaluate` takes expected values back to counts. There is no background, so tools that
+    need one (``denoise``, ``predict``) refuse.
 
     References
     ----------
-    Model: :doc:`/model`, equations M1 to M4, after :cite:t:`velten2022`.
+    Model: :doc:`/model`, equations M1 to M6, after :cite:t:`velten2022`.
 
     Examples
     --------
@@ -152,17 +158,19 @@ def mefisto(
         remedy = "Install it by `pip install 'gpnsf[mefisto]'`"
         raise ImportError(problem("mofapy2 for tl.mefisto", "no such package", remedy))
     names = ("modalities", "layers", "use_var", "spatial_key", "library_key", "size_factors")
-    dataset, layout = read.read(data, Reading(**{name: params[name] for name in names}))
-    _guard(
-        dataset.n_obs, sum(view.counts.shape[1] for view in dataset.views), n_factors, n_inducing
-    )
-    tables = {view.name: core.log_normalised(view) for view in dataset.views}
-    _check_features(tables, n_factors)
+    reading = Reading(**{name: params[name] for name in (*names, "holdout_key")})
+    dataset, layout = read.read(data, reading)
+    n_trained = int(np.any([view.observed for view in dataset.views], axis=0).sum())
+    n_features = sum(view.counts.shape[1] for view in dataset.views)
+    _guard(n_trained, n_features, n_factors, n_inducing)
+    made = {view.name: core.log_normalised(view) for view in dataset.views}
+    tables = {name: table.values for name, table in made.items()}
+    _check_features(tables, n_factors, n_trained)
     if max_steps < core.FIRST_FIELD:
         _log.warning(
             "max_steps=%d: MEFISTO looks for fields from step %d on.", max_steps, core.FIRST_FIELD
         )
-    with few_threads(dataset.n_obs**2 < SMALL):
+    with few_threads(n_trained**2 < SMALL):
         found = core.fit(
             tables,
             core.apart(dataset.coords, dataset.library),
@@ -175,8 +183,11 @@ def mefisto(
     _check_finite(found)
     params = {**params, "model": "mefisto", "modalities": list(layout.modalities)}
     info = {"params": params, "seed": seed, "seconds": time.perf_counter() - began}
+    info["normalised"] = {name: {"log": True, "unit": table.unit} for name, table in made.items()}
+    centres = {name: table.centre for name, table in made.items()}
     data = editable(data, copy=copy)
-    put(data, _slots(data, found, layout, Keys(key_added), info), instead_of=Keys(key_added).slots)
+    slots = _slots(data, found, centres, layout, Keys(key_added), info)
+    put(data, slots, instead_of=Keys(key_added).slots)
     _log.info("MEFISTO: %d factors, %d steps, %.1f s", n_factors, found.step[-1], info["seconds"])
     return data if copy else None
 
@@ -190,7 +201,7 @@ def _guard(*sizes: int) -> None:
         raise MemoryError(problem("a fit that fits into memory", found, remedy))
 
 
-def _check_features(tables: Mapping[str, np.ndarray], n_factors: int) -> None:
+def _check_features(tables: Mapping[str, np.ndarray], n_factors: int, n_obs: int) -> None:
     """Check that the features that vary are at least two in each modality, and as many as factors."""
     counts = {name: int(core.varying(table).sum()) for name, table in tables.items()}
     for name, number in counts.items():
@@ -198,7 +209,7 @@ def _check_features(tables: Mapping[str, np.ndarray], n_factors: int) -> None:
             rule = f"at least 2 features of {name!r} that vary"
             remedy = "Leave the modality out with `modalities`"
             raise ValueError(problem(rule, str(number), remedy))
-    checks.sizes(n_factors, n_obs=len(next(iter(tables.values()))), n_features=sum(counts.values()))
+    checks.sizes(n_factors, n_obs=n_obs, n_features=sum(counts.values()))
 
 
 def _check_finite(found: core.Mefisto) -> None:
@@ -214,11 +225,12 @@ def _check_finite(found: core.Mefisto) -> None:
 def _slots(
     data: AnnData | MuData,
     found: core.Mefisto,
+    centres: Mapping[str, np.ndarray],
     layout: read.Layout,
     keys: Keys,
     info: Mapping[str, object],
 ) -> list[Slot]:
-    """All that is written."""
+    """All that is written; features that do not vary have no mean: nothing is said of them."""
     mods = {
         name: data.mod[name] if isinstance(data, MuData) else data for name in layout.modalities
     }
@@ -231,9 +243,13 @@ def _slots(
         if mod is not data:
             slots += _rows(mod, layout.rows[name], {name: loadings[name]}, found, keys)
         importance = feature_importance(loadings[name], found.is_spatial).astype(np.float32)
+        noise, use = found.noise[name], layout.features[name]
         slots += [
+            (mod, "obs", keys.total, layout.totals[name].astype(np.float32)),
             (mod, "varm", keys.loadings, loadings[name]),
             (mod, "var", keys.importance, importance),
+            (mod, "var", keys.centre, on_all_features(centres[name] * (noise > 0), use)),
+            (mod, "var", keys.dispersion, on_all_features(noise, use)),
         ]
     return slots
 
@@ -272,5 +288,6 @@ def _record(
         "converged": found.converged,
         "modalities": list(layout.modalities),
         "likelihoods": dict.fromkeys(layout.modalities, "gaussian"),
+        "n_features": {name: int((sd > 0).sum()) for name, sd in found.noise.items()},
         "versions": {name: version(name) for name in _VERSIONS},
     }

@@ -19,14 +19,24 @@ from scipy.linalg import eigh
 from scipy.spatial.distance import cdist
 
 from gpnsf.core.progress import Progress
+from gpnsf.core.scores.normalising import normalised
 from gpnsf.core.types import View
 
-__all__ = ["FIRST_FIELD", "Mefisto", "apart", "fit", "log_normalised", "memory", "varying"]
+__all__ = ["FIRST_FIELD", "Mefisto", "Table", "apart", "fit", "log_normalised", "memory", "varying"]
 
 FIRST_FIELD = 20  # step at which mofapy2 begins to look for fields
 GAP = 3.0  # half-widths between slices: fields of one do not reach into the other
 NOISE = 1e-8  # of sums that should be zero
 LEAST_SCALE = 0.05  # of a factor that counts as spatial
+
+
+@dataclass(frozen=True)
+class Table:
+    """Values of one modality, and what was taken out of them (M1)."""
+
+    values: np.ndarray  # [N, P] NaN where not observed
+    centre: np.ndarray  # [P] means of the logarithms
+    unit: float  # what the centred logarithms were divided by
 
 
 @dataclass(frozen=True)
@@ -38,6 +48,7 @@ class Mefisto:
     std: np.ndarray  # [N, K] float32 posterior standard deviation of the factors
     # modality -> [P, K] float32, signed; zeros for features that do not vary
     loadings: dict[str, np.ndarray]
+    noise: dict[str, np.ndarray]  # modality -> [P] float32 standard deviation; zeros likewise
     variance_explained: dict[str, np.ndarray]  # modality -> [K]
     lengthscale: np.ndarray  # [K] in the unit of the coordinates, nan without a field
     scale: np.ndarray  # [K] share of the field in the prior variance of the factor
@@ -51,19 +62,20 @@ class Mefisto:
         return self.scale > LEAST_SCALE
 
 
-def log_normalised(view: View) -> np.ndarray:
+def log_normalised(view: View) -> Table:
     """Log1p of counts per size factor [N, P], features centred, the table scaled to variance 1.
 
     NaN where not observed (M1).
     """
     rows = np.flatnonzero(view.observed)
-    counts = view.counts[rows]
     size = view.size[rows] / np.median(view.size[rows])
-    table = np.full(view.counts.shape, np.nan)
-    table[rows] = np.log1p(counts.multiply(1 / size[:, None]).toarray())
-    table -= np.nanmean(table, axis=0)
-    spread = np.nanstd(table)
-    return table / spread if spread > NOISE else table
+    values = np.full(view.counts.shape, np.nan)
+    values[rows] = normalised(view.counts[rows], size, log=True).toarray()
+    centre = np.nanmean(values, axis=0)
+    values -= centre
+    spread = float(np.nanstd(values))
+    unit = spread if spread > NOISE else 1.0
+    return Table(values / unit, centre, unit)
 
 
 def varying(table: np.ndarray) -> np.ndarray:
@@ -100,13 +112,17 @@ def fit(
 ) -> Mefisto:
     """Fit centred tables [N, P], NaN where nothing is observed, at places [N, D] (M2, M3).
 
-    Up to ``n_inducing`` observations the Gaussian processes are exact. Everything else is what
-    mofapy2 does by default.
+    Rows of which nothing is observed train nothing, and get what the fields predict. Up to
+    ``n_inducing`` observations the Gaussian processes are exact. Everything else is what mofapy2
+    does by default.
     """
+    seen = np.any([~np.isnan(table).all(axis=1) for table in tables.values()], axis=0)  # [N]
     used = {name: varying(table) for name, table in tables.items()}
     with _contained(seed), Progress("MEFISTO", max_steps, shown=progress) as bar:
         with redirect_stdout(_Steps(bar)):
-            entry = _entry([table[:, used[name]] for name, table in tables.items()], coords)
+            entry = _entry(
+                [table[seen][:, used[name]] for name, table in tables.items()], coords[seen]
+            )
             _set_options(
                 entry, n_factors=n_factors, n_inducing=n_inducing, max_steps=max_steps, seed=seed
             )
@@ -117,7 +133,7 @@ def fit(
             raise KeyboardInterrupt
         explained = entry.model.calculate_variance_explained()[0]  # [modalities, K]
         bar.converged = len(entry.model.train_stats["elbo"]) <= max_steps
-    return _read(entry, coords, used, explained, max_steps)
+    return _read(entry, coords, seen, used, explained, max_steps)
 
 
 class _Steps(io.TextIOBase):
@@ -190,6 +206,7 @@ def _set_options(entry: Any, *, n_factors: int, n_inducing: int, max_steps: int,
 def _read(
     entry: Any,
     coords: np.ndarray,
+    seen: np.ndarray,
     used: Mapping[str, np.ndarray],
     explained: np.ndarray,
     max_steps: int,
@@ -197,27 +214,26 @@ def _read(
     """The factors in order of the variance they explain, strong loadings made positive."""
     nodes, stats = entry.model.nodes, entry.model.train_stats
     order = np.argsort(-explained.sum(axis=0), kind="stable")
-    Z, weights = nodes["Z"].getExpectations(), nodes["W"].getExpectation()  # [N, K], each [P, K]
+    weights = nodes["W"].getExpectation()  # each [P, K]
     sign = np.where(np.sum([(W**3).sum(axis=0) for W in weights], axis=0) < 0, -1.0, 1.0)[order]
     scale = stats["scales"][order]
     lengthscale = np.where(scale > LEAST_SCALE, stats["length_scales"][order], np.nan)
-    inducing, values = np.arange(len(coords)), Z["E"]
-    if "U" in nodes:
-        inducing, values = entry.smooth_opts["idx_inducing"], nodes["U"].getExpectation()
-    mean = Z["E"][:, order]
-    smooth = [
-        _field(coords, inducing, values[:, k], ell, share) if share > LEAST_SCALE else Z["E"][:, k]
-        for k, ell, share in zip(order, lengthscale, scale, strict=True)
-    ]
-    loadings = {name: np.zeros((len(use), len(order)), np.float32) for name, use in used.items()}
-    for (name, use), W in zip(used.items(), weights, strict=True):
-        loadings[name][use] = W[:, order] * sign
+    mean, smooth, std = _factors(entry, coords, seen, order, lengthscale, scale)
+    loadings = {
+        name: _on_all(use, W[:, order] * sign)
+        for (name, use), W in zip(used.items(), weights, strict=True)
+    }
+    precision = [tau["E"].mean(axis=0) for tau in nodes["Tau"].getExpectations()]  # each [P]
     step = np.flatnonzero(np.isfinite(stats["elbo"]))
     return Mefisto(
         mean=(mean * sign).astype(np.float32),
-        smooth=(np.column_stack(smooth) * sign).astype(np.float32),
-        std=np.sqrt(np.maximum(Z["E2"] - Z["E"] ** 2, 0))[:, order].astype(np.float32),
+        smooth=(smooth * sign).astype(np.float32),
+        std=std.astype(np.float32),
         loadings=loadings,
+        noise={
+            name: _on_all(use, tau**-0.5)
+            for (name, use), tau in zip(used.items(), precision, strict=True)
+        },
         variance_explained=dict(zip(used, explained[:, order], strict=True)),
         lengthscale=lengthscale,
         scale=scale,
@@ -227,12 +243,69 @@ def _read(
     )
 
 
+def _on_all(used: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Scatter [p, ...] to all features [P, ...]; zeros for the others."""
+    full = np.zeros((len(used), *values.shape[1:]), np.float32)
+    full[used] = values
+    return full
+
+
+def _factors(
+    entry: Any,
+    coords: np.ndarray,
+    seen: np.ndarray,
+    order: np.ndarray,
+    lengthscale: np.ndarray,
+    scale: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean, mean of the field alone, and standard deviation [N, K] of the factors in order.
+
+    Rows that were not ``seen`` [N] get what mofapy2's ``predict_factor`` would give them.
+    """
+    nodes = entry.model.nodes
+    Z = nodes["Z"].getExpectations()  # [n, K]
+    inducing, at_points = np.arange(int(seen.sum())), Z
+    if "U" in nodes:
+        inducing, at_points = entry.smooth_opts["idx_inducing"], nodes["U"].getExpectations()
+    mean, smooth, variance = (np.zeros((len(coords), len(order))) for _ in range(3))
+    mean[seen] = smooth[seen] = Z["E"][:, order]
+    variance[seen] = np.maximum(Z["E2"] - Z["E"] ** 2, 0)[:, order]
+    variance[~seen] = 1.0  # of the prior
+    for place, k in enumerate(order):
+        if scale[place] > LEAST_SCALE:
+            field, spread = _field(
+                coords,
+                coords[seen][inducing],
+                at_points["E"][:, k],
+                at_points["cov"][k],
+                lengthscale[place],
+                scale[place],
+            )
+            smooth[:, place] = field
+            mean[~seen, place], variance[~seen, place] = field[~seen], spread[~seen]
+    return mean, smooth, np.sqrt(variance)
+
+
 def _field(
-    coords: np.ndarray, inducing: np.ndarray, values: np.ndarray, lengthscale: float, scale: float
-) -> np.ndarray:
-    """Mean [N] of a field, given the values [M] of its factor at the inducing points (M4)."""
-    squared = cdist(coords, coords[inducing], "sqeuclidean")
-    K = np.exp(-squared / (2 * lengthscale**2))  # [N, M]
-    spectrum, basis = eigh(K[inducing])
-    weights = basis @ ((basis.T @ values) / (scale * np.maximum(spectrum, 0) + 1 - scale))
-    return scale * (K @ weights)
+    coords: np.ndarray,
+    points: np.ndarray,
+    values: np.ndarray,
+    covariance: np.ndarray,
+    lengthscale: float,
+    scale: float,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean [N] of a field, and variance [N] of a new observation (M4, M5).
+
+    At the inducing ``points`` [M, D] the factor has means [M] and a covariance [M, M].
+    """
+    K, own = _covariance(coords, points, lengthscale), _covariance(points, points, lengthscale)
+    spectrum, basis = eigh(own)
+    inverse = (basis / (scale * np.maximum(spectrum, 0) + 1 - scale)) @ basis.T
+    weights = scale * (K @ inverse)  # [N, M]
+    variance = 1 - (weights * (scale * K)).sum(axis=1) + ((weights @ covariance) * weights).sum(1)
+    return weights @ values, np.maximum(variance, 0)
+
+
+def _covariance(one: np.ndarray, other: np.ndarray, lengthscale: float) -> np.ndarray:
+    """Squared exponential [n, m]."""
+    return np.exp(-cdist(one, other, "sqeuclidean") / (2 * lengthscale**2))

@@ -24,14 +24,16 @@ class Return:
 
     Where ``log(1 + y) ~ N(x, sd^2)``, ``E y = exp(x + sd^2 / 2) - 1``; ``expm1(x)`` is the median,
     which is below. A signed model may expect less than nothing: then it is a hundredth of a
-    constant rate.
+    constant rate. Values are logarithms over ``unit``.
     """
 
     log: bool
+    unit: float
     constant: np.ndarray  # [P] rates of a model that has one for each feature
     noise: np.ndarray  # [P] standard deviation
 
     def rates(self, values: np.ndarray) -> np.ndarray:
         """Expected counts [n, P]."""
-        raw = np.expm1(values + 0.5 * np.square(self.noise)) if self.log else values
+        values, noise = self.unit * values, self.unit * self.noise
+        raw = np.expm1(values + 0.5 * np.square(noise)) if self.log else values
         return np.maximum(raw, FLOOR * self.constant)
