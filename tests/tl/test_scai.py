@@ -246,6 +246,7 @@ def test_factors_of_cells_with_places_can_be_drawn(done):
         lambda m: gpnsf.tl.denoise(m, key="scai"),
         lambda m: gpnsf.tl.impute(m, modality="atac", key="scai"),
         lambda m: gpnsf.tl.evaluate(m, key="scai"),
+        lambda m: gpnsf.tl.evaluate(m, key="scai", metric="poisson"),
         lambda m: gpnsf.tl.variance_explained(m, key="scai"),
         lambda m: gpnsf.tl.check_calibration(m, key="scai", progress=False),
         lambda m: gpnsf.pl.convergence(m, key="scai", show=False),
@@ -257,6 +258,15 @@ def test_what_needs_a_model_of_counts_refuses(call, done):
     with pytest.raises(KeyError, match="^['\"]Expected .*; got "):
         call(done)
     assert sections.digest(done) == before
+
+
+def test_its_loadings_and_factors_can_be_described(done):
+    mdata = done.copy()
+    mdata.obsm["spatial"] = np.random.default_rng(0).random((250, 2))
+    zeros = gpnsf.tl.evaluate(mdata, key="scai", metric="sparsity")
+    assert zeros["modality"].tolist() == ["rna", "atac"]
+    moran = gpnsf.tl.evaluate(mdata, key="scai", metric="moran")["moran"]
+    assert moran.abs().max() < 0.2  # places at random
 
 
 def test_a_record_of_another_method_needs_all_slots(done):

@@ -74,6 +74,11 @@ class Judged:
 
 def judged(fit: Fit, name: str) -> Judged:
     """Read one modality as the fit did."""
+    if fit.std is None:
+        rule = "a fit that says what to expect of counts"
+        found = f"{fit.keys.key!r}, which has factors and loadings alone"
+        remedy = "Pass metric='sparsity' or 'moran', or the `key` of a fit by gpnsf.tl.fit or gpnsf.tl.mefisto"
+        raise KeyError(checks.problem(rule, found, remedy))
     mod, rows, likelihood = fit.modalities[name], fit.rows[name], fit.likelihoods[name]
     held_out = measured.held_out(fit, name)
     loadings = np.column_stack([fit.loadings[name], fit.offset(name)])
