@@ -114,12 +114,12 @@ def judged(rna: anndata.AnnData) -> dict[str, float]:
     loadings = normalize(rna.varm["gpnsf_loadings"][:, spatial])
     clusters = KMeans(T, n_init=10, random_state=0).fit_predict(loadings)
     nonspatial = [
-        correlations(truth[seen, k : k + 1], rna.obsm["X_gpnsf"][seen]).max()
+        np.abs(correlations(truth[seen, k : k + 1], rna.obsm["X_gpnsf"][seen])).max()
         for k in range(T, truth.shape[1])
     ]
     importance = rna.var["gpnsf_spatial_importance"] - rna.var["true_spatial_importance"]
     return {
-        "r": correlations(truth[seen, :T], found).max(axis=1).mean(),
+        "r": np.abs(correlations(truth[seen, :T], found)).max(axis=1).mean(),
         "r, nonspatial": np.mean(nonspatial) if nonspatial else np.nan,
         "distances": np.corrcoef(distances(truth[seen, :T]), distances(found))[0, 1],
         "ARI": adjusted_rand_score(rna.var["pattern"], clusters),
@@ -128,8 +128,9 @@ def judged(rna: anndata.AnnData) -> dict[str, float]:
 
 
 def distances(factors: np.ndarray) -> np.ndarray:
-    """Distances between all pairs of spots, every factor with variance 1."""
-    return pdist(factors / factors.std(axis=0))
+    """Distances between all pairs of spots, every factor with variance 1; constant ones tell nothing."""
+    scale = factors.std(axis=0)
+    return pdist(factors[:, scale > 0] / scale[scale > 0])
 
 
 def hybrid(rna: anndata.AnnData) -> bool:
@@ -138,12 +139,12 @@ def hybrid(rna: anndata.AnnData) -> bool:
 
 
 def correlations(truth: np.ndarray, found: np.ndarray) -> np.ndarray:
-    """Absolute correlations [T, K] of true and found factors; constant ones have none."""
+    """Correlations [T, K] of true and found factors; those of constant ones are 0."""
     own, other = (
         normalize(values - values.mean(axis=0), axis=0)
         for values in (truth.astype(np.float64), found.astype(np.float64))
     )
-    return np.abs(own.T @ other)
+    return own.T @ other
 
 
 def results(folder: Path, kind: str, options) -> pd.DataFrame:
@@ -153,8 +154,8 @@ def results(folder: Path, kind: str, options) -> pd.DataFrame:
     if len(failed):
         raise RuntimeError(failed[["data", "model", "error"]].to_string())
     truths = pd.DataFrame([judged(opened(folder / kind, key)) for key in table["key"]])
-    name, draw = table["data"].str.split(" ").str
-    return pd.concat([table, truths], axis=1).assign(simulation=name, draw=draw.astype(int))
+    named = table["data"].str.extract(r"(?P<simulation>\w+) (?P<draw>\d+)").astype({"draw": int})
+    return pd.concat([table, truths, named], axis=1)
 
 
 def summary(runs: pd.DataFrame, kind: str) -> pd.DataFrame:
@@ -197,9 +198,12 @@ def picture(runs: dict[str, pd.DataFrame], folder: Path, simulation: str) -> plt
         figure, axes = plt.subplots(
             lines,
             len(ratios),
-            figsize=(size * sum(ratios) + 0.7, size * 1.2 * lines + 0.2),
+            figsize=(size * sum(ratios) + 0.7, size * 1.14 * lines + 0.3),
             width_ratios=ratios,
             layout="constrained",
+        )
+        figure.get_layout_engine().set(
+            h_pad=0.01, w_pad=0.01, hspace=0, rect=(0.005, 0, 0.995, 0.97)
         )
         for ax in axes.flat:
             ax.set_axis_off()
@@ -210,7 +214,8 @@ def picture(runs: dict[str, pd.DataFrame], folder: Path, simulation: str) -> plt
             table = runs[kind]
             own = table[(table["simulation"] == simulation) & (table["draw"] == 0)]
             fill(block, own.sort_values("n_factors"), folder / kind)
-            canvas.title(block[0, 0], TITLES[kind], " ")
+            above = block[0, 0].text(0, 1.1, TITLES[kind], transform=block[0, 0].transAxes)
+            above.set_in_layout(False)
     return figure
 
 
@@ -231,12 +236,14 @@ def fill(block: np.ndarray, table: pd.DataFrame, folder: Path) -> None:
 def matched(rna: anndata.AnnData) -> list[tuple[np.ndarray, float]]:
     """The factor that goes with each true one, signed ones turned the way that fits, and its correlation."""
     truth, found = rna.obsm["true_factors"], rna.obsm["X_gpnsf"]
-    own, columns = linear_sum_assignment(-correlations(truth, found))
+    seen = ~rna.obs["held_out"].to_numpy()
+    r = correlations(truth[seen], found[seen])
+    signed = (found < 0).any()
+    own, columns = linear_sum_assignment(-np.abs(r) if signed else -r)
     pairs = [(np.full(len(truth), np.nan), 0.0)] * truth.shape[1]
     for k, column in zip(own, columns, strict=True):
-        r = np.corrcoef(truth[:, k], found[:, column])[0, 1]
-        turned = -1.0 if r < 0 and (found[:, column] < 0).any() else 1.0
-        pairs[k] = turned * found[:, column], turned * r
+        turned = np.sign(r[k, column]) if signed else 1.0
+        pairs[k] = turned * found[:, column], turned * r[k, column]
     return pairs
 
 

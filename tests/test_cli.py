@@ -235,7 +235,7 @@ def test_grid_says_where_its_table_is_and_what_failed(
     factors, status, tmp_path, capsys, monkeypatch
 ):
     answer = '{"lines": [{"modality": "rna", "likelihood": "nb"}], "error": null}'
-    stub = f"import sys; sys.exit('bad luck') if '5' in sys.stdin.readline() else print({answer!r})"
+    stub = f"import sys; sys.exit('bad luck') if '5' in sys.argv[1] else print({answer!r})"
     monkeypatch.setattr("gpnsf.tl.own_process.START", stub)
     path, out = tmp_path / "grid.toml", tmp_path / "out"
     path.write_text(f'[data]\na = {{simulate = "ggblocks"}}\n[fit]\nn_factors = {factors}')

@@ -41,7 +41,7 @@ holdout = 0.1
 TIMES = ["seconds", "cpu_seconds", "peak_memory"]
 STUB = """
 import json, os, sys
-task = json.loads(sys.stdin.readline())
+task = json.loads(sys.argv[1])
 line = {"modality": "rna", "likelihood": "nb", "deviance": 1.0 + task["arguments"]["seed"]}
 if task["arguments"]["n_factors"] == 5:
     sys.exit("no such luck")

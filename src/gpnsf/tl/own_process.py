@@ -1,7 +1,7 @@
 """A run of a grid in a process of its own: whatever happens to it, the grid goes on.
 
-The process reads its task from the standard input and ends when that is closed, which is when the
-process that has started it ends, however that may be. So no run outlives its grid.
+The process ends when its standard input is closed, which is when the process that has started it
+ends, however that may be. So no run outlives its grid.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def in_own_process(run: Run, folder: Path, *, threads: int) -> dict[str, Any]:
     environment = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive", **os.environ}
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said:
         with subprocess.Popen(
-            [sys.executable, "-c", START],
+            [sys.executable, "-c", START, json.dumps(task, default=str)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=said,
@@ -38,30 +38,18 @@ def in_own_process(run: Run, folder: Path, *, threads: int) -> dict[str, Any]:
             env=environment,
             start_new_session=True,  # Ctrl-C is for the grid; its runs end with it
         ) as process:
-            code, found = _answer(process, json.dumps(task, default=str))
+            found = cast("IO[str]", process.stdout).read()
+            code = process.wait()  # until here its standard input is open
         if code == 0:
-            return dict(json.loads(found))
+            return dict(json.loads(found.strip().rpartition("\n")[2]))
         said.seek(0)
         return _failure(f"the process ended with code {code}: {said.read().strip()[-TAIL:]}")
 
 
-def _answer(process: subprocess.Popen[str], task: str) -> tuple[int, str]:
-    """Exit code and last line of a process; its standard input is open until it ends."""
-    stdin, stdout = cast("IO[str]", process.stdin), cast("IO[str]", process.stdout)
-    try:
-        stdin.write(f"{task}\n")
-        stdin.flush()
-    except BrokenPipeError:  # it has died before; its exit code says so
-        return process.wait() or 1, ""
-    last = stdout.read().strip().rpartition("\n")[2]
-    return process.wait(), last
-
-
 def main() -> None:
-    """Do what the first line of the standard input says, and write what was found to the standard output."""
-    task = json.loads(sys.stdin.readline())
+    """Do what the argument says, and write what was found to the standard output."""
     threading.Thread(target=_end_with_the_grid, daemon=True).start()
-    sys.stdout.write(f"\n{json.dumps(answer(task))}\n")
+    sys.stdout.write(f"\n{json.dumps(answer(json.loads(sys.argv[1])))}\n")
     sys.stdout.flush()
     os._exit(0)  # without waiting for the thread that reads
 
