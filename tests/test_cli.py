@@ -241,11 +241,28 @@ def test_project_writes_new_observations_at_the_factors_of_a_fit(fitted, tmp_pat
     assert "projected 20 observations" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("factors", "status"), [("4", 0), ("5", 1)])
+def test_grid_says_where_its_table_is_and_what_failed(
+    factors, status, tmp_path, capsys, monkeypatch
+):
+    answer = '{"lines": [{"modality": "rna", "likelihood": "nb"}], "error": null}'
+    stub = f"import sys; sys.exit('bad luck') if '5' in sys.argv[1] else print({answer!r})"
+    monkeypatch.setattr("gpnsf.tl.own_process.START", stub)
+    path, out = tmp_path / "grid.toml", tmp_path / "out"
+    path.write_text(f'[data]\na = {{simulate = "ggblocks"}}\n[fit]\nn_factors = {factors}')
+    assert cli.main(["grid", str(path), str(out), "--part", "1/1", "--jobs", "2"]) == status
+    printed = capsys.readouterr()
+    assert printed.out == f"1 runs, of which {status} failed: {out / 'table.csv'}\n"
+    assert ("bad luck" in printed.err) == bool(status)
+    assert pd.read_csv(out / "table.csv")["n_factors"].tolist() == [int(factors)]
+
+
 OTHERS = {
     "report",
     "links",
     "proportions",
     "domains",
+    "grid",
     "selection",
     "spatial_map",
 }  # a page, and figures that not every fit has

@@ -59,6 +59,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "genome": DATA,
     "pp": {*DATA, "io", "pp", *NUMPY},
     "tl": {*DATA, "genome", "palette", "io", "tl", "core"},
+    "tl.plan": {*DATA, "core.families", "io.kinds", "pp.split", "datasets", "tl"},
+    "tl.one_run": {*DATA, "io", "pp", "datasets", "tl", "core.counts"},
     "pl": {*DATA, "core.families", "genome", "palette", "io", "pl"},
     "pl.spatial_map": {*DATA, "io", "pl", "pp", "tl"},
     "pl.variance": {*DATA, "io", "pl", "tl.variance"},

@@ -142,6 +142,7 @@ def test_arguments_after_the_data_are_named(name):
         "tl.evaluate_links": ["truth"],
         "tl.fit": ["model"],
         "tl.forecast": ["model"],
+        "tl.grid": ["folder"],
         "tl.predict": ["coords"],
         "tl.project": ["reference"],
     }

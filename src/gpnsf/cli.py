@@ -33,7 +33,7 @@ INTERRUPTED = 130  # what a shell reports for a command that Ctrl-C has ended
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns 0, 2 after a message about what was wrong with the input, or 130 after Ctrl-C."""
+    """Run one command; returns 0, 2 after a message about what was wrong with the input, 1 if a run of a grid has failed, or 130 after Ctrl-C."""
     # read when torch is loaded: on a busy machine, threads that spin while they wait made a fit ten times slower
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     arguments = vars(parser().parse_args(argv))
@@ -134,6 +134,16 @@ def _select(source: Path, target: Path, **options: Any) -> None:
     print(f"{table.attrs['reason']}\nselected for {source}: {target}")
 
 
+def _grid(spec: Path, folder: Path, part: tuple[int, int], jobs: int, retry: bool) -> int:
+    table = gpnsf.tl.grid(spec, folder, n_jobs=jobs, part=part, retry=retry)
+    runs = table.drop_duplicates(["data", "key"])
+    failed = runs[runs["error"].notna()]
+    for _, run in failed.iterrows():
+        print(f"{run['data']}, {run['model']}, {run['key']}: {run['error']}", file=sys.stderr)
+    print(f"{len(runs)} runs, of which {len(failed)} failed: {folder / 'table.csv'}")
+    return int(len(failed) > 0)
+
+
 def _domains(source: Path, target: Path, **options: Any) -> None:
     _check_target(source, target)
     data = _read(source)
@@ -210,22 +220,9 @@ def _benchmark(name: str, rest: list[str]) -> int:
 
 def _read(path: Path) -> AnnData | MuData:
     """Read h5ad, h5mu or zarr."""
-    import anndata
-    import mudata
+    from gpnsf.io.files import read
 
-    check_input(path)
-    readers = {
-        ".h5ad": anndata.read_h5ad,
-        ".h5mu": mudata.read_h5mu,
-        ".zarr": mudata.read_zarr,
-        "": anndata.read_zarr,
-    }
-    try:
-        return readers[path.suffix](path)
-    except Exception as error:  # what a reader raises on a damaged file is not documented
-        raise ValueError(
-            problem(f"a readable {path.suffix[1:]} file", f"{path}: {error}", "Write it again")
-        ) from error
+    return read(path)
 
 
 def _write(data: AnnData | MuData, path: Path) -> None:
@@ -239,6 +236,7 @@ RUN: dict[str, Callable[..., int | None]] = {
     "fit": _fit,
     "forecast": _forecast,
     "select": _select,
+    "grid": _grid,
     "domains": _domains,
     "rank": _rank,
     "evaluate": _evaluate,

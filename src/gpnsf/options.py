@@ -97,6 +97,14 @@ def _weights(text: str) -> dict[str, float]:
         raise argparse.ArgumentTypeError(wanted) from None
 
 
+def _part(text: str) -> tuple[int, int]:
+    """Read ``3/10``."""
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not found:
+        raise argparse.ArgumentTypeError(f"expected a part such as 3/10; got {text!r}")
+    return int(found[1]), int(found[2])
+
+
 def _or_none(text: str) -> str | None:
     """Read a name, or ``none``."""
     return None if text == "none" else text
@@ -251,6 +259,19 @@ def _select(command: argparse.ArgumentParser) -> None:
     _add_fit_options(command, SEARCHED)
 
 
+def _grid(command: argparse.ArgumentParser) -> None:
+    help = "TOML file of data and arguments: gpnsf.tl.grid"
+    command.add_argument("spec", type=Path, metavar="SPEC.toml", help=help)
+    help = "folder of records and table; repeat to go on"
+    command.add_argument("folder", type=Path, metavar="DIR", help=help)
+    help = "runs at the same time; default: %(default)s"
+    command.add_argument("--jobs", type=int, default=1, metavar="N", help=help)
+    help = "one part of several, say of a job array: 3/10; default: all"
+    command.add_argument("--part", type=_part, default=(1, 1), metavar="I/N", help=help)
+    help = "make runs that failed again; default: they stay in the table"
+    command.add_argument("--retry", action="store_true", help=help)
+
+
 def _domains(command: argparse.ArgumentParser) -> None:
     _source(command)
     _target(command)
@@ -347,6 +368,7 @@ COMMANDS = {
     "fit": ("fit a model to a file and write the annotated object", _fit),
     "forecast": ("say how much memory and time a fit will take", _forecast),
     "select": ("find the number of factors and write the object with the result", _select),
+    "grid": ("fit combinations of data, models and arguments, and write one table", _grid),
     "domains": ("divide a fitted section into domains and write the annotated object", _domains),
     "rank": ("print the best features of each factor as CSV", _rank),
     "evaluate": ("print how well a fit explains counts, seen and unseen, as CSV", _evaluate),

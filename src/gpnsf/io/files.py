@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import h5py
+import mudata
 import pandas as pd
 from anndata import AnnData
-from anndata.io import read_elem, sparse_dataset, write_elem
-from mudata import MuData
+from anndata.io import read_elem, read_h5ad, read_zarr, sparse_dataset, write_elem
+from mudata import MuData, read_h5mu
 
 from gpnsf.checks import problem
 from gpnsf.io.kinds import check_input, is_zarr, replacing, stored_tables
@@ -21,9 +22,21 @@ from gpnsf.io.objects import no_pulling
 from gpnsf.io.tables import ATTRIBUTES, choose, joined, place
 from gpnsf.keys import SPATIAL, Keys
 
-__all__ = ["opened", "opened_tables", "save"]
+__all__ = ["opened", "opened_tables", "read", "save"]
 
 MAPS = ("obsmap", "varmap")
+
+
+def read(path: Path) -> AnnData | MuData:
+    """A whole object: h5ad, h5mu or zarr."""
+    check_input(path)
+    readers = {".h5ad": read_h5ad, ".h5mu": read_h5mu, ".zarr": mudata.read_zarr, "": read_zarr}
+    try:
+        return readers[path.suffix](path)
+    except Exception as error:  # what a reader raises on a damaged file is not documented
+        raise ValueError(
+            problem(f"a readable {path.suffix[1:]} file", f"{path}: {error}", "Write it again")
+        ) from error
 
 
 @contextmanager

@@ -11,6 +11,7 @@ __all__ = [
     "domains",
     "factor_correlation",
     "feature_maps",
+    "grid",
     "importance",
     "links",
     "loadings",
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from gpnsf.pl.factors import spatial_factors
     from gpnsf.pl.feature_maps import feature_maps
     from gpnsf.pl.features import top_features
+    from gpnsf.pl.grid import grid
     from gpnsf.pl.heatmaps import factor_correlation, loadings
     from gpnsf.pl.importance import importance
     from gpnsf.pl.links import links
@@ -47,6 +49,7 @@ else:
             "domains": "domains",
             "factor_correlation": "heatmaps",
             "feature_maps": "feature_maps",
+            "grid": "grid",
             "importance": "importance",
             "links": "links",
             "loadings": "heatmaps",

@@ -19,6 +19,7 @@ __all__ = [
     "factvae",
     "fit",
     "forecast",
+    "grid",
     "impute",
     "link_peaks",
     "mefisto",
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from gpnsf.tl.factvae import factvae
     from gpnsf.tl.fit import fit
     from gpnsf.tl.forecast import forecast
+    from gpnsf.tl.grid import grid
     from gpnsf.tl.importance import spatial_importance
     from gpnsf.tl.link_peaks import link_peaks
     from gpnsf.tl.mefisto import mefisto
@@ -71,6 +73,7 @@ else:
             "factvae": "factvae",
             "fit": "fit",
             "forecast": "forecast",
+            "grid": "grid",
             "impute": "denoise",
             "link_peaks": "link_peaks",
             "mefisto": "mefisto",
