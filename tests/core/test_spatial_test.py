@@ -298,3 +298,18 @@ def test_noise_is_what_no_held_out_counts_show():
 )
 def test_a_fit_begins_with_slots_for_all_but_plain_factors(z, used, expected):
     assert verdict(z, used=used).slots == expected
+
+
+def test_of_two_factors_like_the_same_one_the_more_alike_ranks_first():
+    rng = np.random.default_rng(0)
+    found, other = rng.normal(size=(2, 200))
+    factors, z = np.column_stack([found, other]), np.array([38.0, 30.0])
+    nothing = np.zeros(2)
+    test = module.SpatialTest(
+        np.arange(200), [factors] * 2, [z] * 2, [nothing] * 2, [nothing > -1] * 2, n_spatial=1
+    )
+    residual = found + 3 * rng.normal(size=200)
+    fitted = np.column_stack([found, residual, other])
+    matched, rank = test.matched(fitted)[0], test.rank(fitted)
+    assert matched[0] == matched[1] > matched[2]
+    assert rank.argsort().tolist() == [1, 2, 0]

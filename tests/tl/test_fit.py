@@ -900,3 +900,13 @@ def test_factors_that_held_out_counts_do_not_show_are_dropped(patterned, monkeyp
         fitted.obsm["X_gpnsf"].shape[1] == len(record["spatial_test"]["z"]) == max(7 - n_noise, 1)
     )
     assert record["n_factors_asked"] == 7
+
+
+@pytest.mark.slow
+def test_places_for_spatial_factors_go_to_those_with_most_order():
+    """Four spatial patterns and three factors too many, of which one may hold a place at first."""
+    data = gpnsf.datasets.quilt(n_side=36, n_peaks=36, nonspatial=False, seed=13)["rna"]
+    options = {"n_factors": 7, "n_spatial": 4, "size_factors": None, "progress": False}
+    gpnsf.tl.fit(data, "nsfh", **options)
+    spatial = data.obsm["X_gpnsf"][:, data.uns["gpnsf"]["is_spatial"]]
+    assert match_factors(data.obsm["true_factors"][:, :4], spatial)[1].min() > 0.95

@@ -155,20 +155,23 @@ class _Fit:
         m = self.log_factors()
         z, _ = test.matched(m)
         T = self.model.n_spatial
-        spatial = np.flatnonzero(passed(z[:T]))
-        room = most_spatial - len(spatial)
-        rising = self._ordered(z, m)[: max(room, 0)]
-        rising = [k for k in rising if self._order_of(m[:, k]) > TRAINED]
-        chosen = [*spatial.tolist(), *rising]
+        spatial = np.flatnonzero(passed(z[:T])).tolist()
+        rising = [k for k in self._ordered(z, m) if self._order_of(m[:, k]) > TRAINED]
+        both = [*spatial, *rising]
+        rank = test.rank(m)
+        most = set(sorted(both, key=lambda k: -rank[k])[:most_spatial])  # places go to most order
+        chosen = [k for k in both if k in most]
         noise = test.noise(m) if self._has_posterior() else np.zeros(len(z), bool)
         others = [k for k in range(len(z)) if k not in chosen and not noise[k]]
-        if len(spatial) == T and not rising and len(others) == len(z) - T:
+        if chosen == list(range(T)) and len(others) == len(z) - T:
             return history
         n_lost, n_noise = T - len(spatial), len(z) - len(chosen) - len(others)
+        n_rising = sum(k >= T for k in chosen)
         logger.info(
-            "%d spatial factors have no order in held-out counts, %d nonspatial ones do",
+            "%d spatial factors have no order in held-out counts, %d nonspatial ones do, and %d have less than these",
             n_lost,
-            len(rising),
+            n_rising,
+            len(spatial) + n_rising - len(chosen),
         )
         logger.info("%d factors are left out, since held-out counts show nothing of them", n_noise)
         if not chosen and not others:

@@ -73,6 +73,10 @@ class SpatialTest:
         z = self._of_most_alike(self.z, log_factors)
         return z, norm.sf(z)
 
+    def rank(self, log_factors: np.ndarray) -> np.ndarray:
+        """Z [K] times how alike the factors are: of two that are most like the same one, it counts for one."""
+        return self._of_most_alike(self.z, log_factors, alike=True)
+
     def noise(self, log_factors: np.ndarray) -> np.ndarray:
         """Factors [K] of another fit of which held-out counts show nothing.
 
@@ -82,16 +86,18 @@ class SpatialTest:
             [self._of_most_alike(z, log_factors) < MIN_Z for z in (self.z, self.repeated)], axis=0
         )
 
-    def _of_most_alike(self, values: list[np.ndarray], log_factors: np.ndarray) -> np.ndarray:
+    def _of_most_alike(
+        self, values: list[np.ndarray], log_factors: np.ndarray, *, alike: bool = False
+    ) -> np.ndarray:
         """Z [K] of both halves together, by the factor most like each of another fit.
 
-        The log factors of that fit are [N, K].
+        The log factors of that fit are [N, K]. With ``alike``, times the correlation with it.
         """
-        wanted = _standard(log_factors[self.rows])
-        pairs = zip(self.factors, values, strict=True)
-        return np.sum(
-            [z[(_standard(factors).T @ wanted).argmax(0)] for factors, z in pairs], axis=0
-        ) / np.sqrt(2)
+        wanted, total = _standard(log_factors[self.rows]), np.zeros(log_factors.shape[1])
+        for factors, z in zip(self.factors, values, strict=True):
+            r = _standard(factors).T @ wanted
+            total += z[r.argmax(0)] * (r.max(0).clip(0) if alike else 1.0)
+        return total / np.sqrt(2)
 
 
 def passed(z: np.ndarray) -> np.ndarray:
