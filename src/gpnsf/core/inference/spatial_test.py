@@ -74,8 +74,11 @@ class SpatialTest:
         return z, norm.sf(z)
 
     def rank(self, log_factors: np.ndarray) -> np.ndarray:
-        """Z [K] times how alike the factors are: of two that are most like the same one, it counts for one."""
-        return self._of_most_alike(self.z, log_factors, alike=True)
+        """Z [K] times how alike the factors are, where z counts once.
+
+        Of several that are most like the same factor, the others are what it has left over.
+        """
+        return self._of_most_alike(self.z, log_factors, once=True)
 
     def noise(self, log_factors: np.ndarray) -> np.ndarray:
         """Factors [K] of another fit of which held-out counts show nothing.
@@ -87,16 +90,21 @@ class SpatialTest:
         )
 
     def _of_most_alike(
-        self, values: list[np.ndarray], log_factors: np.ndarray, *, alike: bool = False
+        self, values: list[np.ndarray], log_factors: np.ndarray, *, once: bool = False
     ) -> np.ndarray:
         """Z [K] of both halves together, by the factor most like each of another fit.
 
-        The log factors of that fit are [N, K]. With ``alike``, times the correlation with it.
+        The log factors of that fit are [N, K]. With ``once``, times the correlation, and 0 for
+        those that another one resembles more.
         """
         wanted, total = _standard(log_factors[self.rows]), np.zeros(log_factors.shape[1])
         for factors, z in zip(self.factors, values, strict=True):
             r = _standard(factors).T @ wanted
-            total += z[r.argmax(0)] * (r.max(0).clip(0) if alike else 1.0)
+            match, alike = r.argmax(0), r.max(0).clip(0)
+            if once:
+                rivals = np.where(match[:, None] == match, alike, -1.0)
+                alike *= alike >= rivals.max(1)
+            total += z[match] * (alike if once else 1.0)
         return total / np.sqrt(2)
 
 
