@@ -111,14 +111,14 @@ def test_multipliers_serve_to_judge_rows_that_were_held_out(sliced):
         fit(sliced, library_key="library", batch_key=batch_key, holdout_key="held", init="spot")
         table = gpnsf.tl.evaluate(sliced).set_index(["modality", "rows"])
         explained.append(table.loc[("rna", "holdout"), "explained"])
-    assert explained[1] > explained[0] + 0.02
+    assert explained[1] > explained[0] + 0.01
     sliced["rna"].varm["gpnsf_batch"] = np.ones_like(sliced["rna"].varm["gpnsf_batch"])
     without = (
         gpnsf.tl.evaluate(sliced)
         .set_index(["modality", "rows"])
         .loc[("rna", "holdout"), "explained"]
     )
-    assert without < explained[1] - 0.02
+    assert without < explained[1] - 0.01
 
 
 @pytest.mark.slow
