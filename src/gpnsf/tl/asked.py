@@ -9,14 +9,15 @@ from anndata import AnnData
 from mudata import MuData
 
 from gpnsf import checks
-from gpnsf.arguments import Arguments, Model
+from gpnsf.arguments import Arguments, Model, Training
 from gpnsf.core.inference import fitting
+from gpnsf.core.inference.schedule import Schedule
 from gpnsf.core.model import build as models
 from gpnsf.core.model.factorization import Factorization
 from gpnsf.core.types import Dataset
 from gpnsf.io import read
 
-__all__ = ["builder", "number_spatial", "read_for"]
+__all__ = ["builder", "number_spatial", "read_for", "schedule"]
 
 
 def builder(asked: Arguments, n_spatial: int, scale: float, device: torch.device) -> fitting.Build:
@@ -89,3 +90,13 @@ def read_for(
     n_features = sum(view.counts.shape[1] for view in dataset.views)
     checks.sizes(model.n_factors, n_obs=dataset.n_obs, n_features=n_features)
     return dataset, layout
+
+
+def schedule(how: Training) -> Schedule:
+    """The course of the optimisation that the arguments ask for."""
+    return Schedule(
+        max_steps=how.max_steps,
+        learning_rate=how.learning_rate,
+        polish_rate=how.learning_rate / 4,
+        tol=how.tol,
+    )

@@ -17,7 +17,6 @@ from gpnsf.arguments import Arguments, answering
 from gpnsf.core import distributed
 from gpnsf.core.inference import fitting
 from gpnsf.core.inference.checkpoint import Checkpoint
-from gpnsf.core.inference.schedule import Schedule
 from gpnsf.core.model import build as models
 from gpnsf.core.progress import Progress
 from gpnsf.core.types import Dataset, History
@@ -27,7 +26,7 @@ from gpnsf.keys import SPATIAL, Keys
 from gpnsf.settings import settings
 from gpnsf.tl import diagnostics
 from gpnsf.tl.alone import fit_threads, one_at_a_time
-from gpnsf.tl.asked import builder, number_spatial, read_for
+from gpnsf.tl.asked import builder, number_spatial, read_for, schedule
 from gpnsf.tl.device import check_processes, resolved
 from gpnsf.tl.memory import guard
 from gpnsf.tl.record import record
@@ -299,12 +298,7 @@ def _fit(
             refine=how.refine,
             init=how.init,
             block_size=how.block_size,
-            schedule=Schedule(
-                max_steps=how.max_steps,
-                learning_rate=how.learning_rate,
-                polish_rate=how.learning_rate / 4,
-                tol=how.tol,
-            ),
+            schedule=schedule(how),
             seed=how.seed,
             progress=progress,
             checkpoint=store,

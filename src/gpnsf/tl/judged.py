@@ -72,15 +72,18 @@ class Judged:
         """
         level = np.ones(len(self.held_out))
         if self.by_total and self.held_out.any():
-            sums = np.concatenate(
-                [
-                    self._at_size_one(np.arange(*part.indices(len(level)))).sum(axis=1)
-                    for part in row_slices(len(level), len(self.loadings))
-                ]
-            )
+            sums = self._sums()
             wanted = sums[~self.held_out].mean()
             np.divide(wanted, sums, out=level, where=self.held_out & (sums > 0))
         return level
+
+    def _sums(self) -> np.ndarray:
+        """Sum of the rates [n] of all features at size factor 1, in counts."""
+        if self.back is None:
+            return ((self.multipliers @ self.loadings)[self.batch] * self.factors).sum(axis=1)
+        n_rows, parts = len(self.factors), row_slices(len(self.factors), len(self.loadings))
+        rows = (np.arange(*part.indices(n_rows)) for part in parts)
+        return np.concatenate([self._at_size_one(part).sum(axis=1) for part in rows])
 
     def _at_size_one(self, rows: np.ndarray) -> np.ndarray:
         """Rates [b, P] of some rows [b] in counts."""

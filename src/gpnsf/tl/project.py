@@ -19,7 +19,6 @@ from gpnsf.checks import Rule, problem
 from gpnsf.core import stored
 from gpnsf.core.fields.base import LENGTHSCALE_RANGE
 from gpnsf.core.inference.projecting import project as infer
-from gpnsf.core.inference.schedule import Schedule
 from gpnsf.core.model.build import BASIS_RANGE
 from gpnsf.core.model.factorization import Factorization
 from gpnsf.core.progress import Progress
@@ -36,7 +35,7 @@ from gpnsf.keys import SPATIAL, Keys
 from gpnsf.settings import settings
 from gpnsf.tl import diagnostics
 from gpnsf.tl.alone import fit_threads, one_at_a_time
-from gpnsf.tl.asked import builder
+from gpnsf.tl.asked import builder, schedule
 from gpnsf.tl.device import resolved
 from gpnsf.tl.memory import guard
 from gpnsf.tl.record import record
@@ -210,12 +209,7 @@ def _project(
             taken,
             refine=how.refine,
             block_size=how.block_size,
-            schedule=Schedule(
-                max_steps=how.max_steps,
-                learning_rate=how.learning_rate,
-                polish_rate=how.learning_rate / 4,
-                tol=how.tol,
-            ),
+            schedule=schedule(how),
             seed=how.seed,
             progress=progress,
         )
