@@ -36,6 +36,7 @@ __all__ = [
     "positive",
     "problem",
     "sizes",
+    "text_of",
     "some",
 ]
 
@@ -55,6 +56,11 @@ _TYPES: dict[type, tuple[Any, str]] = {
 def problem(rule: str, found: str, remedy: str) -> str:
     """Message of an error: what holds, what was found, what to do."""
     return f"Expected {rule}; got {found}. {remedy}."
+
+
+def text_of(error: Exception) -> object:
+    """What an error says; str() of a KeyError is the repr of it."""
+    return error.args[0] if isinstance(error, KeyError) and error.args else error
 
 
 def near(name: str, options: Iterable[str]) -> str:

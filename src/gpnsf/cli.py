@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import gpnsf
 from gpnsf.arguments import Options
-from gpnsf.checks import choices, problem
+from gpnsf.checks import choices, problem, text_of
 from gpnsf.io.kinds import check_input, check_output, replacing, stored_tables
 from gpnsf.io.places import read_table
 from gpnsf.options import parser, read_assignment
@@ -44,9 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             warnings.filterwarnings("ignore", category=FutureWarning, module="mudata")
             return RUN[command](**arguments) or 0
     except (ValueError, TypeError, KeyError, OSError, MemoryError, ArithmeticError) as error:
-        # str() of a KeyError is the repr of its message
-        message = error.args[0] if isinstance(error, KeyError) and error.args else error
-        print(f"gpnsf {command}: {message}", file=sys.stderr)
+        print(f"gpnsf {command}: {text_of(error)}", file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:
         print(f"gpnsf {command}: interrupted", file=sys.stderr)

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from gpnsf import genome, pl
-from gpnsf.checks import problem
+from gpnsf.checks import problem, text_of
 from gpnsf.io import course, fits, names
 from gpnsf.io.kinds import check_output
 from gpnsf.io.measured import counts_of, used
@@ -126,15 +126,10 @@ def _left_out(fit: Fit) -> tuple[str, list[_Section]]:
             counts_of(fit, name, used(fit, name))
     except (KeyError, TypeError, ValueError) as error:
         titles = " and ".join(f"{section.title!r}" for section in chosen)
-        text = f"Left out of this page, as the counts are not in the object: {titles}. {_message(error)}"
+        text = f"Left out of this page, as the counts are not in the object: {titles}. {text_of(error)}"
         _log.warning(text)
         return html.note(text), chosen
     return "", []
-
-
-def _message(error: Exception) -> object:
-    """Its text; str() of a KeyError is the repr of it."""
-    return error.args[0] if isinstance(error, KeyError) and error.args else error
 
 
 def _body(section: _Section, fit: Fit) -> str:
@@ -144,7 +139,7 @@ def _body(section: _Section, fit: Fit) -> str:
         for part in section.body(fit):
             parts.append(part)
     except (KeyError, TypeError, ValueError) as error:
-        message = _message(error)
+        message = text_of(error)
         _log.warning("section %r of the report is not complete: %s", section.title, message)
         parts.append(html.note(f"Not complete: {message}"))
     return "\n".join(parts)

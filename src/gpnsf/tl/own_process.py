@@ -15,6 +15,7 @@ import threading
 from pathlib import Path
 from typing import IO, Any, cast
 
+from gpnsf.checks import text_of
 from gpnsf.tl.plan import Run
 
 __all__ = ["answer", "in_own_process", "main"]
@@ -61,8 +62,7 @@ def answer(task: dict[str, Any]) -> dict[str, Any]:
 
         return work(task)
     except FAILURES as error:
-        message = error.args[0] if isinstance(error, KeyError) and error.args else error
-        return _failure(f"{type(error).__name__}: {message}")
+        return _failure(f"{type(error).__name__}: {text_of(error)}")
 
 
 def _end_with_the_grid() -> None:
