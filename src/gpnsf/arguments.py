@@ -145,6 +145,7 @@ class Deconvolution:
     shared: bool = _ruled(False, Rule(bool, False))
     n_training: int = _ruled(150, Rule(int, 150, low=1))
     learning_rate: float = _ruled(0.1, Rule(float, 0.1, low=0, above=True))
+    uncertainty: bool = _ruled(False, Rule(bool, True))
     obs_columns: bool = _ruled(False, Rule(bool, False))
     device: str = _ruled("auto", Rule(str, "auto"))
     seed: int = _ruled(0, Rule(int, 0, low=0, high=2**32 - 1))
@@ -155,6 +156,15 @@ class Deconvolution:
         """Check every argument."""
         for own in fields(self):
             own.metadata["rule"].check(own.name, getattr(self, own.name))
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Weights of the penalties."""
+        return {
+            "spatial": self.spatial_weight,
+            "total": self.total_weight,
+            "group": self.group_weight,
+        }
 
 
 _FIELDS = [own for part in (Reading, Model, Training, Call) for own in fields(part)]

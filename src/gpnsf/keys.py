@@ -139,6 +139,11 @@ class ProportionKeys:
         return f"X_{self.key}"
 
     @property
+    def std(self) -> str:
+        """``obsm``: their standard deviations [N, types]."""
+        return f"X_{self.key}_std"
+
+    @property
     def sums(self) -> str:
         """``obs``: sum of the abundances before they were divided by it, with the depth of the spot taken out."""
         return f"{self.key}_sum"

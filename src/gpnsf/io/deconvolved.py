@@ -27,6 +27,7 @@ class Deconvolved:
     keys: ProportionKeys
     names: np.ndarray  # [C] of the types
     proportions: np.ndarray  # [N, C]
+    std: np.ndarray | None  # [N, C]
     modalities: Mapping[str, AnnData] = field(default_factory=dict)  # none but the object itself
 
     @property
@@ -92,9 +93,11 @@ def find(data: AnnData, key: str = "proportions") -> Deconvolved:
         )
     names = np.array(stored.names(record, "types", where=f"uns[{keys.uns!r}]"), dtype=object)
     shape = data.n_obs, len(names)
+    has_std = keys.std in data.obsm
     return Deconvolved(
         data,
         keys,
         names,
         stored.array(data.obsm, keys.proportions, shape, low=0, high=1, where="obsm"),
+        stored.array(data.obsm, keys.std, shape, low=0, where="obsm") if has_std else None,
     )

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from scipy.stats import norm
 
 from gpnsf.checks import choices, problem
+from gpnsf.core.companions.spread import LEVEL
 from gpnsf.core.scores import agreement
 from gpnsf.io import deconvolved
 from gpnsf.io.objects import holders, open_data
@@ -45,7 +47,8 @@ def evaluate_deconvolution(
     -------
     Table with one line for each key: ``key``, ``method``; ``relative_error`` (Frobenius norm of the difference over that of
     the truth), ``rmse``, ``jsd`` (root of the Jensen-Shannon divergence in nats, mean over spots), ``pcc`` (Pearson correlation over spots
-    and types), ``ssim`` (structural similarity in windows of 7 x 7, mean over types; NaN where spots do not lie on a square lattice or come from several slices), ``n_obs``.
+    and types), ``coverage`` (share of the true proportions within 1.645 standard deviations of the estimates; NaN without
+    ``uncertainty=True``), ``ssim`` (structural similarity in windows of 7 x 7, mean over types; NaN where spots do not lie on a square lattice or come from several slices), ``n_obs``.
 
     Raises
     ------
@@ -56,7 +59,7 @@ def evaluate_deconvolution(
 
     Notes
     -----
-    Reads ``obsm["X_proportions"]``, ``uns["proportions"]`` and the coordinates.
+    Reads ``obsm["X_proportions"]``, ``obsm["X_proportions_std"]``, ``uns["proportions"]`` and the coordinates.
 
     Examples
     --------
@@ -104,8 +107,20 @@ def _line(found: Deconvolved, truth: str | pd.DataFrame | np.ndarray) -> dict[st
         "jsd": agreement.divergence(estimate, values),
         "pcc": agreement.correlation(estimate, values),
         "ssim": float(np.mean(similar)),
+        "coverage": _coverage(found, counted, estimate, values, names),
         "n_obs": len(counted),
     }
+
+
+def _coverage(
+    found: Deconvolved, rows: np.ndarray, estimate: np.ndarray, truth: np.ndarray, names: list[str]
+) -> float:
+    """Share of the true proportions of the types of the reference within their intervals."""
+    if found.std is None:
+        return np.nan
+    ours = [names.index(name) for name in found.names]
+    error = np.abs(estimate[:, ours] - truth[:, ours])
+    return float(np.mean(error <= norm.ppf((1 + LEVEL) / 2) * found.std[rows]))
 
 
 def _truth(

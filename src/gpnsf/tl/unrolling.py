@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 
 import numpy as np
@@ -12,11 +12,14 @@ from gpnsf.arguments import Deconvolution
 from gpnsf.checks import problem
 from gpnsf.core import stored
 from gpnsf.core.companions.deconvolution import Mixture
-from gpnsf.core.companions.pseudospots import Places, sections
+from gpnsf.core.companions.pseudospots import Places
+from gpnsf.core.companions.resemblance import Simulated
 from gpnsf.core.companions.unrolling import Network, Section, solve, train
 from gpnsf.core.progress import Progress
+from gpnsf.core.scores.neighbours import Ties
 from gpnsf.tl.alone import few_threads
 from gpnsf.tl.device import resolved
+from gpnsf.tl.proportion_std import Solve
 
 __all__ = ["unrolled"]
 
@@ -25,16 +28,17 @@ LARGEST = 700.0  # of a logarithm that can be undone
 
 
 def unrolled(
-    mixture: Mixture,
     places: Places,
-    profiles: np.ndarray,
-    costs: np.ndarray,
     asked: Deconvolution,
     arrays: Mapping[str, object] | None,
+    simulated: Iterable[Simulated],
     *,
     shown: bool,
-) -> tuple[np.ndarray, dict[str, object]]:
-    """Abundances [N, C], and the network as arrays; it begins as it was stored in ``arrays``, or as the arguments say."""
+) -> tuple[Solve, dict[str, object]]:
+    """What finds abundances by the network, and the network as arrays.
+
+    It begins as it was stored in ``arrays``, or as the arguments say, and learns from simulated sections.
+    """
     device = resolved(asked.device)
     network = (_fresh(asked) if arrays is None else _restored(arrays, asked)).to(device)
     section_of = partial(
@@ -42,21 +46,18 @@ def unrolled(
     )
     losses = np.zeros(0)
     if asked.train:
-        drawn = sections(places, profiles, asked.n_training, seed=asked.seed)
         examples = (
-            (section_of(mix, ties), torch.as_tensor(truth, device=device))
-            for mix, ties, truth in drawn
+            (section_of(one.mixture, one.ties), torch.as_tensor(one.truth, device=device))
+            for one in simulated
         )
         with few_threads(small=True), Progress("learn", asked.n_training, shown=shown) as bar:
             losses = train(network, bar.each(examples), learning_rate=asked.learning_rate)
-    section = section_of(mixture, places.ties(), groups=costs)
-    with few_threads(small=True):
-        solution = solve(network, section)
-    return solution, {
-        "n_layers": network.n_layers,
-        "loss": losses,
-        **network.arrays(),
-    }
+
+    def found(mixture: Mixture, ties: Ties, costs: np.ndarray) -> np.ndarray:
+        with few_threads(small=True):
+            return solve(network, section_of(mixture, ties, groups=costs))
+
+    return found, {"n_layers": network.n_layers, "loss": losses, **network.arrays()}
 
 
 def _fresh(asked: Deconvolution) -> Network:

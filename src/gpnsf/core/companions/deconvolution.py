@@ -44,13 +44,17 @@ class Mixture:
 
     cross: np.ndarray  # [N, C] weighted counts times profiles
     gram: np.ndarray  # [C, C] products of the profiles
-    square: float  # sum of the squared weighted counts
+    squares: np.ndarray  # [N] sums of the squared weighted counts
     # [N] 1 for spots with counts, 0 for those without: the others say nothing about them
     seen: np.ndarray
 
     def step(self, V: np.ndarray) -> np.ndarray:
         """Expected products [N, C] at the abundances [N, C]."""
         return self.seen[:, None] * (V @ self.gram)
+
+    def at(self, rows: np.ndarray) -> Mixture:
+        """The same of some spots."""
+        return Mixture(self.cross[rows], self.gram, self.squares[rows], self.seen[rows])
 
 
 @dataclass(frozen=True)
@@ -102,14 +106,16 @@ def summarised(counts: sp.csr_matrix, profiles: np.ndarray) -> Mixture:
     return Mixture(
         cross / unit,
         gram / unit,
-        float(np.square(scale) @ squares) / unit,
+        np.square(scale) * squares / unit,
         (totals > 0).astype(float),
     )
 
 
 def objective(mixture: Mixture, penalties: Penalties, V: np.ndarray) -> float:
     """The function of (D3) that is made small."""
-    fit = 0.5 * mixture.square - np.vdot(mixture.cross, V) + 0.5 * np.vdot(mixture.step(V), V)
+    fit = (
+        0.5 * mixture.squares.sum() - np.vdot(mixture.cross, V) + 0.5 * np.vdot(mixture.step(V), V)
+    )
     roughness = np.vdot(V, penalties.degree * V - penalties.graph @ V)
     excess = np.square(V.sum(axis=1) - 1).sum()
     cost = np.square((penalties.groups * V).sum(axis=1)).sum()

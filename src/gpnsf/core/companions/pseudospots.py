@@ -1,25 +1,17 @@
-"""Simulated spots: smooth or regional compositions, counts of them, sections to learn from.
-
-Counts mix profiles by the compositions.
-"""
+"""Where spots lie, and simulated ones: smooth or regional compositions, and counts that mix profiles by them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import scipy.sparse as sp
 
-from gpnsf.core.companions.deconvolution import Mixture, summarised
 from gpnsf.core.scores.neighbours import Ties, ties
 
-__all__ = ["Places", "drawn", "regional", "sections", "smooth"]
+__all__ = ["Places", "drawn", "regional", "smooth"]
 
 PATCH = 256  # spots of a section to learn from
-AMPLITUDES, NOISE, ABUNDANCE = (1.0, 3.0), (0.0, 0.5), 1.0  # of the logits
-CONCENTRATION, WITHIN = 0.5, 30.0  # of Dirichlet draws of regions and of their spots
-
 N_WAVES = 200  # random Fourier features of a field
 BLOCK = 2**22  # entries of a dense block of rates
 
@@ -50,41 +42,6 @@ class Places:
         rows = np.flatnonzero(self.slices == self.slices[centre])
         distance = np.linalg.norm(self.coords[rows] - self.coords[centre], axis=1)
         return np.sort(rows[np.argsort(distance, kind="stable")[:PATCH]])
-
-
-def sections(
-    places: Places, profiles: np.ndarray, number: int, *, seed: int
-) -> Iterator[tuple[Mixture, Ties, np.ndarray]]:
-    """Simulated sections on patches of the data, each with its true proportions.
-
-    Counts mix the profiles [P, C] and have totals of the data. Where there are regions, every
-    second section is regional.
-    """
-    rng = np.random.default_rng(seed)
-    depths, shares = places.totals[places.totals > 0], profiles / profiles.sum(axis=0)
-    for step in range(number):
-        rows = places.patch(rng)
-        if places.labels is not None and step % 2:
-            spread = {"concentration": CONCENTRATION, "within": WITHIN}
-            truth = regional(places.labels[rows], profiles.shape[1], rng=rng, **spread)
-        else:
-            truth = _varied(places.coords[rows], profiles.shape[1], places.unit, rng)
-        counts = drawn(truth, shares, rng.choice(depths, len(rows)), rng)
-        yield summarised(counts, profiles), places.ties(rows), truth
-
-
-def _varied(coords: np.ndarray, n_types: int, unit: float, rng: np.random.Generator) -> np.ndarray:
-    """Smooth proportions [N, C] with a length scale between two spots and half of the section."""
-    extent = max(float(np.ptp(coords, axis=0).max()) / 2, 3 * unit)
-    return smooth(
-        coords,
-        n_types,
-        lengthscale=float(np.exp(rng.uniform(np.log(2 * unit), np.log(extent)))),
-        amplitude=rng.uniform(*AMPLITUDES),
-        abundance=ABUNDANCE,
-        noise=rng.uniform(*NOISE),
-        rng=rng,
-    )
 
 
 def smooth(
