@@ -70,8 +70,8 @@ def link_peaks(
     .. math:: (1 + \lambda) \frac{c_{gp \mid O}}{\sqrt{c_{gg \mid O}\, c_{pp \mid O}}}, \qquad c_{ab \mid O} = c_{ab} - c_{aO}\, c_{OO}^{-1} c_{Ob},
 
     the cosine for a gene with one peak. Its p value has the same null, the other peaks staying in place. K factors have room for fewer
-    than K different peaks: true links of one gene take from each other as well, and in every case with known links that we have this
-    ranks worse than the cosine. Use it to ask which of several peaks of a gene explains the others, not to find links.
+    than K different peaks, and true links of one gene take from each other: planted links are ranked clearly worse than by the cosine, those
+    of real cells no better (:doc:`/benchmarks`). Use it to ask which of several peaks of a gene explains the others, not to find links.
 
     Parameters
     ----------
