@@ -80,14 +80,16 @@ sc.pl.embedding(mdata, "X_umap", color="strongest")
 # ## Links
 #
 # The score of a pair is the correlation, over cells, of what the decoders expect of the gene and of the peak.
-# Pairs that were trained are no evidence and are left out here before the ranking is judged.
+# Pairs that were trained are no evidence and are left out here before the ranking is judged. Here distance says nothing,
+# since links were planted at all distances alike; where a score only repeats the distance, the lines of "equal distance" tell.
 
 # %%
 gpnsf.tl.link_peaks(mdata, key="factvae")
 overlaps = mdata.uns["factvae"]["overlaps"]
 links = mdata.uns["factvae_links"].merge(overlaps, how="left", on=["gene", "peak"])
 mdata.uns["factvae_links"] = links[~links["trained"].eq(True)].drop(columns="trained")
-gpnsf.tl.evaluate_links(mdata, mdata.uns["true_links"], key="factvae").round(3)
+judged = gpnsf.tl.evaluate_links(mdata, mdata.uns["true_links"], key="factvae")
+judged[judged["pairs"].isin(["equal distance", "all"])].round(3)
 
 # %% [markdown]
 # Does knowing some overlaps help with those that were held out? Compare their scores with those of all other pairs.
@@ -119,4 +121,5 @@ print(
 
 # %%
 gpnsf.tl.link_peaks(mdata, key="factvae")
-gpnsf.tl.evaluate_links(mdata, mdata.uns["true_links"], key="factvae").round(3)
+judged = gpnsf.tl.evaluate_links(mdata, mdata.uns["true_links"], key="factvae")
+judged[judged["pairs"].isin(["equal distance", "all"])].round(3)

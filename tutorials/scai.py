@@ -131,5 +131,5 @@ _ = axes[0].set(ylabel="best peaks")
 # %%
 gpnsf.tl.link_peaks(mdata, key="scai")
 gpnsf.tl.evaluate_links(mdata, mdata.uns["true_links"], key="scai")[
-    ["metric", "estimate", "base", "n_links"]
+    ["ranking", "pairs", "metric", "estimate", "base", "n_links"]
 ].round(2)

@@ -149,6 +149,11 @@ class ProportionKeys:
         return f"{self.key}_sum"
 
     @property
+    def loadings(self) -> str:
+        """``varm``: the types' profiles [P, types], as read from the reference; zeros for genes that it lacks."""
+        return f"{self.key}_loadings"
+
+    @property
     def uns(self) -> str:
         """``uns``: names of the types, arguments, course of the objective, and what a network has learned."""
         return self.key
@@ -160,4 +165,9 @@ class ProportionKeys:
     @property
     def slots(self) -> dict[str, tuple[str, ...]]:
         """Every slot by the attribute that holds it."""
-        return {"obsm": (self.proportions,), "obs": (self.sums,), "uns": (self.uns,)}
+        return {
+            "obsm": (self.proportions,),
+            "varm": (self.loadings,),
+            "obs": (self.sums,),
+            "uns": (self.uns,),
+        }

@@ -3,9 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from scipy.stats import kstest
-from sklearn.metrics import average_precision_score, roc_auc_score
 
-from gpnsf.core.scores.links import matched_ranking, pair_p_values, pair_scores, profiles, strata
+from gpnsf.core.scores.links import NOISE, pair_p_values, pair_scores, profiles, strata
 
 
 def loadings(rng, n_features, n_factors=8):
@@ -78,33 +77,6 @@ def test_p_values_of_pairs_that_agree_are_small():
     )
 
 
-def test_ranking_in_one_bin_is_that_of_sklearn():
-    rng = np.random.default_rng(5)
-    truth, score = rng.random(200) < 0.3, np.round(rng.random(200), 1)
-    weight = rng.integers(0, 4, 200).astype(float)
-    auroc, precision, base = matched_ranking(score, truth, np.zeros(200, dtype=int), weight)
-    assert auroc == pytest.approx(roc_auc_score(truth, score, sample_weight=weight))
-    assert precision == pytest.approx(average_precision_score(truth, score, sample_weight=weight))
-    assert base == pytest.approx(np.average(truth, weights=weight))
-
-
-def test_a_score_that_only_knows_the_bin_is_worth_nothing():
-    rng = np.random.default_rng(6)
-    bins = rng.integers(0, 5, 2000)
-    truth = rng.random(2000) < 0.5 - 0.1 * bins
-    blind, ones = -bins.astype(float), np.ones(2000)
-    assert matched_ranking(blind, truth, np.zeros_like(bins), ones)[0] > 0.65
-    auroc, precision, base = matched_ranking(blind, truth, bins, ones)
-    assert auroc == 0.5
-    assert precision == pytest.approx(base)
-
-
-def test_without_both_kinds_there_is_no_ranking():
-    assert np.isnan(
-        matched_ranking(np.arange(3.0), np.ones(3, bool), np.zeros(3, int), np.ones(3))
-    ).all()
-
-
 def test_loadings_with_a_sign_are_profiles_themselves():
     W = np.random.default_rng(5).normal(size=(20, 6)).astype(np.float32)
     W[3] = 0
@@ -112,3 +84,44 @@ def test_loadings_with_a_sign_are_profiles_themselves():
     np.testing.assert_allclose(length, np.linalg.norm(W, axis=1), rtol=1e-6)
     np.testing.assert_allclose(unit * length[:, None], W, atol=1e-6)
     assert not unit[3].any()
+
+
+def test_conditional_scores_are_partial_correlations():
+    rng = np.random.default_rng(7)
+    first, second = profiles(loadings(rng, 20))[0], profiles(loadings(rng, 30))[0]
+    i, j = np.divmod(rng.choice(600, 150, replace=False), 30)
+    scores = pair_scores(first, second, i, j, conditional=True)
+    for n in (0, 17, 149):
+        S = np.vstack([first[i[n]], second[j[n]], second[j[(i == i[n]) & (j != j[n])]]])
+        precision = np.linalg.inv(S @ S.T + NOISE * np.eye(len(S)))
+        partial = -precision[0, 1] / np.sqrt(precision[0, 0] * precision[1, 1])
+        assert scores[n] == pytest.approx((1 + NOISE) * partial)
+
+
+def test_a_gene_with_one_peak_has_its_cosine():
+    rng = np.random.default_rng(8)
+    first, second = profiles(loadings(rng, 20))[0], profiles(loadings(rng, 30))[0]
+    i = j = np.arange(20)
+    np.testing.assert_allclose(
+        pair_scores(first, second, i, j, conditional=True), pair_scores(first, second, i, j)
+    )
+
+
+def test_a_passenger_falls_where_its_driver_is_held_fixed():
+    gene = np.array([[1.0, 0, 0]])
+    peaks = np.array([[1.0, 0, 0], [0.8, 0.6, 0], [0, 0, 1.0]])  # driver, passenger, neither
+    i, j = np.zeros(3, dtype=int), np.arange(3)
+    driver, passenger, neither = pair_scores(gene, peaks, i, j, conditional=True)
+    assert driver > 0.85
+    assert pair_scores(gene, peaks, i, j)[1] == pytest.approx(0.8)
+    assert 0 < passenger < 0.4
+    assert neither == pytest.approx(0)
+
+
+def test_conditional_p_values_are_uniform_where_nothing_is_linked():
+    rng = np.random.default_rng(9)
+    (genes, broad), (peaks, specific) = profiles(loadings(rng, 200)), profiles(loadings(rng, 500))
+    i, j = np.divmod(rng.choice(100_000, 1500, replace=False), 500)
+    stratum = strata(rng.integers(3, size=1500), specific[j], broad[i])
+    p = pair_p_values(genes, peaks, i, j, stratum, n_permutations=200, seed=0, conditional=True)
+    assert kstest(p, "uniform").statistic < 0.04

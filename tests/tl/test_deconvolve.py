@@ -245,6 +245,7 @@ def test_the_same_seed_gives_the_same_bits_and_the_input_stays(spots, cells, opt
     assert digest(cells) == before[0]
     for slot, key in (
         ("obsm", "X_proportions"),
+        ("varm", "proportions_loadings"),
         ("obs", "proportions_sum"),
         ("uns", "proportions"),
     ):

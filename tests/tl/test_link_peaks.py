@@ -5,6 +5,7 @@ import mudata
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.metrics import average_precision_score, roc_auc_score
 
 from gpnsf.datasets import tissue
 from gpnsf.keys import Keys
@@ -74,7 +75,7 @@ def test_an_annotation_of_other_names_is_told_with_the_first_of_both(planted):
 
 def test_planted_links_are_found(linked):
     scores = evaluate_links(linked, linked.uns["true_links"], n_bootstrap=50)
-    assert scores["metric"].tolist() == ["auroc", "average_precision"]
+    assert scores["metric"][:2].tolist() == ["auroc", "average_precision"]
     assert scores["estimate"][0] > 0.9
     assert (scores["low"] < scores["estimate"]).all()
     assert (scores["estimate"] < scores["high"]).all()
@@ -145,6 +146,7 @@ def test_features_without_signal_are_left_out(planted):
         ({"atac": "protein"}, KeyError, "protein"),
         ({"window": -1}, ValueError, "window"),
         ({"n_permutations": 1}, ValueError, "n_permutations"),
+        ({"conditional": "yes"}, TypeError, "conditional"),
         ({"pairs": [("gene_1", "peak_1")]}, TypeError, "`pairs` to be a DataFrame"),
         ({"pairs": pd.DataFrame({"gene": ["gene_1"]})}, KeyError, "'peak'"),
         (
@@ -195,6 +197,63 @@ def test_another_score_can_be_judged_and_distance_alone_says_nothing(linked):
     table["near"] = np.nan
     with pytest.raises(ValueError, match="Expected a score for every pair"):
         evaluate_links(linked, truth, score="near")
+
+
+def test_score_and_distance_are_judged_alone_and_together(linked):
+    table, truth = linked.uns["gpnsf_links"], linked.uns["true_links"]
+    known = pd.MultiIndex.from_frame(truth)
+    is_link = pd.MultiIndex.from_frame(table[["gene", "peak"]]).isin(known)
+    weight = (table["distance"].abs().clip(lower=5000) / 5000) ** -1.024
+    expected = {
+        "score": table["score"],
+        "distance": -table["distance"].abs(),
+        "score x distance": table["score"].clip(lower=0) * weight,
+    }
+    judged = evaluate_links(linked, truth, n_bootstrap=20)
+    among_all = judged.query("pairs == 'all'").set_index(["ranking", "metric"])
+    for ranking, by in expected.items():
+        area, precision = (
+            among_all.loc[(ranking, metric)] for metric in ("auroc", "average_precision")
+        )
+        assert area["estimate"] == pytest.approx(roc_auc_score(is_link, by))
+        assert precision["estimate"] == pytest.approx(average_precision_score(is_link, by))
+        assert precision["base"] == pytest.approx(is_link.mean())
+        assert area["low"] <= area["estimate"] <= area["high"]
+
+
+def test_each_bin_of_distances_has_its_own_lines(linked):
+    truth = linked.uns["true_links"]
+    judged = evaluate_links(linked, truth, distances=(0, 50_000, 100_000), n_bootstrap=20)
+    bins = judged[~judged["pairs"].isin(["equal distance", "all"])]
+    assert bins["pairs"][::2].tolist() == ["0 to 50 kb", "50 to 100 kb", "above 100 kb"]
+    assert bins["n_pairs"][::2].sum() == len(linked.uns["gpnsf_links"])
+    mean = np.average(bins["estimate"][1::2], weights=bins["n_links"][1::2])
+    assert mean == pytest.approx(judged["estimate"][1])
+    one = evaluate_links(linked, truth, distances=None, n_bootstrap=20)
+    assert set(one["pairs"]) == {"equal distance", "all"}
+
+
+def test_distances_that_are_not_known_rank_nothing(linked):
+    linked.uns["gpnsf_links"].loc[3, "distance"] = np.nan
+    judged = evaluate_links(linked, linked.uns["true_links"], n_bootstrap=20)
+    assert set(judged["ranking"]) == {"score"}
+
+
+def test_conditional_links_keep_the_cosine_beside_them(linked):
+    before = linked.uns["gpnsf_links"].set_index(["gene", "peak"])
+    link_peaks(linked, conditional=True)
+    table = linked.uns["gpnsf_links"]
+    assert list(table) == [*COLUMNS[:4], "cosine", *COLUMNS[4:]]
+    found = table.set_index(["gene", "peak"])
+    np.testing.assert_allclose(found["cosine"], before.loc[found.index, "score"])
+    single = found.groupby("gene").filter(lambda part: len(part) == 1)
+    np.testing.assert_allclose(single["score"], single["cosine"], atol=1e-6)
+    assert table["score"].between(-1, 1).all()
+    link_peaks(linked, conditional=True, genes="gene_3")  # the other genes do not matter
+    np.testing.assert_allclose(
+        linked.uns["gpnsf_links"].set_index("peak")["score"].sort_index(),
+        found.loc["gene_3", "score"].sort_index(),
+    )
 
 
 def test_evaluation_needs_links_and_a_truth_among_them(planted, linked):

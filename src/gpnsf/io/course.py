@@ -12,6 +12,7 @@ __all__ = ["explained", "outcome", "starts", "trace"]
 
 def trace(fit: Fit) -> tuple[np.ndarray, np.ndarray]:
     """ELBO and name of the phase, for each step of the optimisation."""
+    fit.needs("a course of the optimisation", there="history" in fit.uns)
     history = stored.record(fit.uns, "history", where=fit.where)
     elbo = stored.array(history, "elbo", (None,), where="the history")
     phase = stored.names(history, "phase", unique=False, where="the history")
@@ -23,6 +24,7 @@ def trace(fit: Fit) -> tuple[np.ndarray, np.ndarray]:
 
 def starts(fit: Fit) -> tuple[dict[str, float], str]:
     """ELBO at the end of each start, and the name of the one that was kept."""
+    fit.needs("several starts", there="starts" in fit.uns)
     found, where = stored.record(fit.uns, "starts", where=fit.where), "the starts"
     ends = {
         name: stored.number(found, name, low=-np.inf, where=where)
@@ -42,6 +44,7 @@ def outcome(fit: Fit) -> tuple[bool, int, float]:
 
 def explained(fit: Fit) -> np.ndarray:
     """Share [modalities, K] of each modality's null deviance that each factor explains."""
+    fit.needs("explained deviances", there="variance_explained" in fit.uns)
     found = stored.record(fit.uns, "variance_explained", where=fit.where)
     shape, where = (len(fit.names),), "the explained deviances"
     rows = [stored.array(found, name, shape, low=-LARGEST, where=where) for name in fit.modalities]

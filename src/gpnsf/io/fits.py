@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,14 +15,14 @@ from gpnsf.checks import choices, problem
 from gpnsf.core import stored
 from gpnsf.core.families import FAMILIES
 from gpnsf.core.scores import embedding
-from gpnsf.io import chosen
+from gpnsf.io import chosen, companions
 from gpnsf.io.chosen import Factors
+from gpnsf.io.companions import is_record
 from gpnsf.io.objects import Opened, gather, holders, read_coords, rows_of
 from gpnsf.keys import SPATIAL, Keys
 
-__all__ = ["SCAI", "Fit", "find", "is_record"]
+__all__ = ["Fit", "find"]
 
-SCAI = "scai"  # method of a record of factors and loadings alone, without a field and a posterior
 # what sums of squares and products leave finite in single precision
 LARGEST, LARGEST_LOADING = 1e15, 1e20
 
@@ -61,9 +61,15 @@ class Fit:
             return None
         return stored.text(self.params, name, where="the arguments of the fit")
 
+    def needs(self, what: str, *, there: bool = False) -> None:
+        """Refuse, for want of ``what``, a record of a tool other than ``tl.fit`` that does not have it."""
+        if not there:
+            companions.refuse(self.uns, self.keys.key, what)
+
     @property
     def field(self) -> Mapping[str, Any]:
         """Geometry and state of the field; what describes its process alone is checked where it is rebuilt."""
+        self.needs("a field", there="field" in self.uns)
         state = stored.record(self.uns, "field", where=self.where)
         stored.check_field(state, int(self.is_spatial.sum()))
         return state
@@ -89,7 +95,9 @@ class Fit:
 
     @property
     def embedding(self) -> np.ndarray:
-        """Principal coordinates [N, d] of what is expressed; worked out where the record has none, as that of ``tl.scai``."""
+        """Principal coordinates [N, d] of what is expressed, worked out where the record has none; codes as they are."""
+        if companions.made_by(self.uns) == companions.FACTVAE:
+            return self.mean
         if self.keys.embedding not in self.data.obsm:
             return self.embedded(embedding.factors_used(self.is_spatial))
         shape = (self.data.n_obs, None)
@@ -137,6 +145,7 @@ class Fit:
     def importance(self) -> np.ndarray:
         """Spatial importance [N] of the observations."""
         key = self.keys.importance
+        self.needs("importance of observations", there=self.std is not None)
         return gather(
             self._opened(),
             "obs",
@@ -145,7 +154,7 @@ class Fit:
         )
 
     def _opened(self) -> Opened:
-        """The object with all its modalities, fitted or not: any of them may hold the coordinates."""
+        """The object with all its modalities, any of which may hold the coordinates."""
         mods = dict(self.data.mod) if isinstance(self.data, MuData) else self.modalities
         rows = {name: rows_of(self.data, name, mod) for name, mod in mods.items()}
         return Opened(self.data, mods, rows, tuple(self.modalities))
@@ -197,6 +206,7 @@ class Fit:
     def var(self, modality: str, column: str) -> np.ndarray:
         """Column of numbers [P] of the features of one modality, which are not negative where counts are."""
         mod = self.modalities[modality]
+        self.needs(f"{column!r} of features", there=column in mod.var)
         low = _lowest(self.likelihoods[modality])
         return stored.array(
             mod.var,
@@ -268,8 +278,7 @@ def find(data: AnnData | MuData, key: str = "gpnsf") -> Fit:
             )
         )
     keys = Keys(key)
-    record = _record(data, keys)
-    where = f"uns[{keys.uns!r}]"
+    record, where = _record(data, keys), f"uns[{keys.uns!r}]"
     names = stored.names(record, "factor_names", where=where)
     modalities = _modalities(data, record, keys)
     kinds = stored.record(record, "likelihoods", where=where)
@@ -277,37 +286,30 @@ def find(data: AnnData | MuData, key: str = "gpnsf") -> Fit:
         name: stored.option(kinds, name, tuple(FAMILIES), where="the likelihoods")
         for name in modalities
     }
-    shape, alone = (data.n_obs, len(names)), str(record.get("method")) == SCAI
-    mean = stored.array(data.obsm, keys.factors, shape, low=-LARGEST, high=LARGEST, where="obsm")
+    shape, alone = (data.n_obs, len(names)), str(record.get("method")) in companions.METHODS
+
+    def factors(slot: str, low: float = -LARGEST) -> np.ndarray:
+        return stored.array(data.obsm, slot, shape, low=low, high=LARGEST, where="obsm")
+
+    mean = factors(keys.factors)
     return Fit(
         data=data,
         keys=keys,
         names=np.array(names, dtype=object),
         mean=mean,
-        smooth=mean
-        if alone
-        else stored.array(data.obsm, keys.smooth, shape, low=-LARGEST, high=LARGEST, where="obsm"),
-        std=None
-        if alone
-        else stored.array(data.obsm, keys.std, shape, low=0, high=LARGEST, where="obsm"),
+        smooth=mean if alone else factors(keys.smooth),
+        std=None if alone else factors(keys.std, 0),
         is_spatial=stored.array(record, "is_spatial", (len(names),), kinds="b", where=where),
-        lengthscale=np.full(len(names), np.nan)
-        if alone
-        else _lengthscale(record, len(names), where),
+        lengthscale=_lengthscale({} if alone else record, len(names), where),
         modalities=modalities,
         rows={name: rows_of(data, name, mod) for name, mod in modalities.items()},
         likelihoods=likelihoods,
         loadings={
-            name: _loadings(mod, name, likelihoods[name], len(names), keys)
+            name: _loadings(mod, name, record, likelihoods[name], len(names), keys)
             for name, mod in modalities.items()
         },
         loadings_std=_loadings_std(modalities, len(names), keys),
     )
-
-
-def is_record(value: object) -> TypeGuard[Mapping[str, object]]:
-    """Whether an entry of ``uns`` is the record of a fit."""
-    return isinstance(value, Mapping) and "factor_names" in value
 
 
 def _record(data: AnnData | MuData, keys: Keys) -> Mapping[str, object]:
@@ -349,12 +351,22 @@ def _lowest(likelihood: str) -> float:
     return -LARGEST_LOADING if FAMILIES[likelihood].signed else 0.0
 
 
-def _loadings(mod: AnnData, name: str, likelihood: str, n_factors: int, keys: Keys) -> np.ndarray:
+def _loadings(
+    mod: AnnData,
+    name: str,
+    record: Mapping[str, object],
+    likelihood: str,
+    n_factors: int,
+    keys: Keys,
+) -> np.ndarray:
     """Loadings [P, K] of one modality."""
-    shape, low = (mod.n_vars, n_factors), _lowest(likelihood)
-    return stored.array(
-        mod.varm, keys.loadings, shape, low=low, high=LARGEST_LOADING, where=f"varm of {name!r}"
+    codes = record.get("method") == companions.FACTVAE
+    shape = mod.n_vars, None if codes else n_factors
+    low, where = _lowest(likelihood), f"varm of {name!r}"
+    values = stored.array(
+        mod.varm, keys.loadings, shape, low=low, high=LARGEST_LOADING, where=where
     )
+    return companions.code_loadings(record, values, name) if codes else values
 
 
 def _loadings_std(
@@ -378,7 +390,9 @@ def _loadings_std(
 
 
 def _lengthscale(record: Mapping[str, object], n_factors: int, where: str) -> np.ndarray:
-    """Length scales [K] in the units of the coordinates, nan for nonspatial factors."""
+    """Length scales [K] in the units of the coordinates, nan for nonspatial factors and without a record."""
+    if not record:
+        return np.full(n_factors, np.nan)
     kernel = stored.record(record, "kernel", where=where)
     values = stored.array(
         kernel, "lengthscale", (n_factors,), low=0, nan=True, where="the kernel of the fit"

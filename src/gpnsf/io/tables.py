@@ -20,7 +20,7 @@ from mudata import MuData
 from gpnsf.arguments import known_arguments
 from gpnsf.checks import choices, problem
 from gpnsf.io import names
-from gpnsf.io.fits import is_record
+from gpnsf.io.companions import is_record
 from gpnsf.io.objects import entries, no_pulling, rows_of
 from gpnsf.io.pictures import pictures, system_of
 from gpnsf.keys import SPATIAL, Keys

@@ -16,6 +16,7 @@ import pandas as pd
 from gpnsf import genome, pl
 from gpnsf.checks import problem, text_of
 from gpnsf.io import course, fits, names
+from gpnsf.io.companions import made_by
 from gpnsf.io.kinds import check_output
 from gpnsf.io.measured import counts_of, used
 from gpnsf.io.ranked import ranked
@@ -375,7 +376,7 @@ SECTIONS = (
     _Section("Domains", _domains, lambda fit: DOMAINS in fit.data.obs and fit.has_coords),
     _Section("Top features", _features),
     _Section("Observed features", _observed, lambda fit: fit.has_coords, counts=True),
-    _Section("Spatial importance", _importance),
+    _Section("Spatial importance", _importance, lambda fit: fit.std is not None),
     _Section(
         "Variance explained",
         _variance_explained,
@@ -385,6 +386,6 @@ SECTIONS = (
     # how it was made
     _Section("Data", _data, counts=True),
     _Section("Spatial test", _spatial_test, lambda fit: bool(fit.uns.get("spatial_test"))),
-    _Section("Convergence", _convergence),
+    _Section("Convergence", _convergence, lambda fit: made_by(fit.uns) is None),
     _Section("How it was run", _run),
 )

@@ -17,7 +17,8 @@ from gpnsf.arguments import Deconvolution
 from gpnsf.checks import problem
 from gpnsf.core.companions import deconvolution
 from gpnsf.core.companions.resemblance import resembling
-from gpnsf.io.objects import owner
+from gpnsf.io.companions import DECONVOLVE, record_of
+from gpnsf.io.objects import open_data, owner
 from gpnsf.io.tables import takes_tables
 from gpnsf.io.write import Slot, put
 from gpnsf.keys import SPATIAL, ProportionKeys
@@ -171,10 +172,14 @@ def deconvolve(
     Notes
     -----
     Reads counts and ``obsm["spatial"]``. Writes ``obsm["X_proportions"]`` [N, types] float32, whose columns are
-    ``uns["proportions"]["types"]``; with ``uncertainty`` ``obsm["X_proportions_std"]``, of the same shape; ``obs["proportions_sum"]``, the sums before the division; and in
+    ``uns["proportions"]["types"]``; with ``uncertainty`` ``obsm["X_proportions_std"]``, of the same shape; ``obs["proportions_sum"]``, the sums before
+    the division; ``varm["proportions_loadings"]`` [P, types], the profiles, zeros for genes that the reference lacks; and in
     ``uns["proportions"]`` also ``params``, ``n_genes`` (that were shared) and ``seconds``; with ``uncertainty`` ``excess`` (how many times more
     the counts scatter around their least squares than Poisson counts would); for "graph" ``objective`` (its course over the
     steps) and ``converged``; for "unrolled" ``network`` (arrays that ``network=`` takes, with the ``loss`` of each step).
+
+    With ``key="proportions"``, :func:`gpnsf.tl.domains` (niches: spots whose mixtures express alike), :func:`gpnsf.tl.rank_features` (genes of the types),
+    :func:`gpnsf.tl.factor_adata`, :func:`gpnsf.tl.enrich` and the figures of factors and loadings read these slots as those of a fit. What needs a posterior or a field refuses.
 
     A spot without counts gets what its neighbours have, or even proportions if it has none.
 
@@ -203,7 +208,12 @@ def deconvolve(
         compared(profiles, np.asarray(counts.sum(axis=0)).ravel())
     table, types = profiles.to_numpy(), list(profiles.columns)
     mixture = deconvolution.summarised(counts, table)
-    record: dict[str, object] = {"types": types, "n_genes": len(profiles), "params": vars(asked)}
+    record: dict[str, object] = {
+        **record_of(DECONVOLVE, types, open_data(adata).names),
+        "types": types,
+        "n_genes": len(profiles),
+        "params": vars(asked),
+    }
     std, rng = None, np.random.default_rng(seed)
     solve: Solve = alone
     if method == "nnls" and not uncertainty:
@@ -231,7 +241,7 @@ def deconvolve(
             std = proportion_std(like, solve, V, costs, rng)
             record["excess"] = like.excess
     record["seconds"] = time.perf_counter() - begin
-    _write(adata, V, std, types, record, asked)
+    _write(adata, V, std, profiles, record, asked)
 
 
 def _check(adata: AnnData, network: Any) -> None:
@@ -287,11 +297,12 @@ def _write(
     adata: AnnData,
     V: np.ndarray,
     std: np.ndarray | None,
-    types: list[str],
+    profiles: pd.DataFrame,
     record: dict[str, object],
     asked: Deconvolution,
 ) -> None:
-    """Proportions, their sums before the division, and the record."""
+    """Proportions, their sums before the division, the profiles, and the record."""
+    types = list(profiles.columns)
     keys, (share, sums) = ProportionKeys(asked.key_added), deconvolution.normalised(V)
     if not sums.all():
         unknown = adata.obs_names[sums == 0]
@@ -311,6 +322,12 @@ def _write(
     slots: list[Slot] = [
         (adata, "obsm", keys.proportions, share.astype(np.float32)),
         (adata, "obs", keys.sums, sums),
+        (
+            adata,
+            "varm",
+            keys.loadings,
+            profiles.reindex(adata.var_names, fill_value=0).to_numpy(np.float32),
+        ),
         (adata, "uns", keys.uns, record),
     ]
     if std is not None:

@@ -95,7 +95,7 @@ def domains(
     Notes
     -----
     Reads ``obsm["X_gpnsf_embedding"]``, or, with ``factors`` or where there is none (as after :func:`gpnsf.tl.scai`),
-    ``obsm["X_gpnsf_smooth"]`` and ``varm["gpnsf_loadings"]``. Writes ``obs["gpnsf_domain"]``, categories "1", "2", .. from
+    ``obsm["X_gpnsf_smooth"]`` and ``varm["gpnsf_loadings"]``; of :func:`gpnsf.tl.factvae` the codes as they are. Writes ``obs["gpnsf_domain"]``, categories "1", "2", .. from
     the largest domain to the smallest, and ``uns["gpnsf_domain_colors"]``, on the object and its modalities. With "auto", also
     ``uns["gpnsf_domain_stability"]``: ``n_domains`` and the mean adjusted Rand index of each.
 

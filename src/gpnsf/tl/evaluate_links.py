@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from gpnsf.checks import Rule, choices, problem
-from gpnsf.core.scores.links import matched_ranking
+from gpnsf.core.scores.link_rankings import bin_order, bin_rankings, contact, mean_ranking
 from gpnsf.io.tables import takes_tables
 from gpnsf.keys import Keys
 from gpnsf.tl.link_peaks import DISTANCES, bins_of, pair_table
@@ -33,10 +33,13 @@ def evaluate_links(
     seed: int = 0,
     key: str = "gpnsf",
 ) -> pd.DataFrame:
-    """Compare the ranking of gene-peak pairs with known links, at equal distance from the gene.
+    r"""Compare the ranking of gene-peak pairs with known links, beside what their distance alone would give.
 
-    Close pairs are more often true than far ones, so that distance alone ranks well. Here a link is compared with other
-    pairs of the same bin of distances only: a score that says no more than the distance gets an AUROC of .5 and an
+    Close pairs are more often true than far ones, so that distance alone ranks well. Three rankings are judged: by the score, by
+    the distance (closest first), and by the score times the contact that two places so many bases apart have,
+    :math:`\max(\text{score}, 0) \cdot (\max(|d|, 5\,\text{kb}) / 5\,\text{kb})^{-1.024}`: the law and the constants of the Activity-by-Contact model
+    :cite:p:`fulco2019abc`, which were found in Hi-C data and not in any known links. Each is judged among all pairs, and with a link compared with other
+    pairs of the same bin of distances only: a score that says no more than the distance gets an AUROC of .5 there and an
     average precision close to the base rate.
 
     Parameters
@@ -58,8 +61,14 @@ def evaluate_links(
 
     Returns
     -------
-    Table with one line for ``metric`` "auroc" and one for "average_precision": ``estimate``, ``low`` and ``high`` (95 %
-    interval over genes), ``base`` (what chance gives), ``n_links``, ``n_pairs`` and ``n_genes``.
+    Table with columns
+
+    * ``ranking``: "score", "distance" or "score x distance"; the last two only where all distances are known,
+    * ``pairs``: "equal distance", "all", or, for the score, one bin such as "0 to 25 kb", where it has both links and other pairs,
+    * ``metric``: "auroc" or "average_precision",
+    * ``estimate``, ``low`` and ``high`` (95 % interval over genes), ``base`` (what chance gives), ``n_links``, ``n_pairs``, ``n_genes``.
+
+    The first two lines are those of the score at equal distance.
 
     Raises
     ------
@@ -72,8 +81,11 @@ def evaluate_links(
 
     Notes
     -----
-    Reads ``uns["gpnsf_links"]``. AUROC is the share of comparisons of a link and another pair in the same bin that are in
-    order, ties counting half; average precision is that within bins, averaged by links.
+    Reads ``uns["gpnsf_links"]``. AUROC is the share of comparisons of a link and another pair that are in order, ties counting
+    half; at equal distance only those in the same bin are counted. Average precision (the area below the curve of precision and
+    recall) at equal distance is that within bins, averaged by links. Intervals are percentiles over draws of genes, the same draws
+    in every line. Score times distance is of use where links become rarer with distance as contacts do; a score that is as high for far
+    links loses by it.
 
     Examples
     --------
@@ -81,11 +93,41 @@ def evaluate_links(
     >>> mdata = gpnsf.datasets.tissue(n_obs=100, n_genes=40, n_peaks=60, seed=0)
     >>> gpnsf.tl.fit(mdata, n_factors=4, max_steps=2, progress=False)
     >>> gpnsf.tl.link_peaks(mdata)
-    >>> gpnsf.tl.evaluate_links(mdata, mdata.uns["true_links"], n_bootstrap=20)["metric"].tolist()
-    ['auroc', 'average_precision']
+    >>> table = gpnsf.tl.evaluate_links(mdata, mdata.uns["true_links"], n_bootstrap=20)
+    >>> table.query("pairs == 'all' and metric == 'auroc'")["ranking"].tolist()
+    ['score', 'distance', 'score x distance']
     """
     Rule(int, 500, low=20).check("n_bootstrap", n_bootstrap)
     Rule(int, 0, low=0).check("seed", seed)
+    table, values = _read(data, score, key)
+    known = pd.MultiIndex.from_frame(pair_table(truth, argument="truth"))
+    is_link = pd.MultiIndex.from_frame(table[["gene", "peak"]].astype(object)).isin(known)
+    bins, (gene, names) = bins_of(table["distance"], distances), pd.factorize(table["gene"])
+    both = [is_link[rows].any() and not is_link[rows].all() for rows, _ in bin_order(values, bins)]
+    if not any(both):
+        counted = f"{is_link.sum()} of the {len(known)} known links among {len(table)} pairs"
+        remedy = "Check the names of genes and peaks, or pass fewer bins as `distances`"
+        raise ValueError(
+            problem("links and other pairs in the same bin of distances", counted, remedy)
+        )
+    n_genes = len(names)
+    drawn = np.random.default_rng(seed).integers(n_genes, size=(n_bootstrap, n_genes))
+    weights = np.array([np.bincount(some, minlength=n_genes) for some in drawn])
+    one = np.zeros_like(bins)
+    lines: list[dict[str, Any]] = []
+    for ranking, by in _rankings(values, table["distance"].to_numpy(dtype=np.float64)):
+        for pairs, within in (("equal distance", bins), ("all", one)):
+            lines += _judged(by, is_link, within, gene, weights, ranking=ranking, pairs=pairs)
+    for code, name in _bin_names(bins, distances):
+        rows = bins == code
+        if 0 < is_link[rows].sum() < rows.sum():
+            part = (values[rows], is_link[rows], one[rows], gene[rows])
+            lines += _judged(*part, weights, ranking="score", pairs=name)
+    return pd.DataFrame(lines)
+
+
+def _read(data: MuData, score: str, key: str) -> tuple[pd.DataFrame, np.ndarray]:
+    """The table of links, and the score of each pair."""
     found = Keys(key).links
     choices([found], data.uns, what="links", where="uns", remedy="Run `gpnsf.tl.link_peaks` first")
     table = data.uns[found]
@@ -101,34 +143,59 @@ def evaluate_links(
         raise ValueError(
             problem(f"a score for every pair in {score!r}", lost, "Fill them in with .fillna")
         )
-    known = pd.MultiIndex.from_frame(pair_table(truth, argument="truth"))
-    is_link = pd.MultiIndex.from_frame(table[["gene", "peak"]].astype(object)).isin(known)
-    bins, (gene, names) = bins_of(table["distance"], distances), pd.factorize(table["gene"])
-    auroc, precision, base = matched_ranking(values, is_link, bins, np.ones(len(table)))
-    if np.isnan(auroc):
-        counted = f"{is_link.sum()} of the {len(known)} known links among {len(table)} pairs"
-        remedy = "Check the names of genes and peaks, or pass fewer bins as `distances`"
-        raise ValueError(
-            problem("links and other pairs in the same bin of distances", counted, remedy)
-        )
-    rng = np.random.default_rng(seed)
-    weights = (
-        np.bincount(rng.integers(len(names), size=len(names)), minlength=len(names))
-        for _ in range(n_bootstrap)
-    )
-    draws = np.array(
-        [matched_ranking(values, is_link, bins, weight[gene])[:2] for weight in weights]
-    )
+    return table, values
+
+
+def _rankings(score: np.ndarray, distance: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    """What pairs are ranked by, larger first."""
+    yield "score", score
+    if not np.isnan(distance).any():
+        yield "distance", -np.abs(distance)
+        yield "score x distance", np.maximum(score, 0) * contact(distance)
+
+
+def _judged(
+    values: np.ndarray,
+    is_link: np.ndarray,
+    bins: np.ndarray,
+    gene: np.ndarray,
+    weights: np.ndarray,
+    *,
+    ranking: str,
+    pairs: str,
+) -> list[dict[str, Any]]:
+    """Lines of the table for one ranking of some pairs, by draws of the genes with weights [draws, genes]."""
+    order = bin_order(values, bins)
+    auroc, precision, base = mean_ranking(bin_rankings(order, is_link, np.ones(len(values))))
+    draws = [mean_ranking(bin_rankings(order, is_link, weight[gene]))[:2] for weight in weights]
     low, high = np.nanquantile(draws, INTERVAL, axis=0)
-    return pd.DataFrame(
-        {
-            "metric": ["auroc", "average_precision"],
-            "estimate": [auroc, precision],
-            "low": low,
-            "high": high,
-            "base": [0.5, base],
-            "n_links": int(is_link.sum()),
-            "n_pairs": len(table),
-            "n_genes": len(names),
-        }
-    )
+    named = {"ranking": ranking, "pairs": pairs}
+    counted = {
+        "n_links": int(is_link.sum()),
+        "n_pairs": len(values),
+        "n_genes": len(np.unique(gene)),
+    }
+    return [
+        named
+        | {"metric": "auroc", "estimate": auroc, "low": low[0], "high": high[0], "base": 0.5}
+        | counted,
+        named
+        | {"metric": "average_precision", "estimate": precision, "low": low[1], "high": high[1]}
+        | {"base": base}
+        | counted,
+    ]
+
+
+def _bin_names(bins: np.ndarray, ends: Sequence[float] | None) -> Iterator[tuple[int, str]]:
+    """Code and name of each of several bins."""
+    codes = np.unique(bins)
+    if ends is None or len(codes) == 1:
+        return
+    kb = [f"{end / 1000:g}" for end in ends]
+    for code in codes:
+        if code < 0:
+            yield code, "not known"
+        elif code + 1 < len(kb):
+            yield code, f"{kb[code]} to {kb[code + 1]} kb"
+        else:
+            yield code, f"above {kb[-1]} kb"

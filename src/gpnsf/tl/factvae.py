@@ -20,6 +20,7 @@ from gpnsf.core.companions import factvae_training as training
 from gpnsf.core.scores import projections
 from gpnsf.core.scores.deviance import feature_deviance, largest
 from gpnsf.core.scores.expected import expected_shares
+from gpnsf.io.companions import FACTVAE, record_of
 from gpnsf.io.tables import takes_tables
 from gpnsf.io.write import Slot, on_all_features, put
 from gpnsf.keys import Keys
@@ -156,8 +157,14 @@ def factvae(
       cells of their log shares, and the length of one its standard deviation; with ``variant="paper"`` the embeddings [P, d] of the
       decoders. Zeros for features left out. :func:`gpnsf.tl.link_peaks` with ``key="factvae"`` takes the cosines
     * ``uns["factvae"]``: ``params``, ``history`` (``joint``, ``regulatory``, ``alignment`` and ``held_out`` loss by epoch),
-      ``overlaps`` (table: ``gene``, ``peak``, ``trained``), ``converged``, ``modalities``, ``versions``, ``seed``, ``seconds``
+      ``overlaps`` (table: ``gene``, ``peak``, ``trained``), ``axes`` [2d, 2d] (of the codes, in the space of the loadings), ``converged``,
+      ``method``, ``factor_names`` (of the codes: "atac_1", .., "rna_1", ..), ``is_spatial`` (False), ``modalities``, ``likelihoods``, ``versions``,
+      ``seed``, ``seconds``
     * with ``layer_added``, that layer of ``atac``, dense float32 [n, P], zeros for peaks left out
+
+    With ``key="factvae"``, :func:`gpnsf.tl.domains` (clusters of cells), :func:`gpnsf.tl.rank_features`, :func:`gpnsf.tl.enrich`,
+    :func:`gpnsf.tl.factor_adata` and the figures of factors and loadings read these slots, code by code: a code of one modality has loadings of its features alone,
+    those of the log shares. What needs a posterior or a field refuses.
 
     Cells lie in the codes as far apart as both modalities say; how far is not calibrated, and nothing here is a posterior of the
     joint data.
@@ -200,12 +207,14 @@ def factvae(
             *_inputs(measured, chosen, seed), pairs, plan, device=place, progress=shown
         )
     seconds = time.perf_counter() - began
+    sides = [side.name for side in measured]
+    names = [f"{name}_{k + 1}" for name in sides[::-1] for k in range(outcome.codes[0].shape[1])]
     info = {
+        **record_of(FACTVAE, names, sides),
         "params": params,
         "history": outcome.history,
         "overlaps": overlaps,
         "converged": outcome.converged,
-        "modalities": [side.name for side in measured],
         "versions": {name: version(name) for name in _VERSIONS},
         "seed": seed,
         "seconds": seconds,
@@ -213,6 +222,7 @@ def factvae(
     loadings = outcome.embeddings
     if variant == "corrected":
         loadings = training.responses(outcome.codes, outcome.embeddings)
+        info["axes"] = np.hstack(training.axes(outcome.codes)[::-1])
     slots = _slots(mdata, measured, chosen, outcome.codes, loadings, Keys(key_added), info)
     if layer_added is not None:
         slots.append(

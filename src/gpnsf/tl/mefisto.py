@@ -18,6 +18,7 @@ from gpnsf.checks import Rule, problem
 from gpnsf.core.companions import mefisto as core
 from gpnsf.core.scores.simplex import feature_importance, observation_importance
 from gpnsf.io import read
+from gpnsf.io.companions import MEFISTO
 from gpnsf.io.objects import editable
 from gpnsf.io.streaming import available_memory
 from gpnsf.io.tables import takes_tables
@@ -276,6 +277,7 @@ def _record(
     """The ``uns`` entry."""
     return {
         **info,
+        "method": MEFISTO,
         "factor_names": [f"factor_{k + 1}" for k in range(len(found.scale))],
         "is_spatial": found.is_spatial,
         "kernel": {

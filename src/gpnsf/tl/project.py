@@ -182,9 +182,7 @@ def project(
 def _reference(reference: AnnData | MuData, key: str) -> Fit:
     """The fit, which is to have a model."""
     fit = fits.find(reference, key)
-    if fit.std is None:
-        rule, found = "a reference that gpnsf.tl.fit has annotated", "one of gpnsf.tl.scai"
-        raise ValueError(problem(rule, found, "Pass `key=` of a fit, or run gpnsf.tl.fit"))
+    fit.needs("a model of counts")
     return fit
 
 

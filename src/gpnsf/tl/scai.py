@@ -8,12 +8,10 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from gpnsf import arguments, checks
 from gpnsf.checks import Rule, problem
 from gpnsf.core.companions import scai as core
-from gpnsf.io.fits import SCAI
+from gpnsf.io.companions import SCAI, record_of
 from gpnsf.io.streaming import memory_budget
 from gpnsf.io.tables import takes_tables
 from gpnsf.io.write import Slot, put
@@ -218,12 +216,8 @@ def _record(
     """The ``uns`` entry."""
     n_factors = found.factors.shape[1]
     return {
-        "method": SCAI,
+        **record_of(SCAI, [f"factor_{k + 1}" for k in range(n_factors)], names),
         "params": {name: value for name, value in params.items() if name != "progress"},
-        "factor_names": [f"factor_{k + 1}" for k in range(n_factors)],
-        "is_spatial": np.zeros(n_factors, dtype=bool),
-        "modalities": names,
-        "likelihoods": dict.fromkeys(names, "gaussian"),  # squared errors of normalised values
         "objective": found.trace,
         "redundancy": found.redundancy,
         "converged": found.converged,

@@ -25,7 +25,7 @@ from gpnsf.core.companions.factvae import (
 )
 from gpnsf.core.progress import Progress
 
-__all__ = ["Measured", "Outcome", "Plan", "responses", "train"]
+__all__ = ["Measured", "Outcome", "Plan", "axes", "responses", "train"]
 
 HIDDEN = ((512, 256), (256,))  # widths of the encoders of genes and peaks
 # weights of the two likelihoods (genes, peaks) and of either divergence
@@ -94,8 +94,17 @@ def train(
         return run.outcome()
 
 
+def axes(codes: list[np.ndarray]) -> list[np.ndarray]:
+    """The part ``B`` [r, d] of each modality's codes [N, d] in one space, r = min(N, 2d).
+
+    Centred codes are ``sqrt(N) Q B``, with one Q of orthogonal columns for both.
+    """
+    both = np.hstack([own - own.mean(axis=0) for own in codes]).astype(np.float64)  # [N, 2d]
+    return np.split(np.linalg.qr(both, mode="r") / np.sqrt(len(both)), 2, axis=1)
+
+
 def responses(codes: list[np.ndarray], embeddings: list[np.ndarray]) -> list[np.ndarray]:
-    """Coordinates [P, 2d] of the features of both modalities in one space (46).
+    """Coordinates [P, r] of the features of both modalities in one space (46).
 
     They are made from codes [N, d] and embeddings [P, d].
 
@@ -103,11 +112,9 @@ def responses(codes: list[np.ndarray], embeddings: list[np.ndarray]) -> list[np.
     cell's mean over features; the length of one is its standard deviation. Unlike cosines of
     embeddings, neither depends on the axes of the codes.
     """
-    both = np.hstack([own - own.mean(axis=0) for own in codes]).astype(np.float64)  # [N, 2d]
-    # [min(N, 2d), d]
-    bases = np.split(np.linalg.qr(both, mode="r") / np.sqrt(len(both)), 2, axis=1)
     return [
-        (own @ basis.T).astype(np.float32) for own, basis in zip(embeddings, bases, strict=True)
+        (own @ basis.T).astype(np.float32)
+        for own, basis in zip(embeddings, axes(codes), strict=True)
     ]
 
 
