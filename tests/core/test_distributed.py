@@ -112,7 +112,7 @@ def test_the_command_line_writes_one_file(tmp_path):
     ].copy()
     adata.write_h5ad(tmp_path / "in.h5ad")
     paths = [str(tmp_path / name) for name in ("in.h5ad", "out.h5ad")]
-    options = ["--n-factors", "3", "--max-steps", "20", "--no-progress"]
+    options = ["--n-factors", "3", "--max-steps", "6", "--init", "spot", "--no-progress"]
     results = together("-m", "gpnsf", "fit", *paths, *options)
     assert [status for status, _ in results] == [0, 0], results
     assert ad.read_h5ad(paths[1]).uns["gpnsf"]["processes"] == 2
