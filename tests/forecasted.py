@@ -47,7 +47,7 @@ def increment(
         "likelihoods": likelihood,
         "n_factors": n_factors,
         "split": "assumed",
-        "max_steps": 3,
+        "max_steps": 8,
     }
     if likelihood != "nb":  # its forecast is 36 % above the peak of a fit from one start
         options["init"] = "spot"

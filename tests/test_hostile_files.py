@@ -414,7 +414,7 @@ def test_a_field_is_rebuilt_from_sound_states_only(field):
             restore_field({**sound, key: object()})
 
 
-@pytest.mark.broad(8)
+@pytest.mark.broad(5)
 @pytest.mark.parametrize("damage", FIGURE_DAMAGES, ids=lambda damage: damage.name)
 def test_figures_refuse_what_they_cannot_draw(damage):
     assert refusals(damaged(damage), FIGURES) >= damage.refused_by
