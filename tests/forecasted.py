@@ -30,7 +30,9 @@ def increment(
     rng = np.random.default_rng(0)
     small = AnnData(sp.random(100, 30, 0.5, "csr", np.float32, random_state=0).ceil())
     small.obsm["spatial"] = rng.uniform(0, 1, (100, 2))
-    gpnsf.tl.fit(small, n_factors=2, max_steps=8, progress=False)  # imports and compiles
+    gpnsf.tl.fit(
+        small, n_factors=2, max_steps=8, split="assumed", progress=False
+    )  # imports and compiles
     per_row = max(1, per_row)
     indices = np.sort(rng.integers(0, n_features, (n_obs, per_row), dtype=np.int32), axis=1).ravel()
     pointers = np.arange(0, len(indices) + 1, per_row)

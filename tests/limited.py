@@ -39,7 +39,7 @@ def fit_within(path: str, limit: int) -> None:
     import gpnsf
 
     gpnsf.tl.fit(
-        path, n_factors=10, likelihoods="bernoulli", split="assumed", max_steps=12, progress=False
+        path, n_factors=10, likelihoods="bernoulli", split="assumed", max_steps=4, progress=False
     )
 
 
@@ -48,7 +48,7 @@ def peak_of_fit(path: str) -> int:
     import gpnsf
     from gpnsf.core.inference import subset_start
 
-    subset_start.ROWS = 5_000
+    subset_start.ROWS = subset_start.FEWEST = 1_000  # a start is looked for in so many rows
     with gpnsf.settings.override(memory_budget=0):
         gpnsf.tl.fit(
             path,

@@ -28,11 +28,17 @@ def source(mdata, tmp_path):
     return str(tmp_path / "section.h5mu")
 
 
+@pytest.fixture(scope="module")
+def fit(simulated):
+    """A fit of two factors, made once."""
+    options = {"n_factors": 2, "max_steps": 3, "init": "spot", "split": "assumed"}
+    return gpnsf.tl.fit(simulated, **options, progress=False, copy=True)
+
+
 @pytest.fixture
-def fitted(mdata, tmp_path):
-    """A file with a fit of two factors."""
-    gpnsf.tl.fit(mdata, n_factors=2, max_steps=3, init="spot", split="assumed", progress=False)
-    mdata.write(tmp_path / "fitted.h5mu")
+def fitted(fit, tmp_path):
+    """A file with that fit."""
+    fit.write(tmp_path / "fitted.h5mu")
     return str(tmp_path / "fitted.h5mu")
 
 
@@ -46,12 +52,9 @@ def refused(capsys, *argv: str) -> str:
     return printed.err
 
 
-@pytest.mark.parametrize(
-    "start", [["-m", "gpnsf"], ["-c", "import sys; from gpnsf.cli import main; sys.exit(main())"]]
-)
-def test_version_is_printed(start):
+def test_version_is_printed():
     done = subprocess.run(
-        [sys.executable, *start, "--version"], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "gpnsf", "--version"], capture_output=True, text=True, check=True
     )
     assert done.stdout == f"gpnsf {gpnsf.__version__}\n"
 
@@ -172,7 +175,9 @@ def test_fit_writes_the_annotated_object(source, tmp_path, capsys):
 
 def test_fit_reads_anndata(adata, tmp_path):
     adata.write(tmp_path / "in.h5ad")
-    options = ["--n-factors", "2", "--max-steps", "3", "--likelihoods", "poisson", "--no-progress"]
+    options = (
+        "--n-factors 2 --max-steps 3 --init random --likelihoods poisson --no-progress".split()
+    )
     assert cli.main(["fit", str(tmp_path / "in.h5ad"), str(tmp_path / "out.h5ad"), *options]) == 0
     assert anndata.read_h5ad(tmp_path / "out.h5ad").uns["gpnsf"]["likelihoods"]["rna"] == "poisson"
 
@@ -185,8 +190,8 @@ def test_rank_prints_the_table(fitted, capsys):
 
 
 @pytest.mark.parametrize("options", [{}, {"metric": "poisson", "layers": "again"}])
-def test_evaluate_prints_the_table(options, mdata, tmp_path, capsys):
-    gpnsf.tl.fit(mdata, n_factors=2, max_steps=3, init="spot", split="assumed", progress=False)
+def test_evaluate_prints_the_table(options, fit, tmp_path, capsys):
+    mdata = fit.copy()
     for mod in mdata.mod.values():
         mod.layers["again"] = mod.X.copy()
     mdata.write(path := str(tmp_path / "fitted.h5mu"))
@@ -420,7 +425,7 @@ def test_a_large_file_may_be_its_own_target_and_is_left_alone_after_an_error(
     adata.write(path)
     before = path.read_bytes()
     monkeypatch.setattr(cli, "LARGE", 0)
-    options = ["--n-factors", "2", "--max-steps", "3", "--no-progress"]
+    options = "--n-factors 2 --max-steps 3 --init random --split assumed --no-progress".split()
     for target in (path, other):
         assert "Expected nonnegative counts" in refused(
             capsys, "fit", str(path), str(target), *options

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tomllib
 from contextlib import suppress
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -180,6 +181,9 @@ def test_the_example_of_the_settings_runs():
 def test_the_examples_of_the_readme_run(tmp_path, monkeypatch):
     pytest.importorskip("squidpy", reason="the README's last example goes on with squidpy")
     monkeypatch.chdir(tmp_path)
+    short = {"fit": {"max_steps": 20}, "factvae": {"max_epochs": 3}, "scai": {"max_steps": 10}}
+    for tool, options in short.items():
+        monkeypatch.setattr(gpnsf.tl, tool, partial(getattr(gpnsf.tl, tool), **options))
     names: dict[str, object] = {}
     exec(readme_example(0), names)
     assert (tmp_path / "tissue.h5mu").is_file()

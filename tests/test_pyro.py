@@ -254,7 +254,7 @@ def test_hamiltonian_draws_agree_with_the_guide():
     model.requires_grad_(False)
     (view,), (block,) = model.views, model.blocks(dataset)
     view.loadings.charge.fill_(1.0)
-    kernel = NUTS(model.model, max_tree_depth=6)
+    kernel = NUTS(model.model, max_tree_depth=5)
     sampler = MCMC(kernel, num_samples=100, warmup_steps=60, disable_progbar=True)
     sampler.run(block)
     own = sampler.get_samples()

@@ -1,4 +1,4 @@
-"""Hundreds of fits of random models to random, often ugly data: each one finite, in its ranges, and its input untouched."""
+"""More than a hundred fits of random models to random, often ugly data: each one finite, in its ranges, and its input untouched."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gpnsf.arguments import Reading
 from gpnsf.io.read import read
 from gpnsf.keys import Keys
 
-N_CHUNKS, CHUNK = 8, 30
+N_CHUNKS, CHUNK = 8, 20
 COUNTED = ("poisson", "nb", "bernoulli", "bernoulli_clipped")
 READ = ("modalities", "likelihoods", "size_factors", "library_key", "holdout_key")
 

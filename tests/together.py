@@ -12,9 +12,15 @@ __all__ = ["CASES", "fit_case", "main"]
 
 CASES: dict[str, dict[str, Any]] = {
     "tested": {},
-    "batches": {"library_key": "slice", "batch_key": "slice", "init": "spot"},
+    "batches": {"library_key": "slice", "batch_key": "slice", "split": "assumed", "init": "spot"},
     "inducing": {"field": "inducing", "n_inducing": 30, "split": "assumed", "init": "spot"},
-    "signed": {"model": "rsf", "n_factors": 3, "n_spatial": None, "init": "spot"},
+    "signed": {
+        "model": "rsf",
+        "n_factors": 3,
+        "n_spatial": None,
+        "split": "assumed",
+        "init": "spot",
+    },
     "pilot": {"split": "assumed", "likelihoods": "poisson"},
 }
 
@@ -34,7 +40,7 @@ def fit_case(name: str) -> dict[str, np.ndarray]:
     options = {
         "n_factors": 4,
         "n_spatial": 2,
-        "max_steps": 20,
+        "max_steps": 12,
         "block_size": 60,
         "progress": False,
         **CASES[name],

@@ -11,7 +11,13 @@ from mudata import MuData
 import gpnsf
 from gpnsf.core.scores.metrics import match_factors
 
-SHORT = {"n_factors": 4, "max_steps": 20, "init": "random", "progress": False}
+SHORT = {
+    "n_factors": 4,
+    "max_steps": 20,
+    "init": "random",
+    "split": "assumed",
+    "progress": False,
+}
 
 
 def fit(data: MuData | AnnData, **options):
@@ -181,7 +187,7 @@ def test_multipliers_give_back_what_batch_effects_take(seed):
     recovery = {}
     options = {"n_factors": 8, "n_spatial": 6, "size_factors": "size", "progress": False}
     options |= {"init": "spot", "split": "assumed"}
-    for effect in (0.0, 0.3, 0.6):
+    for effect in (0.0, 0.6):
         rna = three_slices(effect, seed)
         for batch_key in (None, "library"):
             gpnsf.tl.fit(rna, library_key="library", batch_key=batch_key, **options)
@@ -190,6 +196,5 @@ def test_multipliers_give_back_what_batch_effects_take(seed):
     clean = recovery[0.0, None]
     assert clean > 0.95
     assert recovery[0.0, "library"] > clean - 0.01
-    for effect, loss in ((0.3, 0.01), (0.6, 0.2)):
-        assert recovery[effect, None] < clean - loss
-        assert recovery[effect, "library"] > clean - 0.02
+    assert recovery[0.6, None] < clean - 0.2
+    assert recovery[0.6, "library"] > clean - 0.02

@@ -11,7 +11,7 @@ from mudata import MuData
 import gpnsf
 from gpnsf.tl.calibration import check_calibration
 
-QUICK = {"max_steps": 5, "init": "spot", "progress": False}
+QUICK = {"max_steps": 5, "init": "spot", "split": "assumed", "progress": False}
 COLUMNS = [
     "simulation",
     "kind",

@@ -14,6 +14,8 @@ import gpnsf
 from gpnsf.io import streaming
 from gpnsf.tl import memory
 
+SHORTEST = {"max_steps": 1, "init": "random", "progress": False}
+
 
 def test_object_and_file_are_forecast_alike(mdata, tmp_path):
     path = tmp_path / "section.h5mu"
@@ -69,10 +71,10 @@ def test_a_fit_that_cannot_fit_is_refused_before_anything_is_done(mdata, monkeyp
 
 
 def test_no_fit_is_refused_where_the_forecast_is_not_clearly_above_what_is_left(mdata, monkeypatch):
-    found = gpnsf.tl.forecast(mdata, n_factors=3)
+    found = gpnsf.tl.forecast(mdata, n_factors=3, **SHORTEST)
     needed = found.memory - found.held
     monkeypatch.setattr(streaming, "available_memory", lambda: needed / 1.4)
-    gpnsf.tl.fit(mdata, n_factors=3, max_steps=1, progress=False)
+    gpnsf.tl.fit(mdata, n_factors=3, **SHORTEST)
     assert "gpnsf" in mdata.uns
 
 
@@ -80,7 +82,7 @@ def test_no_fit_is_refused_where_the_forecast_is_not_clearly_above_what_is_left(
 def test_a_long_fit_is_announced(mdata, monkeypatch, caplog, long, level):
     monkeypatch.setattr(memory, "LONG", long)
     with caplog.at_level(logging.DEBUG, logger="gpnsf"):
-        gpnsf.tl.fit(mdata, n_factors=3, max_steps=1, progress=False)
+        gpnsf.tl.fit(mdata, n_factors=3, **SHORTEST)
     assert {
         record.levelno for record in caplog.records if record.message.startswith("Forecast: 0.079")
     } == {level}

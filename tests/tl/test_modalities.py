@@ -166,7 +166,7 @@ def test_slices_together_are_recovered_no_worse_than_alone():
         n_obs=600, n_genes=200, n_peaks=300, n_spatial=3, n_nonspatial=1, rna_depth=600.0
     )
     names = data.obs["library"].astype(str).to_numpy()
-    options = {"n_factors": 4, "n_spatial": 3, "init": "spot", "progress": False}
+    options = {**SHORT, "n_spatial": 3, "init": "spot"}
     joint = gpnsf.tl.fit(data, library_key="library", copy=True, **options)
     for name in np.unique(names):
         single = data[names == name].copy()

@@ -215,7 +215,7 @@ def test_other_models_are_projected_too(whole, model):
     data.obsm["spatial"] = whole.obsm["spatial"].copy()
     if model != "pnmf":
         data.X = sp.csr_matrix(np.log1p(data.X.toarray()))
-    gpnsf.tl.fit(data, model=model, n_factors=3, **SHORT)
+    gpnsf.tl.fit(data, model=model, n_factors=3, split="assumed", **SHORT)
     new = data[::2].copy()
     if model != "rsf":
         del new.obsm["spatial"]
