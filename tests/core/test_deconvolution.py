@@ -118,7 +118,7 @@ def test_no_step_goes_uphill(seed, n_obs, n_types, spatial, total, group, scale,
     seen[0] = 0.0 if unseen else 1.0
     A = np.triu(rng.gamma(0.3, 1.0, (n_obs, n_obs)) * (rng.random((n_obs, n_obs)) < 0.5), 1)
     mixture = Mixture(
-        scale * seen[:, None] * (X @ B), scale * B.T @ B, scale * float((X**2).sum()), seen
+        scale * seen[:, None] * (X @ B), scale * B.T @ B, scale * (X**2).sum(axis=1), seen
     )
     costs = rng.dirichlet(np.ones(n_types), n_obs)
     penalties = Penalties(sp.csr_matrix(A + A.T), costs, spatial, total, group)
@@ -175,7 +175,7 @@ def test_least_squares_bear_types_that_cannot_be_told_apart():
     mixture, *_ = problem()
     which = np.array([0, 1, 2, 3, 0])
     twice = Mixture(
-        mixture.cross[:, which], mixture.gram[np.ix_(which, which)], mixture.square, mixture.seen
+        mixture.cross[:, which], mixture.gram[np.ix_(which, which)], mixture.squares, mixture.seen
     )
     V = deconvolution.exact(twice)
     np.testing.assert_allclose(V[:, 0] + V[:, -1], deconvolution.exact(mixture)[:, 0], atol=1e-8)
@@ -187,7 +187,7 @@ def test_neither_depth_nor_the_unit_of_the_profiles_matters():
     other = deconvolution.summarised(sp.csr_matrix(rescaled), 1e4 * profiles)
     np.testing.assert_allclose(other.cross, mixture.cross, rtol=1e-10)
     np.testing.assert_allclose(other.gram, mixture.gram, rtol=1e-10)
-    assert other.square == pytest.approx(mixture.square)
+    np.testing.assert_allclose(other.squares, mixture.squares, rtol=1e-10)
     assert np.trace(mixture.gram) == pytest.approx(len(mixture.gram))
 
 

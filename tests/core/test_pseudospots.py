@@ -1,4 +1,4 @@
-"""Simulated spots to learn from."""
+"""Where spots lie, and simulated ones."""
 
 from __future__ import annotations
 
@@ -64,32 +64,3 @@ def test_a_patch_lies_in_one_slice_and_holds_together(rng):
     assert np.ptp(GRID[rows], axis=0).max() < 30
     small = places(coords=GRID[:20], slices=np.zeros(20), totals=np.ones(20))
     assert small.patch(rng).tolist() == list(range(20))
-
-
-def test_sections_are_those_of_the_data_and_of_the_seed(rng):
-    profiles = rng.dirichlet(np.ones(30), 3).T
-    one, other = ([*pseudospots.sections(places(), profiles, 3, seed=4)] for _ in range(2))
-    for (mixture, tied, truth), (again, _, same) in zip(one, other, strict=True):
-        assert truth.shape == mixture.cross.shape == (256, 3)
-        assert tied.n_obs == 256
-        np.testing.assert_array_equal(mixture.cross, again.cross)
-        np.testing.assert_array_equal(truth, same)
-    assert not np.array_equal(one[0][2], one[1][2])
-
-
-def test_every_second_section_follows_the_regions(rng):
-    labels = rng.choice(["x", "y"], 200)  # no smooth field follows them
-    regions = np.eye(2)[(labels == "y").astype(int)]
-    marked = places(
-        coords=GRID[:200], slices=np.zeros(200), totals=np.ones(200), labels=labels, regions=regions
-    )
-    profiles = rng.dirichlet(np.ones(30), 3).T
-    explained = []
-    for _, _, truth in pseudospots.sections(marked, profiles, 2, seed=0):
-        within = sum(
-            ((truth[labels == name] - truth[labels == name].mean(axis=0)) ** 2).sum()
-            for name in "xy"
-        )
-        explained.append(1 - within / ((truth - truth.mean(axis=0)) ** 2).sum())
-    assert explained[0] < 0.1
-    assert explained[1] > 0.5

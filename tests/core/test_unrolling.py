@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import scipy.sparse as sp
@@ -9,7 +11,8 @@ import torch
 
 from gpnsf.core.companions import unrolling
 from gpnsf.core.companions.deconvolution import normalised, summarised
-from gpnsf.core.companions.pseudospots import Places, sections
+from gpnsf.core.companions.pseudospots import Places
+from gpnsf.core.companions.resemblance import Makeup, Products, Resembling
 from gpnsf.core.companions.unrolling import Network, Section
 from gpnsf.core.scores.neighbours import ties
 
@@ -26,8 +29,11 @@ def shapes(depth: float = 60.0, n_types: int = 4):
 
 
 def examples(number: int, seed: int = 0, depth: float = 60.0):
-    for mixture, tied, truth in sections(*shapes(depth), number, seed=seed):
-        yield Section.of(mixture, tied, unit=1.0), torch.as_tensor(truth)
+    places, profiles = shapes(depth)
+    makeup = np.array([Makeup(2.0, 2.0, 0.2, 0.5, 100.0, 0.0)])
+    like = Resembling(places, Products.of(profiles), makeup, np.ones(1), 1.0)
+    for one in like.sections(number, np.random.default_rng(seed)):
+        yield Section.of(one.mixture, one.ties, unit=1.0), torch.as_tensor(one.truth)
 
 
 def error(network: Network, seed: int = 99) -> float:
@@ -49,18 +55,39 @@ def test_learning_lowers_the_error_on_new_sections(shared):
     assert error(network) < 0.97 * before
 
 
+def with_regions(number: int):
+    """Sections in whose halves other types are rare, and which know of the halves."""
+    half = (COORDS[:, 0] >= SIDE / 2).astype(np.int64)
+    for seed in range(number):
+        section, truth = next(examples(1, seed))
+        truth = truth * torch.tensor([[1.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 1.0]])[half] + 1e-3
+        contrast = (half[section.row] != half[section.column]) * 4.0
+        changed = {"contrast": torch.as_tensor(contrast), "region": torch.as_tensor(half)}
+        yield replace(section, **changed), truth / truth.sum(dim=1, keepdim=True)
+
+
 def test_every_parameter_is_learned():
-    network = Network(5)
+    network = Network(5, group=0.1, costs=(2, 4))
     before = network.arrays()
-    unrolling.train(network, examples(3))
+    names = [*unrolling.PARAMETERS, *unrolling.OF_GROUPS]
+    unrolling.train(network, with_regions(3), names=names)
     after = network.arrays()
-    assert after.keys() == set(unrolling.PARAMETERS)
+    assert list(after) == names
     assert not [name for name in before if np.array_equal(before[name], after[name])]
+
+
+def test_costs_are_learned_of_the_types_that_a_region_lacks():
+    network = Network(8, group=0.1, costs=(2, 4))
+    unrolling.train(network, with_regions(40), names=[*unrolling.PARAMETERS, *unrolling.OF_GROUPS])
+    costs = network.costs.softmax(1).detach().numpy()
+    assert costs[0, 2:].sum() > 0.7
+    assert costs[1, :2].sum() > 0.7
+    assert network.log_group.exp().mean() > 0.1
 
 
 def test_layers_have_parameters_of_their_own_unless_shared():
     assert {name: value.shape for name, value in Network(7).arrays().items()} == {
-        "log_spatial": (7,), "log_total": (7,), "log_bandwidth": (1,), "even": (1,),
+        "log_spatial": (7,), "log_total": (7,), "log_bandwidth": (1,), "log_region_bandwidth": (1,), "even": (1,),
     }  # fmt: skip
     assert all(value.shape == (1,) for value in Network(7, shared=True).arrays().values())
 

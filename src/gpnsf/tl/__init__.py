@@ -30,6 +30,7 @@ __all__ = [
     "scai",
     "select_n_factors",
     "spatial_importance",
+    "train_unrolled",
     "variance_explained",
 ]
 
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     from gpnsf.tl.rank import rank_features
     from gpnsf.tl.scai import scai
     from gpnsf.tl.select import select_n_factors
+    from gpnsf.tl.train_unrolled import train_unrolled
     from gpnsf.tl.variance import variance_explained
 else:
     attach(
@@ -84,6 +86,7 @@ else:
             "scai": "scai",
             "select_n_factors": "select",
             "spatial_importance": "importance",
+            "train_unrolled": "train_unrolled",
             "variance_explained": "variance",
         },
     )

@@ -124,7 +124,7 @@ def deconvolve(
         ``obs`` column of regions, or of an intensity, or ``obsm`` array of features such as those of an image. Ties weaken where it
         differs, by ``exp(-(z / region_bandwidth)^2)`` with the sum z of absolute differences; z = 2 between two regions, other features count in their standard deviations.
     region_bandwidth
-        Difference at which a tie has fallen to 1/e.
+        Difference at which a tie has fallen to 1/e; with "unrolled", where learning begins.
     spatial_key
         ``obsm`` array of coordinates. Not read by "nnls" without ``uncertainty``.
     library_key
@@ -138,7 +138,7 @@ def deconvolve(
     train
         With "unrolled", learn. Otherwise take ``network``, or what was stored under ``key_added`` before.
     network
-        ``uns["proportions"]["network"]`` of other data. With ``train=True`` learning goes on from there.
+        ``uns["proportions"]["network"]`` of other data, or what :func:`gpnsf.tl.train_unrolled` returned. With ``train=True`` learning goes on from there.
     n_layers
         Layers of the network.
     shared
@@ -220,7 +220,10 @@ def deconvolve(
         V = deconvolution.exact(mixture)
     else:
         places = places_of(adata, np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel(), asked)
-        costs = costs_of(adata, group_costs, types, group_weight, region_key)
+        arrays = network
+        if method == "unrolled" and network is None and not train:
+            arrays = _stored(adata, key_added)
+        costs = _costs(adata, group_costs, types, arrays, asked)
         learns = method == "unrolled" and train
         like = resembling(places, table, mixture, rng) if learns or uncertainty else None
         if method == "graph":
@@ -230,7 +233,6 @@ def deconvolve(
         elif method == "unrolled":
             from gpnsf.tl.unrolling import unrolled
 
-            arrays = _stored(adata, key_added) if network is None and not train else network
             shown = settings.progress if progress is None else progress
             examples = () if like is None else like.sections(n_training, rng)
             solve, record["network"] = unrolled(places, asked, arrays, examples, shown=shown)
@@ -282,6 +284,27 @@ def _minimum(
             "not converged after %d steps: raise max_steps or tol, or pass solver='fista'", steps
         )
     return solution.V, {"objective": solution.trace, "converged": solution.converged}
+
+
+def _costs(
+    adata: AnnData,
+    table: pd.DataFrame | None,
+    types: list[str],
+    arrays: Mapping[str, object] | None,
+    asked: Deconvolution,
+) -> np.ndarray:
+    """Costs [N, C] of the types, as given or as the network has learned them."""
+    if asked.method != "unrolled" or arrays is None or "costs" not in arrays:
+        return costs_of(adata, table, types, asked.group_weight, asked.region_key)
+    from gpnsf.tl.unrolling import learned_costs
+
+    if table is not None:
+        remedy = (
+            "Leave `group_costs` and `group_weight` out, or learn a network without `region_key`"
+        )
+        found = "`group_costs` beside a network that has learned them"
+        raise ValueError(problem("costs from one source", found, remedy))
+    return costs_of(adata, learned_costs(arrays), types, 1.0, asked.region_key)
 
 
 def _stored(adata: AnnData, key: str) -> Mapping[str, object]:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from gpnsf.io.deconvolved import Deconvolved
 
-__all__ = ["evaluate_deconvolution"]
+__all__ = ["evaluate_deconvolution", "true_amounts"]
 
 
 @takes_tables
@@ -84,7 +84,7 @@ def evaluate_deconvolution(
 
 def _line(found: Deconvolved, truth: str | pd.DataFrame | np.ndarray) -> dict[str, object]:
     """All measures of one deconvolution."""
-    values, names = _truth(found, truth)
+    values, names = true_amounts(found.data, list(found.names), truth)
     counted = np.flatnonzero(values.sum(axis=1) > 0)
     if not len(counted):
         raise ValueError(
@@ -123,24 +123,22 @@ def _coverage(
     return float(np.mean(error <= norm.ppf((1 + LEVEL) / 2) * found.std[rows]))
 
 
-def _truth(
-    found: Deconvolved, truth: str | pd.DataFrame | np.ndarray
+def true_amounts(
+    adata: AnnData, types: list[str], truth: str | pd.DataFrame | np.ndarray
 ) -> tuple[np.ndarray, list[str]]:
     """True amounts [N, C'] and the types of their columns."""
     if isinstance(truth, str):
-        choices([truth], found.data.obsm, what="`truth`", where="obsm")
-        truth = found.data.obsm[truth]
-    names = [
-        str(name) for name in (truth.columns if isinstance(truth, pd.DataFrame) else found.names)
-    ]
-    choices(found.names, names, what="a column for each type", where="`truth`")
+        choices([truth], adata.obsm, what="`truth`", where="obsm")
+        truth = adata.obsm[truth]
+    names = [str(name) for name in (truth.columns if isinstance(truth, pd.DataFrame) else types)]
+    choices(types, names, what="a column for each type", where="`truth`")
     values = np.asarray(truth)
     if values.dtype.kind not in "biuf":
         raise TypeError(
             problem("numbers in `truth`", f"dtype {values.dtype}", "Convert it with .astype(float)")
         )
-    if values.shape != (found.data.n_obs, len(names)) or len(set(names)) < len(names):
-        rule = f"`truth` of shape {(found.data.n_obs, len(names))}, with a column for each type"
+    if values.shape != (adata.n_obs, len(names)) or len(set(names)) < len(names):
+        rule = f"`truth` of shape {(adata.n_obs, len(names))}, with a column for each type"
         raise ValueError(
             problem(rule, str(values.shape), "Pass a DataFrame with the types as columns")
         )

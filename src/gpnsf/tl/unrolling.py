@@ -6,7 +6,9 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 
 import numpy as np
+import pandas as pd
 import torch
+from scipy.special import softmax
 
 from gpnsf.arguments import Deconvolution
 from gpnsf.checks import problem
@@ -14,15 +16,16 @@ from gpnsf.core import stored
 from gpnsf.core.companions.deconvolution import Mixture
 from gpnsf.core.companions.pseudospots import Places
 from gpnsf.core.companions.resemblance import Simulated
-from gpnsf.core.companions.unrolling import Network, Section, solve, train
+from gpnsf.core.companions.unrolling import PARAMETERS, Network, Section, solve, train
 from gpnsf.core.progress import Progress
 from gpnsf.core.scores.neighbours import Ties
 from gpnsf.tl.alone import few_threads
 from gpnsf.tl.device import resolved
 from gpnsf.tl.proportion_std import Solve
 
-__all__ = ["unrolled"]
+__all__ = ["fresh", "learned_costs", "unrolled"]
 
+WHERE = "the network"
 MOST_LAYERS = 10_000
 LARGEST = 700.0  # of a logarithm that can be undone
 
@@ -40,10 +43,8 @@ def unrolled(
     It begins as it was stored in ``arrays``, or as the arguments say, and learns from simulated sections.
     """
     device = resolved(asked.device)
-    network = (_fresh(asked) if arrays is None else _restored(arrays, asked)).to(device)
-    section_of = partial(
-        Section.of, unit=places.unit, region_bandwidth=asked.region_bandwidth, device=device
-    )
+    network = (fresh(asked) if arrays is None else _restored(arrays, asked)).to(device)
+    section_of = partial(Section.of, unit=places.unit, device=device)
     losses = np.zeros(0)
     if asked.train:
         examples = (
@@ -60,7 +61,7 @@ def unrolled(
     return found, {"n_layers": network.n_layers, "loss": losses, **network.arrays()}
 
 
-def _fresh(asked: Deconvolution) -> Network:
+def fresh(asked: Deconvolution, costs: tuple[int, int] | None = None) -> Network:
     """A network that begins at the weights of the arguments."""
     for name in ("spatial_weight", "total_weight"):
         if getattr(asked, name) == 0:
@@ -72,19 +73,35 @@ def _fresh(asked: Deconvolution) -> Network:
         spatial=asked.spatial_weight,
         total=asked.total_weight,
         group=asked.group_weight,
+        region_bandwidth=asked.region_bandwidth,
+        costs=costs,
     )
 
 
+def learned_costs(arrays: Mapping[str, object] | None) -> pd.DataFrame | None:
+    """Costs, regions by types, that a network has learned."""
+    if arrays is None or "costs" not in arrays:
+        return None
+    regions, types = (stored.names(arrays, name, where=WHERE) for name in ("regions", "types"))
+    shape = len(regions), len(types)
+    logits = stored.array(arrays, "costs", shape, low=-LARGEST, high=LARGEST, where=WHERE)
+    return pd.DataFrame(softmax(logits, axis=1), index=regions, columns=types)
+
+
 def _restored(arrays: Mapping[str, object], asked: Deconvolution) -> Network:
-    """A network as it was stored."""
-    where = "the network"
-    n_layers = stored.whole(arrays, "n_layers", low=1, high=MOST_LAYERS, where=where)
-    shared = np.size(stored.array(arrays, "log_spatial", (None,), where=where)) == 1
+    """A network as it was stored; costs that it has learned are given to it as others are."""
+    n_layers = stored.whole(arrays, "n_layers", low=1, high=MOST_LAYERS, where=WHERE)
+    shared = np.size(stored.array(arrays, "log_spatial", (None,), where=WHERE)) == 1
     network = Network(n_layers, shared=shared, group=asked.group_weight)
-    values = {}
-    for name, value in network.arrays().items():
-        values[name] = stored.array(
-            arrays, name, value.shape, low=-LARGEST, high=LARGEST, where=where
-        )
-    network.restore(values)
+    values = {name: getattr(network, name) for name in PARAMETERS}
+    if "costs" in arrays:
+        values["log_group"] = network.log_group
+    network.restore(
+        {
+            name: stored.array(
+                arrays, name, tuple(value.shape), low=-LARGEST, high=LARGEST, where=WHERE
+            )
+            for name, value in values.items()
+        }
+    )
     return network
