@@ -80,14 +80,14 @@ BINS = np.linspace(0, 1, 26)
 NOTE = (
     f"Real data, the 500 most deviant genes (all proteins). A tenth of the spots is held out. Unseen, 4 to 16: share of the null model's Poisson deviance of these spots that is explained, by the number of "
     f"factors that was asked for; the other columns with {K}. The null model is one rate a feature, and the depth of spots is given to all. Deviance: Poisson, per entry. 'NSFH, half': half of the factors spatial, and no "
-    "test, as in the paper; `gpnsf`: the default, which tests what is spatial. FA, RSF, MEFISTO: log-normalised counts (`pp.normalise`); MEFISTO with 100 inducing points, 100 iterations at most. CPU seconds of the fit alone, in its own process."
+    "test, as in the paper; `gpnsf`: the default, which tests what is spatial. FA, RSF, MEFISTO: log-normalised counts (`pp.normalise`); MEFISTO with 100 inducing points, 100 iterations at most. CPU seconds of the fit alone, in its own process, on a machine that others used."
 )
 LEVEL = 0.9
 AGAINST = (
     f"The default model with {K} factors. Inside: share of the counts of unseen spots within the central {LEVEL:.0%} of the noise around what is expected of them, which is "
     f"{LEVEL:.2f} if the noise is right and the expectation exact. r: mean correlation of factors of both fits, paired."
 )
-IMPORTANCE = f"The negative binomial fits with {K} factors of the first draw: spatial importance of features and of spots, seen and unseen."
+IMPORTANCE = f"The negative binomial fits with {K} factors of the first draw: spatial importance of features that have loadings, and of spots, seen and unseen. z: order in held-out counts of factors that stayed nonspatial; above 6 they become spatial."
 
 
 def prepared(name: str, folder: Path) -> Path:
@@ -176,19 +176,25 @@ def fitted(runs: pd.DataFrame, folder: Path, name: str, model: str, noise: str =
 
 
 def inside(data: AnnData) -> float:
-    """Share of the counts of unseen spots within the central part of the noise around what is expected.
-
-    A count on the edge is inside by the share of its probability that is, so that the right noise has just ``LEVEL``.
-    """
+    """Share of the counts of unseen spots within the central part of the noise around what is expected."""
     fit = fits.find(data, "gpnsf")
     own = judged(fit, next(iter(fit.modalities)))
     rows = np.flatnonzero(own.held_out)
-    rate, counts, theta = own.expected(rows, own.size), own.counts[rows].toarray(), own.dispersion
+    return float(
+        central(own.counts[rows].toarray(), own.expected(rows, own.size), own.dispersion).mean()
+    )
+
+
+def central(counts: np.ndarray, rate: np.ndarray, theta: np.ndarray | None) -> np.ndarray:
+    """How much of each count is within the central part of its noise.
+
+    A count on the edge is inside by the share of its probability that is, so that the right noise has just ``LEVEL``.
+    """
     noise = poisson(rate) if theta is None else nbinom(theta, theta / (theta + rate))
     ends = np.stack([noise.cdf(counts - 1), noise.cdf(counts)])
-    central = np.diff(np.clip(ends, (1 - LEVEL) / 2, (1 + LEVEL) / 2), axis=0)
-    mass = np.diff(ends, axis=0)
-    return float(np.divide(central, mass, out=np.zeros_like(mass), where=mass > 0).mean())
+    within = np.diff(np.clip(ends, (1 - LEVEL) / 2, (1 + LEVEL) / 2), axis=0)[0]
+    mass = np.diff(ends, axis=0)[0]
+    return np.divide(within, mass, out=np.zeros_like(mass), where=mass > 0)
 
 
 def against(runs: pd.DataFrame, folder: Path, names: list[str]) -> pd.DataFrame:
@@ -219,11 +225,13 @@ def scores(data: AnnData) -> dict[str, np.ndarray]:
     return {"features": data.var[key].to_numpy()[used], "spots": data.obs[key].to_numpy()}
 
 
-def importance(found: dict[tuple[str, str], dict[str, np.ndarray]]) -> pd.DataFrame:
-    """Spatial importance in numbers."""
+def importance(kept: dict[tuple[str, str], AnnData]) -> pd.DataFrame:
+    """Spatial importance in numbers, and the order that tested fits found in factors that stayed nonspatial."""
     rows = []
-    for (name, model), values in found.items():
-        genes, spots = values["features"], values["spots"]
+    for (name, model), data in kept.items():
+        genes, spots = scores(data).values()
+        record = data.uns["gpnsf"]
+        z = record["spatial_test"].get("z", np.array([]))[: len(record["is_spatial"])]
         quartiles = np.quantile(genes, [0.25, 0.5, 0.75])
         rows.append(
             {
@@ -234,6 +242,9 @@ def importance(found: dict[tuple[str, str], dict[str, np.ndarray]]) -> pd.DataFr
                 "features below .5": f"{(genes < 0.5).mean():.2f}",
                 "median of spots": f"{np.median(spots):.2f}",
                 "spots below .5": f"{(spots < 0.5).mean():.2f}",
+                "z of nonspatial factors": ", ".join(
+                    f"{value:.1f}" for value in z[~record["is_spatial"][: len(z)]]
+                ),
             }
         )
     return pd.DataFrame(rows)
@@ -246,7 +257,8 @@ def curves(runs: pd.DataFrame) -> plt.Figure:
     table = runs[columns].assign(data=runs["data"].map(titles))
     figure = gpnsf.pl.grid(table, y=DRAWN, show=False, return_fig=True)
     for ax in figure.axes:
-        ax.set_xticks(sorted(set(runs["n_factors"])))
+        low, high = ax.get_xlim()
+        ax.set_xticks([n for n in ALL if low < n < high])
     return figure
 
 
@@ -299,7 +311,7 @@ def main() -> None:
         for model in HISTOGRAMS
     }
     found = {key: scores(data) for key, data in kept.items()}
-    write_table("sections_importance", importance(found), f"{IMPORTANCE} {how}")
+    write_table("sections_importance", importance(kept), f"{IMPORTANCE} {how}")
     write_table("sections_noise", against(runs, options.out, options.data), f"{AGAINST} {how}")
     saved(curves(runs), "deviance")
     saved(histograms(found), "importance")

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from gpnsf.datasets import ggblocks
 from gpnsf.datasets.files import data_dir
@@ -156,6 +157,17 @@ def test_the_table_of_real_sections_has_means_over_draws_in_the_order_of_the_mod
     assert table["noise"].tolist() == ["Gaussian, logs", "Poisson"]
     assert table.loc[1, "unseen, 4":"unseen, 16"].tolist() == ["0.150", "0.250", ""]
     assert table.loc[1, "spatial + not"] == "6 + 2"
+
+
+@pytest.mark.parametrize("theta", [None, np.array([2.0])])
+@pytest.mark.parametrize("rate", [0.1, 3.0, 200.0])
+def test_counts_of_the_right_noise_are_inside_as_often_as_they_should(sections, rate, theta):
+    counts = np.arange(8_000.0)[:, None]
+    noise = stats.poisson(rate) if theta is None else stats.nbinom(2.0, 2.0 / (2.0 + rate))
+    shares = sections.central(counts, np.full_like(counts, rate), theta)
+    assert shares.min() >= 0
+    assert shares.max() <= 1 + 1e-9
+    assert (shares * noise.pmf(counts)).sum() == pytest.approx(sections.LEVEL, abs=1e-6)
 
 
 def test_every_table_is_shown_and_every_table_shown_is_there():
