@@ -122,7 +122,7 @@ def test_every_real_section_is_fitted_with_all_models_and_both_kinds_of_noise(
             asked = [run.arguments for run in runs if run.model == model]
             both = [(K, noise) for K in section.n_factors for noise in ("nb", "poisson")]
             assert sorted({(a["n_factors"], a["likelihoods"]) for a in asked}) == both
-            assert len(asked) == 2 * len(both)  # two seeds
+            assert len(asked) == 2 * len(both) + max(section.again - 2, 0)  # two seeds, or more
         halves = [run.arguments for run in runs if run.model == "nsfh"]
         assert all(2 * a["n_spatial"] == a["n_factors"] for a in halves)
         assert {a["split"] for a in halves} == {"assumed"}
@@ -157,6 +157,18 @@ def test_the_table_of_real_sections_has_means_over_draws_in_the_order_of_the_mod
     assert table["noise"].tolist() == ["Gaussian, logs", "Poisson"]
     assert table.loc[1, "unseen, 4":"unseen, 16"].tolist() == ["0.150", "0.250", ""]
     assert table.loc[1, "spatial + not"] == "6 + 2"
+
+
+def test_draws_of_a_section_stand_side_by_side_in_their_order(sections):
+    shared = {"data": "mob_rep11", "likelihood": "nb", "n_factors": sections.K}
+    values = {("nsf", 1): 0.3, ("nsf", 0): 0.2, ("gpnsf", 0): 0.1}
+    runs = [
+        {**shared, "model": model, "seed": seed, "explained_holdout": value}
+        for (model, seed), value in values.items()
+    ]
+    table = sections.repeated(pd.DataFrame(runs))
+    assert table.iloc[:, 1:].to_numpy().tolist() == [["NSF", "0.200", "0.300", "0.250"]]
+    assert sections.repeated(pd.DataFrame(runs[:1])).empty
 
 
 @pytest.mark.parametrize("theta", [None, np.array([2.0])])
