@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import re
 import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
+from scipy import stats
 
 from gpnsf.datasets import ggblocks
 from gpnsf.datasets.files import data_dir
+from gpnsf.io.files import read, write
 from gpnsf.tl.plan import read_plan
 
 ROOT = Path(__file__).parents[1]
@@ -37,6 +41,29 @@ def paper():
         yield importlib.import_module("paper")
         for name in ("paper", "report"):
             sys.modules.pop(name, None)
+
+
+@pytest.fixture(scope="module")
+def sections():
+    """The module ``benchmarks/sections.py``."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "benchmarks"))
+        yield importlib.import_module("sections")
+        for name in ("sections", "report"):
+            sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def stored(sections, tmp_path, monkeypatch):
+    """A data folder with a small simulated object under the name of each section."""
+    rna = ggblocks(n_side=6, n_genes=30, n_peaks=36, seed=0)["rna"]
+    for column in ("section", "library"):
+        rna.obs[column] = np.where(np.arange(rna.n_obs) < 18, "a", "b")
+    rna.obs_names = rna.obs_names.astype("string")
+    for name in sections.SECTIONS:
+        write(rna, tmp_path / f"{name}.h5ad")
+    monkeypatch.setenv("GPNSF_DATA_DIR", str(tmp_path))
+    return rna
 
 
 @pytest.fixture
@@ -81,6 +108,78 @@ def test_the_grids_of_the_paper_are_legal_and_every_model_is_in_both(paper):
             f"{n} {d}" for n in paper.SIMULATIONS for d in range(3)
         }
         assert {run.source["nonspatial"] for run in runs} == {kind == "mixed"}
+
+
+def test_every_real_section_is_fitted_with_all_models_and_both_kinds_of_noise(
+    sections, stored, tmp_path
+):
+    for name, section in sections.SECTIONS.items():
+        path = sections.prepared(name, tmp_path / "made")
+        runs = read_plan(sections.spec(name, path, 2))
+        known = sections.NAMES.keys() - ({"mefisto"} if not section.mefisto else set())
+        assert {run.model for run in runs} == known
+        for model in ("gpnsf", "nsfh", "nsf"):
+            asked = [run.arguments for run in runs if run.model == model]
+            both = [(K, noise) for K in section.n_factors for noise in ("nb", "poisson")]
+            assert sorted({(a["n_factors"], a["likelihoods"]) for a in asked}) == both
+            assert len(asked) == 2 * len(both) + max(section.again - 2, 0)  # two seeds, or more
+        halves = [run.arguments for run in runs if run.model == "nsfh"]
+        assert all(2 * a["n_spatial"] == a["n_factors"] for a in halves)
+        assert {a["split"] for a in halves} == {"assumed"}
+
+
+def test_a_section_is_prepared_with_its_most_deviant_genes_and_axes_of_one_unit(
+    sections, stored, tmp_path, monkeypatch
+):
+    few = dataclasses.replace(sections.SECTIONS["mob_rep11"], n_genes=7)
+    monkeypatch.setitem(sections.SECTIONS, "mob_rep11", few)
+    path = sections.prepared("mob_rep11", tmp_path / "made")
+    content, data = path.read_bytes(), read(path)
+    assert data.shape == (36, 7)
+    assert sections.prepared("mob_rep11", tmp_path / "made").read_bytes() == content
+    proteins = read(sections.prepared("hln_protein_2sections", tmp_path / "made"))
+    assert proteins.shape == stored.shape
+    expected = stored.obsm["spatial"] * [3**0.5, 1]
+    np.testing.assert_allclose(proteins.obsm["spatial"], expected)
+
+
+def test_the_table_of_real_sections_has_means_over_draws_in_the_order_of_the_models(sections):
+    shared = {"data": "mob_rep11", "shape": "260 x 500", "explained": 0.5, "deviance_holdout": 2.5}
+    shared |= {"n_kept": 8, "n_kept_spatial": 6, "sparsity": 0.25, "cpu_seconds": 3.0}
+    runs = [
+        {**shared, "model": model, "likelihood": noise, "n_factors": K, "explained_holdout": value}
+        for model, noise in {"gpnsf": "poisson", "fa": "gaussian"}.items()
+        for K in (4, 8)
+        for value in (K / 40, K / 40 + 0.1)  # two draws
+    ]
+    table = sections.summary(pd.DataFrame(runs))
+    assert table["model"].tolist() == ["FA", "gpnsf"]
+    assert table["noise"].tolist() == ["Gaussian, logs", "Poisson"]
+    assert table.loc[1, "unseen, 4":"unseen, 16"].tolist() == ["0.150", "0.250", ""]
+    assert table.loc[1, "spatial + not"] == "6 + 2"
+
+
+def test_draws_of_a_section_stand_side_by_side_in_their_order(sections):
+    shared = {"data": "mob_rep11", "likelihood": "nb", "n_factors": sections.K}
+    values = {("nsf", 1): 0.3, ("nsf", 0): 0.2, ("gpnsf", 0): 0.1}
+    runs = [
+        {**shared, "model": model, "seed": seed, "explained_holdout": value}
+        for (model, seed), value in values.items()
+    ]
+    table = sections.repeated(pd.DataFrame(runs))
+    assert table.iloc[:, 1:].to_numpy().tolist() == [["NSF", "0.200", "0.300", "0.250"]]
+    assert sections.repeated(pd.DataFrame(runs[:1])).empty
+
+
+@pytest.mark.parametrize("theta", [None, np.array([2.0])])
+@pytest.mark.parametrize("rate", [0.1, 3.0, 200.0])
+def test_counts_of_the_right_noise_are_inside_as_often_as_they_should(sections, rate, theta):
+    counts = np.arange(8_000.0)[:, None]
+    noise = stats.poisson(rate) if theta is None else stats.nbinom(2.0, 2.0 / (2.0 + rate))
+    shares = sections.central(counts, np.full_like(counts, rate), theta)
+    assert shares.min() >= 0
+    assert shares.max() <= 1 + 1e-9
+    assert (shares * noise.pmf(counts)).sum() == pytest.approx(sections.LEVEL, abs=1e-6)
 
 
 def test_every_table_is_shown_and_every_table_shown_is_there():

@@ -224,9 +224,10 @@ def _read(path: Path) -> AnnData | MuData:
 
 
 def _write(data: AnnData | MuData, path: Path) -> None:
-    """Write a result whole or not at all."""
-    with replacing(path) as partial:
-        data.write_zarr(partial) if path.suffix == ".zarr" else data.write(partial)
+    """Write h5ad, h5mu or zarr."""
+    from gpnsf.io.files import write
+
+    write(data, path)
 
 
 RUN: dict[str, Callable[..., int | None]] = {

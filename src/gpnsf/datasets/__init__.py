@@ -1,4 +1,4 @@
-"""Simulated data with known truth."""
+"""Simulated data with known truth, and readers of published sections that the user has downloaded."""
 
 from __future__ import annotations
 
@@ -6,12 +6,22 @@ from typing import TYPE_CHECKING
 
 from gpnsf.lazy import attach
 
-__all__ = ["ggblocks", "groups", "mixture", "quilt", "tissue"]
+__all__ = [
+    "ggblocks",
+    "groups",
+    "mixture",
+    "quilt",
+    "slideseq_hippocampus",
+    "tissue",
+    "visium_sagittal",
+    "xyzeq_liver",
+]
 
 if TYPE_CHECKING:
     from gpnsf.datasets.blocks import ggblocks, quilt
     from gpnsf.datasets.groups import groups
     from gpnsf.datasets.mixture import mixture
+    from gpnsf.datasets.published import slideseq_hippocampus, visium_sagittal, xyzeq_liver
     from gpnsf.datasets.tissue import tissue
 else:
     attach(
@@ -21,6 +31,9 @@ else:
             "groups": "groups",
             "mixture": "mixture",
             "quilt": "blocks",
+            "slideseq_hippocampus": "published",
             "tissue": "tissue",
+            "visium_sagittal": "published",
+            "xyzeq_liver": "published",
         },
     )

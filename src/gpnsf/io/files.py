@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
+import anndata
 import h5py
 import mudata
 import pandas as pd
@@ -22,7 +23,7 @@ from gpnsf.io.objects import no_pulling
 from gpnsf.io.tables import ATTRIBUTES, choose, joined, place
 from gpnsf.keys import SPATIAL, Keys
 
-__all__ = ["opened", "opened_tables", "read", "save"]
+__all__ = ["opened", "opened_tables", "read", "save", "write"]
 
 MAPS = ("obsmap", "varmap")
 
@@ -37,6 +38,13 @@ def read(path: Path) -> AnnData | MuData:
         raise ValueError(
             problem(f"a readable {path.suffix[1:]} file", f"{path}: {error}", "Write it again")
         ) from error
+
+
+def write(data: AnnData | MuData, path: Path) -> None:
+    """A whole object into h5ad, h5mu or zarr, whole or not at all."""
+    # what was read with names of this kind must be written with them
+    with replacing(path) as partial, anndata.settings.override(allow_write_nullable_strings=True):
+        data.write_zarr(partial) if path.suffix == ".zarr" else data.write(partial)
 
 
 @contextmanager

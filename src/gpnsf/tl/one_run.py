@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import gpnsf.datasets
 from gpnsf.core.counts.backends import backend
-from gpnsf.io.files import read
-from gpnsf.io.kinds import replacing
+from gpnsf.io.files import read, write
 from gpnsf.pp.normalise import normalise
 from gpnsf.pp.split import split
 from gpnsf.settings import settings
@@ -110,8 +109,6 @@ def _lines(data: AnnData | MuData) -> list[dict[str, Any]]:
 
 
 def _keep(data: AnnData | MuData, stem: Path) -> None:
-    """Write the fitted object, whole or not at all."""
+    """Write the fitted object."""
     stem.parent.mkdir(exist_ok=True)
-    suffix = ".h5mu" if hasattr(data, "mod") else ".h5ad"
-    with replacing(stem.with_suffix(suffix)) as partial:
-        data.write(partial)
+    write(data, stem.with_suffix(".h5mu" if hasattr(data, "mod") else ".h5ad"))
