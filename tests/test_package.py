@@ -146,6 +146,7 @@ def test_arguments_after_the_data_are_named(name):
         "tl.grid": ["folder"],
         "tl.predict": ["coords"],
         "tl.project": ["reference"],
+        "tl.train_unrolled": ["reference", "truth"],
     }
     assert unnamed == [*unnamed[:1], *more.get(name, [])]
 

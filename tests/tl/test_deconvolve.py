@@ -80,6 +80,31 @@ def test_learning_does_as_well_as_tuning(spots, cells):
     assert error(spots, cells, method="unrolled", progress=False) < 1.02 * tuned
 
 
+@pytest.mark.parametrize(
+    "options", [{"method": "nnls"}, {}, LEARN], ids=["nnls", "graph", "unrolled"]
+)
+def test_intervals_cover_the_truth_and_go_with_the_next_run(spots, cells, options):
+    run(spots, cells, uncertainty=True, **options)
+    std = spots.obsm["X_proportions_std"]
+    assert std.shape == (144, 4)
+    assert std.dtype == np.float32
+    assert (std > 0).all()
+    assert spots.uns["proportions"]["excess"] >= 1
+    table = gpnsf.tl.evaluate_deconvolution(spots, "true_proportions")
+    assert 0.82 < table["coverage"][0] < 0.97
+    run(spots, cells, method="nnls")
+    assert "X_proportions_std" not in spots.obsm
+    assert np.isnan(gpnsf.tl.evaluate_deconvolution(spots, "true_proportions")["coverage"][0])
+
+
+def test_deeper_spots_are_surer(drawn):
+    spots, cells = drawn[0].copy(), drawn[1]
+    spots.X[:72] *= 9
+    run(spots, cells, uncertainty=True, method="nnls")
+    std = spots.obsm["X_proportions_std"]
+    assert std[:72].mean() < 0.8 * std[72:].mean()
+
+
 def test_a_table_of_profiles_says_the_same_as_the_cells(spots, cells):
     X = cells.X.toarray()
     X = X / X.sum(axis=1, keepdims=True)
