@@ -18,6 +18,7 @@
 
 # %%
 import pandas as pd
+import squidpy as sq
 
 import gpnsf
 
@@ -122,12 +123,10 @@ gpnsf.pl.proportions(truth, key="learned", kind="pies")
 # the labels: which niches lie beside each other?
 
 # %%
-import squidpy as sq
-
 gpnsf.tl.domains(spots, n_domains=4, key="learned", key_added="niche")
 gpnsf.pl.domains(spots, key="learned", key_added="niche")
 
 # %%
-sq.gr.spatial_neighbors(spots, coord_type="generic", n_neighs=6)
+sq.gr.spatial_neighbors_knn(spots, n_neighs=6)
 sq.gr.nhood_enrichment(spots, cluster_key="niche", seed=0, show_progress_bar=False)
 pd.DataFrame(spots.uns["niche_nhood_enrichment"]["zscore"]).round(1)
