@@ -126,6 +126,7 @@ class Deconvolution:
     label_key: str | None = _ruled(None, Rule(str, "cell_type", optional=True))
     layer: str | None = _ruled(None, Rule(str, "counts", optional=True))
     reference_layer: str | None = _ruled(None, Rule(str, "counts", optional=True))
+    reliable_genes: bool = _ruled(False, Rule(bool, True))
     spatial_weight: float = _ruled(0.1, Rule(float, 0.1, low=0))
     total_weight: float = _ruled(0.1, Rule(float, 0.1, low=0))
     group_weight: float = _ruled(0.0, Rule(float, 0.1, low=0))

@@ -97,6 +97,26 @@ def test_intervals_cover_the_truth_and_go_with_the_next_run(spots, cells, option
     assert np.isnan(gpnsf.tl.evaluate_deconvolution(spots, "true_proportions")["coverage"][0])
 
 
+def test_genes_that_do_not_differ_for_sure_are_left_out(spots, cells, drawn):
+    rng = np.random.default_rng(0)
+    flat = cells[:, :30].copy()  # as many cells as before, but their labels say nothing of these
+    flat.X = flat.X[rng.permutation(cells.n_obs)]
+    flat.var_names = [f"flat_{k}" for k in range(30)]
+    both = anndata.concat([cells, flat], axis=1, merge="first")
+    more = sp.csr_matrix(rng.poisson(2, (spots.n_obs, 30)).astype(np.float32))
+    wide = anndata.concat(
+        [spots, anndata.AnnData(more, obs=spots.obs, var=flat.var)], axis=1, merge="first"
+    )
+    run(wide, both, reliable_genes=True)
+    kept = wide.uns["proportions"]["n_genes"]
+    used = wide.varm["proportions_loadings"].any(axis=1)
+    assert kept == used.sum()
+    assert used[:80].mean() > 0.9
+    assert used[80:].mean() < 0.35
+    with pytest.raises(ValueError, match="a table of means"):
+        run(spots, pd.DataFrame(np.ones((80, 4))), label_key=None, reliable_genes=True)
+
+
 def test_deeper_spots_are_surer(drawn):
     spots, cells = drawn[0].copy(), drawn[1]
     spots.X[:72] *= 9

@@ -50,6 +50,7 @@ def deconvolve(
     label_key: str | None = None,
     layer: str | None = None,
     reference_layer: str | None = None,
+    reliable_genes: bool = False,
     spatial_weight: float = 0.1,
     total_weight: float = 0.1,
     group_weight: float = 0.0,
@@ -108,6 +109,9 @@ def deconvolve(
         ``obs`` column of the reference with the type of each cell.
     layer, reference_layer
         Layers with counts; None for ``X``.
+    reliable_genes
+        Whether to use only genes whose means in the cells of the reference vary between types by more than twice their sampling variance.
+        With few cells a type and types that are alike, other genes say which type's mean was drawn by chance to fit the spots best.
     spatial_weight
         Weight :math:`\lambda_1` of the differences of neighbours; with "unrolled", where learning begins.
     total_weight
@@ -200,7 +204,9 @@ def deconvolve(
     asked = Deconvolution(**given)
     _check_key(adata, key_added)
     profiles = matched(
-        profiles_of(reference, label_key=label_key, layer=reference_layer), adata, reference
+        profiles_of(reference, label_key=label_key, layer=reference_layer, reliable=reliable_genes),
+        adata,
+        reference,
     )
     counts = counts_of(adata, layer, what="spots")[:, adata.var_names.get_indexer(profiles.index)]
     checks.some(counts, modality="spots")

@@ -19,6 +19,7 @@ __all__ = ["compared", "counts_of", "matched", "profiles_of"]
 
 FEWEST_GENES = 10
 FEW_GENES = 0.1  # of the genes of the smaller table
+RELIABLE = 2.0  # variance between types over the mean sampling variance
 FLATTER = 2.0  # times more genes that share the total of a table of logarithms
 NO_LABELS = {"", "nan", "none", "na", "n/a", "<na>", "null", "unknown", "unassigned"}
 
@@ -64,10 +65,20 @@ def _is_whole(values: object) -> bool:
 
 
 def profiles_of(
-    reference: AnnData | pd.DataFrame, *, label_key: str | None, layer: str | None
+    reference: AnnData | pd.DataFrame,
+    *,
+    label_key: str | None,
+    layer: str | None,
+    reliable: bool = False,
 ) -> pd.DataFrame:
-    """Mean profiles, genes by types: of cells that are first divided by their totals, or as given."""
+    """Mean profiles, genes by types: of cells that are first divided by their totals, or as given.
+
+    With ``reliable`` of genes alone whose means differ more between types than they are uncertain.
+    """
     if isinstance(reference, pd.DataFrame):
+        if reliable:
+            remedy = "Pass the cells as AnnData, or leave `reliable_genes` out"
+            raise ValueError(problem("cells for `reliable_genes`", "a table of means", remedy))
         if label_key is not None or layer is not None:
             found = f"label_key={label_key!r}, reference_layer={layer!r}"
             remedy = "Remove them, or pass the cells as AnnData"
@@ -98,7 +109,27 @@ def profiles_of(
     number = np.bincount(code, totals > 0, minlength=len(names))
     average = sp.csr_matrix((scale / np.maximum(number, 1)[code], (code, np.arange(len(code)))))
     profiles = np.asarray((average @ counts).todense(), dtype=np.float64).T  # [P, C]
-    return _checked(pd.DataFrame(profiles, index=reference.var_names, columns=names))
+    table = _checked(pd.DataFrame(profiles, index=reference.var_names, columns=names))
+    if not reliable:
+        return table
+    squares = sp.csr_matrix(average.multiply(scale) @ counts.multiply(counts)).toarray().T
+    return table[_differ(profiles, squares, number)]
+
+
+def _differ(means: np.ndarray, squares: np.ndarray, number: np.ndarray) -> np.ndarray:
+    """Genes [P] whose means [P, C] vary between types by more than twice their sampling variance.
+
+    ``squares`` [P, C] are means of squares, over so many cells [C].
+    """
+    several = number > 1
+    if several.sum() < 2:
+        remedy = "Leave `reliable_genes` out"
+        raise ValueError(
+            problem("types of several cells for `reliable_genes`", "fewer than two", remedy)
+        )
+    means, squares = means[:, several], squares[:, several]
+    error = np.mean((squares - np.square(means)) / (number[several] - 1), axis=1)
+    return means.var(axis=1, ddof=1) > RELIABLE * error
 
 
 def _warn_of_unlabelled(labels: np.ndarray, key: str) -> None:

@@ -46,6 +46,7 @@ def train_unrolled(
     label_key: str | None = None,
     layer: str | None = None,
     reference_layer: str | None = None,
+    reliable_genes: bool = False,
     region_key: str | None = None,
     region_bandwidth: float = 1.0,
     n_neighbors: int = 6,
@@ -75,7 +76,7 @@ def train_unrolled(
     truth
         Of each section the name of an ``obsm`` array, one for all, or proportions or numbers of cells, spots by types: a table whose
         columns are the types, or an array with the types in their order. Rows are divided by their sums; spots whose sum is zero do not count.
-    label_key, layer, reference_layer
+    label_key, layer, reference_layer, reliable_genes
         As for :func:`gpnsf.tl.deconvolve`.
     region_key
         ``obs`` column of regions, of which costs are learned; or an intensity, or an ``obsm`` array of features of an image, of which the bandwidth is.
@@ -133,6 +134,7 @@ def train_unrolled(
         label_key=label_key,
         layer=layer,
         reference_layer=reference_layer,
+        reliable_genes=reliable_genes,
         region_key=region_key,
         region_bandwidth=region_bandwidth,
         n_neighbors=n_neighbors,
@@ -148,7 +150,9 @@ def train_unrolled(
         group_weight=GROUP,
     )
     Rule(int, 12, low=1).check("n_passes", n_passes)
-    table = profiles_of(reference, label_key=label_key, layer=reference_layer)
+    table = profiles_of(
+        reference, label_key=label_key, layer=reference_layer, reliable=reliable_genes
+    )
     pairs = _pairs(sections, truth)
     known = [_known(one, table, reference, of, asked) for one, of in pairs]
     types = [str(name) for name in table.columns]
