@@ -28,7 +28,7 @@ RECIPE = (
 )
 NOTE = RECIPE + (
     "Truth: shares of cells. Coverage: share of the truth within 90 % intervals (`uncertainty=True`, whose CPU seconds are counted); the others give none. CPU s on a shared machine, one "
-    "thread, imports not counted; the first run of FlashDeconv compiles. {machine}."
+    "thread, imports not counted; the first run of FlashDeconv compiles. {settings}{machine}."
 )
 FIRST_NOTE = "By the two measures, all methods of the table above that ran. Default: `method='graph'`. {failed}{machine}."
 
@@ -121,9 +121,21 @@ def table(rivals: Rivals | None) -> None:
     failed = frame.reindex(columns=["method", "JSD", "failed"])
     failed = failed[failed["JSD"].isna()].drop_duplicates(["method", "failed"])
     said = "".join(f"{one.method} failed: `{one.failed}`. " for one in failed.itertuples())
-    write_table("deconvolution_silver", shown(frame), NOTE.format(machine=machine()))
+    write_table(
+        "deconvolution_silver",
+        shown(frame),
+        NOTE.format(settings=_settings(rivals), machine=machine()),
+    )
     first_note = FIRST_NOTE.format(failed=said, machine=machine())
     write_table("deconvolution_silver_first", first(frame), first_note)
+
+
+def _settings(rivals: Rivals | None) -> str:
+    """How the rivals were called, in words."""
+    if rivals is None:
+        return ""
+    methods = read(PEERS / "rivals.toml")[1].values()
+    return "".join(f"{one.title}: {one.settings}. " for one in methods)
 
 
 def ours(mixture: Mixture) -> list[dict[str, Any]]:
