@@ -1,34 +1,33 @@
-"""Cell types of spots: the published layer, simulations of falling depth, and sections of tissue.
+"""Cell types of spots: the published layer, simulations of falling depth, sums of real cells and sections of tissue.
 
-GPNSF_DATA_DIR=... gpnsf benchmark deconvolution [--only square depth seqfish pdac tissue figure] [--sets 4]
+GPNSF_DATA_DIR=... gpnsf benchmark deconvolution [--only depth square pdac tissue figure silver lymph] [--sets 4]
+GPNSF_DATA_DIR=... gpnsf benchmark deconvolution --only silver lymph --rivals [--cache DIR] [--limit 120]
+
+Rivals run in environments of their own, as peers do: what has run is not run again.
 """
 
 from __future__ import annotations
 
 import warnings
 from itertools import product
-
-import matplotlib as mpl
-
-mpl.use("Agg")
+from pathlib import Path
 
 import anndata
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
 import torch
-from PIL import Image
-from report import FIGURES, machine, parser, write_table
+from deconvolution_rivals import Rivals, table
+from deconvolution_sections import pdac, shares, simulated
+from deconvolution_tissue import figure, lymph, tissues
+from peers import CACHE
+from report import machine, parser, write_table
 from scipy.optimize import nnls
 from scipy.spatial.distance import cdist
-from scipy.special import xlogy
-from sklearn.metrics import roc_auc_score
 
 import gpnsf
 from gpnsf.core.companions.deconvolution import summarised
 from gpnsf.core.companions.unrolling import Network, Section, train
 from gpnsf.core.scores import agreement
-from gpnsf.core.scores.metrics import knn_weights, morans_i
 from gpnsf.core.scores.neighbours import ties
 from gpnsf.datasets.files import load
 
@@ -51,19 +50,6 @@ TUNING, N_OTHERS, EPOCHS = (
     16,
     12,
 )  # first seed and number of the sections that weights are tuned on; how often a network sees them
-METHODS = ("nnls", "graph", "unrolled")
-TISSUE = {
-    "nnls": {"method": "nnls"},
-    "graph": {},
-    "graph, spatial_weight=1": {"spatial_weight": 1.0},
-    "unrolled": {"method": "unrolled", "n_training": 60},
-}
-
-
-def shares(adata, reference, key: str = "proportions", **options) -> np.ndarray:
-    """Proportions [N, C]."""
-    gpnsf.tl.deconvolve(adata, reference, key_added=key, progress=False, **options)
-    return adata.obsm[f"X_{key}"].astype(float)
 
 
 def published(X, B, coords, regions, *, l1, l2, l3, s1, s2, eps=1e-12) -> np.ndarray:
@@ -129,8 +115,8 @@ def depths(n_sets: int) -> None:
     """Simulated sections of falling depth; weights of the graph are tuned with the truth of other sections."""
     rows = []
     for share in (1.0, 0.05, 0.01):
-        sets = [_simulated(seed, FULL * share) for seed in range(n_sets)]
-        others = [_simulated(TUNING + seed, FULL * share) for seed in range(N_OTHERS)]
+        sets = [simulated(seed, FULL * share) for seed in range(n_sets)]
+        others = [simulated(TUNING + seed, FULL * share) for seed in range(N_OTHERS)]
         best = _tuned(others)
         options = {
             "nnls": {"method": "nnls"},
@@ -192,49 +178,9 @@ def _taught(pairs, *, shared: bool) -> dict:
     return {"n_layers": network.n_layers, **network.arrays()}
 
 
-def seqfish() -> None:
-    """Real cells summed over squares; profiles are those of the same cells, then with noise, then at low depth."""
-    adata = load("seqfish_gridded_deconv")
-    cells = adata.obsm["true_cell_counts"]
-    X, number = adata.to_df().to_numpy(dtype=float), cells.to_numpy(dtype=float)
-    own = pd.DataFrame(
-        [nnls(number, gene)[0] for gene in X.T], index=adata.var_names, columns=cells.columns
-    )
-    own = own / own.sum() * 1e4
-    noise = np.random.default_rng(0).lognormal(0, 0.5, own.shape)
-    rows = []
-    for (name, reference), share in product(
-        {"own": own, "own, noisy": own * noise}.items(), (1.0, 0.01)
-    ):
-        thin = adata.copy()
-        thin.X = sp.csr_matrix(
-            np.random.default_rng(1).binomial(X.astype(int), share).astype(np.float32)
-        )
-        for method in METHODS:
-            shares(thin, reference, method, method=method)
-        table = gpnsf.tl.evaluate_deconvolution(thin, cells, key=METHODS)
-        for line in table.itertuples():
-            rows.append(
-                {
-                    "profiles": name,
-                    "counts of a spot": f"{thin.X.sum() / 72:,.0f}",
-                    "method": line.method,
-                }
-                | _line(line)
-            )
-        print(table.round(3).to_string(), flush=True)
-    note = (
-        "seqFISH+ cells of mouse cortex, summed over 72 squares of 1 to 17 cells, as published as a benchmark of deconvolution; real counts, 9,684 genes, 13 "
-        "types. The truth is numbers of cells, what is estimated are shares of RNA. Profiles: least squares of the spots on the true numbers of cells, so they "
-        "flatter every method; noisy: each value times a log-normal with sd .5. Low depth: binomial thinning to 1 %. "
-        f"{machine()}."
-    )
-    write_table("deconvolution_seqfish", pd.DataFrame(rows), note)
-
-
 def pdac_simulated() -> None:
     """Proportions by the regions of a real section, mixed from real profiles; regions and spots are joined on their names."""
-    section, profiles = _pdac()
+    section, profiles = pdac()
     section = section[section.obs["region"] != "unlabelled"].copy()
     chosen = {
         "3": ["Cancer clone A", "Ductal - CRISP3 high/centroacinar like", "Fibroblasts"],
@@ -283,65 +229,6 @@ def pdac_simulated() -> None:
     write_table("deconvolution_pdac", pd.DataFrame(rows), note)
 
 
-def tissues() -> None:
-    """Real sections without a truth: counts that were not seen, spatial order, and agreement with annotated regions."""
-    lymph, cells = load("visium_lymphnode_1k"), load("scref_lymphnode")
-    pdac, profiles = _pdac()
-    bulb, layers = load("mob_rep12_deconv"), load("mob_rep11")
-    known = {
-        "Cancer": ["Cancer clone A", "Cancer clone B"],
-        "Duct Epithelium": [name for name in profiles if name.startswith("Ductal")],
-        "Pancreatic": ["Acinar cells"],
-        "Stroma": ["Fibroblasts", "Endothelial cells"],
-    }
-    named = {
-        "Granular Cell": ["GC"], "Mitral Cell": ["M_TC"], "Outer Plexiform": ["EPL-IN"], "Glomerular": ["PGC"],
-        "Nerve Layer": ["OSs"],
-    }  # fmt: skip
-    sections = {
-        "human lymph node (Visium)": (lymph, cells, {"label_key": "cell_type"}, None, {}),
-        "PDAC-A": (pdac, profiles, {}, "region", known),
-        "olfactory bulb, replicate 12": (bulb, bulb.varm["reference_mean"], {}, None, {}),
-        "olfactory bulb, replicate 11": (layers, bulb.varm["reference_mean"], {}, "layer", named),
-    }
-    rows = []
-    for name, (adata, reference, options, key, groups) in sections.items():
-        for method, chosen in TISSUE.items():
-            option = {**options, **chosen}
-            unseen = _unseen(adata, reference, option)
-            V = shares(adata, reference, **option)
-            weights = knn_weights(adata.obsm["spatial"].astype(float))
-            rows.append(
-                {
-                    "section": name,
-                    "method": method,
-                    "genes": f"{adata.uns['proportions']['n_genes']:,}",
-                    "deviance of unseen counts": f"{unseen:.4f}",
-                    "Moran's I": f"{np.mean(morans_i(V, weights)):.2f}",
-                    "regions (AUROC)": _auroc(adata, key, groups),
-                }
-            )
-            print(rows[-1], flush=True)
-    note = (
-        "Real sections, whose proportions nobody knows. Deviance: counts are split in halves, proportions come from one, and the Poisson deviance of the other, as a "
-        "share of that under one composition for all spots, says how well they fit (below 1 is better). Moran's I: mean over types. AUROC: how well the share of the types named tells "
-        "the region from the rest. The sections of the bulb share the profiles of one reference; only replicate 11 has layers. Unrolled with 60 simulated sections. "
-        f"{machine()}."
-    )
-    write_table("deconvolution_tissue", pd.DataFrame(rows), note)
-
-
-def figure() -> None:
-    """The maps of the docs: the lymph node by a learned network."""
-    lymph, cells = load("visium_lymphnode_1k"), load("scref_lymphnode")
-    shares(lymph, cells, label_key="cell_type", **TISSUE["unrolled"])
-    path = FIGURES / "deconvolution_lymphnode.png"
-    gpnsf.pl.proportions(lymph, return_fig=True, show=False).savefig(
-        path, dpi=110, bbox_inches="tight"
-    )
-    Image.open(path).convert("RGB").quantize(256).save(path, optimize=True)  # a third as large
-
-
 def _rows(V) -> np.ndarray:
     V = np.asarray(V)
     return V / V.sum(axis=1, keepdims=True)
@@ -361,29 +248,6 @@ def _measures(V, truth, coords) -> dict[str, str]:
     }
 
 
-def _line(line) -> dict[str, str]:
-    """The measures of one line of `tl.evaluate_deconvolution`."""
-    names = {
-        "relative_error": "relative error",
-        "rmse": "RMSE",
-        "jsd": "JSD",
-        "pcc": "PCC",
-        "ssim": "SSIM",
-    }
-    return {title: f"{getattr(line, name):.3f}" for name, title in names.items()}
-
-
-def _simulated(seed: int, depth: float):
-    """Simulated spots and their true profiles."""
-    spots, _ = gpnsf.datasets.mixture(
-        n_obs=196, n_genes=200, n_types=6, depth=depth, difference=0.5, seed=seed
-    )
-    profiles = pd.DataFrame(
-        spots.varm["true_profiles"], index=spots.var_names, columns=spots.uns["truth"]["types"]
-    )
-    return spots, profiles
-
-
 def _error(spots, profiles, **options) -> float:
     return agreement.relative_error(
         shares(spots, profiles, **options), spots.obsm["true_proportions"]
@@ -396,16 +260,6 @@ def _tuned(pairs) -> dict[str, float]:
     return min(
         choices, key=lambda c: np.mean([_error(*pair, solver="fista", **c) for pair in pairs])
     )
-
-
-def _pdac():
-    """The section and the profiles that come with it."""
-    adata = load("pdac_a")
-    names = {
-        "index": adata.uns["reference_mean_genes"],
-        "columns": adata.uns["reference_mean_types"],
-    }
-    return adata, pd.DataFrame(adata.uns["reference_mean"], **names)
 
 
 def _regional(section, number: str, kind: str, rng) -> np.ndarray:
@@ -428,67 +282,34 @@ def _regional(section, number: str, kind: str, rng) -> np.ndarray:
     return V / V.sum(axis=1, keepdims=True)
 
 
-def _unseen(adata, reference, options) -> float:
-    """Poisson deviance of one half of the counts, given proportions from the other, over that of one composition for all."""
-    from gpnsf.tl.reference import matched, profiles_of
-
-    X = adata.to_df().to_numpy().astype(int)
-    half = np.random.default_rng(0).binomial(X, 0.5)
-    seen = adata.copy()
-    seen.X = sp.csr_matrix(half.astype(np.float32))
-    V = shares(seen, reference, **options)
-    table = matched(
-        profiles_of(reference, label_key=options.get("label_key"), layer=None), adata.var_names
-    )
-    rest = (X - half)[:, adata.var_names.get_indexer(table.index)]
-    B = table.to_numpy()
-    deviances = []
-    for share in (V, np.broadcast_to(V.mean(axis=0), V.shape)):
-        rate = share @ B.T
-        rate *= rest.sum(axis=1, keepdims=True) / rate.sum(axis=1, keepdims=True)
-        rate = np.maximum(rate, 1e-6)
-        deviances.append(2 * (xlogy(rest, np.maximum(rest, 1e-9) / rate) - rest + rate).sum())
-    return deviances[0] / deviances[1]
-
-
-def _auroc(adata, region_key: str | None, groups) -> str:
-    """How well shares of types tell their regions from the rest."""
-    if region_key is None:
-        return ""
-    V = pd.DataFrame(adata.obsm["X_proportions"], columns=adata.uns["proportions"]["types"])
-    labels = adata.obs[region_key].astype(object).fillna("unlabelled").astype(str)
-    kept = ~labels.isin(["unlabelled", "nan"]).to_numpy()
-    texts = []
-    for region, types in groups.items():
-        inside = labels.str.contains(region).to_numpy()[kept]
-        texts.append(f"{region} {roc_auc_score(inside, V.loc[kept, types].sum(axis=1)):.2f}")
-    return ", ".join(texts)
-
-
-PARTS = {
-    "square": square,
-    "seqfish": seqfish,
-    "pdac": pdac_simulated,
-    "tissue": tissues,
-    "figure": figure,
-}
+PARTS = {"square": square, "pdac": pdac_simulated, "tissue": tissues, "figure": figure}
+AGAINST = {"silver": table, "lymph": lymph}  # tables in which rivals stand
 
 
 def main() -> None:
     """The tables that are asked for."""
+    names = ["depth", *PARTS, *AGAINST]
     arguments = parser(__doc__)
-    arguments.add_argument(
-        "--only", nargs="+", choices=["depth", *PARTS], default=["depth", *PARTS]
-    )
+    arguments.add_argument("--only", nargs="+", choices=names, default=names)
     arguments.add_argument("--sets", type=int, default=4, help="simulated sections of a depth")
+    arguments.add_argument("--rivals", action="store_true", help="other tools in the same tables")
+    arguments.add_argument(
+        "--cache", type=Path, default=CACHE, help="folder of their environments and results"
+    )
+    arguments.add_argument("--limit", type=float, default=120.0, help="CPU seconds of one run")
+    arguments.add_argument("--again", action="store_true", help="run again what failed")
     chosen = arguments.parse_args()
     warnings.simplefilter("ignore")
     gpnsf.settings.verbosity = "error"
-    for name, part in PARTS.items():
-        if name in chosen.only:
-            part()
-    if "depth" in chosen.only:
-        depths(chosen.sets)
+    cache = chosen.cache.expanduser().absolute()
+    rivals = Rivals(cache, chosen.limit, chosen.again) if chosen.rivals else None
+    for name in chosen.only:
+        if name == "depth":
+            depths(chosen.sets)
+        elif name in AGAINST:
+            AGAINST[name](rivals)
+        else:
+            PARTS[name]()
 
 
 if __name__ == "__main__":

@@ -77,7 +77,7 @@ def run(
     What a shorter limit has ended runs again, and with ``again`` everything that has failed.
     """
     result = cache / "results" / f"{_key(method, environment, section)}.json"
-    if not _stands(result, limit, again):
+    if not stands(result, limit, again):
         result.parent.mkdir(parents=True, exist_ok=True)
         found = _run(method, environment, section, result.with_suffix(".npz"), cache, limit)
         unfinished = result.with_suffix(".part")
@@ -92,7 +92,7 @@ def known(method: Method, environment: Environment, section: str, cache: Path) -
     return json.loads(result.read_text()) if result.exists() else {"failed": NOT_RUN}
 
 
-def _stands(result: Path, limit: float, again: bool) -> bool:
+def stands(result: Path, limit: float, again: bool) -> bool:
     """Whether there is a result that another run would not change."""
     if not result.exists():
         return False
