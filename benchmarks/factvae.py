@@ -1,6 +1,8 @@
 """FactVAE: clusters of cells by its codes, and links by its loadings, in cell lines, a semi-synthetic cortex and simulated tissue.
 
-GPNSF_DATA_DIR=... gpnsf benchmark factvae [--seeds 5] [--only cells cortex links] [--jobs 4]
+GPNSF_DATA_DIR=... gpnsf benchmark factvae [--seeds 5] [--only cells rivals augmentation] [--jobs 4]
+
+Parts: cells, rivals, cortex, links; augmentation; domains, sweep, scale.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import mudata
 import numpy as np
 import pandas as pd
 from factvae_augmentation import augmentation
+from factvae_more import domains, scale, sweep
 from factvae_rivals import agreement, inputs, paired
 from joblib import Parallel, delayed
 from links import BINS, spearman
@@ -128,9 +131,12 @@ def clustering(
 def others(name: str, n_seeds: int, rivals: bool) -> tuple[list[dict], list | None]:
     """Rows of what the encoders read and of rivals, and the scores that all are compared with, if there are rivals."""
     truth = load(name).obs["cell_type"].to_numpy()
+    parts = inputs(load(name))
+    if rivals:
+        parts["no model: both side by side"] = factvae_rivals.beside(*parts.values())
     found = {
         codes: [agreement(values, truth, seed) for seed in range(n_seeds)]
-        for codes, values in inputs(load(name)).items()
+        for codes, values in parts.items()
     }
     reference = next(iter(found.values())) if rivals else None
     rows = [line(codes, scores, None, reference) for codes, scores in found.items()]
@@ -302,13 +308,8 @@ def links(n_seeds: int, _: int) -> None:
 
 def main() -> None:
     """All tables, or those that are named."""
-    parts = {
-        "cells": cells,
-        "rivals": rivals,
-        "cortex": cortex,
-        "links": links,
-        "augmentation": augmentation,
-    }
+    parts = {"cells": cells, "rivals": rivals, "cortex": cortex, "links": links}
+    parts |= {"augmentation": augmentation, "domains": domains, "sweep": sweep, "scale": scale}
     arguments = parser(__doc__)
     arguments.add_argument("--seeds", type=int, default=5)
     arguments.add_argument("--only", nargs="*", choices=parts, default=list(parts))

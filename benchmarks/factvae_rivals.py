@@ -61,7 +61,7 @@ def beside(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 
 def inputs(mdata) -> dict[str, np.ndarray]:
-    """What the encoders read, and both side by side."""
+    """What the encoders read."""
     rna, atac = (
         read_counts(mdata[name], layer=None, likelihood="poisson", modality=name)
         for name in ("rna", "atac")
@@ -70,7 +70,6 @@ def inputs(mdata) -> dict[str, np.ndarray]:
     return {
         f"no model: {REFERENCE}": components,
         "no model: LSI of ATAC, 100 components": index,
-        "no model: both side by side": beside(components, index),
     }
 
 

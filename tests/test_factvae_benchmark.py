@@ -3,36 +3,41 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-NAMES = "report", "race_data", "race", "peers", "factvae_rivals", "factvae_augmentation"
+NAMES = (
+    *("report", "race_data", "race", "peers"),
+    *("factvae_rivals", "factvae_augmentation", "factvae_more"),
+)
 
 
 @pytest.fixture(scope="module")
 def modules():
-    """``factvae_augmentation`` and ``factvae_rivals``, which are not part of the package."""
+    """``factvae_rivals``, ``factvae_augmentation`` and ``factvae_more``, which are not part of the package."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(BENCHMARKS)
         for name in NAMES:
             patch.delitem(sys.modules, name, raising=False)
-        yield [importlib.import_module(name) for name in NAMES[:-3:-1]]
+        yield [importlib.import_module(name) for name in NAMES[-3:]]
         for name in NAMES:
             sys.modules.pop(name, None)
 
 
 @pytest.fixture(scope="module")
 def augmentation(modules):
-    return modules[0]
+    return modules[1]
 
 
 @pytest.fixture(scope="module")
 def rivals(modules):
-    return modules[1]
+    return modules[0]
 
 
 TYPES = np.repeat(["a", "b"], 4)
@@ -114,3 +119,19 @@ def test_a_peer_that_fails_is_a_row_with_its_message(rivals, monkeypatch):
     monkeypatch.setattr(rivals, "RIVALS", {"peer": (fails, 2)})
     monkeypatch.setattr(rivals, "fewer_peaks", lambda mdata: mdata)
     assert rivals.run(lambda: None, TYPES, 2) == {"peer": ([], "no such kernel")}
+
+
+def test_more_cells_lie_on_the_line_through_the_two_largest(modules):
+    seen = pd.DataFrame({"n_obs": [10_000, 1_000, 3_000], "epoch": [20.0, 9.0, 6.0]})
+    assert modules[2].beyond(seen, 35_000)["epoch"] == pytest.approx(70)
+    assert modules[2].beyond(seen, 10_000)["epoch"] == 20
+
+
+def test_the_settings_that_are_swept_begin_at_the_defaults(modules):
+    more = modules[2]
+    assert more.SWEPT.keys() == more.DEFAULTS.keys() == more.TITLES.keys()
+    assert all(more.DEFAULTS[name] in values for name, values in more.SWEPT.items())
+    assert more.DEFAULTS["alignment"] == more.factvae_training.ALIGNMENT_RATE
+    public = inspect.signature(more.gpnsf.tl.factvae).parameters
+    for name in ("n_latent", "regulatory_weight"):
+        assert more.DEFAULTS[name] == public[name].default
