@@ -1,6 +1,6 @@
 """Cell types of spots: the published layer, simulations of falling depth, sums of real cells and sections of tissue.
 
-GPNSF_DATA_DIR=... gpnsf benchmark deconvolution [--only depth square pdac tissue figure silver lymph] [--sets 4]
+GPNSF_DATA_DIR=... gpnsf benchmark deconvolution [--only depth square pdac tissue figure scale silver lymph] [--sets 4]
 GPNSF_DATA_DIR=... gpnsf benchmark deconvolution --only silver lymph --rivals [--cache DIR] [--limit 120]
 
 Rivals run in environments of their own, as peers do: what has run is not run again.
@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 from deconvolution_rivals import Rivals, table
+from deconvolution_scale import scale
 from deconvolution_sections import pdac, shares, simulated
 from deconvolution_tissue import figure, lymph, tissues
 from peers import CACHE
@@ -282,7 +283,13 @@ def _regional(section, number: str, kind: str, rng) -> np.ndarray:
     return V / V.sum(axis=1, keepdims=True)
 
 
-PARTS = {"square": square, "pdac": pdac_simulated, "tissue": tissues, "figure": figure}
+PARTS = {
+    "square": square,
+    "pdac": pdac_simulated,
+    "tissue": tissues,
+    "figure": figure,
+    "scale": scale,
+}
 AGAINST = {"silver": table, "lymph": lymph}  # tables in which rivals stand
 
 
