@@ -66,9 +66,10 @@ print(section.shape, "median counts of a spot:", float(np.median(section.obs["n_
 section.obs["held_out"] = np.random.default_rng(0).random(section.n_obs) < 0.1
 gpnsf.tl.fit(section, layers="counts", n_factors=10, holdout_key="held_out", seed=0)
 print(section.uns["gpnsf"]["factor_names"])
+print(*section.uns["gpnsf"]["warnings"], sep="\n\n")
 
 # %% [markdown]
-# On the measured section all ten factors turn out to be spatial, and the log has two things to say. One length scale is at its floor: that factor changes
+# On the measured section all ten factors turn out to be spatial, and there are two warnings. One length scale is at its floor: that factor changes
 # from spot to spot, which is what single cells of the immune system do. And two fields lose part of their variance, because their length scale is short for the
 # grid that they are computed on; what is lost counts as the noise of single spots. Both concern how smooth these factors are drawn between
 # spots, not which genes they hold. `field="inducing"` would cost more time and show whether it matters.
