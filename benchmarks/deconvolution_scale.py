@@ -16,7 +16,7 @@ import gpnsf
 from gpnsf.core.companions.pseudospots import drawn, smooth
 from gpnsf.core.scores import agreement
 
-SIDES = (100, 224, 707)  # of a square of spots
+SIDES = (100, 224, 500)  # of a square of spots
 N_GENES, N_TYPES, DEPTH, PART = 500, 20, 100.0, 20_000
 METHODS = {"nnls": {}, "graph": {"solver": "fista"}, "unrolled": {}}
 

@@ -48,6 +48,7 @@ def sections():
     """The module ``benchmarks/sections.py``."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(ROOT / "benchmarks"))
+        patch.delitem(sys.modules, "sections", raising=False)  # that of the tests, which comes back
         yield importlib.import_module("sections")
         for name in ("sections", "report"):
             sys.modules.pop(name, None)
