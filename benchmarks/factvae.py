@@ -53,10 +53,11 @@ def line(
 ) -> dict[str, str]:
     """Mean and sd over seeds as a row of the table; with a reference, also the silhouette, and the test against it."""
     mean, sd = np.mean(scores, axis=0), np.std(scores, axis=0)
+    spread = [f" ({value:.3f})" if len(scores) > 1 else "" for value in sd]
     row = {
         "codes": codes,
-        "ARI": f"{mean[0]:.3f} ({sd[0]:.3f})",
-        "NMI": f"{mean[1]:.3f} ({sd[1]:.3f})",
+        "ARI": f"{mean[0]:.3f}{spread[0]}",
+        "NMI": f"{mean[1]:.3f}{spread[1]}",
     }
     if reference is not None:
         row |= {"silhouette": f"{mean[2]:.3f}", AGAINST: paired(scores, reference)}
