@@ -64,6 +64,9 @@ def test_costs_of_regions_are_learned_and_used(drawn):
     with pytest.raises(ValueError, match="one source"):
         error(again, cells, region_key="region", group_costs=costs, group_weight=1.0, **known)
     with_costs = error(again, cells, region_key="region", **known)
+    # what the object keeps is the network with its costs
+    kept = error(again, cells, region_key="region", method="unrolled", train=False)
+    assert kept == pytest.approx(with_costs)
     assert with_costs < error(again, cells, method="nnls")
 
 

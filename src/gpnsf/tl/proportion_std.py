@@ -47,6 +47,7 @@ def tied(unit: float, region_bandwidth: float, weights: dict[str, float]) -> Sol
     """What finds the minimum of the graph's objective."""
 
     def found(mixture: Mixture, ties: Ties, costs: np.ndarray) -> np.ndarray:
+        """Abundances at the minimum."""
         penalties = Penalties(ties.graph(unit, region_bandwidth), costs, **weights)
         return accelerated(mixture, penalties, tol=TOL).V
 

@@ -26,6 +26,7 @@ from gpnsf.tl.proportion_std import Solve
 __all__ = ["fresh", "learned_costs", "unrolled"]
 
 WHERE = "the network"
+OF_REGIONS = ("log_group", "costs", "regions", "types")  # of a network that has learned costs
 MOST_LAYERS = 10_000
 LARGEST = 700.0  # of a logarithm that can be undone
 
@@ -55,10 +56,13 @@ def unrolled(
             losses = train(network, bar.each(examples), learning_rate=asked.learning_rate)
 
     def found(mixture: Mixture, ties: Ties, costs: np.ndarray) -> np.ndarray:
+        """Abundances after the last layer."""
         with few_threads(small=True):
             return solve(network, section_of(mixture, ties, groups=costs))
 
-    return found, {"n_layers": network.n_layers, "loss": losses, **network.arrays()}
+    # costs that were learned before stay with the network
+    kept = {name: value for name, value in (arrays or {}).items() if name in OF_REGIONS}
+    return found, {"n_layers": network.n_layers, "loss": losses, **network.arrays(), **kept}
 
 
 def fresh(asked: Deconvolution, costs: tuple[int, int] | None = None) -> Network:
@@ -78,10 +82,8 @@ def fresh(asked: Deconvolution, costs: tuple[int, int] | None = None) -> Network
     )
 
 
-def learned_costs(arrays: Mapping[str, object] | None) -> pd.DataFrame | None:
+def learned_costs(arrays: Mapping[str, object]) -> pd.DataFrame:
     """Costs, regions by types, that a network has learned."""
-    if arrays is None or "costs" not in arrays:
-        return None
     regions, types = (stored.names(arrays, name, where=WHERE) for name in ("regions", "types"))
     shape = len(regions), len(types)
     logits = stored.array(arrays, "costs", shape, low=-LARGEST, high=LARGEST, where=WHERE)
