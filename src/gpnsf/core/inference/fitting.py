@@ -18,7 +18,7 @@ from gpnsf.core.inference import local_stage, moves, posterior, standing, traini
 from gpnsf.core.inference.checkpoint import Checkpoint
 from gpnsf.core.inference.regroup import regrouped
 from gpnsf.core.inference.schedule import Schedule
-from gpnsf.core.inference.spatial_test import CLEAR_Z, SpatialTest, passed, spatial_test
+from gpnsf.core.inference.spatial_test import SpatialTest, clear_z, passed, spatial_test
 from gpnsf.core.inference.subset_start import SubsetStart, lone, sample
 from gpnsf.core.model.factorization import Block, Factorization
 from gpnsf.core.model.loadings import GammaLoadings
@@ -240,12 +240,9 @@ class _Fit:
 
     def _ordered(self, z: np.ndarray, m: np.ndarray) -> list[int]:
         """Nonspatial factors in use with clear spatial order, the clearest first."""
-        used = self._used(m)
-        return [
-            int(k)
-            for k in np.argsort(-z)
-            if k >= self.model.n_spatial and z[k] > CLEAR_Z and used[k]
-        ]
+        used, T = self._used(m), self.model.n_spatial
+        clear = clear_z(z[:T])
+        return [int(k) for k in np.argsort(-z) if k >= T and z[k] > clear and used[k]]
 
     def _order_of(self, log_factor: np.ndarray) -> float:
         """Moran's I of a log factor [N]."""

@@ -10,7 +10,10 @@ from gpnsf.core.counts.sparse import SparseCounts
 __all__ = ["FLOOR", "poisson_fit", "random_factors", "search", "step"]
 
 FLOOR = 1e-4
-N_SEARCH = 12  # rounds of growing and merging
+N_SEARCH = 5  # rounds of growing and merging
+# power of the factor of an update: with more than one it goes further, below two it still converges
+RELAXATION = 1.8
+PLAIN = 3  # updates that begin without it
 
 
 def search(Y: Tensor, size: Tensor, K: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -25,7 +28,7 @@ def search(Y: Tensor, size: Tensor, K: int, seed: int) -> tuple[Tensor, Tensor]:
     mean = (Y.sum(0) / size.sum())[:, None]
     H = 0.2 + torch.rand(len(Y), K, generator=generator)
     W = 0.2 + torch.rand(Y.shape[1], K, generator=generator)
-    H, W, best = _klnmf_dense(Y, size, H, mean / K * W + 1e-8, 60)
+    H, W, best = _klnmf_dense(Y, size, H, mean / K * W + 1e-8, 40)
     extra = max(2, K // 3)
     for _ in range(N_SEARCH):
         new = 0.2 + 1.6 * torch.rand(len(Y), extra, generator=generator)
@@ -44,16 +47,26 @@ def search(Y: Tensor, size: Tensor, K: int, seed: int) -> tuple[Tensor, Tensor]:
 def _klnmf_dense(
     Y: Tensor, size: Tensor, H: Tensor, W: Tensor, n_updates: int
 ) -> tuple[Tensor, Tensor, float]:
-    """Multiplicative updates of factors and loadings, and the Poisson log-likelihood reached."""
+    """Multiplicative updates of factors and loadings, and the Poisson log-likelihood reached.
+
+    They are over-relaxed, but for the first ones and the last.
+    """
     ratio = torch.empty_like(Y)
-    for _ in range(n_updates):
+    for update in range(n_updates):
+        power = RELAXATION if PLAIN <= update < n_updates - 1 else 1.0
         A = H * size
-        W = W * _wide_product(_ratio(Y, A, W, ratio), A) / A.sum(0) + 1e-12
-        H = (H * _wide_product(_ratio(Y, A, W, ratio).T, W) / W.sum(0)).clamp_min(FLOOR)
+        W = W * _relaxed(_wide_product(_ratio(Y, A, W, ratio), A) / A.sum(0), power) + 1e-12
+        slope = _wide_product(_ratio(Y, A, W, ratio).T, W) / W.sum(0)
+        H = (H * _relaxed(slope, power)).clamp_min(FLOOR)
         scale = H.mean(0)
         H, W = H / scale, W * scale
     rate = (H * size) @ W.T
     return H, W, float((Y * torch.log(rate + 1e-12) - rate).sum())
+
+
+def _relaxed(factor: Tensor, power: float) -> Tensor:
+    """A power of the factors of an update, within bounds."""
+    return factor if power == 1.0 else factor.clamp(1e-2, 20.0).pow_(power)
 
 
 def _ratio(Y: Tensor, A: Tensor, W: Tensor, out: Tensor) -> Tensor:

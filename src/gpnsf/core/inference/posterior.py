@@ -25,6 +25,7 @@ from gpnsf.core.inference.margins import (
     scaled_loadings,
 )
 from gpnsf.core.inference.shapes import Shapes
+from gpnsf.core.inference.unseen import beside, unseen
 from gpnsf.core.likelihoods import AbstractLikelihood
 from gpnsf.core.likelihoods.moments import MEAN_RANGE
 from gpnsf.core.model.build import restore_field
@@ -72,8 +73,7 @@ def summarise(
     result.match_totals(model, blocks, seen)
     order = result.sort(model.n_spatial)
     # each under its old name: where spots are many, copies [N, K] are what fills the memory
-    mean = result.mean
-    std = std[:, order]
+    mean, std = result.mean, std[:, order]
     smooth = smooth[:, order]
     deviations = result.deviations(model, blocks)
     found = _Found(result, std, smooth, smooth_scale, order, *deviations)
@@ -153,7 +153,7 @@ def _scaled(
     """Means, standard deviations, and means by the field alone [N, K], each divided by a scale.
 
     The scales of the two means [K], which may be given, come with them. Rows without any count have
-    what the field alone says of them, and the mean of every nonspatial factor.
+    what the field alone says of them, and of nonspatial factors what the rows beside them do.
     """
     T = model.n_spatial
     mixing = torch.ones(model.n_factors, device=log_factors.m.device)
@@ -162,16 +162,16 @@ def _scaled(
     smooth = mean.clone()
     spread = log_factors.field_v + log_factors.gamma[:T]
     smooth[:, :T] = _moments(model.nonnegative, log_factors.field_m, spread)[0]
-    unseen = torch.cat(
-        [torch.stack([size <= 0 for size in block.size.values()]).all(0)[:, 0] for block in blocks]
-    )
-    if model.nonnegative and unseen.any():
-        seen = ~unseen
+    wanted = unseen(blocks)
+    if model.nonnegative and wanted.any():
+        seen = ~wanted
         level = mean[seen].mean(0) / smooth[seen].mean(0).clamp_min(EMPTY)
-        expected = smooth[unseen] * level
+        expected = smooth[wanted] * level
         expected[:, T:] = mean[seen][:, T:].mean(0)
-        std[unseen] *= expected / mean[unseen].clamp_min(EMPTY)
-        mean[unseen], smooth[unseen, T:] = expected, expected[:, T:]
+        if 0 < T < model.n_factors:
+            expected[:, T:] *= beside(log_factors.m[:, T:], wanted, blocks)
+        std[wanted] *= expected / mean[wanted].clamp_min(EMPTY)
+        mean[wanted], smooth[wanted, T:] = expected, expected[:, T:]
     scale, smooth_scale = (
         _scales(model.nonnegative, part) if given is None else given for part in (mean, smooth)
     )

@@ -26,10 +26,11 @@ from gpnsf.core.progress import Progress
 from gpnsf.core.scores.metrics import centred_within, knn_weights, permutation_variance
 from gpnsf.core.types import Dataset, View
 
-__all__ = ["CLEAR_Z", "MIN_Z", "SpatialTest", "halves", "passed", "spatial_test"]
+__all__ = ["CLEAR_Z", "MIN_Z", "SpatialTest", "clear_z", "halves", "passed", "spatial_test"]
 
 MIN_Z = 3.0  # above which a factor counts as spatial
 CLEAR_Z = 6.0  # above which a factor shows that the data are not too shallow to judge each alone
+INHERITED = 1 / 3  # of the order of spatial factors, that others can have by what these leave over
 SCATTER = 4.0  # of z over factors with the same order: three standard deviations
 # standard deviations of the order that real differences between spots have by chance, taken off z
 CHANCE = 2.0
@@ -60,7 +61,7 @@ class SpatialTest:
         """
         plain, found, T = [], 0, self.n_spatial
         for z, used in zip(self.z, self.used, strict=True):
-            has_order = np.concatenate([passed(z[:T]), z[T:] > CLEAR_Z])
+            has_order = np.concatenate([passed(z[:T]), z[T:] > clear_z(z[:T])])
             plain.append((used & ~has_order).sum())
             found += (used & has_order).sum()
         return len(self.z[0]) - round(np.mean(plain)) if found else self.n_spatial
@@ -123,6 +124,15 @@ def passed(z: np.ndarray) -> np.ndarray:
         return alone
     typical = np.sort(z)[T // 2 :].mean()
     return z > min(MIN_Z, typical - SCATTER)
+
+
+def clear_z(spatial: np.ndarray) -> float:
+    """Z above which a nonspatial factor has order of its own, beside spatial ones with z [T].
+
+    Where spatial factors are high, the others have less of the counts, and so some of their order.
+    """
+    order = spatial[passed(spatial)]
+    return float(np.clip(INHERITED * np.median(order), MIN_Z, CLEAR_Z)) if len(order) else CLEAR_Z
 
 
 def _standard(values: np.ndarray) -> np.ndarray:
