@@ -298,7 +298,7 @@ def test_mistakes_are_explained(fitted, options, error, message):
 @pytest.mark.parametrize(
     ("library", "error", "message"),
     [
-        (None, ValueError, "`library` to name one of the slices"),
+        (None, ValueError, "`library` to name one of the sections"),
         (["first", "second"], ValueError, "each of the 3 rows"),
     ],
 )

@@ -53,8 +53,8 @@ def match(data: AnnData | MuData, fit: Fit, modalities: Sequence[str] | str | No
     for name, lost in missing.items():
         if len(lost):
             _logger.warning(
-                "%d of the %d features of modality %r that the fit knows are missing in the new data (%s): they tell nothing about "
-                "its factors.",
+                "%d of the %d features of modality %r that the fit knows are missing in the new data (%s): factors are found without "
+                "them. If you expected these features, compare the names in var_names.",
                 len(lost),
                 len(lost) + len(source[name]),
                 name,

@@ -142,7 +142,7 @@ def domains(
     )
     if labels.max() + 1 != n_domains:
         _log.warning(
-            "%d domains where %s were asked for: no division gives that number",
+            "Found %d domains instead of %s: this clustering cannot give that number. Pass another n_domains or method.",
             labels.max() + 1,
             n_domains,
         )

@@ -166,8 +166,8 @@ def _undone(own: Judged, made: Normalised) -> Judged:
     """Counts and size factors that were there before the values."""
     if made.peeks is not None:
         _log.warning(
-            "the size factors of layer %r have a unit from rows that the fit has held out: pass its `holdout_key` to gpnsf.pp.normalise "
-            "too, and fit again",
+            "The unit of the size factors of layer %r was computed with held-out rows. Pass the `holdout_key` of the fit to "
+            "gpnsf.pp.normalise too, and fit again.",
             made.peeks,
         )
     counts = {"counts": made.counts, "size": made.size, "by_total": made.by_total}
