@@ -333,7 +333,7 @@ def test_tables_of_the_single_cell_portal_are_read_as_the_page_says(run):
         lines = path.read_text().splitlines()
         path.write_text("\n".join(["NAME,X,Y", "TYPE,numeric,numeric", *lines[1:]]))
 
-    assert "`skiprows=[1]`, and columns `X` and `Y`" in PAGE
+    assert "second line of header: add `skiprows=[1]`" in PAGE
     code = BLOCKS["Slide-tags"].replace("index_col=0)", "index_col=0, skiprows=[1])")
     kept = np.delete(np.arange(N), LOST)
     found = read_coords(open_data(fitted(run(code, portal))))
