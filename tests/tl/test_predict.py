@@ -477,5 +477,5 @@ def test_one_slice_keeps_its_column_and_no_coordinates_are_invented(adata):
     predicted = gpnsf.tl.predict(adata)
     assert predicted.obs["slice"].tolist() == ["only"] * adata.n_obs
     assert not predicted.obsm
-    with pytest.raises(ValueError, match="`coords` beside `library`"):
+    with pytest.raises(ValueError, match="`coords` together with `library`"):
         gpnsf.tl.predict(adata, library="only")

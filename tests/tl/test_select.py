@@ -258,7 +258,10 @@ def facts(adata, **arguments):
         (lambda adata, path: adata.X.data.__setitem__(0, 9), "differs in counts of rna"),
         (lambda adata, path: adata.obsm["spatial"].__imul__(2) is None, "and coordinates of rna"),
         (lambda adata, path: adata.obs.insert(0, "side", "left"), "differs in columns"),
-        (lambda adata, path: path.write_bytes(b"PK") * 0, "is none or is damaged"),
+        (
+            lambda adata, path: path.write_bytes(b"PK") * 0,
+            "no checkpoint of a search, or is damaged",
+        ),
     ],
 )
 def test_a_file_of_another_search_is_refused(adata, tmp_path, change, message):

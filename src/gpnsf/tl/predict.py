@@ -142,7 +142,10 @@ def _places(
     """Coordinates [n, D] in the unit of the data, slice codes [n], and the obs table to start from."""
     if coords is None:
         if library is not None:
-            rule, remedy = "`coords` beside `library`", "Pass coordinates, or leave `library` out"
+            rule, remedy = (
+                "`coords` together with `library`",
+                "Pass coordinates, or leave `library` out",
+            )
             raise ValueError(checks.problem(rule, f"library={library!r} alone", remedy))
         names = fit.library
         codes = (
@@ -224,7 +227,7 @@ def _modalities_of(fit: fits.Fit, features: str | Sequence[str]) -> dict[str, li
     twice = [label for label in names if times[label] > 1]
     if twice:
         example = f"features={{{next(iter(fit.modalities))!r}: [{twice[0]!r}]}}"
-        rule = "names in `features` that mean one feature each"
+        rule = "names in `features` that each mean one feature"
         remedy = f"Name the modality: {example}"
         raise ValueError(checks.problem(rule, f"{twice[0]!r} more than once", remedy))
     return {name: labels for name, labels in found.items() if labels}

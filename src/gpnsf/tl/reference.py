@@ -84,7 +84,9 @@ def profiles_of(
             remedy = "Remove them, or pass the cells as AnnData"
             raise ValueError(
                 problem(
-                    "no `label_key` and `reference_layer` for a table of profiles", found, remedy
+                    "neither `label_key` nor `reference_layer` for a table of profiles",
+                    found,
+                    remedy,
                 )
             )
         return _checked(reference)
@@ -220,7 +222,7 @@ def _checked(table: pd.DataFrame) -> pd.DataFrame:
         table.index.astype(str), axis=0
     )
     if table.shape[1] < 2 or not table.columns.is_unique:
-        remedy = "Pass a reference with several types, each of one name"
+        remedy = "Pass a reference with several types, each with its own name"
         raise ValueError(
             problem(
                 "at least two types with different names", str(list(table.columns)[:10]), remedy
@@ -238,10 +240,8 @@ def _checked(table: pd.DataFrame) -> pd.DataFrame:
     values = table.to_numpy(dtype=np.float64)
     bad = ~(np.isfinite(values) & (values >= 0))
     if bad.any():
-        found = f"{bad.sum()} of {bad.size} that are not"
+        found = f"{bad.sum()} of {bad.size} values that are negative, missing or infinite"
         raise ValueError(
-            problem(
-                "finite profiles that are not negative", found, "Pass mean counts, not logarithms"
-            )
+            problem("finite, nonnegative profiles", found, "Pass mean counts, not logarithms")
         )
     return pd.DataFrame(values, index=table.index, columns=table.columns)
