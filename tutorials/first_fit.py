@@ -87,7 +87,7 @@ pd.DataFrame(
 # %% [markdown]
 # ## Genes and peaks
 #
-# Loadings say how much of each feature belongs to a factor. The top features are those that are surely enriched in it: a score
+# Loadings say how much of each feature belongs to a factor. The top features are those that are surely enriched in it. A score
 # of 2 means that the factor has at least four times as much of the feature as the whole section.
 
 # %%
