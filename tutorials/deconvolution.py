@@ -13,8 +13,8 @@
 # %% [markdown]
 # # Deconvolution
 #
-# A spot of a section holds several cells. Given single cells of the same tissue, which types are in which spot, and in what
-# shares? The spots here are simulated, so every answer can be held against the truth.
+# A spot of a section holds several cells. Which cell types are in each spot, and in what proportions? Deconvolution answers this with
+# a reference of single cells of the same tissue. The spots here are simulated, so every answer can be compared with the truth.
 
 # %%
 import pandas as pd
@@ -27,8 +27,8 @@ gpnsf.settings.progress = False
 # %% [markdown]
 # ## The data
 #
-# Spots with 100 counts, few even for Visium, and a reference of 30 cells for each of five types. Both are raw counts. With your own data,
-# these would be two calls of `anndata.read_h5ad`.
+# The spots have 100 counts each, which is few even for Visium. The reference has 30 cells for each of five types. Both are raw counts. With your
+# own data, you would call `anndata.read_h5ad` twice.
 
 # %%
 spots, cells = gpnsf.datasets.mixture(n_obs=225, n_genes=200, n_types=5, depth=100.0, seed=0)
@@ -37,8 +37,8 @@ print(spots.shape, cells.shape, cells.obs["cell_type"].unique().tolist())
 # %% [markdown]
 # ## Spots by themselves, and with their neighbours
 #
-# Nonnegative least squares looks at each spot alone. The default ties neighbours: what is noise in one spot is averaged over
-# several. How strong the ties are is a number that somebody has to choose.
+# Nonnegative least squares (`method="nnls"`) estimates each spot by itself. The default method pulls the proportions of neighbouring spots towards each other,
+# which averages out noise. You choose how strongly by `spatial_weight`.
 
 # %%
 gpnsf.tl.deconvolve(spots, cells, label_key="cell_type", method="nnls", key_added="nnls")
@@ -52,10 +52,10 @@ gpnsf.tl.evaluate_deconvolution(spots, "true_proportions", key=keys).round(3)
 # %% [markdown]
 # ## Weights that are learned
 #
-# Without a truth nobody can tell which weight is best. But we know the profiles, where spots lie, how deep they are, and from least squares
-# roughly how smooth and how mixed the section is. So we can simulate sections that are like ours, with a truth. `method="unrolled"` does so:
-# a number of update steps become the layers of a network, whose weights are learned from simulated sections. No labels are needed, and the
-# truth of our spots is not seen. `uncertainty=True` adds a standard deviation to each share; it works with every method.
+# Without a truth nobody can tell which weight is best. But we know the profiles of the types, the places and depths of the spots, and, from least squares,
+# roughly how smooth and how mixed the section is. So we can simulate similar sections, of which the truth is known. `method="unrolled"` does this.
+# Each step of the least-squares algorithm becomes a layer of a network, and the weights of the network are learned from simulated sections. No labels are
+# needed, and the network does not see the truth of our spots. `uncertainty=True` adds a standard deviation to each proportion; it works with every method.
 
 # %%
 gpnsf.tl.deconvolve(
@@ -71,8 +71,8 @@ gpnsf.tl.deconvolve(
 gpnsf.tl.evaluate_deconvolution(spots, "true_proportions", key=[*keys, "learned"]).round(3)
 
 # %% [markdown]
-# What has been learned is a dictionary of plain arrays. It is saved with the object, and may be used for other sections of the same kind
-# without learning again.
+# The learned network is a dictionary of plain arrays. It is saved with the object. You can use it for other sections of the same kind
+# without training again.
 
 # %%
 network = spots.uns["learned"]["network"]
@@ -86,9 +86,9 @@ gpnsf.tl.evaluate_deconvolution(other, "true_proportions").round(3)
 # %% [markdown]
 # ## How sure are we?
 #
-# Standard deviations are those of the errors that the same method makes on simulated sections like ours. The column `coverage` above says how
-# many of the true shares lie within 1.645 of them; it should be about 90 %. They know how few counts there are, but not whether the
-# profiles are right: if the reference lacks a type, no interval will tell.
+# The standard deviations are those of the errors that the method makes on simulated sections like ours. The column `coverage` above is the
+# share of true proportions within 1.645 standard deviations of the estimate; it should be about 90 %. The standard deviations account for
+# low counts, but not for wrong profiles: if the reference lacks a type, they do not show it.
 
 # %%
 shares = pd.DataFrame(
@@ -100,13 +100,13 @@ shares.round(3)
 # %% [markdown]
 # ## Looking at them
 #
-# Maps have one panel a type, with its mean share below the name.
+# The maps have one panel for each type, with its mean proportion below the name.
 
 # %%
 gpnsf.pl.proportions(spots, key="learned", ncols=5)
 
 # %% [markdown]
-# Of a few hundred spots, pies show all types at once. For comparison the truth, drawn by the same function.
+# With a few hundred spots, pie charts show all types at once. The second figure shows the truth.
 
 # %%
 gpnsf.pl.proportions(spots, key="learned", kind="pies")
@@ -119,8 +119,8 @@ gpnsf.pl.proportions(truth, key="learned", kind="pies")
 # %% [markdown]
 # ## From types to niches
 #
-# Spots whose mixtures are alike make a niche. `gpnsf.tl.domains` finds them from the shares as it does from factors, and squidpy goes on with
-# the labels: which niches lie beside each other?
+# Spots with similar proportions form a niche. `gpnsf.tl.domains` finds niches from proportions as it finds domains from factors. squidpy then tests
+# which niches are neighbours.
 
 # %%
 gpnsf.tl.domains(spots, n_domains=4, key="learned", key_added="niche")

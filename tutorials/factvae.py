@@ -11,8 +11,8 @@
 # %% [markdown]
 # # FactVAE: paired RNA and ATAC without coordinates
 #
-# Codes of cells by two variational autoencoders, and links of genes and peaks from what their decoders have learned. The
-# data are simulated, with places on a genome and planted links, so links can be held against the truth.
+# FactVAE trains two variational autoencoders, one for RNA and one for ATAC. It gives each cell a code (a short vector), and links genes to peaks by what the
+# decoders have learned. The data are simulated, with places on a genome and planted gene-peak links, so the links can be compared with the truth.
 
 # %%
 import matplotlib.pyplot as plt
@@ -26,7 +26,7 @@ gpnsf.settings.progress = False
 # %% [markdown]
 # ## The data
 #
-# Raw counts of the same cells in both modalities. Coordinates are there, and are not used.
+# Raw counts of the same cells in both modalities. The object has coordinates, but FactVAE does not use them.
 
 # %%
 mdata = gpnsf.datasets.tissue(
@@ -44,8 +44,8 @@ mdata
 # %% [markdown]
 # ## The training
 #
-# Places of genes and peaks are in `var`, so pairs that overlap are drawn towards like embeddings. A fifth of these pairs is
-# held out. On real data, `annotation="genes.csv"` gives the places of the genes.
+# The places of genes and peaks on the genome are in `var`. Training pulls the embeddings of a gene and of a peak that overlaps it towards each other. A fifth of
+# these pairs is held out. With real data, pass the places of the genes by `annotation="genes.csv"`.
 
 # %%
 gpnsf.tl.factvae(mdata, n_latent=15, held_out_pairs=0.2, max_epochs=30, seed=0)
@@ -55,7 +55,7 @@ print(
 )
 
 # %% [markdown]
-# A tenth of the cells trains nothing; training stops where their loss stops falling, or at `max_epochs`.
+# A tenth of the cells is held out. Training stops when the loss of these cells stops falling, or after `max_epochs`.
 
 # %%
 history = mdata.uns["factvae"]["history"]
@@ -67,8 +67,8 @@ for ax, name in zip(axes, ("joint", "held_out", "alignment"), strict=True):
 # %% [markdown]
 # ## The codes
 #
-# `obsm["X_factvae"]` holds the codes of ATAC, then those of RNA; each modality has its own in its own `obsm`. They are an
-# ordinary representation for neighbours, UMAP and clusters. Colours: the strongest of the simulated factors in each cell.
+# `obsm["X_factvae"]` of the MuData holds the codes of ATAC, then those of RNA. The `obsm` of each modality holds its own codes. Use the codes like any other
+# representation, for neighbours, UMAP and clusters. The colours below show the strongest simulated factor of each cell.
 
 # %%
 mdata.obs["strongest"] = (mdata.obsm["true_factors"].argmax(axis=1) + 1).astype(str)
@@ -79,9 +79,10 @@ sc.pl.embedding(mdata, "X_umap", color="strongest")
 # %% [markdown]
 # ## Links
 #
-# The score of a pair is the correlation, over cells, of what the decoders expect of the gene and of the peak.
-# Pairs that were trained are no evidence and are left out here before the ranking is judged. Here distance says nothing,
-# since links were planted at all distances alike; where a score only repeats the distance, the lines of "equal distance" tell.
+# The score of a gene-peak pair is a correlation over cells: that of the gene's expected value with the peak's.
+# Pairs that were used in training are no evidence, so we leave them out before we judge the ranking. The lines "equal distance" compare
+# a planted link with other pairs at the same distance only. They would show it if a score merely repeated the distance. In this simulation links were
+# planted equally at all distances, so distance carries no information.
 
 # %%
 gpnsf.tl.link_peaks(mdata, key="factvae")
@@ -92,7 +93,7 @@ judged = gpnsf.tl.evaluate_links(mdata, mdata.uns["true_links"], key="factvae")
 judged[judged["pairs"].isin(["equal distance", "all"])].round(3)
 
 # %% [markdown]
-# Does knowing some overlaps help with those that were held out? Compare their scores with those of all other pairs.
+# Does training on some overlaps help with the held-out overlaps? Compare their scores with those of all other pairs.
 
 # %%
 held = links["trained"].eq(False)
@@ -103,8 +104,8 @@ print(
 # %% [markdown]
 # ## Augmented peaks
 #
-# With `layer_added`, the expected counts of every peak in every cell become a layer, at the depth of the cell. It is what the
-# model thinks, not data: do not fit it again.
+# `layer_added` writes a layer with the expected counts of every peak in every cell, at the depth of the cell. These are values of the
+# model, not data: do not fit them again.
 
 # %%
 gpnsf.tl.factvae(
@@ -117,7 +118,7 @@ print(
 )
 
 # %% [markdown]
-# Without the pairs, links rest on the counts alone.
+# This second fit did not use the overlapping pairs (`regulatory_weight=0`), so its links rest on the counts alone.
 
 # %%
 gpnsf.tl.link_peaks(mdata, key="factvae")

@@ -11,8 +11,8 @@
 # %% [markdown]
 # # First fit
 #
-# From counts to spatial factors, to the genes and peaks behind them, and to a score of how spatial each of them is. The
-# section is simulated, so every result can be held against the truth.
+# This notebook goes from counts to spatial factors, then to the genes and peaks of each factor, and to a score of how spatial each
+# gene and peak is. The section is simulated, so every result can be compared with the truth.
 
 # %%
 import numpy as np
@@ -28,7 +28,7 @@ gpnsf.settings.progress = False
 # ## The data
 #
 # Two modalities of the same spots: RNA counts and open ATAC peaks. The coordinates lie in `obsm["spatial"]`. With your
-# own data, this line would be `mdata = mudata.read_h5mu("section.h5mu")`. Counts stay raw: no normalisation, no logarithm.
+# own data, you would begin with `mdata = mudata.read_h5mu("section.h5mu")`. Counts stay raw: no normalisation, no logarithm.
 
 # %%
 mdata = gpnsf.datasets.tissue(
@@ -46,15 +46,15 @@ print({name: mod.shape for name, mod in mdata.mod.items()}, mdata.obsm["spatial"
 # %% [markdown]
 # ## The fit
 #
-# Six factors, four of them spatial. Spatial factors vary smoothly over the tissue; nonspatial ones take up what varies
-# from spot to spot without regard to place. RNA gets the negative binomial likelihood, ATAC the Bernoulli one.
+# We ask for at most six factors, at most four of them spatial. Spatial factors vary smoothly over the tissue. Nonspatial factors
+# describe variation from spot to spot that does not follow the tissue. RNA gets the negative binomial likelihood, ATAC the Bernoulli likelihood.
 
 # %%
 gpnsf.tl.fit(mdata, n_factors=6, n_spatial=4)
 
 # %% [markdown]
-# The result is in the object; `mdata.write("fitted.h5mu")` would keep all of it. First a look at whether the optimisation
-# came to an end: the curve of the evidence lower bound should be flat where it stops.
+# The result is in the object, and `mdata.write("fitted.h5mu")` would save all of it. First we check that the optimisation has
+# converged: the curve of the evidence lower bound (ELBO) should be flat at its end.
 
 # %%
 gpnsf.pl.convergence(mdata)
@@ -62,16 +62,17 @@ gpnsf.pl.convergence(mdata)
 # %% [markdown]
 # ## The factors
 #
-# Each panel is one factor, scaled to mean 1, with its length scale and its share of the expected signal.
+# Each panel is one factor, scaled to mean 1. Its title gives the length scale (the distance over which the factor changes) and the
+# share of the expected signal.
 
 # %%
 gpnsf.pl.spatial_factors(mdata)
 
 # %% [markdown]
-# Are these the simulated factors? Two things to mind. Order and names are arbitrary, so each true factor is compared with
-# all of the found ones: in every row, one correlation should stand out. And size factors are totals by default, so a
-# factor is found relative to the total of its spot; the truth is put on the same footing. Where the total itself carries
-# signal that you want in the factors, fit with `size_factors=None`.
+# Are these the simulated factors? The order of factors is arbitrary, so we compare each true factor with all factors of the fit: in
+# every row of the table, one correlation should stand out. Size factors are totals by default, so the factors of the fit are relative to
+# the total count of a spot. We therefore divide the truth by the expected total too. If the total itself carries signal that you want in
+# the factors, fit with `size_factors=None`.
 
 # %%
 truth = mdata.obsm["true_factors"]
@@ -86,8 +87,8 @@ pd.DataFrame(
 # %% [markdown]
 # ## Genes and peaks
 #
-# Loadings say how much of each feature belongs to a factor. The top features are those that are specific to it for
-# sure: a score of 2 says that the factor has at least four times as much of the feature as the section on the whole.
+# Loadings say how much of each feature belongs to a factor. The top features are those that are surely enriched in it. A score
+# of 2 means that the factor has at least four times as much of the feature as the whole section.
 
 # %%
 gpnsf.tl.rank_features(mdata, modality="rna", n_features=3)
@@ -98,8 +99,8 @@ gpnsf.pl.top_features(mdata)
 # %% [markdown]
 # ## Spatial importance
 #
-# For each feature, the share of its expected signal that comes from spatial factors: 1 follows the tissue entirely, 0 not
-# at all. It describes the fit; it is not a test.
+# The spatial importance of a feature is the share of its expected signal that comes from spatial factors. A feature with 1 follows
+# the tissue entirely, a feature with 0 not at all. The importance describes the fit; it is not a test.
 
 # %%
 gpnsf.pl.importance(mdata)
@@ -113,7 +114,7 @@ print(
 # %% [markdown]
 # ## On with scanpy
 #
-# Neighbours, UMAP and clusters are sought in the embedding of the fit, whose distances are those of what spots express.
+# For neighbours, UMAP and clusters use the embedding of the fit: spots with similar expected expression are close in it.
 
 # %%
 factors = gpnsf.tl.factor_adata(mdata)
@@ -124,8 +125,8 @@ sc.pl.umap(factors, color=names[:2])
 # %% [markdown]
 # ## On with squidpy
 #
-# `factor_adata` carries the coordinates, so spatial statistics work on the factors. Moran's I is high for the spatial
-# factors and near zero for the others.
+# `factor_adata` keeps the coordinates, so spatial statistics work on the factors. Moran's I measures how similar neighbouring spots
+# are: it is high for the spatial factors and near zero for the others.
 
 # %%
 sq.gr.spatial_neighbors_knn(factors)

@@ -11,9 +11,9 @@
 # %% [markdown]
 # # Groups of cells from RNA and sparse ATAC
 #
-# Cells without coordinates, of which both RNA and open chromatin were measured. scAI finds nonnegative factors that both
-# have in common, and averages the sparse ATAC over cells that are alike in them. The cells here are simulated, so every
-# result can be held against the truth.
+# scAI is for cells without coordinates in which both RNA and open chromatin were measured. It finds nonnegative factors that both
+# modalities share, and averages the sparse ATAC over cells with similar factors. The cells here are simulated, so every
+# result can be compared with the truth.
 
 # %%
 import matplotlib.pyplot as plt
@@ -28,8 +28,8 @@ gpnsf.settings.progress = False
 # %% [markdown]
 # ## The data
 #
-# Five groups of cells. In this variant RNA tells only three kinds of cells apart, and ATAC another three: neither knows all
-# five groups. Counts stay raw: `tl.scai` normalises them itself.
+# The data hold five groups of cells. RNA separates only three kinds of cells, and ATAC three other kinds, so neither modality alone
+# can tell all five groups apart. Counts stay raw: `tl.scai` normalises them itself.
 
 # %%
 mdata = gpnsf.datasets.groups("crossed", seed=0)
@@ -45,8 +45,8 @@ for name, mod in mdata.mod.items():
 gpnsf.tl.scai(mdata, n_factors=5, layer_added="averaged")
 
 # %% [markdown]
-# The objective never rises, and should be flat where the fit stops. Five starts were compared after 15 steps: the one whose
-# loadings repeat each other least went on.
+# The objective never rises, and should be flat where the fit stops. The fit compared five starts after 15 steps, and went on with the start
+# whose loadings were least alike (lowest redundancy).
 
 # %%
 record = mdata.uns["scai"]
@@ -58,8 +58,8 @@ print("redundancy of the loadings, by start:", np.round(record["redundancy"], 2)
 # %% [markdown]
 # ## Factors and groups
 #
-# The largest factor of each cell is already a label. `tl.domains` clusters cells by what all their factors let them
-# express, which also serves where there are more or fewer factors than groups.
+# The largest factor of a cell can serve as its label. `tl.domains` instead clusters cells by their expected expression from all factors. This
+# also works if there are more or fewer factors than groups.
 
 # %%
 gpnsf.tl.domains(mdata, n_domains=5, key="scai", key_added="cluster")
@@ -74,7 +74,7 @@ pd.crosstab(
 )
 
 # %% [markdown]
-# `tl.factor_adata` hands the factors to scanpy, where `sc.pp.neighbors(factors, use_rep="X_scai_embedding")`, UMAP and Leiden follow as usual.
+# `tl.factor_adata` makes an AnnData of the factors for scanpy. Go on with `sc.pp.neighbors(factors, use_rep="X_scai_embedding")`, UMAP and Leiden.
 
 # %%
 factors = gpnsf.tl.factor_adata(mdata, key="scai")
@@ -83,8 +83,8 @@ factors.var[["importance"]].round(2)
 # %% [markdown]
 # ## Genes and peaks
 #
-# Features that stand for each factor, and how their signal divides. Where RNA cannot tell two groups apart, their genes are
-# shared by two factors, while peaks still separate them.
+# The table lists the top peaks of each factor. The heatmap shows how the signal of the top features divides among the factors. If RNA cannot tell two groups
+# apart, their genes load on both factors, while their peaks still separate them.
 
 # %%
 gpnsf.tl.rank_features(mdata, modality="atac", key="scai", n_features=2)[
@@ -97,9 +97,9 @@ gpnsf.pl.loadings(mdata, key="scai", n_features=4)
 # %% [markdown]
 # ## Averaged ATAC
 #
-# One peak in twenty is open in a cell, so a single cell says little about a peak. The layer `averaged` holds means over
-# similar cells. Below are the best peaks of each factor, cells in the order of their true groups: single cells on the left,
-# means, relative to the highest of the peak, on the right. Means show what the factors hold; they are no data to be tested.
+# In a cell only one peak in twenty is open, so a single cell says little about a peak. The layer `averaged` holds means over
+# similar cells. The figure shows the top peaks of each factor, with the cells in order of their true groups. Left: open or not in single cells. Right: the means,
+# divided by the highest mean of the peak. The means show what the factors hold. They are not data: do not test them.
 
 # %%
 atac = mdata["atac"]
@@ -124,9 +124,9 @@ _ = axes[0].set(ylabel="best peaks")
 # %% [markdown]
 # ## Links
 #
-# The simulation planted peaks near genes that mark the same groups. `tl.link_peaks` ranks pairs by how alike their loadings
-# are, and `tl.evaluate_links` says how often a planted pair ranks above another one at the same distance (`auroc`, .5 by chance).
-# With "crossed" groups genes and peaks differ in what they follow, which makes this harder than with groups that both tell apart.
+# In the simulation, some peaks lie near a gene that marks the same groups: the planted links. `tl.link_peaks` ranks gene-peak pairs by the similarity of their
+# loadings. `tl.evaluate_links` says how often a planted link ranks above another pair at the same distance (`auroc`; .5 is chance).
+# In these "crossed" data genes and peaks mark different groups, which makes links harder to find than where both mark the same groups.
 
 # %%
 gpnsf.tl.link_peaks(mdata, key="scai")

@@ -13,13 +13,13 @@
 # %% [markdown]
 # # A real Visium section
 #
-# Liver metastasis of a colorectal cancer: which programmes make this tissue, which genes belong to each, and where do they lie? The section
-# is measured, not simulated, so nobody knows the true answer; what can be checked is whether held-out spots are predicted, and whether the
-# genes make sense.
+# The section is a liver metastasis of a colorectal cancer. Which gene programmes make up this tissue, which genes belong to each, and where do
+# they lie? The data are measured, not simulated, so nobody knows the true answer. We can check two things: whether the fit predicts held-out
+# spots, and whether the genes of a factor make sense together.
 #
-# The file `visium_crc.h5ad` (3,826 spots, 2,000 genes that its source has chosen) is not part of the package. The notebook looks for it in the folder that the
-# environment variable `GPNSF_DATA_DIR` names. Without it a simulated tissue takes its place, so that every cell still runs; the
-# remarks on genes are then about nothing.
+# The file `visium_crc.h5ad` is not part of the package. It has 3,826 spots and 2,000 genes, which its authors selected. The notebook looks for it in
+# the folder that the environment variable `GPNSF_DATA_DIR` names. If it is not there, the notebook uses simulated tissue, so that every cell
+# still runs. The remarks on genes then do not apply.
 
 # %%
 import os
@@ -47,7 +47,7 @@ else:
 # %% [markdown]
 # ## Quality control
 #
-# As usual with scanpy: genes seen in few spots say nothing about place, and spots with hardly any counts say nothing at all. Counts stay raw.
+# Quality control is that of scanpy: remove genes seen in few spots, and spots with hardly any counts. Counts stay raw.
 # A copy in a layer keeps them, whatever later steps do to `X`.
 
 # %%
@@ -59,8 +59,8 @@ print(section.shape, "median counts of a spot:", float(np.median(section.obs["n_
 # %% [markdown]
 # ## The fit
 #
-# Ten factors are an upper bound: those that the counts do not ask for are dropped. How many of them are spatial is found by a test on held-out
-# counts. A tenth of the spots is kept out, to see how well the fields predict places without a measurement.
+# Ten factors are an upper bound: factors that the counts do not support are dropped. A test on held-out counts decides which of them are
+# spatial. A tenth of the spots is held out, to see how well the fit predicts places without a measurement.
 
 # %%
 section.obs["held_out"] = np.random.default_rng(0).random(section.n_obs) < 0.1
@@ -69,10 +69,14 @@ print(section.uns["gpnsf"]["factor_names"])
 print(*section.uns["gpnsf"]["warnings"], sep="\n\n")
 
 # %% [markdown]
-# On the measured section all ten factors turn out to be spatial, and there are two warnings. One length scale is at its floor: that factor changes
-# from spot to spot, which is what single cells of the immune system do. And two fields lose part of their variance, because their length scale is short for the
-# grid that they are computed on; what is lost counts as the noise of single spots. Both concern how smooth these factors are drawn between
-# spots, not which genes they hold. `field="inducing"` would cost more time and show whether it matters.
+# On the measured section all ten factors are spatial, and there are two warnings:
+#
+# - One length scale is at its floor. That factor changes from spot to spot, as scattered immune cells do.
+# - Two fields lose part of their variance, because their length scale is short for the basis functions of the field. What is lost
+#   counts as noise of single spots.
+#
+# Both warnings concern how smooth these factors are between the spots, not which genes they hold. A fit with `field="inducing"` takes longer and
+# would show whether it matters.
 #
 # How well are the held-out spots predicted?
 
@@ -80,12 +84,12 @@ print(*section.uns["gpnsf"]["warnings"], sep="\n\n")
 gpnsf.tl.evaluate(section, metric="poisson")[["rows", "deviance", "explained", "n_obs"]].round(3)
 
 # %% [markdown]
-# `explained` is the share of the deviance that one rate for every gene leaves: 0 is no better than that, 1 is perfect. For spots that were held
-# out it says how much of the tissue is spatial at this resolution, since nothing else is known about them than where they lie.
+# `explained` is the explained deviance: 0 is no better than one rate for each gene in all spots, 1 is perfect. The fit knows only the place and the depth of
+# a held-out spot. So for these spots `explained` says how much of the expression follows the tissue at this resolution.
 #
 # ## The factors
 #
-# Each panel is one factor. The colour is relative to its mean over the section.
+# Each panel is one factor. Colours are relative to the mean of the factor over the section.
 
 # %%
 gpnsf.pl.spatial_factors(section)
@@ -93,15 +97,15 @@ gpnsf.pl.spatial_factors(section)
 # %% [markdown]
 # ## Genes of the factors
 #
-# The table in the style of the NSF paper: for each factor the genes that it has more of than the section on the whole.
+# The table follows the NSF paper: it lists, for each factor, the genes that are most enriched in it compared with the whole section.
 
 # %%
 ranked = gpnsf.tl.rank_features(section, n_features=6)
 ranked.groupby("factor", observed=True)["feature"].agg(", ".join).to_frame("top genes")
 
 # %% [markdown]
-# Names of factors carry no meaning, so a few sets of well-known marker genes help to read them. `p` asks whether the genes of a set load on a
-# factor more than others do; only genes that are in the file count.
+# The names of factors carry no meaning. A few sets of well-known marker genes help to interpret them. A small `p` means that the genes of a set load on a
+# factor more than other genes do. Only genes that are in the file count.
 
 # %%
 sets = {
@@ -121,18 +125,18 @@ if sets:
 # %% [markdown]
 # ## How spatial is each gene?
 #
-# Spatial importance is the share of a gene's expected counts that comes from spatial factors. On the measured section the fit has no others, so it is 1 for all genes
-# and spots: at this depth, and with 2,000 genes that were chosen for their variation, nothing varies without regard to place. With genes that are less selected
-# the histogram is wider ([first fit](first_fit.ipynb)).
+# Spatial importance is the share of a gene's expected counts that comes from spatial factors. On the measured section all factors are spatial, so the importance is 1
+# for all genes and spots. At this depth, and with 2,000 genes selected for their variation, the fit finds no nonspatial factor. In simulated data
+# with nonspatial factors, the importances differ between genes ([first fit](first_fit.ipynb)).
 
 # %%
 gpnsf.pl.importance(section)
 
 # %% [markdown]
-# ## Domains, and what lies beside what
+# ## Domains, and which of them are neighbours
 #
-# Spots whose expected expression is alike make a domain; squidpy takes the labels from there. A positive z says that two domains touch more
-# often than by chance.
+# Spots with similar expected expression form a domain. squidpy then tests which domains are neighbours: a positive z means that two domains
+# touch more often than by chance.
 
 # %%
 gpnsf.tl.domains(section, n_domains=5)
@@ -148,6 +152,8 @@ pd.DataFrame(z, index=names, columns=names).round(0)
 # %% [markdown]
 # ## Where to go on
 #
-# `section.write("fitted.h5ad")` keeps all of it. `gpnsf.tl.select_n_factors` checks the number of factors, `gpnsf.tl.check_calibration` whether the noise
-# fits, `gpnsf.pl.report` writes a page with all figures. A second section of the same tissue needs no second fit: `gpnsf.tl.project` finds
-# the same factors in it.
+# - `section.write("fitted.h5ad")` saves the whole result.
+# - `gpnsf.tl.select_n_factors` recommends a number of factors.
+# - `gpnsf.tl.check_calibration` simulates from the fit, and says which factors can be recovered.
+# - `gpnsf.pl.report` writes a page with all figures.
+# - `gpnsf.tl.project` finds the same factors in a second section of the same tissue, without a second fit.

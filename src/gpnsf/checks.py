@@ -175,8 +175,12 @@ def key_added(key: str, modalities: Iterable[str]) -> None:
         raise ValueError(problem("`key_added` not empty and without '/'", repr(key), example))
     clash = sorted({key, *Keys(key).slots["obsm"]} & set(modalities))
     if clash:
-        rule = "`key_added` other than the names of the modalities, which MuData reserves"
-        raise ValueError(problem(rule, f"{key!r}, which takes the name {clash[0]!r}", example))
+        rule = (
+            "`key_added` whose slots differ from the names of the modalities, which MuData reserves"
+        )
+        raise ValueError(
+            problem(rule, f"{key!r}, which gives a slot the name {clash[0]!r}", example)
+        )
 
 
 def choices(

@@ -33,7 +33,7 @@ class Keys:
 
     @property
     def embedding(self) -> str:
-        """``obsm``: principal coordinates of what is expressed [N, at most 15]: for domains, neighbours and UMAP."""
+        """``obsm``: principal coordinates of the expected expression [N, at most 15]: for domains, neighbours and UMAP."""
         return f"X_{self.key}_embedding"
 
     @property
@@ -53,12 +53,12 @@ class Keys:
 
     @property
     def background(self) -> str:
-        """``var`` of each modality: constant part of the rate [P]."""
+        """``var`` of each modality: part of the rate that is the same in all observations [P]."""
         return f"{self.key}_background"
 
     @property
     def centre(self) -> str:
-        """``var`` of each modality, after :func:`gpnsf.tl.mefisto`: mean of the logarithms [P], which was taken out of them."""
+        """``var`` of each modality, after :func:`gpnsf.tl.mefisto`: mean of the logarithms [P], which was subtracted."""
         return f"{self.key}_centre"
 
     @property
@@ -68,7 +68,7 @@ class Keys:
 
     @property
     def total(self) -> str:
-        """``obs`` of each modality: total of what the fit has read of a cell, by which its counts are known again."""
+        """``obs`` of each modality: total count of a cell that the fit has read; tools recognise the counts by it."""
         return f"{self.key}_total"
 
     @property
@@ -78,12 +78,12 @@ class Keys:
 
     @property
     def importance_p(self) -> str:
-        """``var`` of each modality: p value of the spatial importance, where :func:`gpnsf.tl.spatial_importance` was asked for it."""
+        """``var`` of each modality: p value of the spatial importance, if :func:`gpnsf.tl.spatial_importance` has computed it."""
         return f"{self.key}_spatial_importance_p"
 
     @property
     def importance_q(self) -> str:
-        """``var`` of each modality: the same after Benjamini-Hochberg over the modality."""
+        """``var`` of each modality: q value of the spatial importance, after Benjamini-Hochberg over the modality."""
         return f"{self.key}_spatial_importance_q"
 
     @property
@@ -93,7 +93,7 @@ class Keys:
 
     @property
     def dispersion(self) -> str:
-        """``var`` of each modality: NB size theta, or Gaussian noise sd."""
+        """``var`` of each modality: dispersion of the negative binomial, or standard deviation of the Gaussian noise."""
         return f"{self.key}_dispersion"
 
     @property
@@ -140,12 +140,12 @@ class ProportionKeys:
 
     @property
     def std(self) -> str:
-        """``obsm``: their standard deviations [N, types]."""
+        """``obsm``: standard deviations of the proportions [N, types]."""
         return f"X_{self.key}_std"
 
     @property
     def sums(self) -> str:
-        """``obs``: sum of the abundances before they were divided by it, with the depth of the spot taken out."""
+        """``obs``: sum of the estimated abundances of a spot, relative to its depth."""
         return f"{self.key}_sum"
 
     @property

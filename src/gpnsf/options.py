@@ -126,7 +126,7 @@ _FLAG = {"action": argparse.BooleanOptionalAction}
 FIT_OPTIONS: dict[str, dict[str, Any]] = {
     "model": {"help": "gpnsf, nsfh, nsf, pnmf, rsf or fa"},
     "n_factors": {"type": int, "help": "most factors that are fitted"},
-    "n_spatial": {"type": int, "help": "most factors that are spatial; default: as many as found"},
+    "n_spatial": {"type": int, "help": "upper bound of spatial factors; default: as many as found"},
     "table": {**_NAMED, "help": "tables of a SpatialData store; default: those of RNA and ATAC"},
     "modalities": {"type": _names, "metavar": "A,B", "help": "modalities to fit; default: all"},
     "likelihoods": {
@@ -160,11 +160,9 @@ FIT_OPTIONS: dict[str, dict[str, Any]] = {
     "objective": {"help": "closed_form or monte_carlo"},
     "n_samples": {"type": int, "help": "draws a step of the Monte Carlo objective"},
     "init": {"help": "auto, smooth, spot or random"},
-    "split": {"help": "tested: by counts held back; assumed: spatial factors are as asked for"},
+    "split": {"help": "tested: by held-out counts; assumed: spatial factors are as asked for"},
     "refine": {**_FLAG, "help": "refine each observation after the fit"},
-    "holdout_key": {
-        "help": "boolean obs column of rows that train nothing; default: all rows train"
-    },
+    "holdout_key": {"help": "boolean obs column of held-out rows; default: all rows train"},
     "max_steps": {"type": int, "help": "cap on the optimisation"},
     "learning_rate": {"type": float, "help": "of the optimiser"},
     "tol": {"type": float, "help": "gain per nonzero count in ten steps that counts as converged"},
@@ -176,7 +174,7 @@ FIT_OPTIONS: dict[str, dict[str, Any]] = {
     "checkpoint": {
         "type": Path,
         "metavar": "FILE",
-        "help": "keeps the state of an interrupted fit; repeat to go on; default: none is kept",
+        "help": "file that keeps an interrupted fit; repeat the command to go on; default: none",
     },
 }
 SEARCHED = FIT_OPTIONS.keys() - {
@@ -247,14 +245,14 @@ def _select(command: argparse.ArgumentParser) -> None:
     lists = {"type": _integers, "metavar": "A,B,C"}
     words = "numbers of factors to try; default: 3,5,8,12,18, then near the best"
     _option(command, "n_factors", **lists, help=words)
-    words = "numbers of spatial factors to try with each; default: told by a test"
+    words = "numbers of spatial factors to try with each; default: decided by a test"
     _option(command, "n_spatial", **lists, help=words)
     _option(command, "n_seeds", type=int, help="divisions of the counts; default: 2")
     _option(command, "max_steps", type=int, help="cap on the steps of each fit; default: 60")
     _option(command, "n_jobs", type=int, help="fits at the same time; default: as many as cores")
     _option(command, "seed", type=int, help="seed of divisions and fits; default: 0")
     _option(command, "key_added", help="where the result goes in uns; default: gpnsf_selection")
-    words = "keeps what finished fits have found; repeat to go on; default: none is kept"
+    words = "file that keeps finished fits; repeat the command to go on; default: none"
     _option(command, "checkpoint", type=Path, metavar="FILE", help=words)
     _add_fit_options(command, SEARCHED)
 
@@ -262,7 +260,7 @@ def _select(command: argparse.ArgumentParser) -> None:
 def _grid(command: argparse.ArgumentParser) -> None:
     help = "TOML file of data and arguments: gpnsf.tl.grid"
     command.add_argument("spec", type=Path, metavar="SPEC.toml", help=help)
-    help = "folder of records and table; repeat to go on"
+    help = "folder of records and table; repeat the command to go on"
     command.add_argument("folder", type=Path, metavar="DIR", help=help)
     help = "runs at the same time; default: %(default)s"
     command.add_argument("--jobs", type=int, default=1, metavar="N", help=help)
@@ -278,7 +276,7 @@ def _domains(command: argparse.ArgumentParser) -> None:
     words = "number of domains, or auto; default: %(default)s"
     command.add_argument("--n-domains", type=_number_or_auto, default="auto", help=words)
     _option(command, "method", help="kmeans, gmm or leiden; default: kmeans")
-    words = "spatial, all, or names of factors; default: as the fit has left them for domains"
+    words = "spatial, all, or names of factors; default: those of the embedding of the fit"
     _option(command, "factors", type=_one_or_more, metavar="A,B", help=words)
     _option(command, "max_domains", type=int, help="largest number that auto tries; default: 15")
     _option(command, "key_added", help="name of the column; default: gpnsf_domain")
@@ -293,7 +291,7 @@ def _rank(command: argparse.ArgumentParser) -> None:
     _option(command, "n_features", type=int, help="features of each factor; default: 20")
     words = "posterior, lift, loading, share or specificity; default: posterior"
     _option(command, "method", help=words)
-    words = "counts that the prior of posterior is worth; default: 50"
+    words = "weight of the prior of posterior, in counts; default: 50"
     _option(command, "prior_counts", type=float, help=words)
     _key(command)
 
@@ -326,7 +324,7 @@ def _project(command: argparse.ArgumentParser) -> None:
     words = "h5mu, h5ad or zarr with a fit"
     command.add_argument("reference", type=Path, metavar="REFERENCE", help=words)
     _target(command)
-    words = "total, none, or an obs column; default: of the kind that the reference has"
+    words = "total, none, or an obs column; default: as in the reference"
     _option(command, "size_factors", type=_or_none, help=words)
     words = "modalities to use; default: those that both have"
     _option(command, "modalities", type=_names, metavar="A,B", help=words)
@@ -371,9 +369,9 @@ COMMANDS = {
     "grid": ("fit combinations of data, models and arguments, and write one table", _grid),
     "domains": ("divide a fitted section into domains and write the annotated object", _domains),
     "rank": ("print the best features of each factor as CSV", _rank),
-    "evaluate": ("print how well a fit explains counts, seen and unseen, as CSV", _evaluate),
+    "evaluate": ("print how well a fit explains training and held-out counts, as CSV", _evaluate),
     "predict": ("predict the factors at new coordinates", _predict),
-    "project": ("infer the factors of new observations at the loadings of a fit", _project),
+    "project": ("find the factors of a fit in new observations", _project),
     "plot": ("draw the figures of a fit as PNG", _plot),
     "report": ("write a fit to one HTML page", _report),
     "simulate": ("write simulated data with its truth", _simulate),

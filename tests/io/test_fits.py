@@ -176,7 +176,7 @@ def test_factors_keep_the_order_asked_for(toy):
 
 
 def test_a_factor_is_named_once(toy):
-    with pytest.raises(ValueError, match="name each factor once; got 'spatial_1' again"):
+    with pytest.raises(ValueError, match="name each factor once; got 'spatial_1' more than once"):
         fits.find(toy).factor_indices(["spatial_1", "spatial_2", "spatial_1"])
 
 

@@ -73,7 +73,7 @@ def test_a_fit_replaces_no_folder_but_a_store_of_its_kind(
         cli.main(["fit", str(tmp_path / "in.zarr"), str(tmp_path / "out.zarr"), *OPTIONS])
         == cli.BAD_INPUT
     )
-    assert "Expected a path that is free, or an earlier result *.zarr" in capsys.readouterr().err
+    assert "Expected a free path, or an earlier result *.zarr" in capsys.readouterr().err
     assert contents(tmp_path) == before
 
 

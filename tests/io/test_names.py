@@ -99,9 +99,12 @@ def test_what_is_left_out_is_told_and_can_be_asked_for(mdata, caplog):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda names: names + "-1", "200 names are alike but for a prefix or suffix"),
-        (lambda names: "sample#" + names + "-1", "200 names are alike but for a prefix or suffix"),
-        (lambda names: names.str.replace("spot", "cell"), "Do their names follow one scheme"),
+        (lambda names: names + "-1", "200 names differ only by a prefix or suffix"),
+        (lambda names: "sample#" + names + "-1", "200 names differ only by a prefix or suffix"),
+        (
+            lambda names: names.str.replace("spot", "cell"),
+            "Check that their names follow one scheme",
+        ),
     ],
 )
 def test_modalities_that_share_no_observation_are_told_before_the_fit(change, says, caplog):

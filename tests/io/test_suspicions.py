@@ -96,7 +96,7 @@ def test_stacked_sections_are_told_by_the_names_of_their_spots(name, caplog):
 
 def test_stacked_sections_are_told_by_their_order(caplog):
     (message,) = told(section(piled("cells", 0.0)), caplog)
-    assert "blocks of rows" in message
+    assert "come in blocks" in message
     assert "pass it as library_key" in message
 
 
@@ -118,8 +118,8 @@ def test_slices_in_other_units_are_told(shape, ratio, says, caplog):
     messages = told(adata, caplog, library_key="which")
     assert bool(messages) is says
     if says:
-        assert "slice 'one'" in messages[0]
-        assert "Multiply those of one slice" in messages[0]
+        assert "section 'one'" in messages[0]
+        assert "Multiply the coordinates of one section" in messages[0]
 
 
 def test_a_fit_tells_once_and_keeps_it_and_tools_after_it_do_not(caplog):

@@ -174,7 +174,7 @@ def test_what_cannot_be_made_says_why(tmp_path, caplog):
 @pytest.mark.usefixtures("undrawn")
 def test_slices_are_counted(tmp_path):
     assert (
-        "2 slices by section: slice A = 60, slice B = 60."
+        "2 sections by section: slice A = 60, slice B = 60."
         in written(fitted.mudata(n_obs=60, n_slices=2), tmp_path / "fit.html").text
     )
 

@@ -294,7 +294,7 @@ def test_several_images_of_a_fit_without_slices(section, key, caplog):
 def test_a_slice_of_another_name_is_told(slices, caplog):
     slices["rna"].uns["spatial"]["slice C"] = slices["rna"].uns["spatial"].pop("slice B")
     assert len(draw(slices).images) == 1
-    assert "none of 1 slice(s), the first 'slice B'" in caplog.text
+    assert "none for 1 section(s), the first is 'slice B'" in caplog.text
 
 
 @pytest.mark.parametrize("factor", [0.01, 10])

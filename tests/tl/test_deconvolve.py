@@ -355,14 +355,14 @@ BAD: dict[str, tuple[Any, dict[str, Any], type[Exception], str]] = {
     "reference of another kind": (lambda s, c: (s, c.X), {}, TypeError, "AnnData or DataFrame"),
     "no label key": (None, {"label_key": None}, ValueError, "obs column of the cell types"),
     "unknown label key": (None, {"label_key": "types"}, KeyError, "`label_key`"),
-    "label key for a table": (lambda s, c: (s, TABLE), {}, ValueError, "no `label_key`"),
+    "label key for a table": (lambda s, c: (s, TABLE), {}, ValueError, "neither `label_key`"),
     "a single type": (lambda s, c: (s, c[:20].copy()), {}, ValueError, "at least two types"),
     "labels are missing": (
         lambda s, c: (c.obs.__setitem__("cell_type", [None] * len(c)), (s, c))[1], {}, ValueError, "missing",
     ),
     "table of text": (lambda s, c: (s, TABLE.astype(str)), {"label_key": None}, TypeError, "numbers in the table"),
-    "table of logs": (lambda s, c: (s, TABLE - 2), {"label_key": None}, ValueError, "not negative"),
-    "table with NaN": (lambda s, c: (s, TABLE.replace(1, np.nan)), {"label_key": None}, ValueError, "finite profiles"),
+    "table of logs": (lambda s, c: (s, TABLE - 2), {"label_key": None}, ValueError, "nonnegative profiles"),
+    "table with NaN": (lambda s, c: (s, TABLE.replace(1, np.nan)), {"label_key": None}, ValueError, "finite, nonnegative profiles"),
     "types of one name": (
         lambda s, c: (s, TABLE.set_axis(["a", "a"], axis=1)), {"label_key": None}, ValueError, "different names",
     ),

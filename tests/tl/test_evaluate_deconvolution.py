@@ -85,7 +85,7 @@ def test_only_lattices_have_a_structural_similarity(spots):
         ("true_proportions", [], ValueError, "at least one"),
         (np.ones((64, 2)), "nnls", ValueError, "of shape"),
         (np.ones((63, 3)), "nnls", ValueError, "of shape"),
-        (np.full((64, 3), -1.0), "nnls", ValueError, "not negative"),
+        (np.full((64, 3), -1.0), "nnls", ValueError, "nonnegative values"),
         (np.full((64, 3), np.nan), "nnls", ValueError, "finite"),
         (np.zeros((64, 3)), "nnls", ValueError, "above 0"),
         (np.full((64, 3), "a"), "nnls", TypeError, "numbers in"),

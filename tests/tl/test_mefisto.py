@@ -250,7 +250,7 @@ def test_nothing_is_printed_and_no_file_is_left(capfd, tmp_path, monkeypatch, ca
     assert not list(tmp_path.rglob("*"))
     assert warnings.filters == filters
     np.testing.assert_array_equal(np.random.get_state()[1], state)  # noqa: NPY002
-    assert "max_steps=3: MEFISTO looks for fields from step 20 on." in caplog.messages
+    assert "MEFISTO fits the fields from step 20 on" in caplog.text
 
 
 def test_a_bar_shows_how_far_it_is_where_it_is_asked_for(capfd):

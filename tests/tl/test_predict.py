@@ -298,7 +298,7 @@ def test_mistakes_are_explained(fitted, options, error, message):
 @pytest.mark.parametrize(
     ("library", "error", "message"),
     [
-        (None, ValueError, "`library` to name one of the slices"),
+        (None, ValueError, "`library` to name one of the sections"),
         (["first", "second"], ValueError, "each of the 3 rows"),
     ],
 )
@@ -477,5 +477,5 @@ def test_one_slice_keeps_its_column_and_no_coordinates_are_invented(adata):
     predicted = gpnsf.tl.predict(adata)
     assert predicted.obs["slice"].tolist() == ["only"] * adata.n_obs
     assert not predicted.obsm
-    with pytest.raises(ValueError, match="`coords` beside `library`"):
+    with pytest.raises(ValueError, match="`coords` together with `library`"):
         gpnsf.tl.predict(adata, library="only")

@@ -187,7 +187,7 @@ def twice(data: MuData) -> None:
         (renamed, {}, ValueError, "in common with the fit.*'other0'.*Rename the features"),
         (no_places, {}, KeyError, "spatial_key"),
         (three, {}, ValueError, r"coordinates with 2 column\(s\), as in the reference; got 3"),
-        (twice, {}, ValueError, "names of their own in the new data"),
+        (twice, {}, ValueError, "unique names of features .* in the new data"),
         (None, {"key": "absent"}, KeyError, "a fit in uns"),
         (None, {"modalities": ["protein"]}, KeyError, "modalities"),
         (None, {"size_factors": "depth"}, KeyError, "size_factors"),

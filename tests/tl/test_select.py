@@ -105,8 +105,8 @@ def test_within_a_standard_error_the_smaller_one_wins():
 def test_a_choice_at_the_edge_is_told(monkeypatch, curve, words):
     monkeypatch.setattr(Search, "_spatial", lambda self, n_factors: (2, np.array([9.0, 8.0])))
     reason = searched(curve, objectives={3: -10.0, 4: -11.0}).verdict()["reason"]
-    assert "The objective of the fits is highest with 3." in reason
-    assert reason.endswith(words or "with 3.")
+    assert "The objective of the fits is highest with 3 factors." in reason
+    assert reason.endswith(words or "with 3 factors.")
 
 
 def test_shallow_counts_cannot_tell():
@@ -114,7 +114,7 @@ def test_shallow_counts_cannot_tell():
     verdict = found.verdict()
     assert verdict["n_factors"] is None
     assert verdict["n_spatial"] is None
-    assert "cannot tell" in verdict["reason"]
+    assert "too few to tell" in verdict["reason"]
     assert not found.table().recommended.any()
 
 
@@ -258,7 +258,10 @@ def facts(adata, **arguments):
         (lambda adata, path: adata.X.data.__setitem__(0, 9), "differs in counts of rna"),
         (lambda adata, path: adata.obsm["spatial"].__imul__(2) is None, "and coordinates of rna"),
         (lambda adata, path: adata.obs.insert(0, "side", "left"), "differs in columns"),
-        (lambda adata, path: path.write_bytes(b"PK") * 0, "is none or is damaged"),
+        (
+            lambda adata, path: path.write_bytes(b"PK") * 0,
+            "no checkpoint of a search, or is damaged",
+        ),
     ],
 )
 def test_a_file_of_another_search_is_refused(adata, tmp_path, change, message):

@@ -262,7 +262,7 @@ def test_moran_is_that_of_the_training_rows_in_their_slices():
 
 @pytest.mark.parametrize("metric", ["sparsity", "moran"])
 def test_other_counts_have_no_factors_of_their_own(metric):
-    with pytest.raises(ValueError, match=r"Expected `layers` with a metric of counts"):
+    with pytest.raises(ValueError, match=r"Expected `layers` only with a metric of counts"):
         evaluate(fitted.anndata(n_obs=64), metric=metric, layers="other")
 
 

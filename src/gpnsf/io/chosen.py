@@ -25,7 +25,7 @@ def factor_indices(names: np.ndarray, factors: Factors, *, where: str) -> np.nda
     if len(set(wanted)) < len(wanted):
         twice = next(name for name in wanted if wanted.count(name) > 1)
         rule, remedy = "`factors` that name each factor once", "Leave one of them out"
-        raise ValueError(problem(rule, f"{twice!r} again", remedy))
+        raise ValueError(problem(rule, f"{twice!r} more than once", remedy))
     return np.array([int(np.flatnonzero(names == name)[0]) for name in wanted])
 
 
@@ -40,7 +40,7 @@ def feature_indices(
     found = names.isin(wanted)
     twice = names[found][names[found].duplicated()]
     if len(twice):
-        rule = "names in `features` that mean one feature each"
+        rule = "names in `features` that each mean one feature"
         remedy = "Call var_names_make_unique() and fit again"
         raise ValueError(problem(rule, f"{twice[0]!r} more than once", remedy))
     return np.flatnonzero(found)[names[found].get_indexer(wanted)]

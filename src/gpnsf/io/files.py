@@ -135,7 +135,7 @@ def _check_room(path: Path) -> None:
         )
     size, free = path.stat().st_size, shutil.disk_usage(folder).free
     if path.is_file() and free < size:
-        found = f"{free / 1e9:.3g} GB in {folder} for {size / 1e9:.3g} GB"
+        found = f"{free / 1e9:.3g} GB free in {folder}, of {size / 1e9:.3g} GB"
         raise OSError(
             problem(
                 f"room for a copy of {path.name} beside it", found, "Make room, or move the file"

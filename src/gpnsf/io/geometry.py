@@ -41,7 +41,9 @@ def geometry(coords: np.ndarray, library: np.ndarray, key: str) -> Geometry:
     with np.errstate(over="ignore"):
         scale = float((high / 2 - low / 2).max())
     if scale == 0:
-        found = f"{len(coords)} identical point(s)" + (" in each slice" if n_libraries > 1 else "")
+        found = f"{len(coords)} identical point(s)" + (
+            " in each section" if n_libraries > 1 else ""
+        )
         remedy = (
             "Store the positions of the observations there, or name another slot with `spatial_key`"
         )

@@ -47,14 +47,14 @@ def match(data: AnnData | MuData, fit: Fit, modalities: Sequence[str] | str | No
     n_common, n_factors = sum(map(len, source.values())), len(fit.names)
     if n_common < n_factors:
         shown = "; ".join(_shown(fit, name, data) for name in use)
-        rule = f"at least as many features in common with the fit as it has factors, {n_factors}"
-        remedy = "Rename the features as those of the fit are called, in var_names"
+        rule = f"at least {n_factors} features in common with the fit, as many as it has factors"
+        remedy = "Rename the features in var_names as in the fit"
         raise ValueError(checks.problem(rule, f"{n_common} ({shown})", remedy))
     for name, lost in missing.items():
         if len(lost):
             _logger.warning(
-                "%d of the %d features of modality %r that the fit knows are missing in the new data (%s): they tell nothing about "
-                "its factors.",
+                "%d of the %d features of modality %r that the fit knows are missing in the new data (%s): factors are found without "
+                "them. If you expected these features, compare the names in var_names.",
                 len(lost),
                 len(lost) + len(source[name]),
                 name,
@@ -88,8 +88,8 @@ def _match(names: pd.Index, fit: Fit, modality: str) -> tuple[np.ndarray, np.nda
     for index, where in ((names, "the new data"), (known, "the fit")):
         if not index.is_unique:
             twice = index[index.duplicated()][0]
-            rule = f"features of modality {modality!r} with names of their own in {where}"
-            remedy = "Call var_names_make_unique() before the fit, on both alike"
+            rule = f"unique names of features of modality {modality!r} in {where}"
+            remedy = "Call var_names_make_unique() on both objects before the fit"
             raise ValueError(checks.problem(rule, f"{str(twice)!r} more than once", remedy))
     seen = known[measured.used(fit, modality)]
     use = np.asarray(names.isin(seen))

@@ -118,7 +118,7 @@ def check_output(path: Path, suffix: str | None, *, source: Path | None = None) 
     found, others = _look(path)
     if (suffix in KINDS[found].suffixes and not others) or (found == "file" and _is_ours(path)):
         return
-    rule = f"a path that is free, or an earlier result *{suffix or path.suffix} to be replaced"
+    rule = f"a free path, or an earlier result *{suffix or path.suffix} to be replaced"
     raise FileExistsError(
         problem(rule, f"{path}, which is {KINDS[found].words}", "Write to another path, or move it")
     )

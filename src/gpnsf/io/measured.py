@@ -159,7 +159,7 @@ def layer_of(fit: Fit, modality: str) -> str | None:
     where = f"{'X' if asked is None else f'layer {asked!r}'} of modality {modality!r}"
     found = f"other values there, and no copy in the layers {[name for name in mod.layers if name]}"
     remedy = (
-        f"Put them into a layer of any name, where they are found, for example {_place(fit, modality)}.layers['counts'] = "
+        f"Put the values that were fitted into a layer of any name, for example {_place(fit, modality)}.layers['counts'] = "
         f"counts (their median total is {np.median(totals):g}), or run gpnsf.tl.fit again"
     )
     raise ValueError(checks.problem(f"the values that the fit has read in {where}", found, remedy))

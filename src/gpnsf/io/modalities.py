@@ -28,7 +28,7 @@ def suspicions(opened: Opened, *, chosen: bool) -> Iterator[str]:
     left_out = [] if chosen else [name for name in opened.mods if name not in opened.names]
     if left_out:
         yield (
-            f"Modalities {left_out} are left out: by their names they are not the RNA or the ATAC of these data. Pass "
+            f"Modalities {left_out} are left out, because their names do not say that they are RNA or ATAC. Pass "
             f"modalities={[*opened.names, *left_out]} to fit them too."
         )
     for i, one in enumerate(opened.names):
@@ -70,8 +70,8 @@ def _affixes(opened: Opened, one: str, other: str, fewest: int) -> str:
     shown = f" ({ours[0]!r} and {theirs[0]!r} are the first)"
     if number >= FEW * fewest:
         remedy = f"mod.obs_names = mod.obs_names.str.replace(r'{AFFIX}', '', regex=True)"
-        return f" {number} names are alike but for a prefix or suffix{shown}: take it off in both by {remedy}, and build the MuData anew."
-    return f" Do their names follow one scheme{shown}? If they are of different spots, only their places tie them."
+        return f" {number} names differ only by a prefix or suffix{shown}. Remove it in both by {remedy}, and build the MuData again."
+    return f" Check that their names follow one scheme{shown}. If they come from different spots, only the coordinates connect them."
 
 
 def tell_of_peaks(opened: Opened, unasked: Mapping[str, str], for_peaks: str) -> None:
@@ -80,8 +80,8 @@ def tell_of_peaks(opened: Opened, unasked: Mapping[str, str], for_peaks: str) ->
         first = opened.mods[name].var_names[:MANY].astype(str)
         if likelihood != for_peaks and names.are_places(first):
             _logger.warning(
-                "Features of modality %r are named after places on the genome (%r is the first), and fitted by %r. "
-                "Are they peaks? Then pass likelihoods={%r: %r}.",
+                "Features of modality %r are named after places on the genome (%r is the first), and are fitted with the likelihood %r. "
+                "If they are peaks, pass likelihoods={%r: %r}.",
                 name,
                 first[0],
                 likelihood,
@@ -108,8 +108,8 @@ def check_types(var: pd.DataFrame, modality: str) -> None:
     known = [name for name, kind in kinds.items() if kind]
     if known and len(types) > len(known):
         _logger.warning(
-            "Modality %r is fitted with %s: all types count alike. Where some are controls, take "
-            "adata[:, adata.var[%r] == %r].copy().",
+            "Modality %r holds features of several types, and all of them are fitted: %s. If some are controls, fit "
+            "adata[:, adata.var[%r] == %r].copy() instead.",
             modality,
             found,
             FEATURE_TYPES,

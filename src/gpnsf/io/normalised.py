@@ -123,7 +123,7 @@ def _counts_behind(
         if totals is None or same_totals(fit, modality, found, totals):
             return counts
     place = "X" if source is None else f"layer {source!r}"
-    remedy = "Put them into a layer of any name, where they are found, or run gpnsf.pp.normalise and the fit again"
+    remedy = "Put the counts into a layer of any name, or run gpnsf.pp.normalise and the fit again"
     rule = f"the counts behind layer {made!r} of modality {modality!r}"
     raise ValueError(problem(rule, f"other values in {place}, and no copy in a layer", remedy))
 

@@ -285,7 +285,7 @@ def rows_of(data: AnnData | MuData, name: str, mod: AnnData) -> np.ndarray:
 def _agree(first: np.ndarray, second: np.ndarray, what: str, where: str) -> None:
     """Check that a second source says the same [n, ...] as what has been gathered."""
     rule = f"modalities that agree on {what}"
-    remedy = "Write it on the MuData itself, which then counts alone"
+    remedy = "Write it on the MuData itself: that of the modalities is then ignored"
     if first.shape != second.shape:
         found = f"{second.shape[1]} column(s) in {where} and {first.shape[1]} before"
         raise ValueError(checks.problem(rule, found, remedy))

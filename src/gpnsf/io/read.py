@@ -115,7 +115,9 @@ def read(
     position = np.argsort(np.argsort(batch, kind="stable"))
     if reading.batch_key is not None and len(batches) == 1:
         _logger.warning(
-            "batch_key=%r has no effect: all rows are of batch %r.", reading.batch_key, batches[0]
+            "batch_key=%r has no effect: all observations belong to batch %r. Leave it out.",
+            reading.batch_key,
+            batches[0],
         )
     layout = Layout(
         modalities=opened.names,

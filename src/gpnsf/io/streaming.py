@@ -54,7 +54,7 @@ def loaded(matrix: Any, *, modality: str) -> Any:
     n_stored, budget = int(matrix.group["data"].shape[0]), memory_budget()
     if COLUMN_BYTES * n_stored > budget:
         rule = f"counts in modality {modality!r} that are stored by rows (CSR), or fit into memory"
-        found = f"CSC with {n_stored} values, which need {COLUMN_BYTES * n_stored / 1e9:.3g} of {budget / 1e9:.3g} GB"
+        found = f"CSC with {n_stored} values, which need {COLUMN_BYTES * n_stored / 1e9:.3g} GB, with a budget of {budget / 1e9:.3g} GB"
         remedy = "Write the file again with X.tocsr(), or raise gpnsf.settings.memory_budget"
         raise ValueError(checks.problem(rule, found, remedy))
     return matrix.to_memory()

@@ -62,9 +62,9 @@ def _far_off(stray: np.ndarray, names: pd.Index) -> Iterator[str]:
     number = int(stray.sum())
     if number:
         yield (
-            f"{number} of {len(stray)} observations lie far outside of the tissue ({_first(names[stray])}), as debris and cells at "
-            "wrong places do: centre and half-width come from the others, and spatial factors know nothing of these. Remove them, "
-            "unless they are tissue."
+            f"{number} of {len(stray)} observations lie far outside of the tissue ({_first(names[stray])}). They may be debris, or have "
+            "wrong coordinates. The size of the tissue is measured without them, and spatial factors know nothing of them. Remove "
+            "them, unless they are tissue."
         )
 
 
@@ -81,9 +81,9 @@ def _other_units(coords: np.ndarray, library: np.ndarray, slices: tuple[str, ...
     near, far = min(spacing, key=spacing.__getitem__), max(spacing, key=spacing.__getitem__)
     if spacing[far] / spacing[near] > UNITS[regular]:
         yield (
-            f"Neighbouring observations are {spacing[near]:.3g} apart in slice {near!r} and {spacing[far]:.3g} in slice {far!r}, as if "
-            "coordinates were in different units: distances mean the same in all slices. Multiply those of one slice by the "
-            "ratio of the units, such as micrometres per pixel."
+            f"Neighbouring observations are {spacing[near]:.3g} apart in section {near!r} and {spacing[far]:.3g} in section {far!r}, as "
+            "if coordinates were in different units. All sections need the same unit. Multiply the coordinates of one section by "
+            "the ratio of the units, such as micrometres per pixel."
         )
 
 
@@ -101,7 +101,7 @@ def _stacked(opened: Opened, coords: np.ndarray) -> Iterator[str]:
             yield _among(mod.obs_names[shared], *_by(name))
             return
     if _separates(_blocks(place), place, shared):
-        where = "come in blocks of rows in which no place occurs twice"
+        where = "the order of rows: they come in blocks in which no place occurs twice"
         yield _among(mod.obs_names[shared], where, NO_COLUMN)
 
 
@@ -110,16 +110,16 @@ def _by(name: str) -> tuple[str, str]:
     if name in ENDS:
         column = f"data.obs['section'] = data.obs_names.str.extract(r'{name}', expand=False)"
         remedy = f"Set {column} and pass library_key='section'"
-        return "are those of several sections by the ends of their names", remedy
-    return f"are those of several sections by obs[{name!r}]", f"Pass library_key={name!r}"
+        return "the ends of their names", remedy
+    return f"obs[{name!r}]", f"Pass library_key={name!r}"
 
 
 def _among(names: pd.Index, where: str, remedy: str) -> str:
     """The one message for all evidence; the names are those of observations that share a place."""
-    exact = f" ({len(names)} at exactly the place of another one: {_first(names)})"
+    exact = f" ({len(names)} observations at exactly the place of another one: {_first(names)})"
     return (
-        f"Observations that lie among each other{exact if len(names) else ''} {where}: without library_key they are one tissue, and "
-        f"neighbours come from different sections. {remedy}, unless they are one section."
+        f"Several sections seem to lie on top of each other{exact if len(names) else ''}, to judge by {where}. Without library_key "
+        f"they are fitted as one tissue, and neighbours come from different sections. {remedy}, unless they are one section."
     )
 
 

@@ -181,7 +181,7 @@ def _data(fit: Fit) -> Iterator[str]:
     if fit.library is not None:
         sizes = fit.library.value_counts()
         where += (
-            f" {len(sizes)} slices by {fit.param('library_key')}: {html.shown(sizes.to_dict())}."
+            f" {len(sizes)} sections by {fit.param('library_key')}: {html.shown(sizes.to_dict())}."
         )
     yield html.paragraph(where or "No coordinates.")
 

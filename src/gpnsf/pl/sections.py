@@ -143,7 +143,7 @@ def _drawn(fit: Placed, library: str | Sequence[str] | None) -> tuple[np.ndarray
     slices = fit.library
     if slices is None:
         if library is not None:
-            rule, remedy = "a fit with slices for `library`", "fit with `library_key=`"
+            rule, remedy = "a fit with sections for `library`", "fit with `library_key=`"
             found = "one without `library_key`"
             raise ValueError(problem(rule, found, f"Leave `library` out, or {remedy}"))
         return np.arange(len(fit.coords)), np.full(len(fit.coords), "", dtype=object)
@@ -151,7 +151,7 @@ def _drawn(fit: Placed, library: str | Sequence[str] | None) -> tuple[np.ndarray
     if library is None:
         return np.arange(len(names)), names
     wanted = [library] if isinstance(library, str) else [str(name) for name in library]
-    choices(wanted, slices.categories, what="slices", where=f"obs[{fit.params['library_key']!r}]")
+    choices(wanted, slices.categories, what="sections", where=f"obs[{fit.params['library_key']!r}]")
     return np.flatnonzero(np.isin(names, wanted)), names
 
 
@@ -160,7 +160,7 @@ def _boxes(crop_coord: Crop, slices: Sequence[str], *, flat: bool) -> dict[str, 
     if crop_coord is None:
         return {}
     rule = "`crop_coord` as (left, top, right, bottom), in the units of the coordinates"
-    remedy = f"Pass one such tuple, or a list of {len(slices)}, one for each slice that is drawn"
+    remedy = f"Pass one such tuple, or a list of {len(slices)}, one for each section that is drawn"
     try:
         boxes = np.asarray(crop_coord, dtype=np.float64)
     except (TypeError, ValueError):
@@ -197,7 +197,9 @@ def _doubt(coords: np.ndarray, image: TissueImage, name: str) -> None:
     spacing = spot_distance([coords])
     wide = image.diameter is not None and 0 < 2 * spacing < image.diameter
     if outside > 0.05 * len(coords) or wide:
-        found = f"{outside} of {len(coords)} spots outside of it, and spots {spacing:g} apart"
+        found = (
+            f"{outside} of {len(coords)} spots outside of the image, and spots {spacing:g} apart"
+        )
         found += "" if image.diameter is None else f" that are {image.diameter:g} wide"
         rule = f"coordinates in pixels of the full resolution of the image {name}".rstrip()
         remedy = "Name such coordinates in the `spatial_key` of the fit, or pass img_key=None"

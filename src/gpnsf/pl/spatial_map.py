@@ -193,7 +193,9 @@ def _chosen(fit: Fit, factors: Factors, features: Features, moment: str) -> np.n
     chosen = fit.factor_indices(factors)
     flat = fit.names[chosen][~fit.is_spatial[chosen]]
     if len(flat):
-        rule = "spatial factors, since nonspatial ones are the same wherever nothing was measured"
+        rule = (
+            "spatial factors, because nonspatial ones have one value wherever nothing was measured"
+        )
         raise ValueError(problem(rule, repr(flat[0]), "Draw it with pl.spatial_factors"))
     return chosen
 
@@ -220,7 +222,7 @@ def _lattice(
             tiles.append(_tile(len(kept) + np.arange(len(points)), coords))
             kept += points.tolist()
     if not kept:
-        rule, remedy = "points of the lattice inside `crop_coord`", "Pass a smaller `spacing`"
+        rule, remedy = "points of the grid inside `crop_coord`", "Pass a smaller `spacing`"
         raise ValueError(problem(rule, "none", remedy))
     return table.loc[kept].reset_index(drop=True), tiles
 

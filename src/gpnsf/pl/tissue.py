@@ -101,12 +101,12 @@ def _trouble(
     known = list(entries)
     if slices is None:
         remedy = f"Fit with `library_key=`, delete other entries of uns[{SPATIAL!r}], or {PLAIN}"
-        return f"one image in uns[{SPATIAL!r}] for a fit without slices", f"{known}", remedy
+        return f"one image in uns[{SPATIAL!r}] for a fit without sections", f"{known}", remedy
     absent = [name for name in slices if name not in entries]
     if absent:
-        rule = f"an image of each slice in uns[{SPATIAL!r}] (there: {known})"
-        remedy = f"Rename the entries or the slices, or {PLAIN}"
-        return rule, f"none of {len(absent)} slice(s), the first {absent[0]!r}", remedy
+        rule = f"an image of each section in uns[{SPATIAL!r}] (there: {known})"
+        remedy = f"Rename the entries or the sections, or {PLAIN}"
+        return rule, f"none for {len(absent)} section(s), the first is {absent[0]!r}", remedy
     return None
 
 

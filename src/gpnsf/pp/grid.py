@@ -100,7 +100,7 @@ def _check_number(slices: Mapping[str, np.ndarray], spacing: float, reach: float
             np.prod((np.ptp(part, axis=0) + 2 * reach) / spacing + 1) for part in slices.values()
         ]
     if sum(sizes) > LARGEST:
-        found = f"spacing={spacing:g}, which makes {sum(sizes):.3g}"
+        found = f"spacing={spacing:g}, which makes {sum(sizes):.3g} points"
         remedy = f"Pass for example spacing={spacing * np.sqrt(sum(sizes) / LARGEST) * 1.1:.3g}"
         raise ValueError(
             problem(f"at most {LARGEST:,} points in the frame of the tissue", found, remedy)

@@ -99,7 +99,7 @@ def normalise(
     Rule(bool, True).check("copy", copy)
     checks.key_added(layer_added, ())
     if target_sum is not None and size_factors != "total":
-        rule = "`target_sum` with size_factors='total'"
+        rule = "`target_sum` only with size_factors='total'"
         remedy = "Leave one of the two out"
         raise ValueError(problem(rule, f"size_factors={size_factors!r}", remedy))
     layer = checks.per_modality(layers, "layers", names=opened.names, known=opened.mods)

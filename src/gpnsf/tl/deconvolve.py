@@ -287,7 +287,8 @@ def _minimum(
         _log.info("deconvolved in %d steps", steps)
     else:
         _log.warning(
-            "not converged after %d steps: raise max_steps or tol, or pass solver='fista'", steps
+            "The deconvolution has not converged after %d steps. Pass a larger max_steps or tol, or solver='fista'.",
+            steps,
         )
     return solution.V, {"objective": solution.trace, "converged": solution.converged}
 
@@ -336,7 +337,8 @@ def _write(
     if not sums.all():
         unknown = adata.obs_names[sums == 0]
         _log.warning(
-            "%d of %d spots, the first %r, have no counts of the genes in common and no neighbour that has: all types alike. Remove them.",
+            "%d of %d spots (the first is %r) have no counts of the genes in common, and neither have their neighbours. "
+            "They get equal shares of all types. Remove them.",
             len(unknown),
             len(sums),
             str(unknown[0]),

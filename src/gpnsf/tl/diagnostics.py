@@ -89,12 +89,12 @@ def _convergence(fitted: _Fitted) -> Iterator[str]:
     if not fitted.history.converged:
         yield (
             f"The fit stopped at max_steps = {fitted.asked.training.max_steps} before the ELBO converged: factors may still be "
-            "mixed. Pass a larger max_steps to go on."
+            "mixed. Fit again with a larger max_steps."
         )
     if fitted.history.repairs:
         yield (
             f"The optimisation was repaired {len(fitted.history.repairs)} time(s), first at {fitted.history.repairs[0]}. The "
-            "result is usable, but was reached with smaller steps: look for extreme counts, or pass a smaller learning_rate."
+            "result is usable. If this happens again, look for extreme counts, or pass a smaller learning_rate."
         )
 
 
@@ -106,9 +106,9 @@ def _depth(fitted: _Fitted) -> Iterator[str]:
     median = float(np.median(total[np.any([view.observed for view in fitted.counted], axis=0)]))
     if median < LOW_DEPTH:
         yield (
-            f"The median spot has {median:g} counts in the features that were used: the factors of a single spot follow the "
-            "prior and the neighbours, not its own counts. Read X_gpnsf_smooth rather than X_gpnsf, ask for fewer factors, or "
-            "bin spots and add features until there are at least 10 counts."
+            f"The median spot has {median:g} counts in the features that were fitted: the factors of a single spot follow the "
+            "prior and its neighbours, not its own counts. Use X_gpnsf_smooth instead of X_gpnsf, fit fewer factors, or merge "
+            "spots into bins or add features until the median spot has at least 10 counts."
         )
 
 
@@ -134,7 +134,7 @@ def _size_factors(fitted: _Fitted) -> Iterator[str]:
     if found:
         yield (
             f"Totals are small and vary smoothly over the tissue in modality {', '.join(found)}: they seem to carry signal, "
-            "which size factors from totals take away. Compare with size_factors=None."
+            "which size factors from totals remove. Compare with a fit with size_factors=None."
         )
 
 
@@ -143,8 +143,8 @@ def _all_spatial(fitted: _Fitted) -> Iterator[str]:
     untested = not fitted.outcome.spatial_test and PRESETS[fitted.asked.model.model].is_hybrid
     if untested and fitted.counted and fitted.posterior.is_spatial.all():
         yield (
-            f"All {len(fitted.posterior.is_spatial)} factors are spatial because they were asked to be: variation between "
-            "neighbouring spots will be forced into them. Pass a smaller n_spatial, or split='tested'."
+            f"All {len(fitted.posterior.is_spatial)} factors are spatial because they were asked to be: differences between "
+            "neighbouring spots are forced into them. Pass a smaller n_spatial, or split='tested'."
         )
 
 
@@ -155,8 +155,8 @@ def _split(fitted: _Fitted) -> Iterator[str]:
         return
     if not is_spatial.any():
         yield (
-            "No factor shows spatial order in held-out counts: all are nonspatial and every importance is 0. If that is a "
-            "surprise, check that the coordinates belong to these observations."
+            "No factor shows spatial order in held-out counts, so all factors are nonspatial and every spatial importance is 0. "
+            "If you expected spatial factors, check that the coordinates belong to these observations."
         )
     scores = zip(factor_names(is_spatial), z, is_spatial, strict=True)
     left = [
@@ -167,7 +167,7 @@ def _split(fitted: _Fitted) -> Iterator[str]:
     if left and fitted.asked.model.n_spatial is not None:
         yield (
             f"n_spatial = {fitted.asked.model.n_spatial} leaves no room for {len(left)} more factor(s) with clear spatial order in "
-            f"held-out counts, which are nonspatial in name only: {', '.join(left)}. Leave n_spatial out to have them as spatial."
+            f"held-out counts: {', '.join(left)}. They are called nonspatial only because of n_spatial. Leave n_spatial out."
         )
 
 
@@ -182,12 +182,12 @@ def _lengthscales(fitted: _Fitted) -> Iterator[str]:
     if short.any():
         yield (
             f"The length scale of {_listed(names, short)} is at its floor, {low * fitted.scale:.3g}: the factor changes from "
-            "spot to spot and is hardly spatial. Pass a smaller n_spatial, or a lengthscale."
+            "spot to spot and is hardly spatial. Pass a smaller n_spatial, or a longer lengthscale."
         )
     if long.any():
         yield (
             f"The length scale of {_listed(names, long)} is at its ceiling, {high * fitted.scale:.3g}: the factor is a gradient "
-            "over the whole tissue, and its amplitude means nothing. Pass a smaller n_spatial if no gradient is expected."
+            "over the whole tissue, and its amplitude means nothing. If you expect no gradient, pass a smaller n_spatial."
         )
 
 
@@ -208,8 +208,8 @@ def _basis(fitted: _Fitted) -> Iterator[str]:
         yield (
             f"The field keeps {kept[rough].min():.0%} of the prior variance of {_listed(names, rough)}: "
             f"kernel {kernel!r} at this length scale is too rough for {n_basis} basis functions per axis, "
-            "and what they leave out is taken for noise of single spots. Compare with field='inducing', or a "
-            "smoother kernel."
+            "and the variance that is lost counts as noise of single spots. Compare with a fit with field='inducing', or "
+            "with a smoother kernel."
         )
 
 
@@ -221,8 +221,8 @@ def _raw_counts(fitted: _Fitted) -> Iterator[str]:
         if FAMILIES[view.likelihood].signed and _are_counts(view):
             yield (
                 f"Modality {view.name!r} holds raw counts: whole numbers, none below zero, most of them small. "
-                "A Gaussian likelihood treats differences of large and small counts alike, so that a few features "
-                "and deep spots decide. Normalise and take logarithms (gpnsf.pp.normalise, layers='normalised'), "
+                "A Gaussian likelihood gives every difference the same weight, so a few abundant features and deep "
+                "spots decide the fit. Normalise and take logarithms (gpnsf.pp.normalise, layers='normalised'), "
                 f"or fit the counts with {remedy}."
             )
 
@@ -257,8 +257,8 @@ def _duplicates(fitted: _Fitted) -> Iterator[str]:
     found = [" = ".join(names[k] for k in members) for members in groups if len(members) > 1]
     if found:
         yield (
-            f"Factors with the same pattern and the same loadings, each group one factor that was split: {', '.join(found)}. "
-            "Add them up, or pass a smaller n_factors."
+            f"Factors with the same pattern and the same loadings: {', '.join(found)}. Each group is one factor that was split. "
+            "Add its factors up, or pass a smaller n_factors."
         )
 
 
@@ -278,9 +278,9 @@ def _batches(fitted: _Fitted) -> Iterator[str]:
     ]
     if found:
         yield (
-            f"Features differ between the slices of {key!r} in modality {', '.join(found)}, whatever mixture of factors a slice "
-            "may have: these look like batch effects, which factors would have to describe. Compare with "
-            f"batch_key={key!r}."
+            f"Features differ between the sections of {key!r} in modality {', '.join(found)}, more than any mixture of the "
+            "factors can explain. These look like batch effects, which the factors would have to describe. Compare with a fit "
+            f"with batch_key={key!r}."
         )
 
 

@@ -142,7 +142,7 @@ def domains(
     )
     if labels.max() + 1 != n_domains:
         _log.warning(
-            "%d domains where %s were asked for: no division gives that number",
+            "Found %d domains instead of %s: this clustering cannot give that number. Pass another n_domains or method.",
             labels.max() + 1,
             n_domains,
         )
@@ -201,7 +201,7 @@ def _points(fit: Fit, factors: Factors) -> np.ndarray:
     """The embedding [N, d] that the fit has left, or that of the chosen factors."""
     points = fit.embedding if factors is None else fit.embedded(_chosen(fit, factors))
     if not fit.signed and np.ptp(points, axis=0).max() < SAME:
-        rule = "at least two factors with loadings of their own, so that observations differ in what they express"
+        rule = "at least two factors with different loadings, so that the expected expression of observations differs"
         raise ValueError(
             problem(
                 rule, f"{_named(fit, factors)} alone", "Pass factors='all', or fit more factors"

@@ -242,7 +242,7 @@ def _complete(table: pd.DataFrame) -> pd.DataFrame:
     if lacking.any():
         _log.warning(
             "gene_sets: %d of %d line(s) name no set or no member, and are left out. "
-            "Remove them from the table if that is right.",
+            "Fill them in, or remove them from the table.",
             lacking.sum(),
             len(table),
         )

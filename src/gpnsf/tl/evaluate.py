@@ -119,7 +119,10 @@ def evaluate(
         lines = [line for name in fit.modalities for line in _of_rows(fit, name, metric, other)]
         return pd.DataFrame(lines)
     if other:
-        rule, remedy = f"`layers` with a metric of counts, among {OF_COUNTS}", "Leave `layers` out"
+        rule, remedy = (
+            f"`layers` only with a metric of counts, among {OF_COUNTS}",
+            "Leave `layers` out",
+        )
         raise ValueError(problem(rule, f"metric={metric!r}", remedy))
     return _sparsity(fit) if metric == "sparsity" else _moran(fit)
 

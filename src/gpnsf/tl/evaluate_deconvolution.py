@@ -88,7 +88,11 @@ def _line(found: Deconvolved, truth: str | pd.DataFrame | np.ndarray) -> dict[st
     counted = np.flatnonzero(values.sum(axis=1) > 0)
     if not len(counted):
         raise ValueError(
-            problem("a truth with a sum above 0 for some spots", "none", "Check what was passed")
+            problem(
+                "a truth with a sum above 0 for some spots",
+                "none",
+                "Check that the truth belongs to these spots",
+            )
         )
     values = values[counted] / values[counted].sum(axis=1, keepdims=True)
     estimate = np.zeros_like(values)
@@ -145,7 +149,11 @@ def true_amounts(
     values = values.astype(np.float64)
     if not (np.isfinite(values) & (values >= 0)).all():
         raise ValueError(
-            problem("finite values in `truth` that are not negative", "others", "Correct them")
+            problem(
+                "finite, nonnegative values in `truth`",
+                "negative, missing or infinite ones",
+                "Correct them",
+            )
         )
     return values, names
 

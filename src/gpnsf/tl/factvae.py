@@ -272,7 +272,10 @@ def _overlaps(
     except (KeyError, ValueError) as error:
         if annotation is not None:
             raise
-        _log.warning("The regulatory loss is off, for want of places. %s", error.args[0])
+        _log.warning(
+            "The regulatory loss is off, because places of genes or peaks are missing. %s",
+            error.args[0],
+        )
         return empty, np.zeros((2, 0), dtype=np.int64)
     names = genes.mod.var_names[chosen[0]]
     places = places.loc[places.index.isin(names)]

@@ -80,7 +80,7 @@ class Finished:
             ) from error
 
     def _read(self, path: Path) -> None:
-        rule = "`checkpoint` to name a file of this very search, or none yet"
+        rule = "`checkpoint` to name a file of this search, or a file that does not exist yet"
         remedy = "Repeat the call that was interrupted, or name another file, or delete this one"
         try:
             with np.load(path) as file:
@@ -91,7 +91,7 @@ class Finished:
                 fit, _, field = name.rpartition(BETWEEN)
                 self.found.setdefault(fit, {})[field] = array
         except UNREADABLE as error:
-            found = f"{str(path)!r}, which is none or is damaged"
+            found = f"{str(path)!r}, which is no checkpoint of a search, or is damaged"
             raise ValueError(problem(rule, found, remedy)) from error
         if differ:
             found = f"{str(path)!r}, which differs in {', '.join(sorted(differ))}"

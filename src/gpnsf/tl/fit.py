@@ -326,7 +326,9 @@ def _warn_of_idle(asked: Arguments, n_spatial: int) -> None:
     }
     for name, (value, is_idle) in idle.items():
         if is_idle:
-            _logger.warning("%s=%r has no effect on this model and field.", name, value)
+            _logger.warning(
+                "%s=%r has no effect on this model and field. Leave it out.", name, value
+            )
 
 
 def _report(dataset: Dataset, history: History, seconds: float) -> None:

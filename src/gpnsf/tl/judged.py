@@ -103,8 +103,8 @@ class Judged:
 def judged(fit: Fit, name: str) -> Judged:
     """Read one modality as the fit did."""
     if fit.std is None:
-        rule = "a fit that says what to expect of counts"
-        found = f"{fit.keys.key!r}, which has factors and loadings alone"
+        rule = "a fit with expected counts"
+        found = f"{fit.keys.key!r}, which has factors and loadings only"
         remedy = "Pass metric='sparsity' or 'moran', or the `key` of a fit by gpnsf.tl.fit or gpnsf.tl.mefisto"
         raise KeyError(checks.problem(rule, found, remedy))
     mod, rows, likelihood = fit.modalities[name], fit.rows[name], fit.likelihoods[name]
@@ -153,8 +153,8 @@ def as_counts(fit: Fit, own: Judged, *, only: bool) -> Judged:
         return _with_return(replace(own, kind="poisson"), log=False)
     if not only:
         return own
-    rule = f"values of modality {own.name!r} that are counts or that `gpnsf.pp.normalise` made of counts, to judge counts by"
-    found = "other values, of which the way back to counts is not known"
+    rule = f"counts in modality {own.name!r}, or values that `gpnsf.pp.normalise` made of counts"
+    found = "other values, which cannot be turned back into counts"
     remedy = (
         "Call gpnsf.pp.normalise on an object with counts and fit the layer that it writes, by layers='normalised'; or pass "
         "metric='deviance' or 'rmse', which judge the values as they are"
@@ -166,8 +166,8 @@ def _undone(own: Judged, made: Normalised) -> Judged:
     """Counts and size factors that were there before the values."""
     if made.peeks is not None:
         _log.warning(
-            "the size factors of layer %r have a unit from rows that the fit has held out: pass its `holdout_key` to gpnsf.pp.normalise "
-            "too, and fit again",
+            "The unit of the size factors of layer %r was computed with held-out rows. Pass the `holdout_key` of the fit to "
+            "gpnsf.pp.normalise too, and fit again.",
             made.peeks,
         )
     counts = {"counts": made.counts, "size": made.size, "by_total": made.by_total}

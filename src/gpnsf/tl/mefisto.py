@@ -169,7 +169,9 @@ def mefisto(
     _check_features(tables, n_factors, n_trained)
     if max_steps < core.FIRST_FIELD:
         _log.warning(
-            "max_steps=%d: MEFISTO looks for fields from step %d on.", max_steps, core.FIRST_FIELD
+            "max_steps=%d is too few: MEFISTO fits the fields from step %d on. Pass a larger max_steps.",
+            max_steps,
+            core.FIRST_FIELD,
         )
     with few_threads(n_trained**2 < SMALL):
         found = core.fit(

@@ -129,8 +129,8 @@ def _warn_outside(own: np.ndarray, process: Mapping[str, Any]) -> None:
     outside = int((np.abs(own) > np.minimum(reach, 1.0) + OUTSIDE).any(axis=1).sum())
     if outside > SEVERAL * len(own):
         _log.warning(
-            "%d of %d places lie outside of the fitted tissue, where factors return to their mean. Are coordinates in the unit of the "
-            "data, and their axes in its order and direction?",
+            "%d of %d places lie outside of the fitted tissue, where factors return to their mean. Check that the coordinates are in "
+            "the unit of the fitted data, with the axes in the same order and direction.",
             outside,
             len(own),
         )
@@ -142,7 +142,10 @@ def _places(
     """Coordinates [n, D] in the unit of the data, slice codes [n], and the obs table to start from."""
     if coords is None:
         if library is not None:
-            rule, remedy = "`coords` beside `library`", "Pass coordinates, or leave `library` out"
+            rule, remedy = (
+                "`coords` together with `library`",
+                "Pass coordinates, or leave `library` out",
+            )
             raise ValueError(checks.problem(rule, f"library={library!r} alone", remedy))
         names = fit.library
         codes = (
@@ -158,7 +161,7 @@ def _places(
     index = coords.index if isinstance(coords, pd.DataFrame) else numbers
     points = checks.coordinates(coords, where="`coords`", obs_names=[f"row {i}" for i in index])
     if library is None and len(libraries) > 1:
-        rule = f"`library` to name one of the slices {libraries}"
+        rule = f"`library` to name one of the sections {libraries}"
         raise ValueError(checks.problem(rule, "None", f"Pass for example library={libraries[0]!r}"))
     names = (
         libraries[:1]
@@ -169,7 +172,7 @@ def _places(
     )
     codes = _codes(names, libraries)
     if len(codes) not in (1, len(points)):
-        rule = f"one slice, or one for each of the {len(points)} rows of `coords`"
+        rule = f"one section, or one for each of the {len(points)} rows of `coords`"
         raise ValueError(checks.problem(rule, f"{len(codes)} names", "Pass one name per row"))
     obs = pd.DataFrame(index=index.astype(str))
     return points, np.broadcast_to(codes, len(points)).astype(np.int64), obs
@@ -177,7 +180,7 @@ def _places(
 
 def _codes(names: list[str], libraries: list[str]) -> np.ndarray:
     """Positions of slice names."""
-    checks.choices(names, libraries, what="the slice", where="the fit")
+    checks.choices(names, libraries, what="the section", where="the fit")
     return np.array([libraries.index(name) for name in names], dtype=np.int64)
 
 
@@ -224,7 +227,7 @@ def _modalities_of(fit: fits.Fit, features: str | Sequence[str]) -> dict[str, li
     twice = [label for label in names if times[label] > 1]
     if twice:
         example = f"features={{{next(iter(fit.modalities))!r}: [{twice[0]!r}]}}"
-        rule = "names in `features` that mean one feature each"
+        rule = "names in `features` that each mean one feature"
         remedy = f"Name the modality: {example}"
         raise ValueError(checks.problem(rule, f"{twice[0]!r} more than once", remedy))
     return {name: labels for name, labels in found.items() if labels}

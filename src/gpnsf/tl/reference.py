@@ -36,7 +36,7 @@ def counts_of(adata: AnnData, layer: str | None, *, what: str) -> sp.csr_matrix:
         raise ValueError(problem(f"counts of the {what} that are not negative", found, remedy))
     if base := base_of(counts):
         _log.warning(
-            "Values of the %s, up to %.3g, are logarithms of normalised counts, base %s: mixtures add up in linear values alone. %s.",
+            "Values of the %s, up to %.3g, are logarithms of normalised counts, base %s. A spot is a sum of cells in linear values only. %s.",
             what,
             counts.data.max(),
             base,
@@ -84,7 +84,9 @@ def profiles_of(
             remedy = "Remove them, or pass the cells as AnnData"
             raise ValueError(
                 problem(
-                    "no `label_key` and `reference_layer` for a table of profiles", found, remedy
+                    "neither `label_key` nor `reference_layer` for a table of profiles",
+                    found,
+                    remedy,
                 )
             )
         return _checked(reference)
@@ -139,7 +141,7 @@ def _warn_of_unlabelled(labels: np.ndarray, key: str) -> None:
     void = {name: n for name, n in counted if name.lower() in NO_LABELS}
     if void:
         _log.warning(
-            "%d of %d cells of the reference are without a type, but for the word: %s are fitted as types. Leave them out: "
+            "%d of %d cells of the reference have a label that means no type, and it is fitted as a type: %s. Leave them out: "
             "reference[~reference.obs[%r].astype(str).isin(%s)].copy().",
             sum(void.values()),
             len(labels),
@@ -155,8 +157,8 @@ def compared(profiles: pd.DataFrame, spots: np.ndarray) -> None:
     ours, theirs = effective(total), effective(spots)
     if profiles.to_numpy().max() <= SMALL and ours > FLATTER * theirs:
         _log.warning(
-            "Profiles of the reference, up to %.3g, are as even as if %.0f genes shared the total, where %.0f share that of the spots: are they "
-            "logarithms? Mixtures add up in linear values alone: pass means of counts, or of np.expm1 of the logarithms.",
+            "Profiles of the reference, up to %.3g, are as even as if %.0f genes shared the total. In the spots it is %.0f. They may be "
+            "logarithms. Pass means of counts, or of np.expm1 of the logarithms: a spot is a sum of cells in linear values only.",
             profiles.to_numpy().max(),
             ours,
             theirs,
@@ -193,15 +195,15 @@ def matched(
         )
     if better is not None or shared < FEW_GENES * fewest:
         _log.warning(
-            "%d genes are in common, of %d of the spots (%r, ..) and %d of the reference (%r, ..)%s",
+            "Only %d genes are in common, of %d of the spots (%r, ..) and %d of the reference (%r, ..). %s",
             shared,
             len(genes),
             str(genes[0]),
             len(profiles),
             str(profiles.index[0]),
-            ": are their names of one kind?"
+            "Check that both use the same kind of gene names."
             if better is None
-            else f"; after {better[1]} it would be {better[0]}.",
+            else f"Set {better[1]}: {better[0]} names are the same then.",
         )
     silent = list(both.columns[(both == 0).all()])
     if silent:
@@ -220,7 +222,7 @@ def _checked(table: pd.DataFrame) -> pd.DataFrame:
         table.index.astype(str), axis=0
     )
     if table.shape[1] < 2 or not table.columns.is_unique:
-        remedy = "Pass a reference with several types, each of one name"
+        remedy = "Pass a reference with several types, each with its own name"
         raise ValueError(
             problem(
                 "at least two types with different names", str(list(table.columns)[:10]), remedy
@@ -238,10 +240,8 @@ def _checked(table: pd.DataFrame) -> pd.DataFrame:
     values = table.to_numpy(dtype=np.float64)
     bad = ~(np.isfinite(values) & (values >= 0))
     if bad.any():
-        found = f"{bad.sum()} of {bad.size} that are not"
+        found = f"{bad.sum()} of {bad.size} values that are negative, missing or infinite"
         raise ValueError(
-            problem(
-                "finite profiles that are not negative", found, "Pass mean counts, not logarithms"
-            )
+            problem("finite, nonnegative profiles", found, "Pass mean counts, not logarithms")
         )
     return pd.DataFrame(values, index=table.index, columns=table.columns)

@@ -196,7 +196,7 @@ def scai(
     put(mdata, slots, instead_of=Keys(key_added).slots)
     _log.info("scAI: %d cells, %d steps, %.1f s", mdata.n_obs, len(found.trace), record["seconds"])
     if not found.converged:
-        _log.warning("scAI has not converged after %d steps: raise max_steps", max_steps)
+        _log.warning("scAI has not converged after %d steps. Pass a larger max_steps.", max_steps)
 
 
 def _check_memory(n_obs: int) -> None:

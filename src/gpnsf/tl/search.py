@@ -197,22 +197,23 @@ class Search:
         K, T = self.chosen
         if self.depth < ENOUGH_COUNTS:
             reason = (
-                f"These counts cannot tell: the median observation has {self.depth:g}, and parts of fewer than {ENOUGH_COUNTS:g} decide "
-                f"nothing. The deviance of the kept counts alone would take {K} factors."
+                f"These counts are too few to tell: the median observation has {self.depth:g}, and at least {ENOUGH_COUNTS:g} are needed. "
+                f"The deviance of the held-out counts alone would recommend {K} factors."
             )
             return {"n_factors": None, "n_spatial": None, "reason": reason}
         excess, error = self.excess((K, T))
         best = self.lowest[0]
-        first = f"{K} factors predict the counts that were kept best"
+        named = f"{K} factors" if T is None else f"{K} factors, {T} of them spatial,"
+        first = f"{named} predict the held-out counts best"
         if (K, T) != self.lowest:
             bound = (
                 "one standard error"
                 if excess <= error
                 else f"{MIN_SHARE:.1%} of what all factors explain"
             )
-            first = f"{K} factors predict the counts that were kept as well as the best, {best}, within {bound}"
+            first = f"{named} predict the held-out counts as well as the best number, {best}, within {bound}"
         if T is not None:
-            reason = f"{first}; with this number, {T} spatial ones do so."
+            reason = f"{first}."
         else:
             T, z = self._spatial(K)
             listed = ", ".join(f"{value:.1f}" for value in z)
@@ -222,7 +223,7 @@ class Search:
     def _check(self, n_factors: int) -> str:
         """What the objective says of the numbers, and whether the choice lies at the edge of those tried."""
         highest = max(self.runs, key=self.objective)[0]
-        words = f"The objective of the fits is highest with {highest}."
+        words = f"The objective of the fits is highest with {highest} factors."
         tried = sorted({K for K, _ in self.runs})
         for edge, name, beyond in (
             (tried[-1], "largest", "larger"),

@@ -137,7 +137,7 @@ def select_n_factors(
         found = f"n_spatial={list(n_spatial or ())} with n_factors={numbers}"
         raise ValueError(
             problem(
-                "some `n_spatial` of at most some `n_factors`",
+                "at least one `n_spatial` that is not above the largest `n_factors`",
                 found,
                 "Lower n_spatial or raise n_factors",
             )

@@ -81,7 +81,11 @@ def costs_of(
     costs = table.loc[labels, names].to_numpy(dtype=np.float64)
     if not (np.isfinite(costs) & (costs >= 0)).all():
         raise ValueError(
-            problem("finite `group_costs` that are not negative", "others", "Correct the table")
+            problem(
+                "finite, nonnegative `group_costs`",
+                "negative, missing or infinite ones",
+                "Correct the table",
+            )
         )
     total = costs.sum(axis=1, keepdims=True)
     return np.divide(costs, total, out=np.zeros_like(costs), where=total > 0)
