@@ -81,7 +81,8 @@ def link_peaks(
         Genes to link; None for all.
     annotation
         Places of genes: a table, or the path of a csv file, with columns ``gene`` (or gene names as index), ``chrom``,
-        ``start``, ``end`` and, if known, ``strand``. None for such columns, or a column ``interval``, in ``var`` of ``rna``.
+        ``start``, ``end`` and, if known, ``strand``; or the path of a GTF or GFF3 file with rows of genes, such as ``genes.gtf.gz`` of
+        Cell Ranger. None for such columns, or a column ``interval``, in ``var`` of ``rna``.
         Without a strand either end of a gene may be its start.
     pairs
         Table with columns ``gene`` and ``peak`` of the pairs to score, and ``distance`` (bases) if it is to be taken from
