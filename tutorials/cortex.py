@@ -13,14 +13,15 @@
 # %% [markdown]
 # # A cortex section with RNA and ATAC
 #
-# The section is **semi-synthetic**: the counts are real, RNA and open chromatin of the same cells of mouse cortex (SNARE-seq), but the cells were not
-# measured where they lie here. Each was put at the place of a cell of the same type in another section of cortex (osmFISH), and cells within the same
-# square of 60 µm were added up. So layers, cell types and their genes are real, and so is the noise; what varies *within* a cell type from place to place is not there.
-# Nobody should draw conclusions on biology from it. It shows the way from raw counts of two modalities to factors, peaks and regions.
+# The section is **semi-synthetic**: the counts are real, RNA and open chromatin of the same cells of mouse cortex (SNARE-seq), but the cells were
+# not measured where they lie here. Each was put at the place of a cell of the same type in another section of cortex (osmFISH), and cells within
+# the same square of 60 µm were added up. So layers, cell types and their genes are real, and so is the noise; what varies *within* a cell type from
+# place to place is not there. Nobody should draw conclusions on biology from it. It shows the way from raw counts of two modalities to factors,
+# peaks and regions.
 #
-# The file `semi_cortex_spots.h5mu` (602 spots, 1,591 genes, 10,910 peaks) is not part of the package. The notebook looks for it in the folder that the
-# environment variable `GPNSF_DATA_DIR` names. Without it a simulated tissue takes its place, so that every cell still runs; remarks on genes and
-# layers are then about nothing.
+# The file `semi_cortex_spots.h5mu` (602 spots, 1,591 genes, 10,910 peaks) is not part of the package. The notebook looks for it in the folder that
+# the environment variable `GPNSF_DATA_DIR` names. Without it a simulated tissue takes its place, so that every cell still runs; remarks on genes
+# and layers are then about nothing.
 
 # %%
 import os
@@ -57,8 +58,9 @@ print(title, {name: modality.shape for name, modality in mdata.mod.items()})
 # %% [markdown]
 # ## Quality control
 #
-# Each modality has its own quality control, and a spot has to pass both. The spots of this file were put together from cells that had passed before, so nothing has to go:
-# the poorest spot, a single small cell, has 77 RNA counts and 17 fragments. With your own section, look at this table first and set the two limits below. Counts stay raw.
+# Each modality has its own quality control, and a spot has to pass both. The spots of this file were put together from cells that had passed
+# before, so nothing has to go: the poorest spot, a single small cell, has 77 RNA counts and 17 fragments. With your own section, look at this table
+# first and set the two limits below. Counts stay raw.
 
 # %%
 for modality in mdata.mod.values():
@@ -73,9 +75,9 @@ print(mdata.n_obs, "spots are left")
 # %% [markdown]
 # ## Genes and peaks
 #
-# Half of the peaks are open in fewer than 15 of the 602 spots. They cost time and say little about where anything lies. `deviance_features` asks, on raw counts, how far each
-# feature is from being the same everywhere, and marks the 2,000 that are farthest in each modality: here all genes and a fifth of the peaks. Peaks that are left out
-# get loadings of zero.
+# Half of the peaks are open in fewer than 15 of the 602 spots. They cost time and say little about where anything lies. `deviance_features` asks,
+# on raw counts, how far each feature is from being the same everywhere, and marks the 2,000 that are farthest in each modality: here all genes and
+# a fifth of the peaks. Peaks that are left out get loadings of zero.
 
 # %%
 gpnsf.pp.deviance_features(mdata, n_top=2000)
@@ -84,7 +86,8 @@ gpnsf.pp.deviance_features(mdata, n_top=2000)
 # %% [markdown]
 # ## The fit
 #
-# One fit for both modalities: every factor has loadings on genes and on peaks. Ten factors are an upper bound, and a test on held-out counts decides which of them are spatial.
+# One fit for both modalities: every factor has loadings on genes and on peaks. Ten factors are an upper bound, and a test on held-out counts
+# decides which of them are spatial.
 
 # %%
 gpnsf.tl.fit(mdata, n_factors=10, use_var="highly_deviant", seed=0)
@@ -93,11 +96,14 @@ print(*mdata.uns["gpnsf"]["factor_names"])
 # %% [markdown]
 # Eight factors are left. Two messages came on the way, and each wants an answer.
 #
-# - *Modality 'atac' holds values other than 0 and 1.* A peak counts as open or closed. Spots hold several cells, so a peak with three fragments may be open in
-#   three cells, and that is lost. We leave it so, because of the counts that are not 0 93 % are 1; in deeper spots `likelihoods={"atac": "poisson"}` would keep it.
-# - *The field keeps 71 % of the prior variance of spatial_4 and spatial_5.* The length scales of these two, around 75 µm, are hardly longer than the distance of two spots, so the
-#   smooth field cannot follow them, and takes for noise of single spots what it misses. The message says what to do: fit again with `field="inducing"`. That took eight times as long, so it is not repeated here. All eight
-#   factors came back, and these two lay in the same spots as before (correlations of 1.00 and .99), with length scales of 231 and 164 µm. So we trust the maps, and quote no length scale of these two.
+# - *Modality 'atac' holds values other than 0 and 1.* A peak counts as open or closed. Spots hold several cells, so a peak with three fragments may
+#   be open in three cells, and that is lost. We leave it so, because of the counts that are not 0 93 % are 1; in deeper spots `likelihoods={"atac":
+#   "poisson"}` would keep it.
+# - *The field keeps 71 % of the prior variance of spatial_4 and spatial_5.* The length scales of these two, around 75 µm, are hardly longer than
+#   the distance of two spots, so the smooth field cannot follow them, and takes for noise of single spots what it misses. The message says what to
+#   do: fit again with `field="inducing"`. That took eight times as long, so it is not repeated here. All eight factors came back, and these two lay
+#   in the same spots as before (correlations of 1.00 and .99), with length scales of 231 and 164 µm. So we trust the maps, and quote no length
+#   scale of these two.
 #
 # ## The factors
 
@@ -107,8 +113,8 @@ figure.suptitle(title, y=1.05)
 plt.show()
 
 # %% [markdown]
-# The narrow part at the top is white matter, the lower edge is the surface of the brain. Four spatial factors are bands between these two, two are glia. The nonspatial ones are
-# single spots all over the tissue: in held-out counts, their neighbours do not resemble each other.
+# The narrow part at the top is white matter, the lower edge is the surface of the brain. Four spatial factors are bands between these two, two are
+# glia. The nonspatial ones are single spots all over the tissue: in held-out counts, their neighbours do not resemble each other.
 #
 # ## Marker genes
 
@@ -117,8 +123,9 @@ best = gpnsf.tl.rank_features(mdata, modality="rna", n_features=7)
 best.groupby("factor", observed=True)["feature"].agg(", ".join).to_frame("best genes")
 
 # %% [markdown]
-# The genes say what the factors are. *Cux2* and *Cux1*: upper layers; *Hs3st4* and *Foxp2*: layer 6; *Plp1* and *Mbp*: oligodendrocytes; *Slc1a2* and *Slc1a3*: astrocytes; *Nxph1* and
-# *Adarb2*: two families of interneurons, which are sparse in all layers. spatial_3 lies in layer 4 and spatial_6 in layer 5, as the maps tell better than their genes.
+# The genes say what the factors are. *Cux2* and *Cux1*: upper layers; *Hs3st4* and *Foxp2*: layer 6; *Plp1* and *Mbp*: oligodendrocytes; *Slc1a2*
+# and *Slc1a3*: astrocytes; *Nxph1* and *Adarb2*: two families of interneurons, which are sparse in all layers. spatial_3 lies in layer 4 and
+# spatial_6 in layer 5, as the maps tell better than their genes.
 #
 # How far to trust that? With `seed=1` seven of these eight came back; layer 5 went into the others. It is thin and has few spots.
 #
@@ -134,9 +141,11 @@ figure.suptitle(title, y=1.02)
 plt.show()
 
 # %% [markdown]
-# Genes follow their factor well. The best peaks do so only where one knows what to look for: a peak is open or it is not, and most spots of the right place show it closed.
+# Genes follow their factor well. The best peaks do so only where one knows what to look for: a peak is open or it is not, and most spots of the
+# right place show it closed.
 #
-# How many peaks can be told to belong to a factor? A score above 0 says that the factor has more of the peak than the section has, as far as its counts can tell.
+# How many peaks can be told to belong to a factor? A score above 0 says that the factor has more of the peak than the section has, as far as its
+# counts can tell.
 
 # %%
 peaks = gpnsf.tl.rank_features(mdata, modality="atac", n_features=mdata["atac"].n_vars)
@@ -144,22 +153,25 @@ certain = peaks[peaks["score"] > 0]
 certain.groupby("factor", observed=False).size().reindex(names, fill_value=0).to_frame("peaks")
 
 # %% [markdown]
-# Both kinds of glia have well over a hundred such peaks, and one family of interneurons nearly as many. The layers have a few, and layer 5 none: the neurons of the layers share most of their open chromatin,
-# and at a few hundred fragments a spot the differences are not seen peak by peak. That is a reason to fit both modalities at once: genes find the factor, and its peaks follow.
+# Both kinds of glia have well over a hundred such peaks, and one family of interneurons nearly as many. The layers have a few, and layer 5 none:
+# the neurons of the layers share most of their open chromatin, and at a few hundred fragments a spot the differences are not seen peak by peak.
+# That is a reason to fit both modalities at once: genes find the factor, and its peaks follow.
 #
 # ## Links between genes and peaks
 #
-# The file says which peaks lie in which gene. Which of these go with their gene over the tissue? The score of a pair is the cosine of the profiles of the two over factors.
+# The file says which peaks lie in which gene. Which of these go with their gene over the tissue? The score of a pair is the cosine of the profiles
+# of the two over factors.
 
 # %%
 gpnsf.tl.link_peaks(mdata, pairs=pairs)
 mdata.uns["gpnsf_links"].head(8).round(4)
 
 # %% [markdown]
-# Two columns disappoint. No `q` is small: with eight factors, many pairs agree by chance, so read the table as a ranking. And `distance` is empty, because the file does not say where genes begin.
+# Two columns disappoint. No `q` is small: with eight factors, many pairs agree by chance, so read the table as a ranking. And `distance` is empty,
+# because the file does not say where genes begin.
 #
-# Places of genes are in the annotation that reads were counted with: `annotation="genes.gtf.gz"` reads it. Here a table of six genes will do, with the start of each in the genome mm10. With places, all peaks within
-# 150 kb of the start are looked at, in the gene or not.
+# Places of genes are in the annotation that reads were counted with: `annotation="genes.gtf.gz"` reads it. Here a table of six genes will do, with
+# the start of each in the genome mm10. With places, all peaks within 150 kb of the start are looked at, in the gene or not.
 
 # %%
 places = pd.DataFrame(
@@ -188,9 +200,11 @@ near[["gene", "peak", "distance", "score"]].head(10).round(2)
 gpnsf.pl.links(mdata, "Mbp" if measured else near["gene"][0], annotation=places, min_score=0.5)
 
 # %% [markdown]
-# The blue arrow is the start of *Mbp*; its body is not drawn, since our table has starts only. Arcs lead to the peaks whose profile agrees with the gene (score above .5), grey ticks are the other peaks near it. The darkest arc, with a score of
-# .99, ends 79 kb away. That is no distant enhancer: the short transcripts that make the myelin basic protein of oligodendrocytes begin there, at 82.554 Mb. In the table above, the promoter itself (within 200 bases of the start) is
-# among the best peaks of *Pdzrn3*, *Slc1a2* and *Unc5d*; *Cux2* has only one that is far inside the gene, and *Hs3st4* has none within 150 kb. Whether a peak regulates its gene, no cosine can tell.
+# The blue arrow is the start of *Mbp*; its body is not drawn, since our table has starts only. Arcs lead to the peaks whose profile agrees with the
+# gene (score above .5), grey ticks are the other peaks near it. The darkest arc, with a score of .99, ends 79 kb away. That is no distant enhancer:
+# the short transcripts that make the myelin basic protein of oligodendrocytes begin there, at 82.554 Mb. In the table above, the promoter itself
+# (within 200 bases of the start) is among the best peaks of *Pdzrn3*, *Slc1a2* and *Unc5d*; *Cux2* has only one that is far inside the gene, and
+# *Hs3st4* has none within 150 kb. Whether a peak regulates its gene, no cosine can tell.
 #
 # ## Domains and the known layers
 #
@@ -212,13 +226,16 @@ plt.show()
 pd.crosstab(labels["region"], labels["gpnsf_domain"])
 
 # %% [markdown]
-# The layers that have neurons of their own are found: domain 1 is layer 2-3, domain 2 layer 4, domain 3 layer 6, and domain 5 most of layer 5 with an edge of layer 6. What is not found: *lateral*, *medial* and *3-4* hold the same
-# types of neurons, so nothing tells them apart. White matter and the surface come out by their glia instead: domains 4 and 6 have most oligodendrocytes, domains 7 and 8 most astrocytes, whose spots at the surface and in white matter look alike.
-# The index of .58 counts all of that as errors. Annotations were drawn as closed regions; domains follow counts.
+# The layers that have neurons of their own are found: domain 1 is layer 2-3, domain 2 layer 4, domain 3 layer 6, and domain 5 most of layer 5 with
+# an edge of layer 6. What is not found: *lateral*, *medial* and *3-4* hold the same types of neurons, so nothing tells them apart. White matter and
+# the surface come out by their glia instead: domains 4 and 6 have most oligodendrocytes, domains 7 and 8 most astrocytes, whose spots at the
+# surface and in white matter look alike. The index of .58 counts all of that as errors. Annotations were drawn as closed regions; domains follow
+# counts.
 #
 # ## On with squidpy
 #
-# `factor_adata` has one column per factor, with coordinates and labels, so what squidpy does with genes it does with factors. Which domains lie beside each other?
+# `factor_adata` has one column per factor, with coordinates and labels, so what squidpy does with genes it does with factors. Which domains lie
+# beside each other?
 
 # %%
 factors = gpnsf.tl.factor_adata(mdata)
@@ -229,8 +246,9 @@ domain = factors.obs["gpnsf_domain"].cat.categories
 pd.DataFrame(z, index=domain, columns=domain).round(0)
 
 # %% [markdown]
-# A positive z says that two domains touch more often than if their labels were shuffled. On the diagonal all are: domains hold together. Beside it, layers have negative values even with the layer next to them, since they meet along one
-# line only. Positive are the domains whose spots are mixed: those of the white matter (4, 6, 7), and the two with astrocytes (7, 8).
+# A positive z says that two domains touch more often than if their labels were shuffled. On the diagonal all are: domains hold together. Beside it,
+# layers have negative values even with the layer next to them, since they meet along one line only. Positive are the domains whose spots are mixed:
+# those of the white matter (4, 6, 7), and the two with astrocytes (7, 8).
 #
 # How smooth is each factor? Moran's I is 1 where neighbours are equal and 0 where they know nothing of each other.
 
@@ -243,7 +261,8 @@ factors.uns["moranI"].loc[names, ["I", "pval_norm"]].round(3)
 #
 # ## Peaks of a factor as regions
 #
-# Tools for motifs and regulons, such as SCENIC+, take sets of regions as BED files: one file for each set, in one folder. Positions come from `var` of the peaks.
+# Tools for motifs and regulons, such as SCENIC+, take sets of regions as BED files: one file for each set, in one folder. Positions come from `var`
+# of the peaks.
 
 # %%
 folder = Path(tempfile.mkdtemp()) / "region_sets" / "factors"
@@ -257,10 +276,11 @@ for name, group in certain.groupby("factor", observed=True):
 print(*(folder / f"{shown[0]}.bed").read_text().splitlines()[:3], sep="\n")
 
 # %% [markdown]
-# Sets of a hundred or more regions are something to look for motifs in; sets of a dozen, as the layers have here, are not. For those, fit more peaks (all of them take two to three times as long), or take
-# the best few hundred by `method="share"` and treat them as a ranking.
+# Sets of a hundred or more regions are something to look for motifs in; sets of a dozen, as the layers have here, are not. For those, fit more
+# peaks (all of them take two to three times as long), or take the best few hundred by `method="share"` and treat them as a ranking.
 #
 # ## Where to go on
 #
-# `mdata.write("fitted.h5mu")` keeps all of it. `gpnsf.tl.select_n_factors` checks the number of factors, several seeds give a consensus of domains (`consensus=` of `gpnsf.tl.domains`), `gpnsf.pl.report` writes a page with
-# all figures.
+# `mdata.write("fitted.h5mu")` keeps all of it. `gpnsf.tl.select_n_factors` checks the number of factors, several seeds give a consensus of domains
+# (`consensus=` of `gpnsf.tl.domains`), `gpnsf.pl.report` writes a page with all figures. With more than one section, go on with [several
+# sections](several_sections.ipynb).
