@@ -41,7 +41,7 @@ folder = Path(os.environ.get("GPNSF_DATA_DIR", ""))
 
 # %%
 def simulated_sections(n_sections, *, batch_sd, seed):
-    """Parts of one simulated tissue, genes of each thinned by rates of its own."""
+    """In place of files that are not there: parts of a simulated tissue, genes of each thinned by rates of its own."""
     rng = np.random.default_rng(seed)
     tissue = gpnsf.datasets.tissue(n_obs=900, n_genes=200, n_spatial=4, seed=seed)["rna"].copy()
     part = np.argsort(np.argsort(tissue.obsm["spatial"][:, 0])) * n_sections // tissue.n_obs
@@ -205,8 +205,8 @@ pd.concat(
 # 31 proteins on two sections of a lymph node, with regions that experts have drawn. The first section is fitted. Then comes the second one, and it
 # should get the same factors, not new ones that have to be matched.
 #
-# The coordinates of this file are rows and columns of the array. Rows are √3 times as far apart as columns, and a field that takes them for equal
-# is squeezed in one direction. So they become µm first.
+# The coordinates of this file are rows and columns of the array. Rows are √3 times as far apart as columns, so the tissue would be squeezed, and a
+# fit would say so. They become µm first.
 
 # %%
 file = folder / "hln_protein_2sections.h5ad"
@@ -305,7 +305,7 @@ gpnsf.pl.domains(second, ax=axes[1], show=False)
 plt.show()
 
 # %% [markdown]
-# An index of about .2 is low, and the figure shows why. The experts' medulla (cords and sinuses, two thirds of all spots) is a fine mesh that they
+# An index of about .2 is low, and the figure shows why. The experts' medulla (cords and sinuses, more than half of all spots) is a fine mesh that they
 # saw in the stained tissue; spots of 55 µm with 31 proteins do not resolve it, and the domains divide the medulla into large areas instead. Cortex
 # and the fat outside the capsule are found, each in pieces. Other methods do no better on these proteins: clusters of principal components reach
 # .11 to .15, of KL-NMF .17 ([benchmarks](../benchmarks.md#proteins-of-two-lymph-node-sections)). The second section, which was projected, is
