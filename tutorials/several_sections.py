@@ -305,10 +305,10 @@ gpnsf.pl.domains(second, ax=axes[1], show=False)
 plt.show()
 
 # %% [markdown]
-# An index of about .2 is low, and the figure shows why. The experts' medulla (cords and sinuses, more than half of all spots) is a fine mesh that they
-# saw in the stained tissue; spots of 55 µm with 31 proteins do not resolve it, and the domains divide the medulla into large areas instead. Cortex
-# and the fat outside the capsule are found, each in pieces. Other methods do no better on these proteins: clusters of principal components reach
-# .11 to .15, of KL-NMF .17 ([benchmarks](../benchmarks.md#proteins-of-two-lymph-node-sections)). The second section, which was projected, is
+# An index of about .2 is low, and the figure shows why. The experts' medulla (cords and sinuses, more than half of all spots) is a fine mesh that
+# they saw in the stained tissue; spots of 55 µm with 31 proteins do not resolve it, and the domains divide the medulla into large areas instead.
+# Cortex and the fat outside the capsule are found, each in pieces. Other methods do no better on these proteins: clusters of principal components
+# reach .11 to .15, of KL-NMF .17 ([benchmarks](../benchmarks.md#proteins-of-two-lymph-node-sections)). The second section, which was projected, is
 # divided no worse than the one that was fitted.
 #
 # Note that the numbers of the domains are those of each section by itself. For domains that are shared, fit the sections together, or cluster the
