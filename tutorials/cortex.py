@@ -42,8 +42,8 @@ gpnsf.settings.progress = False
 
 # %%
 file = Path(os.environ.get("GPNSF_DATA_DIR", "")) / "semi_cortex_spots.h5mu"
-measured = file.is_file()
-if measured:
+there = file.is_file()
+if there:
     mdata = mudata.read_h5mu(file)
     pairs = mdata["atac"].uns["gene_peak_links"]
     title = "Semi-synthetic cortex"
@@ -97,8 +97,8 @@ print(*mdata.uns["gpnsf"]["factor_names"])
 # Eight factors are left. Two messages came on the way, and each wants an answer.
 #
 # - *Modality 'atac' holds values other than 0 and 1.* A peak counts as open or closed. Spots hold several cells, so a peak with three fragments may
-#   be open in three cells, and that is lost. We leave it so, because of the counts that are not 0 93 % are 1; in deeper spots `likelihoods={"atac":
-#   "poisson"}` would keep it.
+#   be open in three cells, and that is lost. We leave it so, because 93 % of the counts above 0 are 1; in deeper spots
+#   `likelihoods={"atac": "poisson"}` would keep it.
 # - *The field keeps 71 % of the prior variance of spatial_4 and spatial_5.* The length scales of these two, around 75 µm, are hardly longer than
 #   the distance of two spots, so the smooth field cannot follow them, and takes for noise of single spots what it misses. The message says what to
 #   do: fit again with `field="inducing"`. That took eight times as long, so it is not repeated here. All eight factors came back, and these two lay
@@ -135,14 +135,15 @@ best.groupby("factor", observed=True)["feature"].agg(", ".join).to_frame("best g
 
 # %%
 names = list(mdata.uns["gpnsf"]["factor_names"])
-shown = ["spatial_4", "spatial_5", "spatial_2"] if measured else names[:3]
+shown = ["spatial_4", "spatial_5", "spatial_2"] if there else names[:3]
 figure = gpnsf.pl.feature_maps(mdata, factors=shown, n_features=4, return_fig=True)
 figure.suptitle(title, y=1.02)
 plt.show()
 
 # %% [markdown]
-# Genes follow their factor well. The best peaks do so only where one knows what to look for: a peak is open or it is not, and most spots of the
-# right place show it closed.
+# Genes follow their factor well. Peaks do so less: each is seen open or closed, and a spot of the right place may well show it closed. The first
+# one of spatial_4 is open mostly in white matter. The second is open in half of the cortex, and only more often in white matter: 37 % of its
+# expected signal comes from this factor. Those of layer 6 are open everywhere, somewhat more densely in the band.
 #
 # How many peaks can be told to belong to a factor? A score above 0 says that the factor has more of the peak than the section has, as far as its
 # counts can tell.
@@ -171,7 +172,7 @@ mdata.uns["gpnsf_links"].head(8).round(4)
 # because the file does not say where genes begin.
 #
 # Places of genes are in the annotation that reads were counted with: `annotation="genes.gtf.gz"` reads it. Here a table of six genes will do, with
-# the start of each in the genome mm10. With places, all peaks within 150 kb of the start are looked at, in the gene or not.
+# the start of each in the genome mm10 (RefSeq). With places, all peaks within 150 kb of the start are looked at, in the gene or not.
 
 # %%
 places = pd.DataFrame(
@@ -185,7 +186,7 @@ places = pd.DataFrame(
     ],
     columns=["gene", "chrom", "start", "strand"],
 ).assign(end=lambda table: table["start"])
-if not measured:
+if not there:
     places = None  # simulated genes have theirs in var
 
 # %%
@@ -194,10 +195,11 @@ near = mdata.uns["gpnsf_links"].sort_values("score", ascending=False, ignore_ind
 near[["gene", "peak", "distance", "score"]].head(10).round(2)
 
 # %% [markdown]
-# With six genes there is little to compare a pair with, so `p` and `q` are left out here. Look at one gene along the genome:
+# Now there are distances, and a warning: with six genes there is little to compare a pair with, so its `p` could not be small whatever the score.
+# With the whole annotation and `genes=` it could. We read the scores. One gene along the genome:
 
 # %%
-gpnsf.pl.links(mdata, "Mbp" if measured else near["gene"][0], annotation=places, min_score=0.5)
+gpnsf.pl.links(mdata, "Mbp" if there else near["gene"][0], annotation=places, min_score=0.5)
 
 # %% [markdown]
 # The blue arrow is the start of *Mbp*; its body is not drawn, since our table has starts only. Arcs lead to the peaks whose profile agrees with the
@@ -247,8 +249,8 @@ pd.DataFrame(z, index=domain, columns=domain).round(0)
 
 # %% [markdown]
 # A positive z says that two domains touch more often than if their labels were shuffled. On the diagonal all are: domains hold together. Beside it,
-# layers have negative values even with the layer next to them, since they meet along one line only. Positive are the domains whose spots are mixed:
-# those of the white matter (4, 6, 7), and the two with astrocytes (7, 8).
+# layers have negative values even with the layer next to them, since they meet along one line only. Positive are domains whose spots are mixed,
+# such as those of the white matter (4 with 6 and 7), and the two with astrocytes (7 with 8).
 #
 # How smooth is each factor? Moran's I is 1 where neighbours are equal and 0 where they know nothing of each other.
 
@@ -282,5 +284,5 @@ print(*(folder / f"{shown[0]}.bed").read_text().splitlines()[:3], sep="\n")
 # ## Where to go on
 #
 # `mdata.write("fitted.h5mu")` keeps all of it. `gpnsf.tl.select_n_factors` checks the number of factors, several seeds give a consensus of domains
-# (`consensus=` of `gpnsf.tl.domains`), `gpnsf.pl.report` writes a page with all figures. With more than one section, go on with [several
-# sections](several_sections.ipynb).
+# (`consensus=` of `gpnsf.tl.domains`), `gpnsf.pl.report` writes a page with all figures. With more than one section, go on with
+# [several sections](several_sections.ipynb).
