@@ -111,8 +111,8 @@ gpnsf.tl.rank_features(cancer, n_features=8).groupby("factor", observed=True)["f
 
 # %% [markdown]
 # A quarter of the variance of spatial_1 lies between sections: L4 has more than twice as much of it as L1. Nothing warned of that. The test for
-# batch effects looks for genes that differ between sections by more than the factors explain, and here a factor explains it. So look at this table
-# whenever you fit several sections.
+# batch effects asks whether the genes of a section can be explained by another mixture of the same factors, and here they can. So either L4 has
+# more of this tissue, or its RNA was treated differently in a way that looks like it. Make this table whenever you fit several sections.
 #
 # ## The same with a batch key
 #
@@ -172,9 +172,12 @@ multipliers.describe().loc[["min", "25%", "50%", "75%", "max"]].round(2)
 
 # %% [markdown]
 # L4 has more of *IGLL5* (plasma cells) and of *CD248* and *COL6A2* (stroma), and less of *B2M* and *SOD2*, than its factors say, by factors of up
-# to 1.8. Is that technical? No fit can tell. Between consecutive sections of one piece of tissue it is the likely answer. Between patients, or
-# before and after a treatment, the same multipliers would be the result that you are after, and a batch key would take it out of the factors. Then
-# leave the key out, or use the column of the chemistry or slide in its place.
+# to 1.8.
+#
+# Which of the two fits is right? Both explain the counts, and no fit can tell. That the four sections lie next to each other in the tissue speaks
+# for the second one: they should be alike. That another mixture suffices, gene by gene, speaks for the first. Between patients, or before and after
+# a treatment, such differences may be the very result that you are after, and a batch key would take them out of the factors. Then leave it out, or
+# pass the column of the slide or of the chemistry in its place.
 #
 # ## Domains across sections
 #
@@ -196,9 +199,9 @@ pd.concat(
 
 # %% [markdown]
 # Domains have numbers by size, so compare rows, not columns of the two halves. Without the key, the two largest domains trade places from L1 to L4
-# (115 and 30 spots against 51 and 125): in part they are sections. With it, domains 2, 3 and 4 have about the same size in all four. Domain 1 still
-# grows from 47 spots to 109, and domain 5 shrinks from 57 to 9. The map says why that need not be an error: in L1 the tissue below the tip is
-# mixed, in L4 it is one block.
+# (115 and 30 spots against 51 and 125). With it, domains 2, 3 and 4 have about the same size in all four, but domain 1 still grows from 47 spots to
+# 109, and domain 5 shrinks from 57 to 9. In the map, what is mixed below the tip of L1 is one block in L4. So part of the difference is still there
+# when genes have been corrected, and may be tissue.
 #
 # ## A new section at the factors of an old one
 #
