@@ -85,8 +85,8 @@ gpnsf.pl.spatial_factors(cancer)
 
 # %% [markdown]
 # Four small maps for each factor, one for each section, in one colour scale. Most factors lie at the same place in all four, although no section
-# knows of the others: *COL1A1* and *COL3A1* (spatial_5) and *FGB* (spatial_6) in the upper tip, *PRSS23* and *SCD* (spatial_2) in islands.
-# spatial_1 is different: bright in most of L4, dim in L1 and L2.
+# knows of the others: *COL1A1* and *COL3A1* (spatial_5) and *FGB* (spatial_6) at the upper edge, *PRSS23* and *SCD* (spatial_2) in islands.
+# spatial_1 is different: it fills the lower half of L4, and is dim in L1 and L2.
 #
 # How much of each factor is a difference *between* sections? Of consecutive sections of one piece of tissue one expects next to nothing. We compare
 # the variance of the means of the four sections with all variance.
