@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import gzip
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -283,3 +285,43 @@ def test_places_without_a_chromosome_in_common_are_refused_and_lacking_ones_told
     with caplog.at_level("INFO", logger="gpnsf"):
         genome.same_chromosomes(places.iloc[:1], places)
     assert "1 peaks on chr2, where there is no gene" in caplog.text
+
+
+GTF_LINES = {
+    "genes.gtf": """#!genome-build GRCm38
+1\tensembl\tgene\t101\t900\t.\t+\t.\tgene_id "E1"; gene_name "A#1"; gene_biotype "protein_coding";
+1\tensembl\texon\t101\t300\t.\t+\t.\tgene_id "E1"; transcript_id "T1"; gene_name "A#1";
+X\tensembl\tgene\t51\t80\t.\t-\t.\tgene_id "E2"; gene_version "3";
+""",
+    "genes.GFF3": """##gff-version 3
+chr1\tH\tgene\t101\t900\t.\t+\t.\tID=gene:E1;Name=A#1;biotype=protein_coding
+chr1\tH\tmRNA\t101\t900\t.\t+\t.\tID=t1;Parent=gene:E1;Name=A-201
+chrX\tH\tgene\t51\t80\t.\t-\t.\tID=gene:E2;gene_id=E2
+""",
+}
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("name", GTF_LINES)
+def test_genes_of_a_gtf_file(name, packed, tmp_path):
+    path = tmp_path / (f"{name}.gz" if packed else name)
+    text = GTF_LINES[name].encode()
+    path.write_bytes(gzip.compress(text) if packed else text)
+    found = genome.gene_positions(path, where="the test")
+    expected = pd.DataFrame(
+        {
+            "chrom": ["chr1", "chrX"],
+            "start": [100.0, 50.0],
+            "end": [900.0, 80.0],
+            "strand": ["+", "-"],
+        },
+        index=["A#1", "E2"],
+    )
+    pd.testing.assert_frame_equal(found, expected, check_dtype=False, check_index_type=False)
+
+
+def test_a_gtf_file_without_genes_is_refused(tmp_path):
+    path = tmp_path / "exons.gtf"
+    path.write_text('chr1\tucsc\texon\t1\t9\t.\t+\t.\tgene_id "E1";\n')
+    with pytest.raises(ValueError, match=r"rows of kind 'gene' in the test.*none in.*Pass"):
+        genome.gene_positions(path, where="the test")

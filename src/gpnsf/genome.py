@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import logging
 import os
 from collections.abc import Sequence
@@ -47,6 +48,10 @@ STRANDS = {
     "?": "",
     "": "",
 }
+GTF = (".gtf", ".gff", ".gff3")
+GTF_COLUMNS = {0: "chrom", 2: "kind", 3: "start", 4: "end", 6: "strand", 8: "attributes"}
+GTF_NAMES = (r'\bgene_name[ =]"?([^";]+)', r"\bName=([^;]+)", r'\bgene_id[ =]"?([^";]+)')
+ROWS_AT_ONCE = 200_000  # of a GTF file, of which one in thirty is a gene
 REMEDY = "Give them columns chrom, chromStart, chromEnd in var, or names like 'chr1:1000-1500'"
 
 ALIASES = {"x": "X", "y": "Y", "m": "M", "mt": "M"}
@@ -77,12 +82,12 @@ def peak_positions(var: pd.DataFrame, *, where: str) -> pd.DataFrame:
 def gene_positions(
     annotation: pd.DataFrame | str | os.PathLike[str], *, where: str
 ) -> pd.DataFrame:
-    """``chrom``, ``start``, ``end`` and ``strand`` ("+", "-" or "") of genes by name, from a table or a csv file.
+    """``chrom``, ``start``, ``end`` and ``strand`` ("+", "-" or "") of genes by name, from a table, a csv or a GTF file.
 
     Genes without a name or a place ("NA" in a column ``interval``) are left out; of genes that occur several times the first is
     kept.
     """
-    table = annotation if isinstance(annotation, pd.DataFrame) else pd.read_csv(annotation)
+    table = annotation if isinstance(annotation, pd.DataFrame) else _from_file(annotation, where)
     places = _from_columns(table, where)
     if places is None and INTERVAL in table:
         places = _divided(column(table, INTERVAL, where=where))
@@ -216,6 +221,36 @@ def _ordered(found: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Pairs [n, 2] of all chromosomes by gene and peak, each once."""
     pairs = np.unique(np.concatenate(found), axis=0) if found else np.zeros((0, 2), dtype=np.int64)
     return pairs[:, 0], pairs[:, 1]
+
+
+def _from_file(path: str | os.PathLike[str], where: str) -> pd.DataFrame:
+    """A csv file as it is, or the genes of a GTF or GFF file."""
+    plain = os.fspath(path).lower().removesuffix(".gz")
+    return _from_gtf(path, where) if plain.endswith(GTF) else pd.read_csv(path)
+
+
+def _from_gtf(path: str | os.PathLike[str], where: str) -> pd.DataFrame:
+    """Rows of genes, with places as intervals that begin at 0 and are half open; names are gene_name, else gene_id."""
+    parts = pd.read_csv(
+        path,
+        sep="\t",
+        names=range(9),
+        usecols=list(GTF_COLUMNS),
+        dtype={0: str, 3: str},  # comments have neither
+        quoting=csv.QUOTE_NONE,
+        chunksize=ROWS_AT_ONCE,
+    )
+    genes = pd.concat([part[part[2] == "gene"] for part in parts]).rename(columns=GTF_COLUMNS)
+    if genes.empty:
+        remedy = "Pass the file of GENCODE, Ensembl or Cell Ranger, or a table with columns gene, chrom, start, end, strand"
+        raise ValueError(
+            problem(f"rows of kind 'gene' in {where}", f"none in {os.fspath(path)!r}", remedy)
+        )
+    genes["start"] = pd.to_numeric(genes["start"], errors="coerce") - 1
+    names = pd.Series(np.nan, index=genes.index, dtype=object)
+    for pattern in GTF_NAMES:
+        names = names.where(names.notna(), genes["attributes"].str.extract(pattern)[0])
+    return genes.drop(columns="attributes").assign(gene=names)
 
 
 def _strands(table: pd.DataFrame, where: str) -> np.ndarray:

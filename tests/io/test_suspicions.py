@@ -9,6 +9,7 @@ import fitted
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.spatial import cKDTree
 
 import gpnsf
 from gpnsf.arguments import Reading
@@ -108,6 +109,31 @@ def test_cells_far_off_are_counted_and_named(caplog):
     assert "'AAAC3', 'AAAC50', 'AAAC51' and 1 more" in message
 
 
+def array_indices(shift: int = 0) -> np.ndarray:
+    """Rows and columns of the spots of a hexagonal array."""
+    row, column = np.divmod(np.arange(600), 20)
+    return np.column_stack([row, 2 * column + (row + shift) % 2])
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+@pytest.mark.parametrize("turned", [False, True])
+def test_rows_and_columns_of_a_hexagonal_array_are_told_and_the_remedy_works(shift, turned, caplog):
+    coords = array_indices(shift)
+    adata = section(coords[:, ::-1] if turned else coords)
+    (message,) = told(adata, caplog)
+    assert "the tissue is squeezed. Multiply the coordinate of the rows by 3 ** 0.5" in message
+    adata.obsm["spatial"][:, int(turned)] *= 3**0.5
+    distances = cKDTree(adata.obsm["spatial"]).query(adata.obsm["spatial"], k=7)[0]
+    np.testing.assert_allclose(np.median(distances, axis=0)[1:], 2)
+    assert told(adata, caplog) == []
+
+
+def test_whole_numbers_that_are_no_array_are_not_told(caplog):
+    coords = array_indices()
+    for other in (2 * coords, np.vstack([coords, [[5, 2]]]), np.rint(coords * [86.6, 50])):
+        assert told(section(other), caplog) == []
+
+
 @pytest.mark.parametrize(
     ("shape", "ratio", "says"),
     [("hex", 1.6, True), ("hex", 1.2, False), ("cells", 2.0, False), ("cells", 4.0, True)],
@@ -149,6 +175,9 @@ REAL = {  # what is wrong with each file, if its sections are not named
 @pytest.mark.parametrize("name", REAL)
 def test_real_sections_are_told_where_something_is_wrong(name, data_file, caplog):
     adata = ad.read_h5ad(data_file(name))
+    if name == "hln_protein_2sections.h5ad":
+        assert any("squeezed" in text for text in told(adata, caplog, likelihoods="gaussian"))
+        adata.obsm["spatial"] = adata.obsm["spatial"] * [3**0.5, 1]
     messages = told(adata, caplog, likelihoods="gaussian")
     assert len(messages) == bool(REAL[name])
     assert all(REAL[name] in message for message in messages)

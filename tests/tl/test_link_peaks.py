@@ -106,6 +106,20 @@ def test_some_genes_keep_their_p_values(linked):
     np.testing.assert_array_equal(part["p"], expected["p"])
 
 
+def test_too_few_pairs_to_compare_with_are_told_and_the_remedy_works(linked, caplog):
+    assert not [record for record in caplog.records if "compared with" in record.getMessage()]
+    genes = linked.uns["gpnsf_links"]["gene"].unique()[:2].tolist()
+    link_peaks(linked, annotation=linked["rna"].var.loc[genes])
+    (message,) = [text for text in caplog.messages if "compared with" in text]
+    alone = linked.uns["gpnsf_links"]
+    assert f"{len(alone)} of {len(alone)} pairs are compared with fewer than 20" in message
+    assert alone["p"].min() > 0.01
+    caplog.clear()
+    link_peaks(linked, annotation=linked["rna"].var, genes=genes)
+    assert not [text for text in caplog.messages if "compared with" in text]
+    assert linked.uns["gpnsf_links"]["p"].min() < 0.01
+
+
 def test_an_annotation_takes_the_place_of_var_columns(linked, tmp_path):
     table = linked.uns["gpnsf_links"].copy()
     var = linked["rna"].var

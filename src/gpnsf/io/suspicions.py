@@ -1,4 +1,4 @@
-"""Coordinates that are legal and mislead a fit: cells far off, sections on top of each other, slices in other units."""
+"""Coordinates that are legal and mislead a fit: cells far off, squeezed arrays, sections on top of each other, other units."""
 
 from __future__ import annotations
 
@@ -38,6 +38,7 @@ def suspicions(
 ) -> Iterator[str]:
     """A warning for each kind of what is suspicious about the coordinates [N, D] of slices [N]."""
     yield from _far_off(stray, opened.data.obs_names)
+    yield from _squeezed(coords)
     yield from _other_units(coords, library, slices)
     if len(slices) == 1:
         yield from _stacked(opened, coords)
@@ -65,6 +66,19 @@ def _far_off(stray: np.ndarray, names: pd.Index) -> Iterator[str]:
             f"{number} of {len(stray)} observations lie far outside of the tissue ({_first(names[stray])}). They may be debris, or have "
             "wrong coordinates. The size of the tissue is measured without them, and spatial factors know nothing of them. Remove "
             "them, unless they are tissue."
+        )
+
+
+def _squeezed(coords: np.ndarray) -> Iterator[str]:
+    """Rows and columns [N, 2] of a hexagonal array: whole numbers, columns odd in odd rows and even in the others, or the reverse."""
+    if coords.shape[1] != 2 or (coords != np.rint(coords)).any():
+        return
+    odd = coords % 2
+    one_colour = len(np.unique(odd.sum(axis=1) % 2)) == 1  # of a chessboard
+    if one_colour and 0 < odd[:, 0].mean() < 1 and len(np.unique(coords, axis=0)) >= FEWEST:
+        yield (
+            "Coordinates are rows and columns of a hexagonal array, as array_row and array_col of Visium are, and not distances: rows are 3 ** 0.5 "
+            "times as far apart as columns, so the tissue is squeezed. Multiply the coordinate of the rows by 3 ** 0.5, or use those in pixels."
         )
 
 

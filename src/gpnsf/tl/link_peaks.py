@@ -30,6 +30,10 @@ __all__ = ["DISTANCES", "bins_of", "gene_places", "link_peaks", "pair_table", "u
 WINDOW = 150_000  # bases to either side of the start of a gene
 DISTANCES = (0, 25_000, 50_000, 75_000, 100_000, 125_000, 150_000)  # ends of the bins
 PAIR = ("gene", "peak")
+FEW, PART = (
+    20,
+    0.1,
+)  # pairs of a stratum that say little, and the share of all pairs that may be in such
 
 _log = logging.getLogger("gpnsf")
 
@@ -81,7 +85,8 @@ def link_peaks(
         Genes to link; None for all.
     annotation
         Places of genes: a table, or the path of a csv file, with columns ``gene`` (or gene names as index), ``chrom``,
-        ``start``, ``end`` and, if known, ``strand``. None for such columns, or a column ``interval``, in ``var`` of ``rna``.
+        ``start``, ``end`` and, if known, ``strand``; or the path of a GTF or GFF3 file with rows of genes, such as ``genes.gtf.gz`` of
+        Cell Ranger. None for such columns, or a column ``interval``, in ``var`` of ``rna``.
         Without a strand either end of a gene may be its start.
     pairs
         Table with columns ``gene`` and ``peak`` of the pairs to score, and ``distance`` (bases) if it is to be taken from
@@ -154,6 +159,7 @@ def link_peaks(
         raise ValueError(problem("pairs of a gene and a peak with signal", found, remedy))
     table, i, j = table[told].copy(), i[told], j[told]
     stratum = links.strata(bins_of(table["distance"], DISTANCES), lengths[1][j], lengths[0][i])
+    _tell_of_few(stratum)
     scored = (profiles[0], profiles[1], i, j)
     table["score"] = links.pair_scores(*scored, conditional=conditional)
     if conditional:
@@ -245,6 +251,19 @@ def _read(
         rule = "at least two factors, whose shares differ between features"
         raise ValueError(problem(rule, f"{loadings[0].shape[1]} alone", "Fit more factors"))
     return opened.mods, loadings
+
+
+def _tell_of_few(stratum: np.ndarray) -> None:
+    """Warn where the strata [n] of many pairs have so few pairs that nothing could be seen in their p values."""
+    few = np.bincount(stratum)[stratum] < FEW
+    if few.mean() > PART:
+        _log.warning(
+            "%d of %d pairs are compared with fewer than %d pairs at a like distance: their p and q values are never small, whatever the score. "
+            "Pass the places of all genes as `annotation`, and name those of interest in `genes`; otherwise read the scores.",
+            few.sum(),
+            few.size,
+            FEW,
+        )
 
 
 def _near(

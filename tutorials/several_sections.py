@@ -1,0 +1,327 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Several sections
+#
+# Two situations, and what to do in each. First, four sections are analysed together, and one of them differs from the others in a way that may be
+# technical: what does `batch_key` change? Second, one section has been fitted, and a new one arrives: `gpnsf.tl.project` finds the same factors in
+# it.
+#
+# Both data sets are measured: four consecutive sections of a breast cancer (Spatial Transcriptomics, RNA), and 31 proteins on two sections of a
+# human lymph node (CytAssist). The files `bc_4sections.h5ad` and `hln_protein_2sections.h5ad` are not part of the package. The notebook looks for
+# them in the folder that the environment variable `GPNSF_DATA_DIR` names. Without them, simulated sections take their place, so that every cell
+# still runs; the remarks on genes, proteins and numbers are then about nothing.
+
+# %%
+import os
+from pathlib import Path
+
+import anndata
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import scanpy as sc
+from sklearn.metrics import adjusted_rand_score
+
+import gpnsf
+
+gpnsf.settings.progress = False
+folder = Path(os.environ.get("GPNSF_DATA_DIR", ""))
+
+
+# %%
+def simulated_sections(n_sections, *, batch_sd, seed):
+    """In place of files that are not there: parts of a simulated tissue, genes of each thinned by rates of its own."""
+    rng = np.random.default_rng(seed)
+    tissue = gpnsf.datasets.tissue(n_obs=900, n_genes=200, n_spatial=4, seed=seed)["rna"].copy()
+    part = np.argsort(np.argsort(tissue.obsm["spatial"][:, 0])) * n_sections // tissue.n_obs
+    rates = np.exp(-np.abs(rng.normal(0, batch_sd, (n_sections, tissue.n_vars))))
+    tissue.X = rng.binomial(tissue.X.toarray().astype(int), rates[part]).astype("float32")
+    tissue.obs["section"] = pd.Categorical([f"S{k + 1}" for k in part])
+    return tissue
+
+
+# %% [markdown]
+# ## Four sections of a breast cancer
+#
+# Spots with hardly any counts go. Genes are chosen by how much they vary *within* sections (`batch_key`), 400 of them to keep this notebook short.
+
+# %%
+file = folder / "bc_4sections.h5ad"
+if file.is_file():
+    cancer = anndata.read_h5ad(file)
+    print("measured sections:", cancer.shape)
+else:
+    cancer = simulated_sections(4, batch_sd=0.5, seed=0)
+    print("SIMULATED sections, since", file.name, "is not there:", cancer.shape)
+
+# %%
+sc.pp.filter_cells(cancer, min_counts=200)
+gpnsf.pp.deviance_features(cancer, n_top=400, batch_key="section")
+cancer.obs.groupby("section", observed=True)["n_counts"].describe().round(0)
+
+# %% [markdown]
+# ## Sections together, without a word on batches
+#
+# `library_key` says which spots belong together. All sections share the loadings, so a factor means the same genes in each of them. Where the
+# factor lies is up to each section: sections need not be aligned, and none knows of its neighbours.
+
+# %%
+gpnsf.tl.fit(cancer, n_factors=6, use_var="highly_deviant", library_key="section", seed=0)
+print(*cancer.uns["gpnsf"]["warnings"], sep="\n\n")
+
+# %%
+gpnsf.pl.spatial_factors(cancer)
+
+# %% [markdown]
+# Four small maps for each factor, one for each section, in one colour scale. Most factors lie at the same place in all four, although no section
+# knows of the others: *COL1A1* and *COL3A1* (spatial_5) and *FGB* (spatial_6) at the upper edge, *PRSS23* and *SCD* (spatial_2) in islands.
+# spatial_1 is different: it fills the lower half of L4, and is dim in L1 and L2.
+#
+# How much of each factor is a difference *between* sections? Of consecutive sections of one piece of tissue one expects next to nothing. We compare
+# the variance of the means of the four sections with all variance.
+
+
+# %%
+def between_sections(data, labels, key):
+    """Mean of each factor in each section, and the share of its variance that lies between sections."""
+    fields = pd.DataFrame(data.obsm[f"X_{key}_smooth"], columns=list(data.uns[key]["factor_names"]))
+    sections = fields.groupby(data.obs[labels].to_numpy())
+    table = sections.mean().T
+    table["share between"] = sections.transform("mean").var() / fields.var()
+    return table.round(2)
+
+
+between_sections(cancer, "section", "gpnsf")
+
+# %%
+gpnsf.tl.rank_features(cancer, n_features=8).groupby("factor", observed=True)["feature"].agg(
+    ", ".join
+).to_frame("best genes")
+
+# %% [markdown]
+# A quarter of the variance of spatial_1 lies between sections: L4 has more than twice as much of it as L1. Nothing warned of that. The test for
+# batch effects asks whether the genes of a section can be explained by another mixture of the same factors, and here they can. So either L4 has
+# more of this tissue, or its RNA was treated differently in a way that looks like it. Make this table whenever you fit several sections.
+#
+# ## The same with a batch key
+#
+# `batch_key` gives every gene a multiplier for each section, near 1 unless the counts say otherwise. What differs between sections gene by gene
+# then need not become a factor. Here sections and batches are the same column; with three sections on each of two slides they would not be. The fit
+# takes about one and a half times as long.
+
+# %%
+gpnsf.tl.fit(
+    cancer,
+    n_factors=6,
+    use_var="highly_deviant",
+    library_key="section",
+    batch_key="section",
+    key_added="corrected",
+    seed=0,
+)
+print(*cancer.uns["corrected"]["warnings"], sep="\n\n")
+
+# %%
+gpnsf.pl.spatial_factors(cancer, key="corrected")
+
+# %%
+between_sections(cancer, "section", "corrected")
+
+# %% [markdown]
+# spatial_1 is now nearly even, and the share between sections is .03 at most. (The message on spatial_4 concerns how smooth this factor is drawn,
+# not what differs between sections.)
+#
+# Are these still the same factors? The cosine of their loadings, without the key in rows and with it in columns, says so: each has its counterpart,
+# at .97 or more. The programmes are the same; what has changed is how much of each a section has.
+
+# %%
+used = cancer.var["highly_deviant"].to_numpy()
+loadings = [cancer[:, used].varm[f"{key}_loadings"] for key in ("gpnsf", "corrected")]
+cosines = [L / np.linalg.norm(L, axis=0) for L in loadings]
+pd.DataFrame(
+    cosines[0].T @ cosines[1],
+    index=cancer.uns["gpnsf"]["factor_names"],
+    columns=cancer.uns["corrected"]["factor_names"],
+).round(2)
+
+# %% [markdown]
+# Where has the difference gone? Into the multipliers. Half of them are within 10 % or so of 1; the largest are these.
+
+# %%
+multipliers = pd.DataFrame(
+    cancer.varm["corrected_batch"][used],
+    index=cancer.var_names[used],
+    columns=cancer.obs["section"].cat.categories,
+)
+largest = np.log(multipliers).std(axis=1).sort_values(ascending=False).index[:8]
+multipliers.loc[largest].round(2)
+
+# %%
+multipliers.describe().loc[["min", "25%", "50%", "75%", "max"]].round(2)
+
+# %% [markdown]
+# L4 has more of *IGLL5* (plasma cells) and of *CD248* and *COL6A2* (stroma), and less of *B2M* and *SOD2*, than its factors say, by factors of up
+# to 1.8.
+#
+# Which of the two fits is right? Both explain the counts, and no fit can tell. That the four sections lie next to each other in the tissue speaks
+# for the second one: they should be alike. That another mixture suffices, gene by gene, speaks for the first. Between patients, or before and after
+# a treatment, such differences may be the very result that you are after, and a batch key would take them out of the factors. Then leave it out, or
+# pass the column of the slide or of the chemistry in its place.
+#
+# ## Domains across sections
+#
+# Spots of all sections are divided together, so a domain means the same in each.
+
+# %%
+for key in ("gpnsf", "corrected"):
+    gpnsf.tl.domains(cancer, n_domains=5, key=key, key_added=f"domain_{key}")
+gpnsf.pl.domains(cancer, key="corrected", key_added="domain_corrected")
+
+# %%
+pd.concat(
+    {
+        name: pd.crosstab(cancer.obs["section"], cancer.obs[f"domain_{key}"])
+        for name, key in {"without": "gpnsf", "with batch_key": "corrected"}.items()
+    },
+    axis=1,
+)
+
+# %% [markdown]
+# Domains have numbers by size, so compare rows, not columns of the two halves. Without the key, the two largest domains trade places from L1 to L4
+# (115 and 30 spots against 51 and 125). With it, domains 2, 3 and 4 have about the same size in all four, but domain 1 still grows from 47 spots to
+# 109, and domain 5 shrinks from 57 to 9. In the map, what is mixed below the tip of L1 is one block in L4. So part of the difference is still there
+# when genes have been corrected, and may be tissue.
+#
+# ## A new section at the factors of an old one
+#
+# 31 proteins on two sections of a lymph node, with regions that experts have drawn. The first section is fitted. Then comes the second one, and it
+# should get the same factors, not new ones that have to be matched.
+#
+# The coordinates of this file are rows and columns of the array. Rows are √3 times as far apart as columns, so the tissue would be squeezed, and a
+# fit would say so. They become µm first.
+
+# %%
+file = folder / "hln_protein_2sections.h5ad"
+if file.is_file():
+    node = anndata.read_h5ad(file)
+    node.obsm["spatial"] = node.obsm["spatial"] * [50 * 3**0.5, 50]  # rows and columns to µm
+    first, second = (node[node.obs["library"] == name].copy() for name in ("A1", "D1"))
+    print("measured sections:", first.shape, second.shape)
+else:
+    node = simulated_sections(2, batch_sd=0.0, seed=1)
+    node.obs["region"] = node.obsm["true_factors"].argmax(axis=1).astype(str)
+    node.obs["region"] = "factor " + node.obs["region"].astype(object)
+    first, second = (node[node.obs["section"] == name].copy() for name in ("S1", "S2"))
+    print("SIMULATED sections, since", file.name, "is not there:", first.shape, second.shape)
+
+# %%
+gpnsf.tl.fit(first, n_factors=8, seed=0)
+
+# %%
+gpnsf.tl.project(second, first)
+
+# %% [markdown]
+# The projection takes a few seconds: loadings, backgrounds and length scales stay as they are, and only the maps of the new section are sought. The
+# same message comes with both, and concerns two factors that change within few spots.
+
+# %%
+gpnsf.tl.rank_features(first, n_features=4).groupby("factor", observed=True)["feature"].agg(
+    ", ".join
+).to_frame("best proteins")
+
+# %% [markdown]
+# Few of the 31 proteins belong to one kind of cell alone, so factors are mixtures. Four that can be read: spatial_3 has B cells of the follicles
+# (*MS4A1*, *CXCR5*), spatial_4 macrophages (*CD68*, *CD163*), spatial_6 T cells of the cortex (*CCR7*, *CD3E*), spatial_7 vessels (*ACTA2*,
+# *PECAM1*). The first section:
+
+# %%
+names = list(first.uns["gpnsf"]["factor_names"])
+shown = [names[k] for k in (2, 3, 5, 6)] if file.is_file() else names[:4]
+gpnsf.pl.spatial_factors(first, factors=shown, ncols=4)
+
+# %% [markdown]
+# And the second one:
+
+# %%
+gpnsf.pl.spatial_factors(second, factors=shown, ncols=4)
+
+# %% [markdown]
+# The second section lies the other way round, and its follicles and cortex are at the right edge instead of the left one. Nothing had to be
+# aligned.
+#
+# Do the old loadings explain the new counts? Nearly as well as those that they were made from:
+
+# %%
+explained = {
+    name: gpnsf.tl.evaluate(section, metric="poisson")["explained"].iloc[0]
+    for name, section in {"first": first, "second, projected": second}.items()
+}
+pd.Series(explained, name="explained").to_frame().round(2)
+
+# %% [markdown]
+# Does a factor mean the same in both sections? The experts have drawn the regions on each section without looking at factors, so the mean of a
+# factor in each region can be compared. Values of the second section are in units of the first, where every factor has mean 1.
+
+# %%
+means = pd.concat(
+    {
+        name: pd.DataFrame(section.obsm["X_gpnsf"], columns=names)[shown]
+        .groupby(section.obs["region"].to_numpy())
+        .mean()
+        for name, section in {"first": first, "second": second}.items()
+    },
+    axis=1,
+)
+means.round(1)
+
+# %%
+pd.Series({name: means["first"][name].corr(means["second"][name]) for name in shown}).round(2)
+
+# %% [markdown]
+# Follicles have most of spatial_3 in both sections, sinuses of spatial_4, cortex of spatial_6, hilum and fat of spatial_7; over all regions the
+# means agree at .95 or better. The second section has more of spatial_3 nearly everywhere: other tissue, or an antibody that stained more strongly.
+# With loadings that stay, both end in the factor. Where that matters, fit the two together with `library_key` and `batch_key`, as above.
+#
+# ## Domains and the regions of experts
+
+# %%
+for name, section in {"first": first, "second": second}.items():
+    gpnsf.tl.domains(section, n_domains=section.obs["region"].nunique())
+    index = adjusted_rand_score(section.obs["region"], section.obs["gpnsf_domain"])
+    print(f"{name} section: adjusted Rand index {index:.2f}")
+
+# %%
+figure, axes = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
+gpnsf.pl.domains(second, key_added="region", ax=axes[0], show=False)
+gpnsf.pl.domains(second, ax=axes[1], show=False)
+plt.show()
+
+# %% [markdown]
+# An index of about .2 is low, and the figure shows why. The experts' medulla (cords and sinuses, more than half of all spots) is a fine mesh that
+# they saw in the stained tissue; spots of 55 µm with 31 proteins do not resolve it, and the domains divide the medulla into large areas instead.
+# Cortex and the fat outside the capsule are found, each in pieces. Other methods do no better on these proteins: clusters of principal components
+# reach .11 to .15, of KL-NMF .17 ([benchmarks](../benchmarks.md#proteins-of-two-lymph-node-sections)). The second section, which was projected, is
+# divided no worse than the one that was fitted.
+#
+# Note that the numbers of the domains are those of each section by itself. For domains that are shared, fit the sections together, or cluster the
+# factors of both at once: they have the same units.
+#
+# ## Which way?
+#
+# | situation | way |
+# |---|---|
+# | sections of one study, of one chemistry | one fit, `library_key` |
+# | the same, and genes differ between sections for technical reasons | one fit, `library_key` and `batch_key` |
+# | what differs between sections is the question | one fit, `library_key`; then look at the table of means |
+# | a new section, when factors of an earlier fit are to stay what they are | `gpnsf.tl.project` |
