@@ -116,8 +116,8 @@ else:
 
 # %% [markdown]
 # Our factors are amounts, from none (black) to several times the mean. MEFISTO's are directions: red is more than average, blue is less, and which of them is red is arbitrary. The same three patterns can be seen in
-# both figures: the patch on the right (`spatial_3`, `factor_1`), the one in the middle (`spatial_2`, `factor_3`), the one at the lower left (`spatial_1`, `factor_4`). MEFISTO's maps are smoother. Its kernel
-# assumes very smooth fields, and it says nothing of single spots beyond them. `factor_2` has no field.
+# both figures: the patch on the right (`spatial_3`, `factor_1`), the one in the middle (`spatial_2`, `factor_3`), the one at the lower left (`spatial_1`, `factor_4`). MEFISTO's maps are smoother: its
+# kernel (squared exponential) assumes very smooth fields. `factor_2` has no field.
 #
 # The section is simulated, so both can be held against the truth. Size factors are totals here, and the truth is put on the same footing.
 
@@ -201,12 +201,12 @@ gpnsf.pl.spatial_map(mdata, factors=["spatial_1", "spatial_2", "spatial_3"], nco
 gpnsf.pl.importance(mdata)
 
 # %%
-found = mdata["rna"].var["gpnsf_spatial_importance"]
-true = mdata["rna"].var["true_spatial_importance"]
-print(f"mean error of a gene's importance: {np.abs(found - true).mean():.3f}")
+for name, modality in mdata.mod.items():
+    error = modality.var["gpnsf_spatial_importance"] - modality.var["true_spatial_importance"]
+    print(f"{name}: mean error of the importance {error.abs().mean():.2f}")
 
 # %% [markdown]
-# Most genes are found at the right place between 0 and 1: the mean error is 0.06. In the histograms, genes and peaks pile up near 1 and spread over all other values. The map says where the
+# Most genes are found at the right place between 0 and 1; of peaks, which have few reads, less is known. In the histograms, genes and peaks pile up near 1 and spread over all other values. The map says where the
 # tissue is told by spatial factors (yellow) and where not: in the dark area at the top all three spatial factors are low.
 #
 # `interpret_npfh` of the paper's code computes the same share for the factors that it has been told are spatial, the first `T` of `L`, half of them by default. Here the number is tested. The published model is
