@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from importlib.metadata import version as distribution_version
 from inspect import getdoc
 from pathlib import Path
 
-import jupytext
 from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
@@ -43,11 +43,7 @@ copybutton_prompt_text = ">>> "
 
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
-nb_execution_mode = "force"
-nb_execution_raise_on_error = True
-nb_execution_timeout = 300
-nb_merge_streams = True
-nb_output_stderr = "remove"
+nb_execution_mode = "off"  # tutorials/execute.py runs them
 
 intersphinx_mapping = {
     "python": ("https://docs.python.org/3", None),
@@ -98,15 +94,15 @@ def _slot_row(keys: object, name: str) -> str:
     return f"| {where} | `{getattr(keys, name)}` | {content} |"
 
 
-def _tutorials_to_notebooks(app: Sphinx) -> None:
-    """Place the tutorials, which are kept as scripts, among the sources as notebooks."""
+def _place_tutorials(app: Sphinx) -> None:
+    """Place the executed tutorials among the sources."""
     folder = HERE / "tutorials"
     folder.mkdir(exist_ok=True)
-    for script in sorted((HERE.parent / "tutorials").glob("*.py")):
-        jupytext.write(jupytext.read(script), folder / f"{script.stem}.ipynb")
+    for notebook in (HERE.parent / "tutorials").glob("*.ipynb"):
+        shutil.copy(notebook, folder)
 
 
 def setup(app: Sphinx) -> None:
-    """Register the directive and the conversion."""
+    """Register the directive, and fetch the tutorials."""
     app.add_directive("slots", Slots)
-    app.connect("builder-inited", _tutorials_to_notebooks)
+    app.connect("builder-inited", _place_tutorials)

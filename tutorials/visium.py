@@ -66,7 +66,6 @@ print(section.shape, "median counts of a spot:", float(np.median(section.obs["n_
 section.obs["held_out"] = np.random.default_rng(0).random(section.n_obs) < 0.1
 gpnsf.tl.fit(section, layers="counts", n_factors=10, holdout_key="held_out", seed=0)
 print(section.uns["gpnsf"]["factor_names"])
-print(*section.uns["gpnsf"]["warnings"], sep="\n\n")
 
 # %% [markdown]
 # On the measured section all ten factors are spatial, and there are two warnings:

@@ -382,7 +382,7 @@ def test_bounds_that_hold_parameters_are_reported(monkeypatch):
     monkeypatch.setattr(bound, "MEAN_RANGE", (-0.5, 8.0))
     _, history = fitted({"rna": "poisson"}, lengthscale=0.04)
     clamp, amplitude = history.notices
-    assert re.fullmatch(r"exponent clamp binds for \d+ of 180 log factors", clamp)
+    assert re.fullmatch(r"log factors at an end of their range for \d+ of 180 values", clamp)
     assert amplitude == "amplitude at its floor of 0.05 for 2 of 2 spatial factors"
 
 

@@ -54,7 +54,10 @@ MODALITY_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4
 
 @contextmanager
 def style() -> Iterator[None]:
-    """Fonts and lines of a printed figure; the user's own settings hold again afterwards."""
+    """Fonts and lines of a printed figure; the user's own settings hold again afterwards.
+
+    All but one: the first figure of a notebook loads its backend, which from then on shows the figures that cells leave.
+    """
     import matplotlib as mpl
 
     with mpl.rc_context(
@@ -72,6 +75,8 @@ def style() -> Iterator[None]:
         }
     ):
         yield
+        shows = mpl.is_interactive()
+    mpl.interactive(shows)
 
 
 def plain(ax: Axes) -> None:

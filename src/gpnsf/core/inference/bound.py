@@ -43,7 +43,9 @@ def limits_reached(model: Factorization, blocks: list[Block]) -> list[str]:
         ]
         if any(beyond):
             n_all = model.n_obs * model.n_factors
-            notices.append(f"exponent clamp binds for {sum(beyond)} of {n_all} log factors")
+            notices.append(
+                f"log factors at an end of their range for {sum(beyond)} of {n_all} values"
+            )
     if model.spatial is None:
         return notices
     field = model.spatial.field
