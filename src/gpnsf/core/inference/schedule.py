@@ -37,7 +37,7 @@ class Schedule:
     learning_rate: float = 0.2
     # gain of the objective per nonzero count over ten steps below which the fit has converged
     tol: float = 2e-4
-    pick_steps: int = 15
+    pick_steps: int = 25
     warmup_steps: int = 5
     kernel_steps: int = 40  # steps after which the kernel parameters are frozen
     min_steps: int = 60
