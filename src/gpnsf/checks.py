@@ -20,6 +20,7 @@ from gpnsf.keys import Keys
 
 __all__ = [
     "MODELS",
+    "SIGNED_MODELS",
     "Rule",
     "choices",
     "column",
@@ -43,7 +44,7 @@ __all__ = [
 MODELS = ("fa", "rsf", "pnmf", "nsf", "nsfh", "gpnsf")
 
 LARGEST_VALUE = 1e12  # of counts
-_SIGNED_MODELS = ("fa", "rsf")
+SIGNED_MODELS = ("fa", "rsf")  # their values may be negative
 _TYPES: dict[type, tuple[Any, str]] = {
     int: (Integral, "an integer"),
     float: (Real, "a finite number"),
@@ -130,12 +131,12 @@ def combination(
     batch_key: str | None = None,
 ) -> None:
     """Check that model, likelihoods, objective, field, number of coordinates and batches go together."""
-    if model in _SIGNED_MODELS and batch_key is not None:
+    if model in SIGNED_MODELS and batch_key is not None:
         rule = f"no batches for model={model!r}: multipliers need rates that are not negative"
         remedy = "Centre the features within each batch and leave batch_key out, or use a nonnegative model such as 'gpnsf'"
         raise ValueError(problem(rule, f"batch_key={batch_key!r}", remedy))
     counted = [f"{name}: {kind}" for name, kind in likelihoods.items() if not FAMILIES[kind].signed]
-    if model in _SIGNED_MODELS and counted:
+    if model in SIGNED_MODELS and counted:
         rule = f"gaussian likelihoods for model={model!r}, whose factors may be negative"
         remedy = "Pass likelihoods='gaussian' with normalised data in `layers`, or a nonnegative model such as 'gpnsf'"
         raise ValueError(problem(rule, "; ".join(counted), remedy))

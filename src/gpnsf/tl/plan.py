@@ -25,7 +25,7 @@ from gpnsf.arguments import (
     check_names,
     known_arguments,
 )
-from gpnsf.checks import MODELS, Rule, near, problem
+from gpnsf.checks import MODELS, SIGNED_MODELS, Rule, near, problem
 from gpnsf.core.families import FAMILIES
 from gpnsf.io.kinds import check_input
 from gpnsf.pp.split import proportion
@@ -34,7 +34,7 @@ from gpnsf.tl.mefisto import FEWEST, mefisto
 __all__ = ["GAUSSIAN", "MEFISTO", "Run", "read_plan"]
 
 MEFISTO = "mefisto"
-GAUSSIAN = ("fa", "rsf", MEFISTO)  # models without a likelihood of counts
+GAUSSIAN = (*SIGNED_MODELS, MEFISTO)  # models without a likelihood of counts
 SIMULATED = ("ggblocks", "groups", "quilt", "tissue")
 SECTIONS = ("data", "fit", "split", "variant", "keep_fits")
 SET_HERE = {"copy", "progress", "checkpoint", "key_added", "table"}  # arguments of a fit
@@ -60,12 +60,6 @@ class Run:
         facts = (source, self.model, self.arguments, self.holdout, version("gpnsf"))
         text = json.dumps(facts, sort_keys=True, default=str)
         return hashlib.blake2b(text.encode(), digest_size=10).hexdigest()
-
-    @property
-    def task(self) -> dict[str, Any]:
-        """What the process of the run is told, and the record tells."""
-        names = ("source", "model", "arguments", "holdout")
-        return {name: getattr(self, name) for name in names}
 
 
 def read_plan(spec: Options | str | os.PathLike[str]) -> list[Run]:
