@@ -66,7 +66,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pl.variance": {*DATA, "io", "pl", "tl.variance"},
     "datasets": {*DATA, "io.objects", "datasets"},
     "datasets.mixture": {*DATA, "core.companions"},
-    "options": {"", "arguments", "checks"},
+    "options": {"", "arguments", "checks", "core.families"},
     "demo": {"", *DATA, "io", "core.scores", "pp", "tl", "pl", "datasets"},
     "cli": {"", *DATA, "io", "core.distributed", "demo", "options", "pp", "tl", "pl", "datasets"},
     "__main__": {"cli"},
