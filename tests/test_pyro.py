@@ -20,12 +20,12 @@ import gpnsf
 from gpnsf.core.inference import training
 from gpnsf.core.inference.initial import starts
 from gpnsf.core.inference.schedule import Schedule
-from gpnsf.core.model.build import FIELDS, PRESETS, build
+from gpnsf.core.model.build import FIELDS, build
 from gpnsf.core.model.factorization import Factorization
 from gpnsf.core.model.objective import ClosedFormELBO
+from gpnsf.core.presets import PRESETS
 
 TWO = {"rna": "nb", "atac": "bernoulli"}
-SPATIAL = {0.0: 0, 0.5: 2, 1.0: 3}
 each_preset = pytest.mark.parametrize("preset", PRESETS)
 each_field = pytest.mark.parametrize("field", FIELDS)
 
@@ -42,7 +42,7 @@ def problem(preset: str, field: str = "hilbert", **options):
     """A dataset and a model away from its start, with its block."""
     likelihoods = TWO if PRESETS[preset].nonnegative else {"rna": "gaussian"}
     dataset = toy_dataset(likelihoods, n_obs=40)
-    n_spatial = SPATIAL[PRESETS[preset].spatial]
+    n_spatial = round(3 * PRESETS[preset].spatial)
     model = build(
         preset, dataset, n_factors=3, n_spatial=n_spatial, field=field, n_inducing=15, **options
     )

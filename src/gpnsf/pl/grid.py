@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from itertools import cycle
 from typing import TYPE_CHECKING, NamedTuple
 
 import pandas as pd
@@ -35,7 +36,7 @@ LABELS = {
 LOGARITHMIC = ("seconds", "cpu_seconds", "peak_memory")
 LINES = ("-", "--", ":", "-.")
 MARKERS = "osD^vP*X"
-COLORS = dict(zip((*MODELS[::-1], "mefisto"), canvas.MODALITY_COLORS, strict=True))
+COLORS = dict(zip((*MODELS[::-1], "mefisto"), cycle(canvas.MODALITY_COLORS), strict=False))
 WIDTH, LEGEND = 2.2, 1.4  # inches
 
 

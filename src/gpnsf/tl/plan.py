@@ -25,8 +25,9 @@ from gpnsf.arguments import (
     check_names,
     known_arguments,
 )
-from gpnsf.checks import MODELS, SIGNED_MODELS, Rule, near, problem
+from gpnsf.checks import Rule, near, problem
 from gpnsf.core.families import FAMILIES
+from gpnsf.core.presets import PRESETS
 from gpnsf.io.kinds import check_input
 from gpnsf.pp.split import proportion
 from gpnsf.tl.mefisto import FEWEST, mefisto
@@ -34,7 +35,8 @@ from gpnsf.tl.mefisto import FEWEST, mefisto
 __all__ = ["GAUSSIAN", "MEFISTO", "Run", "read_plan"]
 
 MEFISTO = "mefisto"
-GAUSSIAN = (*SIGNED_MODELS, MEFISTO)  # models without a likelihood of counts
+SIGNED = [name for name, preset in PRESETS.items() if not preset.nonnegative]
+GAUSSIAN = (*SIGNED, MEFISTO)  # models without a likelihood of counts
 SIMULATED = ("ggblocks", "groups", "quilt", "tissue")
 SECTIONS = ("data", "fit", "split", "variant", "keep_fits")
 SET_HERE = {"copy", "progress", "checkpoint", "key_added", "table"}  # arguments of a fit
@@ -200,7 +202,7 @@ def _checked(values: dict[str, Any], holdout: float | None) -> tuple[str, dict[s
     check_names(values, "[fit]")
     _check_free(values, holdout)
     model = values.pop("model", DEFAULTS["model"])
-    Rule(str, "nsf", options=(*MODELS, MEFISTO)).check("model", model)
+    Rule(str, "nsf", options=(*PRESETS, MEFISTO)).check("model", model)
     values = {"n_factors": DEFAULTS["n_factors"], "seed": DEFAULTS["seed"], **values}
     check_arguments(values)
     if model in GAUSSIAN:
