@@ -119,7 +119,7 @@ def _data(table: Options) -> dict[str, Any]:
     return named
 
 
-def _source(name: str, value: Any, folder: Path) -> tuple[dict[str, Any], str]:
+def _source(name: str, value: Any, folder: Path) -> tuple[Options, str]:
     """What is to be read, or simulated, and a hash of the content of a file."""
     if isinstance(value, str | os.PathLike):
         path = folder / value
@@ -159,7 +159,7 @@ def _holdout(table: Options) -> float | None:
     return split.get("holdout")
 
 
-def _fits(table: Options, holdout: float | None) -> Iterator[tuple[str, dict[str, Any]]]:
+def _fits(table: Options, holdout: float | None) -> Iterator[tuple[str, Options]]:
     """Model and arguments of each fit of any data, checked."""
     shared = _table(
         table.get("fit", {}), "[fit]", 'Write for example [fit] model = ["nsf", "pnmf"]'
@@ -174,7 +174,7 @@ def _fits(table: Options, holdout: float | None) -> Iterator[tuple[str, dict[str
             yield _checked(values, holdout)
 
 
-def _product(arguments: Options) -> Iterator[dict[str, Any]]:
+def _product(arguments: Options) -> Iterator[Options]:
     """All combinations of what is listed; the text "none" is None, which TOML has not."""
     listed = [_values(name, value) for name, value in arguments.items()]
     for values in itertools.product(*listed):
@@ -197,13 +197,13 @@ def _listed(value: Any) -> Iterable[Any]:
     return value if isinstance(value, list | tuple) else [value]
 
 
-def _checked(values: dict[str, Any], holdout: float | None) -> tuple[str, dict[str, Any]]:
+def _checked(asked: Options, holdout: float | None) -> tuple[str, Options]:
     """A combination, without what its model has no use for, if its arguments are legal."""
-    check_names(values, "[fit]")
-    _check_free(values, holdout)
-    model = values.pop("model", DEFAULTS["model"])
+    check_names(asked, "[fit]")
+    _check_free(asked, holdout)
+    values = {name: DEFAULTS[name] for name in ("model", "n_factors", "seed")} | dict(asked)
+    model = values.pop("model")
     Rule(str, "nsf", options=(*PRESETS, MEFISTO)).check("model", model)
-    values = {"n_factors": DEFAULTS["n_factors"], "seed": DEFAULTS["seed"], **values}
     check_arguments(values)
     if model in GAUSSIAN:
         values.pop("likelihoods", None)

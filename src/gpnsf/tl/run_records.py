@@ -150,7 +150,7 @@ def _varied(runs: list[Run]) -> list[str]:
     return [*always, *(name for name in differ if name not in always)]
 
 
-def _asked(run: Run, names: Iterable[str]) -> dict[str, Any]:
+def _asked(run: Run, names: Iterable[str]) -> dict[str, object]:
     """Values of some arguments in a table, dictionaries and lists as text."""
     values = {name: run.arguments.get(name) for name in names}
     return {

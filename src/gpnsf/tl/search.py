@@ -57,8 +57,15 @@ class Run:
     @classmethod
     def of(cls, arrays: Mapping[str, np.ndarray]) -> Run:
         """A run as it was kept."""
-        values: dict[str, Any] = {name: a if a.ndim else a.item() for name, a in arrays.items()}
-        return cls(**values)
+        return cls(
+            deviance=arrays["deviance"],
+            null=arrays["null"],
+            factors=arrays["factors"],
+            is_spatial=arrays["is_spatial"],
+            order=int(arrays["order"]),
+            objective=float(arrays["objective"]),
+            seconds=float(arrays["seconds"]),
+        )
 
 
 @dataclass(frozen=True)
