@@ -178,9 +178,8 @@ def _against_truth(mdata: MuData) -> Figure:
         figure, axes = canvas.grid(2 * n_spatial, width=width, height=height, ncols=n_spatial)
         for k in range(n_spatial):
             _panel(axes[k], where, truth[:, k], f"simulated {k + 1}")
-            name = (
-                fit.names[columns[k]] if columns[k] >= 0 else "none"
-            )  # fewer found than simulated
+            # fewer found than simulated
+            name = fit.names[columns[k]] if columns[k] >= 0 else "none"
             found = fit.mean[:, columns[k]] * (columns[k] >= 0)
             _panel(axes[n_spatial + k], where, found, f"{name}, r = {correlations[k]:.2f}")
     return figure

@@ -205,9 +205,8 @@ class Posterior:
     background: dict[str, np.ndarray]  # modality -> [P] float32
     # modality -> [P]: theta (NB) or noise sd (Gaussian); absent otherwise
     dispersion: dict[str, np.ndarray]
-    variance_explained: dict[
-        str, np.ndarray
-    ]  # modality -> [K] share of the null deviance lost when H_k is made constant
+    # modality -> [K] share of the null deviance lost when H_k is made constant
+    variance_explained: dict[str, np.ndarray]
     # modality -> [P] standard deviation of the features' spatial importance
     importance_std: dict[str, np.ndarray]
     is_spatial: np.ndarray  # [K] bool, spatial factors first

@@ -40,12 +40,10 @@ class Compared:
     """Chosen features of one modality on the observations of the object; NaN where the modality has no cell."""
 
     likelihood: str
-    observed: (
-        np.ndarray
-    )  # [N, F] counts per size factor; 0 and 1 for open chromatin; values as they are if real
-    expected: (
-        np.ndarray
-    )  # [N, F] in the same unit: rates, probabilities of open chromatin at the cell's size factor
+    # [N, F] counts per size factor; 0 and 1 for open chromatin; values as they are if real
+    observed: np.ndarray
+    # [N, F] in the same unit: rates, probabilities of open chromatin at the cell's size factor
+    expected: np.ndarray
     weight: np.ndarray  # [N] what an observation counts in a mean: its size factor, or 1
 
     @property

@@ -30,9 +30,8 @@ class Normalised:
     by_total: bool  # size factors follow the totals of the counts
     log: bool
     unit: float = 1.0  # what the values were divided by at the end
-    peeks: str | None = (
-        None  # layer whose size factors have a unit from rows that the fit holds out
-    )
+    # layer whose size factors have a unit from rows that the fit holds out
+    peeks: str | None = None
 
     @property
     def own_values(self) -> sp.csr_matrix:

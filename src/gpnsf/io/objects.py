@@ -294,9 +294,8 @@ def _agree(first: np.ndarray, second: np.ndarray, what: str, where: str) -> None
     size = ""
     if first.dtype.kind == "f":
         gap = np.abs(first - second).reshape(len(first), -1).max(axis=1)
-        differ = (
-            gap > 1e-5 * np.ptp(first, axis=0).max()
-        )  # float32 and float64 copies of one slide do agree
+        # float32 and float64 copies of one slide do agree
+        differ = gap > 1e-5 * np.ptp(first, axis=0).max()
         size = f", by up to {gap.max():g}"
     else:
         lost, again = pd.isna(first), pd.isna(second)

@@ -59,9 +59,8 @@ class Layout:
     features: dict[str, np.ndarray]  # modality -> [P_full] bool: features that the core sees
     libraries: tuple[str, ...]  # names of the slices; "" alone where there is one
     batches: tuple[str, ...]  # names of the batches; none where there is no key of batches
-    position: (
-        np.ndarray
-    )  # [N] row of the dataset of each observation of the object: rows of a batch are neighbours
+    # [N] row of the dataset of each observation of the object: rows of a batch are neighbours
+    position: np.ndarray
     centre: np.ndarray  # [n_libraries, D] in the data's own units
     scale: float  # the data's own units per half-width unit, one for all slices and axes
     totals: dict[str, np.ndarray]  # modality -> [n] total of each of its cells, held out or not

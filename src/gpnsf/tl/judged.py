@@ -45,9 +45,8 @@ class Judged:
     held_out: np.ndarray  # [n] bool
     batch: np.ndarray  # [n] code of the batch
     multipliers: np.ndarray  # [S, P] of the batches
-    back: Return | None = (
-        None  # from expected values of a Gaussian model to counts, where these are judged
-    )
+    # from expected values of a Gaussian model to counts, where these are judged
+    back: Return | None = None
 
     def has(self, rows: str) -> bool:
         """Whether there are rows of this kind."""

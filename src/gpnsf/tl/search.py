@@ -103,9 +103,8 @@ class Search:
     """Parts of the counts, and the runs of each candidate on them."""
 
     whole: Parcel
-    thinned: list[
-        Parcel
-    ]  # one for each seed: one part in place of the counts, the other in a layer
+    # one for each seed: one part in place of the counts, the other in a layer
+    thinned: list[Parcel]
     dispersion: dict[str, np.ndarray]  # modality -> [P] of the part that is kept
     depth: float  # median counts of an observation
     arguments: Options
