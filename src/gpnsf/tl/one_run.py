@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from mudata import MuData
 
-__all__ = ["HOLDOUT", "KEY", "work"]
+__all__ = ["work"]
 
 KEY = "gpnsf"  # of the slots, whichever the model
 HOLDOUT = "grid_holdout"  # obs column
