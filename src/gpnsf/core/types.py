@@ -38,6 +38,7 @@ __all__ = [
     "Start",
     "View",
     "parts",
+    "row_sums",
     "rows_at_a_time",
 ]
 
@@ -80,6 +81,11 @@ def parts(counts: sp.csr_matrix | RowReader) -> Iterator[tuple[slice, sp.csr_mat
     for start in range(0, n_rows, step):
         rows = slice(start, min(start + step, n_rows))
         yield rows, counts[rows]
+
+
+def row_sums(counts: sp.csr_matrix) -> np.ndarray:
+    """Totals [N] of the rows, in double precision."""
+    return np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
 
 
 @dataclass(frozen=True)

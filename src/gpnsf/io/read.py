@@ -17,7 +17,7 @@ from mudata import MuData
 from gpnsf import checks
 from gpnsf.arguments import Reading
 from gpnsf.core.families import FAMILIES
-from gpnsf.core.types import Dataset, View
+from gpnsf.core.types import Dataset, View, row_sums
 from gpnsf.io import modalities, names
 from gpnsf.io.geometry import Geometry, geometry
 from gpnsf.io.objects import Opened, gather, holders, open_data, read_coords, read_labels
@@ -38,6 +38,7 @@ __all__ = [
     "held_out_rows",
     "read",
     "read_counts",
+    "relative_totals",
     "row_totals",
     "size_column",
     "told_of",
@@ -322,7 +323,7 @@ def _totals(counts: sp.csr_matrix | StoredCounts) -> np.ndarray:
     """Row sums [N]."""
     if isinstance(counts, StoredCounts):
         return np.where(counts.index >= 0, counts.totals[counts.index], 0.0)
-    return np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
+    return row_sums(counts)
 
 
 def _size_factors(
@@ -333,8 +334,12 @@ def _size_factors(
         what = f"size factors in column {source!r} for modality {name!r}"
         values = checks.positive(size_column(opened, name, source)[observed], what=what)
         return values / values.mean()
-    total = total[observed]
-    return np.maximum(total / total.mean(), SIZE_FLOOR)
+    return relative_totals(total[observed])
+
+
+def relative_totals(totals: np.ndarray, train: np.ndarray | slice = slice(None)) -> np.ndarray:
+    """Size factors [n] from totals, in means of the training rows."""
+    return np.maximum(totals / totals[train].mean(), SIZE_FLOOR)
 
 
 def size_column(opened: Opened, name: str, source: str) -> pd.Series:

@@ -14,6 +14,7 @@ from gpnsf.arguments import Deconvolution
 from gpnsf.checks import Rule, problem
 from gpnsf.core.companions.deconvolution import Mixture, summarised
 from gpnsf.core.companions.pseudospots import Places
+from gpnsf.core.types import row_sums
 from gpnsf.keys import SPATIAL
 from gpnsf.settings import settings
 from gpnsf.tl.alone import few_threads
@@ -190,7 +191,7 @@ def _known(
     profiles = matched(table, adata, reference)
     at = adata.var_names.get_indexer(profiles.index)
     counts = counts_of(adata, asked.layer, what="spots")[:, at]
-    totals = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
+    totals = row_sums(counts)
     amounts, names = true_amounts(adata, list(profiles.columns), truth)
     amounts = amounts[:, [names.index(name) for name in profiles.columns]]
     rows = np.flatnonzero((amounts.sum(axis=1) > 0) & (totals > 0))
