@@ -24,6 +24,7 @@ __all__ = [
     "entries",
     "gather",
     "holders",
+    "modality_of",
     "no_pulling",
     "open_data",
     "owner",
@@ -98,6 +99,11 @@ def editable(data: AnnData | MuData, *, copy: bool) -> AnnData | MuData:
         return data
     with no_pulling():
         return data.copy()
+
+
+def modality_of(data: AnnData | MuData, name: str) -> AnnData:
+    """A modality; an AnnData is its own only one."""
+    return data.mod[name] if isinstance(data, MuData) else data
 
 
 def entries(holder: AnnData | MuData, part: str) -> dict[str, Any]:

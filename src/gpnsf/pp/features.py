@@ -9,7 +9,7 @@ from mudata import MuData
 from gpnsf import checks
 from gpnsf.checks import Rule
 from gpnsf.core.scores.deviance import feature_deviance, largest
-from gpnsf.io.objects import editable, open_data, read_labels
+from gpnsf.io.objects import editable, modality_of, open_data, read_labels
 from gpnsf.io.read import read_counts
 
 __all__ = ["deviance_features"]
@@ -106,6 +106,6 @@ def deviance_features(
         )
     data = editable(data, copy=copy)
     for name, deviance in deviances.items():
-        mod = data.mod[name] if isinstance(data, MuData) else data
+        mod = modality_of(data, name)
         mod.var[key_added], mod.var[FLAG] = deviance, largest(deviance, n_top)
     return data if copy else None

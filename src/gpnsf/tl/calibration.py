@@ -18,7 +18,7 @@ from gpnsf.core.scores import metrics
 from gpnsf.core.scores.calibration import log_errors, log_moments, simulate_counts
 from gpnsf.io import fits
 from gpnsf.io.measured import reread
-from gpnsf.io.objects import editable
+from gpnsf.io.objects import editable, modality_of
 from gpnsf.io.tables import takes_tables
 from gpnsf.settings import settings
 from gpnsf.tl.fit import fit as refit
@@ -145,7 +145,7 @@ def _simulate(
         fit.params["layers"], "layers", names=list(fit.modalities), known=fit.modalities
     )
     for view in dataset.views:
-        mod = simulated.mod[view.name] if isinstance(simulated, MuData) else simulated
+        mod = modality_of(simulated, view.name)
         counts = _counts(fit, view, layout, rng)
         totals[view.name] = np.asarray(counts.sum(axis=0)).ravel()
         if view.name in layers:

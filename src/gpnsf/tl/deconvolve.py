@@ -240,7 +240,7 @@ def deconvolve(
         elif method == "unrolled":
             from gpnsf.tl.unrolling import unrolled
 
-            shown = settings.progress if progress is None else progress
+            shown = settings.shows(progress)
             examples = () if like is None else like.sections(n_training, rng)
             solve, record["network"] = unrolled(places, asked, arrays, examples, shown=shown)
             V = solve(mixture, places.ties(), costs)

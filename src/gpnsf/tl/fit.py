@@ -285,7 +285,7 @@ def _fit(
     device = resolved(how.device)
     guard(dataset, asked, n_spatial, layout.scale, device.type)
     _warn_of_idle(asked, n_spatial)
-    shown = settings.progress if asked.call.progress is None else asked.call.progress
+    shown = settings.shows(asked.call.progress)
     progress = Progress("fit", how.max_steps, shown=shown and distributed.rank() == 0)
     with fit_threads(dataset.nnz) as threads, progress:
         outcome = fitting.fit(

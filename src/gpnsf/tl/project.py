@@ -198,7 +198,7 @@ def _project(
     taken = given(fit, matched, layout.scale)
     taken = replace(taken, lengthscale=taken.lengthscale.clip(*LENGTHSCALES))
     how, where = asked.training, resolved(asked.training.device)
-    shown = settings.progress if asked.call.progress is None else asked.call.progress
+    shown = settings.shows(asked.call.progress)
     progress = Progress("project", how.max_steps, shown=shown)
     with fit_threads(dataset.nnz) as threads, progress:
         outcome = infer(

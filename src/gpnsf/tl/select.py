@@ -146,9 +146,7 @@ def select_n_factors(
     n_jobs, seeds = -1 if n_jobs is None else n_jobs, [seed + i for i in range(n_seeds)]
     _announce(data, candidates, n_seeds, n_jobs, arguments)
     expected = 1 + n_seeds * (len(candidates) + (n_spatial is None))
-    with Progress(
-        "select", expected, shown=settings.progress if progress is None else progress
-    ) as bar:
+    with Progress("select", expected, shown=settings.shows(progress)) as bar:
         bar.stage("a short fit for dispersions")
         middle = int(np.median(numbers))
         search = prepare(data, arguments, seeds, middle, n_jobs, bar, checkpoint)

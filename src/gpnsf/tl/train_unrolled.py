@@ -232,7 +232,7 @@ def _learned(
     rng = np.random.default_rng(asked.seed)
     order = [k for _ in range(n_passes) for k in rng.permutation(len(examples))]
     names = [*PARAMETERS, *(OF_GROUPS if regions else ())]
-    shown = settings.progress if asked.progress is None else asked.progress
+    shown = settings.shows(asked.progress)
     with few_threads(small=True), Progress("learn", len(order), shown=shown) as bar:
         steps = bar.each(examples[k] for k in order)
         losses = train(network, steps, names=names, learning_rate=asked.learning_rate)
