@@ -160,7 +160,8 @@ def fit(
     refine
         Whether to run the local stage. Without it factors are as smooth as their field.
     holdout_key
-        Boolean ``obs`` column; rows where it is true train nothing and get the field's prediction.
+        Boolean ``obs`` column; rows where it is true train nothing. They get the prediction of the fields, and of nonspatial
+        factors what the nearest training rows tell.
     max_steps
         Cap on the optimisation steps, also of the short fits of the test; a large fit begins with a smaller one, which has as many.
     learning_rate

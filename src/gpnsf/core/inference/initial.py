@@ -18,7 +18,16 @@ from torch import Tensor
 from gpnsf.core.counts.sparse import SparseCounts
 from gpnsf.core.families import FAMILIES
 from gpnsf.core.inference.batch_free import corrected
-from gpnsf.core.inference.klnmf import FLOOR, poisson_fit, random_factors, search, step
+from gpnsf.core.inference.klnmf import (
+    FLOOR,
+    N_ROUNDS,
+    poisson_fit,
+    powers,
+    random_factors,
+    relaxed,
+    search,
+    step,
+)
 from gpnsf.core.inference.shapes import NUMBER, Shapes
 from gpnsf.core.scores.metrics import knn_weights, morans_i
 from gpnsf.core.types import Dataset, Start, View
@@ -56,12 +65,14 @@ def starts(
     nonnegative: bool = True,
     kinds: Collection[str] = ("auto",),
     seed: int = 0,
+    n_rounds: int = N_ROUNDS,
 ) -> Iterator[Start]:
     """Yield the starts of some kinds ("smooth", "spot", "random"), of all ("auto"), or of a name.
 
-    Signed models have one start, the singular value decomposition.
+    Signed models have one start, the singular value decomposition. A smooth start is looked for in
+    ``n_rounds`` of growing and merging.
     """
-    problem = _Problem(corrected(dataset.loaded()), n_factors, n_spatial, seed)
+    problem = _Problem(corrected(dataset.loaded()), n_factors, n_spatial, seed, n_rounds)
     wanted = set(kinds)
     if not nonnegative:
         yield problem.svd()
@@ -85,11 +96,12 @@ def lead(dataset: Dataset) -> View:
 class _Problem:
     """Counts that the starts look at: the most over-dispersed features of the leading modality."""
 
-    def __init__(self, dataset: Dataset, n_factors: int, n_spatial: int, seed: int) -> None:
+    def __init__(
+        self, dataset: Dataset, n_factors: int, n_spatial: int, seed: int, n_rounds: int
+    ) -> None:
         self.dataset = dataset
-        self.n_factors = n_factors
-        self.n_spatial = n_spatial
-        self.seed = seed
+        self.n_factors, self.n_spatial = n_factors, n_spatial
+        self.seed, self.n_rounds = seed, n_rounds
         self.views = {view.name: SparseCounts(view.counts) for view in dataset.views}
         main = lead(dataset)
         self.n_counts = main.counts.nnz
@@ -128,7 +140,8 @@ class _Problem:
         dense = torch.as_tensor((smoother @ self.counts).toarray())
         size = torch.as_tensor(smoother @ self.size)[:, None].clamp_min(1e-3)
         deep = bandwidth == 0 and float(self.counts.sum()) >= DEEP * len(self.coords)
-        binned, W = search(dense, size, self.n_factors if deep else self.n_spatial, self.seed)
+        wanted = self.n_factors if deep else self.n_spatial
+        binned, W = search(dense, size, wanted, self.seed, self.n_rounds)
         if binned.shape[1] > self.n_spatial:
             graph = knn_weights(centres, n_neighbors=min(8, len(centres) - 1))
             order = np.argsort(-morans_i(torch.log(binned + 0.02).numpy(), graph), kind="stable")
@@ -146,12 +159,12 @@ class _Problem:
     def spot(self) -> Tensor:
         """Factors [N, K] of spots by KL-NMF, by Moran's I, spatial ones as means of neighbours."""
         counts, size = self.sparse, self.sparse_size
-        n_updates, n_tries = (60, 3) if self.counts.nnz < 500_000 else (30, 1)
+        n_updates, n_tries = (35, 3) if self.counts.nnz < 500_000 else (20, 1)
         best: tuple[float, Tensor] | None = None
         for attempt in range(n_tries):
             H, W = random_factors(counts, self.n_factors, self.seed * 1009 + attempt)
-            for _ in range(n_updates):
-                H, W = step(counts, size, H, W)
+            for power in powers(n_updates):
+                H, W = step(counts, size, H, W, power)
             fit = poisson_fit(counts, size, H, W)
             if best is None or fit > best[0]:
                 best = fit, H
@@ -208,7 +221,7 @@ class _Problem:
         return Start(name, factors.numpy(), loadings)
 
     def _add_nonspatial(
-        self, spatial: Tensor, n_nonspatial: int, W: Tensor | None, n_updates: int = 20
+        self, spatial: Tensor, n_nonspatial: int, W: Tensor | None, n_updates: int = 12
     ) -> Tensor:
         """Nonspatial factors [N, K-T] by updates of single spots, beside fixed spatial factors.
 
@@ -232,8 +245,8 @@ class _Problem:
                 torch.as_tensor(_mean_counts(self.counts, self.size))[:, None] * share * noise
                 + 1e-8
             )
-        for _ in range(n_updates):
-            updated, W = step(counts, size, H, W)
+        for power in powers(n_updates):
+            updated, W = step(counts, size, H, W, power)
             H = torch.cat([H[:, :T], updated[:, T:]], 1)
         return H
 
@@ -319,7 +332,7 @@ def _strength(view: View) -> float:
 
 
 def loadings_at(
-    view: View, counts: SparseCounts, factors: Tensor, n_updates: int = 10
+    view: View, counts: SparseCounts, factors: Tensor, n_updates: int = 7
 ) -> np.ndarray:
     """Loadings [P, K+1] at fixed factors and constant column, by multiplicative updates."""
     family = FAMILIES[view.likelihood]
@@ -329,8 +342,8 @@ def loadings_at(
     K = factors.shape[1]
     share = torch.tensor([(1 - BACKGROUND_SHARE) / K] * K + [BACKGROUND_SHARE])
     W = torch.as_tensor(_mean_counts(view.counts, view.size))[:, None] * share + 1e-9
-    for _ in range(n_updates):
-        W = W * counts.half_loadings(A, W, family.link) / A.sum(0) + 1e-12
+    for power in powers(n_updates):
+        W = W * relaxed(counts.half_loadings(A, W, family.link) / A.sum(0), power) + 1e-12
     return W.numpy()
 
 

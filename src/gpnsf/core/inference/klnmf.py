@@ -7,16 +7,38 @@ from torch import Tensor
 
 from gpnsf.core.counts.sparse import SparseCounts
 
-__all__ = ["FLOOR", "poisson_fit", "random_factors", "search", "step"]
+__all__ = [
+    "FLOOR",
+    "N_ROUNDS",
+    "poisson_fit",
+    "powers",
+    "random_factors",
+    "relaxed",
+    "search",
+    "step",
+]
 
 FLOOR = 1e-4
-N_SEARCH = 5  # rounds of growing and merging
-# power of the factor of an update: with more than one it goes further, below two it still converges
+N_ROUNDS = 5  # of growing and merging
+# power of an update's factors: above one it goes further, below two it still converges
 RELAXATION = 1.8
-PLAIN = 3  # updates that begin without it
+N_PLAIN = 3  # updates that begin without it
 
 
-def search(Y: Tensor, size: Tensor, K: int, seed: int) -> tuple[Tensor, Tensor]:
+def powers(n_updates: int) -> list[float]:
+    """Powers of the factors of so many updates: over-relaxed, but for the first ones and the last."""
+    plain = min(N_PLAIN, n_updates)
+    return [1.0] * plain + [RELAXATION] * (n_updates - plain - 1) + [1.0] * (n_updates > plain)
+
+
+def relaxed(factor: Tensor, power: float) -> Tensor:
+    """A power of the factors of an update, within bounds."""
+    return factor if power == 1.0 else factor.clamp(1e-2, 20.0).pow_(power)
+
+
+def search(
+    Y: Tensor, size: Tensor, K: int, seed: int, n_rounds: int = N_ROUNDS
+) -> tuple[Tensor, Tensor]:
     """KL-NMF (Lee & Seung 2001) of a small dense matrix by growing and merging.
 
     Factors [B, K] with mean one, loadings [P, K].
@@ -30,7 +52,7 @@ def search(Y: Tensor, size: Tensor, K: int, seed: int) -> tuple[Tensor, Tensor]:
     W = 0.2 + torch.rand(Y.shape[1], K, generator=generator)
     H, W, best = _klnmf_dense(Y, size, H, mean / K * W + 1e-8, 40)
     extra = max(2, K // 3)
-    for _ in range(N_SEARCH):
+    for _ in range(n_rounds):
         new = 0.2 + 1.6 * torch.rand(len(Y), extra, generator=generator)
         thin = 0.2 * mean / extra * (0.2 + torch.rand(Y.shape[1], extra, generator=generator))
         H_new, W_new, _ = _klnmf_dense(
@@ -47,26 +69,18 @@ def search(Y: Tensor, size: Tensor, K: int, seed: int) -> tuple[Tensor, Tensor]:
 def _klnmf_dense(
     Y: Tensor, size: Tensor, H: Tensor, W: Tensor, n_updates: int
 ) -> tuple[Tensor, Tensor, float]:
-    """Multiplicative updates of factors and loadings, and the Poisson log-likelihood reached.
-
-    They are over-relaxed, but for the first ones and the last.
-    """
+    """Multiplicative updates of factors and loadings, and the Poisson log-likelihood reached."""
     ratio = torch.empty_like(Y)
-    for update in range(n_updates):
-        power = RELAXATION if PLAIN <= update < n_updates - 1 else 1.0
+    for power in powers(n_updates):
         A = H * size
-        W = W * _relaxed(_wide_product(_ratio(Y, A, W, ratio), A) / A.sum(0), power) + 1e-12
+        slope = _wide_product(_ratio(Y, A, W, ratio), A) / A.sum(0)
+        W = W * relaxed(slope, power) + 1e-12
         slope = _wide_product(_ratio(Y, A, W, ratio).T, W) / W.sum(0)
-        H = (H * _relaxed(slope, power)).clamp_min(FLOOR)
+        H = (H * relaxed(slope, power)).clamp_min(FLOOR)
         scale = H.mean(0)
         H, W = H / scale, W * scale
     rate = (H * size) @ W.T
     return H, W, float((Y * torch.log(rate + 1e-12) - rate).sum())
-
-
-def _relaxed(factor: Tensor, power: float) -> Tensor:
-    """A power of the factors of an update, within bounds."""
-    return factor if power == 1.0 else factor.clamp(1e-2, 20.0).pow_(power)
 
 
 def _ratio(Y: Tensor, A: Tensor, W: Tensor, out: Tensor) -> Tensor:
@@ -112,11 +126,13 @@ def random_factors(counts: SparseCounts, K: int, seed: int) -> tuple[Tensor, Ten
     return H, mean / K * (0.5 + torch.rand(counts.shape[1], K, generator=generator)) + 1e-9
 
 
-def step(counts: SparseCounts, size: Tensor, H: Tensor, W: Tensor) -> tuple[Tensor, Tensor]:
+def step(
+    counts: SparseCounts, size: Tensor, H: Tensor, W: Tensor, power: float
+) -> tuple[Tensor, Tensor]:
     """One multiplicative update of loadings and factors on the nonzeros; factors keep mean one."""
     A = H * size
-    W = W * counts.half_loadings(A, W, "log") / A.sum(0) + 1e-12
-    H = (H * counts.half(A, W, "log") / W.sum(0)).clamp_min(FLOOR)
+    W = W * relaxed(counts.half_loadings(A, W, "log") / A.sum(0), power) + 1e-12
+    H = (H * relaxed(counts.half(A, W, "log") / W.sum(0), power)).clamp_min(FLOOR)
     scale = H.mean(0)
     return H / scale, W * scale
 

@@ -37,6 +37,7 @@ CHANCE = 2.0
 MAX_SPOTS = 5_000
 MAX_NONZEROS = 2_000_000
 SCHEDULE = Schedule(max_steps=60, pick_steps=15, moves=0)
+N_ROUNDS = 3  # of the search for a start
 N_NEIGHBORS = (6, 60)
 
 
@@ -168,7 +169,13 @@ def spatial_test(
     for fitted, kept in (parts, parts[::-1]):
         model = build(fitted, n_spatial)
         candidates = initial.starts(
-            fitted, n_factors, n_spatial, nonnegative=model.nonnegative, kinds=kinds, seed=seed
+            fitted,
+            n_factors,
+            n_spatial,
+            nonnegative=model.nonnegative,
+            kinds=kinds,
+            seed=seed,
+            n_rounds=N_ROUNDS,
         )
         with progress.part("testing for spatial order", fitted.nnz / max(dataset.nnz, 1)):
             history = training.fit(

@@ -47,8 +47,8 @@ ROUNDING = 1e-6  # relative error of the bound in single precision
 # entries of the dense passes of all polish steps, and the steps at least
 POLISH_ENTRIES, FEWEST_POLISH = 1_000_000_000, 5
 TRIALS, TRIAL_STEPS = 3, 10  # parts of the trial of a move, and steps of each
-# a trial ends where what is missing is more than this many times the gain of its last part
-HOPE = 2.0
+# a trial ends where what is missing is more than this share of the gain of its last part
+HOPE = 2 / 3
 
 
 def memory_of_polish(shapes: Shapes) -> float:
