@@ -39,7 +39,6 @@ seed = [0, 1]
 [split]
 holdout = 0.1
 """
-TIMES = ["seconds", "cpu_seconds", "peak_memory"]
 STUB = """
 import json, os, sys
 run = json.loads(sys.argv[1])
