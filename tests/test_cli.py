@@ -17,7 +17,8 @@ import pytest
 
 import gpnsf
 from gpnsf import cli, demo
-from gpnsf.arguments import DEFAULTS
+from gpnsf.arguments import DEFAULTS, RULES
+from gpnsf.core.families import FAMILIES
 from gpnsf.options import COMMANDS, FIT_OPTIONS, read_assignment
 
 
@@ -119,6 +120,13 @@ def test_help_of_fit_has_the_defaults_of_the_function():
 def test_every_argument_of_fit_has_an_option():
     arguments = inspect.signature(gpnsf.tl.fit).parameters.keys() - {"data", "copy"}
     assert FIT_OPTIONS.keys() == arguments
+
+
+def test_help_of_fit_names_what_an_argument_may_be(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["fit", "--help"])
+    words = set(re.findall(r"\w+", capsys.readouterr().out))
+    assert words >= {option for rule in RULES.values() for option in rule.options} | set(FAMILIES)
 
 
 def test_forecast_prints_what_a_fit_with_the_same_options_would_take(source, capsys):

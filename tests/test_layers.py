@@ -28,10 +28,11 @@ DATA = {
 }  # what every layer that knows AnnData may use
 
 # The rooms of the core: each imports itself and those before it. Those of numpy know no torch.
-FIRST = {"core.types", "core.stored", "core.distributed", "core.progress"}
-NUMPY = {"core.types", "core.stored", "core.families", "core.scores"}
+FIRST = {"core.types", "core.presets", "core.stored", "core.distributed", "core.progress"}
+NUMPY = {"core.types", "core.presets", "core.stored", "core.families", "core.scores"}
 ROOMS = {
     "core.types": set(),
+    "core.presets": set(),
     "core.stored": set(),
     "core.distributed": set(),
     "core.progress": set(),
@@ -51,7 +52,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "settings": set(),
     "keys": set(),
     "palette": {"checks"},
-    "checks": {"keys", "core.families"},
+    "checks": {"keys", "core.families", "core.presets"},
     "arguments": {"keys", "checks"},
     "core.__init__": set(),
     **{room: {room, *others} for room, others in ROOMS.items()},
@@ -59,14 +60,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "genome": DATA,
     "pp": {*DATA, "io", "pp", *NUMPY},
     "tl": {*DATA, "genome", "palette", "io", "tl", "core"},
-    "tl.plan": {*DATA, "core.families", "io.kinds", "pp.split", "datasets", "tl"},
+    "tl.plan": {*DATA, "core.families", "core.presets", "io.kinds", "pp.split", "datasets", "tl"},
     "tl.one_run": {*DATA, "io", "pp", "datasets", "tl", "core.counts"},
     "pl": {*DATA, "core.families", "genome", "palette", "io", "pl"},
     "pl.spatial_map": {*DATA, "io", "pl", "pp", "tl"},
     "pl.variance": {*DATA, "io", "pl", "tl.variance"},
     "datasets": {*DATA, "io.objects", "datasets"},
     "datasets.mixture": {*DATA, "core.companions"},
-    "options": {"", "arguments", "checks"},
+    "options": {"", "arguments", "checks", "core.families"},
     "demo": {"", *DATA, "io", "core.scores", "pp", "tl", "pl", "datasets"},
     "cli": {"", *DATA, "io", "core.distributed", "demo", "options", "pp", "tl", "pl", "datasets"},
     "__main__": {"cli"},

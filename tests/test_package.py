@@ -12,10 +12,12 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -149,6 +151,23 @@ def test_arguments_after_the_data_are_named(name):
         "tl.train_unrolled": ["reference", "truth"],
     }
     assert unnamed == [*unnamed[:1], *more.get(name, [])]
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_docstrings_describe_all_arguments_in_their_order(package):
+    names = getattr(gpnsf, package).__all__
+    functions = {name: getattr(getattr(gpnsf, package), name) for name in names}
+    assert {name: _described(function) for name, function in functions.items()} == {
+        name: list(inspect.signature(function).parameters) for name, function in functions.items()
+    }
+
+
+def _described(function: Callable[..., Any]) -> list[str]:
+    """Names of arguments in the docstring, of which a line may have several."""
+    section = r"^Parameters\n-+\n(.*?)(?=^\w[\w ]*\n-+$|\Z)"
+    found = re.search(section, inspect.getdoc(function), re.MULTILINE | re.DOTALL)
+    lines = re.findall(r"^[\w*].*$", found[1], re.MULTILINE) if found else []
+    return [name.strip(" *") for line in lines for name in line.split(",")]
 
 
 def test_an_unknown_name_is_an_attribute_error_that_lists_the_known_ones():

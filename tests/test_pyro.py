@@ -11,6 +11,7 @@ import pyro.poutine as poutine
 import pytest
 import torch
 from bounds import loss
+from drawn import without_counts
 from pyro.infer import MCMC, NUTS, SVI, Predictive, Trace_ELBO
 from pyro.optim import Adam, ClippedAdam
 from reference import toy_dataset
@@ -20,12 +21,12 @@ import gpnsf
 from gpnsf.core.inference import training
 from gpnsf.core.inference.initial import starts
 from gpnsf.core.inference.schedule import Schedule
-from gpnsf.core.model.build import FIELDS, PRESETS, build
+from gpnsf.core.model.build import FIELDS, build
 from gpnsf.core.model.factorization import Factorization
 from gpnsf.core.model.objective import ClosedFormELBO
+from gpnsf.core.presets import PRESETS
 
 TWO = {"rna": "nb", "atac": "bernoulli"}
-SPATIAL = {0.0: 0, 0.5: 2, 1.0: 3}
 each_preset = pytest.mark.parametrize("preset", PRESETS)
 each_field = pytest.mark.parametrize("field", FIELDS)
 
@@ -42,7 +43,7 @@ def problem(preset: str, field: str = "hilbert", **options):
     """A dataset and a model away from its start, with its block."""
     likelihoods = TWO if PRESETS[preset].nonnegative else {"rna": "gaussian"}
     dataset = toy_dataset(likelihoods, n_obs=40)
-    n_spatial = SPATIAL[PRESETS[preset].spatial]
+    n_spatial = round(3 * PRESETS[preset].spatial)
     model = build(
         preset, dataset, n_factors=3, n_spatial=n_spatial, field=field, n_inducing=15, **options
     )
@@ -140,7 +141,7 @@ def test_the_bound_holds_under_weights_of_divergences_and_modalities():
 @each_preset
 def test_the_generative_process_draws_factors_then_loadings_then_counts(preset):
     dataset, model, _ = problem(preset)
-    (block,) = model.blocks(dataset, counts=False)
+    (block,) = without_counts(model, dataset)
     trace = poutine.trace(model.model).get_trace(block)
     names = [
         name
@@ -160,7 +161,7 @@ def test_the_generative_process_draws_factors_then_loadings_then_counts(preset):
 @each_preset
 def test_predictive_draws_every_modality_from_the_prior(preset):
     dataset, model, _ = problem(preset)
-    (block,) = model.blocks(dataset, counts=False)
+    (block,) = without_counts(model, dataset)
     draws = Predictive(model, num_samples=4)(block)
     for name in model.names:
         assert draws[name].shape == (4, 40, 10)
@@ -170,7 +171,7 @@ def test_predictive_draws_every_modality_from_the_prior(preset):
 def test_predictive_draws_from_the_posterior_are_like_the_data():
     dataset, model, _ = toy()
     training.fit(model, dataset, init="spot", schedule=Schedule(max_steps=60, moves=0))
-    (block,) = model.blocks(dataset, counts=False)
+    (block,) = without_counts(model, dataset)
     (view,) = dataset.views
     with torch.no_grad():
         prior = Predictive(model, num_samples=100)(block)["rna"]

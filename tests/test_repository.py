@@ -8,6 +8,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+SOURCE = ROOT / "src" / "gpnsf"
+PLACE = r"`([\w/.-]+(?:\.py|/))`(?:: `(\w+)`)?"  # a file or folder, and what is to be found in it
 WORKFLOWS = {
     path.name: path.read_text(encoding="utf-8")
     for path in sorted((ROOT / ".github" / "workflows").glob("*.yaml"))
@@ -63,3 +65,20 @@ def test_types_are_announced():
 def test_no_data_lie_beside_the_metadata():
     kinds = ("*.h5ad", "*.h5mu", "*.h5", "*.zarr", "*.mtx*", "*.csv*")
     assert not [path.name for kind in kinds for path in ROOT.glob(kind)]
+
+
+def test_the_map_for_contributors_names_what_there_is():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = [
+        (row, *found)
+        for row in re.findall(r"^\| .*", text, re.MULTILINE)
+        for found in re.findall(PLACE, row)
+        if "NAME" not in found[0]
+    ]
+    assert len(named) > 100
+    for row, path, name in named:
+        folders = ["", *re.findall(r"`([\w/]+)/[\w.]*`", row)]  # of the row: `state.py` there
+        places = [top / folder / path for top in (ROOT, SOURCE) for folder in folders]
+        (place, *_) = [place for place in places if place.exists()] or [None]
+        assert place, f"no {path}: {row}"
+        assert not name or re.search(rf"\b{name}\b", place.read_text(encoding="utf-8")), row

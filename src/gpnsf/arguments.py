@@ -169,7 +169,7 @@ class Deconvolution:
 
 
 _FIELDS = [own for part in (Reading, Model, Training, Call) for own in fields(part)]
-DEFAULTS: dict[str, object] = {own.name: own.default for own in _FIELDS}
+DEFAULTS: Options = {own.name: own.default for own in _FIELDS}
 RULES: dict[str, Rule] = {
     own.name: own.metadata["rule"] for own in _FIELDS if "rule" in own.metadata
 }

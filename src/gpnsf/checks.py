@@ -16,6 +16,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from gpnsf.core.families import FAMILIES
+from gpnsf.core.presets import PRESETS
 from gpnsf.keys import Keys
 
 __all__ = [
@@ -40,10 +41,9 @@ __all__ = [
     "some",
 ]
 
-MODELS = ("fa", "rsf", "pnmf", "nsf", "nsfh", "gpnsf")
+MODELS = tuple(PRESETS)
 
 LARGEST_VALUE = 1e12  # of counts
-_SIGNED_MODELS = ("fa", "rsf")
 _TYPES: dict[type, tuple[Any, str]] = {
     int: (Integral, "an integer"),
     float: (Real, "a finite number"),
@@ -130,12 +130,13 @@ def combination(
     batch_key: str | None = None,
 ) -> None:
     """Check that model, likelihoods, objective, field, number of coordinates and batches go together."""
-    if model in _SIGNED_MODELS and batch_key is not None:
+    signed = not PRESETS[model].nonnegative
+    if signed and batch_key is not None:
         rule = f"no batches for model={model!r}: multipliers need rates that are not negative"
         remedy = "Centre the features within each batch and leave batch_key out, or use a nonnegative model such as 'gpnsf'"
         raise ValueError(problem(rule, f"batch_key={batch_key!r}", remedy))
     counted = [f"{name}: {kind}" for name, kind in likelihoods.items() if not FAMILIES[kind].signed]
-    if model in _SIGNED_MODELS and counted:
+    if signed and counted:
         rule = f"gaussian likelihoods for model={model!r}, whose factors may be negative"
         remedy = "Pass likelihoods='gaussian' with normalised data in `layers`, or a nonnegative model such as 'gpnsf'"
         raise ValueError(problem(rule, "; ".join(counted), remedy))

@@ -12,7 +12,8 @@ import numpy as np
 import gpnsf
 from gpnsf.checks import problem
 from gpnsf.io import fits
-from gpnsf.io.kinds import check_output, replacing
+from gpnsf.io.files import write
+from gpnsf.io.kinds import check_output
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -51,8 +52,7 @@ def run(folder: Path, *, seed: int = 0) -> list[str]:
     seconds = time.perf_counter() - start
     paths = save_figures(mdata, folder)
     paths.append(_save(_against_truth(mdata), folder / "truth.png"))
-    with replacing(target) as partial:
-        mdata.write(partial)
+    write(mdata, target)
     paths.insert(0, target)
     shapes = ", ".join(f"{name} {mod.n_vars} features" for name, mod in mdata.mod.items())
     return [
@@ -178,9 +178,8 @@ def _against_truth(mdata: MuData) -> Figure:
         figure, axes = canvas.grid(2 * n_spatial, width=width, height=height, ncols=n_spatial)
         for k in range(n_spatial):
             _panel(axes[k], where, truth[:, k], f"simulated {k + 1}")
-            name = (
-                fit.names[columns[k]] if columns[k] >= 0 else "none"
-            )  # fewer found than simulated
+            # fewer found than simulated
+            name = fit.names[columns[k]] if columns[k] >= 0 else "none"
             found = fit.mean[:, columns[k]] * (columns[k] >= 0)
             _panel(axes[n_spatial + k], where, found, f"{name}, r = {correlations[k]:.2f}")
     return figure

@@ -285,7 +285,7 @@ def _from_columns(table: pd.DataFrame, where: str) -> pd.DataFrame | None:
     )
 
 
-def _own_names(table: pd.DataFrame) -> dict[str, Any]:
+def _own_names(table: pd.DataFrame) -> dict[str, str]:
     """What a table calls its columns, by their names in lower case."""
     names = [name for name in table.columns if isinstance(name, str)]
     return {name.lower(): name for name in names} | {name: name for name in names}

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 import ast
+import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import gpnsf
-from gpnsf.arguments import DEFAULTS
+from gpnsf.arguments import DEFAULTS, RULES
 from gpnsf.checks import near, problem
+from gpnsf.core.families import FAMILIES
 
 __all__ = ["COMMANDS", "FIT_OPTIONS", "parser", "read_assignment"]
 
@@ -105,6 +107,12 @@ def _part(text: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
+def _listed(options: Iterable[str]) -> str:
+    """Options in words: ``a, b or c``."""
+    *others, last = options
+    return f"{', '.join(others)} or {last}"
+
+
 def _or_none(text: str) -> str | None:
     """Read a name, or ``none``."""
     return None if text == "none" else text
@@ -120,63 +128,61 @@ def read_assignment(text: str) -> tuple[str, Any]:
         raise ValueError(problem(rule, repr(text), "Pass for example --set n_genes=200")) from None
 
 
-# Arguments of tl.fit; what is not given keeps the default that tl.fit has.
-_NAMED = {"type": _per_modality, "metavar": "A=NAME,B=NAME"}
-_FLAG = {"action": argparse.BooleanOptionalAction}
-FIT_OPTIONS: dict[str, dict[str, Any]] = {
-    "model": {"help": "gpnsf, nsfh, nsf, pnmf, rsf or fa"},
-    "n_factors": {"type": int, "help": "most factors that are fitted"},
-    "n_spatial": {"type": int, "help": "upper bound of spatial factors; default: as many as found"},
-    "table": {**_NAMED, "help": "tables of a SpatialData store; default: those of RNA and ATAC"},
-    "modalities": {"type": _names, "metavar": "A,B", "help": "modalities to fit; default: all"},
-    "likelihoods": {
-        **_NAMED,
-        "help": "nb, poisson, bernoulli, gaussian; default: bernoulli for ATAC, nb for others",
-    },
-    "layers": {**_NAMED, "help": "layers that hold the counts; default: X"},
-    "use_var": {
-        "type": _per_modality,
-        "metavar": "NAME",
-        "help": "boolean var column of the features to fit; default: all features",
-    },
-    "spatial_key": {"help": "obsm slot of the coordinates"},
-    "library_key": {"help": "obs column of sections; default: one section"},
-    "batch_key": {"help": "obs column of batches, whose features get multipliers; default: none"},
-    "size_factors": {"type": _or_none, "help": "total, none, or an obs column"},
-    "modality_weights": {
-        "type": _weights,
-        "metavar": "A=X,B=X",
-        "help": "weights in the objective; default: 1 each",
-    },
-    "kernel": {"help": "matern12, matern32, matern52 or rbf"},
-    "field": {"help": "hilbert or inducing"},
-    "n_inducing": {"type": int, "help": "number of inducing points; default: by the data"},
-    "lengthscale": {
-        "type": float,
-        "help": "length scale, in the units of the coordinates; default: learned",
-    },
-    "loadings": {"help": "gamma: posteriors; point: estimates without a prior"},
-    "kl_weight": {"type": float, "help": "weight of the priors"},
-    "objective": {"help": "closed_form or monte_carlo"},
-    "n_samples": {"type": int, "help": "draws a step of the Monte Carlo objective"},
-    "init": {"help": "auto, smooth, spot or random"},
-    "split": {"help": "tested: by held-out counts; assumed: spatial factors are as asked for"},
-    "refine": {**_FLAG, "help": "refine each observation after the fit"},
-    "holdout_key": {"help": "boolean obs column of held-out rows; default: all rows train"},
-    "max_steps": {"type": int, "help": "cap on the optimisation"},
-    "learning_rate": {"type": float, "help": "of the optimiser"},
-    "tol": {"type": float, "help": "gain per nonzero count in ten steps that counts as converged"},
-    "block_size": {"type": int, "help": "rows per block of the gradient; default: by the data"},
-    "device": {"help": "auto, cpu, cuda or cuda:1"},
-    "seed": {"type": int, "help": "seed, at least 0"},
-    "key_added": {"help": "prefix of the slots"},
-    "progress": {**_FLAG, "help": "progress bar; default: in a terminal"},
-    "checkpoint": {
-        "type": Path,
-        "metavar": "FILE",
-        "help": "file that keeps an interrupted fit; repeat the command to go on; default: none",
-    },
-}
+class _Argument(NamedTuple):
+    """What the help says of an argument of a fit, and how its text is read where its rule does not say."""
+
+    help: str = ""  # "": the options of the rule
+    read: Callable[[str], Any] | None = None
+    metavar: str | None = None
+
+
+_READERS = {int: int, float: float, os.PathLike: Path}  # by the kind of a rule
+_NAMED = "A=NAME,B=NAME"
+FIT_OPTIONS = {
+    "model": _Argument(),
+    "n_factors": _Argument("most factors that are fitted"),
+    "n_spatial": _Argument("upper bound of spatial factors; default: as many as found"),
+    "table": _Argument(
+        "tables of a SpatialData store; default: those of RNA and ATAC", _per_modality, _NAMED
+    ),
+    "modalities": _Argument("modalities to fit; default: all", _names, "A,B"),
+    "likelihoods": _Argument(
+        f"{_listed(FAMILIES)}; default: bernoulli for ATAC, nb for others", _per_modality, _NAMED
+    ),
+    "layers": _Argument("layers that hold the counts; default: X", _per_modality, _NAMED),
+    "use_var": _Argument(
+        "boolean var column of the features to fit; default: all features", _per_modality, "NAME"
+    ),
+    "spatial_key": _Argument("obsm slot of the coordinates"),
+    "library_key": _Argument("obs column of sections; default: one section"),
+    "batch_key": _Argument("obs column of batches, whose features get multipliers; default: none"),
+    "size_factors": _Argument("total, none, or an obs column", _or_none),
+    "modality_weights": _Argument("weights in the objective; default: 1 each", _weights, "A=X,B=X"),
+    "kernel": _Argument(),
+    "field": _Argument(),
+    "n_inducing": _Argument("number of inducing points; default: by the data"),
+    "lengthscale": _Argument("length scale, in the units of the coordinates; default: learned"),
+    "loadings": _Argument("gamma: posteriors; point: estimates without a prior"),
+    "kl_weight": _Argument("weight of the priors"),
+    "objective": _Argument(),
+    "n_samples": _Argument("draws a step of the Monte Carlo objective"),
+    "init": _Argument(),
+    "split": _Argument("tested: by held-out counts; assumed: spatial factors are as asked for"),
+    "refine": _Argument("refine each observation after the fit"),
+    "holdout_key": _Argument("boolean obs column of held-out rows; default: all rows train"),
+    "max_steps": _Argument("cap on the optimisation"),
+    "learning_rate": _Argument("of the optimiser"),
+    "tol": _Argument("gain per nonzero count in ten steps that counts as converged"),
+    "block_size": _Argument("rows per block of the gradient; default: by the data"),
+    "device": _Argument("auto, cpu, cuda or cuda:1"),
+    "seed": _Argument("seed, at least 0"),
+    "key_added": _Argument("prefix of the slots"),
+    "progress": _Argument("progress bar; default: in a terminal"),
+    "checkpoint": _Argument(
+        "file that keeps an interrupted fit; repeat the command to go on; default: none",
+        metavar="FILE",
+    ),
+}  # what is not given keeps the default that tl.fit has
 SEARCHED = FIT_OPTIONS.keys() - {
     *("n_factors", "n_spatial", "split", "refine", "max_steps", "seed"),
     *("key_added", "checkpoint"),
@@ -191,10 +197,16 @@ PROJECTED = (
 def _add_fit_options(
     command: argparse.ArgumentParser, names: Iterable[str] = FIT_OPTIONS.keys()
 ) -> None:
-    for name, option in ((name, FIT_OPTIONS[name]) for name in FIT_OPTIONS if name in names):
-        default = DEFAULTS[name]
-        text = option["help"] + ("" if default is None else f"; default: {default}")
-        _option(command, name, **{**option, "help": text})
+    for name in (name for name in FIT_OPTIONS if name in names):
+        told, default = FIT_OPTIONS[name], DEFAULTS[name]
+        words = told.help or _listed(RULES[name].options)
+        words += "" if default is None else f"; default: {default}"
+        kind = RULES[name].kind if name in RULES else str
+        if kind is bool:
+            _option(command, name, help=words, action=argparse.BooleanOptionalAction)
+        else:
+            read = told.read or _READERS.get(kind, str)
+            _option(command, name, help=words, type=read, metavar=told.metavar)
 
 
 def _option(command: argparse.ArgumentParser, name: str, **option: Any) -> None:
@@ -301,7 +313,7 @@ def _evaluate(command: argparse.ArgumentParser) -> None:
     words = "deviance, poisson, rmse, sparsity or moran; default: deviance"
     _option(command, "metric", help=words)
     words = "layers with other counts of the same rows; default: none"
-    _option(command, "layers", **{**_NAMED, "help": words})
+    _option(command, "layers", type=_per_modality, metavar=_NAMED, help=words)
     _key(command)
 
 

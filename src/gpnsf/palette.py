@@ -12,30 +12,10 @@ __all__ = ["CATEGORIES", "category_colors", "hex_colors"]
 # The first seven are those of Okabe & Ito; each further one is the colour that lies farthest, in CIELAB, from all before
 # it, for normal vision and for the simulated lack of either of the three cones.
 CATEGORIES = (
-    *(
-        "#0072B2",
-        "#E69F00",
-        "#009E73",
-        "#CC79A7",
-        "#56B4E9",
-        "#D55E00",
-        "#F0E442",
-        "#6A00FF",
-        "#552A00",
-        "#00FF95",
-    ),
-    *(
-        "#6A0055",
-        "#2A2AAA",
-        "#BFEAD4",
-        "#6A80FF",
-        "#D40040",
-        "#6AEAFF",
-        "#BFAA55",
-        "#950040",
-        "#6A55FF",
-        "#00D495",
-    ),
+    *("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9"),
+    *("#D55E00", "#F0E442", "#6A00FF", "#552A00", "#00FF95"),
+    *("#6A0055", "#2A2AAA", "#BFEAD4", "#6A80FF", "#D40040"),
+    *("#6AEAFF", "#BFAA55", "#950040", "#6A55FF", "#00D495"),
 )
 
 

@@ -61,6 +61,10 @@ class Settings:
         if name == "verbosity":
             _log.setLevel(value.upper())
 
+    def shows(self, progress: bool | None) -> bool:
+        """Whether a bar is shown for the argument ``progress`` of a function."""
+        return self.progress if progress is None else progress
+
     @contextmanager
     def override(self, **values: Any) -> Iterator[Settings]:
         """Set values for the duration of a ``with`` block."""

@@ -9,6 +9,7 @@ import pyro.poutine as poutine
 import pytest
 import torch
 from bounds import loss
+from drawn import prior_predictive
 from reference import toy_dataset
 
 from gpnsf.core.inference.batch_free import corrected
@@ -115,7 +116,7 @@ def test_counts_drawn_from_the_prior_carry_the_multipliers():
     view = next(iter(model.views))
     view.loadings.raw.data += 5
     view.log_multipliers.data[1, 0], view.log_multipliers.data[2, 1] = -30.0, -30.0
-    counts = model.prior_predictive(dataset)["rna"]
+    counts = prior_predictive(model, dataset)["rna"]
     assert counts.shape == dataset.views[0].counts.shape
     assert (counts[BATCH == 1, 0] == 0).all()
     assert (counts[BATCH == 2, 1] == 0).all()

@@ -9,6 +9,7 @@ import pyro.poutine as poutine
 import pytest
 import scipy.sparse as sp
 import torch
+from drawn import without_counts
 from reference import toy_dataset
 
 from gpnsf.core.inference import local_stage
@@ -230,7 +231,7 @@ def drawn(
     )
     if model.nonspatial is not None:
         model.nonspatial.log_sigma.data.fill_(np.log(0.7))
-    (block,) = model.blocks(dataset, counts=False)
+    (block,) = without_counts(model, dataset)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         sites = poutine.trace(model.model).get_trace(block).nodes

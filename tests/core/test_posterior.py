@@ -15,12 +15,13 @@ from gpnsf.core.families import FAMILIES
 from gpnsf.core.inference import posterior
 from gpnsf.core.inference.local_stage import LogFactors, local, mean_field
 from gpnsf.core.likelihoods import Bernoulli, Poisson
-from gpnsf.core.model.build import PRESETS, build
+from gpnsf.core.model.build import build
 from gpnsf.core.model.factorization import Factorization
+from gpnsf.core.presets import PRESETS
 from gpnsf.core.types import Dataset, Posterior, View
 
 TWO = {"rna": "nb", "atac": "bernoulli"}
-SPATIAL = {"fa": 0, "rsf": 3, "pnmf": 0, "nsf": 3, "nsfh": 2, "gpnsf": 2}
+SPATIAL = {name: round(3 * preset.spatial) for name, preset in PRESETS.items()}
 COUNTED = [name for name, preset in PRESETS.items() if preset.nonnegative]
 each_preset = pytest.mark.parametrize("preset", PRESETS)
 

@@ -21,8 +21,9 @@ from gpnsf.core.inference import bound, training
 from gpnsf.core.inference.schedule import Schedule
 from gpnsf.core.inference.steps import Adam, Stepper
 from gpnsf.core.likelihoods import LIKELIHOODS
-from gpnsf.core.model.build import FIELDS, PRESETS, build
+from gpnsf.core.model.build import FIELDS, build
 from gpnsf.core.model.factorization import Factorization
+from gpnsf.core.presets import PRESETS
 from gpnsf.core.progress import Progress
 from gpnsf.core.types import Dataset, History
 
@@ -34,7 +35,7 @@ def problem(
     likelihoods: dict[str, str] | None = None, preset: str = "gpnsf", **options: Any
 ) -> tuple[Factorization, Dataset]:
     dataset = toy_dataset(likelihoods or TWO)
-    n_spatial = {0.0: 0, 0.5: 2, 1.0: 3}[PRESETS[preset].spatial]
+    n_spatial = round(3 * PRESETS[preset].spatial)
     return build(
         preset, dataset, n_factors=3, n_spatial=n_spatial, n_inducing=20, **options
     ), dataset

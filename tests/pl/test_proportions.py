@@ -148,7 +148,7 @@ def test_a_line_of_spots_gives_profiles(spots):
         ({"types": []}, ValueError, "each once"),
         ({"kind": "bars"}, ValueError, "`kind`"),
         ({"scale": "cubic"}, ValueError, "`scale`"),
-        ({"library": "middle"}, KeyError, "slices"),
+        ({"library": "middle"}, KeyError, "sections"),
         ({"kind": "pies", "palette": ["red"]}, ValueError, "`palette`"),
         ({"ncols": 0}, ValueError, "`ncols`"),
     ],

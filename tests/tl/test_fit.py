@@ -20,15 +20,16 @@ from gpnsf.core.inference.schedule import Schedule
 from gpnsf.core.inference.spatial_test import SpatialTest
 from gpnsf.core.likelihoods import LIKELIHOODS
 from gpnsf.core.model import factorization as core_model
-from gpnsf.core.model.build import FIELDS, PRESETS, restore_field
+from gpnsf.core.model.build import FIELDS, restore_field
+from gpnsf.core.presets import PRESETS
 from gpnsf.core.scores.metrics import match_factors
 from gpnsf.io.read import read
 from gpnsf.keys import Keys
 
 K = 4
-SIGNED = ("fa", "rsf")
+SIGNED = [name for name, preset in PRESETS.items() if not preset.nonnegative]
 COUNTED = [name for name in PRESETS if name not in SIGNED]
-SPATIAL = {"fa": 0, "rsf": 4, "pnmf": 0, "nsf": 4, "nsfh": 2, "gpnsf": 2}
+SPATIAL = {name: round(4 * preset.spatial) for name, preset in PRESETS.items()}
 each_model = pytest.mark.parametrize("model", PRESETS)
 
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +39,11 @@ seed = [0, 1]
 [split]
 holdout = 0.1
 """
-TIMES = ["seconds", "cpu_seconds", "peak_memory"]
 STUB = """
 import json, os, sys
-task = json.loads(sys.argv[1])
-line = {"modality": "rna", "likelihood": "nb", "deviance": 1.0 + task["arguments"]["seed"]}
-if task["arguments"]["n_factors"] == 5:
+run = json.loads(sys.argv[1])
+line = {"modality": "rna", "likelihood": "nb", "deviance": 1.0 + run["arguments"]["seed"]}
+if run["arguments"]["n_factors"] == 5:
     sys.exit("no such luck")
 print("something else"); print(json.dumps({"lines": [line], "error": None, "seconds": os.getpid()}))
 """
@@ -227,8 +227,9 @@ def test_runs_go_through_dask_where_it_is_installed(stub, tmp_path):
 def test_a_run_is_the_fit_that_one_would_make(model, simulated, tmp_path):
     arguments = {"n_factors": 3, "max_steps": 3, "seed": 1}
     simulated.write(tmp_path / "a.h5mu")
-    task = {"source": {"file": str(tmp_path / "a.h5mu")}, "model": model, "arguments": arguments}
-    found = work({**task, "holdout": 0.1, "keep": str(tmp_path / "fits" / "key")})
+    source = {"file": str(tmp_path / "a.h5mu")}
+    run = Run("a", source, "", model, arguments, holdout=0.1, keep_fit=True)
+    found = work(run, tmp_path / "fits" / "key")
     data = simulated.copy()
     gpnsf.pp.split(data, fraction=0.1, seed=1)
     if model == "rsf":
@@ -249,7 +250,7 @@ def test_a_run_is_the_fit_that_one_would_make(model, simulated, tmp_path):
 
 def test_what_only_the_data_can_tell_is_the_error_of_a_run():
     (run,) = read_plan(spec(n_factors=500))
-    found = own_process.answer({**run.task, "keep": None})
+    found = own_process.answer(run)
     assert found["error"].startswith("ValueError: Expected `n_factors` of at most 76")
 
 
@@ -289,5 +290,5 @@ def test_killed_it_goes_on_where_it_was_and_fits_nothing_twice(tmp_path):
     assert [file.stat().st_mtime_ns for file in sorted(out.glob("runs/*.json"))] == stamps
     runs = read_plan(path)
     for run, line in zip(runs, table.to_dict("records"), strict=True):
-        found = work({**json.loads(json.dumps(run.task)), "keep": None})["lines"][0]
+        found = work(Run(**json.loads(json.dumps(asdict(run)))))["lines"][0]
         assert line["deviance_holdout"] == pytest.approx(found["deviance_holdout"], rel=1e-6)

@@ -12,9 +12,8 @@ from tqdm.auto import tqdm
 __all__ = ["Progress"]
 
 Item = TypeVar("Item")
-STEADY = (
-    0.8  # of the bar: beyond, work that takes longer than expected comes ever nearer to the end
-)
+# of the bar: beyond, work that takes longer than expected comes ever nearer to the end
+STEADY = 0.8
 EARLY = 0.1  # of the bar: before, how long it will take is not told
 FORMAT = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}{postfix}"
 

@@ -38,6 +38,7 @@ __all__ = [
     "Start",
     "View",
     "parts",
+    "row_sums",
     "rows_at_a_time",
 ]
 
@@ -80,6 +81,11 @@ def parts(counts: sp.csr_matrix | RowReader) -> Iterator[tuple[slice, sp.csr_mat
     for start in range(0, n_rows, step):
         rows = slice(start, min(start + step, n_rows))
         yield rows, counts[rows]
+
+
+def row_sums(counts: sp.csr_matrix) -> np.ndarray:
+    """Totals [N] of the rows, in double precision."""
+    return np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
 
 
 @dataclass(frozen=True)
@@ -205,9 +211,8 @@ class Posterior:
     background: dict[str, np.ndarray]  # modality -> [P] float32
     # modality -> [P]: theta (NB) or noise sd (Gaussian); absent otherwise
     dispersion: dict[str, np.ndarray]
-    variance_explained: dict[
-        str, np.ndarray
-    ]  # modality -> [K] share of the null deviance lost when H_k is made constant
+    # modality -> [K] share of the null deviance lost when H_k is made constant
+    variance_explained: dict[str, np.ndarray]
     # modality -> [P] standard deviation of the features' spatial importance
     importance_std: dict[str, np.ndarray]
     is_spatial: np.ndarray  # [K] bool, spatial factors first

@@ -7,7 +7,7 @@ import pandas as pd
 from anndata import AnnData
 from scipy.spatial import cKDTree
 
-__all__ = ["REACH", "place"]
+__all__ = ["place"]
 
 REACH = 150_000  # bases from the start of a gene to its farthest peak
 SPACING = 100_000  # mean distance of neighbouring genes: a peak lies near some three of them

@@ -19,7 +19,7 @@ from gpnsf.core.types import Given
 from gpnsf.io import measured
 from gpnsf.io.chosen import listed
 from gpnsf.io.fits import Fit
-from gpnsf.io.objects import open_data, rows_of
+from gpnsf.io.objects import modality_of, open_data, rows_of
 from gpnsf.io.read import Layout
 
 __all__ = ["Matched", "given", "match", "mean_size"]
@@ -98,7 +98,7 @@ def _match(names: pd.Index, fit: Fit, modality: str) -> tuple[np.ndarray, np.nda
 
 def _shown(fit: Fit, modality: str, data: AnnData | MuData) -> str:
     """The first names on either side."""
-    mod = data.mod[modality] if isinstance(data, MuData) else data
+    mod = modality_of(data, modality)
     known = fit.modalities[modality].var_names
     return f"{modality}: {_first(mod.var_names)} in the new data, {_first(known)} in the fit"
 
@@ -127,7 +127,7 @@ def mean_size(
         elif source == fit.param("size_factors"):
             train = ~measured.held_out(fit, name)
             own = _column(fit.data, fit.modalities[name], fit.rows[name], source)[train]
-            mod = data.mod[name] if isinstance(data, MuData) else data
+            mod = modality_of(data, name)
             new = _column(data, mod, rows_of(data, name, mod), source)
             sizes[name] = float(new.mean() / own.mean())
         else:

@@ -13,9 +13,9 @@ from mudata import MuData
 from gpnsf import checks
 from gpnsf.arguments import Reading
 from gpnsf.core.families import FAMILIES
-from gpnsf.core.types import Dataset, View
+from gpnsf.core.types import Dataset, View, row_sums
 from gpnsf.io.fits import Fit
-from gpnsf.io.read import SIZE_FLOOR, Layout, read, read_counts, row_totals
+from gpnsf.io.read import Layout, read, read_counts, relative_totals, row_totals
 
 __all__ = [
     "Compared",
@@ -40,12 +40,10 @@ class Compared:
     """Chosen features of one modality on the observations of the object; NaN where the modality has no cell."""
 
     likelihood: str
-    observed: (
-        np.ndarray
-    )  # [N, F] counts per size factor; 0 and 1 for open chromatin; values as they are if real
-    expected: (
-        np.ndarray
-    )  # [N, F] in the same unit: rates, probabilities of open chromatin at the cell's size factor
+    # [N, F] counts per size factor; 0 and 1 for open chromatin; values as they are if real
+    observed: np.ndarray
+    # [N, F] in the same unit: rates, probabilities of open chromatin at the cell's size factor
+    expected: np.ndarray
     weight: np.ndarray  # [N] what an observation counts in a mean: its size factor, or 1
 
     @property
@@ -230,8 +228,7 @@ def size_factors(
         return np.ones(counts.shape[0])
     unit = fit.mean_size(modality)
     if source == "total":
-        totals = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
-        return unit * np.maximum(totals / totals[train].mean(), SIZE_FLOOR)
+        return unit * relative_totals(row_sums(counts), train)
     own = fit.modalities[modality].obs
     remedy = "Restore the column that the fit has read"
     checks.choices(

@@ -12,6 +12,7 @@ from anndata import AnnData
 from gpnsf.checks import positive, problem
 from gpnsf.core import stored
 from gpnsf.core.scores.normalising import normalised
+from gpnsf.core.types import row_sums
 from gpnsf.io.fits import Fit
 from gpnsf.io.measured import counts_of, held_out, layer_of, same_totals, size_factors, used
 from gpnsf.io.read import read_counts
@@ -30,9 +31,8 @@ class Normalised:
     by_total: bool  # size factors follow the totals of the counts
     log: bool
     unit: float = 1.0  # what the values were divided by at the end
-    peeks: str | None = (
-        None  # layer whose size factors have a unit from rows that the fit holds out
-    )
+    # layer whose size factors have a unit from rows that the fit holds out
+    peeks: str | None = None
 
     @property
     def own_values(self) -> sp.csr_matrix:
@@ -119,7 +119,7 @@ def _counts_behind(
         if counts is None:
             continue
         values = normalised(counts, size, log=log)
-        found = np.asarray(values.sum(axis=1, dtype=np.float64)).ravel()
+        found = row_sums(values)
         if totals is None or same_totals(fit, modality, found, totals):
             return counts
     place = "X" if source is None else f"layer {source!r}"

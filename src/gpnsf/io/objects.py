@@ -24,6 +24,7 @@ __all__ = [
     "entries",
     "gather",
     "holders",
+    "modality_of",
     "no_pulling",
     "open_data",
     "owner",
@@ -98,6 +99,11 @@ def editable(data: AnnData | MuData, *, copy: bool) -> AnnData | MuData:
         return data
     with no_pulling():
         return data.copy()
+
+
+def modality_of(data: AnnData | MuData, name: str) -> AnnData:
+    """A modality; an AnnData is its own only one."""
+    return data.mod[name] if isinstance(data, MuData) else data
 
 
 def entries(holder: AnnData | MuData, part: str) -> dict[str, Any]:
@@ -294,9 +300,8 @@ def _agree(first: np.ndarray, second: np.ndarray, what: str, where: str) -> None
     size = ""
     if first.dtype.kind == "f":
         gap = np.abs(first - second).reshape(len(first), -1).max(axis=1)
-        differ = (
-            gap > 1e-5 * np.ptp(first, axis=0).max()
-        )  # float32 and float64 copies of one slide do agree
+        # float32 and float64 copies of one slide do agree
+        differ = gap > 1e-5 * np.ptp(first, axis=0).max()
         size = f", by up to {gap.max():g}"
     else:
         lost, again = pd.isna(first), pd.isna(second)

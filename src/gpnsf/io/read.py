@@ -17,7 +17,7 @@ from mudata import MuData
 from gpnsf import checks
 from gpnsf.arguments import Reading
 from gpnsf.core.families import FAMILIES
-from gpnsf.core.types import Dataset, View
+from gpnsf.core.types import Dataset, View, row_sums
 from gpnsf.io import modalities, names
 from gpnsf.io.geometry import Geometry, geometry
 from gpnsf.io.objects import Opened, gather, holders, open_data, read_coords, read_labels
@@ -38,6 +38,7 @@ __all__ = [
     "held_out_rows",
     "read",
     "read_counts",
+    "relative_totals",
     "row_totals",
     "size_column",
     "told_of",
@@ -59,9 +60,8 @@ class Layout:
     features: dict[str, np.ndarray]  # modality -> [P_full] bool: features that the core sees
     libraries: tuple[str, ...]  # names of the slices; "" alone where there is one
     batches: tuple[str, ...]  # names of the batches; none where there is no key of batches
-    position: (
-        np.ndarray
-    )  # [N] row of the dataset of each observation of the object: rows of a batch are neighbours
+    # [N] row of the dataset of each observation of the object: rows of a batch are neighbours
+    position: np.ndarray
     centre: np.ndarray  # [n_libraries, D] in the data's own units
     scale: float  # the data's own units per half-width unit, one for all slices and axes
     totals: dict[str, np.ndarray]  # modality -> [n] total of each of its cells, held out or not
@@ -323,7 +323,7 @@ def _totals(counts: sp.csr_matrix | StoredCounts) -> np.ndarray:
     """Row sums [N]."""
     if isinstance(counts, StoredCounts):
         return np.where(counts.index >= 0, counts.totals[counts.index], 0.0)
-    return np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
+    return row_sums(counts)
 
 
 def _size_factors(
@@ -334,8 +334,12 @@ def _size_factors(
         what = f"size factors in column {source!r} for modality {name!r}"
         values = checks.positive(size_column(opened, name, source)[observed], what=what)
         return values / values.mean()
-    total = total[observed]
-    return np.maximum(total / total.mean(), SIZE_FLOOR)
+    return relative_totals(total[observed])
+
+
+def relative_totals(totals: np.ndarray, train: np.ndarray | slice = slice(None)) -> np.ndarray:
+    """Size factors [n] from totals, in means of the training rows."""
+    return np.maximum(totals / totals[train].mean(), SIZE_FLOOR)
 
 
 def size_column(opened: Opened, name: str, source: str) -> pd.Series:

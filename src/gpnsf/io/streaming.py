@@ -18,7 +18,7 @@ from anndata.abc import CSCDataset, CSRDataset
 
 from gpnsf import checks
 from gpnsf.core.families import FAMILIES
-from gpnsf.core.types import rows_at_a_time
+from gpnsf.core.types import row_sums, rows_at_a_time
 from gpnsf.settings import settings
 
 __all__ = [
@@ -194,7 +194,7 @@ class StoredCounts:
             checks.counts(part, likelihood, modality=modality, features=features)
             ones &= not binary or bool((part.data == 1).all())
             values = part.sign() if binary else part
-            totals[start:stop] = np.asarray(values.sum(axis=1, dtype=np.float64)).ravel()
+            totals[start:stop] = row_sums(values)
             lengths[start:stop] = np.diff(part.indptr)
         return cls(source, modality, use, totals, lengths, np.arange(n_rows), tidy, not ones)
 

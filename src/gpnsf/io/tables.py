@@ -25,7 +25,7 @@ from gpnsf.io.objects import entries, no_pulling, rows_of
 from gpnsf.io.pictures import pictures, system_of
 from gpnsf.keys import SPATIAL, Keys
 
-__all__ = ["ATTRIBUTES", "choose", "is_spatialdata", "joined", "lent", "place", "takes_tables"]
+__all__ = ["ATTRIBUTES", "choose", "joined", "lent", "place", "takes_tables"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 Slots = dict[str, dict[str, Any]]
@@ -36,7 +36,7 @@ SLOTS = ("obsm", "varm", "obsp", "varp", "uns")
 KINDS = ("rna", "atac")  # of tables that go together unasked
 
 
-def is_spatialdata(data: object) -> bool:
+def _is_spatialdata(data: object) -> bool:
     """Whether an object is a SpatialData, which need not be installed."""
     return any(base.__module__.startswith("spatialdata.") for base in type(data).__mro__)
 
@@ -53,7 +53,7 @@ def takes_tables(function: F) -> F:
     @wraps(function)
     def called(*args: Any, **options: Any) -> Any:
         given = args[0] if args else options.get(first)
-        table = options.pop("table", None) if is_spatialdata(given) else None
+        table = options.pop("table", None) if _is_spatialdata(given) else None
         known_arguments(function, options)
         bound = signature.bind(*args, **options)
         key = bound.arguments.get("key", "gpnsf" if known is None else known.default)
@@ -98,11 +98,11 @@ def lent(
     TypeError
         If ``table`` is passed with something that has no tables, or a value of a dict is not AnnData.
     """
-    if table is not None and not is_spatialdata(data):
+    if table is not None and not _is_spatialdata(data):
         remedy = "Leave `table` out, or pass the SpatialData that has the tables"
         raise TypeError(problem("a SpatialData with `table`", type(data).__name__, remedy))
     named: dict[str, str] = {}
-    if is_spatialdata(data):
+    if _is_spatialdata(data):
         named = (table is None and _fitted(data, key)) or choose(list(data.tables), table)
         owners = {name: data.tables[own] for name, own in named.items()}
     elif isinstance(data, dict):

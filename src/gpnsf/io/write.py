@@ -15,7 +15,7 @@ from gpnsf import checks
 from gpnsf.core.scores import embedding
 from gpnsf.core.scores.simplex import feature_importance, observation_importance, top_factor
 from gpnsf.core.types import Posterior
-from gpnsf.io.objects import entries
+from gpnsf.io.objects import entries, modality_of
 from gpnsf.io.read import Layout
 from gpnsf.keys import Keys
 
@@ -37,9 +37,7 @@ def write(
     ``info`` joins ``uns`` and holds at least the arguments of the fit, ``params``. Everything is prepared before the
     object is touched.
     """
-    mods = {
-        name: data.mod[name] if isinstance(data, MuData) else data for name in layout.modalities
-    }
+    mods = {name: modality_of(data, name) for name in layout.modalities}
     slots: list[Slot] = [(data, "uns", keys.uns, _record(posterior, layout, info))]
     arrays = _arrays(posterior, keys)
     slots += _rows(data, layout.position, posterior.loadings, arrays, posterior, keys)

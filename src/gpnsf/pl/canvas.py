@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal, TypeVar
 
@@ -32,6 +32,7 @@ __all__ = [
     "font_style",
     "grid",
     "hand_over",
+    "legend",
     "limits",
     "norm",
     "opaque",
@@ -233,6 +234,31 @@ def title(ax: Axes, name: str, note: str = "") -> None:
     ax.set_title(name, loc="left", pad=12 if note else 4)
     text = ax.annotate(note, (0, 1), (0, 2.5), xycoords="axes fraction", textcoords="offset points")
     text.set(va="bottom", fontsize=SMALL - 0.5, color=GREY)
+
+
+def legend(
+    ax: Axes, entries: Iterable[tuple[str, str]], *, title: str | None = None, ncols: int = 1
+) -> None:
+    """Names and colours of categories, beside the panel."""
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D([], [], linestyle="", marker="o", markersize=5, color=color, label=text)
+        for text, color in entries
+    ]
+    ax.legend(
+        handles=handles,
+        title=title,
+        title_fontsize=TEXT,
+        alignment="left",
+        loc="upper left",
+        bbox_to_anchor=(1.01, 1.0),
+        borderaxespad=0,
+        ncols=ncols,
+        handletextpad=0.2,
+        columnspacing=0.8,
+        labelspacing=0.35,
+    )
 
 
 def colorbars(axes: Sequence[Axes]) -> list[Axes]:

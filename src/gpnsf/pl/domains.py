@@ -116,7 +116,7 @@ def domains(
     with canvas.style():
         figure, axes = canvas.grid(1, width=width, height=height, ncols=1, ax=ax, spare=spare)
         _draw(axes[0], where, drawn, colors)
-        _legend(axes[0], entries, title=key_added, columns=columns)
+        canvas.legend(axes[0], entries, title=key_added, ncols=columns)
         sections.name_slices(axes, where)
     return canvas.hand_over(figure, axes[0], show=show, return_fig=return_fig)
 
@@ -209,26 +209,3 @@ def _draw(ax: Axes, where: sections.Section, drawn: pd.Categorical, colors: list
     )
     ax.set(ylim=(codes.max() + 0.5, -0.5), yticks=[], xlabel="position")
     canvas.plain(ax)
-
-
-def _legend(ax: Axes, entries: list[tuple[str, str]], *, title: str, columns: int) -> None:
-    """Names, numbers and colours beside the panel."""
-    from matplotlib.lines import Line2D
-
-    handles = [
-        Line2D([], [], linestyle="", marker="o", markersize=5, color=color, label=text)
-        for text, color in entries
-    ]
-    ax.legend(
-        handles=handles,
-        title=title,
-        title_fontsize=canvas.TEXT,
-        alignment="left",
-        loc="upper left",
-        bbox_to_anchor=(1.01, 1.0),
-        borderaxespad=0,
-        ncols=columns,
-        handletextpad=0.2,
-        columnspacing=0.8,
-        labelspacing=0.35,
-    )

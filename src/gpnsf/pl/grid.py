@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from itertools import cycle
+from typing import TYPE_CHECKING, NamedTuple
 
 import pandas as pd
 
@@ -34,8 +36,17 @@ LABELS = {
 LOGARITHMIC = ("seconds", "cpu_seconds", "peak_memory")
 LINES = ("-", "--", ":", "-.")
 MARKERS = "osD^vP*X"
-COLORS = dict(zip((*MODELS[::-1], "mefisto"), canvas.MODALITY_COLORS, strict=True))
+COLORS = dict(zip((*MODELS[::-1], "mefisto"), cycle(canvas.MODALITY_COLORS), strict=False))
 WIDTH, LEGEND = 2.2, 1.4  # inches
+
+
+class _Style(NamedTuple):
+    """How a line is drawn, in the words of matplotlib."""
+
+    color: str
+    linestyle: str
+    marker: str
+    label: str
 
 
 @explained
@@ -132,7 +143,7 @@ def _asked(table: pd.DataFrame) -> list[str]:
     return asked
 
 
-def _styles(table: pd.DataFrame, asked: list[str]) -> dict[str, dict[str, Any]]:
+def _styles(table: pd.DataFrame, asked: list[str]) -> dict[str, _Style]:
     """Colour, style, marker and name of each line."""
     likelihoods, styles = list(table["likelihood"].unique()), {}
     others: dict[str, int] = {}
@@ -140,16 +151,16 @@ def _styles(table: pd.DataFrame, asked: list[str]) -> dict[str, dict[str, Any]]:
         model, likelihood, *rest = key
         named = ", ".join(f"{n}={v}" for n, v in zip(asked[2:], rest, strict=True) if v == v)
         number = others.setdefault(named, len(others))
-        styles[str(key)] = {
-            "color": COLORS.get(model, canvas.GREY),
-            "linestyle": LINES[likelihoods.index(likelihood) % len(LINES)],
-            "marker": MARKERS[number % len(MARKERS)],
-            "label": ", ".join(filter(None, [model, likelihood, named])),
-        }
+        styles[str(key)] = _Style(
+            color=COLORS.get(model, canvas.GREY),
+            linestyle=LINES[likelihoods.index(likelihood) % len(LINES)],
+            marker=MARKERS[number % len(MARKERS)],
+            label=", ".join(filter(None, [model, likelihood, named])),
+        )
     return styles
 
 
-def _draw(ax: Axes, line: pd.DataFrame, column: str, style: dict[str, Any]) -> None:
+def _draw(ax: Axes, line: pd.DataFrame, column: str, style: _Style) -> None:
     """Means over seeds, and from where to where they go."""
     values = line.groupby("n_factors")[column].agg(["mean", "min", "max"]).dropna()
     bars = [values["mean"] - values["min"], values["max"] - values["mean"]]
@@ -161,7 +172,7 @@ def _draw(ax: Axes, line: pd.DataFrame, column: str, style: dict[str, Any]) -> N
         linewidth=1.2,
         elinewidth=0.8,
         capsize=1.5,
-        **style,
+        **style._asdict(),
     )
 
 
@@ -182,8 +193,5 @@ def _finish_panel(ax: Axes, column: str, note: str) -> None:
 def _legend(figure: Figure, ax: Axes, *, inside: bool) -> None:
     """Names of the lines, once: beside the panels, or in the one that was handed in."""
     handles, names = ax.get_legend_handles_labels()
-    options: dict[str, Any] = {"handlelength": 2.4, "labelspacing": 0.3}
-    if inside:
-        ax.legend(handles, names, **options)
-    else:
-        figure.legend(handles, names, loc="outside right upper", **options)
+    place = ax.legend if inside else partial(figure.legend, loc="outside right upper")
+    place(handles, names, handlelength=2.4, labelspacing=0.3)

@@ -207,7 +207,7 @@ def _pies(
         1, width=width, height=width * where.aspect + 0.15, ncols=1, ax=ax, spare=spare
     )
     _draw(axes[0], where, values, colors)
-    _legend(axes[0], names, colors)
+    canvas.legend(axes[0], zip(names, colors, strict=True))
     return figure, axes
 
 
@@ -235,21 +235,3 @@ def _slice(where: sections.Section, row: int, begin: float, end: float) -> np.nd
     radius = where.diameter[row] / 2  # y grows downwards
     edge = where.coords[row] + radius * np.column_stack([np.sin(turn), -np.cos(turn)])
     return np.vstack([where.coords[row], edge])
-
-
-def _legend(ax: Axes, names: Sequence[str], colors: Sequence[str]) -> None:
-    """Names and colours beside the panel."""
-    from matplotlib.lines import Line2D
-
-    handles = [
-        Line2D([], [], linestyle="", marker="o", markersize=5, color=color, label=name)
-        for name, color in zip(names, colors, strict=True)
-    ]
-    ax.legend(
-        handles=handles,
-        loc="upper left",
-        bbox_to_anchor=(1.01, 1.0),
-        borderaxespad=0,
-        handletextpad=0.2,
-        labelspacing=0.35,
-    )

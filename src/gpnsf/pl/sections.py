@@ -30,7 +30,6 @@ __all__ = [
     "paper",
     "profile",
     "section",
-    "spot_diameter",
     "spots",
 ]
 
@@ -125,7 +124,7 @@ def section(
     room = margin * spot_distance(coords[part] for part in parts.values()) if margin else 0.0
     shifts = _apart({name: fixed.get(name, _around(coords[parts[name]], room)) for name in slices})
     coords = coords + np.array([shifts[name] for name in names])
-    diameter = np.full(len(names), size * spot_diameter(coords, names))
+    diameter = np.full(len(names), size * _spot_diameter(coords, names))
     placed = []
     for name, part in parts.items():
         shown = images[name].within(fixed[name], shifts[name]) if name in images else None
@@ -211,7 +210,7 @@ def _around(coords: np.ndarray, room: float) -> np.ndarray:
     return np.array([coords.min(axis=0) - room, coords.max(axis=0) + room])
 
 
-def spot_diameter(coords: np.ndarray, library: np.ndarray) -> float:
+def _spot_diameter(coords: np.ndarray, library: np.ndarray) -> float:
     """Diameter of a spot, in coordinate units, at which neighbouring spots just touch."""
     diameter = spot_distance(coords[library == name] for name in set(library))
     span = float(np.ptp(coords, axis=0).max())

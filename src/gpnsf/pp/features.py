@@ -9,7 +9,7 @@ from mudata import MuData
 from gpnsf import checks
 from gpnsf.checks import Rule
 from gpnsf.core.scores.deviance import feature_deviance, largest
-from gpnsf.io.objects import Opened, editable, gather, open_data
+from gpnsf.io.objects import editable, modality_of, open_data, read_labels
 from gpnsf.io.read import read_counts
 
 __all__ = ["deviance_features"]
@@ -82,6 +82,7 @@ def deviance_features(
     opened = open_data(data, modalities=None if modality is None else [modality])
     Rule(int, 2000, low=1).check("n_top", n_top)
     Rule(str, "deviance").check("key_added", key_added)
+    Rule(str, "sample", optional=True).check("batch_key", batch_key)
     Rule(str, "poisson", options=("poisson", "binomial"), optional=True).check(
         "likelihood", likelihood
     )
@@ -92,7 +93,7 @@ def deviance_features(
             checks.problem(rule, repr(key_added), "Pass for example key_added='deviance'")
         )
     layers = checks.per_modality(layer, "layer", names=opened.names, known=opened.mods)
-    batches = _batches(opened, batch_key)
+    batches = read_labels(opened, batch_key, argument="batch_key")
     deviances = {}
     for name in opened.names:
         counts = read_counts(
@@ -105,16 +106,6 @@ def deviance_features(
         )
     data = editable(data, copy=copy)
     for name, deviance in deviances.items():
-        mod = data.mod[name] if isinstance(data, MuData) else data
+        mod = modality_of(data, name)
         mod.var[key_added], mod.var[FLAG] = deviance, largest(deviance, n_top)
     return data if copy else None
-
-
-def _batches(opened: Opened, key: str | None) -> np.ndarray:
-    """Batch [N] of each observation of the object; one for all without a key."""
-    if key is None:
-        return np.full(opened.data.n_obs, "", dtype=object)
-    Rule(str, "sample").check("batch_key", key)
-    return gather(
-        opened, "obs", key, lambda column, *_: checks.labels(column, name=key), argument="batch_key"
-    )

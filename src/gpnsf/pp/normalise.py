@@ -11,8 +11,9 @@ from mudata import MuData
 from gpnsf import checks
 from gpnsf.checks import Rule, problem
 from gpnsf.core.scores.normalising import normalised
+from gpnsf.core.types import row_sums
 from gpnsf.io.normalised import METHOD, size_key
-from gpnsf.io.objects import Opened, editable, open_data
+from gpnsf.io.objects import Opened, editable, modality_of, open_data
 from gpnsf.io.read import SIZE_FLOOR, features_used, held_out_rows, read_counts, size_column
 from gpnsf.io.write import Slot, put
 
@@ -109,11 +110,11 @@ def normalise(
     slots: list[Slot] = []
     data = editable(data, copy=copy)
     for name in opened.names:
-        mod = data.mod[name] if isinstance(data, MuData) else data
+        mod = modality_of(data, name)
         counts = read_counts(mod, layer=layer.get(name), likelihood="poisson", modality=name)
         own = trained[opened.rows[name]]
         used = features[name] & (counts[own].getnnz(axis=0) > 0)
-        totals = np.asarray(counts[:, used].sum(axis=1, dtype=np.float64)).ravel()
+        totals = row_sums(counts[:, used])
         size = _sizes(opened, name, totals, own, size_factors, target_sum)
         record = {
             "method": METHOD,

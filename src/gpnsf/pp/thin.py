@@ -11,7 +11,7 @@ from mudata import MuData
 from gpnsf import checks
 from gpnsf.checks import Rule
 from gpnsf.core.families import FAMILIES
-from gpnsf.io.objects import editable, open_data
+from gpnsf.io.objects import editable, modality_of, open_data
 from gpnsf.io.read import read_counts
 from gpnsf.pp.split import proportion
 
@@ -94,6 +94,6 @@ def thin(
         halves[name] = FAMILIES["poisson"].split(counts, None, fraction, streams[name])
     data = editable(data, copy=copy)
     for name, (train, test) in halves.items():
-        mod = data.mod[name] if isinstance(data, MuData) else data
+        mod = modality_of(data, name)
         mod.layers[f"{key_added}_train"], mod.layers[f"{key_added}_test"] = train, test
     return data if copy else None

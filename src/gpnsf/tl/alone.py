@@ -17,9 +17,8 @@ from threadpoolctl import threadpool_limits
 
 __all__ = ["LARGE", "SMALL", "few_threads", "fit_threads", "one_at_a_time"]
 
-SMALL = (
-    1_000_000  # entries, or nonzeros, below which threads wait for each other longer than they work
-)
+# entries, or nonzeros, below which threads wait for each other longer than they work
+SMALL = 1_000_000
 LARGE = 20_000_000  # nonzeros from which operations of torch have work for threads that spin
 
 P = ParamSpec("P")

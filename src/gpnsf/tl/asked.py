@@ -14,6 +14,7 @@ from gpnsf.core.inference import fitting
 from gpnsf.core.inference.schedule import Schedule
 from gpnsf.core.model import build as models
 from gpnsf.core.model.factorization import Factorization
+from gpnsf.core.presets import PRESETS
 from gpnsf.core.types import Dataset
 from gpnsf.io import read
 
@@ -57,7 +58,7 @@ def _lengthscale(asked: float | None, n_spatial: int, scale: float) -> float | N
 
 def number_spatial(model: Model) -> int:
     """Spatial factors that a fit begins with; only the hybrid models leave a choice."""
-    preset = models.PRESETS[model.model]
+    preset = PRESETS[model.model]
     default = int(model.n_factors * preset.spatial)
     if model.n_spatial is None:
         return default
@@ -73,7 +74,7 @@ def read_for(
 ) -> tuple[Dataset, read.Layout]:
     """Read the object and check what only the data can tell; with ``tell``, say what may mislead a fit."""
     model = asked.model
-    default = models.PRESETS[model.model].likelihood
+    default = PRESETS[model.model].likelihood
     defaults = {"": default} if default else None
     dataset, layout = read.read(
         data, asked.reading, default_likelihoods=defaults, spatial=n_spatial > 0, tell=tell

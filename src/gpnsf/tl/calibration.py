@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -18,7 +18,7 @@ from gpnsf.core.scores import metrics
 from gpnsf.core.scores.calibration import log_errors, log_moments, simulate_counts
 from gpnsf.io import fits
 from gpnsf.io.measured import reread
-from gpnsf.io.objects import editable
+from gpnsf.io.objects import editable, modality_of
 from gpnsf.io.tables import takes_tables
 from gpnsf.settings import settings
 from gpnsf.tl.fit import fit as refit
@@ -33,7 +33,19 @@ __all__ = ["check_calibration"]
 
 LEVEL = 0.9  # of the intervals
 COUNTS_NEEDED = 20  # of a feature whose importance is judged
-NOT_REPEATED = ("copy", "progress", "checkpoint")  # arguments of a fit that are about the run
+
+
+class _Line(NamedTuple):
+    """How well a factor, or the importance of the features of a modality, has been found again."""
+
+    kind: str
+    name: str
+    is_spatial: object  # bool of a factor, else NA
+    kept_spatial: object
+    recovery: float
+    error: float
+    coverage: float
+    n: int
 
 
 @takes_tables
@@ -112,16 +124,15 @@ def check_calibration(
             problem(rule, f"model={fit.params['model']!r}, with factors of both signs", remedy)
         )
     dataset, layout = reread(fit)
-    asked = {name: value for name, value in fit.params.items() if name not in NOT_REPEATED}
     rows = np.any([view.observed for view in dataset.views], axis=0)
     lines = []
     for number in range(n_simulations):
         simulated, totals = _simulate(fit, dataset, layout, np.random.default_rng([seed, number]))
         with settings.override(verbosity="error"):  # the fit itself has said what there is to say
-            refit(simulated, **asked, progress=progress)
+            refit(simulated, **fit.params, progress=progress)
         found = fits.find(simulated, key)
         own = (*_factors(fit, found, rows), *_importance(fit, found, totals))
-        lines += [{"simulation": number, **line} for line in own]
+        lines += [{"simulation": number, **line._asdict()} for line in own]
     return pd.DataFrame(lines).astype({"is_spatial": "boolean", "kept_spatial": "boolean"})
 
 
@@ -134,7 +145,7 @@ def _simulate(
         fit.params["layers"], "layers", names=list(fit.modalities), known=fit.modalities
     )
     for view in dataset.views:
-        mod = simulated.mod[view.name] if isinstance(simulated, MuData) else simulated
+        mod = modality_of(simulated, view.name)
         counts = _counts(fit, view, layout, rng)
         totals[view.name] = np.asarray(counts.sum(axis=0)).ravel()
         if view.name in layers:
@@ -161,7 +172,7 @@ def _counts(fit: fits.Fit, view: View, layout: Layout, rng: np.random.Generator)
     return sp.csr_matrix((counts.data, columns, counts.indptr), shape=(len(size), len(used)))
 
 
-def _factors(fit: fits.Fit, found: fits.Fit, rows: np.ndarray) -> list[dict[str, object]]:
+def _factors(fit: fits.Fit, found: fits.Fit, rows: np.ndarray) -> list[_Line]:
     """A line for each factor."""
     truth = fit.mean.astype(np.float64)
     columns, recovery = metrics.match_factors(truth[rows], found.mean[rows])
@@ -172,25 +183,21 @@ def _factors(fit: fits.Fit, found: fits.Fit, rows: np.ndarray) -> list[dict[str,
     lost = columns < 0  # of a fit with fewer factors
     error[:, lost] = np.nan
     return [
-        {
-            "kind": "factor",
-            "name": name,
-            "is_spatial": bool(fit.is_spatial[k]),
-            "kept_spatial": bool(found.is_spatial[columns[k]]) and not lost[k],
-            "recovery": recovery[k],
-            "error": float(np.sqrt(np.mean(error[:, k] ** 2))),
-            "coverage": np.nan
-            if lost[k]
-            else metrics.coverage(0.0, error[:, k], sd[rows, k], LEVEL),
-            "n": int(rows.sum()),
-        }
+        _Line(
+            kind="factor",
+            name=name,
+            is_spatial=bool(fit.is_spatial[k]),
+            kept_spatial=bool(found.is_spatial[columns[k]]) and not lost[k],
+            recovery=recovery[k],
+            error=float(np.sqrt(np.mean(error[:, k] ** 2))),
+            coverage=np.nan if lost[k] else metrics.coverage(0.0, error[:, k], sd[rows, k], LEVEL),
+            n=int(rows.sum()),
+        )
         for k, name in enumerate(fit.names)
     ]
 
 
-def _importance(
-    fit: fits.Fit, found: fits.Fit, counts: dict[str, np.ndarray]
-) -> list[dict[str, object]]:
+def _importance(fit: fits.Fit, found: fits.Fit, counts: dict[str, np.ndarray]) -> list[_Line]:
     """A line for the features of each modality."""
     lines = []
     for name in fit.modalities:
@@ -204,17 +211,17 @@ def _importance(
             )
         )
         lines.append(
-            {
-                "kind": "importance",
-                "name": name,
-                "is_spatial": pd.NA,
-                "kept_spatial": pd.NA,
-                "recovery": metrics.match_factors(truth[:, None], score[:, None])[1][0]
+            _Line(
+                kind="importance",
+                name=name,
+                is_spatial=pd.NA,
+                kept_spatial=pd.NA,
+                recovery=metrics.match_factors(truth[:, None], score[:, None])[1][0]
                 if seen.any()
                 else np.nan,
-                "error": metrics.importance_error(truth, score) if seen.any() else np.nan,
-                "coverage": metrics.coverage(truth, score, std, LEVEL) if seen.any() else np.nan,
-                "n": int(seen.sum()),
-            }
+                error=metrics.importance_error(truth, score) if seen.any() else np.nan,
+                coverage=metrics.coverage(truth, score, std, LEVEL) if seen.any() else np.nan,
+                n=int(seen.sum()),
+            )
         )
     return lines

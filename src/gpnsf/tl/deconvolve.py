@@ -17,6 +17,7 @@ from gpnsf.arguments import Deconvolution
 from gpnsf.checks import problem
 from gpnsf.core.companions import deconvolution
 from gpnsf.core.companions.resemblance import resembling
+from gpnsf.core.types import row_sums
 from gpnsf.io.companions import DECONVOLVE, record_of
 from gpnsf.io.objects import open_data, owner
 from gpnsf.io.tables import takes_tables
@@ -225,7 +226,7 @@ def deconvolve(
     if method == "nnls" and not uncertainty:
         V = deconvolution.exact(mixture)
     else:
-        places = places_of(adata, np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel(), asked)
+        places = places_of(adata, row_sums(counts), asked)
         arrays = network
         if method == "unrolled" and network is None and not train:
             arrays = _stored(adata, key_added)
@@ -239,7 +240,7 @@ def deconvolve(
         elif method == "unrolled":
             from gpnsf.tl.unrolling import unrolled
 
-            shown = settings.progress if progress is None else progress
+            shown = settings.shows(progress)
             examples = () if like is None else like.sections(n_training, rng)
             solve, record["network"] = unrolled(places, asked, arrays, examples, shown=shown)
             V = solve(mixture, places.ties(), costs)

@@ -17,7 +17,7 @@ from gpnsf.core.inference.fitting import Outcome
 from gpnsf.core.inference.initial import starts
 from gpnsf.core.inference.spatial_test import CLEAR_Z
 from gpnsf.core.inference.subset_start import sample
-from gpnsf.core.model.build import PRESETS
+from gpnsf.core.presets import PRESETS
 from gpnsf.core.scores.metrics import knn_weights, morans_i
 from gpnsf.core.types import Dataset, History, Posterior, View, parts
 from gpnsf.io.write import factor_names

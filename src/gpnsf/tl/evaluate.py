@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -240,12 +240,16 @@ def grouped_deviance(
 
 def _sparsity(fit: Fit) -> pd.DataFrame:
     """One line for each modality."""
-    lines: list[dict[str, Any]] = []
-    for name, rows in fit.rows.items():
-        share, n_features = yardsticks.sparsity(fit.mean[rows], fit.loadings[name])
-        found = {"modality": name, "metric": "sparsity", "sparsity": share}
-        lines.append({**found, "n_factors": len(fit.names), "n_features": n_features})
-    return pd.DataFrame(lines)
+    found = [yardsticks.sparsity(fit.mean[at], fit.loadings[m]) for m, at in fit.rows.items()]
+    return pd.DataFrame(
+        {
+            "modality": list(fit.rows),
+            "metric": "sparsity",
+            "sparsity": [share for share, _ in found],
+            "n_factors": len(fit.names),
+            "n_features": [number for _, number in found],
+        }
+    )
 
 
 def _moran(fit: Fit) -> pd.DataFrame:

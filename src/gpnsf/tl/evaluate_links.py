@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -20,6 +20,21 @@ if TYPE_CHECKING:
 __all__ = ["evaluate_links"]
 
 INTERVAL = (0.025, 0.975)
+
+
+class _Line(NamedTuple):
+    """One measure of a ranking of some pairs, with the interval over draws of the genes."""
+
+    ranking: str
+    pairs: str
+    metric: str
+    estimate: float
+    low: float
+    high: float
+    base: float  # of a ranking that knows nothing
+    n_links: int
+    n_pairs: int
+    n_genes: int
 
 
 @takes_tables
@@ -114,7 +129,7 @@ def evaluate_links(
     drawn = np.random.default_rng(seed).integers(n_genes, size=(n_bootstrap, n_genes))
     weights = np.array([np.bincount(some, minlength=n_genes) for some in drawn])
     one = np.zeros_like(bins)
-    lines: list[dict[str, Any]] = []
+    lines: list[_Line] = []
     for ranking, by in _rankings(values, table["distance"].to_numpy(dtype=np.float64)):
         for pairs, within in (("equal distance", bins), ("all", one)):
             lines += _judged(by, is_link, within, gene, weights, ranking=ranking, pairs=pairs)
@@ -163,26 +178,16 @@ def _judged(
     *,
     ranking: str,
     pairs: str,
-) -> list[dict[str, Any]]:
+) -> list[_Line]:
     """Lines of the table for one ranking of some pairs, by draws of the genes with weights [draws, genes]."""
     order = bin_order(values, bins)
     auroc, precision, base = mean_ranking(bin_rankings(order, is_link, np.ones(len(values))))
     draws = [mean_ranking(bin_rankings(order, is_link, weight[gene]))[:2] for weight in weights]
     low, high = np.nanquantile(draws, INTERVAL, axis=0)
-    named = {"ranking": ranking, "pairs": pairs}
-    counted = {
-        "n_links": int(is_link.sum()),
-        "n_pairs": len(values),
-        "n_genes": len(np.unique(gene)),
-    }
+    counted = int(is_link.sum()), len(values), len(np.unique(gene))
     return [
-        named
-        | {"metric": "auroc", "estimate": auroc, "low": low[0], "high": high[0], "base": 0.5}
-        | counted,
-        named
-        | {"metric": "average_precision", "estimate": precision, "low": low[1], "high": high[1]}
-        | {"base": base}
-        | counted,
+        _Line(ranking, pairs, "auroc", auroc, low[0], high[0], 0.5, *counted),
+        _Line(ranking, pairs, "average_precision", precision, low[1], high[1], base, *counted),
     ]
 
 

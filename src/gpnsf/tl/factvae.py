@@ -201,7 +201,7 @@ def factvae(
         },
         **{name: params[name] for name in ("batch_size", "learning_rate", "seed")},
     )
-    shown = settings.progress if progress is None else progress
+    shown = settings.shows(progress)
     with few_threads(small=True):  # batches are small, however many cells there are
         outcome = training.train(
             *_inputs(measured, chosen, seed), pairs, plan, device=place, progress=shown

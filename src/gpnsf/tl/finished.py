@@ -5,7 +5,6 @@ Numbers and JSON, never a pickle.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -20,6 +19,7 @@ import scipy.sparse as sp
 
 from gpnsf.arguments import Options
 from gpnsf.checks import problem
+from gpnsf.core.inference.checkpoint import digest
 from gpnsf.io.kinds import replacing
 from gpnsf.io.parcel import Parcel
 
@@ -106,7 +106,7 @@ def facts_of(whole: Parcel, arguments: Options, **others: object) -> dict[str, s
     for name, mod in whole.mods.items():
         if mod.X is not None:
             counts = sp.csr_matrix(mod.X)
-            found[f"counts of {name}"] = _digest(counts.data, counts.indices, counts.indptr)
+            found[f"counts of {name}"] = digest(counts.data, counts.indices, counts.indptr)
     for name, holder in holders.items():
         tables = [holder.obs] if name == "data" else [holder.obs, holder.var]
         columns = [
@@ -117,15 +117,7 @@ def facts_of(whole: Parcel, arguments: Options, **others: object) -> dict[str, s
             if isinstance(key, str) and key in table
         ]
         places = [np.asarray(values) for values in holder.obsm.values()]
-        found[f"columns and coordinates of {name}"] = _digest(
+        found[f"columns and coordinates of {name}"] = digest(
             *places, *(np.frombuffer("\n".join(c).encode(), np.uint8) for c in columns)
         )
     return found
-
-
-def _digest(*arrays: np.ndarray) -> str:
-    """Hash of the bytes of arrays."""
-    digest = hashlib.blake2b(digest_size=16)
-    for array in arrays:
-        digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()

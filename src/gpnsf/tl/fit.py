@@ -17,7 +17,7 @@ from gpnsf.arguments import Arguments, answering
 from gpnsf.core import distributed
 from gpnsf.core.inference import fitting
 from gpnsf.core.inference.checkpoint import Checkpoint
-from gpnsf.core.model import build as models
+from gpnsf.core.presets import PRESETS
 from gpnsf.core.progress import Progress
 from gpnsf.core.types import Dataset, History
 from gpnsf.io import files, tables, write
@@ -280,13 +280,13 @@ def _fit(
     keys, model, how = Keys(asked.call.key_added), asked.model, asked.training
     checks.key_added(keys.key, data.mod if isinstance(data, MuData) else ())
     n_spatial = number_spatial(model)
-    tested = how.split == "tested" and models.PRESETS[model.model].is_hybrid
+    tested = how.split == "tested" and PRESETS[model.model].is_hybrid
     dataset, layout = read_for(data, asked, n_spatial)
     check_processes(dataset, asked, store)
     device = resolved(how.device)
     guard(dataset, asked, n_spatial, layout.scale, device.type)
     _warn_of_idle(asked, n_spatial)
-    shown = settings.progress if asked.call.progress is None else asked.call.progress
+    shown = settings.shows(asked.call.progress)
     progress = Progress("fit", how.max_steps, shown=shown and distributed.rank() == 0)
     with fit_threads(dataset.nnz) as threads, progress:
         outcome = fitting.fit(
@@ -323,7 +323,7 @@ def _warn_of_idle(asked: Arguments, n_spatial: int) -> None:
             model.n_inducing is not None and model.field != "inducing",
         ),
         "lengthscale": (model.lengthscale, model.lengthscale is not None and not n_spatial),
-        "init": (init, init != "auto" and not models.PRESETS[model.model].nonnegative),
+        "init": (init, init != "auto" and not PRESETS[model.model].nonnegative),
     }
     for name, (value, is_idle) in idle.items():
         if is_idle:

@@ -104,7 +104,7 @@ def grid(
     missing = [run for run in own.values() if not records.ended(run, retry=retry)]
     threads = max(1, cpu_count() // effective_n_jobs(n_jobs))
     make = partial(_make, records.folder, threads=threads, retry=retry)
-    shown = settings.progress if progress is None else progress
+    shown = settings.shows(progress)
     try:
         with Progress("grid", len(own), shown=shown) as bar:
             bar.step(len(own) - len(missing))

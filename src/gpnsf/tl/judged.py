@@ -13,9 +13,10 @@ from gpnsf import checks
 from gpnsf.core.families import FAMILIES
 from gpnsf.core.families.rates import row_slices
 from gpnsf.core.scores.normalising import Return
+from gpnsf.core.types import row_sums
 from gpnsf.io import measured
 from gpnsf.io.normalised import normalised_by, normalised_of
-from gpnsf.io.read import SIZE_FLOOR
+from gpnsf.io.read import relative_totals
 
 if TYPE_CHECKING:
     import scipy.sparse as sp
@@ -45,9 +46,8 @@ class Judged:
     held_out: np.ndarray  # [n] bool
     batch: np.ndarray  # [n] code of the batch
     multipliers: np.ndarray  # [S, P] of the batches
-    back: Return | None = (
-        None  # from expected values of a Gaussian model to counts, where these are judged
-    )
+    # from expected values of a Gaussian model to counts, where these are judged
+    back: Return | None = None
 
     def has(self, rows: str) -> bool:
         """Whether there are rows of this kind."""
@@ -195,19 +195,9 @@ def other_counts(fit: Fit, own: Judged, layer: str) -> tuple[sp.csr_matrix, np.n
 
 def _other_size(own: Judged, counts: sp.csr_matrix) -> np.ndarray:
     """Size factors [n] of other counts of the same cells, in units of the training counts."""
-    train, totals, before = ~own.held_out, _totals(counts), _totals(own.counts)
+    train, totals, before = ~own.held_out, row_sums(counts), row_sums(own.counts)
     ratio = 1.0 if FAMILIES[own.kind].signed else totals[train].mean() / before[train].mean()
     if not own.by_total:
         return ratio * own.size
-    unit = own.size[train].mean() / _relative(before, train)[train].mean()
-    return ratio * unit * _relative(totals, train)
-
-
-def _relative(totals: np.ndarray, train: np.ndarray) -> np.ndarray:
-    """Totals [n] in means of the training rows [n] bool."""
-    return np.maximum(totals / totals[train].mean(), SIZE_FLOOR)
-
-
-def _totals(counts: sp.csr_matrix) -> np.ndarray:
-    """Row sums in double precision."""
-    return np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
+    unit = own.size[train].mean() / relative_totals(before, train)[train].mean()
+    return ratio * unit * relative_totals(totals, train)

@@ -19,7 +19,7 @@ from gpnsf.core.companions import mefisto as core
 from gpnsf.core.scores.simplex import feature_importance, observation_importance
 from gpnsf.io import read
 from gpnsf.io.companions import MEFISTO
-from gpnsf.io.objects import editable
+from gpnsf.io.objects import editable, modality_of
 from gpnsf.io.streaming import available_memory
 from gpnsf.io.tables import takes_tables
 from gpnsf.io.write import Slot, on_all_features, put
@@ -181,7 +181,7 @@ def mefisto(
             n_inducing=n_inducing,
             max_steps=max_steps,
             seed=seed,
-            progress=settings.progress if progress is None else progress,
+            progress=settings.shows(progress),
         )
     _check_finite(found)
     params = {**params, "model": "mefisto", "modalities": list(layout.modalities)}
@@ -234,9 +234,7 @@ def _slots(
     info: Mapping[str, object],
 ) -> list[Slot]:
     """All that is written; features that do not vary have no mean: nothing is said of them."""
-    mods = {
-        name: data.mod[name] if isinstance(data, MuData) else data for name in layout.modalities
-    }
+    mods = {name: modality_of(data, name) for name in layout.modalities}
     loadings = {
         name: on_all_features(found.loadings[name], use) for name, use in layout.features.items()
     }

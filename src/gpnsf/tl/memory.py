@@ -10,7 +10,7 @@ from pathlib import Path
 from gpnsf.arguments import Arguments
 from gpnsf.checks import problem
 from gpnsf.core.inference.forecast import Forecast, forecast
-from gpnsf.core.model.build import PRESETS
+from gpnsf.core.presets import PRESETS
 from gpnsf.core.types import Dataset
 from gpnsf.io import streaming
 

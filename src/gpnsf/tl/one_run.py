@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gpnsf.datasets
+from gpnsf.arguments import Options
 from gpnsf.core.counts.backends import backend
 from gpnsf.io.files import read, write
 from gpnsf.pp.normalise import normalise
@@ -17,44 +18,39 @@ from gpnsf.tl.evaluate import evaluate
 from gpnsf.tl.fit import fit
 from gpnsf.tl.mefisto import mefisto
 from gpnsf.tl.memory import peak_memory
-from gpnsf.tl.plan import GAUSSIAN, MEFISTO
+from gpnsf.tl.plan import GAUSSIAN, MEFISTO, Run
+from gpnsf.tl.run_records import Course, Found, Line
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from mudata import MuData
 
-__all__ = ["HOLDOUT", "KEY", "work"]
+__all__ = ["work"]
 
 KEY = "gpnsf"  # of the slots, whichever the model
 HOLDOUT = "grid_holdout"  # obs column
 FOR_COUNTS = ("modalities", "layers", "use_var", "size_factors", "holdout_key")
 
 
-def work(task: Mapping[str, Any]) -> dict[str, Any]:
-    """What a grid keeps of a run."""
-    data, arguments = _opened(task["source"]), dict(task["arguments"])
-    if task["holdout"]:
-        split(data, fraction=task["holdout"], key_added=HOLDOUT, seed=arguments["seed"])
+def work(run: Run, keep: Path | None = None) -> Found:
+    """What a grid keeps of a run; the fitted object goes to ``keep``, which gets its suffix."""
+    data, arguments = _opened(run.source), dict(run.arguments)
+    if run.holdout:
+        split(data, fraction=run.holdout, key_added=HOLDOUT, seed=arguments["seed"])
         arguments["holdout_key"] = HOLDOUT
     backend("cpu")  # loads compiled code before the clock starts
     with settings.override(verbosity="error", progress=False):
         wall, cpu = time.perf_counter(), time.process_time()
-        _fit(data, task["model"], arguments)
-        spent = time.perf_counter() - wall, time.process_time() - cpu
-        found = {
-            **_course(data.uns[KEY]),
-            "seconds": spent[0],
-            "cpu_seconds": spent[1],
-            "peak_memory": peak_memory(),
-            "lines": _lines(data),
-            "error": None,
-        }
-    if task["keep"]:
-        _keep(data, Path(task["keep"]))
+        _fit(data, run.model, arguments)
+        seconds, cpu_seconds = time.perf_counter() - wall, time.process_time() - cpu
+        course = _course(data.uns[KEY], seconds, cpu_seconds)
+        found: Found = {**course, "lines": _lines(data), "error": None}
+    if keep is not None:
+        _keep(data, keep)
     return found
 
 
-def _opened(source: Mapping[str, Any]) -> AnnData | MuData:
+def _opened(source: Options) -> AnnData | MuData:
     """Read or simulate."""
     if "file" in source:
         return read(Path(source["file"]))
@@ -62,7 +58,7 @@ def _opened(source: Mapping[str, Any]) -> AnnData | MuData:
     return getattr(gpnsf.datasets, source["simulate"])(**arguments)
 
 
-def _fit(data: AnnData | MuData, model: str, arguments: dict[str, Any]) -> None:
+def _fit(data: AnnData | MuData, model: str, arguments: Options) -> None:
     """Fit a model; those without a likelihood of counts get normalised ones."""
     if model == MEFISTO:
         mefisto(data, **arguments, key_added=KEY)
@@ -74,24 +70,27 @@ def _fit(data: AnnData | MuData, model: str, arguments: dict[str, Any]) -> None:
     fit(data, model, **arguments, key_added=KEY)
 
 
-def _course(record: Mapping[str, Any]) -> dict[str, Any]:
-    """How a fit went."""
+def _course(record: Mapping[str, Any], seconds: float, cpu_seconds: float) -> Course:
+    """How a fit went, and what it took."""
     return {
         "n_kept": len(record["factor_names"]),
         "n_kept_spatial": int(sum(record["is_spatial"])),
         "n_steps": int(record["history"].get("step", [0, len(record["history"]["elbo"])])[-1]),
         "converged": bool(record["converged"]),
         "n_repairs": len(record.get("repairs", ())),
+        "seconds": seconds,
+        "cpu_seconds": cpu_seconds,
+        "peak_memory": peak_memory(),
     }
 
 
-def _lines(data: AnnData | MuData) -> list[dict[str, Any]]:
+def _lines(data: AnnData | MuData) -> list[Line]:
     """How good a fit is, by modality."""
     tables = {metric: evaluate(data, metric=metric, key=KEY) for metric in ("poisson", "rmse")}
     sparsity = evaluate(data, metric="sparsity", key=KEY).set_index("modality")["sparsity"]
     moran = evaluate(data, metric="moran", key=KEY)
     mean = moran["moran"][moran["is_spatial"]].mean()
-    lines: dict[str, dict[str, Any]] = {}
+    lines: dict[str, Line] = {}
     for metric, columns in {"poisson": ("deviance", "explained"), "rmse": ("rmse",)}.items():
         for row in tables[metric].to_dict("records"):
             line = lines.setdefault(

@@ -12,11 +12,13 @@ import subprocess
 import sys
 import tempfile
 import threading
+from dataclasses import asdict
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, cast
 
 from gpnsf.checks import text_of
 from gpnsf.tl.plan import Run
+from gpnsf.tl.run_records import Found
 
 __all__ = ["answer", "in_own_process", "main"]
 
@@ -25,13 +27,14 @@ START = "from gpnsf.tl.own_process import main; main()"
 TAIL = 500  # characters of what a process said before it died
 
 
-def in_own_process(run: Run, folder: Path, *, threads: int) -> dict[str, Any]:
+def in_own_process(run: Run, folder: Path, *, threads: int) -> Found:
     """What a run has found, or the message of what it failed by."""
-    task = {**run.task, "keep": str(folder / "fits" / run.key) if run.keep_fit else None}
+    told = [json.dumps(asdict(run), default=str)]
+    told += [str(folder / "fits" / run.key)] if run.keep_fit else []
     environment = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive", **os.environ}
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said:
         with subprocess.Popen(
-            [sys.executable, "-c", START, json.dumps(task, default=str)],
+            [sys.executable, "-c", START, *told],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=said,
@@ -42,25 +45,26 @@ def in_own_process(run: Run, folder: Path, *, threads: int) -> dict[str, Any]:
             found = cast("IO[str]", process.stdout).read()
             code = process.wait()  # until here its standard input is open
         if code == 0:
-            return dict(json.loads(found.strip().rpartition("\n")[2]))
+            return cast("Found", json.loads(found.strip().rpartition("\n")[2]))
         said.seek(0)
         return _failure(f"the process ended with code {code}: {said.read().strip()[-TAIL:]}")
 
 
 def main() -> None:
-    """Do what the argument says, and write what was found to the standard output."""
+    """Make the run that the first argument is, and write what it found to the standard output."""
     threading.Thread(target=_end_with_the_grid, daemon=True).start()
-    sys.stdout.write(f"\n{json.dumps(answer(json.loads(sys.argv[1])))}\n")
+    run, keep = Run(**json.loads(sys.argv[1])), [Path(path) for path in sys.argv[2:]]
+    sys.stdout.write(f"\n{json.dumps(answer(run, *keep))}\n")
     sys.stdout.flush()
     os._exit(0)  # without waiting for the thread that reads
 
 
-def answer(task: dict[str, Any]) -> dict[str, Any]:
+def answer(run: Run, keep: Path | None = None) -> Found:
     """What a run finds, or the message of what it fails by."""
     try:
         from gpnsf.tl.one_run import work
 
-        return work(task)
+        return work(run, keep)
     except FAILURES as error:
         return _failure(f"{type(error).__name__}: {text_of(error)}")
 
@@ -71,5 +75,5 @@ def _end_with_the_grid() -> None:
     os._exit(1)
 
 
-def _failure(message: str) -> dict[str, Any]:
+def _failure(message: str) -> Found:
     return {"error": message, "lines": []}

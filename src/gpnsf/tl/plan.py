@@ -25,8 +25,9 @@ from gpnsf.arguments import (
     check_names,
     known_arguments,
 )
-from gpnsf.checks import MODELS, Rule, near, problem
+from gpnsf.checks import Rule, near, problem
 from gpnsf.core.families import FAMILIES
+from gpnsf.core.presets import PRESETS
 from gpnsf.io.kinds import check_input
 from gpnsf.pp.split import proportion
 from gpnsf.tl.mefisto import FEWEST, mefisto
@@ -34,7 +35,8 @@ from gpnsf.tl.mefisto import FEWEST, mefisto
 __all__ = ["GAUSSIAN", "MEFISTO", "Run", "read_plan"]
 
 MEFISTO = "mefisto"
-GAUSSIAN = ("fa", "rsf", MEFISTO)  # models without a likelihood of counts
+SIGNED = [name for name, preset in PRESETS.items() if not preset.nonnegative]
+GAUSSIAN = (*SIGNED, MEFISTO)  # models without a likelihood of counts
 SIMULATED = ("ggblocks", "groups", "quilt", "tissue")
 SECTIONS = ("data", "fit", "split", "variant", "keep_fits")
 SET_HERE = {"copy", "progress", "checkpoint", "key_added", "table"}  # arguments of a fit
@@ -60,12 +62,6 @@ class Run:
         facts = (source, self.model, self.arguments, self.holdout, version("gpnsf"))
         text = json.dumps(facts, sort_keys=True, default=str)
         return hashlib.blake2b(text.encode(), digest_size=10).hexdigest()
-
-    @property
-    def task(self) -> dict[str, Any]:
-        """What the process of the run is told, and the record tells."""
-        names = ("source", "model", "arguments", "holdout")
-        return {name: getattr(self, name) for name in names}
 
 
 def read_plan(spec: Options | str | os.PathLike[str]) -> list[Run]:
@@ -123,7 +119,7 @@ def _data(table: Options) -> dict[str, Any]:
     return named
 
 
-def _source(name: str, value: Any, folder: Path) -> tuple[dict[str, Any], str]:
+def _source(name: str, value: Any, folder: Path) -> tuple[Options, str]:
     """What is to be read, or simulated, and a hash of the content of a file."""
     if isinstance(value, str | os.PathLike):
         path = folder / value
@@ -163,7 +159,7 @@ def _holdout(table: Options) -> float | None:
     return split.get("holdout")
 
 
-def _fits(table: Options, holdout: float | None) -> Iterator[tuple[str, dict[str, Any]]]:
+def _fits(table: Options, holdout: float | None) -> Iterator[tuple[str, Options]]:
     """Model and arguments of each fit of any data, checked."""
     shared = _table(
         table.get("fit", {}), "[fit]", 'Write for example [fit] model = ["nsf", "pnmf"]'
@@ -178,7 +174,7 @@ def _fits(table: Options, holdout: float | None) -> Iterator[tuple[str, dict[str
             yield _checked(values, holdout)
 
 
-def _product(arguments: Options) -> Iterator[dict[str, Any]]:
+def _product(arguments: Options) -> Iterator[Options]:
     """All combinations of what is listed; the text "none" is None, which TOML has not."""
     listed = [_values(name, value) for name, value in arguments.items()]
     for values in itertools.product(*listed):
@@ -201,13 +197,13 @@ def _listed(value: Any) -> Iterable[Any]:
     return value if isinstance(value, list | tuple) else [value]
 
 
-def _checked(values: dict[str, Any], holdout: float | None) -> tuple[str, dict[str, Any]]:
+def _checked(asked: Options, holdout: float | None) -> tuple[str, Options]:
     """A combination, without what its model has no use for, if its arguments are legal."""
-    check_names(values, "[fit]")
-    _check_free(values, holdout)
-    model = values.pop("model", DEFAULTS["model"])
-    Rule(str, "nsf", options=(*MODELS, MEFISTO)).check("model", model)
-    values = {"n_factors": DEFAULTS["n_factors"], "seed": DEFAULTS["seed"], **values}
+    check_names(asked, "[fit]")
+    _check_free(asked, holdout)
+    values = {name: DEFAULTS[name] for name in ("model", "n_factors", "seed")} | dict(asked)
+    model = values.pop("model")
+    Rule(str, "nsf", options=(*PRESETS, MEFISTO)).check("model", model)
     check_arguments(values)
     if model in GAUSSIAN:
         values.pop("likelihoods", None)

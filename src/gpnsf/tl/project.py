@@ -14,7 +14,7 @@ from anndata import AnnData
 from mudata import MuData
 
 from gpnsf import checks
-from gpnsf.arguments import Arguments, check_arguments
+from gpnsf.arguments import Arguments, Options, check_arguments
 from gpnsf.checks import Rule, problem
 from gpnsf.core import stored
 from gpnsf.core.fields.base import LENGTHSCALE_RANGE
@@ -187,7 +187,7 @@ def _reference(reference: AnnData | MuData, key: str) -> Fit:
 
 
 def _project(
-    data: AnnData | MuData, fit: Fit, matched: Matched, own: dict[str, Any]
+    data: AnnData | MuData, fit: Fit, matched: Matched, own: Options
 ) -> Callable[[AnnData | MuData], None]:
     """Infer the factors, and return what writes them into the object or its copy."""
     began = time.perf_counter()
@@ -198,7 +198,7 @@ def _project(
     taken = given(fit, matched, layout.scale)
     taken = replace(taken, lengthscale=taken.lengthscale.clip(*LENGTHSCALES))
     how, where = asked.training, resolved(asked.training.device)
-    shown = settings.progress if asked.call.progress is None else asked.call.progress
+    shown = settings.shows(asked.call.progress)
     progress = Progress("project", how.max_steps, shown=shown)
     with fit_threads(dataset.nnz) as threads, progress:
         outcome = infer(
@@ -223,7 +223,7 @@ def _project(
     return lambda holder: write.write(holder, result, layout, keys=keys, info=info)
 
 
-def _asked(fit: Fit, matched: Matched, own: Mapping[str, Any]) -> Arguments:
+def _asked(fit: Fit, matched: Matched, own: Options) -> Arguments:
     """How the reference was fitted, with what is read here."""
     names = list(matched.use)
     kept = {name: _plain(value) for name, value in fit.params.items() if name not in NOT_KEPT}

@@ -11,6 +11,7 @@ from anndata import AnnData
 
 from gpnsf import checks
 from gpnsf.checks import problem
+from gpnsf.core.types import row_sums
 from gpnsf.io.read import read_counts
 from gpnsf.tl.gene_names import respelled
 from gpnsf.tl.logarithms import SMALL, base_of, effective
@@ -105,7 +106,7 @@ def profiles_of(
     )
     _warn_of_unlabelled(labels, label_key)
     counts = counts_of(reference, layer, what="reference")
-    totals = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
+    totals = row_sums(counts)
     scale = np.divide(totals.mean(), totals, out=np.zeros_like(totals), where=totals > 0)
     names, code = np.unique(labels.astype(str), return_inverse=True)
     number = np.bincount(code, totals > 0, minlength=len(names))

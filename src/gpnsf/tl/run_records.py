@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias, TypedDict
 
 import pandas as pd
 from filelock import FileLock, Timeout
@@ -20,17 +20,42 @@ from gpnsf.checks import problem
 from gpnsf.io.kinds import replacing
 from gpnsf.tl.plan import Run
 
-__all__ = ["LINES", "Records"]
+__all__ = ["Course", "Found", "Line", "Records"]
 
-# what a line has of each modality, and what it has of the run
+Line: TypeAlias = dict[str, str | float]  # how good a fit is in one modality, some of LINES
 LINES = (
     *("modality", "likelihood", "deviance", "deviance_holdout", "explained", "explained_holdout"),
     *("rmse", "rmse_holdout", "sparsity", "morans_i"),
 )
-COURSE = (
-    *("n_kept", "n_kept_spatial", "n_steps", "converged", "n_repairs"),
-    *("seconds", "cpu_seconds", "peak_memory", "finished", "error"),
-)
+
+
+class Course(TypedDict, total=False):
+    """How a fit went, and what it took."""
+
+    n_kept: int
+    n_kept_spatial: int
+    n_steps: int
+    converged: bool
+    n_repairs: int
+    seconds: float
+    cpu_seconds: float
+    peak_memory: float
+
+
+class Found(Course):
+    """What a run has found; one that has failed has an error alone."""
+
+    error: str | None
+    lines: list[Line]
+
+
+class Record(Found):
+    """What is written down of a run, beside what was asked for."""
+
+    finished: str
+
+
+COURSE = (*Course.__annotations__, "finished", "error")  # what a line has of its run
 
 
 class Records:
@@ -48,10 +73,10 @@ class Records:
             )
             raise type(error)(problem("a folder for the results", found, remedy)) from error
 
-    def read(self, run: Run) -> dict[str, Any] | None:
+    def read(self, run: Run) -> Record | None:
         """The record of a run; None if it has not ended, or if a fit that is to be kept is not there."""
         try:
-            record: dict[str, Any] = json.loads(self._path(run).read_text(encoding="utf-8"))
+            record: Record = json.loads(self._path(run).read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
         except ValueError as error:
@@ -70,9 +95,7 @@ class Records:
         """Where the fitted object of a run is kept, if it is."""
         return next(iter((self.folder / "fits").glob(f"{run.key}.h5*")), None)
 
-    def make(
-        self, run: Run, work: Callable[[Run], Mapping[str, Any]], *, retry: bool, wait: bool
-    ) -> bool:
+    def make(self, run: Run, work: Callable[[Run], Found], *, retry: bool, wait: bool) -> bool:
         """Make a run unless it has ended, and write down what it found.
 
         Tells whether it has ended then; without ``wait`` it has not where another process makes it.
@@ -104,10 +127,13 @@ class Records:
     def _path(self, run: Run) -> Path:
         return self.folder / "runs" / f"{run.key}.json"
 
-    def _write(self, run: Run, found: Mapping[str, Any]) -> None:
+    def _write(self, run: Run, found: Found) -> None:
         record = {
             "key": run.key,
-            **run.task,
+            "source": run.source,
+            "model": run.model,
+            "arguments": run.arguments,
+            "holdout": run.holdout,
             **found,
             "version": version("gpnsf"),
             "finished": time.strftime("%Y-%m-%dT%H:%M:%S"),
@@ -124,7 +150,7 @@ def _varied(runs: list[Run]) -> list[str]:
     return [*always, *(name for name in differ if name not in always)]
 
 
-def _asked(run: Run, names: Iterable[str]) -> dict[str, Any]:
+def _asked(run: Run, names: Iterable[str]) -> dict[str, object]:
     """Values of some arguments in a table, dictionaries and lists as text."""
     values = {name: run.arguments.get(name) for name in names}
     return {

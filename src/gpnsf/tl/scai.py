@@ -182,7 +182,7 @@ def scai(
             max_steps=max_steps,
             tol=tol,
             seed=seed,
-            progress=settings.progress if progress is None else progress,
+            progress=settings.shows(progress),
         )
     layer = (
         None

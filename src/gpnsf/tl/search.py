@@ -57,8 +57,15 @@ class Run:
     @classmethod
     def of(cls, arrays: Mapping[str, np.ndarray]) -> Run:
         """A run as it was kept."""
-        values: dict[str, Any] = {name: a if a.ndim else a.item() for name, a in arrays.items()}
-        return cls(**values)
+        return cls(
+            deviance=arrays["deviance"],
+            null=arrays["null"],
+            factors=arrays["factors"],
+            is_spatial=arrays["is_spatial"],
+            order=int(arrays["order"]),
+            objective=float(arrays["objective"]),
+            seconds=float(arrays["seconds"]),
+        )
 
 
 @dataclass(frozen=True)
@@ -96,9 +103,8 @@ class Search:
     """Parts of the counts, and the runs of each candidate on them."""
 
     whole: Parcel
-    thinned: list[
-        Parcel
-    ]  # one for each seed: one part in place of the counts, the other in a layer
+    # one for each seed: one part in place of the counts, the other in a layer
+    thinned: list[Parcel]
     dispersion: dict[str, np.ndarray]  # modality -> [P] of the part that is kept
     depth: float  # median counts of an observation
     arguments: Options

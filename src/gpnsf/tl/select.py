@@ -15,6 +15,7 @@ from mudata import MuData
 from gpnsf import checks
 from gpnsf.arguments import Options, check_arguments, check_names
 from gpnsf.checks import Rule, problem
+from gpnsf.core.presets import PRESETS
 from gpnsf.core.progress import Progress
 from gpnsf.io.objects import open_data
 from gpnsf.io.tables import takes_tables
@@ -145,9 +146,7 @@ def select_n_factors(
     n_jobs, seeds = -1 if n_jobs is None else n_jobs, [seed + i for i in range(n_seeds)]
     _announce(data, candidates, n_seeds, n_jobs, arguments)
     expected = 1 + n_seeds * (len(candidates) + (n_spatial is None))
-    with Progress(
-        "select", expected, shown=settings.progress if progress is None else progress
-    ) as bar:
+    with Progress("select", expected, shown=settings.shows(progress)) as bar:
         bar.stage("a short fit for dispersions")
         middle = int(np.median(numbers))
         search = prepare(data, arguments, seeds, middle, n_jobs, bar, checkpoint)
@@ -221,9 +220,8 @@ def _check(
     Rule(int, 4, low=1, optional=True).check("n_jobs", options["n_jobs"])
     Rule(str, "gpnsf_selection").check("key_added", options["key_added"])
     checks.key_added(options["key_added"], ())
-    Rule(str, "gpnsf", options=("gpnsf", "nsfh")).check(
-        "model", fit_arguments.get("model", "gpnsf")
-    )
+    hybrid = tuple(name for name, preset in PRESETS.items() if preset.is_hybrid)
+    Rule(str, "gpnsf", options=hybrid).check("model", fit_arguments.get("model", "gpnsf"))
     own = sorted(OWN & fit_arguments.keys())
     if own:
         remedy = f"Leave {own[0]} out: it is set for each fit"

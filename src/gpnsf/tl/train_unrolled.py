@@ -14,6 +14,7 @@ from gpnsf.arguments import Deconvolution
 from gpnsf.checks import Rule, problem
 from gpnsf.core.companions.deconvolution import Mixture, summarised
 from gpnsf.core.companions.pseudospots import Places
+from gpnsf.core.types import row_sums
 from gpnsf.keys import SPATIAL
 from gpnsf.settings import settings
 from gpnsf.tl.alone import few_threads
@@ -190,7 +191,7 @@ def _known(
     profiles = matched(table, adata, reference)
     at = adata.var_names.get_indexer(profiles.index)
     counts = counts_of(adata, asked.layer, what="spots")[:, at]
-    totals = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
+    totals = row_sums(counts)
     amounts, names = true_amounts(adata, list(profiles.columns), truth)
     amounts = amounts[:, [names.index(name) for name in profiles.columns]]
     rows = np.flatnonzero((amounts.sum(axis=1) > 0) & (totals > 0))
@@ -231,7 +232,7 @@ def _learned(
     rng = np.random.default_rng(asked.seed)
     order = [k for _ in range(n_passes) for k in rng.permutation(len(examples))]
     names = [*PARAMETERS, *(OF_GROUPS if regions else ())]
-    shown = settings.progress if asked.progress is None else asked.progress
+    shown = settings.shows(asked.progress)
     with few_threads(small=True), Progress("learn", len(order), shown=shown) as bar:
         steps = bar.each(examples[k] for k in order)
         losses = train(network, steps, names=names, learning_rate=asked.learning_rate)

@@ -14,6 +14,8 @@ import numpy as np
 import scipy.sparse as sp
 from scipy.optimize import nnls
 
+from gpnsf.core.types import row_sums
+
 __all__ = [
     "Mixture",
     "Penalties",
@@ -93,7 +95,7 @@ def gene_weights(profiles: np.ndarray) -> np.ndarray:
 
 def summarised(counts: sp.csr_matrix, profiles: np.ndarray) -> Mixture:
     """Counts [N, P] at the depth of the profiles [P, C] (D1), weighted (D2), times the profiles."""
-    totals = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
+    totals = row_sums(counts)
     scale = np.divide(
         profiles.sum(axis=0).mean(), totals, out=np.zeros_like(totals), where=totals > 0
     )

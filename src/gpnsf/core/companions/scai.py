@@ -24,6 +24,7 @@ from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 
 from gpnsf.core.progress import Progress
+from gpnsf.core.types import row_sums
 
 __all__ = [
     "Averages",
@@ -127,7 +128,7 @@ def normalised(counts: sp.csr_matrix) -> sp.csr_matrix:
 
     Empty cells stay empty.
     """
-    totals = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
+    totals = row_sums(counts)
     scale = np.divide(TOTAL, totals, out=np.zeros_like(totals), where=totals > 0)
     return sp.csr_matrix(sp.diags(scale) @ counts).log1p()
 

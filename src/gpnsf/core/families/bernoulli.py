@@ -10,7 +10,7 @@ from gpnsf.core.families.base import Family
 from gpnsf.core.families.rates import nonzero_rates, observed_pieces, prepared, with_values
 from gpnsf.core.types import RowReader
 
-__all__ = ["Bernoulli", "ClippedBernoulli", "events_behind"]
+__all__ = ["Bernoulli", "ClippedBernoulli"]
 
 NEWTON_STEPS = 30
 
@@ -48,7 +48,7 @@ class Bernoulli(_Binary):
         n_rows: int | None = None,
     ) -> tuple[sp.csr_matrix, sp.csr_matrix]:
         """Binomial parts of the events behind open peaks, which are first drawn."""
-        values = events_behind(counts, counts.shape[0] if n_rows is None else n_rows, rng)
+        values = _events_behind(counts, counts.shape[0] if n_rows is None else n_rows, rng)
         first = rng.binomial(values, share)
         second = values - first
         return with_values(counts, np.minimum(first, 1)), with_values(counts, np.minimum(second, 1))
@@ -129,7 +129,7 @@ class ClippedBernoulli(_Binary):
         return np.minimum(rate, 1.0, out=out)
 
 
-def events_behind(counts: sp.csr_matrix, n_rows: int, rng: np.random.Generator) -> np.ndarray:
+def _events_behind(counts: sp.csr_matrix, n_rows: int, rng: np.random.Generator) -> np.ndarray:
     """Numbers of events [nnz] behind open peaks, drawn above zero at the rate of their feature."""
     closed = 1 - np.bincount(counts.indices, minlength=counts.shape[1]) / max(n_rows, 1)
     rate = -np.log(np.clip(closed, 1e-3, 1 - 1e-9))[counts.indices]

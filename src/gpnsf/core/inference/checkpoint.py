@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from gpnsf.core.inference.state import State, Walk
 from gpnsf.core.types import Dataset, parts
 
-__all__ = ["Checkpoint", "fingerprint"]
+__all__ = ["Checkpoint", "digest", "fingerprint"]
 
 logger = logging.getLogger("gpnsf")
 
@@ -101,21 +101,21 @@ def fingerprint(
     tensors = [*model.named_parameters(), *model.named_buffers()]
     facts["shapes"] = {name: list(value.shape) for name, value in tensors}
     facts["learnt"] = [name for name, value in tensors if value.requires_grad]
-    facts["initial values"] = _digest(*(value.detach().cpu().numpy() for _, value in tensors))
-    facts["coordinates"] = _digest(dataset.coords, dataset.library)
+    facts["initial values"] = digest(*(value.detach().cpu().numpy() for _, value in tensors))
+    facts["coordinates"] = digest(dataset.coords, dataset.library)
     for view in dataset.views:
         facts[f"shape of {view.name}"] = list(view.counts.shape)
         facts[f"counts of {view.name}"] = _digest_of_counts(view.counts)
-        facts[f"size factors of {view.name}"] = _digest(view.size, view.observed)
+        facts[f"size factors of {view.name}"] = digest(view.size, view.observed)
     return json.loads(json.dumps(facts))
 
 
-def _digest(*arrays: np.ndarray) -> str:
+def digest(*arrays: np.ndarray) -> str:
     """Hash of the bytes of arrays."""
-    digest = hashlib.blake2b(digest_size=16)
+    state = hashlib.blake2b(digest_size=16)
     for array in arrays:
-        digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()
+        state.update(np.ascontiguousarray(array).data)
+    return state.hexdigest()
 
 
 def _digest_of_counts(counts: Any) -> list[str]:

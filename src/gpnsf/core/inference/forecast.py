@@ -27,7 +27,8 @@ from gpnsf.core.inference import (
 )
 from gpnsf.core.inference.schedule import Schedule
 from gpnsf.core.inference.shapes import Shapes
-from gpnsf.core.model.build import PRESETS, field_size
+from gpnsf.core.model.build import field_size
+from gpnsf.core.presets import PRESETS
 from gpnsf.core.types import Dataset
 
 __all__ = ["Forecast", "forecast"]

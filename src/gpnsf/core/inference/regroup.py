@@ -1,4 +1,4 @@
-"""Which factors are spatial may change after a fit.
+"""Factors that get or lose a field after a fit, as the test of order decides.
 
 The same factors in a model with other numbers of each kind.
 """

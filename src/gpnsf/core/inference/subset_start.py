@@ -26,7 +26,7 @@ from gpnsf.core.model.factorization import Block, Factorization
 from gpnsf.core.progress import Progress
 from gpnsf.core.types import Dataset, Start
 
-__all__ = ["MANY", "SubsetStart", "continued", "lone", "sample", "sample_size"]
+__all__ = ["MANY", "SubsetStart", "lone", "sample", "sample_size"]
 
 ROWS = 40_000  # of a sample
 NONZEROS = 20_000_000  # of a sample that has more than the fewest rows
@@ -125,7 +125,7 @@ class SubsetStart:
         with progress.part("beginning with a part of the counts", share):
             history = training.fit(model, _only(part, self.ahead), init=self.init, **options)
         best = max(history.starts, key=lambda name: history.starts[name])
-        start = continued(model, self._log_factors(model), np.arange(model.n_factors), best)
+        start = _continued(model, self._log_factors(model), np.arange(model.n_factors), best)
         factors = torch.as_tensor(start.factors if self.rows is None else start.factors[self.rows])
         for view in part.views if self.ahead else ():
             if view.name != self.ahead:
@@ -153,7 +153,7 @@ def _only(dataset: Dataset, name: str | None) -> Dataset:
 
 
 @torch.no_grad()
-def continued(
+def _continued(
     model: Factorization, log_factors: Tensor, order: np.ndarray, name: str = "tested"
 ) -> Start:
     """Where a fit has arrived, its factors in another order, as a start."""

@@ -1,9 +1,8 @@
-"""Models by name: the members of the family as data, and what puts them together."""
+"""Models of a dataset, put together as the members of the family ask for."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -16,14 +15,13 @@ from gpnsf.core.likelihoods import LIKELIHOODS, AbstractLikelihood
 from gpnsf.core.model.factorization import Factorization, ViewModel
 from gpnsf.core.model.factors import FieldFactors, NormalFactors
 from gpnsf.core.model.loadings import AbstractLoadings, GammaLoadings, PointLoadings
+from gpnsf.core.presets import PRESETS, Preset
 from gpnsf.core.types import Dataset
 
 __all__ = [
     "BASIS_RANGE",
     "DEFAULT_INDUCING",
     "FIELDS",
-    "PRESETS",
-    "Preset",
     "build",
     "field_size",
     "restore_field",
@@ -32,31 +30,6 @@ __all__ = [
 FIELDS: dict[str, type[AbstractField]] = {"hilbert": HilbertField, "inducing": InducingField}
 DEFAULT_INDUCING = 300
 BASIS_RANGE = (28, 64)  # basis functions per axis; four per length scale and half-width are enough
-
-
-@dataclass(frozen=True)
-class Preset:
-    """A member of the family, as data."""
-
-    spatial: float  # share of the factors that are spatial by default
-    nonnegative: bool  # exp(h) and W >= 0, or h and W as they are
-    background: bool  # whether a constant part per feature is fitted
-    likelihood: str | None = None  # the default for every modality, if there is one
-
-    @property
-    def is_hybrid(self) -> bool:
-        """Whether it has both kinds of factors, and so a choice of how many are spatial."""
-        return 0.0 < self.spatial < 1.0
-
-
-PRESETS: dict[str, Preset] = {
-    "fa": Preset(spatial=0.0, nonnegative=False, background=True, likelihood="gaussian"),
-    "rsf": Preset(spatial=1.0, nonnegative=False, background=True, likelihood="gaussian"),
-    "pnmf": Preset(spatial=0.0, nonnegative=True, background=False),
-    "nsf": Preset(spatial=1.0, nonnegative=True, background=False),
-    "nsfh": Preset(spatial=0.5, nonnegative=True, background=False),
-    "gpnsf": Preset(spatial=0.5, nonnegative=True, background=True),
-}
 
 
 def build(

@@ -318,14 +318,12 @@ class Factorization(nn.Module):
         logs = torch.log((observed + BATCH_SD**-2) / (expected + BATCH_SD**-2))
         return logs - logs.mean(0)
 
-    def blocks(
-        self, dataset: Dataset, block_size: int | None = None, *, counts: bool = True
-    ) -> list[Block]:
+    def blocks(self, dataset: Dataset, block_size: int | None = None) -> list[Block]:
         """Row blocks of a dataset, whose counts are read when they are asked for.
 
         One block in memory is the special case.
         """
-        shelf, n = Shelf(dataset.memory) if counts else None, distributed.number()
+        shelf, n = Shelf(dataset.memory), distributed.number()
         # where nobody asks for a size, several processes get as many rows each
         n_parts = (
             max(n, math.ceil(dataset.n_obs / block_size))
@@ -344,7 +342,7 @@ class Factorization(nn.Module):
         ]
 
     def _block(
-        self, dataset: Dataset, rows: slice, share: float, shelf: Shelf | None, batch: int
+        self, dataset: Dataset, rows: slice, share: float, shelf: Shelf, batch: int
     ) -> Block:
         """One block, on the device of the model."""
         device = next(self.parameters()).device
@@ -357,21 +355,5 @@ class Factorization(nn.Module):
         size = {
             v.name: torch.as_tensor(v.size[rows], device=device)[:, None] for v in dataset.views
         }
-        counts = {} if shelf is None else BlockCounts(dataset.views, rows, device, shelf)
+        counts = BlockCounts(dataset.views, rows, device, shelf)
         return Block(rows, located, size, counts, share, batch)
-
-    @torch.no_grad()
-    def prior_predictive(self, dataset: Dataset, seed: int = 0) -> dict[str, np.ndarray]:
-        """One draw of every modality [N, P] from the model without its data."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            draws, shared = [], dict[str, Tensor]()
-            for block in self.blocks(dataset, counts=False):
-                trace = poutine.trace(poutine.condition(self.model, data=shared)).get_trace(block)
-                shared = {
-                    site: trace.nodes[site]["value"] for site in ("u",) if site in trace.nodes
-                }
-                draws.append({name: trace.nodes[name]["value"] for name in self.names})
-            return {
-                name: torch.cat([draw[name] for draw in draws]).cpu().numpy() for name in self.names
-            }

@@ -15,7 +15,7 @@ from sklearn.neighbors import kneighbors_graph
 if TYPE_CHECKING:
     import igraph
 
-__all__ = ["LEAST_STABLE", "METHODS", "cluster", "stability", "stable_number", "subsample_size"]
+__all__ = ["METHODS", "cluster", "stability", "stable_number", "subsample_size"]
 
 METHODS = ("kmeans", "gmm", "leiden")
 # share of the best agreement between subsamples: below, a number of clusters is not stable

@@ -6,6 +6,8 @@ import numpy as np
 import scipy.sparse as sp
 from scipy.special import xlog1py
 
+from gpnsf.core.types import row_sums
+
 __all__ = ["feature_deviance", "largest"]
 
 
@@ -17,7 +19,7 @@ def feature_deviance(counts: sp.csr_matrix, kind: str) -> np.ndarray:
     of which the zeros need column sums only.
     """
     y, feature, n_features = counts.data.astype(np.float64), counts.indices, counts.shape[1]
-    total = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
+    total = row_sums(counts)
     of_feature = np.bincount(feature, y, minlength=n_features)
     share = of_feature / max(total.sum(), 1)
     n = np.repeat(total, np.diff(counts.indptr))  # [nnz]

@@ -8,6 +8,8 @@ from __future__ import annotations
 import numpy as np
 import scipy.sparse as sp
 
+from gpnsf.core.types import row_sums
+
 __all__ = ["principal_components", "semantic_index"]
 
 LARGEST = 10.0  # standard deviations above its mean of a scaled gene
@@ -21,7 +23,7 @@ def principal_components(counts: sp.csr_matrix, n_components: int, *, seed: int)
     """
     from sklearn.decomposition import PCA
 
-    logs = _per_total(counts, float(np.median(_totals(counts)[_totals(counts) > 0]))).log1p()
+    logs = _per_total(counts, float(np.median(row_sums(counts)[row_sums(counts) > 0]))).log1p()
     mean = np.asarray(logs.mean(axis=0)).ravel()
     sd = np.sqrt(np.maximum(np.asarray(logs.multiply(logs).mean(axis=0)).ravel() - mean**2, 0.0))
     sd[sd < 1e-6] = np.inf
@@ -54,10 +56,6 @@ def semantic_index(counts: sp.csr_matrix, n_components: int, *, seed: int) -> np
     return (scores / np.maximum(scores.std(axis=1, keepdims=True), 1e-6)).astype(np.float32)
 
 
-def _totals(counts: sp.csr_matrix) -> np.ndarray:
-    return np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
-
-
 def _per_total(counts: sp.csr_matrix, total: float) -> sp.csr_matrix:
     """Rows that all have this total; empty ones stay so."""
-    return sp.csr_matrix(sp.diags(total / np.maximum(_totals(counts), 1e-12)) @ counts)
+    return sp.csr_matrix(sp.diags(total / np.maximum(row_sums(counts), 1e-12)) @ counts)
