@@ -20,7 +20,6 @@ from gpnsf.core.families import FAMILIES
 from gpnsf.core.inference.batch_free import corrected
 from gpnsf.core.inference.klnmf import (
     FLOOR,
-    N_ROUNDS,
     poisson_fit,
     powers,
     random_factors,
@@ -65,14 +64,12 @@ def starts(
     nonnegative: bool = True,
     kinds: Collection[str] = ("auto",),
     seed: int = 0,
-    n_rounds: int = N_ROUNDS,
 ) -> Iterator[Start]:
     """Yield the starts of some kinds ("smooth", "spot", "random"), of all ("auto"), or of a name.
 
-    Signed models have one start, the singular value decomposition. A smooth start is looked for in
-    ``n_rounds`` of growing and merging.
+    Signed models have one start, the singular value decomposition.
     """
-    problem = _Problem(corrected(dataset.loaded()), n_factors, n_spatial, seed, n_rounds)
+    problem = _Problem(corrected(dataset.loaded()), n_factors, n_spatial, seed)
     wanted = set(kinds)
     if not nonnegative:
         yield problem.svd()
@@ -96,12 +93,9 @@ def lead(dataset: Dataset) -> View:
 class _Problem:
     """Counts that the starts look at: the most over-dispersed features of the leading modality."""
 
-    def __init__(
-        self, dataset: Dataset, n_factors: int, n_spatial: int, seed: int, n_rounds: int
-    ) -> None:
-        self.dataset = dataset
+    def __init__(self, dataset: Dataset, n_factors: int, n_spatial: int, seed: int) -> None:
+        self.dataset, self.seed = dataset, seed
         self.n_factors, self.n_spatial = n_factors, n_spatial
-        self.seed, self.n_rounds = seed, n_rounds
         self.views = {view.name: SparseCounts(view.counts) for view in dataset.views}
         main = lead(dataset)
         self.n_counts = main.counts.nnz
@@ -141,7 +135,7 @@ class _Problem:
         size = torch.as_tensor(smoother @ self.size)[:, None].clamp_min(1e-3)
         deep = bandwidth == 0 and float(self.counts.sum()) >= DEEP * len(self.coords)
         wanted = self.n_factors if deep else self.n_spatial
-        binned, W = search(dense, size, wanted, self.seed, self.n_rounds)
+        binned, W = search(dense, size, wanted, self.seed)
         if binned.shape[1] > self.n_spatial:
             graph = knn_weights(centres, n_neighbors=min(8, len(centres) - 1))
             order = np.argsort(-morans_i(torch.log(binned + 0.02).numpy(), graph), kind="stable")

@@ -19,7 +19,7 @@ __all__ = [
 ]
 
 FLOOR = 1e-4
-N_ROUNDS = 5  # of growing and merging
+N_ROUNDS = 9  # of growing and merging
 # power of an update's factors: above one it goes further, below two it still converges
 RELAXATION = 1.8
 N_PLAIN = 3  # updates that begin without it
@@ -36,9 +36,7 @@ def relaxed(factor: Tensor, power: float) -> Tensor:
     return factor if power == 1.0 else factor.clamp(1e-2, 20.0).pow_(power)
 
 
-def search(
-    Y: Tensor, size: Tensor, K: int, seed: int, n_rounds: int = N_ROUNDS
-) -> tuple[Tensor, Tensor]:
+def search(Y: Tensor, size: Tensor, K: int, seed: int) -> tuple[Tensor, Tensor]:
     """KL-NMF (Lee & Seung 2001) of a small dense matrix by growing and merging.
 
     Factors [B, K] with mean one, loadings [P, K].
@@ -52,7 +50,7 @@ def search(
     W = 0.2 + torch.rand(Y.shape[1], K, generator=generator)
     H, W, best = _klnmf_dense(Y, size, H, mean / K * W + 1e-8, 40)
     extra = max(2, K // 3)
-    for _ in range(n_rounds):
+    for _ in range(N_ROUNDS):
         new = 0.2 + 1.6 * torch.rand(len(Y), extra, generator=generator)
         thin = 0.2 * mean / extra * (0.2 + torch.rand(Y.shape[1], extra, generator=generator))
         H_new, W_new, _ = _klnmf_dense(

@@ -37,7 +37,6 @@ CHANCE = 2.0
 MAX_SPOTS = 5_000
 MAX_NONZEROS = 2_000_000
 SCHEDULE = Schedule(max_steps=60, pick_steps=15, moves=0)
-N_ROUNDS = 3  # of the search for a start
 N_NEIGHBORS = (6, 60)
 
 
@@ -169,13 +168,7 @@ def spatial_test(
     for fitted, kept in (parts, parts[::-1]):
         model = build(fitted, n_spatial)
         candidates = initial.starts(
-            fitted,
-            n_factors,
-            n_spatial,
-            nonnegative=model.nonnegative,
-            kinds=kinds,
-            seed=seed,
-            n_rounds=N_ROUNDS,
+            fitted, n_factors, n_spatial, nonnegative=model.nonnegative, kinds=kinds, seed=seed
         )
         with progress.part("testing for spatial order", fitted.nnz / max(dataset.nnz, 1)):
             history = training.fit(
