@@ -78,7 +78,6 @@ cancer.obs.groupby("section", observed=True)["n_counts"].describe().round(0)
 
 # %%
 gpnsf.tl.fit(cancer, n_factors=6, use_var="highly_deviant", library_key="section", seed=0)
-print(*cancer.uns["gpnsf"]["warnings"], sep="\n\n")
 
 # %%
 gpnsf.pl.spatial_factors(cancer)
@@ -130,7 +129,6 @@ gpnsf.tl.fit(
     key_added="corrected",
     seed=0,
 )
-print(*cancer.uns["corrected"]["warnings"], sep="\n\n")
 
 # %%
 gpnsf.pl.spatial_factors(cancer, key="corrected")
