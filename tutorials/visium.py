@@ -68,13 +68,11 @@ gpnsf.tl.fit(section, layers="counts", n_factors=10, holdout_key="held_out", see
 print(section.uns["gpnsf"]["factor_names"])
 
 # %% [markdown]
-# On the measured section all ten factors are spatial, and there are two warnings:
+# On the measured section all ten factors are spatial, and there is one warning: a field loses a quarter of its variance, because its length scale
+# is short for the basis functions of the field. What is lost counts as noise of single spots. It is the factor of fibroblasts and smooth muscle
+# (*COL1A1*, *ACTA2*), as the table of genes below shows, and these lie in spots and strands.
 #
-# - One length scale is at its floor. That factor changes from spot to spot, as scattered immune cells do.
-# - Two fields lose part of their variance, because their length scale is short for the basis functions of the field. What is lost
-#   counts as noise of single spots.
-#
-# Both warnings concern how smooth these factors are between the spots, not which genes they hold. A fit with `field="inducing"` takes longer and
+# The warning concerns how smooth this factor is between the spots, not which genes it holds. A fit with `field="inducing"` takes longer and
 # would show whether it matters.
 #
 # How well are the held-out spots predicted?
