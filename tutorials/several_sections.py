@@ -84,8 +84,8 @@ gpnsf.pl.spatial_factors(cancer)
 
 # %% [markdown]
 # Four small maps for each factor, one for each section, in one colour scale. Most factors lie at the same place in all four, although no section
-# knows of the others: *COL1A1* and *COL3A1* (spatial_5) and *FGB* (spatial_6) at the upper edge, *PRSS23* and *SCD* (spatial_2) in islands.
-# spatial_1 is different: it fills the lower half of L4, and is dim in L1 and L2.
+# knows of the others: those of *COL1A1* and *COL3A1* and of *FGB* at the upper edge, that of *PRSS23* and *SCD* in islands (genes are in a table
+# below). The largest one, spatial_1, is different: it fills the lower half of L4, and is dimmer in L1 and L2.
 #
 # How much of each factor is a difference *between* sections? Of consecutive sections of one piece of tissue one expects next to nothing. We compare
 # the variance of the means of the four sections with all variance.
@@ -117,7 +117,7 @@ gpnsf.tl.rank_features(cancer, n_features=8).groupby("factor", observed=True)["f
 #
 # `batch_key` gives every gene a multiplier for each section, near 1 unless the counts say otherwise. What differs between sections gene by gene
 # then need not become a factor. Here sections and batches are the same column; with three sections on each of two slides they would not be. The fit
-# takes about one and a half times as long.
+# takes more than one and a half times as long.
 
 # %%
 gpnsf.tl.fit(
@@ -137,8 +137,7 @@ gpnsf.pl.spatial_factors(cancer, key="corrected")
 between_sections(cancer, "section", "corrected")
 
 # %% [markdown]
-# spatial_1 is now nearly even, and the share between sections is .03 at most. (The message on spatial_4 concerns how smooth this factor is drawn,
-# not what differs between sections.)
+# The largest factor is now much more even, with .03 of its variance between sections in place of .26, and no factor has more than .04.
 #
 # Are these still the same factors? The cosine of their loadings, without the key in rows and with it in columns, says so: each has its counterpart,
 # at .97 or more. The programmes are the same; what has changed is how much of each a section has.
@@ -154,7 +153,7 @@ pd.DataFrame(
 ).round(2)
 
 # %% [markdown]
-# Where has the difference gone? Into the multipliers. Half of them are within 10 % or so of 1; the largest are these.
+# Where has the difference gone? Into the multipliers. In each section at least half of them are within 15 % of 1; those that differ most are these.
 
 # %%
 multipliers = pd.DataFrame(
@@ -197,9 +196,9 @@ pd.concat(
 
 # %% [markdown]
 # Domains have numbers by size, so compare rows, not columns of the two halves. Without the key, the two largest domains trade places from L1 to L4
-# (115 and 30 spots against 51 and 125). With it, domains 2, 3 and 4 have about the same size in all four, but domain 1 still grows from 47 spots to
-# 109, and domain 5 shrinks from 57 to 9. In the map, what is mixed below the tip of L1 is one block in L4. So part of the difference is still there
-# when genes have been corrected, and may be tissue.
+# (115 and 30 spots against 50 and 126). With it, domains 2, 3 and 4 have about the same size in all four, but domain 1 still grows from 44 spots to
+# 107, and domain 5 shrinks from 60 to 10. In the map, these two are mixed in the lower half of L1, and in L4 domain 1 is one block there. So part of
+# the difference is still there when genes have been corrected, and may be tissue.
 #
 # ## A new section at the factors of an old one
 #
@@ -240,8 +239,8 @@ gpnsf.tl.rank_features(first, n_features=4).groupby("factor", observed=True)["fe
 
 # %% [markdown]
 # Few of the 31 proteins belong to one kind of cell alone, so factors are mixtures. Four that can be read: spatial_3 has B cells of the follicles
-# (*MS4A1*, *CXCR5*), spatial_4 macrophages (*CD68*, *CD163*), spatial_6 T cells of the cortex (*CCR7*, *CD3E*), spatial_7 vessels (*ACTA2*,
-# *PECAM1*). The first section:
+# (*MS4A1*) together with *ITGAX* and *ITGAM*, spatial_4 macrophages (*CD68*, *CD163*), spatial_6 T cells of the cortex (*CCR7*, *CD3E*), spatial_7
+# vessels (*ACTA2*, *PECAM1*). The first section:
 
 # %%
 names = list(first.uns["gpnsf"]["factor_names"])
@@ -288,7 +287,7 @@ pd.Series({name: means["first"][name].corr(means["second"][name]) for name in sh
 
 # %% [markdown]
 # Follicles have most of spatial_3 in both sections, sinuses of spatial_4, cortex of spatial_6, hilum and fat of spatial_7; over all regions the
-# means agree at .95 or better. The second section has more of spatial_3 nearly everywhere: other tissue, or an antibody that stained more strongly.
+# means correlate at .96 or better. The second section has more of spatial_3 in every region: other tissue, or an antibody that stained more strongly.
 # With loadings that stay, both end in the factor. Where that matters, fit the two together with `library_key` and `batch_key`, as above.
 #
 # ## Domains and the regions of experts
