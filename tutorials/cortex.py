@@ -99,11 +99,10 @@ print(*mdata.uns["gpnsf"]["factor_names"])
 # - *Modality 'atac' holds values other than 0 and 1.* A peak counts as open or closed. Spots hold several cells, so a peak with three fragments may
 #   be open in three cells, and that is lost. We leave it so, because 93 % of the counts above 0 are 1; in deeper spots
 #   `likelihoods={"atac": "poisson"}` would keep it.
-# - *The field keeps 71 % of the prior variance of spatial_4 and spatial_5.* The length scales of these two, around 75 µm, are hardly longer than
+# - *The field keeps 71 % of the prior variance of spatial_4 and spatial_5.* The length scales of these two, 80 and 74 µm, are hardly longer than
 #   the distance of two spots, so the smooth field cannot follow them, and takes for noise of single spots what it misses. The message says what to
-#   do: fit again with `field="inducing"`. That took eight times as long, so it is not repeated here. All eight factors came back, and these two lay
-#   in the same spots as before (correlations of 1.00 and .99), with length scales of 231 and 164 µm. So we trust the maps, and quote no length
-#   scale of these two.
+#   do: fit again with `field="inducing"`. That took eight times as long, so it is not repeated here. These two lay in the same spots as before
+#   (correlations of 1.00 and .99), with length scales of 231 and 164 µm. So we trust the maps, and quote no length scale of these two.
 #
 # ## The factors
 
@@ -113,8 +112,9 @@ figure.suptitle(title, y=1.05)
 plt.show()
 
 # %% [markdown]
-# The narrow part at the top is white matter, the lower edge is the surface of the brain. Four spatial factors are bands between these two, two are
-# glia. The nonspatial ones are single spots all over the tissue: in held-out counts, their neighbours do not resemble each other.
+# The narrow part at the top is white matter, the lower edge is the surface of the brain. Three spatial factors are bands between these two, two are
+# glia. The last one, spatial_6, is a smooth slope towards the far end of the white matter and holds .2 % of the signal: a remnant, which we do not
+# read. The nonspatial ones are single spots all over the tissue: in held-out counts, their neighbours do not resemble each other.
 #
 # ## Marker genes
 
@@ -124,10 +124,11 @@ best.groupby("factor", observed=True)["feature"].agg(", ".join).to_frame("best g
 
 # %% [markdown]
 # The genes say what the factors are. *Cux2* and *Cux1*: upper layers; *Hs3st4* and *Foxp2*: layer 6; *Plp1* and *Mbp*: oligodendrocytes; *Slc1a2*
-# and *Slc1a3*: astrocytes; *Nxph1* and *Adarb2*: two families of interneurons, which are sparse in all layers. spatial_3 lies in layer 4 and
-# spatial_6 in layer 5, as the maps tell better than their genes.
+# and *Slc1a3*: astrocytes; *Nxph1* and *Adarb2*: two families of interneurons, which are sparse in all layers. The remaining band (*Il1rapl2*) is
+# layer 4, as its map tells better than its genes. The remnant has genes that are abundant in neurons of all kinds (*Malat1*, *Celf2*).
 #
-# How far to trust that? With `seed=1` seven of these eight came back; layer 5 went into the others. It is thin and has few spots.
+# How far to trust that? Layer 5 has no factor of its own here: it is thin, has few spots, and went into the others. Whether it gets one depends on
+# where the search begins, so compare fits with several values of `seed` before you say that a layer has no programme of its own.
 #
 # ## Genes and peaks of a factor
 #
@@ -142,7 +143,7 @@ plt.show()
 
 # %% [markdown]
 # Genes follow their factor well. Peaks do so less: each is seen open or closed, and a spot of the right place may well show it closed. The first
-# one of spatial_4 is open mostly in white matter. The second is open in half of the cortex, and only more often in white matter: 37 % of its
+# one of white matter (upper row) is open mostly there. The second is open in half of the cortex, and only more often in white matter: 37 % of its
 # expected signal comes from this factor. Those of layer 6 are open everywhere, somewhat more densely in the band.
 #
 # How many peaks can be told to belong to a factor? A score above 0 says that the factor has more of the peak than the section has, as far as its
@@ -154,8 +155,8 @@ certain = peaks[peaks["score"] > 0]
 certain.groupby("factor", observed=False).size().reindex(names, fill_value=0).to_frame("peaks")
 
 # %% [markdown]
-# Both kinds of glia have well over a hundred such peaks, and one family of interneurons nearly as many. The layers have a few, and layer 5 none:
-# the neurons of the layers share most of their open chromatin, and at a few hundred fragments a spot the differences are not seen peak by peak.
+# Both kinds of glia have well over a hundred such peaks, and one family of interneurons half as many. The layers have a few, the remnant none: the
+# neurons of the layers share most of their open chromatin, and at a few hundred fragments a spot the differences are not seen peak by peak.
 # That is a reason to fit both modalities at once: genes find the factor, and its peaks follow.
 #
 # ## Links between genes and peaks
@@ -228,11 +229,11 @@ plt.show()
 pd.crosstab(labels["region"], labels["gpnsf_domain"])
 
 # %% [markdown]
-# The layers that have neurons of their own are found: domain 1 is layer 2-3, domain 2 layer 4, domain 3 layer 6, and domain 5 most of layer 5 with
-# an edge of layer 6. What is not found: *lateral*, *medial* and *3-4* hold the same types of neurons, so nothing tells them apart. White matter and
-# the surface come out by their glia instead: domains 4 and 6 have most oligodendrocytes, domains 7 and 8 most astrocytes, whose spots at the
-# surface and in white matter look alike. The index of .58 counts all of that as errors. Annotations were drawn as closed regions; domains follow
-# counts.
+# Three layers are found: domain 2 is layer 2-3, domain 3 layer 4, domain 1 layer 6. What is not found: layer 5, which has no factor here and is
+# divided between domains 1 and 3, and *lateral*, *medial* and *3-4*, which hold the same types of neurons, so nothing tells them apart. White matter
+# falls into four domains: 4 and 6 lie in it alone, 5 reaches into layer 6, and 7 has spots of white matter and of the surface, which domain 8
+# continues; astrocytes are in both places, as the map of their factor shows. The index of .54 counts all of that as errors. Annotations were drawn
+# as closed regions; domains follow counts.
 #
 # ## On with squidpy
 #
@@ -250,7 +251,7 @@ pd.DataFrame(z, index=domain, columns=domain).round(0)
 # %% [markdown]
 # A positive z says that two domains touch more often than if their labels were shuffled. On the diagonal all are: domains hold together. Beside it,
 # layers have negative values even with the layer next to them, since they meet along one line only. Positive are domains whose spots are mixed,
-# such as those of the white matter (4 with 6 and 7), and the two with astrocytes (7 with 8).
+# such as those of the white matter (4 with 5 and 6), and the two at the surface (7 with 8).
 #
 # How smooth is each factor? Moran's I is 1 where neighbours are equal and 0 where they know nothing of each other.
 
@@ -259,7 +260,8 @@ sq.gr.spatial_autocorr(factors, mode="moran")
 factors.uns["moranI"].loc[names, ["I", "pval_norm"]].round(3)
 
 # %% [markdown]
-# The bands come first, glia follow, and the interneurons are near zero.
+# The bands have about .8, glia follow, and the interneurons are near zero. The remnant has .99, more than any of them: so little signal leaves
+# the smooth slope of the field as it is. A high value alone does not make a factor important.
 #
 # ## Peaks of a factor as regions
 #
