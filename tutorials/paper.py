@@ -122,7 +122,7 @@ for model in ("fa", "pnmf", "rsf", "nsf"):
     fit(quilt, model, 4)
 
 # %% [markdown]
-# Most of these lines say how long a fit took. For PNMF one step was taken back, because the objective would have ended a little lower than it began; the loss is 8 of 389,430, and nothing needs to be done. RSF is told
+# Most of these lines say how long a fit took. For PNMF the last stage was taken back to its best step, because its objective ended a little lower than it began; the loss is 4 of 389,483, and nothing needs to be done. RSF is told
 # that its third field is a little too rough for its grid (10 % of the variance). The last note says that NSF has some factors at the end of their range in some spots: practically zero, as they are in this simulation.
 #
 # Factors come in any order, and signed ones with any sign. So each true pattern is given the factor that it correlates with best, turned where that helps, and the correlation is written below. Spots that were
@@ -173,8 +173,8 @@ pd.DataFrame(
 ).round(3)
 
 # %% [markdown]
-# Where spots were used, every pattern is found nearly without error. At spots that were held out the disc and the straight stripes are continued rather well, the diagonal stripes badly: of 65 held-out spots five
-# within the stripes get two to four times too much, one beside them is taken for a part of them, and several are missed. PNMF, which says the mean for each of them, loses less by that: .97 in place of .95.
+# Where spots were used, every pattern is found nearly without error. At spots that were held out the disc and the straight stripes are continued rather well (.85 to .95), the diagonal stripes, which are narrow, badly
+# (.58). PNMF, which says the mean for each held-out spot, loses less by that: over all spots it has .97 for the diagonal stripes, in place of .95.
 
 
 # %%
@@ -216,16 +216,16 @@ fit(blocks, "nsfh", 7, n_spatial=4, split="assumed")
 fit(blocks, "gpnsf", 7, n_spatial=4)
 
 # %% [markdown]
-# RSF and NSF complain: three length scales are at their floor, and a large part of the variance is too rough for the grid. That is what has to happen. These two models have nothing but spatial factors, and three of the
-# seven patterns have no order in space. NSFH and gpnsf, which have nonspatial factors for them, fit without a warning.
+# RSF and NSF complain: three length scales of RSF are at their floor, and three fields of each model are too rough for the grid, the worst by more than a third of its variance. That is what has to happen. These two models have nothing
+# but spatial factors, and three of the seven patterns have no order in space. NSFH and gpnsf, which have nonspatial factors for them, only note that some factors are practically zero, as above.
 
 # %%
 models = ["fa", "pnmf", "rsf", "nsf", "nsfh", "gpnsf"]
 draw(blocks, {**shown(blocks), **maps(blocks, models)})
 
 # %% [markdown]
-# The four nonnegative models find all seven patterns, PNMF with flecks at the spots that were held out. FA and RSF mix them. Each true pattern has to get a factor of its own here, so one of them is left with a factor that says
-# nothing of it (RSF: .08, the triangle, which is there as the blue part of its second factor).
+# The four nonnegative models find all seven patterns, PNMF with flecks at the spots that were held out. FA and RSF mix them. Each true pattern has to get a factor of its own here, so in both one pattern is left with a factor
+# that says next to nothing of it (FA: .02, a nonspatial one; RSF: .09, the triangle, which is there as the blue part of its second factor).
 #
 # The maps of NSF and of the hybrids look alike. What differs is what the models say of the genes: how much of each is spatial?
 
@@ -272,7 +272,7 @@ pd.DataFrame(rows).round(2)
 # - **r**: mean and smallest correlation over the four spatial patterns. All nonnegative models recover them.
 # - **explained, seen** hardly differs: on spots that were used, any of these models fits.
 # - **explained, held out** is the share of the Poisson deviance of unseen spots that one rate per gene leaves. Models without a field have 0 (PNMF) or less (FA, which is a model of logarithms and errs in the mean). On mixed
-#   ggblocks NSF is worse than one rate per gene (-.37): it carries nonspatial patterns over to the neighbours. The hybrids do not (.22). Much more is not to be had, since half of the signal has no order.
+#   ggblocks NSF is worse than one rate per gene (-.39): it carries nonspatial patterns over to the neighbours. The hybrids do not (.21). Much more is not to be had, since half of the signal has no order.
 # - **error of importance** is .02 for hybrids. The other models are at 0 or 1 by construction; on quilt, where everything is spatial, the spatial ones are right by default.
 #
 # ## Four factors, as in the paper
