@@ -145,7 +145,7 @@ except KeyboardInterrupt:
     print("stopped; slots of a fit in the object:", "gpnsf" in section.uns)
 
 # %% [markdown]
-# The object is as it was before. A fit tries several starts for a few steps each, here it was stopped between two of them; what the first one had found is in the checkpoint. The same call goes on where the first one stopped, also in a new session or after a crash, and removes the file when it has finished.
+# The object is as it was before. A fit tries several starts for a few steps each ("pick"), and here it was stopped while it did so; what it had found until then is in the checkpoint. The same call goes on where the first one stopped, also in a new session or after a crash, and removes the file when it has finished.
 
 # %%
 gpnsf.tl.fit(section, **options, block_size=500, checkpoint="fit.npz")

@@ -76,7 +76,7 @@ mdata.uns["gpnsf"]["factor_names"]
 # another one, or leave no trace in counts that were held back; small ones may stay. We will see which three of them are small.
 #
 # The messages: the first two lines are about short trial fits, in which the number of spatial factors is found. The third is about the result. `spatial_1` changes over shorter distances than the grid
-# behind the fit can follow, so a fifth of its variance is taken for noise of single spots. A figure below shows what that looks like.
+# behind the fit can follow, so a quarter of its variance is taken for noise of single spots. A figure below shows what that looks like.
 #
 # ## If you come from MOFA
 #
@@ -87,7 +87,7 @@ mdata.uns["gpnsf"]["factor_names"]
 gpnsf.pl.variance_explained(mdata)
 
 # %% [markdown]
-# The five factors on the left explain 6 to 13 % of the RNA and 0.6 to 3.4 % of the peaks, which are sparser. The three on the right explain less of the RNA and next to nothing of the peaks. Those are the
+# The five factors on the left explain 6 to 13 % of the RNA and 0.6 to 3.4 % of the peaks, which are sparser. The three on the right explain 2 to 6 % of the RNA and next to nothing of the peaks. Those are the
 # superfluous ones. "(rna)" says that a factor is a matter of one modality alone, which in MOFA would be a factor active in one view.
 #
 # Next come the top weights. Loadings are nonnegative here, so there are no negative weights to be plotted apart.
@@ -206,7 +206,7 @@ for name, modality in mdata.mod.items():
     print(f"{name}: mean error of the importance {error.abs().mean():.2f}")
 
 # %% [markdown]
-# Most genes are found at the right place between 0 and 1; of peaks, which have few reads, less is known. In the histograms, genes and peaks pile up near 1 and spread over all other values. The map says where the
+# Most genes are found at the right place between 0 and 1; of peaks, which have few reads, less is known. In the histograms, genes pile up near 1, peaks near 1 and near 0, and the others spread in between. The map says where the
 # tissue is told by spatial factors (yellow) and where not: in the dark area at the top all three spatial factors are low.
 #
 # `interpret_npfh` of the paper's code computes the same share for the factors that it has been told are spatial, the first `T` of `L`, half of them by default. Here the number is tested. The published model is

@@ -54,7 +54,8 @@ gpnsf.tl.fit(mdata, n_factors=6, n_spatial=4)
 
 # %% [markdown]
 # The result is in the object, and `mdata.write("fitted.h5mu")` would save all of it. First we check that the optimisation has
-# converged: the curve of the evidence lower bound (ELBO) should be flat at its end.
+# converged: the curve of the evidence lower bound (ELBO) should be flat at its end. Colours are stages of the fit. The last stage, "polish",
+# has an objective of its own, so its line begins anew.
 
 # %%
 gpnsf.pl.convergence(mdata)
@@ -126,7 +127,7 @@ sc.pl.umap(factors, color=names[:2])
 # ## On with squidpy
 #
 # `factor_adata` keeps the coordinates, so spatial statistics work on the factors. Moran's I measures how similar neighbouring spots
-# are: it is high for the spatial factors and near zero for the others.
+# are: it is high for the spatial factors and low for the others.
 
 # %%
 sq.gr.spatial_neighbors_knn(factors)
