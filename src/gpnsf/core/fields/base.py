@@ -39,7 +39,7 @@ AMPLITUDE_RANGE = (0.05, 5.0)
 # bounds of parameters read from a file: beyond, single precision overflows
 LARGEST, LARGEST_LOG = 1e6, 30.0
 # residual and steps of the conjugate gradients that put a start into the field
-RIDGE_RESIDUAL, RIDGE_STEPS = 1e-2, 100
+RIDGE_RESIDUAL, RIDGE_STEPS = 1e-3, 100
 MAX_LOG_SCALE = 1.5  # largest correction of a log amplitude
 USUAL_LENGTHSCALE = 0.2  # half-width units, of a field that begins
 TISSUE = 1.05  # half-width of the tissue with a margin
