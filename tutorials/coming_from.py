@@ -76,7 +76,7 @@ mdata.uns["gpnsf"]["factor_names"]
 # another one, or leave no trace in counts that were held back; small ones may stay. We will see which three of them are small.
 #
 # The messages: the first two lines are about short trial fits, in which the number of spatial factors is found. The third is about the result. `spatial_1` changes over shorter distances than the grid
-# behind the fit can follow, so a quarter of its variance is taken for noise of single spots. A figure below shows what that looks like.
+# behind the fit can follow, so a fifth of its variance is taken for noise of single spots. A figure below shows what that looks like.
 #
 # ## If you come from MOFA
 #

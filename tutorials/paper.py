@@ -173,8 +173,8 @@ pd.DataFrame(
 ).round(3)
 
 # %% [markdown]
-# Where spots were used, every pattern is found nearly without error. At spots that were held out the disc and the straight stripes are continued rather well (.85 to .95), the diagonal stripes, which are narrow, badly
-# (.58). PNMF, which says the mean for each held-out spot, loses less by that: over all spots it has .97 for the diagonal stripes, in place of .95.
+# Where spots were used, every pattern is found nearly without error. At spots that were held out the disc and the straight stripes are continued rather well (.87 to .95), the diagonal stripes, which are narrow, badly
+# (.57). PNMF, which says the mean for each held-out spot, loses less by that: over all spots it has .97 for the diagonal stripes, in place of .95.
 
 
 # %%
@@ -216,7 +216,7 @@ fit(blocks, "nsfh", 7, n_spatial=4, split="assumed")
 fit(blocks, "gpnsf", 7, n_spatial=4)
 
 # %% [markdown]
-# RSF and NSF complain: three length scales of RSF are at their floor, and three fields of each model are too rough for the grid, the worst by more than a third of its variance. That is what has to happen. These two models have nothing
+# RSF and NSF complain: three length scales of RSF are at their floor, and three or four fields of each model are too rough for the grid, the worst by more than a third of its variance. That is what has to happen. These two models have nothing
 # but spatial factors, and three of the seven patterns have no order in space. NSFH and gpnsf, which have nonspatial factors for them, only note that some factors are practically zero, as above.
 
 # %%
@@ -272,7 +272,7 @@ pd.DataFrame(rows).round(2)
 # - **r**: mean and smallest correlation over the four spatial patterns. All nonnegative models recover them.
 # - **explained, seen** hardly differs: on spots that were used, any of these models fits.
 # - **explained, held out** is the share of the Poisson deviance of unseen spots that one rate per gene leaves. Models without a field have 0 (PNMF) or less (FA, which is a model of logarithms and errs in the mean). On mixed
-#   ggblocks NSF is worse than one rate per gene (-.39): it carries nonspatial patterns over to the neighbours. The hybrids do not (.21). Much more is not to be had, since half of the signal has no order.
+#   ggblocks NSF is worse than one rate per gene (-.38): it carries nonspatial patterns over to the neighbours. The hybrids do not (.21). Much more is not to be had, since half of the signal has no order.
 # - **error of importance** is .02 for hybrids. The other models are at 0 or 1 by construction; on quilt, where everything is spatial, the spatial ones are right by default.
 #
 # ## Four factors, as in the paper

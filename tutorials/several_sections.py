@@ -137,6 +137,8 @@ gpnsf.pl.spatial_factors(cancer, key="corrected")
 between_sections(cancer, "section", "corrected")
 
 # %% [markdown]
+# The message concerns one factor, the field of which misses a tenth of its variance: its finest details count as noise of single spots.
+#
 # The largest factor is now much more even, with .03 of its variance between sections in place of .26, and no factor has more than .04.
 #
 # Are these still the same factors? The cosine of their loadings, without the key in rows and with it in columns, says so: each has its counterpart,
@@ -196,8 +198,8 @@ pd.concat(
 
 # %% [markdown]
 # Domains have numbers by size, so compare rows, not columns of the two halves. Without the key, the two largest domains trade places from L1 to L4
-# (115 and 30 spots against 50 and 126). With it, domains 2, 3 and 4 have about the same size in all four, but domain 1 still grows from 44 spots to
-# 107, and domain 5 shrinks from 60 to 10. In the map, these two are mixed in the lower half of L1, and in L4 domain 1 is one block there. So part of
+# (115 and 30 spots against 50 and 126). With it, domains 2, 3 and 4 have about the same size in all four, but domain 1 still grows from 47 spots to
+# 109, and domain 5 shrinks from 57 to 9. In the map, these two are mixed in the lower half of L1, and in L4 domain 1 is one block there. So part of
 # the difference is still there when genes have been corrected, and may be tissue.
 #
 # ## A new section at the factors of an old one
@@ -230,7 +232,7 @@ gpnsf.tl.project(second, first)
 
 # %% [markdown]
 # The projection takes a few seconds: loadings, backgrounds and length scales stay as they are, and only the maps of the new section are sought. The
-# same message comes with both, and concerns two factors that change within few spots.
+# same message comes with both, and concerns factors that change within few spots.
 
 # %%
 gpnsf.tl.rank_features(first, n_features=4).groupby("factor", observed=True)["feature"].agg(
@@ -287,7 +289,7 @@ pd.Series({name: means["first"][name].corr(means["second"][name]) for name in sh
 
 # %% [markdown]
 # Follicles have most of spatial_3 in both sections, sinuses of spatial_4, cortex of spatial_6, hilum and fat of spatial_7; over all regions the
-# means correlate at .96 or better. The second section has more of spatial_3 in every region: other tissue, or an antibody that stained more strongly.
+# means correlate at .95 or better. The second section has more of spatial_3 in every region: other tissue, or an antibody that stained more strongly.
 # With loadings that stay, both end in the factor. Where that matters, fit the two together with `library_key` and `batch_key`, as above.
 #
 # ## Domains and the regions of experts
