@@ -94,15 +94,16 @@ gpnsf.tl.fit(mdata, n_factors=10, use_var="highly_deviant", seed=0)
 print(*mdata.uns["gpnsf"]["factor_names"])
 
 # %% [markdown]
-# Eight factors are left. Two messages came on the way, and each wants an answer.
+# Not all ten are left. Two messages came on the way, and each wants an answer.
 #
 # - *Modality 'atac' holds values other than 0 and 1.* A peak counts as open or closed. Spots hold several cells, so a peak with three fragments may
 #   be open in three cells, and that is lost. We leave it so, because 93 % of the counts above 0 are 1; in deeper spots
 #   `likelihoods={"atac": "poisson"}` would keep it.
-# - *The field keeps 71 % of the prior variance of spatial_4 and spatial_5.* The length scales of these two, 80 and 74 µm, are hardly longer than
-#   the distance of two spots, so the smooth field cannot follow them, and takes for noise of single spots what it misses. The message says what to
-#   do: fit again with `field="inducing"`. That took eight times as long, so it is not repeated here. These two lay in the same spots as before
-#   (correlations of 1.00 and .99), with length scales of 231 and 164 µm. So we trust the maps, and quote no length scale of these two.
+# - *The field keeps 70 % of the prior variance* of two factors, the two glia below. Their length scales, below 90 µm, are hardly longer than the
+#   distance of two spots (60 µm), so the smooth field cannot follow them, and takes for noise of single spots what it misses. The message says what
+#   to do: compare with a fit with `field="inducing"`. We did so with an earlier version of this fit. It took eight times as long, so it is not
+#   repeated here. These two lay in the same spots (correlations of 1.00 and .99), but with length scales two to three times as long. So we trust the
+#   maps, and quote no length scale of these two.
 #
 # ## The factors
 
@@ -112,8 +113,8 @@ figure.suptitle(title, y=1.05)
 plt.show()
 
 # %% [markdown]
-# The narrow part at the top is white matter, the lower edge is the surface of the brain. Three spatial factors are bands between these two, two are
-# glia. The last one, spatial_6, is a smooth slope towards the far end of the white matter and holds .2 % of the signal: a remnant, which we do not
+# The narrow part at the top is white matter, the lower edge is the surface of the brain. Most spatial factors are bands between these two, and two
+# are glia. The last spatial one is a smooth slope towards the far end of the white matter and holds .2 % of the signal: a remnant, which we do not
 # read. The nonspatial ones are single spots all over the tissue: in held-out counts, their neighbours do not resemble each other.
 #
 # ## Marker genes
@@ -124,11 +125,13 @@ best.groupby("factor", observed=True)["feature"].agg(", ".join).to_frame("best g
 
 # %% [markdown]
 # The genes say what the factors are. *Cux2* and *Cux1*: upper layers; *Hs3st4* and *Foxp2*: layer 6; *Plp1* and *Mbp*: oligodendrocytes; *Slc1a2*
-# and *Slc1a3*: astrocytes; *Nxph1* and *Adarb2*: two families of interneurons, which are sparse in all layers. The remaining band (*Il1rapl2*) is
-# layer 4, as its map tells better than its genes. The remnant has genes that are abundant in neurons of all kinds (*Malat1*, *Celf2*).
+# and *Slc1a3*: astrocytes; *Nxph1* and *Adarb2*: two families of interneurons, which are sparse in all layers. Two bands are told better by their
+# maps than by their genes: the one with *Il1rapl2* is layer 4, and the weaker one with *Kirrel3* and *Tox*, between layers 4 and 6, is layer 5. The
+# remnant has genes that are abundant in neurons of all kinds (*Malat1*, *Celf2*).
 #
-# How far to trust that? Layer 5 has no factor of its own here: it is thin, has few spots, and went into the others. Whether it gets one depends on
-# where the search begins, so compare fits with several values of `seed` before you say that a layer has no programme of its own.
+# How far to trust that? Layer 5 is the weak point: it is thin, has few spots, and its factor holds less than 4 % of the signal. An earlier version of
+# this fit, which differed in details of the search only, gave it no factor, and its spots went into the others. So compare fits with several values
+# of `seed` before you say that a layer has a programme of its own, or that it has none.
 #
 # ## Genes and peaks of a factor
 #
@@ -144,7 +147,7 @@ plt.show()
 # %% [markdown]
 # Genes follow their factor well. Peaks do so less: each is seen open or closed, and a spot of the right place may well show it closed. The first
 # one of white matter (upper row) is open mostly there. The second is open in half of the cortex, and only more often in white matter: 37 % of its
-# expected signal comes from this factor. Those of layer 6 are open everywhere, somewhat more densely in the band.
+# expected signal comes from this factor. Those of layer 6 are open in many other places too, but more densely in the band.
 #
 # How many peaks can be told to belong to a factor? A score above 0 says that the factor has more of the peak than the section has, as far as its
 # counts can tell.
@@ -155,9 +158,9 @@ certain = peaks[peaks["score"] > 0]
 certain.groupby("factor", observed=False).size().reindex(names, fill_value=0).to_frame("peaks")
 
 # %% [markdown]
-# Both kinds of glia have well over a hundred such peaks, and one family of interneurons half as many. The layers have a few, the remnant none: the
-# neurons of the layers share most of their open chromatin, and at a few hundred fragments a spot the differences are not seen peak by peak.
-# That is a reason to fit both modalities at once: genes find the factor, and its peaks follow.
+# Both kinds of glia have well over a hundred such peaks, and one family of interneurons half as many. The layers have a few at best, layer 5 has
+# none, like the remnant: the neurons of the layers share most of their open chromatin, and at a few hundred fragments a spot the differences are not
+# seen peak by peak. That is a reason to fit both modalities at once: genes find the factor, and its peaks follow.
 #
 # ## Links between genes and peaks
 #
@@ -169,7 +172,7 @@ gpnsf.tl.link_peaks(mdata, pairs=pairs)
 mdata.uns["gpnsf_links"].head(8).round(4)
 
 # %% [markdown]
-# Two columns disappoint. No `q` is small: with eight factors, many pairs agree by chance, so read the table as a ranking. And `distance` is empty,
+# Two columns disappoint. No `q` is small: with so few factors, many pairs agree by chance, so read the table as a ranking. And `distance` is empty,
 # because the file does not say where genes begin.
 #
 # Places of genes are in the annotation that reads were counted with: `annotation="genes.gtf.gz"` reads it. Here a table of six genes will do, with
@@ -229,11 +232,11 @@ plt.show()
 pd.crosstab(labels["region"], labels["gpnsf_domain"])
 
 # %% [markdown]
-# Three layers are found: domain 2 is layer 2-3, domain 3 layer 4, domain 1 layer 6. What is not found: layer 5, which has no factor here and is
-# divided between domains 1 and 3, and *lateral*, *medial* and *3-4*, which hold the same types of neurons, so nothing tells them apart. White matter
-# falls into four domains: 4 and 6 lie in it alone, 5 reaches into layer 6, and 7 has spots of white matter and of the surface, which domain 8
-# continues; astrocytes are in both places, as the map of their factor shows. The index of .54 counts all of that as errors. Annotations were drawn
-# as closed regions; domains follow counts.
+# Layers 2-3, 4, 5 and 6 each have a domain that holds most of their spots. That of layer 5, the thin band, is the least sure: nearly half of its
+# spots are of other regions, mostly of layer 6. What is not found: *lateral*, *medial* and *3-4*, which hold the same types of neurons, so nothing
+# tells them apart. White matter falls into several domains: the largest lies in it alone, one reaches into layer 6, and one has spots of white
+# matter and of the surface, beside the domain of the surface itself; astrocytes are in both places, as the map of their factor shows. The index
+# counts all of that as errors. Annotations were drawn as closed regions; domains follow counts.
 #
 # ## On with squidpy
 #
@@ -250,8 +253,8 @@ pd.DataFrame(z, index=domain, columns=domain).round(0)
 
 # %% [markdown]
 # A positive z says that two domains touch more often than if their labels were shuffled. On the diagonal all are: domains hold together. Beside it,
-# layers have negative values even with the layer next to them, since they meet along one line only. Positive are domains whose spots are mixed,
-# such as those of the white matter (4 with 5 and 6), and the two at the surface (7 with 8).
+# layers have negative values even with the layer next to them, since they meet along one line only. Most of the positive ones are of domains whose
+# spots are mixed: those of the white matter with each other, layer 6 with the one of them that reaches into it, and the two at the surface.
 #
 # How smooth is each factor? Moran's I is 1 where neighbours are equal and 0 where they know nothing of each other.
 
@@ -260,7 +263,7 @@ sq.gr.spatial_autocorr(factors, mode="moran")
 factors.uns["moranI"].loc[names, ["I", "pval_norm"]].round(3)
 
 # %% [markdown]
-# The bands have about .8, glia follow, and the interneurons are near zero. The remnant has .99, more than any of them: so little signal leaves
+# The bands have .7 to .8, glia follow, and the interneurons are near zero. The remnant has .99, more than any of them: so little signal leaves
 # the smooth slope of the field as it is. A high value alone does not make a factor important.
 #
 # ## Peaks of a factor as regions
@@ -280,7 +283,7 @@ for name, group in certain.groupby("factor", observed=True):
 print(*(folder / f"{shown[0]}.bed").read_text().splitlines()[:3], sep="\n")
 
 # %% [markdown]
-# Sets of a hundred or more regions are something to look for motifs in; sets of a dozen, as the layers have here, are not. For those, fit more
+# Sets of a hundred or more regions are something to look for motifs in; sets of at most twenty, as the layers have, are not. For those, fit more
 # peaks (all of them take two to three times as long), or take the best few hundred by `method="share"` and treat them as a ranking.
 #
 # ## Where to go on
