@@ -9,7 +9,6 @@ from gpnsf.core.counts.sparse import SparseCounts
 
 __all__ = [
     "FLOOR",
-    "N_ROUNDS",
     "poisson_fit",
     "powers",
     "random_factors",
