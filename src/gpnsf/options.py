@@ -157,7 +157,9 @@ FIT_OPTIONS = {
     "library_key": _Argument("obs column of sections; default: one section"),
     "batch_key": _Argument("obs column of batches, whose features get multipliers; default: none"),
     "size_factors": _Argument("total, none, or an obs column", _or_none),
-    "modality_weights": _Argument("weights in the objective; default: 1 each", _weights, "A=X,B=X"),
+    "modality_weights": _Argument(
+        "weights in the objective; default: by held-out counts", _weights, "A=X,B=X"
+    ),
     "kernel": _Argument(),
     "field": _Argument(),
     "n_inducing": _Argument("number of inducing points; default: by the data"),

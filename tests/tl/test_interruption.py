@@ -29,10 +29,10 @@ def fit(data: MuData | AnnData, **options: Any) -> Any:
 
 @pytest.fixture
 def ctrl_c(monkeypatch):
-    """Ctrl-C at a call of the objective, once."""
+    """Ctrl-C at a call of the objective, once: during the fit itself, after the spatial test."""
 
     def stop(call: int) -> None:
-        if call == 13:
+        if call == 83:
             raise KeyboardInterrupt
 
     at_each_call(monkeypatch, stop)
@@ -219,7 +219,7 @@ def test_threads_and_backend_are_written_down(mdata):
 
 
 @pytest.mark.slow
-def test_blocks_change_the_last_digits_only(mdata):
+def test_blocks_change_rounding_only(mdata):
     results = []
     for block_size in (None, 22):  # 1 and 7 blocks of 150 rows
         fit(mdata, block_size=block_size, max_steps=16, init="auto", tol=1e-12, split="assumed")
@@ -228,5 +228,5 @@ def test_blocks_change_the_last_digits_only(mdata):
         np.testing.assert_allclose(other["elbo"], results[0]["elbo"], rtol=1e-3)
         for name in ("X_gpnsf", "X_gpnsf_smooth", "rna gpnsf_loadings"):
             assert (
-                np.abs(other[name] - results[0][name]).max() < 5e-3 * np.abs(results[0][name]).max()
+                np.abs(other[name] - results[0][name]).max() < 2e-2 * np.abs(results[0][name]).max()
             )

@@ -13,6 +13,7 @@ from gpnsf.arguments import Arguments
 from gpnsf.core.families import FAMILIES
 from gpnsf.core.fields.base import LENGTHSCALE_RANGE
 from gpnsf.core.fields.hilbert import HilbertField, retained_variance
+from gpnsf.core.inference.confirmed import LEAST
 from gpnsf.core.inference.fitting import Outcome
 from gpnsf.core.inference.initial import starts
 from gpnsf.core.inference.spatial_test import CLEAR_Z
@@ -96,6 +97,19 @@ def _convergence(fitted: _Fitted) -> Iterator[str]:
             f"The optimisation was repaired {len(fitted.history.repairs)} time(s), first at {fitted.history.repairs[0]}. The "
             "result is usable. If this happens again, look for extreme counts, or pass a smaller learning_rate."
         )
+
+
+def _unconfirmed(fitted: _Fitted) -> Iterator[str]:
+    """A modality that has the least weight, since held-out counts confirm next to nothing of it."""
+    if fitted.asked.reading.modality_weights is not None:
+        return
+    for name, weight in fitted.outcome.weights.items():
+        if weight <= LEAST:
+            yield (
+                f"Held-out counts confirm next to nothing of what modality {name!r} says about the factors, so it has the least "
+                f"weight, {weight:g}, and its loadings are mostly noise. Check that its rows belong to the same observations as those "
+                "of the other modalities. If they do, do not rank its features; more counts a feature would help."
+            )
 
 
 def _depth(fitted: _Fitted) -> Iterator[str]:
@@ -350,6 +364,7 @@ CHECKS = (
     _raw_counts,
     _all_spatial,
     _split,
+    _unconfirmed,
     _depth,
     _size_factors,
     _lengthscales,

@@ -227,7 +227,7 @@ def _asked(fit: Fit, matched: Matched, own: Options) -> Arguments:
     """How the reference was fitted, with what is read here."""
     names = list(matched.use)
     kept = {name: _plain(value) for name, value in fit.params.items() if name not in NOT_KEPT}
-    weights = fit.params.get("modality_weights") or {}
+    weights = fit.uns.get("modality_weights", fit.params.get("modality_weights")) or {}
     same = own["size_factors"] == AS_REFERENCE
     return Arguments.of(
         {

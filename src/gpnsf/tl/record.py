@@ -40,6 +40,7 @@ def record(
         "repairs": history.repairs + history.notices,
         "starts": {**history.starts, "best": best},
         "spatial_test": outcome.spatial_test,
+        "modality_weights": outcome.weights,
         "versions": {name: version(name) for name in VERSIONS},
         "seed": asked.training.seed,
         "seconds": seconds,

@@ -95,7 +95,7 @@ def fingerprint(
         facts |= {
             prefix + key: value
             for key, value in plain.items()
-            if key[0] != "_" and key != "training"
+            if key[0] != "_" and key not in ("training", "weight")
         }
         facts[f"{prefix}class"] = type(module).__name__
     tensors = [*model.named_parameters(), *model.named_buffers()]
@@ -107,6 +107,7 @@ def fingerprint(
         facts[f"shape of {view.name}"] = list(view.counts.shape)
         facts[f"counts of {view.name}"] = _digest_of_counts(view.counts)
         facts[f"size factors of {view.name}"] = digest(view.size, view.observed)
+        facts[f"weight of {view.name}"] = view.weight  # last: it may follow from the counts
     return json.loads(json.dumps(facts))
 
 

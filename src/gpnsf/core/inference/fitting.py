@@ -16,6 +16,7 @@ import torch
 from gpnsf.core import distributed
 from gpnsf.core.inference import local_stage, moves, posterior, standing, training
 from gpnsf.core.inference.checkpoint import Checkpoint
+from gpnsf.core.inference.confirmed import weighed
 from gpnsf.core.inference.regroup import regrouped
 from gpnsf.core.inference.schedule import Schedule
 from gpnsf.core.inference.spatial_test import SpatialTest, clear_z, passed, spatial_test
@@ -45,6 +46,7 @@ class Outcome:
     history: History
     # z and p [K] in the posterior's order, empty without a test
     spatial_test: dict[str, np.ndarray]
+    weights: dict[str, float]  # of the modalities
 
 
 def fit(
@@ -55,6 +57,7 @@ def fit(
     n_spatial: int,
     most_spatial: int | None = None,
     tested: bool = False,
+    weigh: bool = False,
     refine: bool = True,
     init: str = "auto",
     block_size: int | None = None,
@@ -67,12 +70,12 @@ def fit(
 
     With ``tested``, held-out counts decide: factors without spatial order become
     nonspatial, others with clear order spatial, as long as no more than ``most_spatial`` are
-    (default: ``n_spatial``). The checkpoint keeps the first optimisation; what follows is repeated.
+    (default: ``n_spatial``). With ``weigh``, they also give several modalities their weights. The
+    checkpoint keeps the first optimisation; what follows is repeated.
     """
     schedule, progress = schedule or Schedule(), progress or Progress("fit", 1.0)
     progress.expected = _expected_steps(schedule, tested=tested and n_spatial > 0, refine=refine)
     options = {"seed": seed, "schedule": schedule, "progress": progress}
-    run = _Fit(dataset, build, block_size, options)
     asked = {"n_factors": n_factors, "max_steps": schedule.max_steps, "seed": seed}
     most = n_spatial if most_spatial is None else most_spatial
     z = p = np.full(n_factors, np.nan)
@@ -80,14 +83,26 @@ def fit(
     def test(n_spatial: int, start: str | None) -> SpatialTest:
         return distributed.from_first(
             lambda: spatial_test(
-                dataset, build, n_spatial=n_spatial, start=start, progress=progress, **asked
+                dataset,
+                build,
+                n_spatial=n_spatial,
+                start=start,
+                weigh=weigh,
+                progress=progress,
+                **asked,
             )
         )
 
     tested, found = tested and n_spatial > 0, None
-    if tested and most > n_spatial:
+    weigh = weigh and tested and len(dataset.views) > 1
+    if tested and (most > n_spatial or weigh):
         found = test(n_spatial, None)
-        n_spatial = min(found.slots, most)
+        dataset = weighed(dataset, found.weights)
+        for name, weight in found.weights.items():
+            logger.info("weight of %s by what held-out counts confirm of it: %.2f", name, weight)
+        if most > n_spatial:
+            n_spatial = min(found.slots, most)
+    run = _Fit(dataset, build, block_size, options)
     history = run.begin(n_spatial, init, checkpoint)
     if tested:
         best = max(history.starts, key=lambda name: history.starts[name])
@@ -103,7 +118,8 @@ def fit(
         lambda: posterior.summarise(model, dataset, blocks, log_factors)
     )
     z, p = z[run.order], p[run.order]
-    return Outcome(result, history, {"z": z[result.order], "p": p[result.order]} if tested else {})
+    tests = {"z": z[result.order], "p": p[result.order]} if tested else {}
+    return Outcome(result, history, tests, {view.name: view.weight for view in dataset.views})
 
 
 def _expected_steps(schedule: Schedule, *, tested: bool, refine: bool) -> float:

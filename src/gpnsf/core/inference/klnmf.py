@@ -18,7 +18,9 @@ __all__ = [
 ]
 
 FLOOR = 1e-4
-N_ROUNDS = 9  # of growing and merging
+N_ROUNDS = 9  # of growing and merging, at most
+# share of all that was gained below which a round has gained little, and such rounds that end it
+LITTLE, N_LITTLE = 0.05, 2
 # power of an update's factors: above one it goes further, below two it still converges
 RELAXATION = 1.8
 N_PLAIN = 3  # updates that begin without it
@@ -42,13 +44,14 @@ def search(Y: Tensor, size: Tensor, K: int, seed: int) -> tuple[Tensor, Tensor]:
 
     Random components are added to the best solution so far, and the most redundant ones merged
     until K are left; what fits better is kept. Restarts alone lose factors once K is above ten.
+    Where rounds gain little, they only converge, which the steps of the fit do as well.
     """
     generator = torch.Generator().manual_seed(seed)
     mean = (Y.sum(0) / size.sum())[:, None]
     H = 0.2 + torch.rand(len(Y), K, generator=generator)
     W = 0.2 + torch.rand(Y.shape[1], K, generator=generator)
     H, W, best = _klnmf_dense(Y, size, H, mean / K * W + 1e-8, 40)
-    extra = max(2, K // 3)
+    first, n_little, extra = best, 0, max(2, K // 3)
     for _ in range(N_ROUNDS):
         new = 0.2 + 1.6 * torch.rand(len(Y), extra, generator=generator)
         thin = 0.2 * mean / extra * (0.2 + torch.rand(Y.shape[1], extra, generator=generator))
@@ -58,8 +61,11 @@ def search(Y: Tensor, size: Tensor, K: int, seed: int) -> tuple[Tensor, Tensor]:
         while H_new.shape[1] > K:
             H_new, W_new, _ = _klnmf_dense(Y, size, *_merge(H_new, W_new), 3)
         H_new, W_new, fit = _klnmf_dense(Y, size, H_new, W_new, 20)
+        n_little += fit - best < LITTLE * (max(fit, best) - first)
         if fit > best:
             H, W, best = H_new, W_new, fit
+        if n_little == N_LITTLE:
+            break
     return H, W
 
 

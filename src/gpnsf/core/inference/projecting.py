@@ -60,7 +60,8 @@ def project(
     progress.converged = history.converged
     scale = (-level.detach()).exp() if model.nonnegative else _tensor(given.scale, level.device)
     result = posterior.summarise_at(model, dataset, blocks, log_factors, given, scale)
-    return Outcome(result, replace(history, starts={START: float(history.elbo[-1])}), {})
+    history = replace(history, starts={START: float(history.elbo[-1])})
+    return Outcome(result, history, {}, {view.name: view.weight for view in dataset.views})
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ half knows nothing of its neighbours in the other.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from gpnsf.core.families import FAMILIES
 from gpnsf.core.inference import initial, local_stage, training
+from gpnsf.core.inference.confirmed import confirmed, weights
 from gpnsf.core.inference.schedule import Schedule
 from gpnsf.core.inference.standing import ALIVE, shares
 from gpnsf.core.likelihoods.moments import MEAN_RANGE
@@ -50,6 +51,7 @@ class SpatialTest:
     repeated: list[np.ndarray]  # z [K] of what the same spots say of the factor in both halves
     used: list[np.ndarray]  # [K] whether the counts of the half ask for the factor
     n_spatial: int  # factors that had a field, the first ones
+    weights: dict[str, float] = field(default_factory=dict)  # of modalities, where they are found
 
     @property
     def slots(self) -> int:
@@ -148,6 +150,7 @@ def spatial_test(
     n_factors: int,
     n_spatial: int,
     start: str | None,
+    weigh: bool = False,
     max_steps: int = SCHEDULE.max_steps,
     seed: int = 0,
     progress: Progress | None = None,
@@ -156,7 +159,8 @@ def spatial_test(
 
     The fits begin at the named start, or at the widest smoothing, which half of shallow counts may
     need; without a name at the one of three that is best in the first half. They are short, and
-    take no more than ``max_steps``.
+    take no more than ``max_steps``. With ``weigh`` several modalities weigh by what is confirmed
+    of them, when factors are estimated spot by spot.
     """
     progress = progress or Progress("test", 2 * max_steps)
     rng = np.random.default_rng(seed)
@@ -165,6 +169,7 @@ def spatial_test(
     kinds = {f"smooth_{initial.BANDWIDTHS[-1]:g}", *([start] if start else ["smooth_0", "spot"])}
     parts = halves(_subset(dataset, rows), rng)
     factors, z, repeated, used = [], [], [], []
+    said = list[dict[str, float]]()
     for fitted, kept in (parts, parts[::-1]):
         model = build(fitted, n_spatial)
         candidates = initial.starts(
@@ -177,12 +182,19 @@ def spatial_test(
         if start is None:  # the other half begins where this one found it best
             kinds = {max(history.starts, key=lambda name: history.starts[name])}
         m = local_stage.mean_field(model, model.blocks(fitted)).m
+        if weigh and len(dataset.views) > 1:
+            said.append(confirmed(model, m, fitted, kept))
+            own = weights(said[-1:], 1.0)
+            for name, view in model.items():
+                view.weight = own.get(name, view.weight)
         used.append((shares(model, m) > ALIVE).any(0).cpu().numpy())
         one, other = (_project(model, m.mean(0), build(part, 0), part) for part in (fitted, kept))
         factors.append(m.cpu().numpy())
         z.append(_crossed_order(one, other, fitted, n_spatial, _log_rest(model, m)))
         repeated.append(_repeated(one, other, fitted))
-    return SpatialTest(rows, factors, z, repeated, used, n_spatial)
+    growth = dataset.nnz / max(1.0, (parts[0].nnz + parts[1].nnz) / 2)
+    found = weights(said, growth) if said else {}
+    return SpatialTest(rows, factors, z, repeated, used, n_spatial, found)
 
 
 def halves(dataset: Dataset, rng: np.random.Generator) -> tuple[Dataset, Dataset]:
@@ -229,6 +241,7 @@ def _project(
     """Log factors [n, K] of a part of the counts, spot by spot, at the loadings of the model."""
     for (_, source), (_, target) in zip(model.items(), without_field.items(), strict=True):
         target.load_state_dict(source.state_dict())
+        target.weight = source.weight
         if model.nonnegative:
             target.loadings.raw[:, :-1] += centre
     return local_stage.local(without_field, without_field.blocks(part)).m.cpu().numpy()

@@ -45,10 +45,21 @@ def log_factors(model: Factorization, blocks: list[Block]) -> Tensor:
 
 @torch.no_grad()
 def shares(model: Factorization, m: Tensor) -> Tensor:
-    """Share [V, K] of the expected counts of each modality that is of each factor."""
+    """Share [V, K] of the expected counts of each modality that is of each factor, at its weight."""
     level = torch.cat([m.clamp(*MEAN_RANGE).exp().mean(0), torch.ones(1, device=m.device)])
     parts = [view.loadings.mean.sum(0) * level for _, view in model.items()]
-    return torch.stack([part[:-1] / part.sum().clamp_min(1e-30) for part in parts])
+    return torch.stack(
+        [
+            weight * part[:-1] / part.sum().clamp_min(1e-30)
+            for weight, part in zip(_weights(model), parts, strict=True)
+        ]
+    )
+
+
+def _weights(model: Factorization) -> list[float]:
+    """Weights of the modalities over the largest one."""
+    weights = [view.weight for _, view in model.items()]
+    return [weight / max(weights) for weight in weights]
 
 
 def neighbours(blocks: list[Block]) -> sp.csr_matrix:
@@ -63,7 +74,7 @@ def neighbours(blocks: list[Block]) -> sp.csr_matrix:
 def overlap(model: Factorization, m: Tensor) -> np.ndarray:
     """Products [K, K] of the loadings of all modalities, in units of Poisson's noise.
 
-    That noise is taken out.
+    That noise is taken out, and modalities are at their weights.
 
     In counts a spot a feature has ``W_jk e_k`` of a factor, with standard error
     ``sqrt(W_jk e_k / N)``; divided by the root of all its counts, each modality weighs by what it
@@ -71,12 +82,12 @@ def overlap(model: Factorization, m: Tensor) -> np.ndarray:
     """
     level = torch.cat([m.clamp(*MEAN_RANGE).exp().mean(0), torch.ones(1, device=m.device)])
     products, noise = torch.zeros(2, model.n_factors, model.n_factors, device=m.device)
-    for _, view in model.items():
+    for weight, (_, view) in zip(_weights(model), model.items(), strict=True):
         counts = view.loadings.mean * level
         total = counts.sum(1, keepdim=True) + 1e-12
         columns = counts[:, :-1] / total.sqrt()
-        products = products + columns.T @ columns
-        noise = noise + torch.diag((counts[:, :-1] / total).sum(0) / model.n_obs)
+        products = products + weight * columns.T @ columns
+        noise = noise + weight * torch.diag((counts[:, :-1] / total).sum(0) / model.n_obs)
     squares, noise = products.diagonal(), noise.diagonal()
     # where it is most of a column, nobody can say what is left without it
     known = noise < MOST_NOISE * squares

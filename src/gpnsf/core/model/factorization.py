@@ -169,16 +169,14 @@ class Factorization(nn.Module):
         factors = h.exp() if self.nonnegative else h
         draws = {}
         for name, view in self.items():
-            W = view.as_seen(
-                self._scaled(view.loadings.model, False, block, f"{name}_loadings"), block.batch
-            )
             size = block.size[name]
-            rate = torch.cat([size * factors, size], 1) @ W.T
-            law = view.likelihood.distribution(rate).mask(size > 0).to_event(2)
             observed = block.counts[name].dense_rows(block.every_row) if block.counts else None
             with poutine.scale(scale=view.weight):
+                W = self._scaled(view.loadings.model, False, block, f"{name}_loadings")
+                rate = torch.cat([size * factors, size], 1) @ view.as_seen(W, block.batch).T
+                law = view.likelihood.distribution(rate).mask(size > 0).to_event(2)
                 draws[name] = pyro.sample(name, law, obs=observed)
-            pyro.factor(f"{name}_prior", block.share * torch.as_tensor(view.log_prior()))
+                pyro.factor(f"{name}_prior", block.share * torch.as_tensor(view.log_prior()))
         return draws
 
     def guide(self, block: Block) -> None:
@@ -188,8 +186,9 @@ class Factorization(nn.Module):
         for part in self.parts:
             self._scaled(part.guide, part.is_local, block)
         for name, view in self.items():
-            arguments = f"{name}_loadings", view.multipliers, view.weight / self.kl_weight
-            self._scaled(view.loadings.guide, False, block, *arguments)
+            arguments = f"{name}_loadings", view.multipliers, 1 / self.kl_weight
+            with poutine.scale(scale=view.weight):
+                self._scaled(view.loadings.guide, False, block, *arguments)
 
     def _scaled(
         self, sample: Callable[..., Any], is_local: bool, block: Block, *arguments: Any

@@ -19,7 +19,9 @@ class ClosedFormELBO(ELBO):  # type: ignore[misc]
     What the counts say, minus what the posteriors of factors and loadings are charged for leaving
     their priors. Loadings of features with few counts are charged less than their divergence
     (``loadings.charge``, in docs/decisions.md): where the charge is below 1, and where modalities
-    or divergences are weighted, the value is an objective and no longer a bound.
+    or divergences are weighted, the value is an objective and no longer a bound. The weight of a
+    modality is that of its counts and of its loadings: these stay what they are, and move the
+    factors less.
 
     It takes the place of ``pyro.infer.Trace_ELBO`` in
     ``pyro.infer.SVI(model, model.guide, optimizer, loss=...)``.
@@ -32,16 +34,16 @@ class ClosedFormELBO(ELBO):  # type: ignore[misc]
         fit = divergence = prior = torch.zeros((), device=h[0].device)
         for part in model.parts:
             # eq. 28
-            divergence = divergence + (1 if part.is_local else block.share) * part.divergence(
-                block.rows
-            )
+            share = 1 if part.is_local else block.share
+            divergence = divergence + share * part.divergence(block.rows)
         for name, view in model.items():
             # q(W): eq. L2 to L4
-            W = view.loadings.posterior(view.multipliers, view.weight / model.kl_weight)
+            W = view.loadings.posterior(view.multipliers, 1 / model.kl_weight)
             # eq. 29 to 31
             fit = fit + view.weight * model.expected_log_likelihood(name, block, h, W)
-            divergence = divergence + block.share * W.divergence
-            prior = prior + block.share * view.log_prior()  # of point estimates
+            share = view.weight * block.share
+            divergence = divergence + share * W.divergence
+            prior = prior + share * view.log_prior()  # of point estimates
         return model.kl_weight * divergence - prior - fit
 
     def loss_and_grads(self, model: Factorization, guide: Any, block: Block) -> float:
