@@ -301,7 +301,7 @@ def test_a_fit_begins_with_slots_for_all_but_plain_factors(z, used, expected):
     assert verdict(z, used=used).slots == expected
 
 
-def test_of_two_factors_like_the_same_one_the_more_alike_ranks_first():
+def test_of_two_factors_like_the_same_one_the_larger_or_more_alike_ranks_first():
     rng = np.random.default_rng(0)
     found, other = rng.normal(size=(2, 200))
     factors, z = np.column_stack([found, other]), np.array([38.0, 30.0])
@@ -311,6 +311,9 @@ def test_of_two_factors_like_the_same_one_the_more_alike_ranks_first():
     )
     residual = found + 3 * rng.normal(size=200)
     fitted = np.column_stack([found, residual, other])
-    matched, rank = test.matched(fitted)[0], test.rank(fitted)
+    matched, rank = test.matched(fitted)[0], test.rank(fitted, np.ones(3))
     assert matched[0] == matched[1] > matched[2]
     assert rank.argsort().tolist() == [1, 2, 0]
+    # a small rest that looks more like the factor than the factor itself
+    swapped = test.rank(fitted, np.array([0.001, 0.5, 0.5]))
+    assert swapped[0] == 0 < swapped[1]

@@ -78,7 +78,7 @@ def fit(
     options = {"seed": seed, "schedule": schedule, "progress": progress}
     asked = {"n_factors": n_factors, "max_steps": schedule.max_steps, "seed": seed}
     most = n_spatial if most_spatial is None else most_spatial
-    z = p = np.full(n_factors, np.nan)
+    z = p = rank = np.full(n_factors, np.nan)
 
     def test(n_spatial: int, start: str | None) -> SpatialTest:
         return distributed.from_first(
@@ -109,8 +109,9 @@ def fit(
         found = found or test(n_spatial, best)
         history = run.judge(found, most, history)
         z, p = found.matched(run.log_factors())
+        rank = found.rank(run.log_factors(), run.sizes())
     progress.stage("refining observations" if refine else "summing up")
-    log_factors = run.end(z, most, local=refine)
+    log_factors = run.end(z, rank, most, local=refine)
     progress.step(LOCAL if refine else 0)
     progress.converged = history.converged
     model, blocks = run.model, run.blocks
@@ -120,6 +121,12 @@ def fit(
     z, p = z[run.order], p[run.order]
     tests = {"z": z[result.order], "p": p[result.order]} if tested else {}
     return Outcome(result, history, tests, {view.name: view.weight for view in dataset.views})
+
+
+def _most_ordered(factors: list[int], rank: np.ndarray, most: int) -> list[int]:
+    """Of some factors those that the places for spatial ones go to: all, or those of most order."""
+    places = set(sorted(factors, key=lambda k: -rank[k])[:most])
+    return [k for k in factors if k in places]
 
 
 def _expected_steps(schedule: Schedule, *, tested: bool, refine: bool) -> float:
@@ -145,6 +152,11 @@ class _Fit:
     def log_factors(self) -> np.ndarray:
         """Means [N, K] of the log factors."""
         return standing.log_factors(self.model, self.blocks).cpu().numpy()
+
+    def sizes(self) -> np.ndarray:
+        """Shares [K] of the expected counts that are of each factor, added over modalities."""
+        m = self._tensor(self.log_factors())
+        return standing.shares(self.model, m).sum(0).cpu().numpy()
 
     def begin(self, n_spatial: int, init: str, checkpoint: Checkpoint | None) -> History:
         """The first optimisation, from a kind of start; large data begin at a smaller fit."""
@@ -174,9 +186,7 @@ class _Fit:
         spatial = np.flatnonzero(passed(z[:T])).tolist()
         rising = [k for k in self._ordered(z, m) if self._order_of(m[:, k]) > TRAINED]
         both = [*spatial, *rising]
-        rank = test.rank(m)
-        most = set(sorted(both, key=lambda k: -rank[k])[:most_spatial])  # places go to most order
-        chosen = [k for k in both if k in most]
+        chosen = _most_ordered(both, test.rank(m, self.sizes()), most_spatial)
         noise = test.noise(m) if self._has_posterior() else np.zeros(len(z), bool)
         others = [k for k in range(len(z)) if k not in chosen and not noise[k]]
         if chosen == list(range(T)) and len(others) == len(z) - T:
@@ -191,7 +201,7 @@ class _Fit:
         )
         logger.info("%d factors are left out, since held-out counts show nothing of them", n_noise)
         if not chosen and not others:
-            others = [int(standing.shares(self.model, self._tensor(m)).sum(0).argmax())]
+            others = [int(self.sizes().argmax())]
         self._regroup([*chosen, *others], len(chosen), m)
         schedule = replace(self.options["schedule"], pick_steps=0, kernel_steps=15, min_steps=30)
         options = {
@@ -204,7 +214,9 @@ class _Fit:
         self.order = np.arange(self.model.n_factors)
         return replace(more, starts=history.starts, repairs=history.repairs + more.repairs)
 
-    def end(self, z: np.ndarray, most_spatial: int, *, local: bool) -> local_stage.LogFactors:
+    def end(
+        self, z: np.ndarray, rank: np.ndarray, most_spatial: int, *, local: bool
+    ) -> local_stage.LogFactors:
         """Join equal factors, drop unused ones, give spatial ones a field; then the local stage."""
         adopted: dict[int, moves.Adopted] = {}
         if self._has_posterior():
@@ -219,9 +231,13 @@ class _Fit:
             used[list(joined)] = True  # with what the field leaves to deviations
             spatial = [k for k in range(T) if used[k]]
             ordered = [k for k in self._ordered(z, m) if used[k]] if local and T else []
-            rising = ordered[: max(most_spatial - len(spatial), 0)]
+            chosen = _most_ordered([*spatial, *ordered], rank, most_spatial)
+            spatial, rising = (
+                [k for k in chosen if k < T],
+                [k for k in chosen if k >= T],
+            )
             if rising or not all(used):
-                others = [k for k in range(T, self.model.n_factors) if used[k] and k not in rising]
+                others = [k for k in range(self.model.n_factors) if used[k] and k not in chosen]
                 self._regroup([*spatial, *rising, *others], len(spatial) + len(rising), m)
             adopted = {spatial.index(k): own for k, own in joined.items()}
             adopted |= moves.adopt(self.model, self.blocks, graph, self._tensor(m[:, rising]))

@@ -76,12 +76,13 @@ class SpatialTest:
         z = self._of_most_alike(self.z, log_factors)
         return z, norm.sf(z)
 
-    def rank(self, log_factors: np.ndarray) -> np.ndarray:
+    def rank(self, log_factors: np.ndarray, size: np.ndarray) -> np.ndarray:
         """Z [K] times how alike the factors are, where z counts once.
 
-        Of several that are most like the same factor, the others are what it has left over.
+        Of several that are most like the same factor, it counts for the one that is most like it
+        for its size [K]: the others are what that one has left over.
         """
-        return self._of_most_alike(self.z, log_factors, once=True)
+        return self._of_most_alike(self.z, log_factors, size)
 
     def noise(self, log_factors: np.ndarray) -> np.ndarray:
         """Factors [K] of another fit of which held-out counts show nothing.
@@ -93,21 +94,22 @@ class SpatialTest:
         )
 
     def _of_most_alike(
-        self, values: list[np.ndarray], log_factors: np.ndarray, *, once: bool = False
+        self, values: list[np.ndarray], log_factors: np.ndarray, size: np.ndarray | None = None
     ) -> np.ndarray:
         """Z [K] of both halves together, by the factor most like each of another fit.
 
-        The log factors of that fit are [N, K]. With ``once``, times the correlation, and 0 for
-        those that another one resembles more.
+        The log factors of that fit are [N, K]. With sizes [K], times the correlation, and 0 for
+        those beside which another one resembles it more, times its size.
         """
         wanted, total = _standard(log_factors[self.rows]), np.zeros(log_factors.shape[1])
         for factors, z in zip(self.factors, values, strict=True):
             r = _standard(factors).T @ wanted
             match, alike = r.argmax(0), r.max(0).clip(0)
-            if once:
-                rivals = np.where(match[:, None] == match, alike, -1.0)
-                alike *= alike >= rivals.max(1)
-            total += z[match] * (alike if once else 1.0)
+            if size is not None:
+                claim = alike * size
+                rivals = np.where(match[:, None] == match, claim, -1.0)
+                alike *= claim >= rivals.max(1)
+            total += z[match] * (1.0 if size is None else alike)
         return total / np.sqrt(2)
 
 

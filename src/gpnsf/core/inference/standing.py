@@ -11,6 +11,7 @@ from scipy.optimize import nnls
 from torch import Tensor
 
 from gpnsf.core import distributed
+from gpnsf.core.inference.confirmed import LEAST
 from gpnsf.core.likelihoods.moments import MEAN_RANGE
 from gpnsf.core.model.factorization import Block, Factorization
 from gpnsf.core.scores.metrics import knn_weights, morans_i
@@ -57,9 +58,10 @@ def shares(model: Factorization, m: Tensor) -> Tensor:
 
 
 def _weights(model: Factorization) -> list[float]:
-    """Weights of the modalities over the largest one."""
+    """Weights of the modalities over the largest one; none for one of which nothing is confirmed."""
     weights = [view.weight for _, view in model.items()]
-    return [weight / max(weights) for weight in weights]
+    shares = [weight / max(weights) for weight in weights]
+    return [share if share > LEAST else 0.0 for share in shares]
 
 
 def neighbours(blocks: list[Block]) -> sp.csr_matrix:
