@@ -9,7 +9,7 @@ import reprlib
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -42,6 +42,8 @@ __all__ = [
 ]
 
 MODELS = tuple(PRESETS)
+
+V = TypeVar("V")
 
 LARGEST_VALUE = 1e12  # of counts
 _TYPES: dict[type, tuple[Any, str]] = {
@@ -210,8 +212,13 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
 
 
 def per_modality(
-    value: Any, argument: str, *, names: Sequence[str], known: Iterable[str], numeric: bool = False
-) -> dict[str, Any]:
+    value: Mapping[str, V] | V | None,
+    argument: str,
+    *,
+    names: Sequence[str],
+    known: Iterable[str],
+    numeric: bool = False,
+) -> dict[str, V]:
     """Values of an argument by modality: a mapping names the modalities, a string stands for all of ``names``."""
     if value is None:
         return {}

@@ -14,6 +14,7 @@ from gpnsf.arguments import Reading
 from gpnsf.core.inference import fitting, initial, subset_start, training
 from gpnsf.core.inference.schedule import Schedule
 from gpnsf.core.model.build import build
+from gpnsf.core.progress import Progress
 from gpnsf.core.scores.metrics import match_factors
 from gpnsf.core.types import Dataset
 from gpnsf.datasets import tissue
@@ -204,7 +205,9 @@ def test_the_modality_that_tells_most_goes_ahead_of_larger_ones(monkeypatch):
     def make(part, n_spatial):
         return build("gpnsf", part, n_factors=4, n_spatial=n_spatial)
 
-    options = {"seed": 0, "schedule": Schedule(max_steps=100), "block_size": None}
+    options = training.Options(
+        schedule=Schedule(max_steps=100), block_size=None, seed=0, progress=Progress("fit", 1.0)
+    )
     (start,) = subset_start.SubsetStart(data, None, "rna", make, 3, "smooth", options)
     assert set(start.loadings) == {"rna", "atac"}
     truth, weights = mdata.obsm["true_factors"], mdata["atac"].varm["true_loadings"]

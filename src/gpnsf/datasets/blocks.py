@@ -211,9 +211,7 @@ def _simulate(art: str, recipe: str, **settings: Any) -> MuData:
     row, column = np.divmod(np.arange(len(shapes)), settings["n_side"])
     coords = np.column_stack([column, settings["n_side"] - 1 - row])
     settings["atac_open"] = [float(share) for share in settings["atac_open"]]
-    return assemble(
-        mods, coords, factors, {"recipe": recipe, "n_spatial": N_SPATIAL, "settings": settings}
-    )
+    return assemble(mods, coords, factors, recipe=recipe, n_spatial=N_SPATIAL, settings=settings)
 
 
 def _check(
@@ -337,7 +335,13 @@ def _spatial_share(signal: np.ndarray, n_spatial: int) -> np.ndarray:
 
 
 def assemble(
-    mods: Mapping[str, AnnData], coords: np.ndarray, factors: np.ndarray, truth: Mapping[str, Any]
+    mods: Mapping[str, AnnData],
+    coords: np.ndarray,
+    factors: np.ndarray,
+    *,
+    recipe: str,
+    n_spatial: int,
+    **others: object,
 ) -> MuData:
     """The MuData of a simulation, coordinates and true factors on it and each modality."""
     with no_pulling():
@@ -345,10 +349,10 @@ def assemble(
     for holder in (mdata, *mods.values()):
         holder.obsm[SPATIAL] = coords.astype(np.float32)
         holder.obsm["true_factors"] = factors.astype(np.float32)
-    n_spatial, n_factors = truth["n_spatial"], factors.shape[1]
     names = [
         f"spatial_{k + 1}" if k < n_spatial else f"nonspatial_{k + 1 - n_spatial}"
-        for k in range(n_factors)
+        for k in range(factors.shape[1])
     ]
+    truth = {"recipe": recipe, "n_spatial": n_spatial, **others}
     mdata.uns["truth"] = {"simulated": True, "factor_names": names, **truth}
     return mdata

@@ -153,9 +153,16 @@ def tissue(
     rna, rna_size = _features("gene", n_genes, rna_depth, rna_rng, theta=dispersion, **shared)
     atac, atac_size = _features("peak", n_peaks, atac_depth, atac_rng, binary=True, **shared)
     used = settings | {"atac_depth": atac_depth, "lengthscales": list(lengthscales)}
-    truth = {"recipe": "tissue", "n_spatial": n_spatial, "lengthscale": scales, "settings": used}
     links = place(rna, atac, place_rng)
-    mdata = assemble({"rna": rna, "atac": atac}, coords, factors, truth)
+    mdata = assemble(
+        {"rna": rna, "atac": atac},
+        coords,
+        factors,
+        recipe="tissue",
+        n_spatial=n_spatial,
+        lengthscale=scales,
+        settings=used,
+    )
     mdata.uns["true_links"] = links
     mdata.obs["true_size_rna"], mdata.obs["true_size_atac"] = rna_size, atac_size
     if n_libraries > 1:

@@ -218,7 +218,7 @@ class Fit:
         )
 
     @property
-    def normalised(self) -> Mapping[str, Any] | None:
+    def normalised(self) -> Mapping[str, object] | None:
         """What a method that normalises counts itself has done to those of each modality; None for one that does not."""
         if "normalised" not in self.uns:
             return None

@@ -106,7 +106,7 @@ def modality_of(data: AnnData | MuData, name: str) -> AnnData:
     return data.mod[name] if isinstance(data, MuData) else data
 
 
-def entries(holder: AnnData | MuData, part: str) -> dict[str, Any]:
+def entries(holder: AnnData | MuData, part: str) -> dict[str, object]:
     """Keys and values of a part of an object; new versions of anndata count X among the layers, without a name."""
     return {key: value for key, value in getattr(holder, part).items() if key is not None}
 

@@ -17,7 +17,7 @@ CHANNELS = (1, 3, 4)  # of pictures that can be drawn
 _log = logging.getLogger("gpnsf")
 
 
-def pictures(sdata: Any, regions: Iterable[str]) -> dict[str, dict[str, Any]]:
+def pictures(sdata: Any, regions: Iterable[str]) -> dict[str, dict[str, dict[str, object]]]:
     """An entry of ``uns["spatial"]`` for each region that has an image in its coordinate system."""
     return {
         region: {

@@ -28,7 +28,7 @@ from gpnsf.keys import SPATIAL, Keys
 __all__ = ["ATTRIBUTES", "choose", "joined", "lent", "place", "takes_tables"]
 
 F = TypeVar("F", bound=Callable[..., Any])
-Slots = dict[str, dict[str, Any]]
+Slots = dict[str, dict[str, object]]
 ATTRIBUTES = "spatialdata_attrs"  # in uns of a table: what its rows annotate
 TABLES = "tables"  # in the record of a fit: the names of its tables, by modality
 FRAMES = ("obs", "var")
@@ -274,7 +274,9 @@ def _slots(data: AnnData | MuData) -> Slots:
     return {name: entries(data, name) for name in (*FRAMES, *there)}
 
 
-def _changed(data: AnnData | MuData, before: Slots, name: str) -> tuple[dict[str, Any], list[str]]:
+def _changed(
+    data: AnnData | MuData, before: Slots, name: str
+) -> tuple[dict[str, object], list[str]]:
     """Values of a part of an object that are new since, and keys that have gone."""
     now = entries(data, name)
     new = {

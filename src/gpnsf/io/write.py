@@ -12,6 +12,7 @@ from anndata import AnnData, ImplicitModificationWarning
 from mudata import MuData
 
 from gpnsf import checks
+from gpnsf.core import stored
 from gpnsf.core.scores import embedding
 from gpnsf.core.scores.simplex import feature_importance, observation_importance, top_factor
 from gpnsf.core.types import Posterior
@@ -30,7 +31,7 @@ def write(
     layout: Layout,
     *,
     keys: Keys,
-    info: Mapping[str, Any],
+    info: Mapping[str, object],
 ) -> None:
     """Fill every slot of a fit; what an earlier fit left under the same key is removed.
 
@@ -186,7 +187,7 @@ def on_all_features(values: np.ndarray, used: np.ndarray, fill: float = 0.0) -> 
     return full
 
 
-def _record(posterior: Posterior, layout: Layout, info: Mapping[str, Any]) -> dict[str, object]:
+def _record(posterior: Posterior, layout: Layout, info: Mapping[str, object]) -> dict[str, object]:
     """The ``uns`` entry. ``field`` also holds the geometry that prediction needs: centre, scale and names of slices."""
     return _plain(
         {
@@ -194,7 +195,7 @@ def _record(posterior: Posterior, layout: Layout, info: Mapping[str, Any]) -> di
             "factor_names": factor_names(posterior.is_spatial),
             "is_spatial": posterior.is_spatial,
             "kernel": {
-                "name": info["params"]["kernel"],
+                "name": stored.record(info, "params")["kernel"],
                 "lengthscale": posterior.lengthscale * layout.scale,
                 "amplitude": posterior.amplitude,
             },

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -20,6 +20,8 @@ __all__ = ["TissueImage", "images_of"]
 AUTO = "auto"
 PREFERRED = ("hires", "lowres")
 PLAIN = "pass img_key=None to draw no image"
+
+Entry: TypeAlias = Mapping[str, Mapping[str, object]]  # images and scale factors of a slice
 
 _log = logging.getLogger("gpnsf")
 
@@ -79,10 +81,10 @@ def images_of(
     }
 
 
-def _entries(fit: Placed) -> dict[str, Mapping[str, Any]]:
+def _entries(fit: Placed) -> dict[str, Entry]:
     """What ``uns`` of the object, or else of a modality, says of each slice."""
     holders = [fit.data, *fit.modalities.values(), *getattr(fit.data, "mod", {}).values()]
-    found: dict[str, Mapping[str, Any]] = {}
+    found: dict[str, Entry] = {}
     for holder in holders:
         own = holder.uns.get(SPATIAL)
         for name, entry in (own if isinstance(own, Mapping) else {}).items():
@@ -92,7 +94,7 @@ def _entries(fit: Placed) -> dict[str, Mapping[str, Any]]:
 
 
 def _trouble(
-    entries: Mapping[str, Any], slices: Sequence[str] | None, img_key: str
+    entries: Collection[str], slices: Sequence[str] | None, img_key: str
 ) -> tuple[str, str, str] | None:
     """Rule, finding and remedy where there is no image of what is drawn."""
     if not entries:
@@ -110,7 +112,7 @@ def _trouble(
     return None
 
 
-def _image(entry: Mapping[str, Any], img_key: str, *, where: str) -> TissueImage:
+def _image(entry: Entry, img_key: str, *, where: str) -> TissueImage:
     """Pixels, place and size of spots that an entry holds."""
     pictures, factors = entry["images"], entry.get("scalefactors", {})
     preferred = next((name for name in PREFERRED if name in pictures), next(iter(pictures)))

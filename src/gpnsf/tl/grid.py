@@ -24,7 +24,7 @@ __all__ = ["grid"]
 
 @answering
 def grid(
-    spec: Mapping[str, Any] | str | os.PathLike[str],
+    spec: Mapping[str, object] | str | os.PathLike[str],
     folder: str | os.PathLike[str],
     *,
     n_jobs: int | None = None,

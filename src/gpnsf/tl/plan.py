@@ -111,7 +111,7 @@ def _table(value: Any, name: str, remedy: str) -> dict[str, Any]:
     return dict(value)
 
 
-def _data(table: Options) -> dict[str, Any]:
+def _data(table: Options) -> dict[str, object]:
     """Data by name, as they are written in the grid."""
     named = _table(table.get("data", {}), "[data]", DATA)
     if not named:

@@ -12,7 +12,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyro.distributions as dist
@@ -52,7 +52,7 @@ class Located:
 
     coords: Tensor  # [n, D]
     library: Tensor  # [n]
-    cache: dict[str, Any] = field(default_factory=dict)
+    cache: dict[str, Tensor] = field(default_factory=dict)
 
 
 class FieldSize(NamedTuple):

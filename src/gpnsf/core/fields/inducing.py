@@ -121,17 +121,15 @@ class InducingField(AbstractField):
 
     def _weights(self, located: Located) -> Tensor:
         """``A = L^-1 k(Z, s)`` [T, M, n]; kept while the length scales are frozen."""
-        version = (
-            None if self.log_lengthscale.requires_grad else tuple(self.log_lengthscale.tolist())
-        )
-        if version is not None and located.cache.get("version") == version:
-            return located.cache["weights"]
+        kept, frozen = located.cache, not self.log_lengthscale.requires_grad
+        if frozen and kept and torch.equal(kept["log_lengthscale"], self.log_lengthscale):
+            return kept["weights"]
         ell = self.log_lengthscale.exp()[:, None, None]
         Kzz = self._covariance(self.centres, self.centre_library, ell)
         Kzs = self._covariance(located.coords, located.library, ell)
         A = torch.linalg.solve_triangular(_cholesky(Kzz), Kzs, upper=False)
-        if version is not None:
-            located.cache.update(version=version, weights=A.detach())
+        if frozen:
+            kept |= {"log_lengthscale": self.log_lengthscale.clone(), "weights": A.detach()}
         return A
 
     def _covariance(self, coords: Tensor, library: Tensor, ell: Tensor) -> Tensor:

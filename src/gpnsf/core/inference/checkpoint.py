@@ -16,7 +16,7 @@ import reprlib
 import time
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -285,14 +285,10 @@ def _pack(state: State) -> tuple[dict[str, object], dict[str, Any]]:
 
 def _unpack(archive: zipfile.ZipFile, facts: dict[str, Any], like: State) -> State:
     """The state in an archive; nothing in it is believed before it is checked."""
-    tensors: dict[str, Any] = {
-        name: _tensor(archive, name, getattr(like, name)) for name in _TENSORS
-    }
-    walks: dict[str, Any] = {}
+    tensors = _tensors(archive, _TENSORS, like)
+    walks: dict[str, Walk] = {}
     for name in ("walk", "kept") if facts["kept"] is not None else ("walk",):
-        places: dict[str, Any] = {
-            key: _tensor(archive, f"{name}.{key}", getattr(like.walk, key)) for key in _PLACES
-        }
+        places = _tensors(archive, _PLACES, like.walk, f"{name}.")
         walk = walks[name] = Walk(**_checked(facts[name], _WALK), **places)
         n_steps = len(walk.elbo)
         if not n_steps == len(walk.seconds) == len(walk.phase) > 0 or walk.halvings < 0:
@@ -302,7 +298,8 @@ def _unpack(archive: zipfile.ZipFile, facts: dict[str, Any], like: State) -> Sta
     if facts["phase"] < -1 or facts["step"] < 0:
         raise ValueError("no such phase")
     torch.Generator().set_state(tensors["random"])  # refuses what is no state of a generator
-    return State(**_checked({key: facts[key] for key in _STATE}, _STATE), **walks, **tensors)
+    plain = _checked({key: facts[key] for key in _STATE}, _STATE)
+    return State(**plain, walk=walks["walk"], kept=walks.get("kept"), **tensors)
 
 
 def _checked(value: Any, like: Any) -> Any:
@@ -321,6 +318,13 @@ def _checked(value: Any, like: Any) -> Any:
     if not sound:
         raise TypeError(f"{_short(value)} where something like {like!r} should be")
     return value
+
+
+def _tensors(
+    archive: zipfile.ZipFile, names: Iterable[str], like: State | Walk, prefix: str = ""
+) -> dict[str, Any]:
+    """Tensors of the archive by name, each like the one of an example."""
+    return {name: _tensor(archive, prefix + name, getattr(like, name)) for name in names}
 
 
 def _tensor(archive: zipfile.ZipFile, name: str, like: Tensor) -> Tensor:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -75,7 +74,9 @@ def fit(
     """
     schedule, progress = schedule or Schedule(), progress or Progress("fit", 1.0)
     progress.expected = _expected_steps(schedule, tested=tested and n_spatial > 0, refine=refine)
-    options = {"seed": seed, "schedule": schedule, "progress": progress}
+    options = training.Options(
+        schedule=schedule, block_size=block_size, seed=seed, progress=progress
+    )
     asked = {"n_factors": n_factors, "max_steps": schedule.max_steps, "seed": seed}
     most = n_spatial if most_spatial is None else most_spatial
     z = p = rank = np.full(n_factors, np.nan)
@@ -102,7 +103,7 @@ def fit(
             logger.info("weight of %s by what held-out counts confirm of it: %.2f", name, weight)
         if most > n_spatial:
             n_spatial = min(found.slots, most)
-    run = _Fit(dataset, build, block_size, options)
+    run = _Fit(dataset, build, options)
     history = run.begin(n_spatial, init, checkpoint)
     if tested:
         best = max(history.starts, key=lambda name: history.starts[name])
@@ -142,11 +143,8 @@ class _Fit:
     model: Factorization
     blocks: list[Block]
 
-    def __init__(
-        self, dataset: Dataset, build: Build, block_size: int | None, options: dict[str, Any]
-    ) -> None:
-        self.dataset, self.build = dataset, build
-        self.block_size, self.options = block_size, options
+    def __init__(self, dataset: Dataset, build: Build, options: training.Options) -> None:
+        self.dataset, self.build, self.options = dataset, build, options
         self.order = np.array([], dtype=int)  # of the factors of the last test in the model
 
     def log_factors(self) -> np.ndarray:
@@ -161,19 +159,20 @@ class _Fit:
     def begin(self, n_spatial: int, init: str, checkpoint: Checkpoint | None) -> History:
         """The first optimisation, from a kind of start; large data begin at a smaller fit."""
         self._place(self.build(self.dataset, n_spatial))
-        options = {
-            **self.options,
-            "block_size": self.block_size,
-            "blocks": self.blocks,
-            "checkpoint": checkpoint,
-        }
+        options = self.options
         start: str | Iterable[Start] = init
         rows, ahead = sample(self.dataset, self.options["seed"]), lone(self.dataset)
         if rows is not None or ahead:
-            own = {**self.options, "block_size": self.block_size}
-            start = SubsetStart(self.dataset, rows, ahead, self.build, n_spatial, init, own)
-            options["schedule"] = start.left
-        history = training.fit(self.model, self.dataset, init=start, **options)
+            start = SubsetStart(self.dataset, rows, ahead, self.build, n_spatial, init, options)
+            options = {**options, "schedule": start.left}
+        history = training.fit(
+            self.model,
+            self.dataset,
+            init=start,
+            blocks=self.blocks,
+            checkpoint=checkpoint,
+            **options,
+        )
         training.give_back()
         self.order = np.arange(self.model.n_factors)
         return history
@@ -204,13 +203,8 @@ class _Fit:
             others = [int(self.sizes().argmax())]
         self._regroup([*chosen, *others], len(chosen), m)
         schedule = replace(self.options["schedule"], pick_steps=0, kernel_steps=15, min_steps=30)
-        options = {
-            **self.options,
-            "schedule": schedule,
-            "block_size": self.block_size,
-            "blocks": self.blocks,
-        }
-        more = training.fit(self.model, self.dataset, init=None, **options)
+        options: training.Options = {**self.options, "schedule": schedule}
+        more = training.fit(self.model, self.dataset, init=None, blocks=self.blocks, **options)
         self.order = np.arange(self.model.n_factors)
         return replace(more, starts=history.starts, repairs=history.repairs + more.repairs)
 
@@ -250,7 +244,7 @@ class _Fit:
         return all(isinstance(view.loadings, GammaLoadings) for _, view in self.model.items())
 
     def _place(self, model: Factorization) -> None:
-        self.model, self.blocks = model, model.blocks(self.dataset, self.block_size)
+        self.model, self.blocks = model, model.blocks(self.dataset, self.options["block_size"])
 
     def _regroup(self, order: list[int], n_spatial: int, m: np.ndarray) -> None:
         """The factors named, the first ones spatial."""

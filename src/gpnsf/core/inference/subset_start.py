@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +22,6 @@ from gpnsf.core.inference.initial import lead, loadings_at
 from gpnsf.core.inference.schedule import Schedule
 from gpnsf.core.likelihoods.moments import MEAN_RANGE
 from gpnsf.core.model.factorization import Block, Factorization
-from gpnsf.core.progress import Progress
 from gpnsf.core.types import Dataset, Start
 
 __all__ = ["MANY", "SubsetStart", "lone", "sample", "sample_size"]
@@ -95,7 +93,7 @@ class SubsetStart:
     build: Callable[[Dataset, int], Factorization]
     n_spatial: int
     init: str
-    options: dict[str, Any]  # of the fit
+    options: training.Options
 
     def __str__(self) -> str:
         """Text by which a checkpoint knows it."""
@@ -119,11 +117,12 @@ class SubsetStart:
         part = self.dataset if self.rows is None else self.dataset.subset(self.rows)
         model = self.build(_only(part, self.ahead), self.n_spatial)
         schedule = replace(self.options["schedule"], polish_steps=0)
-        options = {**self.options, "schedule": schedule, "nested": True}
+        options: training.Options = {**self.options, "schedule": schedule}
         share = _only(part, self.ahead).nnz / max(self.dataset.nnz, 1)
-        progress = options.get("progress") or Progress("fit", 1.0)
-        with progress.part("beginning with a part of the counts", share):
-            history = training.fit(model, _only(part, self.ahead), init=self.init, **options)
+        with options["progress"].part("beginning with a part of the counts", share):
+            history = training.fit(
+                model, _only(part, self.ahead), init=self.init, nested=True, **options
+            )
         best = max(history.starts, key=lambda name: history.starts[name])
         start = _continued(model, self._log_factors(model), np.arange(model.n_factors), best)
         factors = torch.as_tensor(start.factors if self.rows is None else start.factors[self.rows])

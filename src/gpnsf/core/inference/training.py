@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from typing import TypedDict
 
 import numpy as np
 import pyro
@@ -33,7 +34,7 @@ from gpnsf.core.model.objective import ClosedFormELBO
 from gpnsf.core.progress import Progress
 from gpnsf.core.types import Dataset, History, Start
 
-__all__ = ["fit", "give_back", "memory_of_polish"]
+__all__ = ["Options", "fit", "give_back", "memory_of_polish"]
 
 logger = logging.getLogger("gpnsf")
 
@@ -49,6 +50,15 @@ POLISH_ENTRIES, FEWEST_POLISH = 1_000_000_000, 5
 TRIALS, TRIAL_STEPS = 3, 10  # parts of the trial of a move, and steps of each
 # a trial ends where what is missing is more than this share of the gain of its last part
 HOPE = 2 / 3
+
+
+class Options(TypedDict):
+    """Arguments of :func:`fit` that one optimisation hands on to the next."""
+
+    schedule: Schedule
+    block_size: int | None
+    seed: int
+    progress: Progress
 
 
 def memory_of_polish(shapes: Shapes) -> float:
