@@ -17,6 +17,7 @@ __all__ = [
     "array",
     "check_field",
     "flag",
+    "modality_weights",
     "names",
     "number",
     "option",
@@ -142,6 +143,15 @@ def record(
     if not isinstance(value, Mapping):
         raise TypeError(problem(f"{key!r} in {where} to be a mapping", type(value).__name__))
     return value
+
+
+def modality_weights(mapping: Mapping[str, object]) -> dict[str, float]:
+    """Weights of the modalities; none where the record has none."""
+    if "modality_weights" not in mapping:
+        return {}
+    held = record(mapping, "modality_weights")
+    where = "the weights of modalities"
+    return {name: number(held, name, low=np.finfo(float).tiny, where=where) for name in held}
 
 
 def check_field(state: Mapping[str, object], n_spatial: int) -> None:

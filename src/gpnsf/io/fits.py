@@ -108,7 +108,9 @@ class Fit:
     def embedded(self, chosen: np.ndarray) -> np.ndarray:
         """The same of some factors alone."""
         return embedding.coordinates(
-            self.smooth[:, chosen], {name: W[:, chosen] for name, W in self.loadings.items()}
+            self.smooth[:, chosen],
+            {name: W[:, chosen] for name, W in self.loadings.items()},
+            stored.modality_weights(self.uns),
         )
 
     @property

@@ -40,7 +40,7 @@ def write(
     """
     mods = {name: modality_of(data, name) for name in layout.modalities}
     slots: list[Slot] = [(data, "uns", keys.uns, _record(posterior, layout, info))]
-    arrays = _arrays(posterior, keys)
+    arrays = _arrays(posterior, keys, stored.modality_weights(info))
     slots += _rows(data, layout.position, posterior.loadings, arrays, posterior, keys)
     for name, mod in mods.items():
         if mod is not data:
@@ -116,7 +116,9 @@ def factor_names(is_spatial: np.ndarray) -> list[str]:
     return [f"{kind}_{np.sum(kinds[: k + 1] == kind)}" for k, kind in enumerate(kinds)]
 
 
-def _arrays(posterior: Posterior, keys: Keys) -> dict[str, np.ndarray]:
+def _arrays(
+    posterior: Posterior, keys: Keys, weights: Mapping[str, float]
+) -> dict[str, np.ndarray]:
     """What there is of each row of the dataset: factors [N, K] and the embedding [N, d]."""
     used = embedding.factors_used(posterior.is_spatial)
     loadings = {name: W[:, used] for name, W in posterior.loadings.items()}
@@ -124,7 +126,7 @@ def _arrays(posterior: Posterior, keys: Keys) -> dict[str, np.ndarray]:
         keys.factors: posterior.mean,
         keys.smooth: posterior.smooth,
         keys.std: posterior.std,
-        keys.embedding: embedding.coordinates(posterior.smooth[:, used], loadings),
+        keys.embedding: embedding.coordinates(posterior.smooth[:, used], loadings, weights),
     }
 
 

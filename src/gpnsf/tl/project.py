@@ -227,7 +227,7 @@ def _asked(fit: Fit, matched: Matched, own: Options) -> Arguments:
     """How the reference was fitted, with what is read here."""
     names = list(matched.use)
     kept = {name: _plain(value) for name, value in fit.params.items() if name not in NOT_KEPT}
-    weights = fit.uns.get("modality_weights", fit.params.get("modality_weights")) or {}
+    weights = stored.modality_weights(fit.uns)
     same = own["size_factors"] == AS_REFERENCE
     return Arguments.of(
         {
@@ -236,7 +236,7 @@ def _asked(fit: Fit, matched: Matched, own: Options) -> Arguments:
             "split": "assumed",
             "modalities": names,
             "likelihoods": {name: fit.likelihoods[name] for name in names},
-            "modality_weights": {n: float(w) for n, w in weights.items() if n in names} or None,
+            "modality_weights": {n: w for n, w in weights.items() if n in names} or None,
             "size_factors": fit.param("size_factors") if same else own["size_factors"],
         }
     )

@@ -29,7 +29,7 @@ from gpnsf.core.types import TINY, Dataset
 
 __all__ = ["LEAST", "confirmed", "weighed", "weights"]
 
-HALF = 0.5  # of a count, so that no mean is zero
+PRIOR = 0.5  # counts that are added to each feature, at most, so that no mean is zero
 LEAST = (
     0.03  # weight of a modality of which nothing is confirmed: its loadings are learnt all the same
 )
@@ -63,9 +63,10 @@ def _means(blocks: list[Block], name: str) -> dict[int, Tensor]:
     """Counts [P] of each feature per unit of size factor, in each batch."""
     sums, sizes = dict[int, Tensor](), dict[int, Tensor]()
     for block in blocks:
-        sums[block.batch] = sums.get(block.batch, HALF) + block.counts[name].column_sums
+        sums[block.batch] = sums.get(block.batch, TINY) + block.counts[name].column_sums
         sizes[block.batch] = sizes.get(block.batch, TINY) + block.size[name].sum()
-    return {batch: sums[batch] / sizes[batch] for batch in sums}
+    prior = {batch: PRIOR * total.mean().clamp_max(1.0) for batch, total in sums.items()}
+    return {batch: (total + prior[batch]) / sizes[batch] for batch, total in sums.items()}
 
 
 class _Scores:

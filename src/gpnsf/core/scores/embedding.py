@@ -28,18 +28,23 @@ def factors_used(is_spatial: np.ndarray) -> np.ndarray:
     return np.flatnonzero(is_spatial) if is_spatial.sum() > 1 else np.arange(len(is_spatial))
 
 
-def coordinates(factors: np.ndarray, loadings: Mapping[str, np.ndarray]) -> np.ndarray:
+def coordinates(
+    factors: np.ndarray,
+    loadings: Mapping[str, np.ndarray],
+    weights: Mapping[str, float] | None = None,
+) -> np.ndarray:
     """The embedding [N, at most 15] of factors [N, K] and loadings.
 
-    It is by composition, or by signal where any of them has a sign.
+    It is by composition, modalities at their weights, or by signal where any of them has a sign.
     """
     signed = factors.min() < 0 or any((W < 0).any() for W in loadings.values())
-    return signal(factors, loadings) if signed else composition(factors, loadings)
+    return signal(factors, loadings) if signed else composition(factors, loadings, weights)
 
 
 def composition(
     factors: np.ndarray,
     loadings: Mapping[str, np.ndarray],
+    weights: Mapping[str, float] | None = None,
     *,
     block_bytes: int = BLOCK_BYTES,
     seed: int = 0,
@@ -47,8 +52,8 @@ def composition(
     r"""Coordinates [N, d] at Hellinger distances of expected compositions, d = min(15, K).
 
     With ``E = H W^T`` and ``p_ij = E_ij / sum_j E_ij`` in each modality, the squared distance of i
-    and l is ``1/2 sum_j (sqrt(p_ij) - sqrt(p_lj))^2``, added over modalities. The arrays
-    ``sqrt(p)`` [N, P] are never made:
+    and l is ``1/2 sum_j (sqrt(p_ij) - sqrt(p_lj))^2``, added over modalities times their
+    weights over the largest one (default: 1 each). The arrays ``sqrt(p)`` [N, P] are never made:
 
     - Features with proportional loadings can be added up, for then ``sum_j sqrt(p_ij p_lj)`` stays
       what it is. So features are merged to at most 256 groups with like profiles
@@ -56,7 +61,11 @@ def composition(
     - Axes are sought in a sample of 2,000 rows, some more than wanted; all rows are projected on
       them, block after block, and turned to the principal axes of the projections.
     """
-    profiles = [_merged(W.astype(np.float64)) for W in loadings.values()]
+    own = [(weights or {}).get(name, 1.0) for name in loadings]
+    profiles = [
+        (_merged(W.astype(np.float64)), weight / max(own))
+        for W, weight in zip(loadings.values(), own, strict=True)
+    ]
     N, K = factors.shape
     rows = np.sort(np.random.default_rng(seed).choice(N, min(N, SAMPLE), replace=False))
     sample = _roots(factors[rows], profiles)
@@ -78,12 +87,14 @@ def signal(factors: np.ndarray, loadings: Mapping[str, np.ndarray]) -> np.ndarra
     return _principal(factors.astype(np.float64) * np.sqrt(power), min(N_DIMS, factors.shape[1]))
 
 
-def _roots(factors: np.ndarray, profiles: list[np.ndarray]) -> np.ndarray:
-    """``sqrt(p / 2)`` [n, G], modalities side by side; zero where a row expects nothing."""
+def _roots(factors: np.ndarray, profiles: list[tuple[np.ndarray, float]]) -> np.ndarray:
+    """``sqrt(w p / 2)`` [n, G], modalities side by side; zero where a row expects nothing."""
     parts = []
-    for W in profiles:
+    for W, weight in profiles:
         expected = factors @ W.T
-        expected /= np.maximum(2 * expected.sum(axis=1, keepdims=True), np.finfo(float).tiny)
+        expected /= np.maximum(
+            2 / weight * expected.sum(axis=1, keepdims=True), np.finfo(float).tiny
+        )
         parts.append(np.sqrt(expected, out=expected))
     return np.concatenate(parts, axis=1)
 
