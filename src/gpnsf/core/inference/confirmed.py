@@ -30,9 +30,7 @@ from gpnsf.core.types import TINY, Dataset
 __all__ = ["LEAST", "confirmed", "weighed", "weights"]
 
 PRIOR = 0.5  # counts that are added to each feature, at most, so that no mean is zero
-LEAST = (
-    0.03  # weight of a modality of which nothing is confirmed: its loadings are learnt all the same
-)
+LEAST = 0.03  # weight of a modality of which nothing is confirmed: its loadings are still learnt
 
 
 @torch.no_grad()

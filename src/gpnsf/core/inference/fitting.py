@@ -226,14 +226,11 @@ class _Fit:
             spatial = [k for k in range(T) if used[k]]
             ordered = [k for k in self._ordered(z, m) if used[k]] if local and T else []
             chosen = _most_ordered([*spatial, *ordered], rank, most_spatial)
-            spatial, rising = (
-                [k for k in chosen if k < T],
-                [k for k in chosen if k >= T],
-            )
+            spatial, rising = [k for k in chosen if k < T], [k for k in chosen if k >= T]
             if rising or not all(used):
                 others = [k for k in range(self.model.n_factors) if used[k] and k not in chosen]
                 self._regroup([*spatial, *rising, *others], len(spatial) + len(rising), m)
-            adopted = {spatial.index(k): own for k, own in joined.items()}
+            adopted = {spatial.index(k): own for k, own in joined.items() if k in spatial}
             adopted |= moves.adopt(self.model, self.blocks, graph, self._tensor(m[:, rising]))
         return (local_stage.local if local else local_stage.mean_field)(
             self.model, self.blocks, adopted
