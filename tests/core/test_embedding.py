@@ -52,6 +52,20 @@ def test_distances_are_those_of_the_definition(n_features, monkeypatch):
     np.testing.assert_allclose(distances(composition(H, loadings)), expected, atol=1e-6)
 
 
+def test_modalities_count_at_their_weights():
+    """Over the largest weight: scaling all weights changes nothing, and a vanishing one leaves the others."""
+    H, loadings = simulated(n_features=60)
+    whole = distances(composition(H, loadings))
+    both = [distances(composition(H, {name: W})) for name, W in loadings.items()]
+    first, second = loadings
+    for weights in ({first: 1.0, second: 0.25}, {first: 4.0, second: 1.0}):
+        expected = np.sqrt(both[0] ** 2 + 0.25 * both[1] ** 2)
+        found = distances(composition(H, loadings, weights))
+        assert np.abs(found - expected).max() < 0.05 * whole.max()
+    alone = distances(composition(H, loadings, {second: 1e-9}))
+    np.testing.assert_allclose(alone, both[0], atol=2e-3)
+
+
 def test_many_features_are_merged_and_distances_hold():
     H, loadings = simulated(n_features=3_000)
     expected, found = hellinger(H, loadings), distances(composition(H, loadings))

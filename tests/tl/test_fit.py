@@ -6,6 +6,7 @@ import inspect
 import logging
 from typing import Any
 
+import anndata
 import numpy as np
 import pandas as pd
 import pytest
@@ -911,3 +912,13 @@ def test_places_for_spatial_factors_go_to_those_with_most_order():
     gpnsf.tl.fit(data, "nsfh", **options)
     spatial = data.obsm["X_gpnsf"][:, data.uns["gpnsf"]["is_spatial"]]
     assert match_factors(data.obsm["true_factors"][:, :4], spatial)[1].min() > 0.95
+
+
+@pytest.mark.slow
+def test_a_rest_does_not_take_the_place_of_the_pattern_that_it_is_of(data_file):
+    """The section simulated by the authors of NSF: of 4 + 3 factors, all four patterns are spatial."""
+    adata = anndata.read_h5ad(data_file("nsf_sim_S1.h5ad"))
+    options = {"model": "nsfh", "n_factors": 7, "n_spatial": 4, "size_factors": None, "seed": 102}
+    gpnsf.tl.fit(adata, likelihoods="nb", progress=False, **options)
+    spatial = adata.obsm["X_gpnsf"][:, adata.uns["gpnsf"]["is_spatial"]]
+    assert match_factors(adata.obsm["true_factors"][:, :4], spatial)[1].min() > 0.98
