@@ -107,11 +107,9 @@ class Fit:
 
     def embedded(self, chosen: np.ndarray) -> np.ndarray:
         """The same of some factors alone."""
-        return embedding.coordinates(
-            self.smooth[:, chosen],
-            {name: W[:, chosen] for name, W in self.loadings.items()},
-            stored.modality_weights(self.uns),
-        )
+        loadings = {name: W[:, chosen] for name, W in self.loadings.items()}
+        weights = stored.modality_weights(self.uns)
+        return embedding.coordinates(self.smooth[:, chosen], loadings, weights)
 
     @property
     def has_coords(self) -> bool:
