@@ -94,16 +94,18 @@ gpnsf.tl.fit(mdata, n_factors=10, use_var="highly_deviant", seed=0)
 print(*mdata.uns["gpnsf"]["factor_names"])
 
 # %% [markdown]
-# Not all ten are left. Two messages came on the way, and each wants an answer.
+# Not all ten are left. Three messages came on the way, and two of them want an answer.
 #
 # - *Modality 'atac' holds values other than 0 and 1.* A peak counts as open or closed. Spots hold several cells, so a peak with three fragments may
 #   be open in three cells, and that is lost. We leave it so, because 93 % of the counts above 0 are 1; in deeper spots
 #   `likelihoods={"atac": "poisson"}` would keep it.
-# - *The field keeps 70 % of the prior variance* of two factors, the two glia below. Their length scales, below 90 µm, are hardly longer than the
+# - *weight of atac*: the modalities weigh by what held-out counts confirm of their loadings, genes 1 and peaks .14. Most of what 2,000 sparse peaks
+#   seem to say is noise, so the factors follow the genes, and the peaks help. Nothing has to be done.
+# - *The field keeps 67 % of the prior variance* of three factors, among them the two glia below. Their length scales are hardly longer than the
 #   distance of two spots (60 µm), so the smooth field cannot follow them, and takes for noise of single spots what it misses. The message says what
 #   to do: compare with a fit with `field="inducing"`. We did so with an earlier version of this fit. It took eight times as long, so it is not
-#   repeated here. These two lay in the same spots (correlations of 1.00 and .99), but with length scales two to three times as long. So we trust the
-#   maps, and quote no length scale of these two.
+#   repeated here. The two glia lay in the same spots (correlations of 1.00 and .99), but with length scales two to three times as long. So we trust
+#   the maps, and quote no length scale of these factors.
 #
 # ## The factors
 
@@ -114,7 +116,7 @@ plt.show()
 
 # %% [markdown]
 # The narrow part at the top is white matter, the lower edge is the surface of the brain. Most spatial factors are bands between these two, and two
-# are glia. The last spatial one is a smooth slope towards the far end of the white matter and holds .2 % of the signal: a remnant, which we do not
+# are glia. The last spatial one is a smooth slope towards the far end of the white matter and holds 3 % of the signal: a remnant, which we do not
 # read. The nonspatial ones are single spots all over the tissue: in held-out counts, their neighbours do not resemble each other.
 #
 # ## Marker genes
@@ -126,27 +128,29 @@ best.groupby("factor", observed=True)["feature"].agg(", ".join).to_frame("best g
 # %% [markdown]
 # The genes say what the factors are. *Cux2* and *Cux1*: upper layers; *Hs3st4* and *Foxp2*: layer 6; *Plp1* and *Mbp*: oligodendrocytes; *Slc1a2*
 # and *Slc1a3*: astrocytes; *Nxph1* and *Adarb2*: two families of interneurons, which are sparse in all layers. Two bands are told better by their
-# maps than by their genes: the one with *Il1rapl2* is layer 4, and the weaker one with *Kirrel3* and *Tox*, between layers 4 and 6, is layer 5. The
-# remnant has genes that are abundant in neurons of all kinds (*Malat1*, *Celf2*).
+# maps than by their genes: the one with *Il1rapl2* is layer 4, and the weaker one with *Tox* and *Tenm3*, between layers 4 and 6, is layer 5. The
+# genes of the remnant have nothing in common.
 #
-# How far to trust that? Layer 5 is the weak point: it is thin, has few spots, and its factor holds less than 4 % of the signal. An earlier version of
+# How far to trust that? Layer 5 is the weak point: it is thin, has few spots, and its factor holds 6.5 % of the signal. An earlier version of
 # this fit, which differed in details of the search only, gave it no factor, and its spots went into the others. So compare fits with several values
 # of `seed` before you say that a layer has a programme of its own, or that it has none.
 #
 # ## Genes and peaks of a factor
 #
-# Counts as they were measured, beside the factor: two genes and two peaks for white matter, for astrocytes and for layer 6.
+# Counts as they were measured, beside the factor: two genes and two peaks for white matter, for astrocytes and for layer 6. We name these
+# factors by a marker gene of each, since their numbers may change from fit to fit.
 
 # %%
 names = list(mdata.uns["gpnsf"]["factor_names"])
-shown = ["spatial_4", "spatial_5", "spatial_2"] if there else names[:3]
+top = mdata["rna"].var["gpnsf_top_factor"]
+shown = top[["Plp1", "Slc1a2", "Hs3st4"]].tolist() if there else names[:3]
 figure = gpnsf.pl.feature_maps(mdata, factors=shown, n_features=4, return_fig=True)
 figure.suptitle(title, y=1.02)
 plt.show()
 
 # %% [markdown]
 # Genes follow their factor well. Peaks do so less: each is seen open or closed, and a spot of the right place may well show it closed. The first
-# one of white matter (upper row) is open mostly there. The second is open in half of the cortex, and only more often in white matter: 37 % of its
+# one of white matter (upper row) is open mostly there. The second is open in a third of all spots, and only more often in white matter: 43 % of its
 # expected signal comes from this factor. Those of layer 6 are open in many other places too, but more densely in the band.
 #
 # How many peaks can be told to belong to a factor? A score above 0 says that the factor has more of the peak than the section has, as far as its
@@ -158,8 +162,8 @@ certain = peaks[peaks["score"] > 0]
 certain.groupby("factor", observed=False).size().reindex(names, fill_value=0).to_frame("peaks")
 
 # %% [markdown]
-# Both kinds of glia have well over a hundred such peaks, and one family of interneurons half as many. The layers have a few at best, layer 5 has
-# none, like the remnant: the neurons of the layers share most of their open chromatin, and at a few hundred fragments a spot the differences are not
+# Both kinds of glia have well over a hundred such peaks, and one family of interneurons half as many. The layers have less than twenty at best,
+# layers 4 and 5 have none, like the remnant: the neurons of the layers share most of their open chromatin, and at a few hundred fragments a spot the differences are not
 # seen peak by peak. That is a reason to fit both modalities at once: genes find the factor, and its peaks follow.
 #
 # ## Links between genes and peaks
@@ -234,9 +238,8 @@ pd.crosstab(labels["region"], labels["gpnsf_domain"])
 # %% [markdown]
 # Layers 2-3, 4, 5 and 6 each have a domain that holds most of their spots. That of layer 5, the thin band, is the least sure: nearly half of its
 # spots are of other regions, mostly of layer 6. What is not found: *lateral*, *medial* and *3-4*, which hold the same types of neurons, so nothing
-# tells them apart. White matter falls into several domains: the largest lies in it alone, one reaches into layer 6, and one has spots of white
-# matter and of the surface, beside the domain of the surface itself; astrocytes are in both places, as the map of their factor shows. The index
-# counts all of that as errors. Annotations were drawn as closed regions; domains follow counts.
+# tells them apart. White matter falls into several domains: two lie in it all but alone, one reaches into layer 6, and that of the surface has
+# some of its spots as well; astrocytes are in both places, as the map of their factor shows. The index counts all of that as errors. Annotations were drawn as closed regions; domains follow counts.
 #
 # ## On with squidpy
 #
@@ -254,7 +257,7 @@ pd.DataFrame(z, index=domain, columns=domain).round(0)
 # %% [markdown]
 # A positive z says that two domains touch more often than if their labels were shuffled. On the diagonal all are: domains hold together. Beside it,
 # layers have negative values even with the layer next to them, since they meet along one line only. Most of the positive ones are of domains whose
-# spots are mixed: those of the white matter with each other, layer 6 with the one of them that reaches into it, and the two at the surface.
+# spots are mixed: those of the white matter with each other, and layer 6 with the one of them that reaches into it.
 #
 # How smooth is each factor? Moran's I is 1 where neighbours are equal and 0 where they know nothing of each other.
 
@@ -263,7 +266,7 @@ sq.gr.spatial_autocorr(factors, mode="moran")
 factors.uns["moranI"].loc[names, ["I", "pval_norm"]].round(3)
 
 # %% [markdown]
-# The bands have .7 to .8, glia follow, and the interneurons are near zero. The remnant has .99, more than any of them: so little signal leaves
+# The bands have .7 to .8, glia follow, and the interneurons are near zero. The remnant has .97, more than any of them: so little signal leaves
 # the smooth slope of the field as it is. A high value alone does not make a factor important.
 #
 # ## Peaks of a factor as regions

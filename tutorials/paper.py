@@ -173,8 +173,8 @@ pd.DataFrame(
 ).round(3)
 
 # %% [markdown]
-# Where spots were used, every pattern is found nearly without error. At spots that were held out the disc and the straight stripes are continued rather well (.87 to .95), the diagonal stripes, which are narrow, badly
-# (.57). PNMF, which says the mean for each held-out spot, loses less by that: over all spots it has .97 for the diagonal stripes, in place of .95.
+# Where spots were used, every pattern is found nearly without error. At spots that were held out the disc and the straight stripes are continued rather well (.86 to .95), the diagonal stripes, which are narrow, badly
+# (.59). PNMF, which says the mean for each held-out spot, loses less by that: over all spots it has .97 for the diagonal stripes, in place of .95.
 
 
 # %%
@@ -225,7 +225,7 @@ draw(blocks, {**shown(blocks), **maps(blocks, models)})
 
 # %% [markdown]
 # The four nonnegative models find all seven patterns, PNMF with flecks at the spots that were held out. FA and RSF mix them. Each true pattern has to get a factor of its own here, so in both one pattern is left with a factor
-# that says next to nothing of it (FA: .02, a nonspatial one; RSF: .09, the triangle, which is there as the blue part of its second factor).
+# that says next to nothing of it (FA: .02, a nonspatial one; RSF: .08, the triangle, which is there as the blue part of its second factor).
 #
 # The maps of NSF and of the hybrids look alike. What differs is what the models say of the genes: how much of each is spatial?
 
@@ -291,7 +291,7 @@ draw(blocks, {"truth": shown(blocks)["truth"], **maps(blocks, ["pnmf_4", "nsf_4"
 # ## What does not reproduce
 #
 # - Four factors on mixed data, as just seen. With seven, NSF and PNMF find all patterns.
-# - In the paper NSF predicts unseen spots best. Here RSF is a little ahead on quilt (.60 and .57), although it mixes the patterns; on mixed data the hybrids are far ahead of NSF.
+# - In the paper NSF predicts unseen spots best. Here RSF is a little ahead on quilt (.60 and .58), although it mixes the patterns; on mixed data the hybrids are far ahead of NSF.
 # - Signed models come closer to the patterns than its figures suggest, once factors are matched and turned.
 #
 # These are two draws of one simulation each, with shapes of our own. `gpnsf benchmark paper` repeats them with larger sections, three draws and MEFISTO, and writes two tables and two figures; the page of
