@@ -101,8 +101,7 @@ def fit(
         dataset = weighed(dataset, found.weights)
         for name, weight in found.weights.items():
             logger.info("weight of %s by what held-out counts confirm of it: %.2f", name, weight)
-        if most > n_spatial:
-            n_spatial = min(found.slots, most)
+        n_spatial = found.slots  # may be more than there are places for: those of most order stay
     run = _Fit(dataset, build, options)
     history = run.begin(n_spatial, init, checkpoint)
     if tested:
