@@ -69,8 +69,9 @@ def fit(
 
     With ``tested``, held-out counts decide: factors without spatial order become
     nonspatial, others with clear order spatial, as long as no more than ``most_spatial`` are
-    (default: ``n_spatial``). With ``weigh``, they also give several modalities their weights. The
-    checkpoint keeps the first optimisation; what follows is repeated.
+    (default: ``n_spatial``). With ``weigh``, they also give several modalities their weights. Then,
+    or where ``most_spatial`` leaves room, they are asked first, and say how many fields to begin
+    with. The checkpoint keeps the first optimisation; the test before it and what follows are repeated.
     """
     schedule, progress = schedule or Schedule(), progress or Progress("fit", 1.0)
     progress.expected = _expected_steps(schedule, tested=tested and n_spatial > 0, refine=refine)
