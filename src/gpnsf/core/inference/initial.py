@@ -27,6 +27,7 @@ from gpnsf.core.inference.klnmf import (
     search,
     step,
 )
+from gpnsf.core.inference.left_over import fill, leading_pattern
 from gpnsf.core.inference.shapes import NUMBER, Shapes
 from gpnsf.core.scores.metrics import knn_weights, morans_i
 from gpnsf.core.types import Dataset, Start, View
@@ -114,6 +115,7 @@ class _Problem:
         whole = len(self.features) == main.counts.shape[1] and not signed
         self.sparse = self.views[main.name] if whole else SparseCounts(self.counts)
         self.sparse_size = torch.as_tensor(self.size)[:, None]
+        self._seen = dict[str, tuple[sp.csr_matrix, np.ndarray, Tensor]]()
 
     def bandwidths(self) -> list[float]:
         """Bandwidths worth trying: all, or unsmoothed bins alone for many spots or counts."""
@@ -128,7 +130,7 @@ class _Problem:
         Unsmoothed bins of deep data still show the nonspatial factors: there all K are looked for,
         and the T with the highest Moran's I come first.
         """
-        bins = self._bins(bandwidth)  # [B, N]
+        bins = self._bins(bandwidth, self.counts.shape[1])  # [B, N]
         centres = _rows_to_one(bins) @ self.coords
         smoother = _gaussian_smoother(centres, bandwidth) @ bins
         dense = torch.as_tensor((smoother @ self.counts).toarray())
@@ -141,6 +143,10 @@ class _Problem:
             order = np.argsort(-morans_i(torch.log(binned + 0.02).numpy(), graph), kind="stable")
             binned = binned[:, torch.as_tensor(order[: self.n_spatial])]
             W = W[:, torch.as_tensor(order)]
+        return self._at_spots(binned, centres), W
+
+    def _at_spots(self, binned: Tensor, centres: np.ndarray) -> Tensor:
+        """Factors [N, T] of the spots from those of the bins [B, T] that are nearest."""
         distance, nearest = cKDTree(centres).query(self.coords, min(4, len(centres)))
         weights = torch.as_tensor(
             1 / (distance.reshape(len(self.coords), -1) + 1e-3), dtype=torch.float32
@@ -148,7 +154,7 @@ class _Problem:
         weights = weights / weights.sum(1, keepdim=True)
         # [N, 4, T]
         logs = torch.log(binned + 0.02)[torch.as_tensor(nearest.reshape(weights.shape))]
-        return torch.exp((logs * weights[..., None]).sum(1)), W
+        return torch.exp((logs * weights[..., None]).sum(1))
 
     def spot(self) -> Tensor:
         """Factors [N, K] of spots by KL-NMF, by Moran's I, spatial ones as means of neighbours."""
@@ -202,17 +208,56 @@ class _Problem:
         )
 
     def finish(self, name: str, factors: Tensor, W: Tensor | None = None) -> Start:
-        """Add what a start lacks: nonspatial factors, and the loadings of every modality."""
+        """Add what a start lacks: nonspatial factors, patterns that it has left over, and loadings."""
         missing = self.n_factors - factors.shape[1]
         if missing:
             factors = self._add_nonspatial(factors, missing, W)
         factors = factors.clamp_min(FLOOR)
         factors = factors / factors.mean(0)
-        loadings = {
-            view.name: loadings_at(view, self.views[view.name], factors)
+        loadings = self._loadings(factors)
+        for view in self.dataset.views if self.n_spatial else ():
+            for _ in range(self.n_spatial if not FAMILIES[view.likelihood].signed else 0):
+                filled = self._with_left_over(view, factors, loadings[view.name])
+                if filled is None:
+                    break
+                factors, loadings = filled, self._loadings(filled)
+        return Start(name, factors.numpy(), {name: W.numpy() for name, W in loadings.items()})
+
+    def _loadings(self, factors: Tensor) -> dict[str, Tensor]:
+        """Loadings [P, K+1] of every modality at fixed factors."""
+        return {
+            view.name: torch.as_tensor(loadings_at(view, self.views[view.name], factors))
             for view in self.dataset.views
         }
-        return Start(name, factors.numpy(), loadings)
+
+    def _with_left_over(self, view: View, factors: Tensor, W: Tensor) -> Tensor | None:
+        """Factors [N, K] with the clearest pattern that they leave over of a modality.
+
+        None where there is none, or none that is worth a place.
+        """
+        bins, features, counts = self._binned(view.name)
+        size = torch.as_tensor(view.size * view.observed)[:, None]
+        A = size * torch.cat([factors, torch.ones(len(factors), 1)], 1)
+        rates = torch.as_tensor(bins @ A.numpy()) @ W[torch.as_tensor(features)].T
+        pattern = leading_pattern(counts, rates, self.seed)
+        if pattern is None:
+            return None
+        new = self._at_spots(pattern, _rows_to_one(bins) @ self.coords)
+        more = torch.cat([factors, new / new.mean(0)], 1)
+        views = self.dataset.views
+        sizes = {v.name: torch.as_tensor(v.size * v.observed) for v in views}
+        weights = {v.name: v.weight for v in views}
+        return fill(more, self._loadings(more), sizes, weights, self.n_spatial)
+
+    def _binned(self, name: str) -> tuple[sp.csr_matrix, np.ndarray, Tensor]:
+        """Unsmoothed bins [B, N], features [P'], and counts [B, P'] of a modality."""
+        if name not in self._seen:
+            counts = next(v.counts for v in self.dataset.views if v.name == name)
+            features = _overdispersed(counts, MAX_FEATURES)
+            bins = self._bins(0.0, len(features))
+            binned = torch.as_tensor((bins @ counts[:, features]).toarray())
+            self._seen[name] = bins, features, binned
+        return self._seen[name]
 
     def _add_nonspatial(
         self, spatial: Tensor, n_nonspatial: int, W: Tensor | None, n_updates: int = 12
@@ -244,10 +289,10 @@ class _Problem:
             H = torch.cat([H[:, :T], updated[:, T:]], 1)
         return H
 
-    def _bins(self, bandwidth: float) -> sp.csr_matrix:
+    def _bins(self, bandwidth: float, n_features: int) -> sp.csr_matrix:
         """Membership [B, N] of spots in square bins: N / 8 of them, or as wide as the bandwidth."""
         n_obs = len(self.coords)
-        limit = min(MAX_BINS, max(64, MAX_DENSE // max(self.counts.shape[1], 1)))
+        limit = min(MAX_BINS, max(64, MAX_DENSE // max(n_features, 1)))
         wanted = min(limit, max(64, n_obs // 8 if bandwidth == 0 else round(CELLS / bandwidth**2)))
         wanted = min(wanted, 400) if n_obs > LARGE else wanted
         if wanted >= n_obs:
