@@ -193,7 +193,7 @@ def test_other_models_go_on_too(options, call, path):
 
 
 MOVING = Schedule(max_steps=160, pick_steps=4, kernel_steps=6, min_steps=20, tol=5e-3)
-FIVE = {"n_factors": 5, "n_spatial": 4, "likelihoods": {"rna": "poisson"}, "n_features": 30}
+FIVE = {"n_factors": 5, "n_spatial": 3, "likelihoods": {"rna": "poisson"}, "n_features": 30}
 
 
 @pytest.fixture

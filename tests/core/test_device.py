@@ -20,6 +20,7 @@ FACTORIES |= {torch.as_tensor, torch.from_numpy, torch.tensor, torch.zeros}
 ON_THE_CPU = {
     "initial.py",
     "klnmf.py",
+    "left_over.py",
     "checkpoint.py",
     "state.py",
 }  # starts are searched for there

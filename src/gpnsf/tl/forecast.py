@@ -61,7 +61,7 @@ def forecast(
     >>> mdata = gpnsf.datasets.ggblocks(n_side=12, n_genes=60, n_peaks=36, seed=0)
     >>> found = gpnsf.tl.forecast(mdata, n_factors=4)
     >>> found.memory < 1e9, list(found.stages)
-    (True, ['starts', 'optimisation', 'dispersion', 'local stage', 'test', 'summary'])
+    (True, ['starts', 'optimisation', 'dispersion', 'loadings', 'local stage', 'test', 'summary'])
     """
     check_names(options, "gpnsf.tl.forecast")
     asked = Arguments.of({"model": model, **options})

@@ -1,4 +1,4 @@
-"""A whole fit: optimisation, spatial test, second optimisation, local stage.
+"""A whole fit: optimisation, spatial test, second optimisation, loadings, local stage.
 
 The second optimisation takes place where factors change sides.
 """
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from gpnsf.core import distributed
-from gpnsf.core.inference import local_stage, moves, posterior, standing, training
+from gpnsf.core.inference import loading_stage, local_stage, moves, posterior, standing, training
 from gpnsf.core.inference.checkpoint import Checkpoint
 from gpnsf.core.inference.confirmed import weighed
 from gpnsf.core.inference.regroup import regrouped
@@ -211,7 +211,7 @@ class _Fit:
     def end(
         self, z: np.ndarray, rank: np.ndarray, most_spatial: int, *, local: bool
     ) -> local_stage.LogFactors:
-        """Join equal factors, drop unused ones, give spatial ones a field; then the local stage."""
+        """Join equal factors, drop unused ones, give spatial ones a field; then loadings and spots."""
         adopted: dict[int, moves.Adopted] = {}
         if self._has_posterior():
             graph = standing.neighbours(self.blocks)
@@ -232,6 +232,8 @@ class _Fit:
                 self._regroup([*spatial, *rising, *others], len(spatial) + len(rising), m)
             adopted = {spatial.index(k): own for k, own in joined.items() if k in spatial}
             adopted |= moves.adopt(self.model, self.blocks, graph, self._tensor(m[:, rising]))
+        if local:
+            loading_stage.settle(self.model, self.blocks)
         return (local_stage.local if local else local_stage.mean_field)(
             self.model, self.blocks, adopted
         )

@@ -18,6 +18,7 @@ from gpnsf.core.families import FAMILIES
 from gpnsf.core.fields.base import RIDGE_STEPS, FieldSize
 from gpnsf.core.inference import (
     initial,
+    loading_stage,
     local_stage,
     posterior,
     spatial_test,
@@ -119,7 +120,8 @@ def forecast(
     stages = _stages(
         first, whole, space, BYTE * missing, init="svd" if signed else init, max_steps=max_steps
     )
-    stages["local stage"] *= refine
+    for name in ("loadings", "local stage"):
+        stages[name] *= refine
     stages["test"] *= tested and n_spatial > 0
     return Forecast(_peak(parts), sum(stages.values()), float(held), parts, stages)
 
@@ -178,6 +180,7 @@ def _stages(
         "optimisation": climb * (_step(whole) + reading + FROZEN * points * whole.n_obs)
         + climb * _step(first) * (first != whole),
         "dispersion": float(n_polish) * (_dense(whole) + 2 * _step(whole)) * (_entries(whole) > 0),
+        "loadings": loading_stage.N_PASSES * (_step(whole) + reading),
         "local stage": _local(whole) + LOCAL * (_dense(whole) + reading) + space.exact_seconds,
         "test": 2
         * (_start(half) + spatial_test.SCHEDULE.max_steps * _step(half) + 2 * _local(half)),

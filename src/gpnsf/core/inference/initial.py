@@ -83,7 +83,7 @@ def starts(
     if wanted & {"auto", "spot"} or ("smooth" in wanted and not n_spatial):
         yield problem.finish("spot", problem.spot())
     if "random" in wanted:
-        yield problem.finish("random", problem.random())
+        yield problem.finish("random", problem.random(), filled=False)
 
 
 def lead(dataset: Dataset) -> View:
@@ -207,7 +207,9 @@ class _Problem:
             {view.name: _least_squares(view, factors) for view in self.dataset.views},
         )
 
-    def finish(self, name: str, factors: Tensor, W: Tensor | None = None) -> Start:
+    def finish(
+        self, name: str, factors: Tensor, W: Tensor | None = None, *, filled: bool = True
+    ) -> Start:
         """Add what a start lacks: nonspatial factors, patterns that it has left over, and loadings."""
         missing = self.n_factors - factors.shape[1]
         if missing:
@@ -215,12 +217,12 @@ class _Problem:
         factors = factors.clamp_min(FLOOR)
         factors = factors / factors.mean(0)
         loadings = self._loadings(factors)
-        for view in self.dataset.views if self.n_spatial else ():
-            for _ in range(self.n_spatial if not FAMILIES[view.likelihood].signed else 0):
-                filled = self._with_left_over(view, factors, loadings[view.name])
-                if filled is None:
+        for view in self.dataset.views if filled else ():
+            for _ in range(0 if FAMILIES[view.likelihood].signed else self.n_spatial):
+                more = self._with_left_over(view, factors, loadings[view.name])
+                if more is None:
                     break
-                factors, loadings = filled, self._loadings(filled)
+                factors, loadings = more, self._loadings(more)
         return Start(name, factors.numpy(), {name: W.numpy() for name, W in loadings.items()})
 
     def _loadings(self, factors: Tensor) -> dict[str, Tensor]:

@@ -27,6 +27,7 @@ from gpnsf.core.model.gammas import SMALLEST_SHAPE, gamma_posterior
 from gpnsf.core.types import TINY
 
 __all__ = [
+    "FIRST_SHAPE",
     "AbstractLoadings",
     "GammaLoadings",
     "GivenLoadings",
@@ -216,7 +217,7 @@ class GammaLoadings(AbstractLoadings):
     def posterior(self, multipliers: Tensor | None, weight: float) -> PosteriorLoadings:
         """Mean, geometric mean, and divergence from the prior times the charge."""
         alpha, mu = self._prior()
-        n, exposure = self.n_columns, weight / self.charge * self._exposure(multipliers)
+        n, exposure = self.n_columns, weight / self.charge * self.exposed(multipliers)
         geometric, divergence = gamma_posterior(
             self.raw[:, :n], alpha[:n], mu[:n], self.level, exposure[:, :n]
         )
@@ -235,7 +236,7 @@ class GammaLoadings(AbstractLoadings):
         """``W ~ Gamma(a, b)`` (eq. L2)."""
         _, beta = self._prior_rates()
         n = self.n_columns
-        b = beta.detach() + weight / self.charge * self._exposure(multipliers)[:, :n]
+        b = beta.detach() + weight / self.charge * self.exposed(multipliers)[:, :n]
         with pyro.poutine.scale(scale=float(self.charge)):
             own = dist.Gamma((self.raw[:, :n].exp() * b).clamp_min(SMALLEST_SHAPE), b)
             pyro.sample(name, own.to_event(2))
@@ -275,6 +276,10 @@ class GammaLoadings(AbstractLoadings):
         """
         self.log_shape.clamp_(*map(math.log, SHAPES))
 
+    def exposed(self, multipliers: Tensor | None) -> Tensor:
+        """``sum_i nu_i E H_ik`` [1, K+1], or [P, K+1] as the batches see it."""
+        return self.exposure if multipliers is None else multipliers.T @ self.exposure
+
     def _prior(self) -> tuple[Tensor, Tensor]:
         """Shapes alpha, and means mu at their optimum [K+1]."""
         mu = (self.raw.detach().exp() / self.level[:, None]).mean(0).clamp_min(TINY)
@@ -287,7 +292,3 @@ class GammaLoadings(AbstractLoadings):
         """
         alpha, mu = (values[: self.n_columns] for values in self._prior())
         return alpha, alpha / (mu * self.level[:, None])
-
-    def _exposure(self, multipliers: Tensor | None) -> Tensor:
-        """``sum_i nu_i E H_ik`` [1, K+1], or [P, K+1] as the batches see it."""
-        return self.exposure if multipliers is None else multipliers.T @ self.exposure
