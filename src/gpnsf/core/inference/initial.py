@@ -18,6 +18,13 @@ from torch import Tensor
 from gpnsf.core.counts.sparse import SparseCounts
 from gpnsf.core.families import FAMILIES
 from gpnsf.core.inference.batch_free import corrected
+from gpnsf.core.inference.bins import (
+    gaussian_smoother,
+    neighbour_mean,
+    order_of,
+    rows_to_one,
+    square_bins,
+)
 from gpnsf.core.inference.klnmf import (
     FLOOR,
     poisson_fit,
@@ -41,6 +48,7 @@ MAX_BINS = 2_000
 LARGE, MANY = 20_000, 5_000_000  # spots, and nonzero counts, above which two starts must do
 BACKGROUND_SHARE = 0.3  # share of the signal that the constant column starts with
 DEEP = 50  # counts a spot from which bins tell nonspatial factors from noise
+LEAST_ORDER = 0.3  # Moran's I of a pattern that takes the place of a spatial factor
 CELLS = 4  # bins per squared bandwidth: a bin is as wide as the bandwidth on a full square
 
 
@@ -131,16 +139,15 @@ class _Problem:
         and the T with the highest Moran's I come first.
         """
         bins = self._bins(bandwidth, self.counts.shape[1])  # [B, N]
-        centres = _rows_to_one(bins) @ self.coords
-        smoother = _gaussian_smoother(centres, bandwidth) @ bins
+        centres = rows_to_one(bins) @ self.coords
+        smoother = gaussian_smoother(centres, bandwidth) @ bins
         dense = torch.as_tensor((smoother @ self.counts).toarray())
         size = torch.as_tensor(smoother @ self.size)[:, None].clamp_min(1e-3)
         deep = bandwidth == 0 and float(self.counts.sum()) >= DEEP * len(self.coords)
         wanted = self.n_factors if deep else self.n_spatial
         binned, W = search(dense, size, wanted, self.seed)
         if binned.shape[1] > self.n_spatial:
-            graph = knn_weights(centres, n_neighbors=min(8, len(centres) - 1))
-            order = np.argsort(-morans_i(torch.log(binned + 0.02).numpy(), graph), kind="stable")
+            order = np.argsort(-order_of(centres, binned), kind="stable")
             binned = binned[:, torch.as_tensor(order[: self.n_spatial])]
             W = W[:, torch.as_tensor(order)]
         return self._at_spots(binned, centres), W
@@ -175,7 +182,7 @@ class _Problem:
         order = np.argsort(-morans_i(H.numpy(), graph), kind="stable")
         H = H[:, torch.as_tensor(order)]
         H[:, : self.n_spatial] = torch.as_tensor(
-            _neighbour_mean(graph, H[:, : self.n_spatial].numpy())
+            neighbour_mean(graph, H[:, : self.n_spatial].numpy())
         )
         return H
 
@@ -242,9 +249,10 @@ class _Problem:
         A = size * torch.cat([factors, torch.ones(len(factors), 1)], 1)
         rates = torch.as_tensor(bins @ A.numpy()) @ W[torch.as_tensor(features)].T
         pattern = leading_pattern(counts, rates, self.seed)
-        if pattern is None:
+        centres = rows_to_one(bins) @ self.coords
+        if pattern is None or order_of(centres, pattern)[0] < LEAST_ORDER:
             return None
-        new = self._at_spots(pattern, _rows_to_one(bins) @ self.coords)
+        new = self._at_spots(pattern, centres)
         more = torch.cat([factors, new / new.mean(0)], 1)
         views = self.dataset.views
         sizes = {v.name: torch.as_tensor(v.size * v.observed) for v in views}
@@ -299,7 +307,7 @@ class _Problem:
         wanted = min(wanted, 400) if n_obs > LARGE else wanted
         if wanted >= n_obs:
             return sp.identity(n_obs, dtype=np.float32, format="csr")
-        labels = _square_bins(self.dataset.coords, self.dataset.library, wanted)
+        labels = square_bins(self.dataset.coords, self.dataset.library, wanted)
         ones = np.ones(n_obs, dtype=np.float32)
         return sp.csr_matrix((ones, (labels, np.arange(n_obs))), shape=(labels.max() + 1, n_obs))
 
@@ -318,43 +326,6 @@ def _overdispersed(counts: sp.csr_matrix, limit: int) -> np.ndarray:
         else mean
     )
     return np.sort(usable[np.argsort(-score[usable], kind="stable")[:limit]])
-
-
-def _square_bins(coords: np.ndarray, library: np.ndarray, wanted: int) -> np.ndarray:
-    """Labels 0 .. B-1 of square cells, their width bisected until about ``wanted`` are occupied."""
-    low, high = 1e-4, 2.0
-    for _ in range(25):
-        width = np.sqrt(low * high)
-        cells = np.column_stack([library, np.floor((coords - coords.min(0)) / width)]).astype(
-            np.int64
-        )
-        codes = np.ravel_multi_index(cells.T, cells.max(0) + 1)
-        labels = np.unique(codes, return_inverse=True)[1]
-        low, high = (width, high) if labels.max() + 1 > wanted else (low, width)
-    return labels
-
-
-def _rows_to_one(matrix: sp.csr_matrix) -> sp.csr_matrix:
-    """Divide each row by its sum."""
-    total = np.asarray(matrix.sum(1)).ravel()
-    return sp.diags(1 / np.maximum(total, 1e-12)) @ matrix
-
-
-def _gaussian_smoother(centres: np.ndarray, bandwidth: float) -> sp.csr_matrix:
-    """Gaussian kernel weights [B, B] with rows summing to one, cut off at three bandwidths."""
-    if bandwidth == 0:
-        return sp.identity(len(centres), dtype=np.float32, format="csr")
-    tree = cKDTree(centres)
-    near = tree.sparse_distance_matrix(tree, 3 * bandwidth, output_type="coo_matrix").tocsr()
-    near.data = np.exp(-0.5 * (near.data / bandwidth) ** 2)
-    near.setdiag(1.0)
-    return _rows_to_one(near.tocsr()).astype(np.float32)
-
-
-def _neighbour_mean(graph: sp.csr_matrix, values: np.ndarray) -> np.ndarray:
-    """Mean over a spot and its neighbours (``graph`` has rows summing to one)."""
-    per_row = np.diff(graph.indptr)[:, None]
-    return ((values + per_row * (graph @ values)) / (1 + per_row)).astype(np.float32)
 
 
 def _mean_counts(counts: sp.csr_matrix, size: np.ndarray) -> np.ndarray:

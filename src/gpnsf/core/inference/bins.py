@@ -1,0 +1,56 @@
+"""Square bins of spots, and what is done with them: smoothed, put in order, averaged over neighbours."""
+
+from __future__ import annotations
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from scipy.spatial import cKDTree
+from torch import Tensor
+
+from gpnsf.core.scores.metrics import knn_weights, morans_i
+
+__all__ = ["gaussian_smoother", "neighbour_mean", "order_of", "rows_to_one", "square_bins"]
+
+
+def square_bins(coords: np.ndarray, library: np.ndarray, wanted: int) -> np.ndarray:
+    """Labels 0 .. B-1 of square cells, their width bisected until about ``wanted`` are occupied."""
+    low, high = 1e-4, 2.0
+    for _ in range(25):
+        width = np.sqrt(low * high)
+        cells = np.column_stack([library, np.floor((coords - coords.min(0)) / width)]).astype(
+            np.int64
+        )
+        codes = np.ravel_multi_index(cells.T, cells.max(0) + 1)
+        labels = np.unique(codes, return_inverse=True)[1]
+        low, high = (width, high) if labels.max() + 1 > wanted else (low, width)
+    return labels
+
+
+def rows_to_one(matrix: sp.csr_matrix) -> sp.csr_matrix:
+    """Divide each row by its sum."""
+    total = np.asarray(matrix.sum(1)).ravel()
+    return sp.diags(1 / np.maximum(total, 1e-12)) @ matrix
+
+
+def gaussian_smoother(centres: np.ndarray, bandwidth: float) -> sp.csr_matrix:
+    """Gaussian kernel weights [B, B] with rows summing to one, cut off at three bandwidths."""
+    if bandwidth == 0:
+        return sp.identity(len(centres), dtype=np.float32, format="csr")
+    tree = cKDTree(centres)
+    near = tree.sparse_distance_matrix(tree, 3 * bandwidth, output_type="coo_matrix").tocsr()
+    near.data = np.exp(-0.5 * (near.data / bandwidth) ** 2)
+    near.setdiag(1.0)
+    return rows_to_one(near.tocsr()).astype(np.float32)
+
+
+def order_of(centres: np.ndarray, factors: Tensor) -> np.ndarray:
+    """Moran's I [K] of the logarithms of binned factors [B, K]."""
+    graph = knn_weights(centres, n_neighbors=min(8, len(centres) - 1))
+    return morans_i(torch.log(factors + 0.02).numpy(), graph)
+
+
+def neighbour_mean(graph: sp.csr_matrix, values: np.ndarray) -> np.ndarray:
+    """Mean over a spot and its neighbours (``graph`` has rows summing to one)."""
+    per_row = np.diff(graph.indptr)[:, None]
+    return ((values + per_row * (graph @ values)) / (1 + per_row)).astype(np.float32)
