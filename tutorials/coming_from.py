@@ -87,7 +87,7 @@ mdata.uns["gpnsf"]["factor_names"]
 gpnsf.pl.variance_explained(mdata)
 
 # %% [markdown]
-# The five factors on the left explain 6 to 13 % of the RNA and 0.6 to 3.4 % of the peaks, which are sparser. The three on the right explain 2 to 6 % of the RNA and next to nothing of the peaks. Those are the
+# The five factors on the left explain 6 to 13 % of the RNA and 0.7 to 3.5 % of the peaks, which are sparser. The three on the right explain 2 to 6 % of the RNA and next to nothing of the peaks. Those are the
 # superfluous ones. "(rna)" says that a factor is a matter of one modality alone, which in MOFA would be a factor active in one view.
 #
 # Next come the top weights. Loadings are nonnegative here, so there are no negative weights to be plotted apart.

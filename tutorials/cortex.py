@@ -131,7 +131,7 @@ best.groupby("factor", observed=True)["feature"].agg(", ".join).to_frame("best g
 # maps than by their genes: the one with *Il1rapl2* is layer 4, and the weaker one with *Tox* and *Tenm3*, between layers 4 and 6, is layer 5. The
 # genes of the remnant have nothing in common.
 #
-# How far to trust that? Layer 5 is the weak point: it is thin, has few spots, and its factor holds 6.5 % of the signal. An earlier version of
+# How far to trust that? Layer 5 is the weak point: it is thin, has few spots, and its factor holds 6.7 % of the signal. An earlier version of
 # this fit, which differed in details of the search only, gave it no factor, and its spots went into the others. So compare fits with several values
 # of `seed` before you say that a layer has a programme of its own, or that it has none.
 #
@@ -149,9 +149,9 @@ figure.suptitle(title, y=1.02)
 plt.show()
 
 # %% [markdown]
-# Genes follow their factor well. Peaks do so less: each is seen open or closed, and a spot of the right place may well show it closed. The first
-# one of white matter (upper row) is open mostly there. The second is open in a third of all spots, and only more often in white matter: 43 % of its
-# expected signal comes from this factor. Those of layer 6 are open in many other places too, but more densely in the band.
+# Genes follow their factor well. Peaks do so less: each is seen open or closed, and a spot of the right place may well show it closed. Those of
+# white matter (upper row) are open mostly there: 86 and 68 % of their expected signal comes from this factor. Those of layer 6 (lower row) are
+# open in many other places too, but more densely in the band.
 #
 # How many peaks can be told to belong to a factor? A score above 0 says that the factor has more of the peak than the section has, as far as its
 # counts can tell.
@@ -162,9 +162,9 @@ certain = peaks[peaks["score"] > 0]
 certain.groupby("factor", observed=False).size().reindex(names, fill_value=0).to_frame("peaks")
 
 # %% [markdown]
-# Both kinds of glia have well over a hundred such peaks, and one family of interneurons half as many. The layers have less than twenty at best,
-# layers 4 and 5 have none, like the remnant: the neurons of the layers share most of their open chromatin, and at a few hundred fragments a spot the differences are not
-# seen peak by peak. That is a reason to fit both modalities at once: genes find the factor, and its peaks follow.
+# Both kinds of glia have about a hundred such peaks, three of the layers 30 to 50 each, and one family of interneurons half as many. Layer 5, the
+# weakest of the bands, has none, like the remnant: the neurons of the layers share most of their open chromatin, and at a few hundred fragments a
+# spot most differences are not seen peak by peak. That is a reason to fit both modalities at once: genes find the factor, and its peaks follow.
 #
 # ## Links between genes and peaks
 #
@@ -211,7 +211,7 @@ gpnsf.pl.links(mdata, "Mbp" if there else near["gene"][0], annotation=places, mi
 
 # %% [markdown]
 # The blue arrow is the start of *Mbp*; its body is not drawn, since our table has starts only. Arcs lead to the peaks whose profile agrees with the
-# gene (score above .5), grey ticks are the other peaks near it. The darkest arc, with a score of .99, ends 79 kb away. That is no distant enhancer:
+# gene (score above .5), grey ticks are the other peaks near it. The dark arc, with a score of .98, ends 79 kb away. That is no distant enhancer:
 # the short transcripts that make the myelin basic protein of oligodendrocytes begin there, at 82.554 Mb. In the table above, the promoter itself
 # (within 200 bases of the start) is among the best peaks of *Pdzrn3*, *Slc1a2* and *Unc5d*; *Cux2* has only one that is far inside the gene, and
 # *Hs3st4* has none within 150 kb. Whether a peak regulates its gene, no cosine can tell.
@@ -236,10 +236,11 @@ plt.show()
 pd.crosstab(labels["region"], labels["gpnsf_domain"])
 
 # %% [markdown]
-# Layers 2-3, 4, 5 and 6 each have a domain that holds most of their spots. That of layer 5, the thin band, is the least sure: nearly half of its
-# spots are of other regions, mostly of layer 6. What is not found: *lateral*, *medial* and *3-4*, which hold the same types of neurons, so nothing
-# tells them apart. White matter falls into several domains: two lie in it all but alone, one reaches into layer 6, and that of the surface has
-# some of its spots as well; astrocytes are in both places, as the map of their factor shows. The index counts all of that as errors. Annotations were drawn as closed regions; domains follow counts.
+# Layers 2-3, 4, 5 and 6 and white matter each have a domain that holds most of their spots. That of layer 5, the thin band, is the least sure: of
+# its spots nearly half are of other regions, mostly of layer 6. What is not found: *lateral*, *medial* and *3-4*, which hold the same types of
+# neurons, so nothing tells them apart. One domain lies along the edge of white matter and reaches into layer 6, and that of the surface has spots
+# in white matter as well: astrocytes are in both places, as the map of their factor shows. The index counts all of that as errors. Annotations were
+# drawn as closed regions; domains follow counts.
 #
 # ## On with squidpy
 #
@@ -256,8 +257,8 @@ pd.DataFrame(z, index=domain, columns=domain).round(0)
 
 # %% [markdown]
 # A positive z says that two domains touch more often than if their labels were shuffled. On the diagonal all are: domains hold together. Beside it,
-# layers have negative values even with the layer next to them, since they meet along one line only. Most of the positive ones are of domains whose
-# spots are mixed: those of the white matter with each other, and layer 6 with the one of them that reaches into it.
+# layers have negative values even with the layer next to them, since they meet along one line only. The positive ones are of domains whose spots
+# are mixed: the edge of white matter with white matter and with layer 6, and the two at the surface with each other.
 #
 # How smooth is each factor? Moran's I is 1 where neighbours are equal and 0 where they know nothing of each other.
 
@@ -266,7 +267,7 @@ sq.gr.spatial_autocorr(factors, mode="moran")
 factors.uns["moranI"].loc[names, ["I", "pval_norm"]].round(3)
 
 # %% [markdown]
-# The bands have .7 to .8, glia follow, and the interneurons are near zero. The remnant has .97, more than any of them: so little signal leaves
+# The bands have about .7, glia follow, and the interneurons are near zero. The remnant has .97, more than any of them: so little signal leaves
 # the smooth slope of the field as it is. A high value alone does not make a factor important.
 #
 # ## Peaks of a factor as regions
@@ -286,8 +287,8 @@ for name, group in certain.groupby("factor", observed=True):
 print(*(folder / f"{shown[0]}.bed").read_text().splitlines()[:3], sep="\n")
 
 # %% [markdown]
-# Sets of a hundred or more regions are something to look for motifs in; sets of at most twenty, as the layers have, are not. For those, fit more
-# peaks (all of them take two to three times as long), or take the best few hundred by `method="share"` and treat them as a ranking.
+# Sets of a hundred regions are something to look for motifs in; sets of thirty to fifty, as the layers have, are hardly. For those, fit more peaks
+# (all of them take two to three times as long), or take the best few hundred by `method="share"` and treat them as a ranking.
 #
 # ## Where to go on
 #

@@ -224,8 +224,8 @@ class _Problem:
         factors = factors.clamp_min(FLOOR)
         factors = factors / factors.mean(0)
         loadings = self._loadings(factors)
-        for view in self.dataset.views if filled else ():
-            for _ in range(0 if FAMILIES[view.likelihood].signed else self.n_spatial):
+        for view in self._counted() if filled else ():
+            for _ in range(self.n_spatial):
                 more = self._with_left_over(view, factors, loadings[view.name])
                 if more is None:
                     break
@@ -234,10 +234,8 @@ class _Problem:
 
     def _loadings(self, factors: Tensor) -> dict[str, Tensor]:
         """Loadings [P, K+1] of every modality at fixed factors."""
-        return {
-            view.name: torch.as_tensor(loadings_at(view, self.views[view.name], factors))
-            for view in self.dataset.views
-        }
+        found = {v.name: loadings_at(v, self.views[v.name], factors) for v in self.dataset.views}
+        return {name: torch.as_tensor(W) for name, W in found.items()}
 
     def _with_left_over(self, view: View, factors: Tensor, W: Tensor) -> Tensor | None:
         """Factors [N, K] with the clearest pattern that they leave over of a modality.
@@ -254,10 +252,15 @@ class _Problem:
             return None
         new = self._at_spots(pattern, centres)
         more = torch.cat([factors, new / new.mean(0)], 1)
-        views = self.dataset.views
-        sizes = {v.name: torch.as_tensor(v.size * v.observed) for v in views}
-        weights = {v.name: v.weight for v in views}
-        return fill(more, self._loadings(more), sizes, weights, self.n_spatial)
+        loadings, counted = self._loadings(more), self._counted()
+        sizes = {v.name: torch.as_tensor(v.size * v.observed) for v in counted}
+        weights = {v.name: v.weight for v in counted}
+        loadings = {name: loadings[name] for name in sizes}
+        return fill(more, loadings, sizes, weights, self.n_spatial)
+
+    def _counted(self) -> list[View]:
+        """Modalities that are counts."""
+        return [v for v in self.dataset.views if not FAMILIES[v.likelihood].signed]
 
     def _binned(self, name: str) -> tuple[sp.csr_matrix, np.ndarray, Tensor]:
         """Unsmoothed bins [B, N], features [P'], and counts [B, P'] of a modality."""

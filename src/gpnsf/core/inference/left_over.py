@@ -58,7 +58,7 @@ def fill(
     """Factors [N, K] with the last of K + 1 in the place of a spatial one: the one that costs least.
 
     Two alike factors are joined, or a small one is dropped. None where that is the last one itself.
-    Loadings [P, K + 2], background last, and size factors [N] are those of each modality. The
+    Loadings [P, K + 2], background last, and size factors [N] are those of each modality of counts. The
     cost is the squared change of rates over mean rates, twice what the Poisson likelihood loses.
     """
     K = factors.shape[1] - 1
