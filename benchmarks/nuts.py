@@ -1,6 +1,6 @@
 """Posteriors of a small section beside those of Hamiltonian Monte Carlo: the same Pyro model, drawn from by NUTS.
 
-gpnsf benchmark nuts [--draws 400]
+gpnsf benchmark nuts [--draws 300]
 
 A simulated tissue of 150 spots and 60 genes, Poisson counts and three spatial factors. Length scales, amplitudes, the spread of spots
 around the fields and the prior of the loadings are held at what the fit has estimated, and NUTS (`pyro.infer`) draws the fields, the
@@ -53,10 +53,12 @@ def drawn(model, block, log_factors, n_draws: int, seed: int) -> tuple[np.ndarra
     view.loadings.charge.fill_(1.0)
     view.loadings.log_shape.fill_(np.log(loading_stage.FIRST_SHAPE))
     model.spatial.nugget = log_factors.gamma[:T]
-    names = {"u": None, "e": log_factors.m - log_factors.field_m, "rna_loadings": None}
-    names["u"] = model.spatial.field.posterior().mean
-    names["rna_loadings"] = view.loadings.mean
-    kernel = NUTS(model.model, max_tree_depth=TREE_DEPTH, init_strategy=init_to_value(values=names))
+    begin = {
+        "u": model.spatial.field.posterior().mean,
+        "e": log_factors.m - log_factors.field_m,
+        "rna_loadings": view.loadings.mean,
+    }
+    kernel = NUTS(model.model, max_tree_depth=TREE_DEPTH, init_strategy=init_to_value(values=begin))
     sampler = MCMC(kernel, num_samples=n_draws, warmup_steps=WARMUP, disable_progbar=True)
     pyro.set_rng_seed(seed)
     sampler.run(block)
@@ -102,7 +104,7 @@ def drawing(ours: dict, exact: dict) -> None:
 def main() -> None:
     """Fit, draw, compare."""
     arguments = parser(__doc__)
-    arguments.add_argument("--draws", type=int, default=400)
+    arguments.add_argument("--draws", type=int, default=300)
     arguments.add_argument("--seed", type=int, default=0)
     asked = arguments.parse_args()
     warnings.simplefilter("ignore")

@@ -19,7 +19,6 @@ FACTORIES = {
 FACTORIES |= {torch.as_tensor, torch.from_numpy, torch.tensor, torch.zeros}
 ON_THE_CPU = {
     "initial.py",
-    "bins.py",
     "klnmf.py",
     "left_over.py",
     "checkpoint.py",

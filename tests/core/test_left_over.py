@@ -11,6 +11,7 @@ import gpnsf
 from gpnsf.arguments import Reading
 from gpnsf.core.inference import initial
 from gpnsf.core.inference.left_over import fill, leading_pattern
+from gpnsf.core.types import View
 from gpnsf.io.read import read
 
 B, P = 120, 200
@@ -48,8 +49,8 @@ def filled(loadings: torch.Tensor, n_spatial: int = 3) -> torch.Tensor | None:
     place = torch.arange(80) // 20
     factors = spots(place == 0, place == 1, place == 2, place == 3)
     flat = torch.full((len(loadings), 1), 0.1)
-    loadings, sizes = {"rna": torch.cat([loadings, flat], 1)}, {"rna": torch.ones(80)}
-    return fill(factors, loadings, sizes, {"rna": 1.0}, n_spatial)
+    view = View("rna", "poisson", None, np.ones(80, np.float32), np.ones(80, bool))
+    return fill(factors, {"rna": torch.cat([loadings, flat], 1)}, [view], n_spatial)
 
 
 programme = torch.zeros(40, 4)

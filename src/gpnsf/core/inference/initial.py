@@ -7,7 +7,7 @@ steps.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 import numpy as np
 import scipy.sparse as sp
@@ -223,18 +223,18 @@ class _Problem:
             factors = self._add_nonspatial(factors, missing, W)
         factors = factors.clamp_min(FLOOR)
         factors = factors / factors.mean(0)
-        loadings = self._loadings(factors)
+        loadings = self._loadings(factors, self.dataset.views)
         for view in self._counted() if filled else ():
             for _ in range(self.n_spatial):
                 more = self._with_left_over(view, factors, loadings[view.name])
                 if more is None:
                     break
-                factors, loadings = more, self._loadings(more)
+                factors, loadings = more, self._loadings(more, self.dataset.views)
         return Start(name, factors.numpy(), {name: W.numpy() for name, W in loadings.items()})
 
-    def _loadings(self, factors: Tensor) -> dict[str, Tensor]:
-        """Loadings [P, K+1] of every modality at fixed factors."""
-        found = {v.name: loadings_at(v, self.views[v.name], factors) for v in self.dataset.views}
+    def _loadings(self, factors: Tensor, views: Iterable[View]) -> dict[str, Tensor]:
+        """Loadings [P, K+1] of modalities at fixed factors."""
+        found = {view.name: loadings_at(view, self.views[view.name], factors) for view in views}
         return {name: torch.as_tensor(W) for name, W in found.items()}
 
     def _with_left_over(self, view: View, factors: Tensor, W: Tensor) -> Tensor | None:
@@ -243,20 +243,19 @@ class _Problem:
         None where there is none, or none that is worth a place.
         """
         bins, features, counts = self._binned(view.name)
-        size = torch.as_tensor(view.size * view.observed)[:, None]
+        size = torch.as_tensor(view.size)[:, None]
         A = size * torch.cat([factors, torch.ones(len(factors), 1)], 1)
         rates = torch.as_tensor(bins @ A.numpy()) @ W[torch.as_tensor(features)].T
         pattern = leading_pattern(counts, rates, self.seed)
+        if pattern is None:
+            return None
         centres = rows_to_one(bins) @ self.coords
-        if pattern is None or order_of(centres, pattern)[0] < LEAST_ORDER:
+        if order_of(centres, pattern)[0] < LEAST_ORDER:
             return None
         new = self._at_spots(pattern, centres)
         more = torch.cat([factors, new / new.mean(0)], 1)
-        loadings, counted = self._loadings(more), self._counted()
-        sizes = {v.name: torch.as_tensor(v.size * v.observed) for v in counted}
-        weights = {v.name: v.weight for v in counted}
-        loadings = {name: loadings[name] for name in sizes}
-        return fill(more, loadings, sizes, weights, self.n_spatial)
+        counted = self._counted()
+        return fill(more, self._loadings(more, counted), counted, self.n_spatial)
 
     def _counted(self) -> list[View]:
         """Modalities that are counts."""

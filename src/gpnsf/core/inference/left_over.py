@@ -7,12 +7,12 @@ vector longer than any of the same residuals with random signs (Hong et al. 2020
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from gpnsf.core.types import TINY
+from gpnsf.core.types import TINY, View
 
 __all__ = ["fill", "leading_pattern"]
 
@@ -49,25 +49,20 @@ def _leading(matrix: Tensor, generator: torch.Generator) -> tuple[Tensor, float]
 
 
 def fill(
-    factors: Tensor,
-    loadings: Mapping[str, Tensor],
-    sizes: Mapping[str, Tensor],
-    weights: Mapping[str, float],
-    n_spatial: int,
+    factors: Tensor, loadings: Mapping[str, Tensor], views: Sequence[View], n_spatial: int
 ) -> Tensor | None:
     """Factors [N, K] with the last of K + 1 in the place of a spatial one: the one that costs least.
 
     Two alike factors are joined, or a small one is dropped. None where that is the last one itself.
-    Loadings [P, K + 2], background last, and size factors [N] are those of each modality of counts. The
-    cost is the squared change of rates over mean rates, twice what the Poisson likelihood loses.
+    Loadings [P, K + 2], background last, are those of each modality of counts. The cost is the squared change of rates over mean rates, twice what the Poisson likelihood loses.
     """
     K = factors.shape[1] - 1
     candidates = [*range(n_spatial), K]
     H = factors[:, candidates]
     mass = torch.stack([W[:, candidates].sum(0) for W in loadings.values()]).sum(0)  # [T + 1]
     cost = torch.zeros(len(candidates), len(candidates))
-    for name, W in loadings.items():
-        size = sizes[name]
+    for view in views:
+        size, W = torch.as_tensor(view.size), loadings[view.name]
         level = torch.cat([size @ factors, size.sum()[None]])  # [K + 2]
         W, mean = W[:, candidates], W @ level + TINY
         spots = float(size.sum()) * (H * size[:, None]).T @ H
@@ -75,7 +70,7 @@ def fill(
         dropped = spots.diagonal() * features.diagonal()
         joined = _apart(spots) * _apart(features / torch.outer(mass, mass))
         joined *= (torch.outer(mass, mass) / (mass + mass[:, None])).square()
-        cost += weights[name] * torch.where(torch.eye(len(mass), dtype=torch.bool), dropped, joined)
+        cost += view.weight * torch.where(torch.eye(len(mass), dtype=torch.bool), dropped, joined)
     k, l = sorted(divmod(int(cost.argmin()), len(mass)))
     if candidates[l] == K:
         return None

@@ -36,12 +36,15 @@ def settle(model: Factorization, blocks: list[Block]) -> None:
         if isinstance(view.loadings, GammaLoadings)
     }
     model.look(blocks)
+    factors = [
+        (block, {name: model.moments(name, block).mean for name in stages})
+        for block in distributed.mine(blocks)
+    ]
     for _ in range(N_PASSES if stages else 0):
-        for block in distributed.mine(blocks):
+        for block, A in factors:
             for name, stage in stages.items():
-                stage.see(block, name, model.moments(name, block).mean)
+                stage.see(block, name, A[name])
         distributed.add_up(*(stage.seen for stage in stages.values()))
-        model.end_pass()
         for stage in stages.values():
             stage.end_pass()
 
@@ -55,7 +58,6 @@ class _Collapsed:
 
     def see(self, block: Block, name: str, A: Tensor) -> None:
         """Share out the counts of a block; A [n, K+1] are its factors times size factors."""
-        self.loadings.see(block.batch, A)
         W = self.view.as_seen(self._others, block.batch)
         link = self.view.likelihood.family.link
         self.seen += W * block.counts[name].half_loadings(A, W, link)
