@@ -18,6 +18,7 @@ FACTORIES = {
 }
 FACTORIES |= {torch.as_tensor, torch.from_numpy, torch.tensor, torch.zeros}
 ON_THE_CPU = {
+    "bins.py",
     "initial.py",
     "klnmf.py",
     "left_over.py",

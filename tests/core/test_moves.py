@@ -290,6 +290,26 @@ def test_factors_with_equal_loadings_become_one_with_deviations():
     assert (share[:, 0] > standing.ALIVE).all()
 
 
+def test_a_mixture_with_an_ordered_nonspatial_factor_becomes_part_of_both():
+    """One that will have a field may be a part, and nobody's counts are lost."""
+    _, model, blocks, graph = problem()
+    with torch.no_grad():
+        for view in model.views:
+            W = view.loadings.mean
+            view.loadings.raw[:, 2] = (0.5 * W[:, 0] + 0.5 * W[:, T]).log()
+        m = standing.log_factors(model, blocks)
+        expected = [m.exp().sum(0) @ view.loadings.mean[:, :-1].T for view in model.views]
+        assert moves.join(model, blocks, graph) == {}, "as long as it is nonspatial"
+        assert set(moves.join(model, blocks, graph, [T])) == {0, T}
+        m_after = standing.log_factors(model, blocks)
+        after = [m_after.exp().sum(0) @ view.loadings.mean[:, :-1].T for view in model.views]
+    assert (standing.shares(model, m_after)[:, 2] < standing.ALIVE).all()
+    likeness = [torch.corrcoef(torch.stack([m[:, 2].exp(), own[:, T].exp()]))[0, 1] for own in (m, m_after)]  # fmt: skip
+    assert likeness[1] > likeness[0] + 0.1
+    for one, other in zip(expected, after, strict=True):
+        assert (one - other).norm() < 0.15 * one.norm()  # what the field leaves of it
+
+
 def test_adopted_factors_are_a_field_and_deviations():
     dataset, model, blocks, graph = problem()
     rng = np.random.default_rng(0)

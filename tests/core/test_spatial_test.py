@@ -286,8 +286,8 @@ def test_noise_is_what_no_held_out_counts_show():
             [[1, 1, 1, 1]] * 2,
             3,
         ),  # a nonspatial factor with clear order needs a slot
-        ([[30, 30, 30, 4], [30, 30, 30, 5]], [[1, 1, 1, 1]] * 2, 3),  # more than it can inherit
-        ([[9, 9, 9, 4], [9, 9, 9, 5]], [[1, 1, 1, 1]] * 2, 4),
+        ([[30, 30, 30, 3], [30, 30, 30, 4]], [[1, 1, 1, 1]] * 2, 3),  # more than it can inherit
+        ([[9, 9, 9, 3], [9, 9, 9, 4]], [[1, 1, 1, 1]] * 2, 4),
         ([[9, 9, 0, 0], [9, 9, 0, 0]], [[1, 1, 0, 1]] * 2, 3),  # one that is not in use leaves room
         ([[9, 9, 9, 0], [9, 0, 0, 0]], [[1, 1, 1, 1]] * 2, 2),  # the halves on average
         (

@@ -10,7 +10,28 @@ from torch import Tensor
 
 from gpnsf.core.scores.metrics import knn_weights, morans_i
 
-__all__ = ["gaussian_smoother", "neighbour_mean", "order_of", "rows_to_one", "square_bins"]
+__all__ = [
+    "at_spots",
+    "gaussian_smoother",
+    "neighbour_mean",
+    "n_bins",
+    "order_of",
+    "rows_to_one",
+    "square_bins",
+]
+
+MAX_DENSE = 1_200_000  # entries of binned counts
+MAX_BINS, FEWEST_BINS, BINS_OF_LARGE = 2_000, 64, 400
+LARGE = 20_000  # spots
+CELLS = 4  # bins per squared bandwidth: a bin is as wide as the bandwidth on a full square
+
+
+def n_bins(n_obs: int, n_features: int, bandwidth: float = 0.0) -> int:
+    """How many bins: an eighth of the spots, or as wide as the bandwidth of a smoother."""
+    limit = min(MAX_BINS, max(FEWEST_BINS, MAX_DENSE // max(n_features, 1)))
+    wide = n_obs // 8 if bandwidth == 0 else round(CELLS / bandwidth**2)
+    wanted = min(limit, max(FEWEST_BINS, wide))
+    return min(wanted, BINS_OF_LARGE) if n_obs > LARGE else wanted
 
 
 def square_bins(coords: np.ndarray, library: np.ndarray, wanted: int) -> np.ndarray:
@@ -31,6 +52,16 @@ def rows_to_one(matrix: sp.csr_matrix) -> sp.csr_matrix:
     """Divide each row by its sum."""
     total = np.asarray(matrix.sum(1)).ravel()
     return sp.diags(1 / np.maximum(total, 1e-12)) @ matrix
+
+
+def at_spots(binned: Tensor, centres: np.ndarray, coords: np.ndarray) -> Tensor:
+    """Factors [N, T] of spots from those of the bins [B, T] that are nearest."""
+    distance, nearest = cKDTree(centres).query(coords, min(4, len(centres)))
+    weights = torch.as_tensor(1 / (distance.reshape(len(coords), -1) + 1e-3), dtype=torch.float32)
+    weights = weights / weights.sum(1, keepdim=True)
+    # [N, 4, T]
+    logs = torch.log(binned + 0.02)[torch.as_tensor(nearest.reshape(weights.shape))]
+    return torch.exp((logs * weights[..., None]).sum(1))
 
 
 def gaussian_smoother(centres: np.ndarray, bandwidth: float) -> sp.csr_matrix:

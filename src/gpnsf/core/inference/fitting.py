@@ -14,8 +14,10 @@ import torch
 
 from gpnsf.core import distributed
 from gpnsf.core.inference import loading_stage, local_stage, moves, posterior, standing, training
+from gpnsf.core.inference.bound import elbo
 from gpnsf.core.inference.checkpoint import Checkpoint
 from gpnsf.core.inference.confirmed import weighed
+from gpnsf.core.inference.left_over import LeftOver
 from gpnsf.core.inference.regroup import regrouped
 from gpnsf.core.inference.schedule import Schedule
 from gpnsf.core.inference.spatial_test import SpatialTest, clear_z, passed, spatial_test
@@ -105,6 +107,7 @@ def fit(
         n_spatial = found.slots  # may be more than there are places for: those of most order stay
     run = _Fit(dataset, build, options)
     history = run.begin(n_spatial, init, checkpoint)
+    history = run.complete(history, tested=tested)
     if tested:
         best = max(history.starts, key=lambda name: history.starts[name])
         found = found or test(n_spatial, best)
@@ -177,6 +180,39 @@ class _Fit:
         self.order = np.arange(self.model.n_factors)
         return history
 
+    def complete(self, history: History, *, tested: bool) -> History:
+        """Give what the factors leave over of a modality a field; kept where the objective is higher.
+
+        It takes the place of a factor that the counts hardly ask for. Without a test the number of
+        spatial factors stays as it is.
+        """
+        for name in self.model.names if self._is_free() else ():
+            m, T = self.log_factors(), self.model.n_spatial
+            places = range(self.model.n_factors if tested else T)
+            share = self._largest_shares(m)
+            place = min(places, key=lambda k: share[k], default=None)
+            if place is None or share[place] > standing.WORTH:
+                return history
+            left = LeftOver(self.model, self.blocks, self.options["seed"])
+            if (pattern := left.pattern(name)) is None:
+                continue
+            loadings = [left.loadings(other, pattern) for other in self.model.names]
+            before, value = (self.model, self.blocks, self.order), elbo(self.model, self.blocks)
+            order = [k for k in range(self.model.n_factors) if k != place]
+            n_kept = T - (place < T)
+            order.insert(n_kept, place)
+            self._regroup(order, n_kept + 1, m)
+            moves.occupy(self.model, self.blocks, n_kept, pattern.log(), loadings)
+            more = self._go_on(history)
+            gain = elbo(self.model, self.blocks) - value
+            kept = "kept" if gain > 0 else "undone"
+            logger.info("a pattern left over of %s: objective %+.0f, %s", name, gain, kept)
+            if gain > 0:
+                history = more
+            else:
+                self.model, self.blocks, self.order = before
+        return history
+
     def judge(self, test: SpatialTest, most_spatial: int, history: History) -> History:
         """Put each factor on the side where the test has it; go on where one has changed sides."""
         m = self.log_factors()
@@ -202,6 +238,10 @@ class _Fit:
         if not chosen and not others:
             others = [int(self.sizes().argmax())]
         self._regroup([*chosen, *others], len(chosen), m)
+        return self._go_on(history)
+
+    def _go_on(self, history: History) -> History:
+        """Train the model as it stands."""
         schedule = replace(self.options["schedule"], pick_steps=0, kernel_steps=15, min_steps=30)
         options: training.Options = {**self.options, "schedule": schedule}
         more = training.fit(self.model, self.dataset, init=None, blocks=self.blocks, **options)
@@ -238,6 +278,12 @@ class _Fit:
             self.model, self.blocks, adopted
         )
 
+    def _is_free(self) -> bool:
+        """Whether factors may come and go: spatial ones, with moves, and loadings with a posterior."""
+        return (
+            bool(self.model.n_spatial and self.options["schedule"].moves) and self._has_posterior()
+        )
+
     def _has_posterior(self) -> bool:
         """Whether the loadings have one, and with it a way to lose a factor."""
         return all(isinstance(view.loadings, GammaLoadings) for _, view in self.model.items())
@@ -260,8 +306,12 @@ class _Fit:
 
         The largest one where they ask for none.
         """
-        share = standing.shares(self.model, self._tensor(m)).amax(0).cpu().numpy()
+        share = self._largest_shares(m)
         return (share > standing.ALIVE) | (share == share.max())
+
+    def _largest_shares(self, m: np.ndarray) -> np.ndarray:
+        """Share [K] of the expected counts that are of each factor, in the modality that has most of it."""
+        return standing.shares(self.model, self._tensor(m)).amax(0).cpu().numpy()
 
     def _ordered(self, z: np.ndarray, m: np.ndarray) -> list[int]:
         """Nonspatial factors in use with clear spatial order, the clearest first."""

@@ -17,6 +17,7 @@ from gpnsf.core.counts.cache import BYTES
 from gpnsf.core.families import FAMILIES
 from gpnsf.core.fields.base import RIDGE_STEPS, FieldSize
 from gpnsf.core.inference import (
+    bins,
     initial,
     loading_stage,
     local_stage,
@@ -158,7 +159,7 @@ def _stages(
     first: Shapes, whole: Shapes, space: FieldSize, reading: float, *, init: str, max_steps: int
 ) -> dict[str, float]:
     """Seconds of each stage."""
-    many = first.n_obs > initial.LARGE or first.lead.nnz > initial.MANY
+    many = first.n_obs > bins.LARGE or first.lead.nnz > initial.MANY
     smooth = (1 if many else len(initial.BANDWIDTHS)) * (first.n_spatial > 0)
     number = {"auto": smooth + 1, "smooth": max(1, smooth)}.get(init, 1)
     chosen, climb = min(Schedule.pick_steps, max_steps), min(CLIMB + Schedule.tail_steps, max_steps)
@@ -212,7 +213,7 @@ def _dense(shapes: Shapes) -> float:
 def _start(shapes: Shapes) -> float:
     """Seconds to make a start: binned counts are searched, then all of them updated."""
     width = min(shapes.lead.n_features, initial.MAX_FEATURES)
-    binned = min(initial.MAX_DENSE, max(64, shapes.n_obs // 8) * width)
+    binned = min(bins.MAX_DENSE, max(bins.FEWEST_BINS, shapes.n_obs // 8) * width)
     return BINNED * binned * shapes.n_factors + START * _step(shapes)
 
 

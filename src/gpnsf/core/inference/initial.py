@@ -12,14 +12,17 @@ from collections.abc import Collection, Iterable, Iterator
 import numpy as np
 import scipy.sparse as sp
 import torch
-from scipy.spatial import cKDTree
 from torch import Tensor
 
 from gpnsf.core.counts.sparse import SparseCounts
 from gpnsf.core.families import FAMILIES
 from gpnsf.core.inference.batch_free import corrected
 from gpnsf.core.inference.bins import (
+    LARGE,
+    MAX_DENSE,
+    at_spots,
     gaussian_smoother,
+    n_bins,
     neighbour_mean,
     order_of,
     rows_to_one,
@@ -34,7 +37,7 @@ from gpnsf.core.inference.klnmf import (
     search,
     step,
 )
-from gpnsf.core.inference.left_over import fill, leading_pattern
+from gpnsf.core.inference.left_over import LEAST_ORDER, fill, leading_pattern
 from gpnsf.core.inference.shapes import NUMBER, Shapes
 from gpnsf.core.scores.metrics import knn_weights, morans_i
 from gpnsf.core.types import Dataset, Start, View
@@ -43,13 +46,9 @@ __all__ = ["BANDWIDTHS", "lead", "loadings_at", "memory", "starts"]
 
 BANDWIDTHS = (0.0, 0.06, 0.1, 0.16)  # of the smoothing kernel, half-width units
 MAX_FEATURES = 4_000  # features that a start looks at
-MAX_DENSE = 1_200_000  # entries of the dense pseudobulk matrix
-MAX_BINS = 2_000
-LARGE, MANY = 20_000, 5_000_000  # spots, and nonzero counts, above which two starts must do
+MANY = 5_000_000  # nonzero counts above which two starts must do, as above LARGE spots
 BACKGROUND_SHARE = 0.3  # share of the signal that the constant column starts with
 DEEP = 50  # counts a spot from which bins tell nonspatial factors from noise
-LEAST_ORDER = 0.3  # Moran's I of a pattern that takes the place of a spatial factor
-CELLS = 4  # bins per squared bandwidth: a bin is as wide as the bandwidth on a full square
 
 
 def memory(shapes: Shapes, *, signed: bool) -> float:
@@ -150,18 +149,7 @@ class _Problem:
             order = np.argsort(-order_of(centres, binned), kind="stable")
             binned = binned[:, torch.as_tensor(order[: self.n_spatial])]
             W = W[:, torch.as_tensor(order)]
-        return self._at_spots(binned, centres), W
-
-    def _at_spots(self, binned: Tensor, centres: np.ndarray) -> Tensor:
-        """Factors [N, T] of the spots from those of the bins [B, T] that are nearest."""
-        distance, nearest = cKDTree(centres).query(self.coords, min(4, len(centres)))
-        weights = torch.as_tensor(
-            1 / (distance.reshape(len(self.coords), -1) + 1e-3), dtype=torch.float32
-        )
-        weights = weights / weights.sum(1, keepdim=True)
-        # [N, 4, T]
-        logs = torch.log(binned + 0.02)[torch.as_tensor(nearest.reshape(weights.shape))]
-        return torch.exp((logs * weights[..., None]).sum(1))
+        return at_spots(binned, centres, self.coords), W
 
     def spot(self) -> Tensor:
         """Factors [N, K] of spots by KL-NMF, by Moran's I, spatial ones as means of neighbours."""
@@ -252,7 +240,7 @@ class _Problem:
         centres = rows_to_one(bins) @ self.coords
         if order_of(centres, pattern)[0] < LEAST_ORDER:
             return None
-        new = self._at_spots(pattern, centres)
+        new = at_spots(pattern, centres, self.coords)
         more = torch.cat([factors, new / new.mean(0)], 1)
         counted = self._counted()
         return fill(more, self._loadings(more, counted), counted, self.n_spatial)
@@ -302,11 +290,9 @@ class _Problem:
         return H
 
     def _bins(self, bandwidth: float, n_features: int) -> sp.csr_matrix:
-        """Membership [B, N] of spots in square bins: N / 8 of them, or as wide as the bandwidth."""
+        """Membership [B, N] of spots in square bins."""
         n_obs = len(self.coords)
-        limit = min(MAX_BINS, max(64, MAX_DENSE // max(n_features, 1)))
-        wanted = min(limit, max(64, n_obs // 8 if bandwidth == 0 else round(CELLS / bandwidth**2)))
-        wanted = min(wanted, 400) if n_obs > LARGE else wanted
+        wanted = n_bins(n_obs, n_features, bandwidth)
         if wanted >= n_obs:
             return sp.identity(n_obs, dtype=np.float32, format="csr")
         labels = square_bins(self.dataset.coords, self.dataset.library, wanted)

@@ -1,23 +1,32 @@
-"""What the factors of a start leave over of the counts, and which of them make room for it.
+"""What the factors of a start, or of a fit, leave over of the counts, and where it finds a place.
 
 Growing and merging looks at the leading modality, and at the counts of all its features together. A
 pattern that few counts know, or another modality alone, shows in the residuals: as a singular
-vector longer than any of the same residuals with random signs (Hong et al. 2020).
+vector longer than any of the same residuals with random signs (Hong et al. 2020). So does one that
+a fit has lost, in the place of which it has a factor that the counts hardly ask for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from gpnsf.core import distributed
+from gpnsf.core.inference.bins import at_spots, n_bins, order_of, square_bins
+from gpnsf.core.model.factorization import Block, Factorization
 from gpnsf.core.types import TINY, View
 
-__all__ = ["fill", "leading_pattern"]
+__all__ = ["LEAST_ORDER", "LeftOver", "fill", "leading_pattern"]
 
 CLEAR = 1.1  # length of a pattern over that of noise
 LOW = 0.1  # of its mean, where a pattern is absent
+LEAST_ORDER = 0.3  # Moran's I of a pattern that is given a place
+N_UPDATES = 10  # of the loadings of a pattern
+# loadings of a pattern: first ones over the mean rate of the feature, and the lowest over the first
+FIRST_LOADING, LOWEST = 0.1, 0.03
 N_ITERATIONS = 30
 
 
@@ -85,3 +94,68 @@ def _apart(products: Tensor) -> Tensor:
     """Squared distances [K, K] of vectors with these inner products."""
     squares = products.diagonal()
     return squares + squares[:, None] - 2 * products
+
+
+class LeftOver:
+    """What a model leaves over of the counts of its modalities, in bins."""
+
+    def __init__(self, model: Factorization, blocks: list[Block], seed: int) -> None:
+        self.model, self.blocks, self.seed = model, blocks, seed
+        self.coords = self._of_all(lambda block: block.located.coords).double().numpy()
+        self.library = self._of_all(lambda block: block.located.library).numpy()
+        self._seen = dict[str, tuple[Tensor, Tensor, Tensor]]()
+
+    def pattern(self, name: str) -> Tensor | None:
+        """Pattern [N] that is left over of a modality; None where there is none with spatial order."""
+        codes, counts, rates = self._binned(name)
+        pattern = leading_pattern(counts, rates, self.seed)
+        if pattern is None:
+            return None
+        apart = self.coords + 1e3 * self.library[:, None]
+        centres = _sums(torch.as_tensor(apart), codes, len(counts)) / codes.bincount()[:, None]
+        if order_of(centres.numpy(), pattern)[0] < LEAST_ORDER:
+            return None
+        return self._on_device(at_spots(pattern, centres.numpy(), apart)[:, 0])
+
+    def loadings(self, name: str, pattern: Tensor) -> Tensor:
+        """Loadings [P] of a pattern [N] in a modality: what it has more than the model expects."""
+        codes, counts, rates = self._binned(name)
+        size = self._of_all(lambda block: block.size[name][:, 0])
+        A = _sums(size * pattern.cpu(), codes, len(counts))
+        first = FIRST_LOADING * rates.sum(0) / A.sum()
+        W = first
+        for _ in range(N_UPDATES):
+            W = W * (A @ (counts / (rates + torch.outer(A, W) + TINY))) / A.sum()
+        return self._on_device(W.maximum(LOWEST * first))
+
+    @torch.no_grad()
+    def _binned(self, name: str) -> tuple[Tensor, Tensor, Tensor]:
+        """Bin [N] of each spot, and counts and expected counts [B, P] of the bins."""
+        if name not in self._seen:
+            view = dict(self.model.items())[name]
+            P = view.likelihood.n_features
+            labels = square_bins(self.coords, self.library, n_bins(len(self.coords), P))
+            codes, per_bin = self._on_device(torch.as_tensor(labels)), np.bincount(labels)[:, None]
+            counts, rates = self._on_device(torch.zeros(2, len(per_bin), P))
+            for block in distributed.mine(self.blocks):
+                seen, A = block.counts[name], self.model.moments(name, block).mean
+                cells = codes[block.rows].repeat_interleave(seen.per_row) * P + seen.columns
+                counts.view(-1).index_add_(0, cells, seen.values)
+                rates += _sums(A, codes[block.rows], len(per_bin)) @ view.loadings_of(block.batch).T
+            distributed.add_up(counts, rates)
+            mean = per_bin * view.likelihood.family.mean(rates.cpu().numpy() / per_bin)
+            self._seen[name] = codes.cpu(), counts.cpu(), torch.as_tensor(mean, dtype=torch.float32)
+        return self._seen[name]
+
+    def _of_all(self, of: Callable[[Block], Tensor]) -> Tensor:
+        """Values [N, ..] of all rows."""
+        return torch.cat([of(block) for block in self.blocks]).cpu()
+
+    def _on_device(self, values: Tensor) -> Tensor:
+        """A tensor on the device of the model."""
+        return values.to(next(self.model.parameters()).device)
+
+
+def _sums(values: Tensor, codes: Tensor, n: int) -> Tensor:
+    """Sums [n, ..] of values [N, ..] over the rows of each code [N]."""
+    return values.new_zeros(n, *values.shape[1:]).index_add_(0, codes, values)

@@ -71,7 +71,7 @@ class _Collapsed:
 
     def _share_out(self, expected: Tensor) -> None:
         """From expected counts [P, K+1], what the other counts say of the loadings."""
-        own = expected / (expected.sum(1, keepdim=True) + TINY) * min(self.weight, 1.0)
+        own = expected / (expected.sum(1, keepdim=True) + TINY) * self.weight
         self._others = (FIRST_SHAPE + expected - own).clamp_min(TINY) / self._rates()
         if not self.loadings.background:
             self._others[:, -1] = 0.0

@@ -32,7 +32,7 @@ from gpnsf.core.likelihoods.moments import MEAN_RANGE
 from gpnsf.core.model.factorization import Block, Factorization
 from gpnsf.core.scores.metrics import morans_i
 
-__all__ = ["Adopted", "Move", "adopt", "join", "make", "proposals"]
+__all__ = ["Adopted", "Move", "adopt", "join", "make", "occupy", "proposals"]
 
 ORDER = 0.5  # Moran's I of a nonspatial factor that may have a field
 # likeness of spatial pairs merged together or singly, and of nonspatial pairs
@@ -165,20 +165,19 @@ def _put(
     like: int | None = None,
     share: float | None = None,
 ) -> None:
-    """Set factor k; with ``share``, its field gets that share of the variance.
+    """Set factor k, whose mean the loadings take; with ``share``, its field gets that share of the variance.
 
     The field is the ridge fit with the rest as noise.
     """
-    shift = torch.zeros((), device=log_factor.device)
+    shift = log_factor.mean()
     if model.spatial is not None and k < model.n_spatial:
-        shift = log_factor.mean()
         located = [block.located for block in blocks]
         noise_sd, amplitude = _ridge(log_factor, share)
         model.spatial.field.put(
             k, log_factor - shift, located, like=like, noise_sd=noise_sd, amplitude=amplitude
         )
     elif model.nonspatial is not None:
-        model.nonspatial.loc[:, k - model.n_spatial] = log_factor
+        model.nonspatial.loc[:, k - model.n_spatial] = log_factor - shift
     for (_, view), W in zip(model.items(), loadings, strict=True):
         view.loadings.put(k, W * shift.exp(), like)
 
@@ -230,13 +229,11 @@ def join(
     while True:
         standing = Standing(model, blocks, graph, m=m)
         used = [k for k in [*range(model.n_spatial), *ordered] if standing.largest[k] > ALIVE]
-        mixtures = standing.mixtures(below=MIXED, candidates=used)
+        mixtures = standing.mixtures(below=MIXED, among=used)
         if not mixtures:
             return joined
         l = min(mixtures, key=lambda k: float(standing.size[k]))
-        for k, joint in _divided(
-            model, m, l, [k for k in standing.worth(spatial=True) if k != l]
-        ).items():
+        for k, joint in _divided(model, m, l, standing.parts(used, l)).items():
             put(k, joint, [view.loadings.mean[:, k].clone() for _, view in model.items()])
         _switch_off(model, l)
         m[:, l] = 0.0
@@ -259,6 +256,15 @@ def _equal(standing: Standing) -> dict[int, list[int]]:
         if larger:
             owner[l] = max(larger, key=lambda k: float(standing.likeness[k, l]))
     return {k: [l for l, other in owner.items() if other == k] for k in sorted(set(owner.values()))}
+
+
+@torch.no_grad()
+def occupy(
+    model: Factorization, blocks: list[Block], k: int, log_factor: Tensor, loadings: list[Tensor]
+) -> None:
+    """Put a new factor with log values [N] and loadings [P] of each modality in the place of k."""
+    _switch_off(model, k)
+    _put(model, blocks, k, log_factor, loadings)
 
 
 @torch.no_grad()

@@ -62,7 +62,8 @@ class SpatialTest:
         As many as the test itself began with where no factor has order.
         """
         plain, found, T = [], 0, self.n_spatial
-        for z, used in zip(self.z, self.used, strict=True):
+        for half, used in zip(self.z, self.used, strict=True):
+            z = np.sqrt(2) * half
             has_order = np.concatenate([passed(z[:T]), z[T:] > clear_z(z[:T])])
             plain.append((used & ~has_order).sum())
             found += (used & has_order).sum()

@@ -163,13 +163,17 @@ class Standing:
         pairs.sort(key=lambda pair: -float(self.likeness[pair]))
         return [(k, l) if self.size[k] >= self.size[l] else (l, k) for k, l in pairs]
 
-    def mixtures(self, below: float, candidates: list[int] | None = None) -> list[int]:
-        """Factors whose loadings are a mixture of spatial ones, but for a part.
+    def mixtures(self, below: float, among: list[int] | None = None) -> list[int]:
+        """Of some factors those whose loadings are a mixture of those of others, but for a part.
 
-        The best explained ones come first.
+        The best explained ones come first. Default: spatial factors that are worth a move.
         """
-        spatial, left = self.worth(spatial=True), {}
-        for k in spatial if candidates is None else candidates:
-            others = [l for l in spatial if l != k]
-            left[k] = mixture(self.products, k, others)[0] if others else 1.0
+        among, left = self.worth(spatial=True) if among is None else among, {}
+        for k in among:
+            parts = self.parts(among, k)
+            left[k] = mixture(self.products, k, parts)[0] if parts else 1.0
         return [k for k in sorted(left, key=lambda k: left[k]) if left[k] < below]
+
+    def parts(self, among: list[int], k: int) -> list[int]:
+        """Of some factors those, worth a move, that factor k may be a mixture of."""
+        return [l for l in among if l != k and self.largest[l] > WORTH]
