@@ -160,7 +160,7 @@ def test_a_fit_finds_again_what_it_has_lost(bereft, tested):
     run, history, truth = bereft
     lose(run, 1)
     assert worst(run, truth) < 0.5
-    run.complete(history, tested=tested)
+    run.restore_lost(history, tested=tested)
     assert run.model.n_spatial == 4
     assert worst(run, truth) > 0.9
 
@@ -171,9 +171,9 @@ def test_a_nonspatial_factor_makes_room_for_a_field_where_a_test_follows(bereft)
     run._regroup([0, 1, 2, 4, 5, 6, 3], 3, m)  # one of four fields is an independent factor now
     lose(run, 6)
     model = run.model
-    assert run.complete(history, tested=False) is history
+    assert run.restore_lost(history, tested=False) is history
     assert run.model is model, "no place among the fields"
-    run.complete(history, tested=True)
+    run.restore_lost(history, tested=True)
     assert run.model.n_spatial == 4
     assert worst(run, truth) > 0.9
 
@@ -184,7 +184,7 @@ def test_what_does_not_raise_the_objective_is_undone(bereft, monkeypatch):
     objectives = iter([0.0, -1.0])
     monkeypatch.setattr(fitting, "elbo", lambda model, blocks: next(objectives))
     place, model = run.log_factors(), run.model
-    assert run.complete(history, tested=True) is history
+    assert run.restore_lost(history, tested=True) is history
     assert run.model is model
     np.testing.assert_array_equal(run.log_factors(), place)
 
@@ -192,7 +192,7 @@ def test_what_does_not_raise_the_objective_is_undone(bereft, monkeypatch):
 def test_a_fit_that_has_lost_nothing_or_has_no_place_stays(bereft):
     run, history, _ = bereft
     model = run.model
-    assert run.complete(history, tested=True) is history
+    assert run.restore_lost(history, tested=True) is history
     assert run.model is model
 
 

@@ -197,6 +197,11 @@ class History:
     repairs: list[str] = dataclass_field(default_factory=list)
     notices: list[str] = dataclass_field(default_factory=list)  # bounds that hold the result
 
+    @property
+    def best(self) -> str:
+        """Name of the start with the best ELBO."""
+        return max(self.starts, key=lambda name: self.starts[name])
+
 
 @dataclass(frozen=True)
 class Posterior:

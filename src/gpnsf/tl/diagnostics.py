@@ -19,7 +19,7 @@ from gpnsf.core.inference.initial import starts
 from gpnsf.core.inference.spatial_test import CLEAR_Z
 from gpnsf.core.inference.subset_start import sample
 from gpnsf.core.presets import PRESETS
-from gpnsf.core.scores.metrics import knn_weights, morans_i
+from gpnsf.core.scores.metrics import apart, knn_weights, morans_i
 from gpnsf.core.types import Dataset, History, Posterior, View, parts
 from gpnsf.io.write import factor_names
 
@@ -142,7 +142,7 @@ def _size_factors(fitted: _Fitted) -> Iterator[str]:
                 library[seen]
             ]
         )
-        smooth = morans_i(logs[:, None], knn_weights((coords + 1e3 * library[:, None])[seen]))[0]
+        smooth = morans_i(logs[:, None], knn_weights(apart(coords, library)[seen]))[0]
         if np.median(total) < LOW_TOTAL and smooth > SMOOTH_TOTALS:
             found.append(f"{view.name!r} (median {np.median(total):g}, Moran's I {smooth:.2f})")
     if found:

@@ -27,7 +27,6 @@ def record(
 ) -> dict[str, object]:
     """Arguments, course and costs."""
     history = outcome.history
-    best = max(history.starts, key=lambda name: history.starts[name])
     return {
         "params": asked.record,
         "n_factors_asked": asked.model.n_factors,
@@ -38,7 +37,7 @@ def record(
         },
         "converged": history.converged,
         "repairs": history.repairs + history.notices,
-        "starts": {**history.starts, "best": best},
+        "starts": {**history.starts, "best": history.best},
         "spatial_test": outcome.spatial_test,
         "modality_weights": outcome.weights,
         "versions": {name: version(name) for name in VERSIONS},

@@ -1,4 +1,4 @@
-"""Square bins of spots, and what is done with them: smoothed, put in order, averaged over neighbours."""
+"""Square bins of spots, and what is done with them: smoothed, judged for order, averaged over neighbours."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from torch import Tensor
 from gpnsf.core.scores.metrics import knn_weights, morans_i
 
 __all__ = [
+    "FEWEST_BINS",
+    "LARGE",
+    "MAX_DENSE",
     "at_spots",
     "gaussian_smoother",
     "neighbour_mean",
@@ -29,8 +32,8 @@ CELLS = 4  # bins per squared bandwidth: a bin is as wide as the bandwidth on a 
 def n_bins(n_obs: int, n_features: int, bandwidth: float = 0.0) -> int:
     """How many bins: an eighth of the spots, or as wide as the bandwidth of a smoother."""
     limit = min(MAX_BINS, max(FEWEST_BINS, MAX_DENSE // max(n_features, 1)))
-    wide = n_obs // 8 if bandwidth == 0 else round(CELLS / bandwidth**2)
-    wanted = min(limit, max(FEWEST_BINS, wide))
+    asked = n_obs // 8 if bandwidth == 0 else round(CELLS / bandwidth**2)
+    wanted = min(limit, max(FEWEST_BINS, asked))
     return min(wanted, BINS_OF_LARGE) if n_obs > LARGE else wanted
 
 
@@ -77,7 +80,7 @@ def gaussian_smoother(centres: np.ndarray, bandwidth: float) -> sp.csr_matrix:
 
 def order_of(centres: np.ndarray, factors: Tensor) -> np.ndarray:
     """Moran's I [K] of the logarithms of binned factors [B, K]."""
-    graph = knn_weights(centres, n_neighbors=min(8, len(centres) - 1))
+    graph = knn_weights(centres, n_neighbors=8)
     return morans_i(torch.log(factors + 0.02).numpy(), graph)
 
 

@@ -1,6 +1,7 @@
-"""A whole fit: optimisation, spatial test, second optimisation, loadings, local stage.
+"""A whole fit: optimisation, a look at what it has lost, spatial test, joining, loadings, local stage.
 
-The second optimisation takes place where factors change sides.
+The model is trained again where its factors have changed: one has found a place, become spatial or
+nonspatial, or is left out.
 """
 
 from __future__ import annotations
@@ -23,9 +24,7 @@ from gpnsf.core.inference.schedule import Schedule
 from gpnsf.core.inference.spatial_test import SpatialTest, clear_z, passed, spatial_test
 from gpnsf.core.inference.subset_start import SubsetStart, lone, sample
 from gpnsf.core.model.factorization import Block, Factorization
-from gpnsf.core.model.loadings import GammaLoadings
 from gpnsf.core.progress import Progress
-from gpnsf.core.scores.metrics import morans_i
 from gpnsf.core.types import Dataset, History, Posterior, Start
 
 __all__ = ["Outcome", "fit"]
@@ -72,8 +71,9 @@ def fit(
     With ``tested``, held-out counts decide: factors without spatial order become
     nonspatial, others with clear order spatial, as long as no more than ``most_spatial`` are
     (default: ``n_spatial``). With ``weigh``, they also give several modalities their weights. Then,
-    or where ``most_spatial`` leaves room, they are asked first, and say how many fields to begin
-    with. The checkpoint keeps the first optimisation; the test before it and what follows are repeated.
+    or where ``most_spatial`` is above ``n_spatial``, they are asked before the fit, and say how many
+    fields it begins with. The checkpoint keeps the first optimisation; the test before it and what
+    follows are repeated.
     """
     schedule, progress = schedule or Schedule(), progress or Progress("fit", 1.0)
     progress.expected = _expected_steps(schedule, tested=tested and n_spatial > 0, refine=refine)
@@ -107,10 +107,9 @@ def fit(
         n_spatial = found.slots  # may be more than there are places for: those of most order stay
     run = _Fit(dataset, build, options)
     history = run.begin(n_spatial, init, checkpoint)
-    history = run.complete(history, tested=tested)
+    history = run.restore_lost(history, tested=tested)
     if tested:
-        best = max(history.starts, key=lambda name: history.starts[name])
-        found = found or test(n_spatial, best)
+        found = found or test(n_spatial, history.best)
         history = run.judge(found, most, history)
         z, p = found.matched(run.log_factors())
         rank = found.rank(run.log_factors(), run.sizes())
@@ -122,7 +121,7 @@ def fit(
     result = distributed.from_first(
         lambda: posterior.summarise(model, dataset, blocks, log_factors)
     )
-    z, p = z[run.order], p[run.order]
+    z, p = z[run.numbers], p[run.numbers]
     tests = {"z": z[result.order], "p": p[result.order]} if tested else {}
     return Outcome(result, history, tests, {view.name: view.weight for view in dataset.views})
 
@@ -141,14 +140,14 @@ def _expected_steps(schedule: Schedule, *, tested: bool, refine: bool) -> float:
 
 
 class _Fit:
-    """A model on its way, which may be replaced by one with another number of spatial factors."""
+    """A model on its way, which may be replaced by one with other factors."""
 
     model: Factorization
     blocks: list[Block]
 
     def __init__(self, dataset: Dataset, build: Build, options: training.Options) -> None:
         self.dataset, self.build, self.options = dataset, build, options
-        self.order = np.array([], dtype=int)  # of the factors of the last test in the model
+        self.numbers = np.array([], dtype=int)  # of the factors when the test was last matched
 
     def log_factors(self) -> np.ndarray:
         """Means [N, K] of the log factors."""
@@ -177,62 +176,72 @@ class _Fit:
             **options,
         )
         training.give_back()
-        self.order = np.arange(self.model.n_factors)
+        self.numbers = np.arange(self.model.n_factors)
         return history
 
-    def complete(self, history: History, *, tested: bool) -> History:
-        """Give what the factors leave over of a modality a field; kept where the objective is higher.
+    def restore_lost(self, history: History, *, tested: bool) -> History:
+        """Look in each modality for a pattern that the fit has lost, and give it a field.
 
-        It takes the place of a factor that the counts hardly ask for. Without a test the number of
-        spatial factors stays as it is.
+        It takes the place of a factor that the counts hardly ask for, and stays where the objective
+        is higher. Without a test the number of spatial factors stays as it is.
         """
-        for name in self.model.names if self._is_free() else ():
+        if not (
+            self.model.n_spatial and self.options["schedule"].moves and moves.possible(self.model)
+        ):
+            return history
+        left: LeftOver | None = None
+        for name in self.model.names:
             m, T = self.log_factors(), self.model.n_spatial
-            places = range(self.model.n_factors if tested else T)
             share = self._largest_shares(m)
-            place = min(places, key=lambda k: share[k], default=None)
-            if place is None or share[place] > standing.WORTH:
-                return history
-            left = LeftOver(self.model, self.blocks, self.options["seed"])
+            place = min(range(self.model.n_factors if tested else T), key=lambda k: share[k])
+            if share[place] > standing.WORTH:
+                break
+            left = left or LeftOver(self.model, self.blocks, self.options["seed"])
             if (pattern := left.pattern(name)) is None:
                 continue
             loadings = [left.loadings(other, pattern) for other in self.model.names]
-            before, value = (self.model, self.blocks, self.order), elbo(self.model, self.blocks)
-            order = [k for k in range(self.model.n_factors) if k != place]
-            n_kept = T - (place < T)
-            order.insert(n_kept, place)
-            self._regroup(order, n_kept + 1, m)
-            moves.occupy(self.model, self.blocks, n_kept, pattern.log(), loadings)
+            before, value = (self.model, self.blocks, self.numbers), elbo(self.model, self.blocks)
+            others = [k for k in range(self.model.n_factors) if k != place]
+            slot = T - (place < T)
+            self._regroup([*others[:slot], place, *others[slot:]], slot + 1, m)
+            moves.occupy(self.model, self.blocks, slot, pattern.log(), loadings)
             more = self._go_on(history)
             gain = elbo(self.model, self.blocks) - value
-            kept = "kept" if gain > 0 else "undone"
-            logger.info("a pattern left over of %s: objective %+.0f, %s", name, gain, kept)
+            logger.info(
+                "a pattern left over of %s: objective %+.0f, %s",
+                *(name, gain, "kept" if gain > 0 else "undone"),
+            )
             if gain > 0:
-                history = more
+                history, left = more, None
             else:
-                self.model, self.blocks, self.order = before
+                self.model, self.blocks, self.numbers = before
         return history
 
     def judge(self, test: SpatialTest, most_spatial: int, history: History) -> History:
-        """Put each factor on the side where the test has it; go on where one has changed sides."""
+        """Make factors spatial or nonspatial, as the test has them; go on where that has changed one."""
         m = self.log_factors()
         z, _ = test.matched(m)
         T = self.model.n_spatial
         spatial = np.flatnonzero(passed(z[:T])).tolist()
-        rising = [k for k in self._ordered(z, m) if self._order_of(m[:, k]) > TRAINED]
-        both = [*spatial, *rising]
+        promoted = self._ordered(z, m)
+        if promoted:
+            order = standing.order_of(
+                self._tensor(m[:, promoted]), standing.neighbours(self.blocks)
+            )
+            promoted = [k for k, own in zip(promoted, order, strict=True) if own > TRAINED]
+        both = [*spatial, *promoted]
         chosen = _most_ordered(both, test.rank(m, self.sizes()), most_spatial)
-        noise = test.noise(m) if self._has_posterior() else np.zeros(len(z), bool)
+        noise = test.noise(m) if self.model.has_posterior else np.zeros(len(z), bool)
         others = [k for k in range(len(z)) if k not in chosen and not noise[k]]
         if chosen == list(range(T)) and len(others) == len(z) - T:
             return history
         n_lost, n_noise = T - len(spatial), len(z) - len(chosen) - len(others)
-        n_rising = sum(k >= T for k in chosen)
+        n_promoted = sum(k >= T for k in chosen)
         logger.info(
             "%d spatial factors have no order in held-out counts, %d nonspatial ones do, and %d have less than these",
             n_lost,
-            n_rising,
-            len(spatial) + n_rising - len(chosen),
+            n_promoted,
+            len(spatial) + n_promoted - len(chosen),
         )
         logger.info("%d factors are left out, since held-out counts show nothing of them", n_noise)
         if not chosen and not others:
@@ -245,7 +254,7 @@ class _Fit:
         schedule = replace(self.options["schedule"], pick_steps=0, kernel_steps=15, min_steps=30)
         options: training.Options = {**self.options, "schedule": schedule}
         more = training.fit(self.model, self.dataset, init=None, blocks=self.blocks, **options)
-        self.order = np.arange(self.model.n_factors)
+        self.numbers = np.arange(self.model.n_factors)
         return replace(more, starts=history.starts, repairs=history.repairs + more.repairs)
 
     def end(
@@ -253,7 +262,7 @@ class _Fit:
     ) -> local_stage.LogFactors:
         """Join equal factors, drop unused ones, give spatial ones a field; then loadings and spots."""
         adopted: dict[int, moves.Adopted] = {}
-        if self._has_posterior():
+        if self.model.has_posterior:
             graph = standing.neighbours(self.blocks)
             joined = (
                 moves.join(self.model, self.blocks, graph, self._ordered(z, self.log_factors()))
@@ -266,40 +275,30 @@ class _Fit:
             spatial = [k for k in range(T) if used[k]]
             ordered = [k for k in self._ordered(z, m) if used[k]] if local and T else []
             chosen = _most_ordered([*spatial, *ordered], rank, most_spatial)
-            spatial, rising = [k for k in chosen if k < T], [k for k in chosen if k >= T]
-            if rising or not all(used):
+            spatial, promoted = [k for k in chosen if k < T], [k for k in chosen if k >= T]
+            if promoted or not all(used):
                 others = [k for k in range(self.model.n_factors) if used[k] and k not in chosen]
-                self._regroup([*spatial, *rising, *others], len(spatial) + len(rising), m)
+                self._regroup([*spatial, *promoted, *others], len(spatial) + len(promoted), m)
             adopted = {spatial.index(k): own for k, own in joined.items() if k in spatial}
-            adopted |= moves.adopt(self.model, self.blocks, graph, self._tensor(m[:, rising]))
+            adopted |= moves.adopt(self.model, self.blocks, graph, self._tensor(m[:, promoted]))
         if local:
             loading_stage.settle(self.model, self.blocks)
         return (local_stage.local if local else local_stage.mean_field)(
             self.model, self.blocks, adopted
         )
 
-    def _is_free(self) -> bool:
-        """Whether factors may come and go: spatial ones, with moves, and loadings with a posterior."""
-        return (
-            bool(self.model.n_spatial and self.options["schedule"].moves) and self._has_posterior()
-        )
-
-    def _has_posterior(self) -> bool:
-        """Whether the loadings have one, and with it a way to lose a factor."""
-        return all(isinstance(view.loadings, GammaLoadings) for _, view in self.model.items())
-
     def _place(self, model: Factorization) -> None:
         self.model, self.blocks = model, model.blocks(self.dataset, self.options["block_size"])
 
     def _regroup(self, order: list[int], n_spatial: int, m: np.ndarray) -> None:
         """The factors named, the first ones spatial."""
-        old, self.order = self.model, self.order[order]
+        old, self.numbers = self.model, self.numbers[order]
         self._place(self.build(self.dataset, n_spatial, len(order)))
         regrouped(old, self.model, self.blocks, self._tensor(m), order)
 
     def _tensor(self, values: np.ndarray) -> torch.Tensor:
         """An array on the device of the model."""
-        return torch.as_tensor(values, device=next(self.model.parameters()).device)
+        return torch.as_tensor(values, device=self.model.device)
 
     def _used(self, m: np.ndarray) -> np.ndarray:
         """Factors [K] that the counts of some modality ask for.
@@ -318,9 +317,3 @@ class _Fit:
         used, T = self._used(m), self.model.n_spatial
         clear = clear_z(z[:T])
         return [int(k) for k in np.argsort(-z) if k >= T and z[k] > clear and used[k]]
-
-    def _order_of(self, log_factor: np.ndarray) -> float:
-        """Moran's I of a log factor [N]."""
-        return float(
-            morans_i(log_factor[:, None].astype(np.float64), standing.neighbours(self.blocks))[0]
-        )

@@ -37,9 +37,9 @@ from gpnsf.core.inference.klnmf import (
     search,
     step,
 )
-from gpnsf.core.inference.left_over import LEAST_ORDER, fill, leading_pattern
+from gpnsf.core.inference.left_over import fill, means_of_bins, ordered_pattern
 from gpnsf.core.inference.shapes import NUMBER, Shapes
-from gpnsf.core.scores.metrics import knn_weights, morans_i
+from gpnsf.core.scores.metrics import apart, knn_weights, morans_i
 from gpnsf.core.types import Dataset, Start, View
 
 __all__ = ["BANDWIDTHS", "lead", "loadings_at", "memory", "starts"]
@@ -99,7 +99,11 @@ def lead(dataset: Dataset) -> View:
 
 
 class _Problem:
-    """Counts that the starts look at: the most over-dispersed features of the leading modality."""
+    """Counts that the starts look at.
+
+    Searches see the most over-dispersed features P' of the leading modality; what they leave over
+    is looked for in all modalities.
+    """
 
     def __init__(self, dataset: Dataset, n_factors: int, n_spatial: int, seed: int) -> None:
         self.dataset, self.seed = dataset, seed
@@ -117,8 +121,7 @@ class _Problem:
         signed = FAMILIES[main.likelihood].signed
         if signed:
             self.signed, self.counts = self.counts, self.counts.maximum(0).tocsr()
-        # slices are kept apart by moving them far away from each other
-        self.coords = dataset.coords.astype(np.float64) + 1e3 * dataset.library[:, None]
+        self.coords = apart(dataset.coords, dataset.library)
         whole = len(self.features) == main.counts.shape[1] and not signed
         self.sparse = self.views[main.name] if whole else SparseCounts(self.counts)
         self.sparse_size = torch.as_tensor(self.size)[:, None]
@@ -166,7 +169,7 @@ class _Problem:
         H = best[1]  # type: ignore[index]
         if not self.n_spatial:
             return H
-        graph = knn_weights(self.coords, n_neighbors=min(8, len(H) - 1))
+        graph = knn_weights(self.coords, n_neighbors=8)
         order = np.argsort(-morans_i(H.numpy(), graph), kind="stable")
         H = H[:, torch.as_tensor(order)]
         H[:, : self.n_spatial] = torch.as_tensor(
@@ -233,14 +236,14 @@ class _Problem:
         bins, features, counts = self._binned(view.name)
         size = torch.as_tensor(view.size)[:, None]
         A = size * torch.cat([factors, torch.ones(len(factors), 1)], 1)
-        rates = torch.as_tensor(bins @ A.numpy()) @ W[torch.as_tensor(features)].T
-        pattern = leading_pattern(counts, rates, self.seed)
-        if pattern is None:
-            return None
+        rates = (bins @ A.numpy()) @ W.numpy()[features].T
+        rates = torch.as_tensor(
+            means_of_bins(rates, np.asarray(bins.sum(1)), FAMILIES[view.likelihood])
+        )
         centres = rows_to_one(bins) @ self.coords
-        if order_of(centres, pattern)[0] < LEAST_ORDER:
+        new = ordered_pattern(counts, rates, centres, self.coords, self.seed)
+        if new is None:
             return None
-        new = at_spots(pattern, centres, self.coords)
         more = torch.cat([factors, new / new.mean(0)], 1)
         counted = self._counted()
         return fill(more, self._loadings(more, counted), counted, self.n_spatial)

@@ -2,7 +2,7 @@
 
 Growing and merging looks at the leading modality, and at the counts of all its features together. A
 pattern that few counts know, or another modality alone, shows in the residuals: as a singular
-vector longer than any of the same residuals with random signs (Hong et al. 2020). So does one that
+vector longer than that of the same residuals with random signs (Hong et al. 2020). So does one that
 a fit has lost, in the place of which it has a factor that the counts hardly ask for.
 """
 
@@ -15,11 +15,13 @@ import torch
 from torch import Tensor
 
 from gpnsf.core import distributed
+from gpnsf.core.families.base import Family
 from gpnsf.core.inference.bins import at_spots, n_bins, order_of, square_bins
 from gpnsf.core.model.factorization import Block, Factorization
+from gpnsf.core.scores.metrics import apart
 from gpnsf.core.types import TINY, View
 
-__all__ = ["LEAST_ORDER", "LeftOver", "fill", "leading_pattern"]
+__all__ = ["LeftOver", "fill", "leading_pattern", "means_of_bins", "ordered_pattern"]
 
 CLEAR = 1.1  # length of a pattern over that of noise
 LOW = 0.1  # of its mean, where a pattern is absent
@@ -43,8 +45,26 @@ def leading_pattern(counts: Tensor, rates: Tensor, seed: int) -> Tensor | None:
     vector, length = _leading(residuals, generator)
     if length <= CLEAR * noise:
         return None
-    high = (vector * vector.pow(3).sum().sign()).clamp_min(0.0)  # present in the fewer bins
+    high = (vector * vector.pow(3).sum().sign()).clamp_min(0.0)  # high in the fewer bins
     return ((1 - LOW) * high / high.mean() + LOW)[:, None]
+
+
+def ordered_pattern(
+    counts: Tensor, rates: Tensor, centres: np.ndarray, places: np.ndarray, seed: int
+) -> Tensor | None:
+    """Pattern [N, 1] at the places [N, D] of spots that rates leave over of counts [B, P] in bins.
+
+    None where it is noise, or has no spatial order at the centres [B, D] of the bins.
+    """
+    pattern = leading_pattern(counts, rates, seed)
+    if pattern is None or order_of(centres, pattern)[0] < LEAST_ORDER:
+        return None
+    return at_spots(pattern, centres, places)
+
+
+def means_of_bins(rates: np.ndarray, n_spots: np.ndarray, family: Family) -> np.ndarray:
+    """Expected counts [B, P] of bins with these rates, which each have so many spots [B, 1]."""
+    return (n_spots * family.mean(rates / n_spots)).astype(np.float32)
 
 
 def _leading(matrix: Tensor, generator: torch.Generator) -> tuple[Tensor, float]:
@@ -60,10 +80,12 @@ def _leading(matrix: Tensor, generator: torch.Generator) -> tuple[Tensor, float]
 def fill(
     factors: Tensor, loadings: Mapping[str, Tensor], views: Sequence[View], n_spatial: int
 ) -> Tensor | None:
-    """Factors [N, K] with the last of K + 1 in the place of a spatial one: the one that costs least.
+    """Factors [N, K] with the last of K + 1, a newcomer, in a spatial place.
 
-    Two alike factors are joined, or a small one is dropped. None where that is the last one itself.
-    Loadings [P, K + 2], background last, are those of each modality of counts. The cost is the squared change of rates over mean rates, twice what the Poisson likelihood loses.
+    Two alike factors are joined, or a small one is dropped, whatever costs least: the cost is the
+    squared change of rates over mean rates, twice what the Poisson likelihood loses. None where it
+    is the newcomer that would be dropped, or joined. Loadings [P, K + 2], background last, are
+    those of each modality of counts.
     """
     K = factors.shape[1] - 1
     candidates = [*range(n_spatial), K]
@@ -77,7 +99,7 @@ def fill(
         spots = float(size.sum()) * (H * size[:, None]).T @ H
         features = (W / mean[:, None]).T @ W
         dropped = spots.diagonal() * features.diagonal()
-        joined = _apart(spots) * _apart(features / torch.outer(mass, mass))
+        joined = _squared_distances(spots) * _squared_distances(features / torch.outer(mass, mass))
         joined *= (torch.outer(mass, mass) / (mass + mass[:, None])).square()
         cost += view.weight * torch.where(torch.eye(len(mass), dtype=torch.bool), dropped, joined)
     k, l = sorted(divmod(int(cost.argmin()), len(mass)))
@@ -90,7 +112,7 @@ def fill(
     return filled
 
 
-def _apart(products: Tensor) -> Tensor:
+def _squared_distances(products: Tensor) -> Tensor:
     """Squared distances [K, K] of vectors with these inner products."""
     squares = products.diagonal()
     return squares + squares[:, None] - 2 * products
@@ -108,14 +130,10 @@ class LeftOver:
     def pattern(self, name: str) -> Tensor | None:
         """Pattern [N] that is left over of a modality; None where there is none with spatial order."""
         codes, counts, rates = self._binned(name)
-        pattern = leading_pattern(counts, rates, self.seed)
-        if pattern is None:
-            return None
-        apart = self.coords + 1e3 * self.library[:, None]
-        centres = _sums(torch.as_tensor(apart), codes, len(counts)) / codes.bincount()[:, None]
-        if order_of(centres.numpy(), pattern)[0] < LEAST_ORDER:
-            return None
-        return self._on_device(at_spots(pattern, centres.numpy(), apart)[:, 0])
+        places = apart(self.coords, self.library)
+        centres = _sums(torch.as_tensor(places), codes, len(counts)) / codes.bincount()[:, None]
+        pattern = ordered_pattern(counts, rates, centres.numpy(), places, self.seed)
+        return None if pattern is None else self._on_device(pattern[:, 0])
 
     def loadings(self, name: str, pattern: Tensor) -> Tensor:
         """Loadings [P] of a pattern [N] in a modality: what it has more than the model expects."""
@@ -139,12 +157,12 @@ class LeftOver:
             counts, rates = self._on_device(torch.zeros(2, len(per_bin), P))
             for block in distributed.mine(self.blocks):
                 seen, A = block.counts[name], self.model.moments(name, block).mean
-                cells = codes[block.rows].repeat_interleave(seen.per_row) * P + seen.columns
-                counts.view(-1).index_add_(0, cells, seen.values)
+                entries = codes[block.rows].repeat_interleave(seen.per_row) * P + seen.columns
+                counts.view(-1).index_add_(0, entries, seen.values)
                 rates += _sums(A, codes[block.rows], len(per_bin)) @ view.loadings_of(block.batch).T
             distributed.add_up(counts, rates)
-            mean = per_bin * view.likelihood.family.mean(rates.cpu().numpy() / per_bin)
-            self._seen[name] = codes.cpu(), counts.cpu(), torch.as_tensor(mean, dtype=torch.float32)
+            mean = means_of_bins(rates.cpu().numpy(), per_bin, view.likelihood.family)
+            self._seen[name] = codes.cpu(), counts.cpu(), torch.as_tensor(mean)
         return self._seen[name]
 
     def _of_all(self, of: Callable[[Block], Tensor]) -> Tensor:
@@ -153,7 +171,7 @@ class LeftOver:
 
     def _on_device(self, values: Tensor) -> Tensor:
         """A tensor on the device of the model."""
-        return values.to(next(self.model.parameters()).device)
+        return values.to(self.model.device)
 
 
 def _sums(values: Tensor, codes: Tensor, n: int) -> Tensor:

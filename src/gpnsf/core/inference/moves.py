@@ -5,7 +5,8 @@ Merge two factors, divide one among others, give a nonspatial one a field.
 Each is a change of the parameters, followed by a few steps, and kept where the objective has risen
 (``training``). A factor that is merged away is switched off: next to no loadings, and its posterior
 at the prior. Switched-off factors are what moves make room from, so the numbers of factors stay as
-they were asked for.
+they were asked for. ``join``, ``occupy`` and ``adopt`` change a model without a trial: ``fitting``
+decides.
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ from gpnsf.core.inference.standing import (
     Standing,
     log_factors,
     mixture,
+    order_of,
     overlap,
 )
 from gpnsf.core.likelihoods.moments import MEAN_RANGE
 from gpnsf.core.model.factorization import Block, Factorization
-from gpnsf.core.scores.metrics import morans_i
 
-__all__ = ["Adopted", "Move", "adopt", "join", "make", "occupy", "proposals"]
+__all__ = ["Adopted", "Move", "adopt", "join", "make", "occupy", "possible", "proposals"]
 
 ORDER = 0.5  # Moran's I of a nonspatial factor that may have a field
 # likeness of spatial pairs merged together or singly, and of nonspatial pairs
@@ -63,10 +64,15 @@ class Move:
 
 @dataclass(frozen=True)
 class Adopted:
-    """A factor that got a field without training: where the local stage begins with it."""
+    """A factor that got its field without training, adopted or joined: where the local stage begins."""
 
     log_factor: Tensor  # [N], centred
     nugget: float  # variance around the field
+
+
+def possible(model: Factorization) -> bool:
+    """Whether factors may come and go: loadings have a posterior, and objectives can be compared."""
+    return model.has_posterior and model.n_samples is None
 
 
 @torch.no_grad()
@@ -211,7 +217,7 @@ def join(
     With deviations around its field nothing is lost.
 
     Spatial factors and those nonspatial ones that are ``ordered`` may also have loadings that are a
-    mixture of several. Where each spatial factor that has taken over another begins is returned.
+    mixture of several. Where each factor that has taken over another begins is returned.
     """
     m, joined = log_factors(model, blocks), {}
 
@@ -241,7 +247,7 @@ def join(
 
 
 def _equal(standing: Standing) -> dict[int, list[int]]:
-    """For each spatial factor the smaller ones that have its loadings."""
+    """For each spatial factor the smaller ones, and nonspatial ones of any size, that have its loadings."""
     owner: dict[int, int] = {}
     factors = standing.worth(spatial=True) + standing.worth(spatial=False)
     for l in sorted(factors, key=lambda k: float(standing.size[k])):
@@ -289,5 +295,4 @@ def adopt(
 
 def _field_share(log_factor: Tensor, graph: sp.csr_matrix) -> float:
     """Moran's I of a log factor [N], about the share of its variance that a field can hold."""
-    order = float(morans_i(log_factor[:, None].double().cpu().numpy(), graph)[0])
-    return min(max(order, SPLIT[0]), SPLIT[1])
+    return min(max(float(order_of(log_factor[:, None], graph)[0]), SPLIT[0]), SPLIT[1])

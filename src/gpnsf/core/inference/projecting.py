@@ -67,7 +67,7 @@ def project(
 @torch.no_grad()
 def hold(model: Factorization, given: Given) -> nn.Parameter:
     """Put what is given into a model, where it stays; the levels [K] that are to be learnt."""
-    device, T = next(model.parameters()).device, model.n_spatial
+    device, T = model.device, model.n_spatial
     scale = _tensor(given.scale, device)
     level = nn.Parameter(-scale.log(), requires_grad=model.nonnegative)
     divisor = torch.ones_like(scale) if model.nonnegative else scale

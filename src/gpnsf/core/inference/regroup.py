@@ -52,7 +52,7 @@ def regrouped(
 
 def _views(old: Factorization, new: Factorization, order: Sequence[int]) -> None:
     """Loadings with what belongs to them, and likelihoods."""
-    columns = torch.tensor([*order, old.n_factors], device=next(old.parameters()).device)
+    columns = torch.tensor([*order, old.n_factors], device=old.device)
     for source, target in zip(old.views, new.views, strict=True):
         state = source.state_dict()
         for name in ("loadings.raw", "loadings.log_shape", "loadings.exposure"):

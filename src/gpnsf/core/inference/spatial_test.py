@@ -183,7 +183,7 @@ def spatial_test(
                 model, fitted, init=candidates, schedule=schedule, seed=seed, progress=progress
             )
         if start is None:  # the other half begins where this one found it best
-            kinds = {max(history.starts, key=lambda name: history.starts[name])}
+            kinds = {history.best}
         m = local_stage.mean_field(model, model.blocks(fitted)).m
         if weigh and len(dataset.views) > 1:
             said.append(confirmed(model, m, fitted, kept))

@@ -14,7 +14,7 @@ from gpnsf.core import distributed
 from gpnsf.core.inference.confirmed import LEAST
 from gpnsf.core.likelihoods.moments import MEAN_RANGE
 from gpnsf.core.model.factorization import Block, Factorization
-from gpnsf.core.scores.metrics import knn_weights, morans_i
+from gpnsf.core.scores.metrics import apart, knn_weights, morans_i
 
 __all__ = [
     "ALIVE",
@@ -22,16 +22,18 @@ __all__ = [
     "LEAST_PART",
     "MIXED",
     "N_NEIGHBORS",
+    "WORTH",
     "Standing",
     "log_factors",
     "mixture",
     "neighbours",
+    "order_of",
     "overlap",
     "shares",
 ]
 
 ALIVE = 1e-3  # share of the expected counts of some modality below which a factor is switched off
-WORTH = 1e-2  # share below which a factor is not worth a move
+WORTH = 1e-2  # share up to which a factor is not worth a move, and its place may go to another one
 MOST_NOISE = 0.5  # of the square of a column of loadings, that can be taken out
 MIXED, HALF_MIXED = 0.1, 0.3  # share of a factor's loadings that those of others leave over
 LEAST_PART = 1e-3  # of a factor that another takes over
@@ -47,7 +49,7 @@ def log_factors(model: Factorization, blocks: list[Block]) -> Tensor:
 @torch.no_grad()
 def shares(model: Factorization, m: Tensor) -> Tensor:
     """Share [V, K] of the expected counts of each modality that is of each factor, at its weight."""
-    level = torch.cat([m.clamp(*MEAN_RANGE).exp().mean(0), torch.ones(1, device=m.device)])
+    level = _levels(m)
     parts = [view.loadings.mean.sum(0) * level for _, view in model.items()]
     return torch.stack(
         [
@@ -57,8 +59,13 @@ def shares(model: Factorization, m: Tensor) -> Tensor:
     )
 
 
+def _levels(m: Tensor) -> Tensor:
+    """Mean [K+1] over spots of the factors with these log values [N, K], and of the background."""
+    return torch.cat([m.clamp(*MEAN_RANGE).exp().mean(0), torch.ones(1, device=m.device)])
+
+
 def _weights(model: Factorization) -> list[float]:
-    """Weights of the modalities over the largest one; none for one of which nothing is confirmed."""
+    """Weights of the modalities over the largest one; 0 at ``LEAST`` or less, found or asked for."""
     weights = [view.weight for _, view in model.items()]
     shares = [weight / max(weights) for weight in weights]
     return [share if share > LEAST else 0.0 for share in shares]
@@ -66,10 +73,16 @@ def _weights(model: Factorization) -> list[float]:
 
 def neighbours(blocks: list[Block]) -> sp.csr_matrix:
     """Weights [N, N] of the neighbours of each row within its slice."""
-    coords = torch.cat(
-        [block.located.coords + 1e3 * block.located.library[:, None] for block in blocks]
-    )
-    return knn_weights(coords.double().cpu().numpy(), n_neighbors=min(N_NEIGHBORS, len(coords) - 1))
+    places = [block.located for block in blocks]
+    coords = torch.cat([place.coords for place in places]).cpu().numpy()
+    library = torch.cat([place.library for place in places]).cpu().numpy()
+    return knn_weights(apart(coords, library), n_neighbors=N_NEIGHBORS)
+
+
+@torch.no_grad()
+def order_of(log_factors: Tensor, graph: sp.csr_matrix) -> np.ndarray:
+    """Moran's I [k] of log factors [N, k]."""
+    return morans_i(log_factors.double().cpu().numpy(), graph)
 
 
 @torch.no_grad()
@@ -82,7 +95,7 @@ def overlap(model: Factorization, m: Tensor) -> np.ndarray:
     ``sqrt(W_jk e_k / N)``; divided by the root of all its counts, each modality weighs by what it
     tells.
     """
-    level = torch.cat([m.clamp(*MEAN_RANGE).exp().mean(0), torch.ones(1, device=m.device)])
+    level = _levels(m)
     products, noise = torch.zeros(2, model.n_factors, model.n_factors, device=m.device)
     for weight, (_, view) in zip(_weights(model), model.items(), strict=True):
         counts = view.loadings.mean * level
@@ -138,7 +151,7 @@ class Standing:
             self.likeness = np.maximum(self.likeness, correlation.cpu().numpy())
         self.order = np.zeros(model.n_factors)
         if 0 < self.T < model.n_factors:
-            self.order[self.T :] = morans_i(self.m[:, self.T :].double().cpu().numpy(), graph)
+            self.order[self.T :] = order_of(self.m[:, self.T :], graph)
 
     @property
     def off(self) -> list[int]:

@@ -64,9 +64,7 @@ class Stepper:
         self.model, self.blocks, self.progress = model, blocks, progress
         self.checkpoint = checkpoint
         self.nnz = max(1, nnz)
-        self.devices = [
-            device for device in [next(model.parameters()).device] if device.type == "cuda"
-        ]
+        self.devices = [device for device in [model.device] if device.type == "cuda"]
         self.state = State()
         self.on_trial = False  # whether steps may be undone: they are not written down
         self._objective = objective

@@ -123,8 +123,9 @@ class SubsetStart:
             history = training.fit(
                 model, _only(part, self.ahead), init=self.init, nested=True, **options
             )
-        best = max(history.starts, key=lambda name: history.starts[name])
-        start = _continued(model, self._log_factors(model), np.arange(model.n_factors), best)
+        start = _continued(
+            model, self._log_factors(model), np.arange(model.n_factors), history.best
+        )
         factors = torch.as_tensor(start.factors if self.rows is None else start.factors[self.rows])
         for view in part.views if self.ahead else ():
             if view.name != self.ahead:

@@ -29,7 +29,6 @@ from gpnsf.core.inference.shapes import Shapes
 from gpnsf.core.inference.state import State, Walk
 from gpnsf.core.inference.steps import Stepper
 from gpnsf.core.model.factorization import Block, Factorization
-from gpnsf.core.model.loadings import GammaLoadings
 from gpnsf.core.model.objective import ClosedFormELBO
 from gpnsf.core.progress import Progress
 from gpnsf.core.types import Dataset, History, Start
@@ -103,7 +102,7 @@ def fit(
         if isinstance(init, str)
         else init
     )
-    device = next(model.parameters()).device
+    device = model.device
     progress = progress or Progress("fit", schedule.max_steps)
     with _quiet_randomness(seed, device):
         blocks = model.blocks(dataset, block_size) if blocks is None else blocks
@@ -258,8 +257,7 @@ class _Run:
 
     def _move(self, phase: Phase) -> None:
         """Try moves, most promising first; keep those that raise the objective; then again."""
-        able = [isinstance(view.loadings, GammaLoadings) for _, view in self.model.items()]
-        if not all(able) or self.model.n_samples is not None or not self.schedule.moves:
+        if not self.schedule.moves or not moves.possible(self.model):
             return
         graph = standing.neighbours(self.blocks)
         while (move := self._next_move(graph)) is not None:

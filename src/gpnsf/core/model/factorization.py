@@ -32,7 +32,7 @@ from gpnsf.core.fields.base import Located, to_tensors
 from gpnsf.core.likelihoods import AbstractLikelihood
 from gpnsf.core.likelihoods.moments import Moments
 from gpnsf.core.model.factors import AbstractFactors, FieldFactors, NormalFactors
-from gpnsf.core.model.loadings import AbstractLoadings, PosteriorLoadings
+from gpnsf.core.model.loadings import AbstractLoadings, GammaLoadings, PosteriorLoadings
 from gpnsf.core.types import Dataset, Start
 
 __all__ = ["Block", "Factorization", "ViewModel"]
@@ -140,6 +140,16 @@ class Factorization(nn.Module):
     def n_factors(self) -> int:
         """K."""
         return sum(part.n_factors for part in self.parts)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(self.parameters()).device
+
+    @property
+    def has_posterior(self) -> bool:
+        """Whether all loadings have one, and with it a way to lose a factor."""
+        return all(isinstance(view.loadings, GammaLoadings) for view in self.views)
 
     def row_parameters(self) -> list[nn.Parameter]:
         """Parameters [N, ..] whose rows are each known to one block alone."""
@@ -258,7 +268,7 @@ class Factorization(nn.Module):
 
     def load(self, start: Start, blocks: list[Block]) -> None:
         """Begin at a start: log factors into the blocks, loadings into the modalities."""
-        factors = torch.as_tensor(start.factors, device=next(self.parameters()).device)
+        factors = torch.as_tensor(start.factors, device=self.device)
         logs = torch.log(factors + 0.02) if self.nonnegative else factors
         shift = logs[:, : self.n_spatial].mean(0)  # a field has no intercept: the loadings take it
         if self.spatial is not None:
@@ -344,7 +354,7 @@ class Factorization(nn.Module):
         self, dataset: Dataset, rows: slice, share: float, shelf: Shelf, batch: int
     ) -> Block:
         """One block, on the device of the model."""
-        device = next(self.parameters()).device
+        device = self.device
         place = dataset.coords[rows], dataset.library[rows]
         located = (
             self.spatial.field.locate(*place)
