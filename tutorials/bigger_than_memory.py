@@ -13,7 +13,8 @@
 # %% [markdown]
 # # Bigger than memory
 #
-# A section with a million cells does not fit into the memory of a laptop, and its fit takes long enough to be interrupted. This notebook shows, on a small simulated
+# A section with a million cells may not fit into the memory of a laptop, and a long fit may be interrupted. This
+# notebook shows, on a small simulated
 # section, what changes then: counts that stay in their file, a forecast of memory and time, a fit that goes on after an interruption, and a fit that several processes share. Everything is
 # small enough to run in a minute, so nothing here is really bigger than memory; the commands are those for data that are.
 
@@ -102,12 +103,17 @@ ax.spines[["top", "right"]].set_visible(False)
 
 # %% [markdown]
 # Each group of bars is one part of the work, with one bar for each of the three ways. To read counts from the file saves less than one might hope (blue): they are
-# a quarter of the peak, since this section is shallow. The longest bars belong to steps that take a block of spots at a time, the local stage above all, and by default
-# blocks are as large as is quick. Small blocks (dark blue) shrink them, and counts as well, because a block is in memory while it is read: the peak falls from 624 to 345 MB. The table has the price, some 129 s
-# in place of 80 s. What no way changes grows with the number of spots times the number of factors: parameters and outputs. There only fewer factors help. "Sample" and "starts" belong to a short fit
+# a quarter of the peak, since this section is shallow. The longest bars belong to steps that work on one block of
+# spots at a time, above all the local stage (each spot is adjusted to its own counts). By default blocks are large,
+# because that is faster. Small blocks (dark blue) shrink them, and counts as well, because a block is in
+# memory while it is read: the peak falls from 624 to 345 MB. The cost is time: the forecast is 132 s instead of 81 s.
+# Parameters and outputs take the same memory in all three ways. It grows with the number of spots times the number of
+# factors. There only
+# fewer factors help. "Sample" and "starts" belong to a short fit
 # of some of the spots, with which the fit of a large section begins; they do not grow any more.
 #
-# A fit makes the same forecast by itself, and refuses to begin where memory would not suffice. Expect memory to be right within 30 %, and time within a factor of two.
+# Every fit makes the same forecast. It stops with an error before it begins if it would need more than one and a half
+# times the memory that is available. Expect memory to be right within 30 %, and time within a factor of two.
 
 # %% [markdown]
 # ## A fit from the file
@@ -145,7 +151,10 @@ except KeyboardInterrupt:
     print("stopped; slots of a fit in the object:", "gpnsf" in section.uns)
 
 # %% [markdown]
-# The object is as it was before. A fit tries several starts for a few steps each ("pick"), and here it was stopped while it did so; what it had found until then is in the checkpoint. The same call goes on where the first one stopped, also in a new session or after a crash, and removes the file when it has finished.
+# The object is as it was before. The message says at which step the fit stopped, and in which phase ("pick": several
+# starts are tried for a few steps each; "main": the best one goes on). The state at that step is in the checkpoint.
+# The same call goes on where the first one stopped, also in a new session or after a crash, and removes the file when
+# it has finished.
 
 # %%
 gpnsf.tl.fit(section, **options, block_size=500, checkpoint="fit.npz")
@@ -191,7 +200,9 @@ print("largest difference:", float(np.abs(section.obsm["X_gpnsf"] - two.obsm["X_
 # ## How far this goes
 #
 # On a machine with two cores, a million simulated spots with 2,000 genes took 87 s and 1.9 GB of memory from a file of 46 million counts that are not zero
-# (`gpnsf benchmark scale` measures it; tables are on the page of benchmarks). That was a shallow section, 46 genes seen in a spot, and a fit that took the number of spatial factors as given; time grows in proportion to the counts that are not zero.
+# (`gpnsf benchmark scale` measures it; tables are on the page of benchmarks). That section was shallow (46 genes seen
+# in a spot), and the number of spatial factors was given. In large sections the time of one step grows in proportion
+# to the number of nonzero counts.
 #
 # `device="cuda"` keeps parameters and counts on a GPU, and under `torchrun` each process takes one GPU. None of this has been run on a GPU so far: tests show that the same code gives
 # the same numbers on the CPU with torch's own sparse products, and no more than that. Compare with a fit on the CPU before you rely on it.

@@ -75,13 +75,16 @@ mdata.uns["gpnsf"]["factor_names"]
 # Three spatial factors were found, as many as there are, and five nonspatial ones where there are two. `n_factors` is an upper bound, but a soft one: factors are dropped that hold next to no counts, repeat
 # another one, or leave no trace in counts that were held back; small ones may stay. We will see which three of them are small.
 #
-# The messages: the first two lines are about short trial fits, in which the number of spatial factors is found. The third is about the result. `spatial_1` changes over shorter distances than the grid
+# The first two messages are about short trial fits that find the number of spatial factors. The next two give the
+# weight of each modality (.98 for RNA, 1.00 for ATAC). The fifth is about the result. `spatial_1` changes over
+# shorter distances than the grid
 # behind the fit can follow, so a fifth of its variance is taken for noise of single spots. A figure below shows what that looks like.
 #
 # ## If you come from MOFA
 #
-# The first figure is the variance that each factor explains in each modality. Here it is deviance, the analogue of variance for counts: 100 % would be all that varies between spots,
-# noise included, and since noise is most of single counts, small numbers are no reason to worry.
+# The first figure is the variance that each factor explains in each modality. Here it is deviance, the analogue of
+# variance for counts: 100 % would be all differences between spots, noise included. Most of the variation of single
+# counts is noise, so small percentages are normal.
 
 # %%
 gpnsf.pl.variance_explained(mdata)
@@ -96,8 +99,10 @@ gpnsf.pl.variance_explained(mdata)
 gpnsf.pl.top_features(mdata, factors=["spatial_1", "spatial_2", "spatial_3"], n_features=8, ncols=3)
 
 # %% [markdown]
-# Four genes (blue) and four peaks (orange) for each factor, best first. Features are ordered by how many times more of them a factor has than the section on the whole, at least,
-# and not by the size of the weight, which would bring the abundant genes to the top of every list. `method="loading"` of `tl.rank_features` gives the plain order of weights.
+# Four genes (blue) and four peaks (orange) for each factor, best first. Features are ordered by a cautious ratio: how
+# many times more of the feature the factor has than the whole section, at least (with 95 % probability). Ordering by
+# the size of the weight would put the abundant genes at the top of every list. `method="loading"` of
+# `tl.rank_features` gives the plain order of weights.
 #
 # ## If you come from MEFISTO
 #
@@ -116,10 +121,14 @@ else:
 
 # %% [markdown]
 # Our factors are amounts, from none (black) to several times the mean. MEFISTO's are directions: red is more than average, blue is less, and which of them is red is arbitrary. The same three patterns can be seen in
-# both figures: the patch on the right (`spatial_3`, `factor_1`), the one in the middle (`spatial_2`, `factor_3`), the one at the lower left (`spatial_1`, `factor_4`). MEFISTO's maps are smoother: its
-# kernel (squared exponential) assumes very smooth fields. `factor_2` has no field.
+# both figures: the patch on the right (`spatial_3`, `factor_1`), the one in the middle (`spatial_2`, `factor_3`), the
+# one at the lower left (`spatial_1`, `factor_4`). MEFISTO's maps are smoother, because its kernel (the rule for how
+# similar near spots must be; here squared exponential) assumes very smooth maps. `factor_2` has no smooth map: its
+# `scale` is 0 (table below).
 #
-# The section is simulated, so both can be held against the truth. Size factors are totals here, and the truth is put on the same footing.
+# The section is simulated, so both can be held against the truth. The size factor of a spot is its total count, so
+# our factors are relative to that total. The true factors are divided by the expected RNA total of the spot, to be
+# comparable.
 
 # %%
 truth = mdata.obsm["true_factors"]
@@ -195,7 +204,8 @@ gpnsf.pl.spatial_map(mdata, factors=["spatial_1", "spatial_2", "spatial_3"], nco
 #
 # ## If you come from NSF
 #
-# The number that NSFH was made for is the spatial importance of each gene, from 0 to 1.
+# NSFH was made to give the spatial importance of each gene: the share of its expected signal that comes from spatial
+# factors, from 0 to 1 (the background is not counted).
 
 # %%
 gpnsf.pl.importance(mdata)
@@ -206,8 +216,10 @@ for name, modality in mdata.mod.items():
     print(f"{name}: mean error of the importance {error.abs().mean():.2f}")
 
 # %% [markdown]
-# Most genes are found at the right place between 0 and 1; of peaks, which have few reads, less is known. In the histograms, genes pile up near 1, peaks near 1 and near 0, and the others spread in between. The map says where the
-# tissue is told by spatial factors (yellow) and where not: in the dark area at the top all three spatial factors are low.
+# Most genes are found at the right place between 0 and 1; of peaks, which have few reads, less is known. In the
+# histograms, many genes are close to 1. Peaks spread over the whole range, and most often have about .75 to .95. The
+# map shows where most of the signal comes from spatial factors (yellow) and where it does not (dark): in the dark
+# area at the top all three spatial factors are low.
 #
 # `interpret_npfh` of the paper's code computes the same share for the factors that it has been told are spatial, the first `T` of `L`, half of them by default. Here the number is tested. The published model is
 # `tl.fit(data, "nsfh", n_factors=L, n_spatial=T, split="assumed", refine=False)`. Loadings whose rows sum to 1, as in the paper's figures, are the column `share` of `tl.rank_features`, and what `pl.loadings` draws.
@@ -241,7 +253,8 @@ ranked = gpnsf.tl.rank_features(mdata, modality="rna", n_features=5)
 ranked.groupby("factor", observed=True)["feature"].agg(", ".join).to_frame("top genes")
 
 # %% [markdown]
-# cNMF orders genes by `gene_spectra_score`, a regression coefficient of z-scored expression; ours go by the least ratio to the section. Both prefer genes that are specific to abundant ones.
+# cNMF orders genes by `gene_spectra_score`, a regression coefficient of z-scored expression; our order is by the
+# cautious ratio explained above. Both put specific genes before abundant genes.
 #
 # ## What is not the same
 #

@@ -38,7 +38,10 @@ print(spots.shape, cells.shape, cells.obs["cell_type"].unique().tolist())
 # ## Spots by themselves, and with their neighbours
 #
 # Nonnegative least squares (`method="nnls"`) estimates each spot by itself. The default method pulls the proportions of neighbouring spots towards each other,
-# which averages out noise. You choose how strongly by `spatial_weight`.
+# which averages out noise. The argument `spatial_weight` sets how strongly. The table compares each result with the
+# truth. `relative_error`, `rmse` and `jsd` (distance between distributions) should be low; `pcc` (Pearson
+# correlation) and `ssim` (similarity of the maps) should be high. The relative error falls from .331 to .290 and
+# .228.
 
 # %%
 gpnsf.tl.deconvolve(spots, cells, label_key="cell_type", method="nnls", key_added="nnls")
@@ -54,7 +57,8 @@ gpnsf.tl.evaluate_deconvolution(spots, "true_proportions", key=keys).round(3)
 #
 # Without a truth nobody can tell which weight is best. But we know the profiles of the types, the places and depths of the spots, and, from least squares,
 # roughly how smooth and how mixed the section is. So we can simulate similar sections, of which the truth is known. `method="unrolled"` does this.
-# Each step of the least-squares algorithm becomes a layer of a network, and the weights of the network are learned from simulated sections. No labels are
+# Each step of the least-squares algorithm becomes a layer of a neural network. The network learns its parameters from
+# the simulated sections, so you do not choose a spatial weight. No labels are
 # needed, and the network does not see the truth of our spots. `uncertainty=True` adds a standard deviation to each proportion; it works with every method.
 
 # %%
@@ -119,8 +123,10 @@ gpnsf.pl.proportions(truth, key="learned", kind="pies")
 # %% [markdown]
 # ## From types to niches
 #
-# Spots with similar proportions form a niche. `gpnsf.tl.domains` finds niches from proportions as it finds domains from factors. squidpy then tests
-# which niches are neighbours.
+# Spots with similar proportions form a niche. `gpnsf.tl.domains` finds niches from proportions as it finds domains
+# from factors. squidpy then tests which niches are neighbours. Rows and columns 0 to 3 of its table are niches 1 to
+# 4. Only the diagonal is positive: spots are next to spots of their own niche more often than by chance, and next to
+# other niches less often.
 
 # %%
 gpnsf.tl.domains(spots, n_domains=4, key="learned", key_added="niche")

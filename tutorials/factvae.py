@@ -44,7 +44,8 @@ mdata
 # %% [markdown]
 # ## The training
 #
-# The places of genes and peaks on the genome are in `var`. Training pulls the embeddings of a gene and of a peak that overlaps it towards each other. A fifth of
+# The places of genes and peaks on the genome are in `var`. Each gene and each peak also gets a vector (its
+# embedding). If a peak overlaps a gene, training pulls their two vectors towards each other. A fifth of
 # these pairs is held out. With real data, pass the places of the genes by `annotation="genes.csv"`.
 
 # %%
@@ -80,8 +81,10 @@ sc.pl.embedding(mdata, "X_umap", color="strongest")
 # ## Links
 #
 # The score of a gene-peak pair is a correlation over cells: that of the gene's expected value with the peak's.
-# Pairs that were used in training are no evidence, so we leave them out before we judge the ranking. The lines "equal distance" compare
-# a planted link with other pairs at the same distance only. They would show it if a score merely repeated the distance. In this simulation links were
+# Pairs that were used in training are no evidence, so we leave them out before we judge the ranking. "Distance" is
+# the number of bases between gene and peak. A planted link is a true link of the simulation. The lines "equal
+# distance" compare a planted link only with other pairs at the same distance, so a score that only repeats the
+# distance gets an AUROC of .5 there (chance). In this simulation links were
 # planted equally at all distances, so distance carries no information.
 
 # %%
@@ -93,7 +96,8 @@ judged = gpnsf.tl.evaluate_links(mdata, mdata.uns["true_links"], key="factvae")
 judged[judged["pairs"].isin(["equal distance", "all"])].round(3)
 
 # %% [markdown]
-# Does training on some overlaps help with the held-out overlaps? Compare their scores with those of all other pairs.
+# The held-out overlaps have a mean score of .04, all other pairs of .00. This alone does not show that training
+# helped: for that, compare the same pairs in a fit with `regulatory_weight=0`.
 
 # %%
 held = links["trained"].eq(False)
@@ -118,7 +122,9 @@ print(
 )
 
 # %% [markdown]
-# This second fit did not use the overlapping pairs (`regulatory_weight=0`), so its links rest on the counts alone.
+# This second fit did not use the overlapping pairs (`regulatory_weight=0`), so its links come from the counts alone
+# and no pair has to be left out. Its AUROC at equal distance is .66 (1,220 pairs); that of the first fit was .56
+# (1,135 pairs).
 
 # %%
 gpnsf.tl.link_peaks(mdata, key="factvae")

@@ -122,8 +122,11 @@ for model in ("fa", "pnmf", "rsf", "nsf"):
     fit(quilt, model, 4)
 
 # %% [markdown]
-# Most of these lines say how long a fit took. For PNMF the last stage was taken back to its best step, because its objective ended a little lower than it began; the loss is 4 of 389,483, and nothing needs to be done. RSF is told
-# that its third field is a little too rough for its grid (10 % of the variance). The last note says that NSF has some factors at the end of their range in some spots: practically zero, as they are in this simulation.
+# Most of these lines say how long a fit took. For PNMF the last stage was set back to its best step, because its
+# objective (the value that a fit maximises) ended slightly lower than it began: by 3, at 389,484. Nothing needs to be
+# done. For RSF the third field (the smooth map behind a spatial factor) is a little too rough for the grid: 11 % of
+# its variance is lost and counts as noise of single spots. The last note says that NSF has some factors at the end of
+# their range in some spots: practically zero, as they are in this simulation.
 #
 # Factors come in any order, and signed ones with any sign. So each true pattern is given the factor that it correlates with best, turned where that helps, and the correlation is written below. Spots that were
 # held out count as well: where they are, a model has to guess.
@@ -224,8 +227,10 @@ models = ["fa", "pnmf", "rsf", "nsf", "nsfh", "gpnsf"]
 draw(blocks, {**shown(blocks), **maps(blocks, models)})
 
 # %% [markdown]
-# The four nonnegative models find all seven patterns, PNMF with flecks at the spots that were held out. FA and RSF mix them. Each true pattern has to get a factor of its own here, so in both one pattern is left with a factor
-# that says next to nothing of it (FA: .02, a nonspatial one; RSF: .08, the triangle, which is there as the blue part of its second factor).
+# The four nonnegative models find all seven patterns, PNMF with flecks at the spots that were held out. FA and RSF
+# mix them. Each true pattern must get a different factor here. So in FA and in RSF one pattern is left with a factor
+# that hardly correlates with it: in FA a nonspatial pattern (.02), in RSF the triangle (.08), which is the blue part
+# of the first two RSF maps.
 #
 # The maps of NSF and of the hybrids look alike. What differs is what the models say of the genes: how much of each is spatial?
 
@@ -239,7 +244,8 @@ for ax, model in zip(axes, ["nsf", "nsfh", "gpnsf"], strict=True):
 label = axes[0].set_ylabel("found")
 
 # %% [markdown]
-# Each dot is a gene; about half of its counts come from its spatial pattern. NSF says 1 for all of them, since it has no other kind of factor. Both hybrids are right within .02 on average. Here only they can tell spatial
+# Each dot is a gene; about half of its counts come from its spatial pattern. NSF says 1 for all of them, since it has
+# no other kind of factor. NSFH and gpnsf (the hybrids) are off by .03 on average. Here only they can tell spatial
 # genes from others, which is the second result of the paper.
 #
 # ## All of it in a table
@@ -271,9 +277,13 @@ pd.DataFrame(rows).round(2)
 # %% [markdown]
 # - **r**: mean and smallest correlation over the four spatial patterns. All nonnegative models recover them.
 # - **explained, seen** hardly differs: on spots that were used, any of these models fits.
-# - **explained, held out** is the share of the Poisson deviance of unseen spots that one rate per gene leaves. Models without a field have 0 (PNMF) or less (FA, which is a model of logarithms and errs in the mean). On mixed
-#   ggblocks NSF is worse than one rate per gene (-.38): it carries nonspatial patterns over to the neighbours. The hybrids do not (.21). Much more is not to be had, since half of the signal has no order.
-# - **error of importance** is .02 for hybrids. The other models are at 0 or 1 by construction; on quilt, where everything is spatial, the spatial ones are right by default.
+# - **explained, held out**: how much better a model predicts unseen spots than one constant rate per gene. 1 is
+#   perfect, 0 is no better, below 0 is worse (measured by Poisson deviance, the analogue of variance for counts).
+#   Models without a field have 0 (PNMF) or less (FA, which is a model of logarithms and errs in the mean). On mixed ggblocks
+#   NSF (-.36) is worse than one rate per gene, because it carries nonspatial patterns over to the neighbours. RSF is
+#   worse still (-.58). The hybrids do not (.21). Much more is not to be had, since half of the signal has no order.
+# - **error of importance** is .03 for the hybrids. The other models can only say 0 (FA, PNMF) or 1 (RSF, NSF) for
+#   every gene. On quilt everything is spatial, so 1 is right.
 #
 # ## Four factors, as in the paper
 #
@@ -285,14 +295,19 @@ fit(blocks, "nsf", 4, key="nsf_4")
 draw(blocks, {"truth": shown(blocks)["truth"], **maps(blocks, ["pnmf_4", "nsf_4"])})
 
 # %% [markdown]
-# Of three spatial patterns nothing is left that is theirs alone: with too few factors each one takes up a spatial and a nonspatial pattern together (three maps on the right), and both models do so.
+# Three of the four spatial patterns have no factor of their own. There are too few factors, so three factors each
+# hold a spatial and a nonspatial pattern together (the three maps on the right). This is so in both models.
 # The paper fits four factors to such data; we do not find the patterns of this section that way.
 #
 # ## What does not reproduce
 #
 # - Four factors on mixed data, as just seen. With seven, NSF and PNMF find all patterns.
 # - In the paper NSF predicts unseen spots best. Here RSF is a little ahead on quilt (.60 and .58), although it mixes the patterns; on mixed data the hybrids are far ahead of NSF.
-# - Signed models come closer to the patterns than its figures suggest, once factors are matched and turned.
+# - FA and RSF come closer to the patterns than the figures of the paper suggest, once each factor is matched to a
+#   pattern and its sign is chosen.
 #
-# These are two draws of one simulation each, with shapes of our own. `gpnsf benchmark paper` repeats them with larger sections, three draws and MEFISTO, and writes two tables and two figures; the page of
-# benchmarks has them beside the numbers that the authors have stored. All models here are ours, with the refinement of single spots that `refine=False` leaves out; the authors' code was not run.
+# Each of the two simulations was drawn once, with our own shapes. `gpnsf benchmark paper` repeats them with larger
+# sections, three draws and MEFISTO, and writes two tables and two figures; the page of
+# benchmarks has them beside the numbers that the authors have stored. All models here are our own code; the authors'
+# code was not run. After the fit, each spot is adjusted to its own counts. The published models do not do this;
+# `refine=False` turns it off.

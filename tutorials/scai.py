@@ -124,9 +124,11 @@ _ = axes[0].set(ylabel="best peaks")
 # %% [markdown]
 # ## Links
 #
-# In the simulation, some peaks lie near a gene that marks the same groups: the planted links. `tl.link_peaks` ranks gene-peak pairs by the similarity of their
+# In the simulation, some marker peaks lie near the gene whose group pattern is most like theirs. These pairs are the
+# planted links. `tl.link_peaks` ranks gene-peak pairs by the similarity of their
 # loadings. `tl.evaluate_links` says how often a planted link ranks above another pair at the same distance (`auroc`; .5 is chance).
-# In these "crossed" data genes and peaks mark different groups, which makes links harder to find than where both mark the same groups.
+# In these "crossed" data genes and peaks mark different sets of groups, so the two patterns of a link are only
+# similar. Here the AUROC at equal distance is .86.
 
 # %%
 gpnsf.tl.link_peaks(mdata, key="scai")
