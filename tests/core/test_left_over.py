@@ -205,3 +205,24 @@ def test_loadings_of_a_pattern_are_what_it_has_more(bereft):
     pattern = left.pattern("rna")
     assert np.corrcoef(pattern, truth[:, 0])[0, 1] > 0.8
     assert np.corrcoef(left.loadings("rna", pattern), own)[0, 1] > 0.9
+
+
+def test_dispersions_are_estimated_once_at_the_end(monkeypatch):
+    """However often the model is trained again, within the steps that were asked for."""
+    section = gpnsf.datasets.ggblocks(n_peaks=36, seed=3)["rna"].copy()
+    phases: list[list[str]] = []
+    fit = fitting.training.fit
+
+    def recorded(*arguments, **options):
+        history = fit(*arguments, **options)
+        phases.append(history.phase.tolist())
+        return history
+
+    monkeypatch.setattr(fitting.training, "fit", recorded)
+    options = {"n_factors": 7, "n_spatial": 4, "max_steps": 40, "split": "assumed"}
+    gpnsf.tl.fit(section, size_factors=None, progress=False, **options)
+    assert ["polish" in phase for phase in phases] == [False, True]
+    assert set(phases[-1]) == {"polish"}
+    history = section.uns["gpnsf"]["history"]
+    assert len(history["elbo"]) == len(history["phase"]) == sum(map(len, phases)) <= 40
+    assert (np.diff(history["seconds"]) >= 0).all()

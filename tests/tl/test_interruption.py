@@ -67,16 +67,25 @@ def test_ctrl_c_leaves_the_object_and_the_same_call_goes_on(mdata, tmp_path, ctr
         np.testing.assert_array_equal(slots(mdata)[name], value, err_msg=name)
 
 
-def test_an_interrupted_local_stage_needs_no_step_again(mdata, tmp_path, monkeypatch):
+def test_an_interrupted_local_stage_needs_no_step_of_the_climb_again(
+    mdata, tmp_path, monkeypatch, caplog
+):
     def stop(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    path, other = tmp_path / "fit.npz", mdata.copy()
+    path, other, step = tmp_path / "fit.npz", mdata.copy(), training.Stepper.step
+
+    def only_polish(self: training.Stepper, phase: str, rate: float) -> None:
+        assert phase == "polish"
+        step(self, phase, rate)
+
     monkeypatch.setattr(local_stage, "local", stop)
     with pytest.raises(KeyboardInterrupt):
         fit(mdata, split="assumed", checkpoint=path)
+    text = f"Interrupted after the first optimisation; the data are untouched. The same call with checkpoint='{path}'"
+    assert text in caplog.text
     monkeypatch.undo()
-    monkeypatch.setattr(training.Stepper, "step", stop)
+    monkeypatch.setattr(training.Stepper, "step", only_polish)
     fit(mdata, split="assumed", checkpoint=path)
     monkeypatch.undo()
     fit(other, split="assumed")

@@ -107,14 +107,20 @@ def fit(
         n_spatial = found.slots  # may be more than there are places for: those of most order stay
     run = _Fit(dataset, build, options)
     history = run.begin(n_spatial, init, checkpoint)
-    history = run.restore_lost(history, tested=tested)
-    if tested:
-        found = found or test(n_spatial, history.best)
-        history = run.judge(found, most, history)
-        z, p = found.matched(run.log_factors())
-        rank = found.rank(run.log_factors(), run.sizes())
-    progress.stage("refining observations" if refine else "summing up")
-    log_factors = run.end(z, rank, most, local=refine)
+    try:
+        history = run.restore_lost(history, tested=tested)
+        if tested:
+            found = found or test(n_spatial, history.best)
+            history = run.judge(found, most, history)
+        history = run.polish(history)
+        if found is not None:
+            z, p = found.matched(run.log_factors())
+            rank = found.rank(run.log_factors(), run.sizes())
+        progress.stage("refining observations" if refine else "summing up")
+        log_factors = run.end(z, rank, most, local=refine)
+    except KeyboardInterrupt:
+        training.tell_interruption("the first optimisation", checkpoint)
+        raise
     progress.step(LOCAL if refine else 0)
     progress.converged = history.converged
     model, blocks = run.model, run.blocks
@@ -146,7 +152,8 @@ class _Fit:
     blocks: list[Block]
 
     def __init__(self, dataset: Dataset, build: Build, options: training.Options) -> None:
-        self.dataset, self.build, self.options = dataset, build, options
+        self.dataset, self.build = dataset, build
+        self.whole = self.options = options  # all steps, and those before the exact likelihoods
         self.numbers = np.array([], dtype=int)  # of the factors when the test was last matched
 
     def log_factors(self) -> np.ndarray:
@@ -161,7 +168,12 @@ class _Fit:
     def begin(self, n_spatial: int, init: str, checkpoint: Checkpoint | None) -> History:
         """The first optimisation, from a kind of start; large data begin at a smaller fit."""
         self._place(self.build(self.dataset, n_spatial))
-        options = self.options
+        schedule = self.whole["schedule"]
+        left = schedule.max_steps - training.polish_length(self.model, schedule)
+        options = self.options = {
+            **self.whole,
+            "schedule": replace(schedule, max_steps=left, polish_steps=0),
+        }
         start: str | Iterable[Start] = init
         rows, ahead = sample(self.dataset, self.options["seed"]), lone(self.dataset)
         if rows is not None or ahead:
@@ -253,9 +265,29 @@ class _Fit:
         """Train the model as it stands."""
         schedule = replace(self.options["schedule"], pick_steps=0, kernel_steps=15, min_steps=30)
         options: training.Options = {**self.options, "schedule": schedule}
-        more = training.fit(self.model, self.dataset, init=None, blocks=self.blocks, **options)
+        more = training.fit(
+            self.model, self.dataset, init=None, blocks=self.blocks, nested=True, **options
+        )
         self.numbers = np.arange(self.model.n_factors)
         return replace(more, starts=history.starts, repairs=history.repairs + more.repairs)
+
+    def polish(self, history: History) -> History:
+        """The steps of exact likelihoods, once, where all factors are found."""
+        schedule = replace(self.whole["schedule"], closing=True)
+        if not training.polish_length(self.model, schedule):
+            return history
+        options: training.Options = {**self.whole, "schedule": schedule}
+        last = training.fit(
+            self.model, self.dataset, init=None, blocks=self.blocks, nested=True, **options
+        )
+        return replace(
+            history,
+            elbo=np.append(history.elbo, last.elbo),
+            seconds=np.append(history.seconds, history.seconds[-1:].sum() + last.seconds),
+            phase=np.append(history.phase, last.phase),
+            repairs=history.repairs + last.repairs,
+            notices=last.notices,
+        )
 
     def end(
         self, z: np.ndarray, rank: np.ndarray, most_spatial: int, *, local: bool

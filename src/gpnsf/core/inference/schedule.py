@@ -45,6 +45,7 @@ class Schedule:
     tail_steps: int = 40
     polish_steps: int = 20
     polish_rate: float = 0.05
+    closing: bool = False  # whether only the steps of exact likelihoods are left to take
 
     def ending(self, wanted: int) -> int:
         """Length of a closing phase: as wanted, unless the cap leaves little room."""
@@ -74,6 +75,11 @@ class Schedule:
         # few steps have no time to make good for first ones that are too large
         short = polish / max(polish, self.polish_steps, 1)
         falling = np.linspace(short, 0.1 * short, max(polish, 1)).tolist()
+        polishing = Phase(
+            "polish", polish, lambda step: self.polish_rate * falling[step], anew=True, exact=True
+        )
+        if self.closing:
+            return [polishing]
         settling = Phase("main", room, constant, least=2 * WINDOW, converges=True, after_move=True)
         return [
             Phase("main", learning, constant, anew=True, learns_kernel=True),
@@ -89,11 +95,5 @@ class Schedule:
             Phase(MOVE, room, lambda step: MOVE_RATE * constant(step), after_move=True),
             settling,
             Phase("tail", tail, cosine),
-            Phase(
-                "polish",
-                polish,
-                lambda step: self.polish_rate * falling[step],
-                anew=True,
-                exact=True,
-            ),
+            polishing,
         ]

@@ -180,7 +180,13 @@ def spatial_test(
         )
         with progress.part("testing for spatial order", fitted.nnz / max(dataset.nnz, 1)):
             history = training.fit(
-                model, fitted, init=candidates, schedule=schedule, seed=seed, progress=progress
+                model,
+                fitted,
+                init=candidates,
+                schedule=schedule,
+                nested=True,
+                seed=seed,
+                progress=progress,
             )
         if start is None:  # the other half begins where this one found it best
             kinds = {history.best}

@@ -26,14 +26,14 @@ from gpnsf.core.inference.bound import elbo, limits_reached
 from gpnsf.core.inference.checkpoint import Checkpoint, fingerprint
 from gpnsf.core.inference.schedule import MOVE, WINDOW, Phase, Schedule
 from gpnsf.core.inference.shapes import Shapes
-from gpnsf.core.inference.state import State, Walk
+from gpnsf.core.inference.state import Walk
 from gpnsf.core.inference.steps import Stepper
 from gpnsf.core.model.factorization import Block, Factorization
 from gpnsf.core.model.objective import ClosedFormELBO
 from gpnsf.core.progress import Progress
 from gpnsf.core.types import Dataset, History, Start
 
-__all__ = ["Options", "fit", "give_back", "memory_of_polish"]
+__all__ = ["Options", "fit", "give_back", "memory_of_polish", "polish_length", "tell_interruption"]
 
 logger = logging.getLogger("gpnsf")
 
@@ -64,6 +64,16 @@ def memory_of_polish(shapes: Shapes) -> float:
     """Bytes: distinct counts of a block, under negative binomials."""
     largest = max((view.nnz for view in shapes.dispersed), default=0.0)
     return 36.0 * largest * shapes.block / shapes.n_obs
+
+
+def polish_length(model: Factorization, schedule: Schedule) -> int:
+    """Steps that a schedule keeps back for the exact likelihoods of a model, each a dense pass."""
+    late = [view.likelihood for _, view in model.items() if view.likelihood.surrogate is not None]
+    entries = model.n_obs * sum(likelihood.n_features for likelihood in late)
+    if not entries:
+        return 0
+    steps = min(schedule.polish_steps, max(FEWEST_POLISH, POLISH_ENTRIES // entries))
+    return schedule.ending(steps)
 
 
 def fit(
@@ -125,7 +135,9 @@ def fit(
             run.go()
         except KeyboardInterrupt:
             if not nested:
-                _report_interruption(stepper.state, checkpoint)
+                walk = stepper.state.walk
+                phase = walk.phase[-1] if walk.phase else "pick"
+                tell_interruption(f"step {len(walk.elbo)} ({phase})", checkpoint)
             raise
         if checkpoint is not None:
             checkpoint.flush()
@@ -148,7 +160,7 @@ def _quiet_randomness(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
-def _report_interruption(state: State, checkpoint: Checkpoint | None) -> None:
+def tell_interruption(where: str, checkpoint: Checkpoint | None) -> None:
     """Tell where Ctrl-C has stopped the fit, and how to go on."""
     if checkpoint is None:
         how = "With checkpoint=PATH the same call could go on from there."
@@ -156,13 +168,7 @@ def _report_interruption(state: State, checkpoint: Checkpoint | None) -> None:
         how = f"The same call with checkpoint={str(checkpoint.path)!r} goes on from there."
     else:
         how = "No checkpoint was written."
-    phase = state.walk.phase[-1] if state.walk.phase else "pick"
-    logger.warning(
-        "Interrupted after step %d (%s); the data are untouched. %s",
-        len(state.walk.elbo),
-        phase,
-        how,
-    )
+    logger.warning("Interrupted after %s; the data are untouched. %s", where, how)
 
 
 class _Run:
@@ -171,14 +177,15 @@ class _Run:
     def __init__(self, stepper: Stepper, schedule: Schedule) -> None:
         self.stepper, self.schedule = stepper, schedule
         self.model, self.blocks = stepper.model, stepper.blocks
-        self.phases = schedule.phases(self._polish_length())
+        self.n_polish = polish_length(stepper.model, schedule)
+        self.phases = schedule.phases(self.n_polish)
 
     def pick(self, candidates: Iterable[Start]) -> None:
         """A few steps from every start; go on from the one with the best objective."""
         state, schedule = self.stepper.state, self.schedule
         if state.phase >= 0:
             return
-        room = schedule.max_steps - schedule.ending(schedule.tail_steps) - self._polish_length()
+        room = schedule.max_steps - schedule.ending(schedule.tail_steps) - self.n_polish
         n_steps = min(schedule.pick_steps, room)
         for index, start in enumerate(candidates):
             if index < len(state.starts):
@@ -342,24 +349,10 @@ class _Run:
             state.kept = walk
         state.walk = Walk()
 
-    def _polish_length(self) -> int:
-        """Steps kept back for the exact likelihoods, each a dense pass."""
-        late = [
-            view.likelihood
-            for _, view in self.model.items()
-            if view.likelihood.surrogate is not None
-        ]
-        entries = self.model.n_obs * sum(likelihood.n_features for likelihood in late)
-        if not entries:
-            return 0
-        return self.schedule.ending(
-            min(self.schedule.polish_steps, max(FEWEST_POLISH, POLISH_ENTRIES // entries))
-        )
-
     def _settle(self, since: int) -> None:
         """Go back to the best parameters if the objective ended below where it was at ``since``."""
         walk = self.stepper.state.walk
-        if walk.stuck:
+        if walk.stuck or not walk.elbo:
             return  # at the best parameters already
         with torch.random.fork_rng(devices=self.stepper.devices):
             last = elbo(self.model, self.blocks)
