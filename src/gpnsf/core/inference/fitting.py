@@ -285,7 +285,8 @@ class _Fit:
             elbo=np.append(history.elbo, last.elbo),
             seconds=np.append(history.seconds, history.seconds[-1:].sum() + last.seconds),
             phase=np.append(history.phase, last.phase),
-            repairs=history.repairs + last.repairs,
+            repairs=history.repairs
+            + [repair.replace(":", " of the dispersions:", 1) for repair in last.repairs],
             notices=last.notices,
         )
 

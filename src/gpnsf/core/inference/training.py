@@ -332,7 +332,7 @@ class _Run:
         """The record of the kept start."""
         state, walk = self.stepper.state, self.stepper.state.walk
         notices = limits_reached(self.model, self.blocks)
-        for notice in notices:
+        for notice in notices if not self.schedule.closing else ():  # told before
             logger.info(notice)
         arrays = np.asarray(walk.elbo), np.asarray(walk.seconds), np.asarray(walk.phase, dtype=str)
         starts = {name: score for name, score in state.starts.items() if math.isfinite(score)}
