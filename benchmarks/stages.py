@@ -46,7 +46,7 @@ STEPS = {
     "tail": "settling",
     "polish": "dispersions",
 }
-ORDER = ["starts", *STEPS.values(), "other steps", "loadings", "local stage", "summary", "rest"]
+ORDER = ["starts", *STEPS.values(), "loadings", "local stage", "summary", "rest"]
 
 
 class Clock:
@@ -93,7 +93,7 @@ class Clock:
 def run(case: str) -> list[list]:
     """Part, stage and CPU seconds of one fit in this process."""
     fit, clock = loaded(), Clock()
-    clock.watch(training.Stepper, "step", lambda _, phase, rate: STEPS.get(phase, "other steps"))
+    clock.watch(training.Stepper, "step", lambda _, phase, rate: STEPS[phase])
     for name in ("__init__", "smooth", "spot", "finish"):
         clock.watch(initial._Problem, name, "starts")
     clock.watch(training.Stepper, "begin", "starts")

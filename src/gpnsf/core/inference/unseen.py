@@ -8,11 +8,11 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 
 from gpnsf.core.model.factorization import Block
+from gpnsf.core.scores.metrics import APART
 
 __all__ = ["beside", "unseen"]
 
 N_NEIGHBORS = 6
-APART = 1e3  # between slices, in half-widths of the tissue
 
 
 def unseen(blocks: list[Block]) -> Tensor:

@@ -16,6 +16,7 @@ from scipy.special import ndtri
 from gpnsf.core.families import FAMILIES
 
 __all__ = [
+    "APART",
     "apart",
     "centred_within",
     "coverage",
