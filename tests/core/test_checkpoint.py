@@ -50,7 +50,7 @@ def problem(
 
 
 class Starts(tuple):
-    """Starts that were looked for once."""
+    """Starts that were looked for once, at all bandwidths."""
 
     def __str__(self) -> str:
         return "auto"
@@ -61,7 +61,9 @@ def starts_of(
     n_factors: int, n_spatial: int, n_features: int, *likelihoods: tuple[str, str]
 ) -> Starts:
     dataset = toy_dataset(dict(likelihoods), n_features=n_features)
-    return Starts(initial.starts(dataset, n_factors, n_spatial, nonnegative=True))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(initial, "OF_DEEP", initial.BANDWIDTHS)
+        return Starts(initial.starts(dataset, n_factors, n_spatial, nonnegative=True))
 
 
 def fitted(

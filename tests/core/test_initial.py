@@ -19,8 +19,9 @@ from gpnsf.io import read
 
 TWO = {"rna": "nb", "atac": "bernoulli"}
 NAMES = {
-    "auto": ["smooth_0", "smooth_0.06", "smooth_0.1", "smooth_0.16", "spot"],
-    "smooth": ["smooth_0", "smooth_0.06", "smooth_0.1", "smooth_0.16"],
+    "auto": ["smooth_0", "smooth_0.1", "spot"],
+    "smooth": ["smooth_0", "smooth_0.1"],
+    "wide": ["smooth_0.1"],
     "spot": ["spot"],
     "random": ["random"],
 }
@@ -42,6 +43,13 @@ def test_each_kind_has_its_starts(kind):
 )
 def test_without_spatial_factors_nothing_is_smoothed(kind, expected):
     assert [start.name for start in starts(toy_dataset(TWO), n_spatial=0, kinds=[kind])] == expected
+
+
+def test_shallow_counts_get_more_bandwidths(monkeypatch):
+    monkeypatch.setattr(initial, "DEEP", np.inf)
+    names = [start.name for start in starts(toy_dataset(TWO))]
+    assert names == ["smooth_0", "smooth_0.06", "smooth_0.1", "smooth_0.16", "spot"]
+    assert [start.name for start in starts(toy_dataset(TWO), kinds=["wide"])] == ["smooth_0.16"]
 
 
 def test_many_spots_get_two_starts(monkeypatch):

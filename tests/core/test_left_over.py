@@ -12,6 +12,7 @@ from gpnsf.arguments import Reading
 from gpnsf.core.inference import fitting, initial, moves
 from gpnsf.core.inference.left_over import LeftOver, fill, leading_pattern
 from gpnsf.core.inference.schedule import Schedule
+from gpnsf.core.inference.steps import Stepper
 from gpnsf.core.model.build import build
 from gpnsf.core.progress import Progress
 from gpnsf.core.scores.metrics import match_factors
@@ -136,9 +137,9 @@ def bereft():
         return build("gpnsf", dataset, n_factors=n_factors, n_spatial=n_spatial)
 
     run = fitting._Fit(dataset, with_fields, options)
-    history = run.begin(4, "auto", None)
+    run.begin(4, "auto", None)
     assert worst(run, truth) > 0.9
-    return run, history, truth
+    return run, truth
 
 
 def lose(run, *factors: int) -> None:
@@ -157,47 +158,48 @@ def worst(run, truth: np.ndarray) -> float:
 
 @pytest.mark.parametrize("tested", [True, False])
 def test_a_fit_finds_again_what_it_has_lost(bereft, tested):
-    run, history, truth = bereft
+    run, truth = bereft
     lose(run, 1)
     assert worst(run, truth) < 0.5
-    run.restore_lost(history, tested=tested)
+    run.restore_lost(tested=tested)
     assert run.model.n_spatial == 4
     assert worst(run, truth) > 0.9
 
 
 def test_a_nonspatial_factor_makes_room_for_a_field_where_a_test_follows(bereft):
-    run, history, truth = bereft
+    run, truth = bereft
     m = run.log_factors()
     run._regroup([0, 1, 2, 4, 5, 6, 3], 3, m)  # one of four fields is an independent factor now
     lose(run, 6)
     model = run.model
-    assert run.restore_lost(history, tested=False) is history
+    run.restore_lost(tested=False)
     assert run.model is model, "no place among the fields"
-    run.restore_lost(history, tested=True)
+    run.restore_lost(tested=True)
     assert run.model.n_spatial == 4
     assert worst(run, truth) > 0.9
 
 
 def test_what_does_not_raise_the_objective_is_undone(bereft, monkeypatch):
-    run, history, _ = bereft
+    run, _ = bereft
     lose(run, 1)
     objectives = iter([0.0, -1.0])
     monkeypatch.setattr(fitting, "elbo", lambda model, blocks: next(objectives))
     place, model = run.log_factors(), run.model
-    assert run.restore_lost(history, tested=True) is history
-    assert run.model is model
+    optimisation = run.optimisation
+    run.restore_lost(tested=True)
+    assert (run.model, run.optimisation) == (model, optimisation)
     np.testing.assert_array_equal(run.log_factors(), place)
 
 
 def test_a_fit_that_has_lost_nothing_or_has_no_place_stays(bereft):
-    run, history, _ = bereft
+    run, _ = bereft
     model = run.model
-    assert run.restore_lost(history, tested=True) is history
+    run.restore_lost(tested=True)
     assert run.model is model
 
 
 def test_loadings_of_a_pattern_are_what_it_has_more(bereft):
-    run, _, truth = bereft
+    run, truth = bereft
     k = int(match_factors(truth[:, :1], np.exp(run.log_factors()))[0][0])
     own = next(iter(run.model.views)).loadings.mean[:, k].detach().clone()
     lose(run, k)
@@ -207,22 +209,25 @@ def test_loadings_of_a_pattern_are_what_it_has_more(bereft):
     assert np.corrcoef(left.loadings("rna", pattern), own)[0, 1] > 0.9
 
 
-def test_dispersions_are_estimated_once_at_the_end(monkeypatch):
-    """However often the model is trained again, within the steps that were asked for."""
-    section = gpnsf.datasets.ggblocks(n_peaks=36, seed=3)["rna"].copy()
-    phases: list[list[str]] = []
-    fit = fitting.training.fit
+def test_a_fit_settles_once_at_the_end(bereft, monkeypatch):
+    """However often the model climbs again, within the steps that were asked for."""
+    run, _ = bereft
+    lose(run, 1)
+    phases: list[str] = []
+    step = Stepper.step
 
-    def recorded(*arguments, **options):
-        history = fit(*arguments, **options)
-        phases.append(history.phase.tolist())
-        return history
+    def recorded(self, phase, rate):
+        phases.append(phase)
+        step(self, phase, rate)
 
-    monkeypatch.setattr(fitting.training, "fit", recorded)
-    options = {"n_factors": 7, "n_spatial": 4, "max_steps": 40, "split": "assumed"}
-    gpnsf.tl.fit(section, size_factors=None, progress=False, **options)
-    assert ["polish" in phase for phase in phases] == [False, True]
-    assert set(phases[-1]) == {"polish"}
-    history = section.uns["gpnsf"]["history"]
-    assert len(history["elbo"]) == len(history["phase"]) == sum(map(len, phases)) <= 40
-    assert (np.diff(history["seconds"]) >= 0).all()
+    monkeypatch.setattr(Stepper, "step", recorded)
+    run.restore_lost(tested=False)
+    assert set(phases) <= {"main", "move"}
+    n_climb = len(phases)
+    run.settle()
+    assert set(phases[n_climb:]) == {"tail"}
+    history = run.history()
+    assert len(history.elbo) == len(history.phase) <= 80
+    assert history.phase.tolist()[-1] == "tail"
+    assert len(history.starts) > 1, "those of the first climb"
+    assert (np.diff(history.seconds) > 0).all()

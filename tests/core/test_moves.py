@@ -15,11 +15,8 @@ from gpnsf.core.inference import bound, moves, standing, training
 from gpnsf.core.inference.moves import Move
 from gpnsf.core.inference.regroup import regrouped
 from gpnsf.core.inference.schedule import Phase, Schedule
-from gpnsf.core.inference.steps import Stepper
 from gpnsf.core.model.build import build
 from gpnsf.core.model.factorization import Block, Factorization
-from gpnsf.core.model.objective import ClosedFormELBO
-from gpnsf.core.progress import Progress
 from gpnsf.core.scores.metrics import match_factors
 from gpnsf.core.types import Dataset
 
@@ -60,16 +57,15 @@ def divide(model: Factorization, k: int, l: int, share: float = 0.5) -> None:
         view.loadings.log_shape[l] = view.loadings.log_shape[k]
 
 
-def run(model: Factorization, dataset: Dataset, blocks: list[Block]) -> training._Run:
-    """A run that has arrived at its moves, with something for Adam to remember."""
-    stepper = Stepper(model, blocks, ClosedFormELBO(), Progress("fit", 1), dataset.nnz)
-    found = training._Run(stepper, Schedule(max_steps=300))
+def run(model: Factorization, dataset: Dataset, blocks: list[Block]) -> training.Optimisation:
+    """An optimisation that has arrived at its moves, with something for Adam to remember."""
+    found = training.Optimisation(model, dataset, blocks=blocks, schedule=Schedule(max_steps=300))
     for _ in range(3):
-        stepper.step("main", 0.05)
+        found.stepper.step("main", 0.05)
     return found
 
 
-def phase_of(found: training._Run) -> Phase:
+def phase_of(found: training.Optimisation) -> Phase:
     return next(phase for phase in found.phases if phase.name == training.MOVE)
 
 
@@ -241,7 +237,7 @@ def test_no_more_moves_are_tried_than_the_schedule_allows(monkeypatch):
         moves, "proposals", lambda *_: iter([Move(((next(names) % 2, 2),), (3, 4 + next(names)))])
     )
     monkeypatch.setattr(
-        training._Run,
+        training.Optimisation,
         "_try",
         lambda run, move, phase: run.stepper.state.tried.append(move.name) or False,
     )

@@ -13,6 +13,7 @@ from gpnsf.arguments import Reading
 from gpnsf.core.inference import spatial_test as module
 from gpnsf.core.inference.spatial_test import MIN_Z, halves, passed, spatial_test
 from gpnsf.core.model.build import build
+from gpnsf.core.scores.metrics import match_factors
 from gpnsf.core.types import Dataset, View
 from gpnsf.io import read
 
@@ -36,11 +37,13 @@ def crossed(
     kept: np.ndarray,
     data: Dataset,
     n_spatial: int | None = None,
-    rest: float = 0.0,
+    rest: float | np.ndarray = 0.0,
 ):
     """Z of scores, all of them of spatial factors unless said otherwise."""
     n_spatial = fitted.shape[1] if n_spatial is None else n_spatial
-    return module._crossed_order(fitted, kept, data, n_spatial, np.broadcast_to(rest, len(fitted)))
+    signal = np.zeros((len(fitted), fitted.shape[1] + 1))
+    signal[:, -1] = np.exp(rest)
+    return module._crossed_order(fitted, kept, data, n_spatial, signal)
 
 
 @pytest.mark.parametrize(
@@ -168,6 +171,21 @@ def test_order_that_totals_give_to_what_is_left_is_no_order_of_its_own():
     assert (
         crossed(4 * rest[:, None] + one, 4 * rest[:, None] + other, data, 0, rest).min() > 3
     )  # a slope of 1 at most
+
+
+def test_what_has_order_without_a_field_leaves_less_to_the_others_too():
+    rng = np.random.default_rng(4)
+    data = dataset(np.ones((400, 1)), "poisson")
+    ordered = np.exp(2 * np.sin(3 * data.coords[:, 0]))
+    own = np.exp(1.0 * rng.normal(size=400))  # of single spots, and of both halves
+    signal = np.column_stack([ordered, own, np.ones(400)])
+    signal /= signal.sum(1, keepdims=True)
+    one, other = np.log(signal[:, :2]) + 0.1 * rng.normal(size=(2, 400, 2))
+    z = module._crossed_order(one, other, data, 0, signal)
+    assert z[0] > 10
+    assert abs(z[1]) < 3
+    alone = np.column_stack([np.zeros_like(signal[:, 0]), signal[:, 1], 1 - signal[:, 1]])
+    assert module._crossed_order(one, other, data, 0, alone)[1] > 6, "by itself it has order"
 
 
 def data_of(n: int) -> Dataset:
@@ -317,3 +335,17 @@ def test_of_two_factors_like_the_same_one_the_larger_or_more_alike_ranks_first()
     # a small rest that looks more like the factor than the factor itself
     swapped = test.rank(fitted, np.array([0.001, 0.5, 0.5]))
     assert swapped[0] == 0 < swapped[1]
+
+
+@pytest.mark.slow
+def test_factors_without_order_are_not_taken_for_fields():
+    """Simulated tissue with as many factors as are asked for, two of them of single spots."""
+    section = gpnsf.datasets.tissue(n_obs=1_200, n_genes=500, n_peaks=10, rna_depth=800.0, seed=2)[
+        "rna"
+    ].copy()
+    gpnsf.tl.fit(section, n_factors=10, progress=False)
+    is_spatial = section.uns["gpnsf"]["is_spatial"]
+    assert is_spatial.sum() == 8
+    truth, factors = section.obsm["true_factors"], section.obsm["X_gpnsf"]
+    assert match_factors(truth[:, 8:], factors[:, ~is_spatial])[1].min() > 0.7
+    assert section.uns["gpnsf"]["spatial_test"]["z"][8:].max() < 3

@@ -760,7 +760,7 @@ def test_the_start_is_one_of_those_tried(mdata):
     fit(mdata, init="auto")
     starts = mdata.uns["gpnsf"]["starts"]
     best = starts.pop("best")
-    assert set(starts) == {"smooth_0", "smooth_0.06", "smooth_0.1", "smooth_0.16", "spot"}
+    assert set(starts) == {"smooth_0", "smooth_0.1", "spot"}
     assert starts[best] == max(starts.values())
 
 

@@ -75,8 +75,8 @@ def test_an_interrupted_local_stage_needs_no_step_of_the_climb_again(
 
     path, other, step = tmp_path / "fit.npz", mdata.copy(), training.Stepper.step
 
-    def only_polish(self: training.Stepper, phase: str, rate: float) -> None:
-        assert phase == "polish"
+    def only_settle(self: training.Stepper, phase: str, rate: float) -> None:
+        assert phase in {"tail", "polish"}
         step(self, phase, rate)
 
     monkeypatch.setattr(local_stage, "local", stop)
@@ -85,7 +85,7 @@ def test_an_interrupted_local_stage_needs_no_step_of_the_climb_again(
     text = f"Interrupted after the first optimisation; the data are untouched. The same call with checkpoint='{path}'"
     assert text in caplog.text
     monkeypatch.undo()
-    monkeypatch.setattr(training.Stepper, "step", only_polish)
+    monkeypatch.setattr(training.Stepper, "step", only_settle)
     fit(mdata, split="assumed", checkpoint=path)
     monkeypatch.undo()
     fit(other, split="assumed")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -109,6 +109,12 @@ class AbstractField(nn.Module, ABC):
         """Mean and variance [n, T] of f(s) under q (eq. 33 and 34)."""
 
     @abstractmethod
+    def normal_equations(
+        self, located: Sequence[Located], targets: Sequence[Tensor]
+    ) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+        """``u -> A^T A u`` and ``A^T targets`` of rows ``f = A u``; targets are [n, T]."""
+
+    @abstractmethod
     def set_precision(self, located: Sequence[Located], information: Sequence[Tensor]) -> None:
         """Replace the covariance of q(u) by ``(I + A^T diag(information) A)^-1``.
 
@@ -157,30 +163,26 @@ class AbstractField(nn.Module, ABC):
         self.log_amplitude.data.copy_(log_factors.std(0).clamp(0.3, 3.0).log())
         self._ridge(log_factors, located, noise_sd)
 
+    @torch.no_grad()
     def _ridge(self, log_factors: Tensor, located: Sequence[Located], noise_sd: float) -> None:
         """Means of q(u) that fit ``log_factors`` [N, T] best, the amplitudes as they are."""
-        targets = torch.split(log_factors, [len(place.coords) for place in located])
+        parts = torch.split(log_factors, [len(place.coords) for place in located])
+        targets = [part - self._trend(place) for part, place in zip(parts, located, strict=True)]
+        square, moment = self.normal_equations(located, targets)
 
-        def gradient(u: np.ndarray, targets: Sequence[Tensor | float]) -> np.ndarray:
-            self.u_loc.data.copy_(torch.as_tensor(u).reshape(self.u_loc.shape))
-            pairs = zip(located, targets, strict=True)
-            misfit = torch.stack(
-                [
-                    ((self.conditional(self.u_loc, place)[0] - target) ** 2).sum()
-                    for place, target in pairs
-                ]
-            ).sum()
-            slope = torch.autograd.grad(0.5 * misfit, self.u_loc)[0]
-            return slope.reshape(-1).double().cpu().numpy() + noise_sd**2 * u
+        def product(u: np.ndarray) -> np.ndarray:
+            weights = torch.as_tensor(u, dtype=moment.dtype, device=moment.device)
+            squared = square(weights.reshape(moment.shape)).reshape(-1)
+            return squared.double().cpu().numpy() + noise_sd**2 * u
 
-        n = self.u_loc.numel()
-        system = LinearOperator(
-            (n, n), matvec=lambda u: gradient(u, [0.0] * len(located)), dtype=np.float64
-        )
+        system = LinearOperator((moment.numel(),) * 2, matvec=product, dtype=np.float64)
         solution, _ = cg(
-            system, -gradient(np.zeros(n), targets), rtol=RIDGE_RESIDUAL, maxiter=RIDGE_STEPS
+            system,
+            moment.reshape(-1).double().cpu().numpy(),
+            rtol=RIDGE_RESIDUAL,
+            maxiter=RIDGE_STEPS,
         )
-        self.u_loc.data.copy_(torch.as_tensor(solution).reshape(self.u_loc.shape))
+        self.u_loc.copy_(torch.as_tensor(solution).reshape(self.u_loc.shape))
 
     @torch.no_grad()
     def put(
@@ -207,11 +209,10 @@ class AbstractField(nn.Module, ABC):
         self.slope.zero_()
         targets = torch.zeros(len(log_factor), self.n_factors, device=log_factor.device)
         targets[:, factor] = log_factor
-        with torch.enable_grad():
-            self.load(targets, located, noise_sd)
-            if amplitude is not None:
-                self.log_amplitude.data[factor] = math.log(max(amplitude, AMPLITUDE_RANGE[0]))
-                self._ridge(targets, located, noise_sd)
+        self.load(targets, located, noise_sd)
+        if amplitude is not None:
+            self.log_amplitude[factor] = math.log(max(amplitude, AMPLITUDE_RANGE[0]))
+            self._ridge(targets, located, noise_sd)
         for name, values in before.items():
             axis = 0 if name == "log_amplitude" else -2
             values.index_copy_(axis, *_one(getattr(self, name), factor, axis))

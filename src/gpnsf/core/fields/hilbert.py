@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -152,6 +152,30 @@ class HilbertField(AbstractField):
         values = values.reshape(self.n_libraries, self.n_factors, -1)  # [slices, T, nodes]
         return values.transpose(1, 2).reshape(-1, self.n_factors)
 
+    def _moments(self, nodes: Tensor) -> Tensor:
+        """``sum_i phi_j(s_i) nodes_i`` over all nodes: [slices * nodes, T] to [slices, T, M]."""
+        sums = nodes.reshape(self.n_libraries, -1, self.n_factors).transpose(1, 2)
+        sums = sums.reshape(-1, *self.shape)
+        for axis in range(self.n_dims):
+            sums = torch.tensordot(sums, getattr(self, f"basis_{axis}"), dims=([1], [0]))
+        return sums.reshape(self.n_libraries, self.n_factors, -1)
+
+    def normal_equations(
+        self, located: Sequence[Located], targets: Sequence[Tensor]
+    ) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+        """At the nodes, where what rows have to say is moved once."""
+        spectral_sd = self._spectral_sd()
+        pairs = [_pairs_of_nodes(place) for place in located]
+        moved = self._at_nodes(located, targets).reshape(-1, self.n_factors)
+
+        def square(u: Tensor) -> Tensor:
+            nodes = self._nodes(u * spectral_sd)
+            return spectral_sd * self._moments(
+                torch.stack([matrix @ nodes for matrix in pairs]).sum(0)
+            )
+
+        return square, spectral_sd * self._moments(moved)
+
     def _interpolate(self, located: Located, nodes: Tensor) -> Tensor:
         """Values [n, C] of node values [slices * nodes, C]."""
         return TransposedProduct.apply(
@@ -190,16 +214,16 @@ class HilbertField(AbstractField):
     ) -> None:
         """The basis functions that the data inform decide, those of all slices together."""
         weights = self._at_nodes(located, information).clamp_min(0.0)
-        slopes = self._at_nodes(located, gradient)
-        slopes = slopes * (weights > 0)
+        slopes = self._at_nodes(located, gradient) * (weights > 0)
+        moments = self._moments(slopes.reshape(-1, self.n_factors))  # [slices, T, M]
         for factor, spectral_sd in enumerate(self._spectral_sd()):
             informed = spectral_sd**2 * weights[:, :, factor].sum() > 0.01
             if informed.any():
                 slices = (
-                    (self._gram(weight, spectral_sd), spectral_sd * self._moment(slope), u)
-                    for weight, slope, u in zip(
+                    (self._gram(weight, spectral_sd), spectral_sd * moment, u)
+                    for weight, moment, u in zip(
                         weights[:, :, factor],
-                        slopes[:, :, factor],
+                        moments[:, factor],
                         self.u_loc[:, factor],
                         strict=True,
                     )
@@ -218,13 +242,6 @@ class HilbertField(AbstractField):
         order = [*range(0, 2 * self.n_dims, 2), *range(1, 2 * self.n_dims, 2)]
         gram = sums.reshape(sizes).permute(order).reshape(len(spectral_sd), -1)
         return spectral_sd[:, None] * gram * spectral_sd
-
-    def _moment(self, values: Tensor) -> Tensor:
-        """``basis^T values`` [M] of values at the nodes."""
-        sums = values.reshape(self.shape)
-        for axis in range(self.n_dims):
-            sums = torch.tensordot(sums, getattr(self, f"basis_{axis}"), dims=([0], [0]))
-        return sums.reshape(-1)
 
     def _node_variances(self, covariance: Tensor, spectral_sd: Tensor) -> Tensor:
         """``diag(A C A^T)`` [nodes] for a covariance C [M, M] of the weights."""
@@ -362,6 +379,16 @@ def _interpolation(
     rows = np.repeat(np.arange(n), weight.shape[1])
     size = (n, n_libraries * math.prod(shape))
     return sp.csr_matrix((weight.ravel().astype(np.float32), (rows, index.ravel())), shape=size)
+
+
+def _pairs_of_nodes(located: Located) -> Tensor:
+    """Interpolation transposed times interpolation [slices * nodes, slices * nodes]; kept."""
+    if "pairs" not in located.cache:
+        matrix = located.cache["matrix"]
+        parts = matrix.values(), matrix.col_indices(), matrix.crow_indices()
+        rows = sp.csr_matrix(tuple(part.cpu().numpy() for part in parts), matrix.shape)
+        located.cache["pairs"] = _csr((rows.T @ rows).tocsr(), matrix.device)
+    return located.cache["pairs"]
 
 
 def _csr(matrix: sp.csr_matrix, device: torch.device) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import pyro.distributions as dist
@@ -118,6 +118,22 @@ class InducingField(AbstractField):
         mean, variance = self.conditional(self.u_loc, located)
         half = torch.einsum("tmk,tmn->tkn", self._scale_tril(), A)  # [T, M, n]
         return mean, variance + (half**2).sum(1).T * (2 * self.log_amplitude).exp()
+
+    def normal_equations(
+        self, located: Sequence[Located], targets: Sequence[Tensor]
+    ) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+        """By the weights of all rows."""
+        amplitude = self.log_amplitude.exp()[:, None]
+        parts = [self._weights(place) for place in located]  # [T, M, n]
+
+        def transposed(rows: Iterable[Tensor]) -> Tensor:
+            pairs = zip(parts, rows, strict=True)
+            return amplitude * sum(torch.einsum("tmn,nt->tm", A, own) for A, own in pairs)
+
+        def square(u: Tensor) -> Tensor:
+            return transposed(torch.einsum("tmn,tm->nt", A, amplitude * u) for A in parts)
+
+        return square, transposed(targets)
 
     def _weights(self, located: Located) -> Tensor:
         """``A = L^-1 k(Z, s)`` [T, M, n]; kept while the length scales are frozen."""

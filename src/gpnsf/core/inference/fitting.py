@@ -7,7 +7,7 @@ nonspatial, or is left out.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -25,7 +25,7 @@ from gpnsf.core.inference.spatial_test import SpatialTest, clear_z, passed, spat
 from gpnsf.core.inference.subset_start import SubsetStart, lone, sample
 from gpnsf.core.model.factorization import Block, Factorization
 from gpnsf.core.progress import Progress
-from gpnsf.core.types import Dataset, History, Posterior, Start
+from gpnsf.core.types import Dataset, History, Posterior
 
 __all__ = ["Outcome", "fit"]
 
@@ -106,13 +106,13 @@ def fit(
             logger.info("weight of %s by what held-out counts confirm of it: %.2f", name, weight)
         n_spatial = found.slots  # may be more than there are places for: those of most order stay
     run = _Fit(dataset, build, options)
-    history = run.begin(n_spatial, init, checkpoint)
+    run.begin(n_spatial, init, checkpoint)
     try:
-        history = run.restore_lost(history, tested=tested)
+        run.restore_lost(tested=tested)
         if tested:
-            found = found or test(n_spatial, history.best)
-            history = run.judge(found, most, history)
-        history = run.polish(history)
+            found = found or test(n_spatial, run.history().best)
+            run.judge(found, most)
+        run.settle()
         if found is not None:
             z, p = found.matched(run.log_factors())
             rank = found.rank(run.log_factors(), run.sizes())
@@ -122,6 +122,7 @@ def fit(
         training.tell_interruption("the first optimisation", checkpoint)
         raise
     progress.step(LOCAL if refine else 0)
+    history = run.history()
     progress.converged = history.converged
     model, blocks = run.model, run.blocks
     result = distributed.from_first(
@@ -150,11 +151,13 @@ class _Fit:
 
     model: Factorization
     blocks: list[Block]
+    optimisation: training.Optimisation  # of the model as it stands
 
     def __init__(self, dataset: Dataset, build: Build, options: training.Options) -> None:
-        self.dataset, self.build = dataset, build
-        self.whole = self.options = options  # all steps, and those before the exact likelihoods
+        self.dataset, self.build, self.options = dataset, build, options
         self.numbers = np.array([], dtype=int)  # of the factors when the test was last matched
+        self.starts: dict[str, float] = {}  # objectives of those that were tried
+        self.repairs: list[str] = []  # of the climbs before the present one
 
     def log_factors(self) -> np.ndarray:
         """Means [N, K] of the log factors."""
@@ -165,33 +168,25 @@ class _Fit:
         m = self._tensor(self.log_factors())
         return standing.shares(self.model, m).sum(0).cpu().numpy()
 
-    def begin(self, n_spatial: int, init: str, checkpoint: Checkpoint | None) -> History:
-        """The first optimisation, from a kind of start; large data begin at a smaller fit."""
+    def begin(self, n_spatial: int, init: str, checkpoint: Checkpoint | None) -> None:
+        """The first climb, from a kind of start; large data begin at a smaller fit."""
         self._place(self.build(self.dataset, n_spatial))
-        schedule = self.whole["schedule"]
-        left = schedule.max_steps - training.polish_length(self.model, schedule)
-        options = self.options = {
-            **self.whole,
-            "schedule": replace(schedule, max_steps=left, polish_steps=0),
-        }
-        start: str | Iterable[Start] = init
-        rows, ahead = sample(self.dataset, self.options["seed"]), lone(self.dataset)
+        options = self.options
+        start: str | SubsetStart = init
+        rows, ahead = sample(self.dataset, options["seed"]), lone(self.dataset)
         if rows is not None or ahead:
             start = SubsetStart(self.dataset, rows, ahead, self.build, n_spatial, init, options)
             options = {**options, "schedule": start.left}
-        history = training.fit(
-            self.model,
-            self.dataset,
-            init=start,
-            blocks=self.blocks,
-            checkpoint=checkpoint,
-            **options,
+        self.optimisation = training.Optimisation(
+            self.model, self.dataset, blocks=self.blocks, checkpoint=checkpoint, **options
         )
+        self.optimisation.climb(start)
+        self.optimisation.leave_checkpoint()
         training.give_back()
+        self.starts = self.optimisation.history().starts
         self.numbers = np.arange(self.model.n_factors)
-        return history
 
-    def restore_lost(self, history: History, *, tested: bool) -> History:
+    def restore_lost(self, *, tested: bool) -> None:
         """Look in each modality for a pattern that the fit has lost, and give it a field.
 
         It takes the place of a factor that the counts hardly ask for, and stays where the objective
@@ -200,7 +195,7 @@ class _Fit:
         if not (
             self.model.n_spatial and self.options["schedule"].moves and moves.possible(self.model)
         ):
-            return history
+            return
         left: LeftOver | None = None
         for name in self.model.names:
             m, T = self.log_factors(), self.model.n_spatial
@@ -212,24 +207,24 @@ class _Fit:
             if (pattern := left.pattern(name)) is None:
                 continue
             loadings = [left.loadings(other, pattern) for other in self.model.names]
-            before, value = (self.model, self.blocks, self.numbers), elbo(self.model, self.blocks)
+            before = self.model, self.blocks, self.numbers, self.optimisation, self.repairs
+            value = elbo(self.model, self.blocks)
             others = [k for k in range(self.model.n_factors) if k != place]
             slot = T - (place < T)
             self._regroup([*others[:slot], place, *others[slot:]], slot + 1, m)
             moves.occupy(self.model, self.blocks, slot, pattern.log(), loadings)
-            more = self._go_on(history)
+            self._go_on()
             gain = elbo(self.model, self.blocks) - value
             logger.info(
                 "a pattern left over of %s: objective %+.0f, %s",
                 *(name, gain, "kept" if gain > 0 else "undone"),
             )
             if gain > 0:
-                history, left = more, None
+                left = None
             else:
-                self.model, self.blocks, self.numbers = before
-        return history
+                self.model, self.blocks, self.numbers, self.optimisation, self.repairs = before
 
-    def judge(self, test: SpatialTest, most_spatial: int, history: History) -> History:
+    def judge(self, test: SpatialTest, most_spatial: int) -> None:
         """Make factors spatial or nonspatial, as the test has them; go on where that has changed one."""
         m = self.log_factors()
         z, _ = test.matched(m)
@@ -246,7 +241,7 @@ class _Fit:
         noise = test.noise(m) if self.model.has_posterior else np.zeros(len(z), bool)
         others = [k for k in range(len(z)) if k not in chosen and not noise[k]]
         if chosen == list(range(T)) and len(others) == len(z) - T:
-            return history
+            return
         n_lost, n_noise = T - len(spatial), len(z) - len(chosen) - len(others)
         n_promoted = sum(k >= T for k in chosen)
         logger.info(
@@ -259,36 +254,27 @@ class _Fit:
         if not chosen and not others:
             others = [int(self.sizes().argmax())]
         self._regroup([*chosen, *others], len(chosen), m)
-        return self._go_on(history)
+        self._go_on()
 
-    def _go_on(self, history: History) -> History:
-        """Train the model as it stands."""
+    def _go_on(self) -> None:
+        """Let the model climb as it stands."""
         schedule = replace(self.options["schedule"], pick_steps=0, kernel_steps=15, min_steps=30)
         options: training.Options = {**self.options, "schedule": schedule}
-        more = training.fit(
-            self.model, self.dataset, init=None, blocks=self.blocks, nested=True, **options
+        self.repairs = self.repairs + self.optimisation.history().repairs
+        self.optimisation = training.Optimisation(
+            self.model, self.dataset, blocks=self.blocks, nested=True, **options
         )
+        self.optimisation.climb(None)
         self.numbers = np.arange(self.model.n_factors)
-        return replace(more, starts=history.starts, repairs=history.repairs + more.repairs)
 
-    def polish(self, history: History) -> History:
-        """The steps of exact likelihoods, once, where all factors are found."""
-        schedule = replace(self.whole["schedule"], closing=True)
-        if not training.polish_length(self.model, schedule):
-            return history
-        options: training.Options = {**self.whole, "schedule": schedule}
-        last = training.fit(
-            self.model, self.dataset, init=None, blocks=self.blocks, nested=True, **options
-        )
-        return replace(
-            history,
-            elbo=np.append(history.elbo, last.elbo),
-            seconds=np.append(history.seconds, history.seconds[-1:].sum() + last.seconds),
-            phase=np.append(history.phase, last.phase),
-            repairs=history.repairs
-            + [repair.replace(":", " of the dispersions:", 1) for repair in last.repairs],
-            notices=last.notices,
-        )
+    def settle(self) -> None:
+        """The last steps, once, where all factors are found."""
+        self.optimisation.settle()
+
+    def history(self) -> History:
+        """Of the model as it stands, with what was told of those before."""
+        last = self.optimisation.history()
+        return replace(last, starts=self.starts, repairs=self.repairs + last.repairs)
 
     def end(
         self, z: np.ndarray, rank: np.ndarray, most_spatial: int, *, local: bool

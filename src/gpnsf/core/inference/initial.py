@@ -44,11 +44,12 @@ from gpnsf.core.types import Dataset, Start, View
 
 __all__ = ["BANDWIDTHS", "lead", "loadings_at", "memory", "starts"]
 
-BANDWIDTHS = (0.0, 0.06, 0.1, 0.16)  # of the smoothing kernel, half-width units
+# of the smoothing kernel, half-width units; and where counts are deep
+BANDWIDTHS, OF_DEEP = (0.0, 0.06, 0.1, 0.16), (0.0, 0.1)
 MAX_FEATURES = 4_000  # features that a start looks at
 MANY = 5_000_000  # nonzero counts above which two starts must do, as above LARGE spots
 BACKGROUND_SHARE = 0.3  # share of the signal that the constant column starts with
-DEEP = 50  # counts a spot from which bins tell nonspatial factors from noise
+DEEP = 50  # counts a spot from which bins tell patterns, nonspatial ones too, from noise
 
 
 def memory(shapes: Shapes, *, signed: bool) -> float:
@@ -75,7 +76,7 @@ def starts(
 ) -> Iterator[Start]:
     """Yield the starts of some kinds ("smooth", "spot", "random"), of all ("auto"), or of a name.
 
-    Signed models have one start, the singular value decomposition.
+    The "wide" one has the most smoothing. Signed models have one start, the singular value decomposition.
     """
     problem = _Problem(corrected(dataset.loaded()), n_factors, n_spatial, seed)
     wanted = set(kinds)
@@ -83,9 +84,11 @@ def starts(
         yield problem.svd()
         return
     if n_spatial:
-        for bandwidth in problem.bandwidths():
+        bandwidths = problem.bandwidths()
+        for bandwidth in bandwidths:
             name = f"smooth_{bandwidth:g}"
-            if wanted & {"auto", "smooth", name}:
+            is_wanted = wanted & {"auto", "smooth", name}
+            if is_wanted or ("wide" in wanted and bandwidth == bandwidths[-1]):
                 yield problem.finish(name, *problem.smooth(bandwidth))
     if wanted & {"auto", "spot"} or ("smooth" in wanted and not n_spatial):
         yield problem.finish("spot", problem.spot())
@@ -122,15 +125,16 @@ class _Problem:
         if signed:
             self.signed, self.counts = self.counts, self.counts.maximum(0).tocsr()
         self.coords = apart(dataset.coords, dataset.library)
+        self.deep = float(self.counts.sum()) >= DEEP * len(self.coords)
         whole = len(self.features) == main.counts.shape[1] and not signed
         self.sparse = self.views[main.name] if whole else SparseCounts(self.counts)
         self.sparse_size = torch.as_tensor(self.size)[:, None]
         self._seen = dict[str, tuple[sp.csr_matrix, np.ndarray, Tensor]]()
 
     def bandwidths(self) -> list[float]:
-        """Bandwidths worth trying: all, or unsmoothed bins alone for many spots or counts."""
+        """Bandwidths worth trying: fewer for deep counts, unsmoothed bins alone for many spots or counts."""
         many = self.dataset.n_obs > LARGE or self.n_counts > MANY
-        return list(BANDWIDTHS[:1] if many else BANDWIDTHS)
+        return list(BANDWIDTHS[:1] if many else OF_DEEP if self.deep else BANDWIDTHS)
 
     def smooth(self, bandwidth: float) -> tuple[Tensor, Tensor]:
         """Spatial factors [N, T] by KL-NMF of pseudobulk counts.
@@ -145,8 +149,7 @@ class _Problem:
         smoother = gaussian_smoother(centres, bandwidth) @ bins
         dense = torch.as_tensor((smoother @ self.counts).toarray())
         size = torch.as_tensor(smoother @ self.size)[:, None].clamp_min(1e-3)
-        deep = bandwidth == 0 and float(self.counts.sum()) >= DEEP * len(self.coords)
-        wanted = self.n_factors if deep else self.n_spatial
+        wanted = self.n_factors if self.deep and bandwidth == 0 else self.n_spatial
         binned, W = search(dense, size, wanted, self.seed)
         if binned.shape[1] > self.n_spatial:
             order = np.argsort(-order_of(centres, binned), kind="stable")

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["MOVE", "WINDOW", "Phase", "Schedule"]
+__all__ = ["CLOSING", "MOVE", "WINDOW", "Phase", "Schedule"]
 
 WINDOW = 10  # steps over which convergence is judged
+CLOSING = 2  # phases at the end that have a length of their own
 MOVE, MOVE_RATE = "move", 0.5  # name of the phase, and its rate over that of the main phase
 
 
@@ -45,7 +46,6 @@ class Schedule:
     tail_steps: int = 40
     polish_steps: int = 20
     polish_rate: float = 0.05
-    closing: bool = False  # whether only the steps of exact likelihoods are left to take
 
     def ending(self, wanted: int) -> int:
         """Length of a closing phase: as wanted, unless the cap leaves little room."""
@@ -58,7 +58,7 @@ class Schedule:
     def phases(self, polish: int) -> list[Phase]:
         """Phases after the choice of a start, with this many steps of exact likelihoods at the end.
 
-        Two rounds of moves, each with what it takes to converge anew.
+        Two rounds of moves, each with what it takes to converge anew; then the closing ones.
         """
         rate, tail = self.learning_rate, self.ending(self.tail_steps)
         room = max(0, self.max_steps - tail - polish)
@@ -78,8 +78,6 @@ class Schedule:
         polishing = Phase(
             "polish", polish, lambda step: self.polish_rate * falling[step], anew=True, exact=True
         )
-        if self.closing:
-            return [polishing]
         settling = Phase("main", room, constant, least=2 * WINDOW, converges=True, after_move=True)
         return [
             Phase("main", learning, constant, anew=True, learns_kernel=True),

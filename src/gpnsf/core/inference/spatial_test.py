@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+import scipy.sparse as sp
 import torch
 from scipy.stats import norm
 from torch import Tensor
@@ -33,6 +34,7 @@ MIN_Z = 3.0  # above which a factor counts as spatial
 CLEAR_Z = 6.0  # above which a factor shows that the data are not too shallow to judge each alone
 INHERITED = 1 / 3  # of the order of spatial factors, that others can have by what these leave over
 SCATTER = 4.0  # of z over factors with the same order: three standard deviations
+BELOW = 0.6  # share of the z of another factor below which it leaves its order to this one
 # standard deviations of the order that real differences between spots have by chance, taken off z
 CHANCE = 2.0
 MAX_SPOTS = 5_000
@@ -169,7 +171,7 @@ def spatial_test(
     rng = np.random.default_rng(seed)
     schedule = replace(SCHEDULE, max_steps=min(SCHEDULE.max_steps, max_steps))
     rows = _sample(dataset, rng)
-    kinds = {f"smooth_{initial.BANDWIDTHS[-1]:g}", *([start] if start else ["smooth_0", "spot"])}
+    kinds = {"wide", *([start] if start else ["smooth_0", "spot"])}
     parts = halves(_subset(dataset, rows), rng)
     factors, z, repeated, used = [], [], [], []
     said = list[dict[str, float]]()
@@ -199,7 +201,7 @@ def spatial_test(
         used.append((shares(model, m) > ALIVE).any(0).cpu().numpy())
         one, other = (_project(model, m.mean(0), build(part, 0), part) for part in (fitted, kept))
         factors.append(m.cpu().numpy())
-        z.append(_crossed_order(one, other, fitted, n_spatial, _log_rest(model, m)))
+        z.append(_crossed_order(one, other, fitted, n_spatial, _signal(model, m)))
         repeated.append(_repeated(one, other, fitted))
     growth = dataset.nnz / max(1.0, (parts[0].nnz + parts[1].nnz) / 2)
     found = weights(said, growth) if said else {}
@@ -257,20 +259,16 @@ def _project(
 
 
 @torch.no_grad()
-def _log_rest(model: Factorization, m: Tensor) -> np.ndarray:
-    """Logarithm [n] of the expected signal of each spot beside the spatial factors.
-
-    The background is included.
-    """
+def _signal(model: Factorization, m: Tensor) -> np.ndarray:
+    """Shares [n, K+1] of factors and background in the expected signal of each spot."""
     H = torch.cat([m.clamp(*MEAN_RANGE).exp(), torch.ones_like(m[:, :1])], 1)
     mass = torch.stack([view.loadings.mean.abs().sum(0) for _, view in model.items()]).sum(0)
     signal = H * mass
-    T = model.n_spatial
-    return torch.log(signal[:, T:].sum(1) / signal.sum(1).clamp_min(1e-30) + 1e-6).cpu().numpy()
+    return (signal / signal.sum(1, keepdim=True).clamp_min(1e-30)).cpu().numpy()
 
 
 def _crossed_order(
-    fitted: np.ndarray, kept: np.ndarray, dataset: Dataset, n_spatial: int, log_rest: np.ndarray
+    fitted: np.ndarray, kept: np.ndarray, dataset: Dataset, n_spatial: int, signal: np.ndarray
 ) -> np.ndarray:
     """Z [K] of the bivariate Moran's I between the two halves of the counts.
 
@@ -282,28 +280,53 @@ def _crossed_order(
     have some by chance, and the fit may have picked them for it: as much as ``CHANCE`` rho is taken
     off.
 
-    Relative to totals, all nonspatial factors are less where the spatial ones are more: their
-    logarithms follow that of what is left, ``log_rest`` [n], which the neighbours tell. That much
-    of their order, with a slope of 1 at most, is taken out.
+    Relative to totals, all nonspatial factors are less where those with order are more: their
+    logarithms follow that of what these leave of the ``signal`` [n, K+1], which the neighbours
+    tell. That much of their order, with a slope of 1 at most, is taken out. Factors with order are
+    those that had a field and, for each other one, all whose z is clearly above its own.
     """
-    slices = _slices(dataset)
-    fitted = _standard(centred_within(fitted, slices))
-    near = np.zeros((len(N_NEIGHBORS), *fitted.shape))
-    rest = np.zeros(len(fitted))
-    for rows in (rows for rows in slices if len(rows) > 1):
-        for total, wanted in zip(near, N_NEIGHBORS, strict=True):
-            number = min(wanted, max(1, len(rows) // 8))
-            graph = knn_weights(dataset.coords[rows], n_neighbors=number)
-            total[rows] = number * (graph @ fitted[rows])
-            rest[rows] += graph @ log_rest[rows] / len(N_NEIGHBORS)
-    rest, kept = centred_within(rest[:, None], slices), centred_within(kept, slices)
-    slope = np.clip(rest.T @ kept[:, n_spatial:] / max(float((rest**2).sum()), 1e-12), 0.0, 1.0)
-    kept[:, n_spatial:] -= rest * slope
-    kept = _standard(kept)
-    expected = np.sum([_standard(centred_within(total, slices)) for total in near], axis=0)
-    spread = np.sqrt(np.diag(permutation_variance(expected, kept, slices)))
-    z = np.divide((expected * kept).sum(0), spread, out=np.zeros_like(spread), where=spread > 1e-12)
-    return z - CHANCE * (fitted * kept).sum(0).clip(0)
+    slices, K = _slices(dataset), len(fitted.T)
+    near = [_neighbours(dataset, slices, number) for number in N_NEIGHBORS]
+    fitted, kept = _standard(centred_within(fitted, slices)), centred_within(kept, slices)
+    expected = np.sum(
+        [_standard(centred_within(n * (graph @ fitted), slices)) for graph, n in near], axis=0
+    )
+
+    def order(k: int, ordered: np.ndarray) -> float:
+        """Z of a factor beside those with order [K]."""
+        own = kept[:, [k]]
+        if k >= n_spatial:
+            left = np.log((signal * ~np.append(ordered, False)).sum(1) + 1e-6)[:, None]
+            rest = centred_within(np.mean([graph @ left for graph, _ in near], axis=0), slices)
+            slope = float((rest * own).sum()) / max(float((rest**2).sum()), 1e-12)
+            own = own - rest * min(max(slope, 0.0), 1.0)
+        own, around = _standard(own), expected[:, [k]]
+        spread = float(np.sqrt(permutation_variance(around, own, slices)[0, 0]))
+        z = float((around * own).sum()) / spread if spread > 1e-12 else 0.0
+        return z - CHANCE * max(0.0, float((fitted[:, [k]] * own).sum()))
+
+    with_field = np.arange(K) < n_spatial
+    z = np.array([order(k, with_field) for k in range(K)])
+    return np.array([order(k, with_field | (BELOW * z > z[k])) for k in range(K)])
+
+
+def _neighbours(
+    dataset: Dataset, slices: list[np.ndarray], number: int
+) -> tuple[sp.csr_matrix, np.ndarray]:
+    """Weights [n, n] of the nearest spots of the same slice, rows adding up to 1, and how many they are [n, 1].
+
+    Fewer in small slices; a spot that is alone in its slice has none.
+    """
+    order, numbers, graphs = np.concatenate(slices), np.zeros((len(dataset.coords), 1)), []
+    for rows in slices:
+        numbers[rows] = min(number, max(1, len(rows) // 8)) if len(rows) > 1 else 0
+        graphs.append(
+            knn_weights(dataset.coords[rows], n_neighbors=int(numbers[rows[0], 0]))
+            if len(rows) > 1
+            else sp.csr_matrix((1, 1))
+        )
+    back = np.argsort(order)
+    return sp.block_diag(graphs, format="csr")[back][:, back], numbers
 
 
 def _repeated(fitted: np.ndarray, kept: np.ndarray, dataset: Dataset) -> np.ndarray:

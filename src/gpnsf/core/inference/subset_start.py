@@ -120,11 +120,10 @@ class SubsetStart:
         options: training.Options = {**self.options, "schedule": schedule}
         share = _only(part, self.ahead).nnz / max(self.dataset.nnz, 1)
         with options["progress"].part("beginning with a part of the counts", share):
-            history = training.fit(
-                model, _only(part, self.ahead), init=self.init, nested=True, **options
-            )
+            run = training.Optimisation(model, _only(part, self.ahead), nested=True, **options)
+            run.climb(self.init)
         start = _continued(
-            model, self._log_factors(model), np.arange(model.n_factors), history.best
+            model, self._log_factors(model), np.arange(model.n_factors), run.history().best
         )
         factors = torch.as_tensor(start.factors if self.rows is None else start.factors[self.rows])
         for view in part.views if self.ahead else ():

@@ -13,18 +13,19 @@ import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
-from typing import TypedDict
+from typing import TypedDict, Unpack
 
 import numpy as np
 import pyro
 import scipy.sparse as sp
 import torch
+from torch import Tensor
 
 from gpnsf.core import distributed
 from gpnsf.core.inference import initial, moves, standing
 from gpnsf.core.inference.bound import elbo, limits_reached
 from gpnsf.core.inference.checkpoint import Checkpoint, fingerprint
-from gpnsf.core.inference.schedule import MOVE, WINDOW, Phase, Schedule
+from gpnsf.core.inference.schedule import CLOSING, MOVE, WINDOW, Phase, Schedule
 from gpnsf.core.inference.shapes import Shapes
 from gpnsf.core.inference.state import Walk
 from gpnsf.core.inference.steps import Stepper
@@ -33,7 +34,7 @@ from gpnsf.core.model.objective import ClosedFormELBO
 from gpnsf.core.progress import Progress
 from gpnsf.core.types import Dataset, History, Start
 
-__all__ = ["Options", "fit", "give_back", "memory_of_polish", "polish_length", "tell_interruption"]
+__all__ = ["Optimisation", "Options", "fit", "give_back", "memory_of_polish", "tell_interruption"]
 
 logger = logging.getLogger("gpnsf")
 
@@ -51,8 +52,8 @@ TRIALS, TRIAL_STEPS = 3, 10  # parts of the trial of a move, and steps of each
 HOPE = 2 / 3
 
 
-class Options(TypedDict):
-    """Arguments of :func:`fit` that one optimisation hands on to the next."""
+class Options(TypedDict, total=False):
+    """Arguments that one optimisation hands on to the next."""
 
     schedule: Schedule
     block_size: int | None
@@ -81,83 +82,24 @@ def fit(
     dataset: Dataset,
     *,
     init: str | Iterable[Start] | None = "auto",
-    schedule: Schedule | None = None,
-    block_size: int | None = None,
+    checkpoint: Checkpoint | None = None,
     blocks: list[Block] | None = None,
     nested: bool = False,
-    seed: int = 0,
-    progress: Progress | None = None,
-    checkpoint: Checkpoint | None = None,
+    **options: Unpack[Options],
 ) -> History:
-    """Try the starts, keep the one with the best objective, and go through the phases that follow.
-
-    ``init`` is a kind of start, starts, or None: the model as it stands. ``blocks`` are those of
-    the dataset at this ``block_size``, where the caller goes on with them and what they have kept.
-    Of the interruption of a ``nested`` fit the outer one tells. With a ``checkpoint`` that holds a
-    state of this fit, go on from there. The file is left for the caller to remove.
-    """
-    schedule = schedule or Schedule()
-    n_spatial, n_factors = model.n_spatial, model.n_factors
-    candidates: Iterable[Start] | None = (
-        distributed.each_from_first(
-            initial.starts(
-                dataset,
-                n_factors,
-                n_spatial,
-                nonnegative=model.nonnegative,
-                kinds=(init,),
-                seed=seed,
-            )
-        )
-        if isinstance(init, str)
-        else init
+    """A whole optimisation, from a start to the end of the last phase."""
+    run = Optimisation(
+        model, dataset, checkpoint=checkpoint, blocks=blocks, nested=nested, **options
     )
-    device = model.device
-    progress = progress or Progress("fit", schedule.max_steps)
-    with _quiet_randomness(seed, device):
-        blocks = model.blocks(dataset, block_size) if blocks is None else blocks
-        stepper = Stepper(model, blocks, ClosedFormELBO(), progress, dataset.nnz, checkpoint)
-        run = _Run(stepper, schedule)
-        if checkpoint is not None:
-            arguments = {
-                "init": str(init),
-                "seed": seed,
-                "block_size": block_size,
-                "device": device.type,
-                **asdict(schedule),
-            }
-            state = checkpoint.open(fingerprint(model, dataset, arguments), like=stepper.captured())
-            if state is not None:
-                stepper.resume(state)
-        try:
-            if candidates is not None:
-                run.pick(candidates)
-            run.go()
-        except KeyboardInterrupt:
-            if not nested:
-                walk = stepper.state.walk
-                phase = walk.phase[-1] if walk.phase else "pick"
-                tell_interruption(f"step {len(walk.elbo)} ({phase})", checkpoint)
-            raise
-        if checkpoint is not None:
-            checkpoint.flush()
-        stepper.gather_rows()
-        return run.history()
+    run.climb(init)
+    run.settle()
+    return run.history()
 
 
 def give_back() -> None:
     """Return freed memory to the system: glibc keeps some 200 MB after a million spots."""
     with suppress(OSError, AttributeError):  # not glibc
         ctypes.CDLL(None).malloc_trim(0)
-
-
-@contextmanager
-def _quiet_randomness(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed torch inside, and leave its random state and Pyro's validation settings as they were."""
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), pyro.validation_enabled(False):
-        torch.manual_seed(seed + distributed.rank())
-        yield
 
 
 def tell_interruption(where: str, checkpoint: Checkpoint | None) -> None:
@@ -171,16 +113,116 @@ def tell_interruption(where: str, checkpoint: Checkpoint | None) -> None:
     logger.warning("Interrupted after %s; the data are untouched. %s", where, how)
 
 
-class _Run:
-    """One optimisation, which can be entered at any step."""
+class Optimisation:
+    """The optimisation of a model, which an interrupted fit enters again at any step.
 
-    def __init__(self, stepper: Stepper, schedule: Schedule) -> None:
-        self.stepper, self.schedule = stepper, schedule
-        self.model, self.blocks = stepper.model, stepper.blocks
-        self.n_polish = polish_length(stepper.model, schedule)
-        self.phases = schedule.phases(self.n_polish)
+    First it climbs: the starts, the one with the best objective, and what follows until that no
+    longer rises. Then it settles: smaller and smaller steps, and those of the exact likelihoods.
+    Between the two the factors can be looked at, and another model may be what goes on.
 
-    def pick(self, candidates: Iterable[Start]) -> None:
+    ``blocks`` are those of the dataset at this ``block_size``, where the caller goes on with them
+    and what they have kept. Of the interruption of a ``nested`` one the outer one tells. With a
+    ``checkpoint`` that holds a state of this optimisation, it goes on from there. The file is left
+    for the caller to remove.
+    """
+
+    def __init__(
+        self,
+        model: Factorization,
+        dataset: Dataset,
+        *,
+        schedule: Schedule | None = None,
+        block_size: int | None = None,
+        blocks: list[Block] | None = None,
+        nested: bool = False,
+        seed: int = 0,
+        progress: Progress | None = None,
+        checkpoint: Checkpoint | None = None,
+    ) -> None:
+        self.model, self.dataset = model, dataset
+        self.schedule = schedule or Schedule()
+        self.block_size, self.seed, self.nested = block_size, seed, nested
+        self.blocks = model.blocks(dataset, block_size) if blocks is None else blocks
+        progress = progress or Progress("fit", self.schedule.max_steps)
+        self.stepper = Stepper(
+            model, self.blocks, ClosedFormELBO(), progress, dataset.nnz, checkpoint
+        )
+        self.n_polish = polish_length(model, self.schedule)
+        self.phases = self.schedule.phases(self.n_polish)
+        self._random: tuple[Tensor, ...] = ()
+
+    def climb(self, init: str | Iterable[Start] | None) -> None:
+        """From a kind of start, from starts, or from the model as it stands (None), until the objective no longer rises."""
+        with self._on_its_own():
+            if (checkpoint := self.stepper.checkpoint) is not None:
+                arguments = {
+                    "init": str(init),
+                    "seed": self.seed,
+                    "block_size": self.block_size,
+                    "device": self.model.device.type,
+                    **asdict(self.schedule),
+                }
+                known = fingerprint(self.model, self.dataset, arguments)
+                if (state := checkpoint.open(known, like=self.stepper.captured())) is not None:
+                    self.stepper.resume(state)
+            if init is not None:
+                self._pick(self._starts(init) if isinstance(init, str) else init)
+            self._go(0, len(self.phases) - CLOSING)
+            if checkpoint is not None:
+                checkpoint.keep(self.stepper.captured())
+
+    def settle(self) -> None:
+        """The phases of a length that is known, from where the optimisation has climbed to."""
+        with self._on_its_own():
+            self._go(len(self.phases) - CLOSING, len(self.phases))
+        for notice in limits_reached(self.model, self.blocks):
+            logger.info(notice)
+
+    def leave_checkpoint(self) -> None:
+        """Write no more steps down, and leave it to the caller to tell of interruptions."""
+        self.stepper.checkpoint, self.nested = None, True
+
+    @contextmanager
+    def _on_its_own(self) -> Iterator[None]:
+        """Random numbers of its own; what is to be told, written and gathered at the end."""
+        devices, checkpoint = self.stepper.devices, self.stepper.checkpoint
+        with torch.random.fork_rng(devices=devices), pyro.validation_enabled(False):
+            if self._random:
+                torch.set_rng_state(self._random[0])
+                for device, state in zip(devices, self._random[1:], strict=True):
+                    torch.cuda.set_rng_state(state, device)
+            else:
+                torch.manual_seed(self.seed + distributed.rank())
+            try:
+                yield
+            except KeyboardInterrupt:
+                if not self.nested:
+                    walk = self.stepper.state.walk
+                    phase = walk.phase[-1] if walk.phase else "pick"
+                    tell_interruption(f"step {len(walk.elbo)} ({phase})", checkpoint)
+                raise
+            if checkpoint is not None:
+                checkpoint.flush()
+            self.stepper.gather_rows()
+            self._random = (
+                torch.get_rng_state(),
+                *(torch.cuda.get_rng_state(device) for device in devices),
+            )
+
+    def _starts(self, kind: str) -> Iterable[Start]:
+        """Starts of a kind, from the first process."""
+        return distributed.each_from_first(
+            initial.starts(
+                self.dataset,
+                self.model.n_factors,
+                self.model.n_spatial,
+                nonnegative=self.model.nonnegative,
+                kinds=(kind,),
+                seed=self.seed,
+            )
+        )
+
+    def _pick(self, candidates: Iterable[Start]) -> None:
         """A few steps from every start; go on from the one with the best objective."""
         state, schedule = self.stepper.state, self.schedule
         if state.phase >= 0:
@@ -205,10 +247,10 @@ class _Run:
         self.stepper.go_to(state.walk.here)
         self._enter(0)
 
-    def go(self) -> None:
-        """Go through the phases, from wherever an interrupted fit has come to."""
-        for number, phase in enumerate(self.phases):
-            state = self.stepper.state
+    def _go(self, first: int, end: int) -> None:
+        """Go through some phases, from wherever an interrupted fit has come to."""
+        for number in range(first, end):
+            state, phase = self.stepper.state, self.phases[number]
             if number < state.phase or (
                 number > state.phase and phase.after_move and not state.moved
             ):
@@ -260,7 +302,7 @@ class _Run:
 
     def _room(self) -> int:
         """Steps that the closing phases leave."""
-        return self.schedule.max_steps - sum(phase.length for phase in self.phases[-2:])
+        return self.schedule.max_steps - sum(phase.length for phase in self.phases[-CLOSING:])
 
     def _move(self, phase: Phase) -> None:
         """Try moves, most promising first; keep those that raise the objective; then again."""
@@ -332,8 +374,6 @@ class _Run:
         """The record of the kept start."""
         state, walk = self.stepper.state, self.stepper.state.walk
         notices = limits_reached(self.model, self.blocks)
-        for notice in notices if not self.schedule.closing else ():  # told before
-            logger.info(notice)
         arrays = np.asarray(walk.elbo), np.asarray(walk.seconds), np.asarray(walk.phase, dtype=str)
         starts = {name: score for name, score in state.starts.items() if math.isfinite(score)}
         return History(*arrays, state.converged, starts, state.repairs, notices)

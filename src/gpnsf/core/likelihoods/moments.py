@@ -62,6 +62,10 @@ class _LogNormal(torch.autograd.Function):
     def forward(ctx: Any, m: Tensor, v: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
         """``size exp(m)`` and ``size exp(m + v / 2)`` beside the size factors."""
         exponents = m, torch.add(m, v, alpha=0.5)
+        # a GPU would be waited for
+        ctx.clamps = m.device.type != "cpu" or not (
+            MEAN_RANGE[0] <= float(m.min()) and float(exponents[1].max()) <= MEAN_RANGE[1]
+        )
         means = []
         for exponent, ceiling in zip(exponents, (MEAN_RANGE[1], MEAN_CAP), strict=True):
             mean = m.new_zeros(len(m), m.shape[1] + 1)
@@ -75,11 +79,12 @@ class _LogNormal(torch.autograd.Function):
         """Both means are their own derivatives, but for where they are clamped."""
         m, exponent, geometric, mean = ctx.saved_tensors
         by_m, by_exponent = (
-            gradient[:, :-1] * value[:, :-1]
+            (gradient * value)[:, :-1]
             for gradient, value in zip(gradients, (geometric, mean), strict=True)
         )
-        by_m = torch.ops.aten.hardtanh_backward(by_m, m, *MEAN_RANGE)
-        by_exponent = torch.ops.aten.hardtanh_backward(
-            by_exponent, exponent, MEAN_RANGE[0], MEAN_CAP
-        )
+        if ctx.clamps:
+            by_m = torch.ops.aten.hardtanh_backward(by_m, m, *MEAN_RANGE)
+            by_exponent = torch.ops.aten.hardtanh_backward(
+                by_exponent, exponent, MEAN_RANGE[0], MEAN_CAP
+            )
         return by_m.add_(by_exponent), 0.5 * by_exponent, None
