@@ -11,7 +11,13 @@ import scipy.sparse as sp
 import gpnsf
 from gpnsf.arguments import Reading
 from gpnsf.core.inference import spatial_test as module
-from gpnsf.core.inference.spatial_test import MIN_Z, halves, passed, spatial_test
+from gpnsf.core.inference.spatial_test import (
+    MIN_Z,
+    clear_z,
+    halves,
+    passed,
+    spatial_test,
+)
 from gpnsf.core.model.build import build
 from gpnsf.core.scores.metrics import match_factors
 from gpnsf.core.types import Dataset, View
@@ -211,6 +217,14 @@ def data_of(n: int) -> Dataset:
 )
 def test_factors_pass_alone_or_together(z, expected):
     np.testing.assert_array_equal(passed(np.array(z)), np.array(expected, bool))
+
+
+@pytest.mark.parametrize(
+    ("spatial", "expected"),
+    [([], 6), ([1, 2], 6), ([6, 6, 6], 3), ([12, 15, 18], 5), ([20, 30], 6), ([40, 60], 50 / 6)],
+)
+def test_clear_order_is_relative_to_that_of_fields(spatial, expected):
+    assert clear_z(np.array(spatial, float)) == pytest.approx(expected)
 
 
 def test_no_more_spots_take_part_than_are_needed(monkeypatch):

@@ -32,9 +32,11 @@ __all__ = ["CLEAR_Z", "MIN_Z", "SpatialTest", "clear_z", "halves", "passed", "sp
 
 MIN_Z = 3.0  # above which a factor counts as spatial
 CLEAR_Z = 6.0  # above which a factor shows that the data are not too shallow to judge each alone
-INHERITED = 1 / 3  # of the order of spatial factors, that others can have by what these leave over
+# of the order of spatial factors, that others can have by what these leave over in shallow data,
+# and by what they hold of them in deep data
+INHERITED, MIXED = 1 / 3, 1 / 6
 SCATTER = 4.0  # of z over factors with the same order: three standard deviations
-BELOW = 0.6  # share of the z of another factor below which it leaves its order to this one
+BELOW = 0.6  # share of the z of another factor below which a factor has less because of that one
 # standard deviations of the order that real differences between spots have by chance, taken off z
 CHANCE = 2.0
 MAX_SPOTS = 5_000
@@ -136,10 +138,14 @@ def passed(z: np.ndarray) -> np.ndarray:
 def clear_z(spatial: np.ndarray) -> float:
     """Z above which a nonspatial factor has order of its own, beside spatial ones with z [T].
 
-    Where spatial factors are high, the others have less of the counts, and so some of their order.
+    Where spatial factors are high, the others have less of the counts, and so some of their order;
+    and estimates of factors hold some percent of each other.
     """
     order = spatial[passed(spatial)]
-    return float(np.clip(INHERITED * np.median(order), MIN_Z, CLEAR_Z)) if len(order) else CLEAR_Z
+    if not len(order):
+        return CLEAR_Z
+    typical = float(np.median(order))
+    return max(MIXED * typical, min(max(INHERITED * typical, MIN_Z), CLEAR_Z))
 
 
 def _standard(values: np.ndarray) -> np.ndarray:
