@@ -301,6 +301,27 @@ def verdict(z, repeated=None, used=None, rows=None, factors=None):
     )
 
 
+@pytest.mark.parametrize(
+    ("z", "repeated", "expected"),
+    [
+        (
+            [40, 42, 1, 35],
+            [40, 40, 30, 30],
+            3,
+        ),  # one factor of single spots, one that asks for a field
+        (
+            [40, 42, 1, 2],
+            [40, 40, 30, 2],
+            3,
+        ),  # of two without order one is what a half made of noise
+        ([40, 42, 1, 2], [40, 40, 2, 2], 4),
+        ([0, 1, 0, 1], [9, 9, 9, 9], 3),  # no order at all: as many as the test had
+    ],
+)
+def test_fields_to_begin_with_are_all_but_confirmed_factors_of_single_spots(z, repeated, expected):
+    assert verdict([z, z], [repeated, repeated]).slots == expected
+
+
 def test_noise_is_what_no_held_out_counts_show():
     """Order, or the same spots saying the same in both halves, is enough; the halves count together."""
     factors = [np.eye(5)[:, :4]] * 2

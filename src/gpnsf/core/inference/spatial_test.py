@@ -61,15 +61,17 @@ class SpatialTest:
     def slots(self) -> int:
         """How many spatial factors a fit should begin with.
 
-        All that are not in use without spatial order.
+        All but those without spatial order of which the other half of the counts tells the same, spot
+        by spot: what a half makes of noise takes no place away from a field, which counts that are
+        too few for a spot may still tell.
 
         As many as the test itself began with where no factor has order.
         """
         plain, found, T = [], 0, self.n_spatial
-        for half, used in zip(self.z, self.used, strict=True):
+        for half, used, repeated in zip(self.z, self.used, self.repeated, strict=True):
             z = np.sqrt(2) * half
             has_order = np.concatenate([passed(z[:T]), z[T:] > clear_z(z[:T])])
-            plain.append((used & ~has_order).sum())
+            plain.append((used & ~has_order & (repeated > CLEAR_Z)).sum())
             found += (used & has_order).sum()
         return len(self.z[0]) - round(np.mean(plain)) if found else self.n_spatial
 
