@@ -351,7 +351,7 @@ def test_noise_is_what_no_held_out_counts_show():
     ],
 )
 def test_a_fit_begins_with_slots_for_all_but_plain_factors(z, used, expected):
-    assert verdict(z, used=used).slots == expected
+    assert verdict(z, repeated=[[9] * 4] * 2, used=used).slots == expected
 
 
 def test_of_two_factors_like_the_same_one_the_larger_or_more_alike_ranks_first():
