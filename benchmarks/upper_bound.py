@@ -2,8 +2,8 @@
 
 gpnsf benchmark upper_bound [--only GROUP ...] [--seeds 3] [--first 0] [--cases TEXT] [--about TEXT]
 
-Groups: patterns, waves, layers, worse, cortex, real, holdout, and figure (the layered sections).
-GPNSF_DATA_DIR must name the data folder, except for waves. --cases runs only the rows whose name
+Groups: patterns, tissue, waves, layers, worse, cortex, real, holdout, and figure (the layered sections).
+GPNSF_DATA_DIR must name the data folder, except for tissue and waves. --cases runs only the rows whose name
 contains the text; such a run, and one with --no-table, leaves no table.
 """
 
@@ -122,6 +122,26 @@ def pattern_rows(seeds: range, cases: Cases) -> Iterator[dict]:
         for seed in seeds:
             data = load("nsf_sim_S1.h5ad")
             yield from cases.fit("nsf_sim_S1", data, asked, seed, score, model="nsfh", **options)
+
+
+def tissue_rows(seeds: range, cases: Cases) -> Iterator[dict]:
+    """Simulated tissue, RNA alone, eight spatial factors and two of single spots, which have no
+    order. Case: spots x genes, counts a spot. r: correlation of true spatial factors with the
+    factors called spatial that match them; nonspatial r: of the other two with the factors called
+    nonspatial, 0 where there are too few; "either kind": of spatial factors with any factor."""
+
+    def score(data) -> dict:
+        truth, other = data.obsm["true_factors"], data.obsm["X_gpnsf"][:, ~is_spatial(data)]
+        nonspatial = match_factors(truth[:, 8:], other)[1].mean() if other.size else 0.0
+        return {**recovered(data, truth[:, :8]), "nonspatial r": nonspatial}
+
+    for n_obs, depth in ((2_500, 120), (2_500, 400), (2_500, 4_000), (12_000, 75)):
+        for n_factors in (10, 14, 20):
+            for seed in seeds:
+                name = f"{n_obs:,} x 1,000, {depth:,}"
+                shape = {"n_obs": n_obs, "n_genes": 1_000, "n_peaks": 10, "rna_depth": float(depth)}
+                data = gpnsf.datasets.tissue(**shape, seed=seed)["rna"].copy()
+                yield from cases.fit(name, data, (n_factors, None), seed, score)
 
 
 def wave_rows(seeds: range, cases: Cases) -> Iterator[dict]:
@@ -306,6 +326,7 @@ def figure_rows(seeds: range, cases: Cases) -> Iterator[dict]:
 
 GROUPS = {
     "patterns": pattern_rows,
+    "tissue": tissue_rows,
     "waves": wave_rows,
     "layers": layer_rows,
     "worse": worse_rows,

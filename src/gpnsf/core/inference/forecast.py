@@ -160,7 +160,9 @@ def _stages(
 ) -> dict[str, float]:
     """Seconds of each stage."""
     many = first.n_obs > bins.LARGE or first.lead.nnz > initial.MANY
-    smooth = (1 if many else len(initial.BANDWIDTHS)) * (first.n_spatial > 0)
+    deep = first.lead.nnz >= initial.DEEP * first.n_obs
+    bandwidths = initial.BANDWIDTHS[:1] if many else initial.OF_DEEP if deep else initial.BANDWIDTHS
+    smooth = len(bandwidths) * (first.n_spatial > 0)
     number = {"auto": smooth + 1, "smooth": max(1, smooth)}.get(init, 1)
     chosen, climb = min(Schedule.pick_steps, max_steps), min(CLIMB + Schedule.tail_steps, max_steps)
     points = space.row_seconds
@@ -179,7 +181,7 @@ def _stages(
         "starts": number
         * (_start(first) + chosen * _step(first) + (RIDGE_STEPS + chosen) * points * first.n_obs),
         "optimisation": climb * (_step(whole) + reading + FROZEN * points * whole.n_obs)
-        + climb * _step(first) * (first != whole),
+        + min(CLIMB, max_steps) * _step(first) * (first != whole),
         "dispersion": float(n_polish) * (_dense(whole) + 2 * _step(whole)) * (_entries(whole) > 0),
         "loadings": loading_stage.N_PASSES * (_step(whole) + reading),
         "local stage": _local(whole) + LOCAL * (_dense(whole) + reading) + space.exact_seconds,
