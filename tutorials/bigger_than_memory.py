@@ -106,7 +106,7 @@ ax.spines[["top", "right"]].set_visible(False)
 # a quarter of the peak, since this section is shallow. The longest bars belong to steps that work on one block of
 # spots at a time, above all the local stage (each spot is adjusted to its own counts). By default blocks are large,
 # because that is faster. Small blocks (dark blue) shrink them, and counts as well, because a block is in
-# memory while it is read: the peak falls from 624 to 345 MB. The cost is time: the forecast is 132 s instead of 81 s.
+# memory while it is read: the peak falls from 624 to 345 MB. The cost is time: the forecast is 128 s instead of 79 s.
 # Parameters and outputs take the same memory in all three ways. It grows with the number of spots times the number of
 # factors. There only
 # fewer factors help. "Sample" and "starts" belong to a short fit

@@ -150,7 +150,7 @@ plt.show()
 
 # %% [markdown]
 # Genes follow their factor well. Peaks do so less: each is seen open or closed, and a spot of the right place may well show it closed. Those of
-# white matter (upper row) are open mostly there: 86 and 68 % of their expected signal comes from this factor. Those of layer 6 (lower row) are
+# white matter (upper row) are open mostly there: 86 and 67 % of their expected signal comes from this factor. Those of layer 6 (lower row) are
 # open in many other places too, but more densely in the band.
 #
 # How many peaks can be told to belong to a factor? A score above 0 says that the factor has more of the peak than the section has, as far as its
@@ -258,7 +258,8 @@ pd.DataFrame(z, index=domain, columns=domain).round(0)
 # %% [markdown]
 # A positive z says that two domains touch more often than if their labels were shuffled. On the diagonal all are: domains hold together. Beside it,
 # layers have negative values even with the layer next to them, since they meet along one line only. The positive ones are of domains whose spots
-# are mixed: the edge of white matter with white matter and with layer 6, and the two at the surface with each other.
+# are mixed: the edge of white matter with white matter and with layer 6, and the two at the surface with each other. One of these two also lies
+# within layers 2-3, so it has small positive values with their domain.
 #
 # How smooth is each factor? Moran's I is 1 where neighbours are equal and 0 where they know nothing of each other.
 

@@ -176,7 +176,7 @@ pd.DataFrame(
 ).round(3)
 
 # %% [markdown]
-# Where spots were used, every pattern is found nearly without error. At spots that were held out the disc and the straight stripes are continued rather well (.86 to .95), the diagonal stripes, which are narrow, badly
+# Where spots were used, every pattern is found nearly without error. At spots that were held out the disc and the straight stripes are continued rather well (.87 to .95), the diagonal stripes, which are narrow, badly
 # (.59). PNMF, which says the mean for each held-out spot, loses less by that: over all spots it has .97 for the diagonal stripes, in place of .95.
 
 
@@ -229,7 +229,7 @@ draw(blocks, {**shown(blocks), **maps(blocks, models)})
 # %% [markdown]
 # The four nonnegative models find all seven patterns, PNMF with flecks at the spots that were held out. FA and RSF
 # mix them. Each true pattern must get a different factor here. So in FA and in RSF one pattern is left with a factor
-# that hardly correlates with it: in FA a nonspatial pattern (.02), in RSF the triangle (.08), which is the blue part
+# that hardly correlates with it: in FA a nonspatial pattern (.02), in RSF the triangle (.07), which is the blue part
 # of the first two RSF maps.
 #
 # The maps of NSF and of the hybrids look alike. What differs is what the models say of the genes: how much of each is spatial?
@@ -280,7 +280,7 @@ pd.DataFrame(rows).round(2)
 # - **explained, held out**: how much better a model predicts unseen spots than one constant rate per gene. 1 is
 #   perfect, 0 is no better, below 0 is worse (measured by Poisson deviance, the analogue of variance for counts).
 #   Models without a field have 0 (PNMF) or less (FA, which is a model of logarithms and errs in the mean). On mixed ggblocks
-#   NSF (-.36) is worse than one rate per gene, because it carries nonspatial patterns over to the neighbours. RSF is
+#   NSF (-.35) is worse than one rate per gene, because it carries nonspatial patterns over to the neighbours. RSF is
 #   worse still (-.58). The hybrids do not (.21). Much more is not to be had, since half of the signal has no order.
 # - **error of importance** is .03 for the hybrids. The other models can only say 0 (FA, PNMF) or 1 (RSF, NSF) for
 #   every gene. On quilt everything is spatial, so 1 is right.

@@ -11,7 +11,7 @@ from reference import toy_dataset
 
 import gpnsf
 from gpnsf.arguments import Reading
-from gpnsf.core.inference import loading_stage, training
+from gpnsf.core.inference import loading_stage, moves, training
 from gpnsf.core.inference.schedule import Schedule
 from gpnsf.core.inference.spatial_test import halves
 from gpnsf.core.likelihoods.moments import Moments
@@ -123,3 +123,22 @@ def test_loadings_of_shallow_peaks_predict_held_out_counts():
         loading_stage.settle(model, blocks)
         after = score(view.loadings.mean) - score(flat)
     assert after > 1.5 * before > 0
+
+
+def test_loadings_are_those_of_adopted_factors_not_of_their_fields():
+    def found(log_factor=None):
+        model, blocks = trained(toy_dataset({"rna": "poisson"}))
+        with torch.no_grad():
+            field = torch.cat([model.marginals(block)[0] for block in blocks])[:, 0]
+        adopted = {} if log_factor is None else {0: moves.Adopted(log_factor(field), 0.1)}
+        loading_stage.settle(model, blocks, adopted)
+        assert model.spatial.deviations is None, "the local stage looks for them"
+        return model.views[0].loadings.mean.detach()
+
+    plain = found()
+    torch.testing.assert_close(found(lambda field: field), plain)
+    noise = torch.randn(
+        toy_dataset({"rna": "poisson"}).n_obs, generator=torch.Generator().manual_seed(3)
+    )
+    change = (found(lambda field: field + noise) - plain).norm(dim=0) / plain.norm(dim=0)
+    assert change[0] > 0.1

@@ -301,7 +301,7 @@ class _Fit:
             adopted = {spatial.index(k): own for k, own in joined.items() if k in spatial}
             adopted |= moves.adopt(self.model, self.blocks, graph, self._tensor(m[:, promoted]))
         if local:
-            loading_stage.settle(self.model, self.blocks)
+            loading_stage.settle(self.model, self.blocks, adopted)
         return (local_stage.local if local else local_stage.mean_field)(
             self.model, self.blocks, adopted
         )

@@ -14,10 +14,13 @@ is ``n_jk / sum_l n_jl``, so that no array over nonzeros is kept. Counts are tak
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
 from gpnsf.core import distributed
+from gpnsf.core.inference.moves import Adopted
 from gpnsf.core.model.factorization import Block, Factorization, ViewModel
 from gpnsf.core.model.loadings import FIRST_SHAPE, GammaLoadings
 from gpnsf.core.types import TINY
@@ -28,13 +31,26 @@ N_PASSES = 6
 
 
 @torch.no_grad()
-def settle(model: Factorization, blocks: list[Block]) -> None:
-    """Give the model the loadings that follow from its factors; those without a posterior stay."""
+def settle(
+    model: Factorization, blocks: list[Block], adopted: Mapping[int, Adopted] | None = None
+) -> None:
+    """Give the model the loadings that follow from its factors; those without a posterior stay.
+
+    Spatial factors that are ``adopted``, by number, are what they were, not their fields alone.
+    """
     stages = {
         name: _Collapsed(view, view.loadings, 1 / model.kl_weight)
         for name, view in model.items()
         if isinstance(view.loadings, GammaLoadings)
     }
+    if model.spatial is not None and adopted:
+        fields = torch.cat(
+            [model.spatial.marginals(block.rows, block.located)[0] for block in blocks]
+        )
+        deviations = torch.zeros_like(fields)
+        for k, own in adopted.items():
+            deviations[:, k] = own.log_factor - fields[:, k]
+        model.spatial.deviations = deviations, torch.zeros_like(deviations)
     model.look(blocks)
     factors = [
         (block, {name: model.moments(name, block).mean for name in stages})
@@ -47,6 +63,8 @@ def settle(model: Factorization, blocks: list[Block]) -> None:
         distributed.add_up(*(stage.seen for stage in stages.values()))
         for stage in stages.values():
             stage.end_pass()
+    if model.spatial is not None:
+        model.spatial.deviations = None  # the local stage looks for them anew
 
 
 class _Collapsed:

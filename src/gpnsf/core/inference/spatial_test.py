@@ -291,7 +291,7 @@ def _crossed_order(
     Relative to totals, all nonspatial factors are less where those with order are more: their
     logarithms follow that of what these leave of the ``signal`` [n, K+1], which the neighbours
     tell. That much of their order, with a slope of 1 at most, is taken out. Factors with order are
-    those that had a field and, for each other one, all whose z is clearly above its own.
+    those that had a field and, for each other one, all whose z is clear and clearly above its own.
     """
     slices, K = _slices(dataset), len(fitted.T)
     near = [_neighbours(dataset, slices, number) for number in N_NEIGHBORS]
@@ -315,7 +315,8 @@ def _crossed_order(
 
     with_field = np.arange(K) < n_spatial
     z = np.array([order(k, with_field) for k in range(K)])
-    return np.array([order(k, with_field | (BELOW * z > z[k])) for k in range(K)])
+    clear = [with_field | ((z > CLEAR_Z) & (BELOW * z > own)) for own in z]
+    return np.array([order(k, ordered) for k, ordered in enumerate(clear)])
 
 
 def _neighbours(
