@@ -16,7 +16,7 @@ from gpnsf.core.fields.hilbert import HilbertField, retained_variance
 from gpnsf.core.inference.confirmed import LEAST
 from gpnsf.core.inference.fitting import Outcome
 from gpnsf.core.inference.initial import starts
-from gpnsf.core.inference.spatial_test import CLEAR_Z
+from gpnsf.core.inference.spatial_test import CLEAR_Z, clear_z
 from gpnsf.core.inference.subset_start import sample
 from gpnsf.core.presets import PRESETS
 from gpnsf.core.scores.metrics import apart, knn_weights, morans_i
@@ -173,10 +173,11 @@ def _split(fitted: _Fitted) -> Iterator[str]:
             "If you expected spatial factors, check that the coordinates belong to these observations."
         )
     scores = zip(factor_names(is_spatial), z, is_spatial, strict=True)
+    clear = max(CLEAR_Z, clear_z(z[is_spatial]))
     left = [
         f"{name} (z = {value:.1f})"
         for name, value, spatial in scores
-        if not spatial and value > CLEAR_Z
+        if not spatial and value > clear
     ]
     if left and fitted.asked.model.n_spatial is not None:
         yield (
