@@ -355,7 +355,7 @@ def test_a_fit_keeps_its_warnings(adata, tmp_path):
 def test_simulated_data_raise_no_false_alarm(recipe):
     options = {"n_obs": 1000, "n_genes": 500, "n_peaks": 2000} if recipe == "tissue" else {}
     mdata = getattr(gpnsf.datasets, recipe)(**options)
-    gpnsf.tl.fit(mdata, init="spot", progress=False)
+    gpnsf.tl.fit(mdata, progress=False)
     found = mdata.uns["gpnsf"]["warnings"]
     # in the two designs of blocks the totals of peaks carry the pattern
     assert ["Totals are small" in text and "modality 'atac'" in text for text in found] == [
