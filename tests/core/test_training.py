@@ -161,7 +161,7 @@ def test_theta_is_estimated_at_the_end():
 @pytest.mark.broad(1)
 @pytest.mark.parametrize(("passes", "n_steps"), [(100, 20), (7, 7), (0, 5)])
 def test_large_data_have_fewer_dense_steps(monkeypatch, passes, n_steps):
-    monkeypatch.setattr(training, "POLISH_ENTRIES", passes * 60 * 10)
+    monkeypatch.setattr("gpnsf.core.inference.schedule.POLISH_ENTRIES", passes * 60 * 10)
     _, history = fitted(schedule=Schedule(max_steps=90))
     assert history.phase.tolist().count("polish") == n_steps
 

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from gpnsf.core.inference.state import State, Walk
 from gpnsf.core.types import Dataset, parts
 
-__all__ = ["Checkpoint", "digest", "fingerprint"]
+__all__ = ["Checkpoint", "digest", "fingerprint", "tell_interruption"]
 
 logger = logging.getLogger("gpnsf")
 
@@ -174,7 +174,7 @@ class Checkpoint:
             return None
         with self._refusal(), zipfile.ZipFile(self.path) as archive:
             facts = json.loads(_array(archive, "facts", np.dtype(np.uint8)).tobytes())
-            self._compare(facts["fingerprint"])
+            self._compare(facts["fingerprint", "tell_interruption"])
             state = _unpack(archive, facts, like)
         logger.info("Going on after step %d, as %s says.", len(state.walk.elbo), self.path)
         self._kept = state
@@ -358,3 +358,14 @@ def _array(
     ):
         raise ValueError(f"{name} is not {dtype} {shape}")
     return np.frombuffer(content, dtype=dtype, offset=start).reshape(shape).copy()
+
+
+def tell_interruption(where: str, checkpoint: Checkpoint | None) -> None:
+    """Tell where Ctrl-C has stopped the fit, and how to go on."""
+    if checkpoint is None:
+        how = "With checkpoint=PATH the same call could go on from there."
+    elif checkpoint.flush():
+        how = f"The same call with checkpoint={str(checkpoint.path)!r} goes on from there."
+    else:
+        how = "No checkpoint was written."
+    logger.warning("Interrupted after %s; the data are untouched. %s", where, how)

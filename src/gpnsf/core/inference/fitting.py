@@ -16,7 +16,7 @@ import torch
 from gpnsf.core import distributed
 from gpnsf.core.inference import loading_stage, local_stage, moves, posterior, standing, training
 from gpnsf.core.inference.bound import elbo
-from gpnsf.core.inference.checkpoint import Checkpoint
+from gpnsf.core.inference.checkpoint import Checkpoint, tell_interruption
 from gpnsf.core.inference.confirmed import weighed
 from gpnsf.core.inference.left_over import LeftOver
 from gpnsf.core.inference.regroup import regrouped
@@ -119,7 +119,7 @@ def fit(
         progress.stage("refining observations" if refine else "summing up")
         log_factors = run.end(z, rank, most, local=refine)
     except KeyboardInterrupt:
-        training.tell_interruption("the first optimisation", checkpoint)
+        tell_interruption("the first optimisation", checkpoint)
         raise
     progress.step(LOCAL if refine else 0)
     history = run.history()

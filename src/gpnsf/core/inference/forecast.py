@@ -10,7 +10,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-import numpy as np
 import scipy.sparse as sp
 
 from gpnsf.core.counts.cache import BYTES
@@ -172,17 +171,12 @@ def _stages(
         int(whole.n_obs * spatial_test.MAX_NONZEROS / max(whole.nnz, 1)),
     )
     half = whole.rows(max(1, rows))
-    n_polish = np.clip(
-        training.POLISH_ENTRIES // max(_entries(whole), 1),
-        training.FEWEST_POLISH,
-        Schedule.polish_steps,
-    )
     return {
         "starts": number
         * (_start(first) + chosen * _step(first) + (RIDGE_STEPS + chosen) * points * first.n_obs),
         "optimisation": climb * (_step(whole) + reading + FROZEN * points * whole.n_obs)
         + min(CLIMB, max_steps) * _step(first) * (first != whole),
-        "dispersion": float(n_polish) * (_dense(whole) + 2 * _step(whole)) * (_entries(whole) > 0),
+        "dispersion": Schedule().polish(_entries(whole)) * (_dense(whole) + 2 * _step(whole)),
         "loadings": loading_stage.N_PASSES * (_step(whole) + reading),
         "local stage": _local(whole) + LOCAL * (_dense(whole) + reading) + space.exact_seconds,
         "test": 2

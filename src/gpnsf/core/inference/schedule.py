@@ -11,6 +11,8 @@ import numpy as np
 __all__ = ["CLOSING", "MOVE", "WINDOW", "Phase", "Schedule"]
 
 WINDOW = 10  # steps over which convergence is judged
+# entries of the dense passes of all polish steps, and the steps at least
+POLISH_ENTRIES, FEWEST_POLISH = 1_000_000_000, 5
 CLOSING = 2  # phases at the end that have a length of their own
 MOVE, MOVE_RATE = "move", 0.5  # name of the phase, and its rate over that of the main phase
 
@@ -50,6 +52,12 @@ class Schedule:
     def ending(self, wanted: int) -> int:
         """Length of a closing phase: as wanted, unless the cap leaves little room."""
         return min(wanted, self.max_steps // 4)
+
+    def polish(self, entries: int) -> int:
+        """Steps that are kept back for exact likelihoods, each a dense pass over so many entries."""
+        if not entries:
+            return 0
+        return self.ending(min(self.polish_steps, max(FEWEST_POLISH, POLISH_ENTRIES // entries)))
 
     def warm(self, step: int) -> float:
         """Linear warm-up of the rate."""

@@ -24,7 +24,7 @@ from torch import Tensor
 from gpnsf.core import distributed
 from gpnsf.core.inference import initial, moves, standing
 from gpnsf.core.inference.bound import elbo, limits_reached
-from gpnsf.core.inference.checkpoint import Checkpoint, fingerprint
+from gpnsf.core.inference.checkpoint import Checkpoint, fingerprint, tell_interruption
 from gpnsf.core.inference.schedule import CLOSING, MOVE, WINDOW, Phase, Schedule
 from gpnsf.core.inference.shapes import Shapes
 from gpnsf.core.inference.state import Walk
@@ -34,7 +34,7 @@ from gpnsf.core.model.objective import ClosedFormELBO
 from gpnsf.core.progress import Progress
 from gpnsf.core.types import Dataset, History, Start
 
-__all__ = ["Optimisation", "Options", "fit", "give_back", "memory_of_polish", "tell_interruption"]
+__all__ = ["Optimisation", "Options", "fit", "give_back", "memory_of_polish"]
 
 logger = logging.getLogger("gpnsf")
 
@@ -45,8 +45,6 @@ STAGES = {  # in the words of users
     "polish": "estimating dispersions",
 }
 ROUNDING = 1e-6  # relative error of the bound in single precision
-# entries of the dense passes of all polish steps, and the steps at least
-POLISH_ENTRIES, FEWEST_POLISH = 1_000_000_000, 5
 TRIALS, TRIAL_STEPS = 3, 10  # parts of the trial of a move, and steps of each
 # a trial ends where what is missing is more than this share of the gain of its last part
 HOPE = 2 / 3
@@ -65,16 +63,6 @@ def memory_of_polish(shapes: Shapes) -> float:
     """Bytes: distinct counts of a block, under negative binomials."""
     largest = max((view.nnz for view in shapes.dispersed), default=0.0)
     return 36.0 * largest * shapes.block / shapes.n_obs
-
-
-def polish_length(model: Factorization, schedule: Schedule) -> int:
-    """Steps that a schedule keeps back for the exact likelihoods of a model, each a dense pass."""
-    late = [view.likelihood for _, view in model.items() if view.likelihood.surrogate is not None]
-    entries = model.n_obs * sum(likelihood.n_features for likelihood in late)
-    if not entries:
-        return 0
-    steps = min(schedule.polish_steps, max(FEWEST_POLISH, POLISH_ENTRIES // entries))
-    return schedule.ending(steps)
 
 
 def fit(
@@ -100,17 +88,6 @@ def give_back() -> None:
     """Return freed memory to the system: glibc keeps some 200 MB after a million spots."""
     with suppress(OSError, AttributeError):  # not glibc
         ctypes.CDLL(None).malloc_trim(0)
-
-
-def tell_interruption(where: str, checkpoint: Checkpoint | None) -> None:
-    """Tell where Ctrl-C has stopped the fit, and how to go on."""
-    if checkpoint is None:
-        how = "With checkpoint=PATH the same call could go on from there."
-    elif checkpoint.flush():
-        how = f"The same call with checkpoint={str(checkpoint.path)!r} goes on from there."
-    else:
-        how = "No checkpoint was written."
-    logger.warning("Interrupted after %s; the data are untouched. %s", where, how)
 
 
 class Optimisation:
@@ -147,7 +124,9 @@ class Optimisation:
         self.stepper = Stepper(
             model, self.blocks, ClosedFormELBO(), progress, dataset.nnz, checkpoint
         )
-        self.n_polish = polish_length(model, self.schedule)
+        late = [v.likelihood for _, v in model.items() if v.likelihood.surrogate is not None]
+        entries = model.n_obs * sum(likelihood.n_features for likelihood in late)
+        self.n_polish = self.schedule.polish(entries)
         self.phases = self.schedule.phases(self.n_polish)
         self._random: tuple[Tensor, ...] = ()
 
