@@ -174,7 +174,7 @@ class Checkpoint:
             return None
         with self._refusal(), zipfile.ZipFile(self.path) as archive:
             facts = json.loads(_array(archive, "facts", np.dtype(np.uint8)).tobytes())
-            self._compare(facts["fingerprint", "tell_interruption"])
+            self._compare(facts["fingerprint"])
             state = _unpack(archive, facts, like)
         logger.info("Going on after step %d, as %s says.", len(state.walk.elbo), self.path)
         self._kept = state
