@@ -190,10 +190,7 @@ if has_mefisto:
 table if has_mefisto else None
 
 # %% [markdown]
-# The spatial factors have z above 20, the others 4.5 at most. A spatial factor with z below 3 would become nonspatial.
-# To become spatial, a nonspatial factor here needs more than 6, since it takes some order from what the spatial ones
-# leave over. So `nonspatial_1` with 4.5 and `nonspatial_4` with 3.2 stay nonspatial; one should not read much into
-# these two numbers. In MEFISTO the smoothness is a
+# The spatial factors have z above 20, the others below 3, which is the threshold. `nonspatial_5` comes close to it with 2.9; one should not read much into that. In MEFISTO the smoothness is a
 # parameter of the fit, `scale`, from 0 to 1: no test, and `factor_5` has .81 although it explains hardly anything. Length scales cannot be compared, since the kernels differ.
 #
 # Interpolation is the other thing that MEFISTO is used for.

@@ -118,7 +118,7 @@ gpnsf.tl.rank_features(cancer, n_features=8).groupby("factor", observed=True)["f
 #
 # `batch_key` gives every gene a multiplier for each section, near 1 unless the counts say otherwise. What differs between sections gene by gene
 # then need not become a factor. Here sections and batches are the same column; with three sections on each of two
-# slides they would not be. This fit took 15.1 s, the one without the key 7.8 s.
+# slides they would not be. This fit takes about twice as long as the one without the key.
 
 # %%
 gpnsf.tl.fit(
