@@ -127,7 +127,7 @@ def main() -> None:
     note = (
         "CPU seconds of single fits with the default call, one thread each; test: the fits of both halves of the counts, and what is made of them. Local stage of the test: factors of both halves spot "
         "by spot, without fields. Simulated tissues with negative binomial RNA, seed 1, and the semi-synthetic cortex. Where a lost pattern finds a place, or factors become spatial or nonspatial, the model is trained again, and its steps count "
-        "under the same stages (in the first case twice). Imports, and the loading of compiled code, are not counted. "
+        "under the same stages. Imports, and the loading of compiled code, are not counted. "
         f"{machine()}."
     )
     write_table("stages", frame.reset_index(), note)
