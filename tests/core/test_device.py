@@ -26,7 +26,7 @@ ON_THE_CPU = {
     "state.py",
 }  # starts are searched for there
 # into parameters at once, or from one array to another
-COPIED = {("base.py", name) for name in ("_ridge", "gradient", "load_shared")} | {
+COPIED = {("base.py", name) for name in ("_ridge", "load_shared")} | {
     ("hilbert.py", "retained_variance")
 }
 OPTIONS = {

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from gpnsf.core import distributed
 from gpnsf.core.inference.moves import Adopted
+from gpnsf.core.inference.standing import log_factors
 from gpnsf.core.model.factorization import Block, Factorization, ViewModel
 from gpnsf.core.model.loadings import FIRST_SHAPE, GammaLoadings
 from gpnsf.core.types import TINY
@@ -44,9 +45,7 @@ def settle(
         if isinstance(view.loadings, GammaLoadings)
     }
     if model.spatial is not None and adopted:
-        fields = torch.cat(
-            [model.spatial.marginals(block.rows, block.located)[0] for block in blocks]
-        )
+        fields = log_factors(model, blocks)[:, : model.n_spatial]
         deviations = torch.zeros_like(fields)
         for k, own in adopted.items():
             deviations[:, k] = own.log_factor - fields[:, k]

@@ -129,6 +129,7 @@ class Optimisation:
         self.n_polish = self.schedule.polish(entries)
         self.phases = self.schedule.phases(self.n_polish)
         self._random: tuple[Tensor, ...] = ()
+        self._notices: list[str] = []  # of what holds the result, once it has settled
 
     def climb(self, init: str | Iterable[Start] | None) -> None:
         """From a kind of start, from starts, or from the model as it stands (None), until the objective no longer rises."""
@@ -154,7 +155,8 @@ class Optimisation:
         """The phases of a length that is known, from where the optimisation has climbed to."""
         with self._on_its_own():
             self._go(len(self.phases) - CLOSING, len(self.phases))
-        for notice in limits_reached(self.model, self.blocks):
+        self._notices = limits_reached(self.model, self.blocks)
+        for notice in self._notices:
             logger.info(notice)
 
     def leave_checkpoint(self) -> None:
@@ -352,10 +354,9 @@ class Optimisation:
     def history(self) -> History:
         """The record of the kept start."""
         state, walk = self.stepper.state, self.stepper.state.walk
-        notices = limits_reached(self.model, self.blocks)
         arrays = np.asarray(walk.elbo), np.asarray(walk.seconds), np.asarray(walk.phase, dtype=str)
         starts = {name: score for name, score in state.starts.items() if math.isfinite(score)}
-        return History(*arrays, state.converged, starts, state.repairs, notices)
+        return History(*arrays, state.converged, starts, state.repairs, self._notices)
 
     def _judge(self, name: str) -> None:
         """Keep the walk if it has come higher than those before."""
