@@ -158,10 +158,9 @@ def _stages(
     first: Shapes, whole: Shapes, space: FieldSize, reading: float, *, init: str, max_steps: int
 ) -> dict[str, float]:
     """Seconds of each stage."""
-    many = first.n_obs > bins.LARGE or first.lead.nnz > initial.MANY
     deep = first.lead.nnz >= initial.DEEP * first.n_obs
-    bandwidths = initial.BANDWIDTHS[:1] if many else initial.OF_DEEP if deep else initial.BANDWIDTHS
-    smooth = len(bandwidths) * (first.n_spatial > 0)
+    tried = initial.bandwidths(first.n_obs, first.lead.nnz, deep=deep)
+    smooth = len(tried) * (first.n_spatial > 0)
     number = {"auto": smooth + 1, "smooth": max(1, smooth)}.get(init, 1)
     chosen, climb = min(Schedule.pick_steps, max_steps), min(CLIMB + Schedule.tail_steps, max_steps)
     points = space.row_seconds

@@ -42,7 +42,7 @@ from gpnsf.core.inference.shapes import NUMBER, Shapes
 from gpnsf.core.scores.metrics import apart, knn_weights, morans_i
 from gpnsf.core.types import Dataset, Start, View
 
-__all__ = ["BANDWIDTHS", "lead", "loadings_at", "memory", "starts"]
+__all__ = ["bandwidths", "lead", "loadings_at", "memory", "starts"]
 
 # of the smoothing kernel, half-width units; and where counts are deep
 BANDWIDTHS, OF_DEEP = (0.0, 0.06, 0.1, 0.16), (0.0, 0.1)
@@ -84,16 +84,22 @@ def starts(
         yield problem.svd()
         return
     if n_spatial:
-        bandwidths = problem.bandwidths()
-        for bandwidth in bandwidths:
+        smoothed = bandwidths(dataset.n_obs, problem.n_counts, deep=problem.deep)
+        for bandwidth in smoothed:
             name = f"smooth_{bandwidth:g}"
             is_wanted = wanted & {"auto", "smooth", name}
-            if is_wanted or ("wide" in wanted and bandwidth == bandwidths[-1]):
+            if is_wanted or ("wide" in wanted and bandwidth == smoothed[-1]):
                 yield problem.finish(name, *problem.smooth(bandwidth))
     if wanted & {"auto", "spot"} or ("smooth" in wanted and not n_spatial):
         yield problem.finish("spot", problem.spot())
     if "random" in wanted:
         yield problem.finish("random", problem.random(), filled=False)
+
+
+def bandwidths(n_obs: int, n_counts: float, *, deep: bool) -> tuple[float, ...]:
+    """Bandwidths worth trying: fewer for deep counts, unsmoothed bins alone for many spots or nonzero counts."""
+    many = n_obs > LARGE or n_counts > MANY
+    return BANDWIDTHS[:1] if many else OF_DEEP if deep else BANDWIDTHS
 
 
 def lead(dataset: Dataset) -> View:
@@ -130,11 +136,6 @@ class _Problem:
         self.sparse = self.views[main.name] if whole else SparseCounts(self.counts)
         self.sparse_size = torch.as_tensor(self.size)[:, None]
         self._seen = dict[str, tuple[sp.csr_matrix, np.ndarray, Tensor]]()
-
-    def bandwidths(self) -> list[float]:
-        """Bandwidths worth trying: fewer for deep counts, unsmoothed bins alone for many spots or counts."""
-        many = self.dataset.n_obs > LARGE or self.n_counts > MANY
-        return list(BANDWIDTHS[:1] if many else OF_DEEP if self.deep else BANDWIDTHS)
 
     def smooth(self, bandwidth: float) -> tuple[Tensor, Tensor]:
         """Spatial factors [N, T] by KL-NMF of pseudobulk counts.
