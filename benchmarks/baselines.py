@@ -10,6 +10,7 @@ from scipy.spatial import cKDTree
 from sklearn.decomposition import NMF
 from sklearn.exceptions import ConvergenceWarning
 
+from gpnsf.core.scores.clustering import SMOOTHNESS, cluster, smoothed
 from gpnsf.core.scores.metrics import knn_weights, match_factors
 
 BANDWIDTHS = (0.06, 0.1, 0.16, 0.24)  # of the Gaussian kernel, in half-widths of the section
@@ -29,6 +30,11 @@ def klnmf(counts, n_factors: int, seed: int) -> np.ndarray:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         return nmf.fit_transform(counts)
+
+
+def domains_of(points: np.ndarray, coords: np.ndarray, number: int, seed: int = 0) -> np.ndarray:
+    """Labels [N] of the points [N, D] as `tl.domains` gives them."""
+    return smoothed(cluster(points, number, seed=seed), points, coords, SMOOTHNESS)
 
 
 def neighbour_mean(counts, coords: np.ndarray, n_neighbors: int):

@@ -14,6 +14,7 @@ from pathlib import Path
 import mudata
 import numpy as np
 import pandas as pd
+from baselines import domains_of
 from factvae_rivals import agreement
 from matplotlib import pyplot as plt
 from report import FIGURES, in_fresh_process, machine, measured, parser, write_table
@@ -21,7 +22,6 @@ from sklearn.metrics import adjusted_rand_score
 
 import gpnsf
 from gpnsf.core.companions import factvae_training
-from gpnsf.core.scores.clustering import cluster
 from gpnsf.core.scores.metrics import knn_weights
 from gpnsf.datasets.files import data_dir, load
 
@@ -57,10 +57,11 @@ def domains(n_seeds: int, _: int) -> None:
             gpnsf.tl.factvae(data, seed=seed, progress=False)
         with measured() as fit:
             gpnsf.tl.fit(data, n_factors=12, n_spatial=8, seed=seed, progress=False)
-        weights = knn_weights(np.asarray(data.obsm["spatial"]), NEIGHBOURS)
+        coords = np.asarray(data.obsm["spatial"])
+        weights = knn_weights(coords, NEIGHBOURS)
         values = data.obsm["X_factvae"]
         smooth = (values + NEIGHBOURS * (weights @ values)) / (NEIGHBOURS + 1)
-        labels = {"FactVAE, mean over 6 neighbours and the spot": cluster(smooth, k)}
+        labels = {"FactVAE, mean over 6 neighbours and the spot": domains_of(smooth, coords, k)}
         for name, key in (("FactVAE", "factvae"), ("tl.fit, K = 12, T = 8", "gpnsf")):
             gpnsf.tl.domains(data, n_domains=k, key=key, key_added=f"{key}_region")
             labels[name] = data.obs[f"{key}_region"].to_numpy()

@@ -11,14 +11,13 @@ import warnings
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from baselines import klnmf, neighbour_mean
+from baselines import domains_of, klnmf, neighbour_mean
 from report import machine, measured, parser, write_table
 from sklearn.decomposition import PCA
 from sklearn.metrics import adjusted_rand_score
 
 import gpnsf
 from gpnsf.core.scores.calibration import log_moments
-from gpnsf.core.scores.clustering import cluster
 from gpnsf.datasets.files import load
 
 OLD, NEW = "A1", "D1"
@@ -76,7 +75,7 @@ def others(seed: int) -> list[dict[str, object]]:
 def _others(data: AnnData, seed: int):
     """Adjusted Rand index by method, of one section."""
     coords, counts = data.obsm["spatial"], data.X.toarray().astype(float)
-    yield "coordinates alone", score(data, cluster(coords, REGIONS, seed=seed))
+    yield "coordinates alone", score(data, domains_of(coords, coords, REGIONS, seed))
     of_total = 1e3 * counts / np.maximum(counts.sum(1, keepdims=True), 1.0)
     logs = np.log1p(counts)
     ratios = logs - logs.mean(1, keepdims=True)
@@ -84,10 +83,13 @@ def _others(data: AnnData, seed: int):
         of = f", means of {n} neighbours" if n else ""
         mean = neighbour_mean(ratios, coords, n) if n else ratios
         scores = PCA(COMPONENTS, random_state=seed).fit_transform(mean)
-        yield f"PCA of centred log-ratios{of}", score(data, cluster(scores, REGIONS, seed=seed))
+        yield (
+            f"PCA of centred log-ratios{of}",
+            score(data, domains_of(scores, coords, REGIONS, seed)),
+        )
         shares = klnmf(neighbour_mean(of_total, coords, n) if n else of_total, COMPONENTS, seed)
         shares = np.sqrt(shares / np.maximum(shares.sum(1, keepdims=True), 1e-12))
-        yield f"KL-NMF{of}", score(data, cluster(shares, REGIONS, seed=seed))
+        yield f"KL-NMF{of}", score(data, domains_of(shares, coords, REGIONS, seed))
 
 
 def calibration(seed: int) -> list[dict[str, object]]:

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+from baselines import domains_of
 from fits import loaded
 from layers import LAYOUTS, layers, waves
 from matplotlib import pyplot as plt
@@ -26,7 +27,6 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import adjusted_rand_score
 
 import gpnsf
-from gpnsf.core.scores.clustering import cluster
 from gpnsf.core.scores.metrics import knn_weights, match_factors
 from gpnsf.datasets.files import load
 from gpnsf.palette import category_colors
@@ -163,7 +163,7 @@ def domain_score(data, truth) -> float:
 
 
 def smoothed_pca(name: str, data, truth, n_neighbors: int, seed: int, cases: Cases) -> list[dict]:
-    """The row of k-means of principal components of log-normalised RNA, averaged over
+    """The row of domains by principal components of log-normalised RNA, averaged over
     neighbours."""
     name = f"{name}, RNA: PCA of {n_neighbors}-neighbour means"
     if not cases.wanted(name):
@@ -172,10 +172,11 @@ def smoothed_pca(name: str, data, truth, n_neighbors: int, seed: int, cases: Cas
         counts = data["rna"].X
         total = np.asarray(counts.sum(1))
         logs = np.log1p(counts.toarray() / np.maximum(total, 1) * np.median(total))
-        weights = knn_weights(np.asarray(data.obsm["spatial"]), n_neighbors)
+        coords = np.asarray(data.obsm["spatial"])
+        weights = knn_weights(coords, n_neighbors)
         logs = (logs + n_neighbors * (weights @ logs)) / (n_neighbors + 1)
         points = PCA(N_COMPONENTS, random_state=seed).fit_transform(logs)
-        labels = cluster(points, len(np.unique(truth)))
+        labels = domains_of(points, coords, len(np.unique(truth)))
     score = {"ARI": adjusted_rand_score(truth, labels), "CPU s": run.cpu, "kept": ""}
     return [{"case": name, "K": "", "T": "", "seed": seed, **score}]
 

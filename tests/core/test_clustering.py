@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import adjusted_rand_score
 
-from gpnsf.core.scores.clustering import METHODS, cluster, stability, stable_number
+from gpnsf.core.scores.clustering import METHODS, cluster, smoothed, stability, stable_number
 
 
 @pytest.fixture(scope="module")
@@ -76,3 +76,44 @@ def test_more_starts_do_not_fit_worse():
 
     assert within(cluster(points, 8, n_init=20)) <= within(cluster(points, 8, n_init=1)) + 1e-9
     assert adjusted_rand_score(cluster(points, 8), cluster(points, 8)) == 1
+
+
+@pytest.fixture(scope="module")
+def halves():
+    """A grid of 20 x 20 spots, the half of each, and noisy points that tell most halves."""
+    coords = np.stack(np.meshgrid(np.arange(20.0), np.arange(20.0)), axis=-1).reshape(-1, 2)
+    truth = (coords[:, 0] >= 10).astype(np.int64)
+    rng = np.random.default_rng(4)
+    points = np.column_stack([truth, np.zeros(400)]) + 0.35 * rng.standard_normal((400, 2))
+    return coords, truth, points
+
+
+def test_neighbours_mend_the_labels_of_noisy_spots(halves):
+    coords, truth, points = halves
+    alone = cluster(points, 2)
+    together = smoothed(alone, points, coords, 4.0)
+    assert adjusted_rand_score(truth, alone) < 0.8
+    assert adjusted_rand_score(truth, together) > 0.95
+    np.testing.assert_array_equal(smoothed(alone, points, coords, 0.0), alone)
+
+
+def test_a_spot_that_is_clearly_different_keeps_its_label(halves):
+    coords, truth, _ = halves
+    points = truth[:, None] * np.array([[1.0, 0]])
+    lone = 20 * 10 + 4  # within the left half
+    points[lone] = [1, 0]
+    typical = (truth == 1).astype(np.int64)
+    typical[lone] = 1
+    assert smoothed(typical, points, coords, 0.9)[lone] != smoothed(typical, points, coords, 0.9)[0]
+    assert smoothed(typical, points, coords, 1.1)[lone] == smoothed(typical, points, coords, 1.1)[0]
+
+
+def test_smoothing_empties_no_cluster_and_moves_nothing_without_a_choice():
+    rng = np.random.default_rng(5)
+    points, coords = rng.standard_normal((60, 3)), rng.uniform(size=(60, 2))
+    for number in (1, 2, 9):
+        labels = cluster(points, number)
+        assert smoothed(labels, points, coords, 1e6).max() + 1 == number
+    same = np.zeros((60, 3))
+    labels = np.arange(60) % 2
+    assert set(smoothed(labels, same, coords, 4.0)) == {0, 1}

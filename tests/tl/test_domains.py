@@ -146,6 +146,44 @@ def test_consensus_of_noisy_fits_is_better_than_each():
     assert adjusted_rand_score(truth, data.obs[NAME]) > max(single) + 0.05
 
 
+def test_domains_follow_the_neighbours_unless_told_not_to():
+    data, truth = with_domains(n_obs=400)
+    rng = np.random.default_rng(2)
+    data.obsm["X_gpnsf_smooth"] *= rng.lognormal(0, 1.2, (400, 4)).astype(np.float32)
+    found = {}
+    for smoothness in (None, 0, 4.0):
+        domains(data, n_domains=4, smoothness=smoothness)
+        found[smoothness] = data.obs[NAME].tolist()
+    assert found[None] == found[4.0]
+    assert adjusted_rand_score(truth, found[4.0]) > adjusted_rand_score(truth, found[0]) + 0.1
+
+
+def test_slices_have_no_neighbours_in_common():
+    """Two slices at the same coordinates: what one has in a place says nothing of the other."""
+    data = fitted.anndata(n_obs=200, n_factors=2, n_spatial=2)
+    data.obsm["spatial"] = np.tile(np.arange(100.0), 2)[:, None] * [1.0, 0.0]
+    data.obs["slice"] = np.repeat(["a", "b"], 100)
+    data.uns["gpnsf"]["params"]["library_key"] = "slice"
+    sides = np.tile(np.arange(100) // 50, 2)
+    sides[100:] = 1 - sides[100:]
+    rng = np.random.default_rng(3)
+    noisy = sides + 0.45 * rng.standard_normal(200)
+    data.obsm["X_gpnsf_embedding"] = np.column_stack([noisy, 0 * noisy]).astype(np.float32)
+    domains(data, n_domains=2)
+    assert adjusted_rand_score(sides, data.obs[NAME]) > 0.9
+
+
+def test_without_coordinates_clusters_stay_as_they_are(toy):
+    domains(toy, n_domains=3, smoothness=0, key_added="clusters")
+    for holder in (toy, toy["rna"], toy["atac"]):
+        if "spatial" in holder.obsm:
+            del holder.obsm["spatial"]
+    with pytest.raises(ValueError, match="Leave smoothness out"):
+        domains(toy, n_domains=3, smoothness=2.0)
+    domains(toy, n_domains=3)
+    assert toy.obs[NAME].tolist() == toy.obs["clusters"].tolist()
+
+
 def test_signed_factors(toy):
     data = fitted.anndata(n_obs=64, likelihood="gaussian")
     for slot in ("X_gpnsf", "X_gpnsf_smooth"):
@@ -187,6 +225,8 @@ def test_a_fit_without_spatial_factors_asks_for_others():
         ({"n_domains": 3, "key_added": "a/b"}, ValueError, "key_added"),
         ({"n_domains": 3, "key_added": "gpnsf_spatial_importance"}, ValueError, "key_added"),
         ({"n_domains": 3, "seed": -1}, ValueError, "`seed`"),
+        ({"n_domains": 3, "smoothness": -1}, ValueError, "`smoothness`"),
+        ({"n_domains": 3, "smoothness": "much"}, TypeError, "`smoothness`"),
     ],
 )
 def test_wrong_arguments_leave_the_object_as_it_is(toy, arguments, error, message):

@@ -12,6 +12,7 @@ import pandas as pd
 
 from gpnsf.checks import Rule, key_added, problem
 from gpnsf.core.scores import clustering, embedding
+from gpnsf.core.scores.metrics import apart
 from gpnsf.io import fits
 from gpnsf.io.chosen import Factors
 from gpnsf.io.objects import owner
@@ -42,6 +43,7 @@ def domains(
     max_domains: int = 15,
     n_init: int = 20,
     n_neighbors: int = 15,
+    smoothness: float | None = None,
     key: str = "gpnsf",
     key_added: str = "gpnsf_domain",
     seed: int = 0,
@@ -53,6 +55,11 @@ def domains(
     :math:`d_{il}^2 = \frac12 \sum_j (\sqrt{p_{ij}} - \sqrt{p_{lj}})^2` added over modalities at their weights in the fit, so factors with like loadings are
     near to each other. Clusters are sought among the first principal coordinates, at most 15, of these distances. Several
     slices are clustered together, so a domain means the same in each.
+
+    Then domains follow the tissue: a spot may take the label of its neighbours, by a Potts model, as in BayesSpace :cite:p:`zhao2021`, here with the
+    quick updates of :cite:t:`besag1986`. Of the labels :math:`l_i`, the sum over spots of :math:`|x_i - c_{l_i}|^2 / m - \beta s_i / 2` is made small, with :math:`x_i` the
+    coordinates above, :math:`c` the mean of a domain, :math:`s_i` the share of the 12 nearest spots of the slice that have the same label,
+    and :math:`m` the median over spots of what it takes to change to the second best domain.
 
     Parameters
     ----------
@@ -76,6 +83,10 @@ def domains(
         Starts of "kmeans" and "gmm"; the best is kept.
     n_neighbors
         Neighbours in the graph of "leiden".
+    smoothness
+        Weight :math:`\beta` of the neighbours, 0 or more. At 4, a spot whose 12 neighbours are all of another domain joins them, unless it is four times
+        as clearly of its own domain as spots typically are. 0 leaves the clusters as they are, which suits structures of single spots.
+        Default: 4, or 0 where the data have no coordinates.
     key
         Prefix of the slots, ``key_added`` of the fit.
     key_added
@@ -90,12 +101,13 @@ def domains(
     KeyError
         If the object has no such fit or factor.
     TypeError, ValueError
-        If ``data`` is a view, an argument is of the wrong type or out of its range, or the fit has no spatial factors for ``factors="spatial"``.
+        If ``data`` is a view, an argument is of the wrong type or out of its range, the fit has no spatial factors for ``factors="spatial"``, or
+        the data no coordinates for a ``smoothness`` above 0.
 
     Notes
     -----
     Reads ``obsm["X_gpnsf_embedding"]``, or, with ``factors`` or where there is none (as after :func:`gpnsf.tl.scai`),
-    ``obsm["X_gpnsf_smooth"]`` and ``varm["gpnsf_loadings"]``; of :func:`gpnsf.tl.factvae` the codes as they are. Writes ``obs["gpnsf_domain"]``, categories "1", "2", .. from
+    ``obsm["X_gpnsf_smooth"]`` and ``varm["gpnsf_loadings"]``; of :func:`gpnsf.tl.factvae` the codes as they are; and the coordinates and slices of the fit. Writes ``obs["gpnsf_domain"]``, categories "1", "2", .. from
     the largest domain to the smallest, and ``uns["gpnsf_domain_colors"]``, on the object and its modalities. With "auto", also
     ``uns["gpnsf_domain_stability"]``: ``n_domains`` and the mean adjusted Rand index of each.
 
@@ -122,6 +134,7 @@ def domains(
         seed=seed,
     )
     _check_name(found, key_added)
+    weight = _smoothness(found[0], smoothness)
     points = np.hstack([_points(fit, factors) for fit in found]) / np.sqrt(
         len(found)
     )  # [N, sum of d]
@@ -140,6 +153,8 @@ def domains(
     labels = clustering.cluster(
         points, int(n_domains), method=method, n_init=n_init, n_neighbors=n_neighbors, seed=seed
     )
+    if weight:
+        labels = clustering.smoothed(labels, points, _places(found[0]), weight)
     if labels.max() + 1 != n_domains:
         _log.warning(
             "Found %d domains instead of %s: this clustering cannot give that number. Pass another n_domains or method.",
@@ -183,6 +198,25 @@ def _check(
         raise ImportError(
             problem("igraph to be installed for method='leiden'", "no such package", remedy)
         )
+
+
+def _smoothness(fit: Fit, asked: float | None) -> float:
+    """Weight of the neighbours."""
+    if asked is None:
+        return clustering.SMOOTHNESS if fit.has_coords else 0.0
+    Rule(float, clustering.SMOOTHNESS, low=0, high=1e6).check("smoothness", asked)
+    if asked and not fit.has_coords:
+        rule = "coordinates of the observations for a `smoothness` above 0"
+        raise ValueError(problem(rule, "none", "Leave smoothness out"))
+    return float(asked)
+
+
+def _places(fit: Fit) -> np.ndarray:
+    """Coordinates [N, D], longest side 1, with slices so far apart that they share no neighbours."""
+    coords = fit.coords.astype(np.float64)
+    side = float(np.ptp(coords, axis=0).max()) or 1.0
+    library = np.zeros(len(coords)) if fit.library is None else fit.library.codes
+    return apart((coords - coords.min(axis=0)) / side, library)
 
 
 def _check_name(fits: Sequence[Fit], name: str) -> None:

@@ -1,4 +1,4 @@
-"""Clusters of observations, and how stable they are."""
+"""Clusters of observations, how they follow the tissue, and how stable they are."""
 
 from __future__ import annotations
 
@@ -12,10 +12,20 @@ from sklearn.metrics import adjusted_rand_score
 from sklearn.mixture import GaussianMixture
 from sklearn.neighbors import kneighbors_graph
 
+from gpnsf.core.scores.metrics import knn_weights
+
 if TYPE_CHECKING:
     import igraph
 
-__all__ = ["METHODS", "cluster", "stability", "stable_number", "subsample_size"]
+__all__ = [
+    "METHODS",
+    "SMOOTHNESS",
+    "cluster",
+    "smoothed",
+    "stability",
+    "stable_number",
+    "subsample_size",
+]
 
 METHODS = ("kmeans", "gmm", "leiden")
 # share of the best agreement between subsamples: below, a number of clusters is not stable
@@ -23,6 +33,8 @@ LEAST_STABLE = 0.95
 N_SUBSAMPLES, SUBSAMPLE = 8, 0.8
 RESOLUTIONS = 1e-3, 1e2  # between which a graph falls into one and into very many communities
 HALVINGS = 40  # of this interval, on the log scale
+# weight of the neighbours, of which there are two rings on hexagons and three on squares
+SMOOTHNESS, N_NEIGHBORS, MAX_ROUNDS = 4.0, 12, 40
 
 
 def cluster(
@@ -45,6 +57,38 @@ def cluster(
     else:
         labels = KMeans(n_clusters, n_init=n_init, random_state=seed).fit_predict(points)
     return _by_size(labels)
+
+
+def smoothed(
+    labels: np.ndarray, points: np.ndarray, coords: np.ndarray, smoothness: float
+) -> np.ndarray:
+    """Labels [N] of a Potts model of clusters: they follow those of the neighbours too.
+
+    Lowers ``sum_i |x_i - c(l_i)|^2 / m - smoothness / 2 * sum_i s_i`` by iterated conditional modes
+    (Besag 1986). Here ``c`` are the means of the clusters of points [N, D], and ``s_i`` is the
+    share of the twelve spots nearest to i, by their coordinates [N, 1 or 2], that have its label.
+    The scale m is what it typically takes to change the label: the median over points of how much
+    further the second nearest mean is than the nearest one (squared), at the first labels. No
+    cluster ends empty.
+    """
+    graph, K = knn_weights(coords, N_NEIGHBORS), labels.max() + 1
+    scale, lowest, best, last = 0.0, np.inf, labels, None
+    for _ in range(MAX_ROUNDS if K > 1 else 0):
+        chosen = np.eye(K)[labels]  # [N, K]
+        centres = chosen.T @ points / chosen.sum(axis=0)[:, None]
+        # squared distances [N, K] but for a part that is the same for all clusters
+        apart = (centres**2).sum(axis=1) - 2 * points @ centres.T
+        if not scale:
+            nearest = np.partition(apart, 1, axis=1)
+            scale = max(float(np.median(nearest[:, 1] - nearest[:, 0])), np.finfo(float).tiny)
+        alike = graph @ chosen
+        energy = float((chosen * (apart / scale - smoothness / 2 * alike)).sum())
+        if energy < lowest:
+            best, lowest = labels, energy
+        last, labels = labels, (apart / scale - smoothness * alike).argmin(axis=1)
+        if (labels == last).all() or len(np.unique(labels)) < K:
+            break
+    return _by_size(best)
 
 
 def stability(
