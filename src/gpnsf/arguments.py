@@ -127,6 +127,7 @@ class Deconvolution:
     layer: str | None = _ruled(None, Rule(str, "counts", optional=True))
     reference_layer: str | None = _ruled(None, Rule(str, "counts", optional=True))
     reliable_genes: bool = _ruled(False, Rule(bool, True))
+    min_counts: int = _ruled(1, Rule(int, 100, low=1))
     spatial_weight: float = _ruled(0.1, Rule(float, 0.1, low=0))
     total_weight: float = _ruled(0.1, Rule(float, 0.1, low=0))
     group_weight: float = _ruled(0.0, Rule(float, 0.1, low=0))

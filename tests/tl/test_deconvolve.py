@@ -317,16 +317,60 @@ def test_a_learned_network_survives_a_file_and_serves_other_spots(spots, cells, 
     assert run(other, cells, **LEARN, train=False, network=network).shape == (30, 4)
 
 
-def test_empty_spots_are_legal(spots, cells):
+def without_counts(spots, rows):
     X = spots.X.tolil()
-    X[[0, 1, 12, 13, 100]] = 0
+    X[rows] = 0
     spots.X = X.tocsr()
-    for options in ({}, LEARN, {"method": "nnls"}):
-        found = run(spots, cells, **options)
-        assert np.isfinite(found).all()
-        np.testing.assert_allclose(found.sum(axis=1), 1, rtol=1e-6)
-    np.testing.assert_allclose(found[100], 0.25)
-    assert spots.obs["proportions_sum"].iloc[100] == 0
+
+
+@pytest.mark.parametrize(
+    "options", [{}, LEARN, {"method": "nnls"}, {"uncertainty": True, "n_neighbors": 3}]
+)
+def test_spots_without_counts_are_missing_and_nobodys_neighbours(spots, cells, options, caplog):
+    empty = [0, 1, 12, 13, 100]
+    without_counts(spots, empty)
+    found = run(spots, cells, **options)
+    assert "5 of 144 spots (the first is 'spot_0')" in caplog.text.replace(
+        str(spots.obs_names[0]), "spot_0"
+    )
+    others = np.setdiff1d(np.arange(144), empty)
+    alone = run(spots[others].copy(), cells, **options)
+    np.testing.assert_allclose(found[others], alone, atol=1e-5)
+    assert np.isnan(found[empty]).all()
+    assert spots.obs["proportions_sum"].isna().sum() == 5
+    if "uncertainty" in options:
+        assert np.isnan(spots.obsm["X_proportions_std"][empty]).all()
+        assert np.isfinite(spots.obsm["X_proportions_std"][others]).all()
+
+
+def test_spots_with_few_counts_can_be_left_out(spots, cells):
+    totals = spots.X.sum(axis=1).A1
+    least = int(np.quantile(totals, 0.2))
+    found = run(spots, cells, min_counts=least)
+    np.testing.assert_array_equal(np.isnan(found).all(axis=1), totals < least)
+    np.testing.assert_array_equal(np.isnan(found).any(axis=1), totals < least)
+    with pytest.raises(ValueError, match="Pass a lower min_counts"):
+        run(spots, cells, min_counts=10**6)
+
+
+def test_what_reads_proportions_knows_of_missing_ones(spots, cells):
+    run(spots, cells)
+    complete = gpnsf.tl.evaluate_deconvolution(spots, "true_proportions")
+    without_counts(spots, [3, 50])
+    run(spots, cells)
+    table = gpnsf.tl.evaluate_deconvolution(spots, "true_proportions")
+    assert (complete["n_obs"] - table["n_obs"]).tolist() == [2]
+    assert abs(complete["rmse"] - table["rmse"]).item() < 0.01
+    for kind in ("maps", "pies"):
+        figure = gpnsf.pl.proportions(spots, kind=kind, return_fig=True)
+        figure.canvas.draw()
+    with pytest.raises(ValueError, match="Go on without them") as error:
+        gpnsf.tl.domains(spots, n_domains=3, key="proportions")
+    adata = spots
+    scope = {"adata": adata, "np": np}
+    exec(str(error.value).split("Go on without them: ")[1].rstrip("."), scope)
+    gpnsf.tl.domains(scope["adata"], n_domains=3, key="proportions", key_added="niche")
+    assert scope["adata"].obs["niche"].nunique() == 3
 
 
 def swap(name: str, value: Any) -> Callable[..., Any]:

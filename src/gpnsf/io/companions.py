@@ -17,6 +17,7 @@ __all__ = [
     "METHODS",
     "SCAI",
     "code_loadings",
+    "complete",
     "is_record",
     "made_by",
     "record_of",
@@ -56,6 +57,16 @@ def refuse(record: Mapping[str, object], key: str, what: str) -> None:
         found = f"{key!r} by gpnsf.tl.{method}, which has none"
         remedy = "Pass the `key` of a fit by gpnsf.tl.fit, or run it"
         raise KeyError(problem(f"a fit with {what}", found, remedy))
+
+
+def complete(values: np.ndarray, slot: str) -> np.ndarray:
+    """The values [N, K] of a slot; spots that `tl.deconvolve` has left out are an error."""
+    missing = int(np.isnan(values).any(axis=1).sum())
+    if missing:
+        found = f"{missing} of {len(values)} without, since they had too few counts"
+        remedy = f"Go on without them: adata = adata[~np.isnan(adata.obsm[{slot!r}][:, 0])].copy()"
+        raise ValueError(problem(f"values of all spots in obsm[{slot!r}]", found, remedy))
+    return values
 
 
 def code_loadings(record: Mapping[str, object], values: np.ndarray, modality: str) -> np.ndarray:

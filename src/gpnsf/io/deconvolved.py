@@ -26,8 +26,8 @@ class Deconvolved:
     data: AnnData
     keys: ProportionKeys
     names: np.ndarray  # [C] of the types
-    proportions: np.ndarray  # [N, C]
-    std: np.ndarray | None  # [N, C]
+    proportions: np.ndarray  # [N, C], NaN for spots that were left out
+    std: np.ndarray | None  # [N, C], too
     modalities: Mapping[str, AnnData] = field(default_factory=dict)  # none but the object itself
 
     @property
@@ -98,6 +98,8 @@ def find(data: AnnData, key: str = "proportions") -> Deconvolved:
         data,
         keys,
         names,
-        stored.array(data.obsm, keys.proportions, shape, low=0, high=1, where="obsm"),
-        stored.array(data.obsm, keys.std, shape, low=0, where="obsm") if has_std else None,
+        stored.array(data.obsm, keys.proportions, shape, low=0, high=1, nan=True, where="obsm"),
+        stored.array(data.obsm, keys.std, shape, low=0, nan=True, where="obsm")
+        if has_std
+        else None,
     )

@@ -270,13 +270,8 @@ def find(data: AnnData | MuData, key: str = "gpnsf") -> Fit:
         If the slots no longer agree with one another or with the object.
     """
     if not isinstance(data, AnnData | MuData):
-        raise TypeError(
-            problem(
-                "AnnData or MuData",
-                type(data).__name__,
-                "Pass the object that `gpnsf.tl.fit` annotated",
-            )
-        )
+        remedy = "Pass the object that `gpnsf.tl.fit` annotated"
+        raise TypeError(problem("AnnData or MuData", type(data).__name__, remedy))
     keys = Keys(key)
     record, where = _record(data, keys), f"uns[{keys.uns!r}]"
     names = stored.names(record, "factor_names", where=where)
@@ -289,7 +284,8 @@ def find(data: AnnData | MuData, key: str = "gpnsf") -> Fit:
     shape, alone = (data.n_obs, len(names)), str(record.get("method")) in companions.METHODS
 
     def factors(slot: str, low: float = -LARGEST) -> np.ndarray:
-        return stored.array(data.obsm, slot, shape, low=low, high=LARGEST, where="obsm")
+        found = stored.array(data.obsm, slot, shape, low=low, high=LARGEST, nan=alone, where="obsm")
+        return companions.complete(found, slot)
 
     mean = factors(keys.factors)
     return Fit(

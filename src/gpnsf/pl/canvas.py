@@ -183,8 +183,8 @@ def limits(
     quantiles: tuple[float, float],
 ) -> tuple[float, float]:
     """Colour limits: given ends or quantiles, around zero if there are negative values."""
-    low, high = np.quantile(values, quantiles)
-    if values.min() < 0:
+    low, high = np.nanquantile(values, quantiles)
+    if np.nanmin(values) < 0:
         low, high = -max(abs(low), abs(high)), max(abs(low), abs(high))
     low, high = (
         default if end is None else end for default, end in zip((low, high), ends, strict=True)

@@ -175,7 +175,7 @@ def _maps(
         )
     maps.bars(axes, where, shared=shared)
     for panel, name, column in zip(axes, names, values.T, strict=True):
-        maps.title(panel, name, f"{100 * column.mean():.1f} %", width=width)
+        maps.title(panel, name, f"{100 * np.nanmean(column):.1f} %", width=width)
     return figure, axes
 
 
@@ -196,7 +196,8 @@ def _pies(
         rule, remedy = f"`palette` with {len(names)} colours", "Pass one for each type, or None"
         raise ValueError(problem(rule, str(len(palette)), remedy))
     colors = category_colors(len(names)) if palette is None else hex_colors(palette[: len(names)])
-    rest = np.clip(1 - values.sum(axis=1), 0, 1)
+    values = np.nan_to_num(values)  # spots that were left out have no slices
+    rest = np.where(values.any(axis=1), np.clip(1 - values.sum(axis=1), 0, 1), 0.0)
     if rest.max() > 1e-3:
         values = np.column_stack([values, rest])
         names = [*names, REST]

@@ -52,6 +52,7 @@ def deconvolve(
     layer: str | None = None,
     reference_layer: str | None = None,
     reliable_genes: bool = False,
+    min_counts: int = 1,
     spatial_weight: float = 0.1,
     total_weight: float = 0.1,
     group_weight: float = 0.0,
@@ -113,6 +114,8 @@ def deconvolve(
     reliable_genes
         Whether to use only genes whose means in the cells of the reference vary between types by more than twice their sampling variance.
         With few cells a type and types that are alike, other genes say which type's mean was drawn by chance to fit the spots best.
+    min_counts
+        Spots with fewer counts of the genes in common are left out: nothing is estimated from them, and their proportions are missing (NaN).
     spatial_weight
         Weight :math:`\lambda_1` of the differences of neighbours; with "unrolled", where learning begins.
     total_weight
@@ -186,7 +189,9 @@ def deconvolve(
     With ``key="proportions"``, :func:`gpnsf.tl.domains` (niches: spots whose mixtures express alike), :func:`gpnsf.tl.rank_features` (genes of the types),
     :func:`gpnsf.tl.factor_adata`, :func:`gpnsf.tl.enrich` and the figures of factors and loadings read these slots as those of a fit. What needs a posterior or a field refuses.
 
-    A spot without counts gets what its neighbours have, or even proportions if it has none.
+    Spots that are left out, for want of counts or because none of their counts is of a gene that a type expresses, have NaN in
+    ``obsm["X_proportions"]``, ``obsm["X_proportions_std"]`` and ``obs["proportions_sum"]``, and no other spot has them as neighbours. Figures of proportions show
+    them in grey, :func:`gpnsf.tl.evaluate_deconvolution` leaves them out, and tools that need a value for each spot say how to go on without them.
 
     Objective and updates follow the regularised factorisation that STL NMF :cite:p:`konkel2025` unrolls, with a descent proof, no thresholds and penalties that are comparable
     between data.
@@ -211,10 +216,16 @@ def deconvolve(
     )
     counts = counts_of(adata, layer, what="spots")[:, adata.var_names.get_indexer(profiles.index)]
     checks.some(counts, modality="spots")
+    totals = row_sums(counts)
+    rows = np.flatnonzero(totals >= min_counts)
+    if not len(rows):
+        found = f"{totals.max():g} at most, of {len(profiles)} genes in common"
+        remedy = "Pass a lower min_counts"
+        raise ValueError(problem(f"spots with {min_counts} counts or more", found, remedy))
     if isinstance(reference, pd.DataFrame):
         compared(profiles, np.asarray(counts.sum(axis=0)).ravel())
     table, types = profiles.to_numpy(), list(profiles.columns)
-    mixture = deconvolution.summarised(counts, table)
+    mixture = deconvolution.summarised(counts, table).at(rows)
     record: dict[str, object] = {
         **record_of(DECONVOLVE, types, open_data(adata).names),
         "types": types,
@@ -226,11 +237,11 @@ def deconvolve(
     if method == "nnls" and not uncertainty:
         V = deconvolution.exact(mixture)
     else:
-        places = places_of(adata, row_sums(counts), asked)
+        places = places_of(adata, totals, asked).at(rows)
         arrays = network
         if method == "unrolled" and network is None and not train:
             arrays = _stored(adata, key_added)
-        costs = _costs(adata, group_costs, types, arrays, asked)
+        costs = _costs(adata, group_costs, types, arrays, asked)[rows]
         learns = method == "unrolled" and train
         like = resembling(places, table, mixture, rng) if learns or uncertainty else None
         if method == "graph":
@@ -250,7 +261,7 @@ def deconvolve(
             std = proportion_std(like, solve, V, costs, rng)
             record["excess"] = like.excess
     record["seconds"] = time.perf_counter() - begin
-    _write(adata, V, std, profiles, record, asked)
+    _write(adata, rows, V, std, profiles, record, asked)
 
 
 def _check(adata: AnnData, network: Any) -> None:
@@ -326,23 +337,28 @@ def _stored(adata: AnnData, key: str) -> Mapping[str, object]:
 
 def _write(
     adata: AnnData,
+    rows: np.ndarray,
     V: np.ndarray,
     std: np.ndarray | None,
     profiles: pd.DataFrame,
     record: dict[str, object],
     asked: Deconvolution,
 ) -> None:
-    """Proportions, their sums before the division, the profiles, and the record."""
-    types = list(profiles.columns)
-    keys, (share, sums) = ProportionKeys(asked.key_added), deconvolution.normalised(V)
-    if not sums.all():
-        unknown = adata.obs_names[sums == 0]
+    """Proportions, their sums before the division, the profiles, and the record; of the rows that were used."""
+    types, keys = list(profiles.columns), ProportionKeys(asked.key_added)
+    share, sums = deconvolution.normalised(V)
+    known = np.flatnonzero(sums > 0)
+    share, sums = (_among_all(own[known], rows[known], adata) for own in (share, sums))
+    left_out = adata.obs_names[np.isnan(sums)]
+    if len(left_out):
         _log.warning(
-            "%d of %d spots (the first is %r) have no counts of the genes in common, and neither have their neighbours. "
-            "They get equal shares of all types. Remove them.",
-            len(unknown),
-            len(sums),
-            str(unknown[0]),
+            "%d of %d spots (the first is %r) have fewer than %d counts of the genes in common that a type expresses. Their "
+            "proportions are missing (NaN). Remove them%s.",
+            len(left_out),
+            adata.n_obs,
+            str(left_out[0]),
+            asked.min_counts,
+            "" if asked.min_counts == 1 else ", or pass a lower min_counts",
         )
     columns = [keys.of_type(name) for name in types]
     if asked.obs_columns and len(set(columns)) < len(columns):
@@ -363,6 +379,7 @@ def _write(
         (adata, "uns", keys.uns, record),
     ]
     if std is not None:
+        std = _among_all(std[known], rows[known], adata)
         slots.append((adata, "obsm", keys.std, std.astype(np.float32)))
     if asked.obs_columns:
         slots += [
@@ -371,3 +388,10 @@ def _write(
     put(
         adata, slots, instead_of={"obs": [*columns, *map(keys.of_type, before)], "obsm": [keys.std]}
     )
+
+
+def _among_all(values: np.ndarray, rows: np.ndarray, adata: AnnData) -> np.ndarray:
+    """Values of some rows among those of all spots, the others missing."""
+    everywhere = np.full((adata.n_obs, *values.shape[1:]), np.nan)
+    everywhere[rows] = values
+    return everywhere

@@ -39,7 +39,7 @@ def evaluate_deconvolution(
         Object that :func:`gpnsf.tl.deconvolve` annotated.
     truth
         True proportions or numbers of cells, spots by types: an array whose columns are the types in their order, a table
-        with the types as columns, which may also hold types that the reference lacks, or the name of either in ``obsm``. Rows are divided by their sums; spots whose sum is zero do not count.
+        with the types as columns, which may also hold types that the reference lacks, or the name of either in ``obsm``. Rows are divided by their sums; spots whose sum is zero, or whose proportions are missing, do not count.
     key
         ``key_added`` of one deconvolution, or of several that are to be compared.
 
@@ -85,11 +85,12 @@ def evaluate_deconvolution(
 def _line(found: Deconvolved, truth: str | pd.DataFrame | np.ndarray) -> dict[str, object]:
     """All measures of one deconvolution."""
     values, names = true_amounts(found.data, list(found.names), truth)
-    counted = np.flatnonzero(values.sum(axis=1) > 0)
+    known = ~np.isnan(found.proportions).any(axis=1)
+    counted = np.flatnonzero(known & (values.sum(axis=1) > 0))
     if not len(counted):
         raise ValueError(
             problem(
-                "a truth with a sum above 0 for some spots",
+                "spots with proportions and a truth whose sum is above 0",
                 "none",
                 "Check that the truth belongs to these spots",
             )

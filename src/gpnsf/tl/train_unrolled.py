@@ -226,7 +226,7 @@ def _learned(
             if one.places.labels is not None
             else None
         )
-        ties = one.places.ties(one.rows)
+        ties = one.places.at(one.rows).ties()
         section = Section.of(one.mixture, ties, unit=one.places.unit, region=region, device=device)
         examples.append((section, torch.as_tensor(one.truth, device=device)))
     rng = np.random.default_rng(asked.seed)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import scipy.sparse as sp
@@ -28,13 +28,20 @@ class Places:
     regions: np.ndarray | None = None  # [N, R] indicators or intensities
     labels: np.ndarray | None = None  # [N] names of the regions, where they are categories
 
-    def ties(self, rows: np.ndarray | None = None) -> Ties:
-        """Ties among all spots, or among some of them."""
-        rows = np.arange(len(self.coords)) if rows is None else rows
-        regions = None if self.regions is None else self.regions[rows]
-        return ties(
-            self.coords[rows], self.slices[rows], n_neighbors=self.n_neighbors, regions=regions
+    def at(self, rows: np.ndarray) -> Places:
+        """Some of the spots."""
+        return replace(
+            self,
+            coords=self.coords[rows],
+            slices=self.slices[rows],
+            totals=self.totals[rows],
+            regions=None if self.regions is None else self.regions[rows],
+            labels=None if self.labels is None else self.labels[rows],
         )
+
+    def ties(self) -> Ties:
+        """Ties among the spots."""
+        return ties(self.coords, self.slices, n_neighbors=self.n_neighbors, regions=self.regions)
 
     def patch(self, rng: np.random.Generator) -> np.ndarray:
         """Rows of the spots nearest to one of them, of its slice."""

@@ -211,7 +211,7 @@ def _adjusted(logit: np.ndarray, apart: np.ndarray) -> tuple[np.ndarray, np.ndar
 def _looks(places: Places, rows: np.ndarray, mixture: Mixture) -> np.ndarray:
     """Looks of the least squares of some spots of the data, or of their places."""
     labels = None if places.labels is None else places.labels[rows]
-    return looks(normalised(exact(mixture))[0], places.ties(rows), labels)
+    return looks(normalised(exact(mixture))[0], places.at(rows).ties(), labels)
 
 
 def _section(
@@ -222,7 +222,7 @@ def _section(
     truth = _composed(places, rows, len(products.gram), makeup, rng)
     totals = rng.choice(np.maximum(places.totals[places.totals > 0], 1).round(), len(rows))
     mixture = products.drawn(truth, totals, rng)
-    return Simulated(rows, mixture, places.ties(rows), truth, totals)
+    return Simulated(rows, mixture, places.at(rows).ties(), truth, totals)
 
 
 def _composed(
