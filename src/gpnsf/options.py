@@ -293,6 +293,8 @@ def _domains(command: argparse.ArgumentParser) -> None:
     words = "spatial, all, or names of factors; default: those of the embedding of the fit"
     _option(command, "factors", type=_one_or_more, metavar="A,B", help=words)
     _option(command, "max_domains", type=int, help="largest number that auto tries; default: 15")
+    words = "weight of neighbours; default: 4, or 0 without coordinates"
+    _option(command, "smoothness", type=float, help=words)
     _option(command, "key_added", help="name of the column; default: gpnsf_domain")
     _seed(command, "seed of starts and subsamples")
     _key(command)

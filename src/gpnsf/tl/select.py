@@ -89,8 +89,8 @@ def select_n_factors(
     Table with one line for each candidate: ``n_factors``; ``n_spatial`` (asked for, or median number that showed order in the part
     that was fitted); ``deviance`` of the other part per observation; ``explained``, the share of the deviance of one rate per
     feature; ``excess`` over the lowest deviance and its standard error ``excess_se``; ``stability``, the mean correlation of
-    spatial factors of two seeds after matching; ``objective``, where the fits ended, per observation (comparable over both numbers, but
-    for ``loadings="point"``); ``n_kept``, the median number of factors that the fits have kept; ``seconds`` per fit; ``recommended``. Its
+    spatial factors of two seeds after matching; ``objective``, where the fits ended, per observation (a hint: in general it is no bound on
+    the evidence, see :doc:`/model`); ``n_kept``, the median number of factors that the fits have kept; ``seconds`` per fit; ``recommended``. Its
     ``attrs`` hold ``n_factors``, ``n_spatial`` and ``reason``, which also says where the objective is highest and whether the choice is the
     smallest or largest number tried; both numbers are None where the counts cannot tell.
 
