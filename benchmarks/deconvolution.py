@@ -94,7 +94,7 @@ def square() -> None:
             X, B, coords, regions, **{**LEARNED, **off}
         ),
         f"plain multiplicative least squares, {LAYERS} steps": _plain(X, B),
-        "exact least squares, no weighting of genes": _rows([nnls(B, x)[0] for x in X.T]),
+        "NNLS of SciPy, no weights": _rows([nnls(B, x)[0] for x in X.T]),
         'gpnsf, method="nnls"': shares(adata, profiles, method="nnls"),
         'gpnsf, method="graph"': shares(adata, profiles),
         'gpnsf, method="graph", spatial_weight=0.001': shares(
@@ -105,8 +105,8 @@ def square() -> None:
     note = (
         "The simulated set of four types on a square that is published with STL NMF: 256 spots, 500 genes, counts are exact "
         f"mixtures. The published result has a relative error of .0691. Penalties of {LEARNED['l1']:g} and {LEARNED['l2']:g} are "
-        f"nothing beside profiles with squared lengths of {np.square(B).sum(axis=0).min():.1g} to "
-        f"{np.square(B).sum(axis=0).max():.1g}: the error is what {LAYERS} slow steps leave, and no regulariser can be judged on "
+        f"negligible beside profiles with squared lengths of {np.square(B).sum(axis=0).min():.1g} to "
+        f"{np.square(B).sum(axis=0).max():.1g}: the error is what {LAYERS} slow steps leave, so penalties cannot be judged on "
         f"this set. {machine()}."
     )
     write_table("deconvolution_square", pd.DataFrame(rows), note)
@@ -147,11 +147,11 @@ def depths(n_sets: int) -> None:
                 "graph, tuned": f"{mean['tuned']:.4f}",
                 "tuned to": ", ".join(f"{value:g}" for value in best.values()),
                 "unrolled, own simulations": f"{mean['own']:.4f}",
-                "unrolled, same others": f"{mean['taught']:.4f}",
-                "the same, shared layers": f"{mean['shared']:.4f}",
+                "unrolled, trained on the 16 sections": f"{mean['taught']:.4f}",
+                "the same, one set of weights": f"{mean['shared']:.4f}",
                 "tuned / NNLS": f"{mean['tuned'] / mean['nnls']:.2f}",
                 "own / tuned": f"{mean['own'] / mean['tuned']:.2f}",
-                "same others / tuned": f"{mean['taught'] / mean['tuned']:.2f}",
+                "16 sections / tuned": f"{mean['taught'] / mean['tuned']:.2f}",
             }
         )
         print(rows[-1], flush=True)
@@ -159,9 +159,9 @@ def depths(n_sets: int) -> None:
         f"Relative error, mean over {n_sets} simulated sections of 196 spots, 200 genes and 6 similar types "
         "(`datasets.mixture(difference=0.5)`), true profiles as the reference. Tuned: the best of "
         f"{len(list(product(*GRID.values())))} combinations of `spatial_weight`, `total_weight`, `bandwidth` on {N_OTHERS} other sections, "
-        'whose truth is known. Unrolled, own simulations: `method="unrolled"` as it is, which sees no truth but that of spots which it simulates with the profiles of the section; same others: '
-        f"learned from the truth of the {N_OTHERS} sections that the graph is tuned on ({EPOCHS} times each). Asked for below full depth: "
-        f"unrolled / tuned of at most .95, tuned / NNLS of at most .80. {machine()}."
+        'whose truth is known. Unrolled, own simulations: `method="unrolled"` as it is, which learns from spots that it simulates with the profiles of the section; trained on the 16 sections: '
+        f"learned from the truth of the {N_OTHERS} sections that the graph is tuned on ({EPOCHS} times each); one set of weights: the same in all layers. Bars below {FULL:,.0f} counts: "
+        f"own / tuned at most .95, tuned / NNLS at most .80. {machine()}."
     )
     write_table("deconvolution_depth", pd.DataFrame(rows), note)
 
@@ -222,10 +222,10 @@ def pdac_simulated() -> None:
         )
         print(rows[-1], flush=True)
     note = (
-        "Relative error, mean over two draws, after the protocol of STL NMF: proportions by the annotated regions of PDAC-A (426 spots), mixed from its inDrop profiles "
+        "Relative error, mean over two draws, after the protocol of STL NMF: proportions by the annotated regions of PDAC-A (426 spots; two more have no region), mixed from its inDrop profiles "
         "(10,431 genes). v0: constant in a region (3 types: .7 for one of them; 5: random); v1: with noise of sd .05; v2: smoothed. Exact: "
-        "counts are mixtures; noisy: with noise of sd .5, cut off at zero and rounded, which adds some 1,700 counts to spots of about 2,000. Semi-synthetic. Our regions lie where the section has them: the published "
-        f"generator takes them in the order of the rows. Unrolled: one network for each number of types, learned with the depths of its first noisy draw. {machine()}."
+        "counts are mixtures; noisy: with noise of sd .5, cut off at zero and rounded, which adds about 1,700 counts to spots of about 2,000. Semi-synthetic. Regions lie where they are in the section; the published "
+        f"generator assigns them in the order of the rows instead. Unrolled: one network for each number of types, learned with the depths of its first noisy draw. {machine()}."
     )
     write_table("deconvolution_pdac", pd.DataFrame(rows), note)
 

@@ -32,7 +32,7 @@ N_MARKERS = 20
 LYMPH_NOTE = (
     "1,000 real spots, 11 types of 30 cells. None of CD3E, CD3D, CCR7, IL7R, MS4A1, CD79A, CXCR5 is among the 1,224 genes of these spots, so markers are the "
     f"{N_MARKERS} genes of the 541 in common that tell T from B cells best in the reference (t of logarithms). T zone: the third of the spots ({{n_zone}}) with the highest score T minus B, against the "
-    "third with the lowest. AUROC: how well a summed share tells the two apart; shares: means over the T zone. Left out: markers are not among the genes that are deconvolved, so that the zones "
+    "third with the lowest. AUROC: how well the summed share of the named types tells the two apart; last three columns: means of these shares over the T zone. Left out: markers are not among the genes that are deconvolved, so that the zones "
     "do not come from the same counts; used: they are. T: {T}. B: {B}. Moran's I of the score: {moran:.2f}. {machine}."
 )
 
@@ -77,9 +77,9 @@ def tissues() -> None:
             )
             print(rows[-1], flush=True)
     note = (
-        "Real sections, whose proportions nobody knows. Deviance: counts are split in halves, proportions come from one, and the Poisson deviance of the other, as a "
-        "share of that under one composition for all spots, says how well they fit (below 1 is better). Moran's I: mean over types. AUROC: how well the share of the types named tells "
-        "the region from the rest. The sections of the bulb share the profiles of one reference; only replicate 11 has layers. Unrolled with 60 simulated sections. "
+        "Real sections, whose proportions nobody knows. Deviance: counts are split in halves. Proportions come from one half; the deviance is the Poisson deviance of the other half, "
+        "divided by that of one composition for all spots (below 1 is better). Moran's I: mean over types. AUROC: how well the summed share of the types that belong to a region tells "
+        "it from the rest. The sections of the bulb share the profiles of one reference; only replicate 11 has layers. Unrolled with 60 simulated sections. "
         f"{machine()}."
     )
     write_table("deconvolution_tissue", pd.DataFrame(rows), note)

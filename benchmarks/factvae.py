@@ -231,9 +231,9 @@ def cells(n_seeds: int, n_jobs: int) -> None:
             | among_all(whole)
         )
     note = (
-        f"{HELD_OUT:.0%} of the overlaps of genes and peaks, drawn anew for each seed, against other pairs at the same distance from the "
-        f"gene (bins that end at {', '.join(f'{end // 1000}' for end in BINS[1:])} kb); the other overlaps, which are trained "
-        "where there is a regulatory loss, are left out. All pairs: by score, by distance and by both, as in the table of gene-peak links. Spearman: over metacells, as for gene-peak links. Mean (sd) over seeds."
+        f"Overlap: a peak in the body of a gene, or up to 2 kb before it. {HELD_OUT:.0%} of the overlaps, drawn anew for each seed, are held out and ranked among other pairs at the same distance from the "
+        f"gene (bins that end at {', '.join(f'{end // 1000}' for end in BINS[1:])} kb). The other overlaps are left out; FactVAE is trained on them, "
+        "unless regulatory_weight=0. All pairs: by score, by distance and by both, as in the table of gene-peak links. Spearman: over metacells, as for gene-peak links. Mean (sd) over seeds."
     )
     write_table("factvae_overlaps", pd.DataFrame(rows), f"{note} {machine()}.")
 
@@ -241,9 +241,9 @@ def cells(n_seeds: int, n_jobs: int) -> None:
 def rivals(n_seeds: int, n_jobs: int) -> None:
     """Cell lines: clusters by FactVAE and by its rivals, with a test over seeds."""
     note = (
-        "The same cells; the 5,000 peaks of largest deviance (LSI: all peaks). FactVAE with all overlaps. Silhouette: of the true lines in the codes, "
-        "no measure across codes of different kinds and dimensions. p: paired t test over seeds, where there are three or more; seeds vary fit and k-means, "
-        "not the cells. tl.fit and scAI: factors by what they express. MOFA and MultiVI: as they are, each in a process of its own."
+        "The same cells; the 5,000 peaks of largest deviance (LSI: all peaks). FactVAE with all overlaps. Silhouette: of the true lines in the codes; "
+        "it cannot be compared between codes of different kinds and dimensions. p: paired t test over seeds, where there are three or more; seeds vary fit and k-means, "
+        "not the cells. tl.fit and scAI: clusters of the embedding by expected expression. MOFA and MultiVI: clusters of factors or latent variables; each runs in a process of its own."
     )
     options = {"annotation": data_dir() / "genes_hg38.csv", "rivals": True}
     arms = {"as it is": n_seeds}
@@ -254,7 +254,7 @@ def cortex(n_seeds: int, n_jobs: int) -> None:
     """The semi-synthetic cortex: clusters of single cells."""
     note = (
         "Semi-synthetic: real SNARE-seq cells of the mouse cortex, 2,984 of 11 types, 1,176 genes, the 5,000 peaks of largest "
-        "deviance. No places of genes, so no regulatory loss."
+        "deviance. The genes have no genomic positions, so FactVAE is not trained on overlaps."
     )
     clustering(
         "semi_cortex_cells",
@@ -301,7 +301,7 @@ def links(n_seeds: int, _: int) -> None:
         )
         print(rows[-1], flush=True)
     note = (
-        "Simulated tissue, 1,000 spots, 600 genes, 1,500 peaks, 300 ATAC reads a spot, planted links against other pairs at the same "
+        "Simulated tissue, 1,000 spots, 600 genes, 1,500 peaks, 300 ATAC reads a spot, planted links ranked among other pairs at the same "
         "distance, as in the table of gene-peak links; then among all pairs, by score, by distance and by both."
     )
     write_table("factvae_links", pd.DataFrame(rows), f"{note} Means over seeds. {machine()}.")

@@ -233,10 +233,10 @@ def augmentation(n_seeds: int, _: int) -> None:
         count = f"{kind}, {np.mean([number for number, _ in several]):.0f}"
         lines += rows("cell lines", count, [found_here for _, found_here in several])
     note = (
-        "Log2 fold changes of the mean share of the reads of a type's cells over that of all others, by the true types; "
-        f"{PSEUDO:g} of the mean over all peaks is added to both means, the same for raw and augmented, whose totals are the same. Rises: share of the marker peaks whose fold change, and "
-        "of the other peaks (x types) whose absolute fold change, is above the raw one. Error: root mean square of the difference from the log2 fold change of the true rates, with the same addition. Top n: share of the n marker peaks of a type among "
-        "the n of highest fold change, or of highest Welch's t. Simulated: 500 cells, 5,000 peaks, 5 groups; 2 seeds. Cell lines: SNARE-seq, the 5,000 peaks of largest deviance. One random half of the cells says which genes and "
+        "Log2 fold changes of the mean share of the reads of a type's cells over that of all others, by the true types. "
+        f"A pseudocount of {PSEUDO:g} times the mean over all peaks is added to both means; it is the same for raw and augmented values, whose totals are the same. Rises: share of the marker peaks whose fold change, and "
+        "of the other peaks (in each type) whose absolute fold change, is above the raw one. Error: root mean square of the difference from the log2 fold change of the true rates, with the same pseudocount. Top n: share of the n marker peaks of a type among "
+        "the n of highest fold change, or of highest Welch's t. Simulated: 500 cells, 5,000 peaks, 5 groups; 2 seeds. Cell lines: SNARE-seq, the 5,000 peaks of largest deviance. One random half of the cells tells which genes and "
         f"peaks mark a line (t test of log counts, q < {SURE:g}, log2 fold change > {FOLD:g}; others: q > {NOTHING:g} in all lines, in no marker gene); FactVAE is trained on the other half "
         f"and everything is measured there; 2 divisions. {machine()}."
     )

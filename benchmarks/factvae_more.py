@@ -78,7 +78,7 @@ def domains(n_seeds: int, _: int) -> None:
         }
         for name, found in sorted(scores.items())
     ]
-    note = "Semi-synthetic: real SNARE-seq cells at osmFISH places, summed into 602 spots of 8 regions. FactVAE sees no coordinates, tl.fit does."
+    note = "Semi-synthetic: real SNARE-seq cells at osmFISH positions, summed into 602 spots of 8 regions. FactVAE sees no coordinates, tl.fit does."
     write_table("factvae_domains", pd.DataFrame(rows), f"{note} {machine()}.")
 
 
@@ -152,9 +152,9 @@ def scale(*_: int) -> None:
     ]
     lines[-1]["cells"] += ", extrapolated"
     note = (
-        f"Simulated tissue without use of its places, {FEATURES['n_genes']:,} genes and {FEATURES['n_peaks']:,} peaks, of which the default takes 2,000 and 5,000. One thread; "
+        f"Simulated tissue, its coordinates not used, {FEATURES['n_genes']:,} genes and {FEATURES['n_peaks']:,} peaks, of which the default takes 2,000 and 5,000. One thread; "
         f"epochs: the difference between calls of {EPOCHS[0]} and {EPOCHS[1]}; {MOST} are the most that a default call makes. Memory: of the process, libraries and counts included. Last "
-        f"row: the straight line through the two largest. {machine()}."
+        f"row: the straight line through the two rows above it. {machine()}."
     )
     write_table("factvae_scale", pd.DataFrame(lines), note)
 

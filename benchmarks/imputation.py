@@ -21,6 +21,7 @@ from gpnsf.core.scores import metrics
 from gpnsf.core.scores.calibration import log_moments
 from gpnsf.datasets.files import load
 
+TOGETHER, ALONE = "fitted together", "each section alone"
 LACKING = 0.3
 
 
@@ -112,9 +113,9 @@ def missing_table(seeds: range) -> None:
         print(rows[-1], flush=True)
     note = (
         f"{100 * LACKING:.0f} % of the spots without ATAC. Bernoulli deviance per entry, zeros included, means over {len(seeds)} choices of the spots. "
-        '"measured, same spots": the fit that has their ATAC; "to same spots": imputed over that. "to other spots": imputed over the mean, '
-        "relative to the same ratio at the spots that kept their ATAC, since spots differ in depth. What is measured was also fitted. "
-        f'"similarity" meets entries of zero, at which an open peak costs much. {machine()}.'
+        '"measured, same spots": a fit that has seen their ATAC; "to same spots": imputed, divided by that. "to other spots": imputed divided by the mean of each peak, '
+        "over the same ratio at the spots that kept their ATAC (a ratio of ratios, because spots differ in depth). Fits have seen the ATAC that they are judged on wherever it says measured. "
+        f'"similarity" predicts exact zeros, which cost much where a peak is open. {machine()}.'
     )
     write_table("imputation", pd.DataFrame(rows), note)
 
@@ -154,8 +155,8 @@ def holdout_table(seeds: range) -> None:
         for seed in seeds
     ]
     note = (
-        "Simulated tissue; correlation of what `tl.predict` gives at held-out spots with `X_gpnsf` of a fit that has them. In the "
-        f"smaller section the shortest length scale is two distances of neighbouring spots. {machine()}."
+        "Simulated tissue; correlation of the spatial factors that `tl.predict` gives at held-out spots with those of a fit that has seen these spots. In the "
+        f"smaller section the shortest length scale is twice the distance of neighbouring spots. {machine()}."
     )
     write_table("holdout", pd.DataFrame(rows), note)
 
@@ -192,10 +193,10 @@ def simulated_slices(seed: int) -> dict[str, str]:
         gpnsf.tl.fit(single, **options)
         together.append(recovery(joint, names == name))
         alone.append(recovery(single, np.ones(single.n_obs, bool)))
-    row = {"data": f"simulated, seed {seed}", "figure": "r of spatial factors, by slice"}
+    row = {"data": f"simulated, seed {seed}", "figure": "r of spatial factors, by section"}
     return row | {
         name: " / ".join(f"{r:.3f}" for r in values)
-        for name, values in {"together": together, "alone": alone}.items()
+        for name, values in {TOGETHER: together, ALONE: alone}.items()
     }
 
 
@@ -230,20 +231,20 @@ def tumour_slices() -> dict[str, str]:
     }
     together = f"{per_entry['joint']}; with `batch_key` {per_entry['batched']}"
     return {
-        "data": "breast tumour, 4 sections",
-        "figure": "deviance of thinned counts",
-        "together": together,
-        "alone": per_entry["alone"],
+        "data": "breast cancer, 4 sections",
+        "figure": "deviance of held-out counts",
+        TOGETHER: together,
+        ALONE: per_entry["alone"],
     }
 
 
 def slices_table(seeds: range) -> None:
-    """One fit of several slices beside a fit of each."""
+    """One fit of several sections beside a fit of each."""
     rows = [simulated_slices(seed) for seed in seeds]
     rows.append(tumour_slices())
     note = (
-        "Simulated: 3 x 400 spots, 600 RNA counts and 40 reads a spot, the second slice turned by a right angle, the third mirrored. "
-        f"Tumour: 1,031 spots, 600 genes, a fifth of the counts held back; smaller is better. {machine()}."
+        "Simulated: three sections of 400 spots, 600 RNA counts and 40 ATAC reads a spot, the second section turned by a right angle, the third mirrored. "
+        f"Breast cancer: 1,031 spots, 600 genes, a fifth of the counts held out (thinning); smaller is better. {machine()}."
     )
     write_table("slices", pd.DataFrame(rows), note)
 
@@ -297,8 +298,8 @@ def projection_table(seeds: range) -> None:
     """New spots of the same section, and of another one."""
     rows = [make(seed) for make in (same_section, other_section) for seed in seeds]
     note = (
-        "Simulated tissue, RNA of 1,000 genes with known size factors: spatial factors of spots that `tl.project` has seen alone, at the "
-        "loadings of a fit of the others, beside the factors that a fit of all spots gives the same ones. Coverage of 90 % intervals of log "
+        "Simulated tissue, RNA of 1,000 genes with known size factors. The other spots are fitted, and `tl.project` finds the spatial factors of the spots in the table with the "
+        "loadings of this fit; last two columns: the factors of the same spots in a fit of all. r: correlation with the true factors; coverage: of 90 % intervals of log "
         f"factors. {machine()}."
     )
     write_table("projection", pd.DataFrame(rows), note)

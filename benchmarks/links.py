@@ -283,24 +283,24 @@ def main() -> None:
     cortex()
     simulated_are = (
         "Simulated: 2,500 spots, 2,000 genes, 5,000 peaks, 250 ATAC reads a spot, 10 factors (smaller: 1,000, 600, 1,500); half of the "
-        "peaks lie near the gene that they resemble most, at the same distances as the others"
+        'peaks lie near the gene that they resemble most, at the same distances as the others ("planted").'
     )
-    far = "far ones thinned: of the planted links those stay that a contact at their distance, as the ABC model has it, lets through"
+    far = '"Far ones thinned": planted links are kept with the probability of contact at their distance, by the law of the ABC model.'
     note = (
         "95 % intervals over genes. Pairs are compared within bins of distance that end at "
-        f"{', '.join(f'{end // 1000}' for end in BINS[1:])} kb, unless it says otherwise. {simulated_are} ({far}). "
-        f"Decoys: {N_DECOYS} for each pair, the gene with peaks that lie as far from another gene; p and q are then those of decoys, too. Cell lines: 1,047 cells "
-        "without coordinates (pnmf), 500 genes, no strands: either end of a gene may be its start. Cortex: semi-synthetic, "
-        "connections of genes and peaks as published with the cells, which are real; no places of genes. Conditional: the other peaks of the gene held fixed (not where decoys are among them). "
+        f"{', '.join(f'{end // 1000}' for end in BINS[1:])} kb, unless the row says otherwise. {simulated_are} {far} "
+        f"Decoys: for each pair, the gene with {N_DECOYS} peaks that lie as far from another gene; columns p and q then include the decoys. Cell lines: 1,047 cells "
+        "without coordinates (pnmf), 500 genes; strands are not known, so either end of a gene may be its start. Cortex: semi-synthetic, "
+        "connections of genes and peaks as published with the cells, which are real; the genes have no genomic positions. Conditional: the score given the other peaks of the gene (not computed where there are decoys). "
         f"Spearman: over metacells of {CELLS} cells. {machine()}."
     )
     write_table("links", pd.DataFrame(rows), note)
     note = (
-        "Same pairs and links. Distance: the closest first. Score x distance: max(score, 0) (max(d, 5 kb) / 5 kb)^-1.024, the law of contact of the ABC model. 95 % intervals over genes. "
+        "Pairs and links of the first table of gene-peak links. Distance: the closest first. Score x distance: max(score, 0) (max(d, 5 kb) / 5 kb)^-1.024, the law of contact of the ABC model. 95 % intervals over genes. "
         f"{machine()}."
     )
     write_table("links_distance", pd.DataFrame(beside), note)
-    note = f"Same pairs and links, each bin of distances by itself; bins without both links and others are left out. 95 % intervals over genes. {machine()}."
+    note = f"Pairs and links of the first table of gene-peak links, each bin of distances by itself; bins that lack links, or pairs without a link, are left out. 95 % intervals over genes. {machine()}."
     write_table("links_bins", pd.DataFrame(binned), note)
 
 

@@ -76,7 +76,7 @@ def compared(name: str, truth: np.ndarray, ours: tuple, exact: tuple) -> dict[st
     """One row: means and standard deviations [.., T] beside those of the draws, and coverage of the truth."""
     (mean, sd), (true_mean, true_sd) = ours, exact
     return {
-        "of": name,
+        "quantity": name,
         "correlation of means": f"{np.corrcoef(mean.ravel(), true_mean.ravel())[0, 1]:.3f}",
         "difference of means, in sd of NUTS": f"{np.abs((mean - true_mean) / true_sd).mean():.2f}",
         "sd over that of NUTS, median": f"{np.median(sd / true_sd):.2f}",
@@ -146,7 +146,7 @@ def main() -> None:
         "nuts",
         pd.DataFrame(rows),
         f"Simulated data, one draw: {adata.n_obs} spots, {adata.n_vars} genes, {COUNTS:.0f} counts a spot, {T} spatial factors; {asked.draws} draws of NUTS "
-        f"after {WARMUP}. CPU s: {fit.cpu:.1f} for the fit, {draws.cpu:.0f} for the draws. {machine()}.",
+        f"after {WARMUP} draws of warm-up. CPU s: {fit.cpu:.1f} for the fit, {draws.cpu:.0f} for the draws. {machine()}.",
     )
 
 

@@ -60,7 +60,7 @@ TITLES = {"strict": "spatial patterns alone", "mixed": "spatial and nonspatial p
 JUDGED = (
     "r: highest correlation of each true spatial pattern with a factor, of either sign, mean over patterns; distances: correlation of the distances between "
     "spots in the true spatial factors and in those found; ARI: k-means of the loadings, with 4 clusters, beside the patterns of the genes; the three on training spots, and of hybrid models by "
-    "their spatial factors. Held-out deviance: Poisson, per entry, of 5 % of the spots, and the share of one rate per gene that is explained. "
+    "their spatial factors. Held-out deviance: Poisson deviance of 5 % of the spots, mean over spots and genes; explained: share of the deviance of the null model (one rate per gene) that is explained. "
 )
 HOW = (
     "RNA, {draws} draw(s) with seeds from 0, negative binomial fits of counts (FA, RSF: log-normalised by `pp.normalise`), `size_factors=None`; MEFISTO with 150 inducing points and "
@@ -69,7 +69,7 @@ HOW = (
 NOTES = {
     "strict": f"Simulated data: each gene follows one spatial pattern. {JUDGED}{HOW}",
     "mixed": "Simulated data: each gene follows one spatial pattern and one of three nonspatial ones. L1: mean absolute error of the spatial importance of genes. "
-    f"Otherwise as above. {HOW}",
+    f"Other columns as in the table of strictly spatial draws. {HOW}",
 }
 
 

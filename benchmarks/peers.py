@@ -92,19 +92,19 @@ def tables(methods: dict[str, Method], results: dict[str, Any], limit: float) ->
 
 
 SCORES_NOTE = (
-    "ggblocks and tissue: simulated; mean correlation with the true spatial / nonspatial patterns, matched. tumour: real; Poisson deviance of 5 % of the spots, given "
-    "their totals, explained beyond the mean profile of the others. cortex: semi-synthetic; lymph node: real; adjusted Rand index of k-means / of a tied Gaussian mixture with the true "
-    "number of regions. zeros: loadings that are at most 1 % of their feature, cortex, RNA. *: ended shortly before the limit of time and read as it was. -: not something the "
+    "ggblocks and tissue: simulated; mean correlation with the true spatial / nonspatial patterns, matched. liver metastasis: real, 500 genes drawn at random; share of the Poisson deviance of 5 % of the spots, given "
+    "their totals, that is explained (null model: the mean profile of the other spots). cortex: semi-synthetic; lymph node: real; adjusted Rand index of k-means / of a tied Gaussian mixture with the true "
+    "number of regions. zeros: share of the loadings that are at most 1 % of the sum of their feature, on cortex, RNA. *: stopped shortly before the time limit, and judged as it was then. -: not something the "
     "method does. One seed of data and method. {machine}."
 )
-PLACES_NOTE = "By the first number of a cell: spatial patterns, deviance, k-means. gpnsf: the default call; what is told more than the others has no place."
+PLACES_NOTE = "By the first number of each cell of the table above: spatial patterns, deviance, k-means. gpnsf: the default call; the call that is told more than the other tools is left out."
 COST_NOTE = (
-    "CPU seconds of one run on one thread, imports not counted, and the highest of wall seconds and peak memory over the sections. *: ended shortly before the limit of {limit} CPU s and read as it was; more than that: a run of before, with a longer limit. "
-    "The machine was shared: take CPU seconds, not wall. {machine}."
+    "CPU seconds of one run on one thread, imports not counted, and the highest of wall seconds and peak memory over the sections. *: stopped shortly before the limit of {limit} CPU s. Runs that took more than {limit} s are from an earlier call with a longer limit. "
+    "The machine was shared, so compare CPU seconds, not wall seconds. {machine}."
 )
 SETTINGS_NOTE = (
-    "`intervals`: the posterior spread of factors or loadings can be read; `unseen places`: the method itself gives factors where nothing was measured (for the others the predictions of the "
-    "tumour are the mean of the 6 nearest spots' profiles, ours to add). Counts are normalised by totals in all sections but ggblocks, whose totals carry signal."
+    "`intervals`: the method gives the posterior spread of factors or loadings; `unseen positions`: the method itself gives factors where nothing was measured. For the other methods we predict an unseen spot of the "
+    "liver metastasis by the mean profile of its 6 nearest spots. Counts are normalised by totals in all sections but ggblocks, whose totals carry signal."
 )
 
 
@@ -202,7 +202,7 @@ def settings(methods: dict[str, Method], results: dict[str, Any]) -> pd.DataFram
                 "settings": method.settings,
                 "loadings": words[method.loadings],
                 "intervals": words[method.intervals],
-                "unseen places": words[method.interpolation],
+                "unseen positions": words[method.interpolation],
             }
         )
     return pd.DataFrame(rows)

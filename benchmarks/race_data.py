@@ -64,7 +64,7 @@ def tissue() -> tuple[MuData, dict[str, np.ndarray]]:
 
 
 def tumour() -> tuple[MuData, dict[str, np.ndarray]]:
-    """Some genes of a real section; a twentieth of the spots is not in the file at all."""
+    """Some genes of a real liver metastasis, drawn at random; a twentieth of the spots is not in the file at all."""
     adata = load("visium_crc.h5ad")
     rng = np.random.default_rng(0)
     genes = np.sort(rng.choice(adata.n_vars, N_GENES, replace=False))
@@ -76,17 +76,17 @@ def tumour() -> tuple[MuData, dict[str, np.ndarray]]:
 
 
 def cortex(*modalities: str) -> tuple[MuData, dict[str, np.ndarray]]:
-    """Cells with real RNA and ATAC at the places of another section: semi-synthetic."""
+    """Cells with real RNA and ATAC at the positions of another section: semi-synthetic."""
     mdata = load("semi_cortex_spots.h5mu")
     counts = {name: mdata[name].X for name in modalities}
     return bare(counts, mdata.obsm["spatial"]), {"regions": mdata.obs["region"].astype(str)}
 
 
 def lymph_node() -> tuple[MuData, dict[str, np.ndarray]]:
-    """Proteins of one real section with regions by experts."""
+    """Proteins of one real section with regions by experts; rows of the array lie farther apart than its columns."""
     adata = load("hln_protein_2sections.h5ad")
     adata = adata[adata.obs["library"] == "A1"]
-    mdata = bare({"protein": adata.X}, adata.obsm["spatial"])
+    mdata = bare({"protein": adata.X}, adata.obsm["spatial"] * np.array([np.sqrt(3.0), 1.0]))
     return mdata, {"regions": adata.obs["region"].astype(str)}
 
 
@@ -113,10 +113,10 @@ SECTIONS = {
     "blocks": Section("ggblocks", lambda: blocks(1.0), 7, "recovery", size_factors=False),
     "shallow": Section("ggblocks, .5 %", lambda: blocks(0.005), 7, "recovery", size_factors=False),
     "tissue": Section("tissue, RNA + ATAC", tissue, 6, "recovery"),
-    "tumour": Section("tumour, unseen spots", tumour, 12, "prediction"),
+    "tumour": Section("liver metastasis, unseen spots", tumour, 12, "prediction"),
     "cortex_rna": Section("cortex, RNA", lambda: cortex("rna"), 12, "regions"),
     "cortex": Section("cortex, RNA + ATAC", lambda: cortex("rna", "atac"), 12, "regions"),
-    "lymph_node": Section("lymph node, proteins", lymph_node, 12, "regions"),
+    "lymph_node_proteins": Section("lymph node, proteins", lymph_node, 12, "regions"),
 }
 
 

@@ -209,8 +209,8 @@ def main() -> None:
         rows += [judged(name, pair, method) for method in METHODS]
         print(pd.DataFrame(rows[-len(METHODS) :]).to_string(), flush=True)
     note = (
-        f"Real sections, at most {options.genes} genes, {options.factors} factors, {options.steps} steps, both halves of the counts; "
-        f"* in sight when the default score was found. {machine()}."
+        f"Real sections (semi_cortex_spots: semi-synthetic), at most {options.genes} genes, {options.factors} factors, {options.steps} steps, both halves of the counts; "
+        f"* these files were used to choose the default score. {machine()}."
     )
     write_table("ranking", pd.DataFrame(rows), note)
 

@@ -107,8 +107,8 @@ def main() -> None:
                 )
                 print(rows[-1], flush=True)
     note = (
-        f"Simulated data, RNA only, {options.seeds} draw(s) with seed = 0 .. {options.seeds - 1} of data and fit; K = 7, T = 4, "
-        f"`size_factors=None`. r: correlation with the true pattern after matching. {machine()}."
+        f"Simulated data, RNA only, {options.seeds} draw(s) with seed = 0 .. {options.seeds - 1} of data and fit; K = 7 factors, T = 4 of them spatial, "
+        f"`size_factors=None`. r: correlation of each true pattern with the factor that matches it; all seven patterns are matched together. {machine()}."
     )
     write_table(name, pd.DataFrame(rows), note)
 

@@ -82,10 +82,10 @@ def far(fields: list[str]) -> None:
                 with RULES[rule]:
                     other = fitted(displaced(adata, n_far), field)
                 row = {"section": f"{name}, {adata.n_obs:,} x {adata.n_vars}", "field": field}
-                rows.append(row | {"far off": f"{n_far}, {rule}"} | alike(one, other))
+                rows.append(row | {"outlying cells": f"{n_far}, {rule}"} | alike(one, other))
                 print(rows[-1], flush=True)
     note = (
-        f"Least (mean) correlation with the fit of the same section without such cells, factors matched, 0 without a match; K = {N_FACTORS}, defaults otherwise"
+        f"Lowest (mean) correlation over matched factors with the fit of the same section without outlying cells; 0 for a factor without a match. K = {N_FACTORS}, defaults otherwise"
         f"{f', {N_INDUCING} inducing points' if 'inducing' in fields else ''}. {machine()}."
     )
     write_table("robustness_far", pd.DataFrame(rows), note)
@@ -132,13 +132,13 @@ def threads(beside: int) -> None:
                 seen = json.loads(
                     in_fresh_process(__file__, "--work", str(n_threads), threads=n_threads)
                 )
-            row = {"threads of torch": n_threads, "busy processes beside": n_processes}
+            row = {"threads of torch": n_threads, "busy processes added": n_processes}
             row |= {"wall s": f"{seen['wall']:.0f}", "CPU s": f"{seen['cpu']:.0f}"}
             rows.append(row)
             print(row, flush=True)
     note = (
-        f"`tl.factvae`, {CELLS} cells of cell lines x (500 genes + 27,399 peaks), {EPOCHS} epochs; {os.cpu_count()} cores, {before:.0f} other "
-        f"processes at the start. `tl.factvae` takes one thread, whatever is set; with two that limit is lifted. {machine()}."
+        f"`tl.factvae`, {CELLS} cells of cell lines x (500 genes + 27,399 peaks), {EPOCHS} epochs; {os.cpu_count()} cores, load {before:.0f} by other programs "
+        f"at the start. `tl.factvae` takes one thread, whatever is set; for the rows with two, this limit is lifted. {machine()}."
     )
     write_table("robustness_threads", pd.DataFrame(rows), note)
 

@@ -121,11 +121,12 @@ def groups(n_seeds: int, n_jobs: int) -> None:
     )
     found.insert(0, "groups", [variant for variant, _ in cases])
     table = found.groupby("groups", sort=False).agg(_mean).reset_index()
+    same = ", so both are the same," if n_seeds == 1 else ""
     note = (
-        f"Adjusted Rand index with the true groups, mean (lowest) of {n_seeds} simulation(s) of 500 cells, 2,000 genes, 5,000 peaks. "
+        f"Adjusted Rand index with the true groups, mean (lowest) of {n_seeds} simulation(s){same} of 500 cells, 2,000 genes, 5,000 peaks. "
         "PCs: k-means on twice as many principal components as groups. NMF and the last three: the largest factor of each cell. As published: the "
         "multiplicative updates and weights of the R package (s = .25, alpha = 1, lambda = 1e5, gamma = 1), our implementation, 300 "
-        f"steps, best of 2 random starts by its own criterion. All by the true number of groups. {machine()}."
+        f"steps, best of 2 random starts by its own criterion. All methods are told the true number of groups. {machine()}."
     )
     write_table("scai_groups", table, note)
 
@@ -162,7 +163,7 @@ def real(*_: int) -> None:
             )
             print(lines[-1], flush=True)
     note = (
-        "As many clusters or factors as labels; of NMF and scAI the largest factor. sci-CAR A549 cells 0, 1 and 3 hours after dexamethasone (RNA "
+        "As many clusters or factors as labels; k-means on twice as many principal components; NMF and scAI: the largest factor of each cell. sci-CAR A549 cells 0, 1 and 3 hours after dexamethasone (RNA "
         f"back-transformed, peaks binary); SNARE-seq of four cell lines (500 genes). {machine()}."
     )
     write_table("scai_real", pd.DataFrame(lines), note)
@@ -195,7 +196,7 @@ def averages(n_seeds: int, _: int) -> None:
         )
         print(lines[-1], flush=True)
     note = (
-        "Mean correlation over the cells, for peaks that mark groups, with the true rate of the cell's group at size 1; mean of "
+        "Mean correlation over the cells, for peaks that mark groups, with the true rate of the cell's group; mean of "
         f"{n_seeds} simulation(s). {machine()}."
     )
     write_table("scai_averages", pd.DataFrame(lines), note)
@@ -221,8 +222,8 @@ def scale(*_: int) -> None:
             )
             print(lines[-1], flush=True)
     note = (
-        "Simulated groups, 2,000 genes and 5,000 peaks, 5 factors, one thread. Measured: what is made once, and the mean of five steps; "
-        f"five starts and 100 steps are 175 of them. The peak holds Python, the libraries and the data. {machine()}."
+        "Simulated groups, 2,000 genes and 5,000 peaks, 5 factors, one thread. Measured: the time before the first step, and the mean of five steps; "
+        f"a call with five starts and 100 steps makes 175 steps in all. The peak holds Python, the libraries and the data. {machine()}."
     )
     write_table("scai_scale", pd.DataFrame(lines), note)
 

@@ -64,7 +64,7 @@ def kernel(folder: Path) -> Section:
         }
         for name, work, what, ours, theirs, c in compared()
     )
-    note = """Quickest of five passes, K = 20, one thread; ns per nonzero count. "C": the same loop compiled by gcc, K a constant."""
+    note = """Quickest of five passes, K = 20, one thread. "ms" and "ns" (per nonzero count): ours, compiled by numba; "C": the same loop compiled by gcc, K a constant."""
     return rows, note
 
 
@@ -105,9 +105,9 @@ def growth(folder: Path) -> Section:
             "ns a step and nonzero": (1e9 * seen["step"] / seen["nnz"]).map("{:.1f}".format),
         }
     )
-    note = f"""Poisson, 80 % of the factors spatial, in memory, `split="assumed"`, one thread; a step: median of the last 40. Where N
-varies, a step takes {1e3 * intercept:.1f} ms + {1e9 * slope:.1f} ns for each nonzero count (least squares of relative errors): over
-{first["nnz"].max() / first["nnz"].min():.0f}-fold counts, steps take {ratio.min():.2f} to {ratio.max():.2f} of what this line says (bar:
+    note = f"""N observations, P features, K factors, 80 % of them spatial, M nonzeros: millions of nonzero counts. Poisson, in memory,
+`split="assumed"`, one thread; a step: median of the last 40. Where N varies, a step takes {1e3 * intercept:.1f} ms + {1e9 * slope:.1f} ns for each nonzero count (least squares of relative errors): over a
+{first["nnz"].max() / first["nnz"].min():.0f}-fold range of counts, steps take {ratio.min():.2f} to {ratio.max():.2f} of what this line says (bar:
 within {BAR:.0%}; {"missed" if missed else "met"})."""
     return rows, note
 

@@ -80,16 +80,16 @@ HISTOGRAMS = {"gpnsf": canvas.MODALITY_COLORS[0], "nsfh": canvas.MODALITY_COLORS
 BINS = np.linspace(0, 1, 26)
 NOTE = (
     f"Real data, the 500 most deviant genes (all proteins). A tenth of the spots is held out. Unseen, 4 to 16: share of the null model's Poisson deviance of these spots that is explained, by the number of "
-    f"factors that was asked for; the other columns with {K}. The null model is one rate a feature, and the depth of spots is given to all. Deviance: Poisson, per entry. 'NSFH, half': half of the factors spatial, and no "
+    f"factors that was asked for; the other columns with {K}. The null model is one rate a feature, and the depth of spots is given to all. Deviance: Poisson, mean over spots and features. 'NSFH, half': half of the factors spatial, and no "
     "test, as in the paper; `gpnsf`: the default, which tests what is spatial. FA, RSF, MEFISTO: log-normalised counts (`pp.normalise`); MEFISTO with 100 inducing points, 100 iterations at most. CPU seconds of the fit alone, in its own process, on a machine that others used."
 )
 REPEATED = f"{K} factors, negative binomial noise (RSF: logarithms). Explained share of the unseen spots, each draw with another tenth of the spots and another seed of the fit. Real data."
 LEVEL = 0.9
 AGAINST = (
     f"The default model with {K} factors. Inside: share of the counts of unseen spots within the central {LEVEL:.0%} of the noise around what is expected of them, which is "
-    f"{LEVEL:.2f} if the noise is right and the expectation exact. r: mean correlation of factors of both fits, paired."
+    f"{LEVEL:.2f} if the noise is right and the expectation exact. r: mean correlation of matched factors of both fits."
 )
-IMPORTANCE = f"The negative binomial fits with {K} factors of the first draw: spatial importance of features that have loadings, and of spots, seen and unseen. z: order in held-out counts of factors that stayed nonspatial; above 6 they become spatial."
+IMPORTANCE = f"The negative binomial fits with {K} factors of the first draw: spatial importance of features that have loadings, and of spots, seen and unseen. z: spatial order in held-out counts (z score of Moran's I) of the factors that stayed nonspatial."
 
 
 def prepared(name: str, folder: Path) -> Path:
@@ -154,7 +154,7 @@ def summary(runs: pd.DataFrame) -> pd.DataFrame:
         kept = own["n_kept"].mean(), own["n_kept_spatial"].mean()
         explained = numbers["explained_holdout"].mean()
         row = {
-            "section": f"{name}, {own['shape'].iloc[0]}",
+            "data set": f"{name}, {own['shape'].iloc[0]}",
             "model": NAMES[model],
             "noise": NOISE[likelihood],
             **{f"unseen, {n}": f"{explained[n]:z.3f}" if n in explained else "" for n in ALL},
@@ -176,7 +176,7 @@ def repeated(runs: pd.DataFrame) -> pd.DataFrame:
         draws = part.sort_values("seed")["explained_holdout"]
         if len(draws) > 1:
             row = {f"draw {i}": f"{value:.3f}" for i, value in enumerate(draws)}
-            row = {"section": name, "model": NAMES[model], **row, "mean": f"{draws.mean():.3f}"}
+            row = {"data set": name, "model": NAMES[model], **row, "mean": f"{draws.mean():.3f}"}
             rows.append((place(name, model, "nb"), row))
     return pd.DataFrame([row for _, row in sorted(rows, key=lambda pair: pair[0])])
 
@@ -224,7 +224,7 @@ def against(runs: pd.DataFrame, folder: Path, names: list[str]) -> pd.DataFrame:
         pair = [fitted(runs, folder, name, "gpnsf", noise) for noise in BOTH]
         factors = [data.obsm["X_gpnsf"] for data in pair]
         row = {
-            "section": name,
+            "data set": name,
             "median count of a spot": f"{np.median(pair[0].X.sum(axis=1).A1):,.0f}",
             "r of factors": f"{match_factors(*factors)[1].mean():.3f}",
         }
@@ -244,7 +244,7 @@ def scores(data: AnnData) -> dict[str, np.ndarray]:
 
 
 def importance(kept: dict[tuple[str, str], AnnData]) -> pd.DataFrame:
-    """Spatial importance in numbers, and the order that tested fits found in factors that stayed nonspatial."""
+    """Spatial importance in numbers, and the spatial order that tested fits found in factors that stayed nonspatial."""
     rows = []
     for (name, model), data in kept.items():
         genes, spots = scores(data).values()
@@ -253,7 +253,7 @@ def importance(kept: dict[tuple[str, str], AnnData]) -> pd.DataFrame:
         quartiles = np.quantile(genes, [0.25, 0.5, 0.75])
         rows.append(
             {
-                "section": name,
+                "data set": name,
                 "model": NAMES[model],
                 "features": len(genes),
                 "quartiles of features": ", ".join(f"{q:.2f}" for q in quartiles),

@@ -98,7 +98,7 @@ def main() -> None:
                 plt.close(figure)
     judged = [row["within 1"] for row in rows if row["within 1"]]
     note = (
-        f"{judged.count('yes')} of {len(judged)} within 1 (bar: 8 of 10). Simulated data, 900 spots, {options.seeds} division(s) of the counts per run, {options.jobs} processes on "
+        f"{judged.count('yes')} of {len(judged)} within 1 (bar: 8 of 10): the number of spatial factors and the number of nonspatial ones are each at most 1 off. Simulated data, 900 spots, {options.seeds} division(s) of the counts per run, {options.jobs} processes on "
         f"a shared machine, wall seconds. {machine()}."
     )
     write_table("selection", pd.DataFrame(rows), note)

@@ -125,9 +125,9 @@ def main() -> None:
             columns[f"{case}: {part}"] = {**own, "all": sum(own.values())}
     frame = pd.DataFrame(columns).map(lambda value: f"{value:.1f}").rename_axis("stage")
     note = (
-        "CPU seconds of single fits with the default call, one thread each; test: the fits of both halves of the counts, and what is made of them. Local stage of the test: factors of both halves spot "
-        "by spot, without fields. Simulated tissues with negative binomial RNA, seed 1, and the semi-synthetic cortex. Where a lost pattern finds a place, or factors become spatial or nonspatial, the model is trained again, and its steps count "
-        "under the same stages. Imports, and the loading of compiled code, are not counted. "
+        "CPU seconds of single fits with the default call, one thread each; test: the fits of both halves of the counts, and the comparison of their factors. Starts: the first guesses of the factors. Moves: trials of merging two factors, or of making one spatial. Settling: the last steps. "
+        "Local stage: the factors of each single spot (in the test: of both halves, without fields). Summary: means and standard deviations. If a pattern is restored, or a factor becomes spatial or nonspatial, the model is trained again, and these steps count "
+        "under the same stages. Simulated tissues with negative binomial RNA, seed 1, and the semi-synthetic cortex. Imports, and the loading of compiled code, are not counted. "
         f"{machine()}."
     )
     write_table("stages", frame.reset_index(), note)

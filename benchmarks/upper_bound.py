@@ -102,7 +102,7 @@ def pattern_rows(seeds: range, cases: Cases) -> Iterator[dict]:
     """Simulated data, RNA only, `size_factors=None`: four spatial patterns, three nonspatial
     ones in ggblocks and quilt, none in nsf_sim_S1 (one draw, simulated by the authors of NSF;
     `model="nsfh"`). r: correlation of true patterns with the factors of their kind that match
-    them; "either kind": of spatial patterns with any factor."""
+    them; "either kind": correlation of spatial patterns with any factor, spatial or not."""
 
     def score(data) -> dict:
         truth, spatial = data.obsm["true_factors"], is_spatial(data)
@@ -125,10 +125,10 @@ def pattern_rows(seeds: range, cases: Cases) -> Iterator[dict]:
 
 
 def tissue_rows(seeds: range, cases: Cases) -> Iterator[dict]:
-    """Simulated tissue, RNA alone, eight spatial factors and two of single spots, which have no
-    order. Case: spots x genes, counts a spot. r: correlation of true spatial factors with the
-    factors called spatial that match them; nonspatial r: of the other two with the factors called
-    nonspatial, 0 where there are too few; "either kind": of spatial factors with any factor."""
+    """Simulated tissue, RNA alone, eight spatial and two nonspatial factors. Case: spots x genes,
+    counts a spot. r: correlation of true spatial factors with the factors called spatial that
+    match them; nonspatial r: of the other two with the factors called nonspatial, 0 where there
+    are too few; "either kind": of spatial factors with any factor, spatial or not."""
 
     def score(data) -> dict:
         truth, other = data.obsm["true_factors"], data.obsm["X_gpnsf"][:, ~is_spatial(data)]
@@ -146,8 +146,8 @@ def tissue_rows(seeds: range, cases: Cases) -> Iterator[dict]:
 
 def wave_rows(seeds: range, cases: Cases) -> Iterator[dict]:
     """Ten simulated smooth factors, 3,000 spots, 600 genes and 800 peaks, no nonspatial
-    factor in truth. r: correlation of true factors with spatial factors matched to them;
-    "either kind": with any factor."""
+    factor in truth. r: correlation of true factors with the spatial factors that match them;
+    "either kind": with any factor, spatial or not."""
     score = lambda data: recovered(data, data.obsm["true_factors"])
     for asked in ((10, None), (12, None), (12, 10), (20, None), (20, 12)):
         for seed in seeds:
@@ -217,9 +217,9 @@ def with_atac(data: MuData, how: str, seed: int) -> MuData:
 
 
 def worse_rows(seeds: range, cases: Cases) -> Iterator[dict]:
-    """Semi-synthetic layers as above, K = 12, default T: each modality alone, both, and RNA
-    with ATAC that should change nothing: empty but for 20 entries, or of other spots
-    ("permuted"). "mixed": shallow RNA (160 counts a spot) with deep ATAC (140). ARI of
+    """The semi-synthetic layers of the table before, K = 12, default T: each modality alone,
+    both, and RNA with ATAC that should change nothing: "empty" but for 20 entries, or taken from
+    other spots ("permuted"). "mixed": shallow RNA (160 counts a spot) with deep ATAC (140). ARI of
     `tl.domains` at the true number."""
     for seed in seeds:
         sections = {name: layers(name, seed) for name in DEPTHS}
@@ -258,8 +258,9 @@ def real_section(name: str):
 
 def real_rows(seeds: range, cases: Cases) -> Iterator[dict]:
     """Real sections, the 2,000 most deviant genes (of fewer, all). No truth is known; a
-    factor that is called nonspatial should not have z > 6 in counts that were held back, and
-    the median importance of genes should not follow T. The seeds are those of the fit."""
+    factor that is called nonspatial should not show clear spatial order in held-out counts
+    (z > 6), and the median spatial importance of genes should not follow T. Warnings: how many
+    the fit gave. The seeds are those of the fit."""
 
     def score(data) -> dict:
         info, spatial = data.uns["gpnsf"], is_spatial(data)
@@ -281,9 +282,9 @@ def real_rows(seeds: range, cases: Cases) -> Iterator[dict]:
 
 def holdout_rows(seeds: range, cases: Cases) -> Iterator[dict]:
     """Real sections, the 2,000 most deviant genes (of fewer, all), a random fifth of the
-    spots held out. Explained: share of the deviance of the unseen spots from a constant rate
-    that `tl.evaluate` finds explained; their depth is given to all. The seeds are those of
-    the choice and of the fit."""
+    spots held out. Explained: explained deviance by `tl.evaluate` (null model: one rate for each
+    gene); the depth of unseen spots is given to model and null model. Each seed is that of the
+    choice of spots and of the fit."""
 
     def score(data) -> dict:
         lines = gpnsf.tl.evaluate(data).set_index("rows")["explained"]
@@ -363,7 +364,7 @@ def write(name: str, rows: list[dict], *, above: str) -> None:
     seeds = sorted({row["seed"] for row in rows})
     note = (
         f"{GROUPS[name].__doc__} Seeds in this order: {', '.join(map(str, seeds))}. "
-        f"K and T: as asked; kept: spatial + nonspatial factors of the result. {machine()}."
+        f"K and T: numbers of factors, and of spatial ones, as asked; kept: spatial + nonspatial factors of the result. {machine()}."
     )
     write_table(f"upper_bound_{name}", table(rows), " ".join(note.split()), above=above)
 

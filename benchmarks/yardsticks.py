@@ -84,7 +84,7 @@ def row(data: anndata.AnnData, name: str, model: str, seconds: float) -> dict[st
     zeros = gpnsf.tl.evaluate(data, metric="sparsity", key=model)["sparsity"][0]
     kept = data.uns[model]["is_spatial"]
     return {
-        "section": f"{name}, {data.n_obs} x {data.n_vars}",
+        "data set": f"{name}, {data.n_obs} x {data.n_vars}",
         "model": model,
         "T + (K - T)": f"{kept.sum()} + {(~kept).sum()}",
         "seen": f"{table.explained['train']:.3f}",
@@ -116,8 +116,8 @@ def main() -> None:
     note = (
         f"Real sections, their most deviant genes, and simulated ggblocks; one random twentieth of the spots held out; K = {K} as asked, at most {options.steps} steps (MEFISTO 100; "
         f"on sections up to {SMALL} spots). Explained share of the null model's Poisson deviance (of its squared error in the column of squares), "
-        "depth given to all. Signed models were fitted to log-normalised counts; `unseen` takes the mean of the fitted model back, the columns of medians what "
-        f"else one might take. Wall seconds on a shared machine. {machine()}."
+        'depth given to all. Signed models were fitted to log-normalised counts; `unseen` turns predictions back into counts by their mean, "median" and "median x ratio" '
+        f"are two other ways. s: wall seconds on a shared machine. {machine()}."
     )
     write_table("yardsticks", pd.DataFrame(rows), note)
 
