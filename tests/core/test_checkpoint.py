@@ -471,6 +471,13 @@ def test_a_file_of_other_data_is_refused_by_name_of_the_difference(what, path):
         training.fit(model, dataset, schedule=BRIEF, checkpoint=store)
 
 
+def test_the_same_places_in_other_slices_are_other_coordinates():
+    model, dataset = problem()
+    before = fingerprint(model, dataset, {})
+    dataset.library[3] += 1
+    assert fingerprint(model, dataset, {})["coordinates"] != before["coordinates"]
+
+
 def test_files_of_other_versions_are_refused(path, monkeypatch):
     fitted(path)
     monkeypatch.setattr(files, "version", lambda name: "99.1")

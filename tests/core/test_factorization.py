@@ -315,6 +315,21 @@ def test_weights_of_modalities_scale_their_likelihood_alone():
     torch.testing.assert_close(loss(model, [block]), before - 2 * term, rtol=1e-5, atol=1e-2)
 
 
+def test_weights_of_modalities_scale_the_charge_of_their_loadings_too():
+    dataset, model = model_of()
+    blocks = model.blocks(dataset)
+    before = loss(model, blocks)
+    view = dict(model.items())["rna"]
+    view.weight = 3.0
+    W = view.loadings.posterior(view.multipliers, 1 / model.kl_weight)
+    moments = model.moments("rna", blocks[0])
+    own = view.likelihood.bound(blocks[0].counts["rna"], moments, *W[:2]) + view.log_prior()
+    assert W.divergence > 1
+    torch.testing.assert_close(
+        loss(model, blocks), before - 2 * (own - W.divergence), rtol=1e-5, atol=1e-2
+    )
+
+
 @pytest.mark.parametrize("preset", ["pnmf", "nsfh", "gpnsf"])
 def test_rows_without_counts_take_no_part_in_the_likelihood(preset):
     dataset, model = model_of(preset, missing=4)

@@ -259,6 +259,21 @@ def test_beyond_its_nodes_the_grid_leaves_continuously():
         torch.testing.assert_close(moments[0], moments[1], atol=2e-3, rtol=0)
 
 
+def test_beyond_its_nodes_the_grid_knows_the_nearest_node_alone():
+    """``E f = c E g`` and ``Var f = c^2 Var g + a^2 (1 - c^2)``, c the correlation with its value g."""
+    field = randomise(hilbert())
+    field.slope.data.zero_()
+    edge = field.reach[0]
+    coords = np.array([[edge, 0.1], [edge + 0.3, 0.1]], np.float32)
+    (mean, far_mean), (variance, far_variance) = field.marginals(field.locate(coords, zeros(2)))
+    c = field.kernel.covariance(torch.tensor(0.3), field.log_lengthscale.exp())
+    prior = (2 * field.log_amplitude).exp()
+    torch.testing.assert_close(far_mean, c * mean, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        far_variance, c**2 * variance + prior * (1 - c**2), rtol=1e-4, atol=0
+    )
+
+
 @each_backend
 @pytest.mark.parametrize("n_libraries", [1, 2])
 @pytest.mark.parametrize("refined", [False, True])

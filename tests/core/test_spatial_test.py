@@ -13,6 +13,7 @@ from gpnsf.arguments import Reading
 from gpnsf.core.inference import spatial_test as module
 from gpnsf.core.inference.spatial_test import (
     MIN_Z,
+    TRIED,
     clear_z,
     halves,
     passed,
@@ -81,6 +82,16 @@ def test_halves_know_nothing_of_rows_that_were_not_observed():
     data.views[0].counts[:10] = 0
     for half in halves(data, np.random.default_rng(1)):
         assert not half.views[0].counts[:10].count_nonzero()
+
+
+def test_rows_that_were_not_observed_do_not_change_the_halves_of_the_others():
+    is_open = np.random.default_rng(0).random((90, 40)) < 0.7
+    is_open[:50] = False
+    data = dataset(is_open, "bernoulli")
+    data.views[0].observed[:50] = False
+    alone = halves(data.subset(np.arange(50, 90)), np.random.default_rng(1))
+    for half, expected in zip(halves(data, np.random.default_rng(1)), alone, strict=True):
+        assert (half.views[0].counts[50:] != expected.views[0].counts).nnz == 0
 
 
 @pytest.mark.parametrize("n_libraries", [1, 3])
@@ -221,10 +232,16 @@ def test_factors_pass_alone_or_together(z, expected):
 
 @pytest.mark.parametrize(
     ("spatial", "expected"),
-    [([], 6), ([1, 2], 6), ([6, 6, 6], 3), ([12, 15, 18], 5), ([20, 30], 6), ([40, 60], 50 / 6)],
+    [([], 6), ([1, 2], 6), ([6, 6, 6], 3), ([12, 15, 18], 5), ([20, 24], 6), ([40, 60], 50 / 4)],
 )
 def test_clear_order_is_relative_to_that_of_fields(spatial, expected):
     assert clear_z(np.array(spatial, float)) == pytest.approx(expected)
+
+
+def test_a_field_is_tried_where_less_order_is_shown():
+    deep = np.array([40.0, 60.0])
+    assert clear_z(deep, TRIED) == pytest.approx(50 / 6)
+    assert clear_z(deep / 10, TRIED) == clear_z(deep / 10)
 
 
 def test_no_more_spots_take_part_than_are_needed(monkeypatch):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import anndata as ad
+import fitted
+import h5py
 import mudata
 import numpy as np
 import pandas as pd
 import pytest
 
-from gpnsf.io.files import read, write
+from gpnsf.io.files import read, save, write
+from gpnsf.keys import Keys
 
 
 @pytest.mark.parametrize("suffix", [".h5ad", ".zarr", ".h5mu"])
@@ -21,3 +24,15 @@ def test_names_of_the_kind_that_newer_pandas_writes_are_written(suffix, tmp_path
     write(mudata.MuData({"rna": data}) if suffix == ".h5mu" else data, path)
     assert list(read(path).obs_names) == ["a", "b"]
     assert not ad.settings.allow_write_nullable_strings
+
+
+def test_columns_that_were_pulled_from_an_earlier_fit_leave_the_file(tmp_path):
+    data, path, pulled = fitted.mudata(n_obs=64), tmp_path / "fitted.h5mu", "rna:gpnsf_total"
+    write(data, path)
+    with h5py.File(path, "r+") as file:  # mudata itself leaves them out
+        file["obs"][pulled] = np.ones(64)
+        file["obs"].attrs["column-order"] = [*file["obs"].attrs["column-order"], pulled]
+    save(path, data, Keys())
+    with h5py.File(path) as file:
+        assert pulled not in file["obs"]
+        assert list(file["obs"].attrs["column-order"]) == ["section", Keys().importance]

@@ -124,3 +124,9 @@ def test_held_out_cells_need_no_size_factor(toy):
         np.testing.assert_array_equal(compared.weight[4:], 1)
     with pytest.raises(ValueError, match="size factors of the rows 'holdout'"):
         gpnsf.tl.evaluate(toy)
+
+
+def test_size_factors_of_a_column_are_relative_to_training_cells(toy):
+    toy.obs["held"], toy.obs["depth"] = np.arange(64) < 4, np.where(np.arange(64) < 4, 10.0, 2.0)
+    toy.uns["gpnsf"]["params"] |= {"holdout_key": "held", "size_factors": "depth"}
+    np.testing.assert_allclose(compare(fits.find(toy), "rna", [0]).weight, [5.0] * 4 + [1.0] * 60)

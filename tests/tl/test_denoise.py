@@ -93,6 +93,16 @@ def test_own_depth_multiplies_rates(data):
     )
 
 
+def test_own_depth_is_that_of_each_cell_of_a_modality_in_its_own_order(data):
+    gpnsf.tl.denoise(data, modality="atac", depth="own", shrinkage=0.0)
+    at = rows(data, "atac")
+    total = np.asarray(data["atac"].X.tocsr()[:, np.arange(60) != 7].sum(axis=1)).ravel()
+    trained = ~data.obs["held"].to_numpy()[at]
+    size = np.where(trained, np.maximum(total / total[trained].mean(), 0.05), 1.0)
+    probability = 1 - np.exp(-size[:, None] * rates(data, "atac")[at])
+    np.testing.assert_allclose(data["atac"].layers[LAYER], probability, rtol=1e-4, atol=1e-6)
+
+
 def test_similarity_takes_means_over_measured_observations_alike(data):
     gpnsf.tl.denoise(data, modality="atac", method="similarity", n_neighbors=5)
     layer = data["atac"].layers[LAYER]

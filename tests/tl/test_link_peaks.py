@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from gpnsf.core.scores.links import profiles
 from gpnsf.datasets import tissue
 from gpnsf.keys import Keys
 from gpnsf.tl.evaluate_links import evaluate_links
@@ -95,6 +96,17 @@ def test_p_values_are_uniform_without_links(planted):
         p = mdata.uns["gpnsf_links"]["p"]
         rates.append([(p <= level).mean() for level in (0.05, 0.2, 0.5)])
     np.testing.assert_allclose(np.mean(rates, axis=0), [0.05, 0.2, 0.5], atol=0.015)
+
+
+def test_p_values_of_chance_pairs_do_not_depend_on_how_specific_genes_are(planted):
+    mdata, rng = planted.copy(), np.random.default_rng(0)
+    genes, peaks = np.divmod(rng.choice(200 * 500, 3000, replace=False), 500)
+    names = {"gene": mdata["rna"].var_names[genes], "peak": mdata["atac"].var_names[peaks]}
+    link_peaks(mdata, pairs=pd.DataFrame(names))
+    table = mdata.uns["gpnsf_links"]
+    specific = pd.Series(profiles(mdata["rna"].varm[Keys().loadings])[1], mdata["rna"].var_names)
+    third = pd.qcut(table["gene"].map(specific), 3, labels=False)
+    np.testing.assert_allclose((table["p"] <= 0.05).groupby(third).mean(), 0.05, atol=0.015)
 
 
 def test_some_genes_keep_their_p_values(linked):

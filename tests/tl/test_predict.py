@@ -92,6 +92,8 @@ def test_without_coordinates_the_smooth_part_comes_back(fits, case):
     assert predicted.layers["std"].shape == predicted.shape == (150, 4)
     assert (predicted.layers["std"] > 0).all()
     assert predicted.X.dtype == predicted.layers["std"].dtype == np.float32
+    usual = np.sqrt(data.obsm["X_gpnsf"].var(0) + (data.obsm["X_gpnsf_std"] ** 2).mean(0))
+    np.testing.assert_allclose(predicted.layers["std"][0, ~where], usual[~where], rtol=1e-4)
     np.testing.assert_array_equal(
         predicted.var["lengthscale"], data.uns["gpnsf"]["kernel"]["lengthscale"]
     )

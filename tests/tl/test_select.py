@@ -17,7 +17,7 @@ from gpnsf.io.parcel import pack
 from gpnsf.tl.evaluate import evaluate, grouped_deviance
 from gpnsf.tl.finished import Finished, facts_of
 from gpnsf.tl.fit import fit
-from gpnsf.tl.search import Run, Search, Tasks, n_ordered
+from gpnsf.tl.search import Run, Search, Tasks, n_ordered, prepare
 from gpnsf.tl.select import select_n_factors
 
 FAST = {"n_seeds": 1, "max_steps": 3, "init": "spot", "n_jobs": 1, "progress": False}
@@ -137,6 +137,14 @@ def test_table_record_and_reason(adata, caplog):
     pd.testing.assert_frame_equal(record["table"], table, check_flags=False)
     assert record["reason"] == table.attrs["reason"]
     assert "gpnsf" not in adata.uns
+
+
+def test_the_part_that_judges_has_its_share_of_the_dispersion(adata):
+    arguments = {"max_steps": 3, "init": "spot", "progress": False}
+    found = prepare(adata, arguments, [0], 2, 1, Progress("select", 1))
+    fit(adata, n_factors=2, seed=0, split="assumed", refine=False, **arguments)
+    theta = adata.var["gpnsf_dispersion"].to_numpy(dtype=float)
+    np.testing.assert_allclose(found.dispersion["rna"], 0.2 * theta, rtol=1e-6)
 
 
 @pytest.mark.slow

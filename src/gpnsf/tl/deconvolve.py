@@ -352,12 +352,12 @@ def _write(
     left_out = adata.obs_names[np.isnan(sums)]
     if len(left_out):
         _log.warning(
-            "%d of %d spots (the first is %r) have fewer than %d counts of the genes in common that a type expresses. Their "
+            "%d of %d spots (the first is %r) have %s counts of the genes in common that a type expresses. Their "
             "proportions are missing (NaN). Remove them%s.",
             len(left_out),
             adata.n_obs,
             str(left_out[0]),
-            asked.min_counts,
+            "no" if asked.min_counts == 1 else f"fewer than {asked.min_counts}",
             "" if asked.min_counts == 1 else ", or pass a lower min_counts",
         )
     columns = [keys.of_type(name) for name in types]

@@ -21,7 +21,14 @@ from gpnsf.core.inference.confirmed import weighed
 from gpnsf.core.inference.left_over import LeftOver
 from gpnsf.core.inference.regroup import regrouped
 from gpnsf.core.inference.schedule import Schedule
-from gpnsf.core.inference.spatial_test import SpatialTest, clear_z, passed, spatial_test
+from gpnsf.core.inference.spatial_test import (
+    MIXED,
+    TRIED,
+    SpatialTest,
+    clear_z,
+    passed,
+    spatial_test,
+)
 from gpnsf.core.inference.subset_start import SubsetStart, lone, sample
 from gpnsf.core.model.factorization import Block, Factorization
 from gpnsf.core.progress import Progress
@@ -230,7 +237,7 @@ class _Fit:
         z, _ = test.matched(m)
         T = self.model.n_spatial
         spatial = np.flatnonzero(passed(z[:T])).tolist()
-        promoted = self._ordered(z, m)
+        promoted = self._ordered(z, m, TRIED)
         if promoted:
             order = standing.order_of(
                 self._tensor(m[:, promoted]), standing.neighbours(self.blocks)
@@ -331,8 +338,8 @@ class _Fit:
         """Share [K] of the expected counts that are of each factor, in the modality that has most of it."""
         return standing.shares(self.model, self._tensor(m)).amax(0).cpu().numpy()
 
-    def _ordered(self, z: np.ndarray, m: np.ndarray) -> list[int]:
+    def _ordered(self, z: np.ndarray, m: np.ndarray, mixed: float = MIXED) -> list[int]:
         """Nonspatial factors in use with clear spatial order, the clearest first."""
         used, T = self._used(m), self.model.n_spatial
-        clear = clear_z(z[:T])
+        clear = clear_z(z[:T], mixed)
         return [int(k) for k in np.argsort(-z) if k >= T and z[k] > clear and used[k]]

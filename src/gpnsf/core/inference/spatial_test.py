@@ -28,13 +28,23 @@ from gpnsf.core.progress import Progress
 from gpnsf.core.scores.metrics import centred_within, knn_weights, permutation_variance
 from gpnsf.core.types import Dataset, View
 
-__all__ = ["CLEAR_Z", "MIN_Z", "SpatialTest", "clear_z", "halves", "passed", "spatial_test"]
+__all__ = [
+    "CLEAR_Z",
+    "MIN_Z",
+    "MIXED",
+    "TRIED",
+    "SpatialTest",
+    "clear_z",
+    "halves",
+    "passed",
+    "spatial_test",
+]
 
 MIN_Z = 3.0  # above which a factor counts as spatial
 CLEAR_Z = 6.0  # above which a factor shows that the data are not too shallow to judge each alone
 # of the order of spatial factors, that others can have by what these leave over in shallow data,
-# and by what they hold of them in deep data
-INHERITED, MIXED = 1 / 3, 1 / 6
+# and by what they hold of them in deep data: with many factors too many, and at most with few
+INHERITED, MIXED, TRIED = 1 / 3, 1 / 4, 1 / 6
 SCATTER = 4.0  # of z over factors with the same order: three standard deviations
 BELOW = 0.6  # share of the z of another factor below which a factor has less because of that one
 # standard deviations of the order that real differences between spots have by chance, taken off z
@@ -70,7 +80,7 @@ class SpatialTest:
         plain, found, T = [], 0, self.n_spatial
         for half, used, repeated in zip(self.z, self.used, self.repeated, strict=True):
             z = np.sqrt(2) * half
-            has_order = np.concatenate([passed(z[:T]), z[T:] > clear_z(z[:T])])
+            has_order = np.concatenate([passed(z[:T]), z[T:] > clear_z(z[:T], TRIED)])
             plain.append((used & ~has_order & (repeated > CLEAR_Z)).sum())
             found += (used & has_order).sum()
         return len(self.z[0]) - round(np.mean(plain)) if found else self.n_spatial
@@ -137,17 +147,19 @@ def passed(z: np.ndarray) -> np.ndarray:
     return z > min(MIN_Z, typical - SCATTER)
 
 
-def clear_z(spatial: np.ndarray) -> float:
+def clear_z(spatial: np.ndarray, mixed: float = MIXED) -> float:
     """Z above which a nonspatial factor has order of its own, beside spatial ones with z [T].
 
     Where spatial factors are high, the others have less of the counts, and so some of their order;
-    and estimates of factors hold some percent of each other.
+    and estimates of factors hold up to a quarter of the order of each other. Before a field is
+    trained, which may come to nothing, a sixth is enough (``mixed=TRIED``): a pattern that gets no
+    field may be lost.
     """
     order = spatial[passed(spatial)]
     if not len(order):
         return CLEAR_Z
     typical = float(np.median(order))
-    return max(MIXED * typical, min(max(INHERITED * typical, MIN_Z), CLEAR_Z))
+    return max(mixed * typical, min(max(INHERITED * typical, MIN_Z), CLEAR_Z))
 
 
 def _standard(values: np.ndarray) -> np.ndarray:
