@@ -18,7 +18,7 @@ __all__ = [
     "gaussian_smoother",
     "neighbour_mean",
     "n_bins",
-    "order_of",
+    "order_of_bins",
     "rows_to_one",
     "square_bins",
 ]
@@ -26,6 +26,7 @@ __all__ = [
 MAX_DENSE = 1_200_000  # entries of binned counts
 MAX_BINS, FEWEST_BINS, BINS_OF_LARGE = 2_000, 64, 400
 LARGE = 20_000  # spots
+FAINT = 0.02  # added to factors, of mean one, before their logarithm
 CELLS = 4  # bins per squared bandwidth: a bin is as wide as the bandwidth on a full square
 
 
@@ -63,7 +64,7 @@ def at_spots(binned: Tensor, centres: np.ndarray, coords: np.ndarray) -> Tensor:
     weights = torch.as_tensor(1 / (distance.reshape(len(coords), -1) + 1e-3), dtype=torch.float32)
     weights = weights / weights.sum(1, keepdim=True)
     # [N, 4, T]
-    logs = torch.log(binned + 0.02)[torch.as_tensor(nearest.reshape(weights.shape))]
+    logs = torch.log(binned + FAINT)[torch.as_tensor(nearest.reshape(weights.shape))]
     return torch.exp((logs * weights[..., None]).sum(1))
 
 
@@ -78,10 +79,10 @@ def gaussian_smoother(centres: np.ndarray, bandwidth: float) -> sp.csr_matrix:
     return rows_to_one(near.tocsr()).astype(np.float32)
 
 
-def order_of(centres: np.ndarray, factors: Tensor) -> np.ndarray:
+def order_of_bins(centres: np.ndarray, factors: Tensor) -> np.ndarray:
     """Moran's I [K] of the logarithms of binned factors [B, K]."""
     graph = knn_weights(centres, n_neighbors=8)
-    return morans_i(torch.log(factors + 0.02).numpy(), graph)
+    return morans_i(torch.log(factors + FAINT).numpy(), graph)
 
 
 def neighbour_mean(graph: sp.csr_matrix, values: np.ndarray) -> np.ndarray:

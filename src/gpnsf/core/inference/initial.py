@@ -24,7 +24,7 @@ from gpnsf.core.inference.bins import (
     gaussian_smoother,
     n_bins,
     neighbour_mean,
-    order_of,
+    order_of_bins,
     rows_to_one,
     square_bins,
 )
@@ -153,7 +153,7 @@ class _Problem:
         wanted = self.n_factors if self.deep and bandwidth == 0 else self.n_spatial
         binned, W = search(dense, size, wanted, self.seed)
         if binned.shape[1] > self.n_spatial:
-            order = np.argsort(-order_of(centres, binned), kind="stable")
+            order = np.argsort(-order_of_bins(centres, binned), kind="stable")
             binned = binned[:, torch.as_tensor(order[: self.n_spatial])]
             W = W[:, torch.as_tensor(order)]
         return at_spots(binned, centres, self.coords), W

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gpnsf.core import distributed
 from gpnsf.core.families.base import Family
-from gpnsf.core.inference.bins import at_spots, n_bins, order_of, square_bins
+from gpnsf.core.inference.bins import at_spots, n_bins, order_of_bins, square_bins
 from gpnsf.core.model.factorization import Block, Factorization
 from gpnsf.core.scores.metrics import apart
 from gpnsf.core.types import TINY, View
@@ -57,7 +57,7 @@ def ordered_pattern(
     None where it is noise, or has no spatial order at the centres [B, D] of the bins.
     """
     pattern = leading_pattern(counts, rates, seed)
-    if pattern is None or order_of(centres, pattern)[0] < LEAST_ORDER:
+    if pattern is None or order_of_bins(centres, pattern)[0] < LEAST_ORDER:
         return None
     return at_spots(pattern, centres, places)
 
