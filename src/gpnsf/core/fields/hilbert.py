@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import pyro.distributions as dist
@@ -13,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from gpnsf.core import stored
-from gpnsf.core.counts.backends import csr_tensor
 from gpnsf.core.counts.sparse import TransposedProduct
 from gpnsf.core.fields.base import (
     LARGEST,
@@ -26,11 +24,11 @@ from gpnsf.core.fields.base import (
     to_tensors,
 )
 from gpnsf.core.fields.kernels import KERNELS
+from gpnsf.core.fields.nodes import MARGIN, csr, grid_of, interpolation
 
 __all__ = ["HilbertField", "retained_variance", "size"]
 
 MAX_BASIS = 256  # per axis and half-width, of a field read from a file
-MARGIN = 0.25  # distance from the nodes to the edge of the Hilbert box, in half-width units
 ROW_BYTES = 100.0  # of a row: its place on the grid
 SECONDS_PER_CUBE = 1.5e-10  # of basis functions cubed: eigenvalues, and a covariance
 IMAGES = 8  # of the box to each side, in the variance of infinitely many basis functions
@@ -42,7 +40,7 @@ class HilbertField(AbstractField):
     ``g(s) = sum_j phi_j(s) S(omega_j)^(1/2) u_j`` with products of sines ``phi_j``. Mean and
     variance at the nodes are two small matrix products per axis; rows take them by (bi)linear
     interpolation, so a step costs O(nodes m T + 2^D n T), the kernel parameters touch diagonals
-    only, and nothing is ever factorised.
+    only, and nothing is ever factorised. Rows ask for the nodes of their own slices alone.
     """
 
     kind = "hilbert"
@@ -63,7 +61,7 @@ class HilbertField(AbstractField):
     ) -> None:
         super().__init__(kernel, n_factors, n_libraries, len(extent), lengthscale)
         self.extent, self.n_basis = tuple(float(x) for x in extent), n_basis
-        self.reach, boxes, sizes, self.shape = _grid(extent, n_basis)
+        self.reach, boxes, sizes, self.shape = grid_of(extent, n_basis)
         frequencies = [
             torch.arange(1, m + 1) * math.pi / (2 * box)
             for m, box in zip(sizes, boxes, strict=True)
@@ -95,13 +93,15 @@ class HilbertField(AbstractField):
         return dist.Normal(self.u_loc, self.u_log_scale.exp()).to_event(3)
 
     def locate(self, coords: np.ndarray, library: np.ndarray) -> Located:
-        """Interpolation matrix [n, slices * nodes] of the rows and its transpose."""
+        """The slices [s] of the rows, their interpolation matrix [n, s * nodes] and its transpose."""
         device = self.u_loc.device
+        slices, code = np.unique(library, return_inverse=True)
         outside = np.linalg.norm(np.maximum(np.abs(coords) - np.asarray(self.reach), 0.0), axis=1)
-        matrix = _interpolation(coords, library, self.reach, self.shape, self.n_libraries)
+        matrix = interpolation(coords, code, self.reach, self.shape, len(slices))
         cache: dict[str, Tensor] = {
-            "matrix": _csr(matrix, device),
-            "transposed": _csr(matrix.T.tocsr(), device),
+            "slices": torch.as_tensor(slices.astype(np.int64), device=device),
+            "matrix": csr(matrix, device),
+            "transposed": csr(matrix.T.tocsr(), device),
         }
         if outside.any():
             cache["outside"] = torch.as_tensor(outside, dtype=torch.float32, device=device)
@@ -109,24 +109,32 @@ class HilbertField(AbstractField):
 
     def conditional(self, u: Tensor, located: Located) -> tuple[Tensor, Tensor]:
         """Given u nothing is left to vary."""
-        mean = self._interpolate(located, self._nodes(u * self._spectral_sd()))
+        mean = self._interpolate(located, self._nodes(self._own(located, u) * self._spectral_sd()))
         return mean + self._trend(located), torch.zeros_like(mean)
 
     def marginals(self, located: Located) -> tuple[Tensor, Tensor]:
         """Interpolated node moments; beyond the nodes the process falls back to its prior."""
-        moments = self._interpolate(located, torch.cat(self._node_moments(), dim=1))
+        moments = self._interpolate(located, torch.cat(self._node_moments(located), dim=1))
         mean, variance = moments.split(self.n_factors, dim=1)
         if "outside" in located.cache:
             mean, variance = self._extrapolate(located.cache["outside"][:, None], mean, variance)
         return mean + self._trend(located), variance
 
-    def _node_moments(self) -> tuple[Tensor, Tensor]:
-        """Mean and variance [slices * nodes, T] of the process at the nodes."""
+    def _node_moments(self, located: Located | None = None) -> tuple[Tensor, Tensor]:
+        """Mean and variance [s * nodes, T] of the process at the nodes, of the slices of some rows."""
         spectral_sd = self._spectral_sd()
-        mean = self._nodes(spectral_sd * self.u_loc)
+        mean = self._nodes(spectral_sd * self._own(located, self.u_loc))
         if self.node_variance is not None:
-            return mean, self.node_variance
-        return mean, self._nodes((spectral_sd * self.u_log_scale.exp()) ** 2, power=2)
+            variance = self.node_variance.reshape(self.n_libraries, -1, self.n_factors)
+            return mean, self._own(located, variance).reshape(-1, self.n_factors)
+        scale = self._own(located, self.u_log_scale).exp()
+        return mean, self._nodes((spectral_sd * scale) ** 2, power=2)
+
+    def _own(self, located: Located | None, values: Tensor) -> Tensor:
+        """Values [slices, ..] of the slices of some rows."""
+        if located is None or len(located.cache["slices"]) == self.n_libraries:
+            return values
+        return values[located.cache["slices"]]
 
     def _extrapolate(
         self, distance: Tensor, mean: Tensor, variance: Tensor
@@ -143,19 +151,18 @@ class HilbertField(AbstractField):
         return torch.exp(0.5 * log_density + self.log_amplitude[:, None])
 
     def _nodes(self, weights: Tensor, power: int = 1) -> Tensor:
-        """``sum_j phi_j^power weights_j`` at all nodes: [slices, T, M] to [slices * nodes, T]."""
+        """``sum_j phi_j^power weights_j`` at all nodes: [s, T, M] to [s * nodes, T]."""
         values = weights.reshape(-1, *self.sizes)  # [slices * T, m_1, .., m_D]
         for axis in range(self.n_dims):
             basis = getattr(self, f"basis_{axis}") ** power
             # the next axis comes first, the nodes go last
             values = torch.tensordot(values, basis, dims=([1], [1]))
-        values = values.reshape(self.n_libraries, self.n_factors, -1)  # [slices, T, nodes]
+        values = values.reshape(len(weights), self.n_factors, -1)  # [s, T, nodes]
         return values.transpose(1, 2).reshape(-1, self.n_factors)
 
     def _moments(self, nodes: Tensor) -> Tensor:
-        """``sum_i phi_j(s_i) nodes_i`` over all nodes: [slices * nodes, T] to [slices, T, M]."""
-        sums = nodes.reshape(self.n_libraries, -1, self.n_factors).transpose(1, 2)
-        sums = sums.reshape(-1, *self.shape)
+        """``sum_i phi_j(s_i) nodes_i`` over all nodes: [slices, nodes, T] to [slices, T, M]."""
+        sums = nodes.transpose(1, 2).reshape(-1, *self.shape)
         for axis in range(self.n_dims):
             sums = torch.tensordot(sums, getattr(self, f"basis_{axis}"), dims=([1], [0]))
         return sums.reshape(self.n_libraries, self.n_factors, -1)
@@ -166,18 +173,19 @@ class HilbertField(AbstractField):
         """At the nodes, where what rows have to say is moved once."""
         spectral_sd = self._spectral_sd()
         pairs = [_pairs_of_nodes(place) for place in located]
-        moved = self._at_nodes(located, targets).reshape(-1, self.n_factors)
 
         def square(u: Tensor) -> Tensor:
-            nodes = self._nodes(u * spectral_sd)
-            return spectral_sd * self._moments(
-                torch.stack([matrix @ nodes for matrix in pairs]).sum(0)
-            )
+            nodes = self._nodes(u * spectral_sd).reshape(self.n_libraries, -1, self.n_factors)
+            moved = [
+                matrix @ self._own(place, nodes).reshape(-1, self.n_factors)
+                for place, matrix in zip(located, pairs, strict=True)
+            ]
+            return spectral_sd * self._moments(self._together(located, moved))
 
-        return square, spectral_sd * self._moments(moved)
+        return square, spectral_sd * self._moments(self._at_nodes(located, targets))
 
     def _interpolate(self, located: Located, nodes: Tensor) -> Tensor:
-        """Values [n, C] of node values [slices * nodes, C]."""
+        """Values [n, C] of node values [s * nodes, C]."""
         return TransposedProduct.apply(
             located.cache["matrix"], located.cache["transposed"], nodes.contiguous()
         )
@@ -215,7 +223,7 @@ class HilbertField(AbstractField):
         """The basis functions that the data inform decide, those of all slices together."""
         weights = self._at_nodes(located, information).clamp_min(0.0)
         slopes = self._at_nodes(located, gradient) * (weights > 0)
-        moments = self._moments(slopes.reshape(-1, self.n_factors))  # [slices, T, M]
+        moments = self._moments(slopes)  # [slices, T, M]
         for factor, spectral_sd in enumerate(self._spectral_sd()):
             informed = spectral_sd**2 * weights[:, :, factor].sum() > 0.01
             if informed.any():
@@ -263,7 +271,15 @@ class HilbertField(AbstractField):
             place.cache["transposed"] @ part.contiguous()
             for place, part in zip(located, values, strict=True)
         ]
-        return torch.stack(moved).sum(0).reshape(self.n_libraries, -1, self.n_factors)
+        return self._together(located, moved)
+
+    def _together(self, located: Sequence[Located], moved: Sequence[Tensor]) -> Tensor:
+        """Sum [slices, nodes, T] of values [s * nodes, T] at the nodes of the slices of some rows."""
+        shape = self.n_libraries, math.prod(self.shape), self.n_factors
+        total = moved[0].new_zeros(shape)
+        for place, part in zip(located, moved, strict=True):
+            total.index_add_(0, place.cache["slices"], part.reshape(-1, *shape[1:]))
+        return total
 
     def own_state(self) -> dict[str, object]:
         """Extent, basis and the variance at the nodes."""
@@ -281,7 +297,7 @@ class HilbertField(AbstractField):
         n_libraries, n_factors, n_dims = stored_sizes(state)
         extent = stored.array(state, "extent", (n_dims,), low=1e-6, high=10)
         n_basis = stored.whole(state, "n_basis", low=1, high=MAX_BASIS)
-        grid = _grid(extent.tolist(), n_basis)
+        grid = grid_of(extent.tolist(), n_basis)
         n_nodes, n_weights = math.prod(grid.shape), math.prod(grid.sizes)
         stored.array(
             state, "u_loc", (n_libraries, n_factors, n_weights), low=-LARGEST, high=LARGEST
@@ -294,29 +310,6 @@ class HilbertField(AbstractField):
         return field
 
 
-class _Grid(NamedTuple):
-    """The regular grid of a field, by axis."""
-
-    reach: tuple[float, ...]  # half-width that the nodes cover
-    boxes: tuple[float, ...]  # half-width of the Hilbert box
-    sizes: tuple[int, ...]  # basis functions
-    shape: tuple[int, ...]  # nodes
-
-
-def _grid(extent: Sequence[float], n_basis: int) -> _Grid:
-    """Nodes cover a little more than the tissue.
-
-    An axis has basis functions in proportion to its length.
-    """
-    reach = tuple(1.02 * float(x) + 0.01 for x in extent)
-    boxes = tuple(half + MARGIN for half in reach)
-    sizes = tuple(max(6, math.ceil(n_basis * box / (1 + MARGIN))) for box in boxes)
-    shape = tuple(
-        math.ceil(3 * m * half / box) + 2 for m, half, box in zip(sizes, reach, boxes, strict=True)
-    )
-    return _Grid(reach, boxes, sizes, shape)
-
-
 def retained_variance(
     kernel: str, lengthscale: np.ndarray, extent: Sequence[float], n_basis: int
 ) -> np.ndarray:
@@ -326,7 +319,7 @@ def retained_variance(
     sum over odd j of ``S(pi j / (2 L)) / L``, in two dimensions over both axes. Length scales
     beyond the width of the box count as its width.
     """
-    grid = _grid(extent, n_basis)
+    grid = grid_of(extent, n_basis)
     boxes, n_dims = torch.tensor(grid.boxes, dtype=torch.float64), len(grid.boxes)
     ell = torch.as_tensor(lengthscale, dtype=torch.float64)[:, None].clamp(max=2 * min(grid.boxes))
     odd = [
@@ -352,49 +345,11 @@ def size(coords: np.ndarray, n_libraries: int, n_factors: int, n_axis: float) ->
     )
 
 
-def _interpolation(
-    coords: np.ndarray,
-    library: np.ndarray,
-    reach: Sequence[float],
-    shape: Sequence[int],
-    n_libraries: int,
-) -> sp.csr_matrix:
-    """(Bi)linear interpolation weights [n, slices * nodes].
-
-    Coordinates beyond the nodes take the nearest edge.
-    """
-    n, n_dims = coords.shape
-    index, weight = library.astype(np.int64)[:, None], np.ones((n, 1))
-    for axis in range(n_dims):
-        position = (
-            (coords[:, axis].astype(np.float64) + reach[axis])
-            / (2 * reach[axis])
-            * (shape[axis] - 1)
-        )
-        position = np.clip(position, 0, shape[axis] - 1)
-        low = np.minimum(position.astype(np.int64), shape[axis] - 2)[:, None]
-        part = position[:, None] - low
-        index = np.concatenate([index * shape[axis] + low, index * shape[axis] + low + 1], axis=1)
-        weight = np.concatenate([weight * (1 - part), weight * part], axis=1)
-    rows = np.repeat(np.arange(n), weight.shape[1])
-    size = (n, n_libraries * math.prod(shape))
-    return sp.csr_matrix((weight.ravel().astype(np.float32), (rows, index.ravel())), shape=size)
-
-
 def _pairs_of_nodes(located: Located) -> Tensor:
-    """Interpolation transposed times interpolation [slices * nodes, slices * nodes]; kept."""
+    """Interpolation transposed times interpolation [s * nodes, s * nodes]; kept."""
     if "pairs" not in located.cache:
         matrix = located.cache["matrix"]
         parts = matrix.values(), matrix.col_indices(), matrix.crow_indices()
         rows = sp.csr_matrix(tuple(part.cpu().numpy() for part in parts), matrix.shape)
-        located.cache["pairs"] = _csr((rows.T @ rows).tocsr(), matrix.device)
+        located.cache["pairs"] = csr((rows.T @ rows).tocsr(), matrix.device)
     return located.cache["pairs"]
-
-
-def _csr(matrix: sp.csr_matrix, device: torch.device) -> Tensor:
-    """A torch CSR tensor with 32-bit indices."""
-    pointers, indices, values = (
-        torch.as_tensor(array, device=device)
-        for array in (matrix.indptr.astype(np.int32), matrix.indices.astype(np.int32), matrix.data)
-    )
-    return csr_tensor(pointers, indices, values, matrix.shape)
