@@ -13,8 +13,7 @@ from gpnsf.arguments import Reading
 from gpnsf.core.inference import spatial_test as module
 from gpnsf.core.inference.spatial_test import (
     MIN_Z,
-    TRIED,
-    clear_z,
+    clear_order,
     halves,
     passed,
     spatial_test,
@@ -231,17 +230,18 @@ def test_factors_pass_alone_or_together(z, expected):
 
 
 @pytest.mark.parametrize(
-    ("spatial", "expected"),
-    [([], 6), ([1, 2], 6), ([6, 6, 6], 3), ([12, 15, 18], 5), ([20, 24], 6), ([40, 60], 50 / 4)],
+    ("spatial", "least"),
+    [([], 6), ([1, 2], 6), ([6, 6, 6], 3), ([12, 15, 18], 5), ([20, 30], 6), ([40, 60], 6)],
 )
-def test_clear_order_is_relative_to_that_of_fields(spatial, expected):
-    assert clear_z(np.array(spatial, float)) == pytest.approx(expected)
+def test_clear_order_is_relative_to_that_of_fields(spatial, least):
+    z = np.array([*spatial, least - 0.1, least + 0.1], float)
+    clear = clear_order(z, np.zeros(len(z)), len(spatial))
+    assert clear.tolist() == [False] * len(spatial) + [False, True]
 
 
-def test_a_field_is_tried_where_less_order_is_shown():
-    deep = np.array([40.0, 60.0])
-    assert clear_z(deep, TRIED) == pytest.approx(50 / 6)
-    assert clear_z(deep / 10, TRIED) == clear_z(deep / 10)
+def test_order_that_a_factor_holds_of_others_is_little_of_what_its_spots_repeat():
+    z, repeated = np.array([40.0, 44.0, 11.0, 11.0]), np.array([42.0, 45.0, 47.0, 40.0])
+    assert clear_order(z, repeated, 2).tolist() == [False, False, False, True]
 
 
 def test_no_more_spots_take_part_than_are_needed(monkeypatch):

@@ -16,7 +16,7 @@ from gpnsf.core.fields.hilbert import HilbertField, retained_variance
 from gpnsf.core.inference.confirmed import LEAST
 from gpnsf.core.inference.fitting import Outcome
 from gpnsf.core.inference.initial import starts
-from gpnsf.core.inference.spatial_test import CLEAR_Z, clear_z
+from gpnsf.core.inference.spatial_test import CLEAR_Z, clear_order
 from gpnsf.core.inference.subset_start import sample
 from gpnsf.core.presets import PRESETS
 from gpnsf.core.scores.metrics import apart, knn_weights, morans_i
@@ -164,21 +164,18 @@ def _all_spatial(fitted: _Fitted) -> Iterator[str]:
 
 def _split(fitted: _Fitted) -> Iterator[str]:
     """What held-out counts say about the number of spatial factors."""
-    z, is_spatial = fitted.outcome.spatial_test.get("z"), fitted.posterior.is_spatial
-    if z is None:
+    test, is_spatial = fitted.outcome.spatial_test, fitted.posterior.is_spatial
+    if not test:
         return
+    z = test["z"]
     if not is_spatial.any():
         yield (
             "No factor shows spatial order in held-out counts, so all factors are nonspatial and every spatial importance is 0. "
             "If you expected spatial factors, check that the coordinates belong to these observations."
         )
-    scores = zip(factor_names(is_spatial), z, is_spatial, strict=True)
-    clear = max(CLEAR_Z, clear_z(z[is_spatial]))
-    left = [
-        f"{name} (z = {value:.1f})"
-        for name, value, spatial in scores
-        if not spatial and value > clear
-    ]
+    clear = clear_order(z, test["repeated"], int(is_spatial.sum())) & (z > CLEAR_Z)
+    scores = zip(factor_names(is_spatial), z, clear, strict=True)
+    left = [f"{name} (z = {value:.1f})" for name, value, counts in scores if counts]
     if left and fitted.asked.model.n_spatial is not None:
         yield (
             f"n_spatial = {fitted.asked.model.n_spatial} leaves no room for {len(left)} more factor(s) with clear spatial order in "

@@ -21,14 +21,7 @@ from gpnsf.core.inference.confirmed import weighed
 from gpnsf.core.inference.left_over import LeftOver
 from gpnsf.core.inference.regroup import regrouped
 from gpnsf.core.inference.schedule import Schedule
-from gpnsf.core.inference.spatial_test import (
-    MIXED,
-    TRIED,
-    SpatialTest,
-    clear_z,
-    passed,
-    spatial_test,
-)
+from gpnsf.core.inference.spatial_test import SpatialTest, clear_order, passed, spatial_test
 from gpnsf.core.inference.subset_start import SubsetStart, lone, sample
 from gpnsf.core.model.factorization import Block, Factorization
 from gpnsf.core.progress import Progress
@@ -51,7 +44,7 @@ class Outcome:
 
     posterior: Posterior
     history: History
-    # z and p [K] in the posterior's order, empty without a test
+    # z, p and repeated [K] in the posterior's order, empty without a test
     spatial_test: dict[str, np.ndarray]
     weights: dict[str, float]  # of the modalities
 
@@ -89,7 +82,7 @@ def fit(
     )
     asked = {"n_factors": n_factors, "max_steps": schedule.max_steps, "seed": seed}
     most = n_spatial if most_spatial is None else most_spatial
-    z = p = rank = np.full(n_factors, np.nan)
+    z = p = repeated = rank = np.full(n_factors, np.nan)
 
     def test(n_spatial: int, start: str | None) -> SpatialTest:
         return distributed.from_first(
@@ -122,9 +115,10 @@ def fit(
         run.settle()
         if found is not None:
             z, p = found.matched(run.log_factors())
+            repeated = found.agreement(run.log_factors())
             rank = found.rank(run.log_factors(), run.sizes())
         progress.stage("refining observations" if refine else "summing up")
-        log_factors = run.end(z, rank, most, local=refine)
+        log_factors = run.end(z, repeated, rank, most, local=refine)
     except KeyboardInterrupt:
         tell_interruption("the first optimisation", checkpoint)
         raise
@@ -135,8 +129,8 @@ def fit(
     result = distributed.from_first(
         lambda: posterior.summarise(model, dataset, blocks, log_factors)
     )
-    z, p = z[run.numbers], p[run.numbers]
-    tests = {"z": z[result.order], "p": p[result.order]} if tested else {}
+    order = run.numbers[result.order]
+    tests = {"z": z[order], "p": p[order], "repeated": repeated[order]} if tested else {}
     return Outcome(result, history, tests, {view.name: view.weight for view in dataset.views})
 
 
@@ -234,10 +228,9 @@ class _Fit:
     def judge(self, test: SpatialTest, most_spatial: int) -> None:
         """Make factors spatial or nonspatial, as the test has them; go on where that has changed one."""
         m = self.log_factors()
-        z, _ = test.matched(m)
-        T = self.model.n_spatial
+        (z, _), repeated, T = test.matched(m), test.agreement(m), self.model.n_spatial
         spatial = np.flatnonzero(passed(z[:T])).tolist()
-        promoted = self._ordered(z, m, TRIED)
+        promoted = self._ordered(z, repeated, m)
         if promoted:
             order = standing.order_of(
                 self._tensor(m[:, promoted]), standing.neighbours(self.blocks)
@@ -284,22 +277,26 @@ class _Fit:
         return replace(last, starts=self.starts, repairs=self.repairs + last.repairs)
 
     def end(
-        self, z: np.ndarray, rank: np.ndarray, most_spatial: int, *, local: bool
+        self,
+        z: np.ndarray,
+        repeated: np.ndarray,
+        rank: np.ndarray,
+        most_spatial: int,
+        *,
+        local: bool,
     ) -> local_stage.LogFactors:
         """Join equal factors, drop unused ones, give spatial ones a field; then loadings and spots."""
         adopted: dict[int, moves.Adopted] = {}
         if self.model.has_posterior:
             graph = standing.neighbours(self.blocks)
-            joined = (
-                moves.join(self.model, self.blocks, graph, self._ordered(z, self.log_factors()))
-                if local
-                else {}
-            )
+            ordered = self._ordered(z, repeated, self.log_factors())
+            joined = moves.join(self.model, self.blocks, graph, ordered) if local else {}
             m, T = self.log_factors(), self.model.n_spatial
             used = self._used(m)
             used[list(joined)] = True  # with what the field leaves to deviations
             spatial = [k for k in range(T) if used[k]]
-            ordered = [k for k in self._ordered(z, m) if used[k]] if local and T else []
+            ordered = self._ordered(z, repeated, m) if local and T else []
+            ordered = [k for k in ordered if used[k]]
             chosen = _most_ordered([*spatial, *ordered], rank, most_spatial)
             spatial, promoted = [k for k in chosen if k < T], [k for k in chosen if k >= T]
             if promoted or not all(used):
@@ -338,8 +335,7 @@ class _Fit:
         """Share [K] of the expected counts that are of each factor, in the modality that has most of it."""
         return standing.shares(self.model, self._tensor(m)).amax(0).cpu().numpy()
 
-    def _ordered(self, z: np.ndarray, m: np.ndarray, mixed: float = MIXED) -> list[int]:
+    def _ordered(self, z: np.ndarray, repeated: np.ndarray, m: np.ndarray) -> list[int]:
         """Nonspatial factors in use with clear spatial order, the clearest first."""
-        used, T = self._used(m), self.model.n_spatial
-        clear = clear_z(z[:T], mixed)
-        return [int(k) for k in np.argsort(-z) if k >= T and z[k] > clear and used[k]]
+        clear = clear_order(z, repeated, self.model.n_spatial) & self._used(m)
+        return [int(k) for k in np.argsort(-z) if clear[k]]

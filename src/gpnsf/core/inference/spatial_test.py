@@ -31,10 +31,8 @@ from gpnsf.core.types import Dataset, View
 __all__ = [
     "CLEAR_Z",
     "MIN_Z",
-    "MIXED",
-    "TRIED",
     "SpatialTest",
-    "clear_z",
+    "clear_order",
     "halves",
     "passed",
     "spatial_test",
@@ -42,9 +40,10 @@ __all__ = [
 
 MIN_Z = 3.0  # above which a factor counts as spatial
 CLEAR_Z = 6.0  # above which a factor shows that the data are not too shallow to judge each alone
-# of the order of spatial factors, that others can have by what these leave over in shallow data,
-# and by what they hold of them in deep data: with many factors too many, and at most with few
-INHERITED, MIXED, TRIED = 1 / 3, 1 / 4, 1 / 6
+# of the order of spatial factors, that others can have by what these leave over
+INHERITED = 1 / 3
+# of what both halves say of the same spots, that is order because a factor holds some of spatial ones
+MIXED = 1 / 4
 SCATTER = 4.0  # of z over factors with the same order: three standard deviations
 BELOW = 0.6  # share of the z of another factor below which a factor has less because of that one
 # standard deviations of the order that real differences between spots have by chance, taken off z
@@ -80,7 +79,7 @@ class SpatialTest:
         plain, found, T = [], 0, self.n_spatial
         for half, used, repeated in zip(self.z, self.used, self.repeated, strict=True):
             z = np.sqrt(2) * half
-            has_order = np.concatenate([passed(z[:T]), z[T:] > clear_z(z[:T], TRIED)])
+            has_order = np.append(passed(z[:T]), clear_order(z, np.sqrt(2) * repeated, T)[T:])
             plain.append((used & ~has_order & (repeated > CLEAR_Z)).sum())
             found += (used & has_order).sum()
         return len(self.z[0]) - round(np.mean(plain)) if found else self.n_spatial
@@ -92,6 +91,10 @@ class SpatialTest:
         """
         z = self._of_most_alike(self.z, log_factors)
         return z, norm.sf(z)
+
+    def agreement(self, log_factors: np.ndarray) -> np.ndarray:
+        """Z [K] of what the same spots say of the factors in both halves, in the same way."""
+        return self._of_most_alike(self.repeated, log_factors)
 
     def rank(self, log_factors: np.ndarray, size: np.ndarray) -> np.ndarray:
         """Z [K] times how alike the factors are, where z counts once.
@@ -147,19 +150,19 @@ def passed(z: np.ndarray) -> np.ndarray:
     return z > min(MIN_Z, typical - SCATTER)
 
 
-def clear_z(spatial: np.ndarray, mixed: float = MIXED) -> float:
-    """Z above which a nonspatial factor has order of its own, beside spatial ones with z [T].
+def clear_order(z: np.ndarray, repeated: np.ndarray, n_spatial: int) -> np.ndarray:
+    """Which factors [K] show clear order of their own; none of the spatial ones, which come first.
 
-    Where spatial factors are high, the others have less of the counts, and so some of their order;
-    and estimates of factors hold up to a quarter of the order of each other. Before a field is
-    trained, which may come to nothing, a sixth is enough (``mixed=TRIED``): a pattern that gets no
-    field may be lost.
+    Where spatial factors are high, the others have less of the counts, and so some of their order.
+    And factors hold some of each other: then neighbours tell a small part of what the same spots
+    tell in both halves (``repeated``, z [K]).
     """
-    order = spatial[passed(spatial)]
-    if not len(order):
-        return CLEAR_Z
-    typical = float(np.median(order))
-    return max(mixed * typical, min(max(INHERITED * typical, MIN_Z), CLEAR_Z))
+    T = n_spatial
+    spatial = z[:T][passed(z[:T])]
+    typical = float(np.median(spatial)) if len(spatial) else np.inf
+    clear = z > np.maximum(np.clip(INHERITED * typical, MIN_Z, CLEAR_Z), MIXED * repeated)
+    clear[:T] = False
+    return clear
 
 
 def _standard(values: np.ndarray) -> np.ndarray:
