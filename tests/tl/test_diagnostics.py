@@ -76,7 +76,7 @@ def texts(
     weights: dict[str, float] | None = None,
     **params,
 ) -> list[str]:
-    test = {} if z is None else {"z": np.array(z)}
+    test = {} if z is None else {"z": np.array(z), "repeated": np.zeros(len(z))}
     outcome = Outcome(result or posterior(data), record or history(), test, weights or {})
     return warn(data, outcome, Arguments.of(params), scale=100.0)
 
