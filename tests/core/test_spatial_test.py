@@ -235,12 +235,14 @@ def test_factors_pass_alone_or_together(z, expected):
 )
 def test_clear_order_is_relative_to_that_of_fields(spatial, least):
     z = np.array([*spatial, least - 0.1, least + 0.1], float)
-    clear = clear_order(z, np.zeros(len(z)), len(spatial))
+    clear = clear_order(z, z, len(spatial))
     assert clear.tolist() == [False] * len(spatial) + [False, True]
 
 
-def test_order_that_a_factor_holds_of_others_is_little_of_what_its_spots_repeat():
-    z, repeated = np.array([40.0, 44.0, 11.0, 11.0]), np.array([42.0, 45.0, 47.0, 40.0])
+@pytest.mark.parametrize("noise", [1.0, 1.6])
+def test_order_that_a_factor_holds_of_others_is_little_of_what_its_spots_repeat(noise):
+    z = np.array([40.0, 44.0, 13.0, 13.0])
+    repeated = np.array([40.0, 44.0, 40.0, 38.0]) / noise
     assert clear_order(z, repeated, 2).tolist() == [False, False, False, True]
 
 
@@ -319,24 +321,24 @@ def verdict(z, repeated=None, used=None, rows=None, factors=None):
 
 
 @pytest.mark.parametrize(
-    ("z", "repeated", "expected"),
+    ("z", "repeated", "growth", "expected"),
     [
-        (
-            [40, 42, 1, 35],
-            [40, 40, 30, 30],
-            3,
-        ),  # one factor of single spots, one that asks for a field
-        (
-            [40, 42, 1, 2],
-            [40, 40, 30, 2],
-            3,
-        ),  # of two without order one is what a half made of noise
-        ([40, 42, 1, 2], [40, 40, 2, 2], 4),
-        ([0, 1, 0, 1], [9, 9, 9, 9], 3),  # no order at all: as many as the test had
+        # one factor of single spots, one that asks for a field
+        ([40, 42, 1, 35], [40, 40, 30, 30], 2, 3),
+        # of two without order one is what a half made of noise
+        ([40, 42, 1, 2], [40, 40, 30, 2], 8, 3),
+        # both are: they take places where all counts know little more than a half
+        ([40, 42, 1, 2], [40, 40, 2, 2], 8, 4),
+        ([40, 42, 1, 2], [40, 40, 2, 2], 2, 3),
+        # no order at all: as many as the test had
+        ([0, 1, 0, 1], [9, 9, 9, 9], 2, 3),
     ],
 )
-def test_fields_to_begin_with_are_all_but_confirmed_factors_of_single_spots(z, repeated, expected):
-    assert verdict([z, z], [repeated, repeated]).slots == expected
+def test_fields_to_begin_with_are_all_but_confirmed_factors_of_single_spots(
+    z, repeated, growth, expected
+):
+    test = replace(verdict([z, z], [repeated, repeated]), growth=growth)
+    assert test.slots == expected
 
 
 def test_noise_is_what_no_held_out_counts_show():

@@ -157,8 +157,8 @@ def fit(
         always start at the singular value decomposition.
     split
         "tested" (hybrid models only): held-out counts decide. Factors without spatial order there are nonspatial, factors with
-        clear order (z above a third of the median z of the spatial ones, 3 to 6, and above a quarter of the z with which both
-        halves of the counts agree at the same spots) spatial, as far as ``n_spatial`` allows;
+        clear order (z above a third of the median z of the spatial ones, 3 to 6, and beside ``repeated`` more than a third of
+        what it is for the spatial ones) spatial, as far as ``n_spatial`` allows;
         factors of which they show nothing, neither order nor the same in both halves of a spot, are dropped. "assumed": T factors
         are spatial because they were asked to be.
     refine

@@ -42,12 +42,14 @@ MIN_Z = 3.0  # above which a factor counts as spatial
 CLEAR_Z = 6.0  # above which a factor shows that the data are not too shallow to judge each alone
 # of the order of spatial factors, that others can have by what these leave over
 INHERITED = 1 / 3
-# of what both halves say of the same spots, that is order because a factor holds some of spatial ones
-MIXED = 1 / 4
+# of what spatial factors have of it, the share of a factor that is order because it holds some of them
+MIXED = 1 / 3
 SCATTER = 4.0  # of z over factors with the same order: three standard deviations
 BELOW = 0.6  # share of the z of another factor below which a factor has less because of that one
 # standard deviations of the order that real differences between spots have by chance, taken off z
 CHANCE = 2.0
+# nonzero counts over those of a half with which patterns that a half cannot tell are to be expected
+AMPLE = 4.0
 MAX_SPOTS = 5_000
 MAX_NONZEROS = 2_000_000
 SCHEDULE = Schedule(max_steps=60, pick_steps=15, moves=0)
@@ -64,6 +66,7 @@ class SpatialTest:
     repeated: list[np.ndarray]  # z [K] of what the same spots say of the factor in both halves
     used: list[np.ndarray]  # [K] whether the counts of the half ask for the factor
     n_spatial: int  # factors that had a field, the first ones
+    growth: float = 2.0  # nonzero counts of all the data over those of a half
     weights: dict[str, float] = field(default_factory=dict)  # of modalities, where they are found
 
     @property
@@ -71,16 +74,18 @@ class SpatialTest:
         """How many spatial factors a fit should begin with.
 
         All but those without spatial order of which the other half of the counts tells the same, spot
-        by spot: what a half makes of noise takes no place away from a field, which counts that are
-        too few for a spot may still tell.
+        by spot. What a half makes of noise takes no place away from fields that all counts may still
+        tell: where they are many more than those of a half, none at all.
 
         As many as the test itself began with where no factor has order.
         """
         plain, found, T = [], 0, self.n_spatial
+        noise = max(0.0, 1 - self.growth / AMPLE)
         for half, used, repeated in zip(self.z, self.used, self.repeated, strict=True):
             z = np.sqrt(2) * half
             has_order = np.append(passed(z[:T]), clear_order(z, np.sqrt(2) * repeated, T)[T:])
-            plain.append((used & ~has_order & (repeated > CLEAR_Z)).sum())
+            without = used & ~has_order
+            plain.append(np.where(repeated > CLEAR_Z, 1.0, noise)[without].sum())
             found += (used & has_order).sum()
         return len(self.z[0]) - round(np.mean(plain)) if found else self.n_spatial
 
@@ -155,12 +160,15 @@ def clear_order(z: np.ndarray, repeated: np.ndarray, n_spatial: int) -> np.ndarr
 
     Where spatial factors are high, the others have less of the counts, and so some of their order.
     And factors hold some of each other: then neighbours tell a small part of what the same spots
-    tell in both halves (``repeated``, z [K]).
+    tell in both halves (``repeated``, z [K]), beside that of the spatial factors.
     """
-    T = n_spatial
-    spatial = z[:T][passed(z[:T])]
-    typical = float(np.median(spatial)) if len(spatial) else np.inf
-    clear = z > np.maximum(np.clip(INHERITED * typical, MIN_Z, CLEAR_Z), MIXED * repeated)
+    T, share = n_spatial, z / np.maximum(repeated, 1.0)
+    with_order = passed(z[:T])
+    if with_order.any():
+        typical, own = np.median(z[:T][with_order]), np.median(share[:T][with_order])
+        clear = (z > np.clip(INHERITED * typical, MIN_Z, CLEAR_Z)) & (share > MIXED * own)
+    else:
+        clear = z > CLEAR_Z
     clear[:T] = False
     return clear
 
@@ -228,7 +236,7 @@ def spatial_test(
         repeated.append(_repeated(one, other, fitted))
     growth = dataset.nnz / max(1.0, (parts[0].nnz + parts[1].nnz) / 2)
     found = weights(said, growth) if said else {}
-    return SpatialTest(rows, factors, z, repeated, used, n_spatial, found)
+    return SpatialTest(rows, factors, z, repeated, used, n_spatial, growth, found)
 
 
 def halves(dataset: Dataset, rng: np.random.Generator) -> tuple[Dataset, Dataset]:
