@@ -73,9 +73,10 @@ def smoothed_nmf(data, n_neighbors: int, seed: int) -> tuple[np.ndarray, float]:
 def draw(fitted, regions: np.ndarray, key: str) -> None:
     """The figures of the docs: the spatial factors of one fit, and its domains beside the regions."""
     domains(fitted, regions, key=key)
+    names = [name for name in fitted.uns[key]["factor_names"] if name.startswith("spatial")]
     given = {"key": key, "return_fig": True}
     figures = {
-        "cortex_factors": gpnsf.pl.spatial_factors(fitted, scale="sqrt", **given),
+        "cortex_factors": gpnsf.pl.spatial_factors(fitted, factors=names, scale="sqrt", **given),
         "cortex_domains": gpnsf.pl.domains(fitted, **given),
         "cortex_regions": gpnsf.pl.domains(fitted, key_added="region", **given),
     }
