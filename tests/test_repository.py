@@ -6,6 +6,8 @@ import re
 import tomllib
 from pathlib import Path
 
+from faults import FAULTS
+
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 SOURCE = ROOT / "src" / "gpnsf"
@@ -14,6 +16,13 @@ WORKFLOWS = {
     path.name: path.read_text(encoding="utf-8")
     for path in sorted((ROOT / ".github" / "workflows").glob("*.yaml"))
 }
+
+
+def test_faults_can_still_be_put_in():
+    sources = {fault.path: (SOURCE / fault.path).read_text(encoding="utf-8") for fault in FAULTS}
+    assert not [fault.old for fault in FAULTS if sources[fault.path].count(fault.old) != 1]
+    tests = {name for fault in FAULTS for name in fault.tests}
+    assert not [name for name in tests if not (ROOT / "tests" / name).exists()]
 
 
 def test_actions_are_named_by_commit_and_workflows_may_only_read():
