@@ -59,8 +59,8 @@ print(title, {name: modality.shape for name, modality in mdata.mod.items()})
 # ## Quality control
 #
 # Each modality has its own quality control, and a spot has to pass both. The spots of this file were put together from cells that had passed
-# before, so nothing has to go: the poorest spot, a single small cell, has 77 RNA counts and 17 fragments. With your own section, look at this table
-# first and set the two limits below. Counts stay raw.
+# before, so nothing has to go: each spot has at least 77 RNA counts and 17 fragments. With your own section, look at this table first and set the two
+# limits below. Counts stay raw.
 
 # %%
 for modality in mdata.mod.values():
@@ -101,11 +101,11 @@ print(*mdata.uns["gpnsf"]["factor_names"])
 #   `likelihoods={"atac": "poisson"}` would keep it.
 # - *weight of atac*: the modalities weigh by what held-out counts confirm of their loadings, genes 1 and peaks .14. Most of what 2,000 sparse peaks
 #   seem to say is noise, so the factors follow the genes, and the peaks help. Nothing has to be done.
-# - *The field keeps 67 % of the prior variance* of three factors, among them the two glia below. Their length scales are hardly longer than the
-#   distance of two spots (60 µm), so the smooth field cannot follow them, and takes for noise of single spots what it misses. The message says what
-#   to do: compare with a fit with `field="inducing"`. We did so with an earlier version of this fit. It took eight times as long, so it is not
-#   repeated here. The two glia lay in the same spots (correlations of 1.00 and .99), but with length scales two to three times as long. So we trust
-#   the maps, and quote no length scale of these factors.
+# - *The field keeps 67 % of the prior variance* of three factors, among them the two glia below. The length scales of the glia (80 and 68 µm) are
+#   hardly longer than the distance of two spots (60 µm), so the smooth field cannot follow them, and takes for noise of single spots what it misses.
+#   The message says what to do: compare with a fit with `field="inducing"`. We did so with an earlier version of this fit. It took eight times as
+#   long, so it is not repeated here. The two glia lay in the same spots (correlations of 1.00 and .99), but with length scales two to three times
+#   as long. So we trust the maps, and do not read the length scales of these factors.
 #
 # ## The factors
 
@@ -218,7 +218,8 @@ gpnsf.pl.links(mdata, "Mbp" if there else near["gene"][0], annotation=places, mi
 #
 # ## Domains and the known layers
 #
-# Spots whose expected expression is alike make a domain. We ask for eight, since the section has eight annotated regions.
+# Spots whose expected expression is alike make a domain, and a spot between two domains goes with its neighbours. We ask for eight, since the
+# section has eight annotated regions.
 
 # %%
 gpnsf.tl.domains(mdata, n_domains=8)
@@ -236,11 +237,11 @@ plt.show()
 pd.crosstab(labels["region"], labels["gpnsf_domain"])
 
 # %% [markdown]
-# Layers 2-3, 4, 5 and 6 and white matter each have a domain that holds most of their spots. That of layer 5, the thin band, is the least sure: of
-# its spots nearly half are of other regions, mostly of layer 6. What is not found: *lateral*, *medial* and *3-4*, which hold the same types of
-# neurons, so nothing tells them apart. One domain lies along the edge of white matter and reaches into layer 6, and that of the surface has spots
-# in white matter as well: astrocytes are in both places, as the map of their factor shows. The index counts all of that as errors. Annotations were
-# drawn as closed regions; domains follow counts.
+# Layers 2-3, 4, 5 and 6, white matter and the surface (*Pia Layer 1*) each have a domain that holds most of their spots. That of layer 5, the thin
+# band, is the least sure: four in ten of its spots are of other regions, mostly of layer 6. What is not found: *lateral*, *medial* and *3-4*, which
+# hold the same types of neurons, so nothing tells them apart. The thin left end of white matter is a domain of its own (7), and a few spots of the
+# surface are another one (8). The domain of the surface (6) has spots in white matter as well: astrocytes are in both places, as the map of their
+# factor shows. The index counts all of that as errors. Annotations were drawn by region; domains follow counts and neighbours.
 #
 # ## On with squidpy
 #
@@ -257,9 +258,8 @@ pd.DataFrame(z, index=domain, columns=domain).round(0)
 
 # %% [markdown]
 # A positive z says that two domains touch more often than if their labels were shuffled. On the diagonal all are: domains hold together. Beside it,
-# layers have negative values even with the layer next to them, since they meet along one line only. The positive ones are of domains whose spots
-# are mixed: the edge of white matter with white matter and with layer 6, and the two at the surface with each other. One of these two also lies
-# within layers 2-3, so it has small positive values with their domain.
+# layers have negative values even with the layer next to them, since they meet along one line only. The positive ones are small, and are
+# those of the two smallest domains: 7 lies along layer 6 (domain 3), and 8 along layers 2-3 (domain 1).
 #
 # How smooth is each factor? Moran's I is 1 where neighbours are equal and 0 where they know nothing of each other.
 

@@ -122,7 +122,7 @@ for model in ("fa", "pnmf", "rsf", "nsf"):
     fit(quilt, model, 4)
 
 # %% [markdown]
-# Most of these lines say how long a fit took. For PNMF the last stage was set back to its best step, because its
+# Half of these lines say how long a fit took. For PNMF the last stage was set back to its best step, because its
 # objective (the value that a fit maximises) ended slightly lower than it began: by 3, at 389,484. Nothing needs to be
 # done. For RSF the third field (the smooth map behind a spatial factor) is a little too rough for the grid: 11 % of
 # its variance is lost and counts as noise of single spots. The last note says that NSF has some factors at the end of

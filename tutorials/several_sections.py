@@ -140,7 +140,7 @@ between_sections(cancer, "section", "corrected")
 # %% [markdown]
 # The message concerns one factor, the field of which misses a tenth of its variance: its finest details count as noise of single spots.
 #
-# The largest factor is now much more even, with .03 of its variance between sections in place of .26, and no factor has more than .04.
+# The largest factor is now much more even, with .03 of its variance between sections in place of .26, and no factor has more.
 #
 # Are these still the same factors? The cosine of their loadings, without the key in rows and with it in columns, says so: each has its counterpart,
 # at .97 or more. The programmes are the same; what has changed is how much of each a section has.
@@ -201,9 +201,9 @@ pd.concat(
 # %% [markdown]
 # Each fit numbers its domains by size, so domain 1 on the left is not domain 1 on the right. Compare the sections
 # within the left half, then within the right half. Without the key, the two largest domains trade places from L1 to
-# L4 (115 and 30 spots against 50 and 126). With it, domains 2, 3 and 4 have 36 to 63 spots in every section. But domain
-# 1 still grows from 44 spots in L1 to 107 in L4, and domain 5 shrinks from 60 to 10. In the map, these two are mixed
-# in the lower half of L1, and in L4 domain 1 is one block there. So part of
+# L4: domain 1 goes from 22 spots to 143, domain 2 from 117 to 44. With it, domains 2, 3 and 4 have 23 to 71 spots in
+# every section. But domain 1 still grows from 48 spots in L1 to 113 in L4, and domain 5 has 65 spots in L1 and none in
+# L4. In the map, these two share the lower half of L1, and in L4 domain 1 is one block there. So part of
 # the difference is still there when genes have been corrected, and may be tissue.
 #
 # ## A new section at the factors of an old one
@@ -316,8 +316,8 @@ plt.show()
 # An index of about .2 is low, and the figure shows why. The experts' medulla (cords and sinuses, more than half of all spots) is a fine mesh that
 # they saw in the stained tissue; spots of 55 µm with 31 proteins do not resolve it, and the domains divide the medulla into large areas instead.
 # Cortex and the fat outside the capsule are found, each in pieces. Other methods are also weak on these proteins.
-# Clusters of principal components reach .11 to .15, and clusters of KL-NMF (nonnegative factorization without
-# coordinates) .16 to .17 ([benchmarks](../benchmarks.md#proteins-of-two-lymph-node-sections)). In the comparison with
+# Clusters of principal components reach .12 to .14, and clusters of KL-NMF (nonnegative factorization without
+# coordinates) .14 to .16 ([benchmarks](../benchmarks.md#proteins-of-two-lymph-node-sections)). In the comparison with
 # other tools, KL-NMF is ahead of gpnsf (.23 and .20, [peers](../benchmarks.md#peers)). The second section, which was
 # projected, is
 # divided no worse than the one that was fitted.
