@@ -114,9 +114,9 @@ def fit(
             run.judge(found, most)
         run.settle()
         if found is not None:
-            z, p = found.matched(run.log_factors())
-            repeated = found.agreement(run.log_factors())
-            rank = found.rank(run.log_factors(), run.sizes())
+            m = run.log_factors()
+            z, p = found.matched(m)
+            repeated, rank = found.agreement(m), found.rank(m, run.sizes(m))
         progress.stage("refining observations" if refine else "summing up")
         log_factors = run.end(z, repeated, rank, most, local=refine)
     except KeyboardInterrupt:
@@ -164,10 +164,9 @@ class _Fit:
         """Means [N, K] of the log factors."""
         return standing.log_factors(self.model, self.blocks).cpu().numpy()
 
-    def sizes(self) -> np.ndarray:
-        """Shares [K] of the expected counts that are of each factor, added over modalities."""
-        m = self._tensor(self.log_factors())
-        return standing.shares(self.model, m).sum(0).cpu().numpy()
+    def sizes(self, m: np.ndarray) -> np.ndarray:
+        """Shares [K] of the expected counts that are of each factor [N, K], added over modalities."""
+        return standing.shares(self.model, self._tensor(m)).sum(0).cpu().numpy()
 
     def begin(self, n_spatial: int, init: str, checkpoint: Checkpoint | None) -> None:
         """The first climb, from a kind of start; large data begin at a smaller fit."""
@@ -237,7 +236,7 @@ class _Fit:
             )
             promoted = [k for k, own in zip(promoted, order, strict=True) if own > TRAINED]
         both = [*spatial, *promoted]
-        chosen = _most_ordered(both, test.rank(m, self.sizes()), most_spatial)
+        chosen = _most_ordered(both, test.rank(m, self.sizes(m)), most_spatial)
         noise = test.noise(m) if self.model.has_posterior else np.zeros(len(z), bool)
         others = [k for k in range(len(z)) if k not in chosen and not noise[k]]
         if chosen == list(range(T)) and len(others) == len(z) - T:
@@ -252,7 +251,7 @@ class _Fit:
         )
         logger.info("%d factors are left out, since held-out counts show nothing of them", n_noise)
         if not chosen and not others:
-            others = [int(self.sizes().argmax())]
+            others = [int(self.sizes(m).argmax())]
         self._regroup([*chosen, *others], len(chosen), m)
         self._go_on()
 
@@ -289,8 +288,10 @@ class _Fit:
         adopted: dict[int, moves.Adopted] = {}
         if self.model.has_posterior:
             graph = standing.neighbours(self.blocks)
-            ordered = self._ordered(z, repeated, self.log_factors())
-            joined = moves.join(self.model, self.blocks, graph, ordered) if local else {}
+            joined: dict[int, moves.Adopted] = {}
+            if local:
+                ordered = self._ordered(z, repeated, self.log_factors())
+                joined = moves.join(self.model, self.blocks, graph, ordered)
             m, T = self.log_factors(), self.model.n_spatial
             used = self._used(m)
             used[list(joined)] = True  # with what the field leaves to deviations

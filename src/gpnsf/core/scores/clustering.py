@@ -77,15 +77,15 @@ def smoothed(
         chosen = np.eye(K)[labels]  # [N, K]
         centres = chosen.T @ points / chosen.sum(axis=0)[:, None]
         # squared distances [N, K] but for a part that is the same for all clusters
-        apart = (centres**2).sum(axis=1) - 2 * points @ centres.T
+        distance = (centres**2).sum(axis=1) - 2 * points @ centres.T
         if not scale:
-            nearest = np.partition(apart, 1, axis=1)
+            nearest = np.partition(distance, 1, axis=1)
             scale = max(float(np.median(nearest[:, 1] - nearest[:, 0])), np.finfo(float).tiny)
         alike = graph @ chosen
-        energy = float((chosen * (apart / scale - smoothness / 2 * alike)).sum())
+        energy = float((chosen * (distance / scale - smoothness / 2 * alike)).sum())
         if energy < lowest:
             best, lowest = labels, energy
-        last, labels = labels, (apart / scale - smoothness * alike).argmin(axis=1)
+        last, labels = labels, (distance / scale - smoothness * alike).argmin(axis=1)
         if (labels == last).all() or len(np.unique(labels)) < K:
             break
     return _by_size(best)
