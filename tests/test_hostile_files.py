@@ -13,6 +13,7 @@ from typing import Any
 
 import anndata as ad
 import h5py
+import matplotlib.pyplot as plt
 import mudata as md
 import numpy as np
 import pytest
@@ -396,10 +397,12 @@ def test_an_undamaged_fit_is_refused_by_nobody(field):
     assert refusals(data, {**READERS, **FIGURES}) == set()
 
 
-@pytest.mark.broad(60)
-@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: f"{damage.name} ({damage.field})")
-def test_damage_is_refused_by_those_whom_it_concerns(damage):
-    assert refusals(damaged(damage), READERS) >= damage.refused_by
+@pytest.mark.broad(1)
+@pytest.mark.parametrize("part", range(4))
+def test_damage_is_refused_by_those_whom_it_concerns(part, subtests):
+    for damage in DAMAGES[part::4]:
+        with subtests.test(damage.name, field=damage.field):
+            assert refusals(damaged(damage), READERS) >= damage.refused_by
 
 
 @pytest.mark.parametrize("field", ["hilbert", "inducing"])
@@ -414,20 +417,21 @@ def test_a_field_is_rebuilt_from_sound_states_only(field):
             restore_field({**sound, key: object()})
 
 
-@pytest.mark.broad(5)
-@pytest.mark.parametrize("damage", FIGURE_DAMAGES, ids=lambda damage: damage.name)
-def test_figures_refuse_what_they_cannot_draw(damage):
-    assert refusals(damaged(damage), FIGURES) >= damage.refused_by
+@pytest.mark.broad(1)
+@pytest.mark.parametrize("part", range(6))
+def test_figures_refuse_what_they_cannot_draw(part, subtests):
+    for damage in FIGURE_DAMAGES[part::6]:
+        with subtests.test(damage.name):
+            assert refusals(damaged(damage), FIGURES) >= damage.refused_by
+            plt.close("all")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "damage",
-    [damage for damage in DAMAGES if damage.refused_by not in (ALL, PREDICT)][::3],
-    ids=lambda damage: damage.name,
-)
-def test_no_figure_breaks_on_damage_that_is_not_for_everybody(damage):
-    refusals(damaged(damage), FIGURES)
+def test_no_figure_breaks_on_damage_that_is_not_for_everybody(subtests):
+    for damage in [one for one in DAMAGES if one.refused_by not in (ALL, PREDICT)][::3]:
+        with subtests.test(damage.name):
+            refusals(damaged(damage), FIGURES)
+            plt.close("all")
 
 
 # ---- names ----------------------------------------------------------------------------------------------------------
@@ -584,35 +588,37 @@ def sound(tmp_path_factory) -> Path:
     return write(fit_of("hilbert").copy(), tmp_path_factory.mktemp("fits") / "fit.h5ad")
 
 
-@pytest.mark.parametrize("damage", FILES, ids=lambda damage: damage.__name__)
-def test_the_command_line_says_that_a_file_is_damaged(damage, sound, tmp_path, capsys):
+def test_the_command_line_says_that_a_file_is_damaged(subtests, sound, tmp_path, capsys):
     path, coords = tmp_path / "fit.h5ad", tmp_path / "coords.csv"
-    path.write_bytes(sound.read_bytes())
     coords.write_text("x,y\n1,1\n")
-    damage(path)
-    before = sorted(tmp_path.rglob("*"))
-    for arguments in (
-        ["predict", path, coords, tmp_path / "out.h5ad", "--library", "a"],
-        ["plot", path, tmp_path / "figures"],
-    ):
-        assert cli.main([str(argument) for argument in arguments]) == 2
-        printed = capsys.readouterr()
-        assert not printed.out
-        assert re.match(rf"gpnsf {arguments[0]}: Expected a readable h5ad file; got ", printed.err)
-        assert "Traceback" not in printed.err
-    assert sorted(tmp_path.rglob("*")) == before
+    for damage in FILES:
+        path.write_bytes(sound.read_bytes())
+        damage(path)
+        for arguments in (
+            ["predict", path, coords, tmp_path / "out.h5ad", "--library", "a"],
+            ["plot", path, tmp_path / "figures"],
+        ):
+            with subtests.test(damage.__name__, command=arguments[0]):
+                assert cli.main([str(argument) for argument in arguments]) == 2
+                printed = capsys.readouterr()
+                assert not printed.out
+                begin = f"gpnsf {arguments[0]}: Expected a readable h5ad file; got "
+                assert printed.err.startswith(begin)
+                assert "Traceback" not in printed.err
+                assert sorted(tmp_path.rglob("*")) == [coords, path]
 
 
-@pytest.mark.parametrize(
-    "damage", [in_h5(words_for_counts), in_h5(stray_indices)], ids=lambda damage: damage.__name__
-)
-def test_damaged_counts_are_refused_before_compiled_code_sees_them(damage, sound, tmp_path, capsys):
+def test_damaged_counts_are_refused_before_compiled_code_sees_them(
+    subtests, sound, tmp_path, capsys
+):
     path = tmp_path / "fit.h5ad"
-    path.write_bytes(sound.read_bytes())
-    damage(path)
-    assert cli.main(["fit", str(path), str(tmp_path / "out.h5ad"), "--n-factors", "2"]) == 2
-    assert re.match(r"gpnsf fit: Expected .*; got ", capsys.readouterr().err, re.DOTALL)
-    assert not (tmp_path / "out.h5ad").exists()
+    for damage in (in_h5(words_for_counts), in_h5(stray_indices)):
+        with subtests.test(damage.__name__):
+            path.write_bytes(sound.read_bytes())
+            damage(path)
+            assert cli.main(["fit", str(path), str(tmp_path / "out.h5ad"), "--n-factors", "2"]) == 2
+            assert re.match(r"gpnsf fit: Expected .*; got ", capsys.readouterr().err, re.DOTALL)
+            assert not (tmp_path / "out.h5ad").exists()
 
 
 # ---- nothing in a file is run ---------------------------------------------------------------------------------------
@@ -667,9 +673,8 @@ def test_nothing_in_the_package_turns_data_into_code():
     assert not {name: calls for name, calls in found.items() if calls}
 
 
-@pytest.mark.parametrize(
-    "source",
-    [
+def test_the_search_sees_what_it_looks_for(subtests):
+    for source in (
         "import pickle",
         "def f():\n    from joblib import load",
         "from torch import load",
@@ -681,8 +686,7 @@ def test_nothing_in_the_package_turns_data_into_code():
         "yaml.load(text)",
         "pandas.read_pickle(path)",
         "import marshal, shelve",
-    ],
-)
-def test_the_search_sees_what_it_looks_for(source):
-    assert runs(ast.parse(source))
-    assert not runs(ast.parse(f"# {source!r}\ntext = {source!r}"))
+    ):
+        with subtests.test(source):
+            assert runs(ast.parse(source))
+            assert not runs(ast.parse(f"# {source!r}\ntext = {source!r}"))

@@ -10,11 +10,12 @@ import math
 import re
 import zipfile
 from functools import cache
-from itertools import groupby
+from itertools import groupby, product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -383,36 +384,32 @@ def test_a_file_holds_numbers_and_json_only(path):
     assert facts["fingerprint"]["spatial.field.kernel_name"] == "matern32"
 
 
-@pytest.mark.parametrize(
-    ("name", "error", "found"),
-    [
+def test_a_place_that_cannot_be_written_is_refused_at_once(subtests, tmp_path):
+    (tmp_path / "file").touch()
+    for name, error, found in (
         ("", IsADirectoryError, "Is a directory"),
         ("missing/fit.npz", FileNotFoundError, "No such file or directory"),
         ("file/fit.npz", NotADirectoryError, "Not a directory"),
         ("n" * 300, OSError, "File name too long"),
         ("a\0b", ValueError, "null"),
-    ],
-)
-def test_a_place_that_cannot_be_written_is_refused_at_once(name, error, found, tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(
-        error, match=rf"Expected `checkpoint` to be a file.*; got .*{found}.*\. Name a file in"
     ):
-        Checkpoint(tmp_path / name)
-    assert [file.name for file in tmp_path.iterdir()] == ["file"]
+        pattern = rf"Expected `checkpoint` to be a file.*; got .*{found}.*\. Name a file in"
+        with subtests.test(name=name):
+            with pytest.raises(error, match=pattern):
+                Checkpoint(tmp_path / name)
+            assert [file.name for file in tmp_path.iterdir()] == ["file"]
 
 
-@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.ENOSPC])
-def test_a_directory_without_permission_or_room_is_refused_at_once(number, path, monkeypatch):
-    def refuse(*_: Any) -> None:
-        raise OSError(number, errno.errorcode[number])
-
-    monkeypatch.setattr(Path, "write_bytes", refuse)
-    with pytest.raises(
-        OSError, match=f"to be a file that can be written; got '.*' .{errno.errorcode[number]}."
-    ) as caught:
-        Checkpoint(path)
-    assert isinstance(caught.value, PermissionError) == (number == errno.EACCES)
+def test_a_directory_without_permission_or_room_is_refused_at_once(subtests, path):
+    for number in (errno.EACCES, errno.EROFS, errno.ENOSPC):
+        with subtests.test(number=number):
+            name = errno.errorcode[number]
+            with (
+                patch.object(Path, "write_bytes", side_effect=OSError(number, name)),
+                pytest.raises(OSError, match=f"that can be written; got '.*' .{name}.") as caught,
+            ):
+                Checkpoint(path)
+            assert isinstance(caught.value, PermissionError) == (number == errno.EACCES)
 
 
 # ---- files of other fits --------------------------------------------------------------------------------------------
@@ -542,19 +539,23 @@ def test_a_sound_file_is_read(path, content):
     assert state.starts.keys() <= {"smooth_0", "smooth_0.06", "smooth_0.1"}
 
 
-@pytest.mark.parametrize("share", [0.0, 0.001, 0.1, 0.5, 0.9, 0.99, 0.9999])
-def test_a_truncated_file_is_refused(share, path, content):
-    path.write_bytes(content[: int(share * len(content))])
-    assert "is not one or is damaged" in refused(path)
+def test_a_truncated_file_is_refused(subtests, path, content):
+    for share in (0.0, 0.001, 0.1, 0.5, 0.9, 0.99, 0.9999):
+        with subtests.test(share=share):
+            path.write_bytes(content[: int(share * len(content))])
+            assert "is not one or is damaged" in refused(path)
 
 
-@pytest.mark.parametrize(
-    "other",
-    [b"hello", b"PK\x03\x04" + bytes(100), b"\x89HDF\r\n\x1a\n" + bytes(1000), bytes(10**5)],
-)
-def test_another_kind_of_file_is_refused(other, path):
-    path.write_bytes(other)
-    refused(path)
+def test_another_kind_of_file_is_refused(subtests, path):
+    for other in (
+        b"hello",
+        b"PK\x03\x04" + bytes(100),
+        b"\x89HDF\r\n\x1a\n" + bytes(1000),
+        bytes(10**5),
+    ):
+        with subtests.test(other=other):
+            path.write_bytes(other)
+            refused(path)
 
 
 def test_flipped_bits_never_crash(path, content):
@@ -598,12 +599,9 @@ def header(text: str) -> bytes:
     return b"\x93NUMPY\x01\x00" + len(padded).to_bytes(2, "little") + padded.encode() + bytes(4)
 
 
-@pytest.mark.parametrize(
-    "name", ["facts", "walk.here", "walk.best", "moments", "counts", "random", "random_cuda"]
-)
-@pytest.mark.parametrize(
-    "replacement",
-    [
+def test_a_hostile_array_is_refused(subtests, path, content):
+    names = "facts", "walk.here", "walk.best", "moments", "counts", "random", "random_cuda"
+    replacements = (
         None,
         b"",
         b"not an array",
@@ -612,19 +610,16 @@ def header(text: str) -> bytes:
         npy(np.array(["text"])),
         npy(np.array([{"a": 1}], dtype=object), allow_pickle=True),
         header("{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000,), }"),
-        header(
-            "{'descr': '|u1', 'fortran_order': False, 'shape': (99999999999999999999999999,), }"
-        ),
+        header(f"{{'descr': '|u1', 'fortran_order': False, 'shape': ({'9' * 26},), }}"),
         header("{'descr': '<f4', 'fortran_order': False, 'shape': (-1, -1), }"),
         header("{'descr': '|O', 'fortran_order': False, 'shape': (1,), }"),
         header("__import__('os').system('false')"),
         header("(" * 100),
-    ],
-    ids=range(13),
-)
-def test_a_hostile_array_is_refused(name, replacement, path, content):
-    path.write_bytes(rewritten(content, name, replacement))
-    refused(path)
+    )
+    for name, replacement in product(names, replacements):
+        with subtests.test(name=name, replacement=replacement):
+            path.write_bytes(rewritten(content, name, replacement))
+            refused(path)
 
 
 def test_a_compressed_file_is_refused_before_it_is_unpacked(path, content):
@@ -633,18 +628,18 @@ def test_a_compressed_file_is_refused_before_it_is_unpacked(path, content):
     assert "is compressed" in refused(path)
 
 
-@pytest.mark.parametrize("name", ["walk.here", "moments"])
-def test_numbers_that_are_not_finite_are_refused(name, path, content):
-    with np.load(io.BytesIO(content)) as archive:
-        array = archive[name]
-    array.flat[5] = np.nan
-    path.write_bytes(rewritten(content, name, npy(array)))
-    assert f"{name} is not finite" in refused(path)
+def test_numbers_that_are_not_finite_are_refused(subtests, path, content):
+    for name in ("walk.here", "moments"):
+        with subtests.test(name=name):
+            with np.load(io.BytesIO(content)) as archive:
+                array = archive[name]
+            array.flat[5] = np.nan
+            path.write_bytes(rewritten(content, name, npy(array)))
+            assert f"{name} is not finite" in refused(path)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
+def test_facts_of_the_wrong_kind_are_refused(subtests, path, content):
+    changes = (
         lambda facts: facts.pop("walk"),
         lambda facts: facts.pop("fingerprint"),
         lambda facts: facts.update(fingerprint=[1]),
@@ -666,21 +661,19 @@ def test_numbers_that_are_not_finite_are_refused(name, path, content):
         lambda facts: facts["walk"].update(halvings=-5000),
         lambda facts: facts["walk"].update(halvings=0.5),
         lambda facts: facts["walk"].update(more=1),
-    ],
-    ids=range(21),
-)
-def test_facts_of_the_wrong_kind_are_refused(change, path, content):
-    with np.load(io.BytesIO(content)) as archive:
-        facts = json.loads(archive["facts"].tobytes())
-    change(facts)
-    text = np.frombuffer(json.dumps(facts).encode(), dtype=np.uint8)
-    path.write_bytes(rewritten(content, "facts", npy(text)))
-    refused(path)
+    )
+    for number, change in enumerate(changes):
+        with subtests.test(number=number):
+            with np.load(io.BytesIO(content)) as archive:
+                facts = json.loads(archive["facts"].tobytes())
+            change(facts)
+            text = np.frombuffer(json.dumps(facts).encode(), dtype=np.uint8)
+            path.write_bytes(rewritten(content, "facts", npy(text)))
+            refused(path)
 
 
-@pytest.mark.parametrize(
-    "text", [b"", b"[]", b"7", b"{", b"[" * 10**5, b"\xff", b'{"fingerprint": {"format": 1}}']
-)
-def test_text_of_the_wrong_kind_is_refused(text, path, content):
-    path.write_bytes(rewritten(content, "facts", npy(np.frombuffer(text, dtype=np.uint8))))
-    assert len(re.sub(r"'.*fit.npz'", "", refused(path))) < 800
+def test_text_of_the_wrong_kind_is_refused(subtests, path, content):
+    for text in (b"", b"[]", b"7", b"{", b"[" * 10**5, b"\xff", b'{"fingerprint": {"format": 1}}'):
+        with subtests.test(text=text):
+            path.write_bytes(rewritten(content, "facts", npy(np.frombuffer(text, dtype=np.uint8))))
+            assert len(re.sub(r"'.*fit.npz'", "", refused(path))) < 800

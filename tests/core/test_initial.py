@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -25,24 +26,24 @@ NAMES = {
     "spot": ["spot"],
     "random": ["random"],
 }
-each_kind = pytest.mark.parametrize("kind", NAMES)
 
 
 def starts(dataset: Dataset, n_factors: int = 3, n_spatial: int = 2, **options) -> list[Start]:
     return list(initial.starts(dataset, n_factors, n_spatial, **options))
 
 
-@pytest.mark.broad(1)
-@each_kind
-def test_each_kind_has_its_starts(kind):
-    assert [start.name for start in starts(toy_dataset(TWO), kinds=[kind])] == NAMES[kind]
+def test_each_kind_has_its_starts(subtests):
+    for kind in NAMES:
+        with subtests.test(kind=kind):
+            assert [start.name for start in starts(toy_dataset(TWO), kinds=[kind])] == NAMES[kind]
 
 
-@pytest.mark.parametrize(
-    ("kind", "expected"), [("auto", ["spot"]), ("smooth", ["spot"]), ("random", ["random"])]
-)
-def test_without_spatial_factors_nothing_is_smoothed(kind, expected):
-    assert [start.name for start in starts(toy_dataset(TWO), n_spatial=0, kinds=[kind])] == expected
+def test_without_spatial_factors_nothing_is_smoothed(subtests):
+    for kind, expected in (("auto", ["spot"]), ("smooth", ["spot"]), ("random", ["random"])):
+        with subtests.test(kind=kind):
+            assert [
+                start.name for start in starts(toy_dataset(TWO), n_spatial=0, kinds=[kind])
+            ] == expected
 
 
 def test_shallow_counts_get_more_bandwidths(monkeypatch):
@@ -57,70 +58,75 @@ def test_many_spots_get_two_starts(monkeypatch):
     assert [start.name for start in starts(toy_dataset(TWO))] == ["smooth_0", "spot"]
 
 
-@pytest.mark.broad(12)
-@each_kind
-@pytest.mark.parametrize("n_spatial", [0, 1, 2, 3])
-@pytest.mark.parametrize(
-    ("n_libraries", "missing", "n_dims"), [(1, 0, 2), (2, 9, 2), (1, 0, 1), (1, 5, 3)]
-)
-def test_a_start_is_legal(kind, n_spatial, n_libraries, missing, n_dims):
-    dataset = toy_dataset(TWO, n_libraries=n_libraries, missing=missing, n_dims=n_dims)
-    for start in starts(dataset, n_spatial=n_spatial, kinds=[kind]):
-        assert start.factors.shape == (60, 3)
-        assert start.factors.dtype == np.float32
-        assert (start.factors > 0).all()
-        np.testing.assert_allclose(start.factors.mean(0), 1, rtol=1e-4)
-        for name in TWO:
-            assert start.loadings[name].shape == (10, 4)
-            assert np.isfinite(start.loadings[name]).all()
-            assert (start.loadings[name] >= 0).all()
-
-
-@pytest.mark.broad(2)
-@each_kind
-def test_a_start_is_reproducible(kind):
-    dataset = toy_dataset(TWO)
-    before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
-    for one, other in zip(
-        starts(dataset, kinds=[kind]), starts(dataset, kinds=[kind]), strict=True
-    ):
-        np.testing.assert_array_equal(one.factors, other.factors)
-        np.testing.assert_array_equal(one.loadings["atac"], other.loadings["atac"])
-    assert torch.equal(before[0], torch.get_rng_state())
-    np.testing.assert_array_equal(before[1], np.random.get_state()[1])  # noqa: NPY002
-
-
-@pytest.mark.parametrize("kind", ["spot", "random", "smooth"])
-def test_seeds_give_different_starts(kind):
-    first, second = (
-        starts(toy_dataset(TWO), kinds=[kind], seed=seed)[0].factors for seed in (0, 1)
+def test_a_start_is_legal(subtests):
+    data = (
+        {},
+        {"n_dims": 1},
+        {"n_libraries": 2, "missing": 9},
+        {"n_dims": 3, "missing": 5},
     )
-    assert (first != second).any()
+    for kind, (n_spatial, options) in product(NAMES, enumerate(data)):
+        with subtests.test(kind=kind, n_spatial=n_spatial, **options):
+            dataset = toy_dataset(TWO, **options)
+            for start in starts(dataset, n_spatial=n_spatial, kinds=[kind]):
+                assert start.factors.shape == (60, 3)
+                assert start.factors.dtype == np.float32
+                assert (start.factors > 0).all()
+                np.testing.assert_allclose(start.factors.mean(0), 1, rtol=1e-4)
+                for name in TWO:
+                    assert start.loadings[name].shape == (10, 4)
+                    assert np.isfinite(start.loadings[name]).all()
+                    assert (start.loadings[name] >= 0).all()
 
 
-@each_kind
-def test_expected_totals_are_near_the_observed_ones(kind):
+def test_a_start_is_reproducible(subtests):
+    dataset = toy_dataset(TWO)
+    for kind in NAMES:
+        with subtests.test(kind=kind):
+            before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+            for one, other in zip(
+                starts(dataset, kinds=[kind]), starts(dataset, kinds=[kind]), strict=True
+            ):
+                np.testing.assert_array_equal(one.factors, other.factors)
+                np.testing.assert_array_equal(one.loadings["atac"], other.loadings["atac"])
+            assert torch.equal(before[0], torch.get_rng_state())
+            np.testing.assert_array_equal(before[1], np.random.get_state()[1])  # noqa: NPY002
+
+
+def test_seeds_give_different_starts(subtests):
+    for kind in ("spot", "random", "smooth"):
+        with subtests.test(kind=kind):
+            first, second = (
+                starts(toy_dataset(TWO), kinds=[kind], seed=seed)[0].factors for seed in (0, 1)
+            )
+            assert (first != second).any()
+
+
+def test_expected_totals_are_near_the_observed_ones(subtests):
     """Loadings are fitted at the factors, with the constant column beside them."""
     dataset = toy_dataset({"rna": "poisson"})
-    for start in starts(dataset, kinds=[kind]):
-        A = np.column_stack([start.factors, np.ones(60)]) * dataset.views[0].size[:, None]
-        assert (A @ start.loadings["rna"].T).sum() == pytest.approx(
-            dataset.views[0].counts.sum(), rel=0.01
-        )
+    for kind in NAMES:
+        with subtests.test(kind=kind):
+            for start in starts(dataset, kinds=[kind]):
+                A = np.column_stack([start.factors, np.ones(60)]) * dataset.views[0].size[:, None]
+                assert (A @ start.loadings["rna"].T).sum() == pytest.approx(
+                    dataset.views[0].counts.sum(), rel=0.01
+                )
 
 
-@pytest.mark.parametrize("n_spatial", [0, 2])
-def test_signed_models_start_at_the_singular_vectors(n_spatial):
+def test_signed_models_start_at_the_singular_vectors(subtests):
     dataset = toy_dataset({"rna": "gaussian"})
-    (start,) = starts(dataset, n_spatial=n_spatial, nonnegative=False)
-    assert start.name == "svd"
     Y = dataset.views[0].counts.toarray()
     left = np.linalg.svd(Y - Y.mean(0))[0][:, :3]
-    correlation = np.abs(np.corrcoef(left.T, start.factors.T)[:3, 3:])
-    np.testing.assert_allclose(np.sort(correlation.max(1)), 1, atol=1e-3)
-    A = np.column_stack([start.factors, np.ones(60)])
-    residual = Y - A @ start.loadings["rna"].T
-    np.testing.assert_allclose(A.T @ residual, 0, atol=0.05)
+    for n_spatial in (0, 2):
+        with subtests.test(n_spatial=n_spatial):
+            (start,) = starts(dataset, n_spatial=n_spatial, nonnegative=False)
+            assert start.name == "svd"
+            correlation = np.abs(np.corrcoef(left.T, start.factors.T)[:3, 3:])
+            np.testing.assert_allclose(np.sort(correlation.max(1)), 1, atol=1e-3)
+            A = np.column_stack([start.factors, np.ones(60)])
+            residual = Y - A @ start.loadings["rna"].T
+            np.testing.assert_allclose(A.T @ residual, 0, atol=0.05)
 
 
 def test_more_factors_than_singular_vectors_are_filled_up():
@@ -194,17 +200,20 @@ def test_slices_are_not_smoothed_into_each_other():
         assert factor[dataset.library == 0].min() > 3 * factor[dataset.library == 1].max()
 
 
-@pytest.mark.parametrize("kind", ["smooth", "spot"])
-def test_a_start_is_near_a_clear_truth(kind):
+def test_a_start_is_near_a_clear_truth(subtests):
     mdata = ggblocks(n_side=18, n_genes=80, n_peaks=20, seed=1)
     dataset, _ = read.read(
         mdata, Reading(likelihoods="poisson", size_factors=None, modalities=["rna"])
     )
-    truth = mdata.obsm["true_factors"][:, :4]
-    best = max(
-        match_factors(truth, start.factors[:, :4])[1].mean()
-        for start in starts(dataset, 7, 4, kinds=[kind])
-    )
-    assert best > 0.8
-    random = starts(dataset, 7, 4, kinds=["random"])[0]
-    assert match_factors(truth, random.factors[:, :4])[1].mean() < 0.3
+
+    def nearness(kind: str) -> float:
+        truth = mdata.obsm["true_factors"][:, :4]
+        return max(
+            match_factors(truth, start.factors[:, :4])[1].mean()
+            for start in starts(dataset, 7, 4, kinds=[kind])
+        )
+
+    for kind in ("smooth", "spot"):
+        with subtests.test(kind=kind):
+            assert nearness(kind) > 0.8
+    assert nearness("random") < 0.3
