@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import doctest
-import importlib
 import inspect
 import json
 import logging
@@ -19,6 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import pytest
 
 import gpnsf
@@ -51,6 +51,12 @@ def run(code: str) -> str:
 def loaded_by(code: str) -> set[str]:
     """Names of all modules that a fresh interpreter holds after some code."""
     return set(json.loads(run(f"{code}\nimport json, sys\nprint(json.dumps(list(sys.modules)))")))
+
+
+def public(name: str) -> Callable[..., Any]:
+    """The function of a name such as ``tl.fit``."""
+    package, function = name.split(".")
+    return getattr(getattr(gpnsf, package), function)
 
 
 def readme_example(number: int) -> str:
@@ -130,12 +136,8 @@ def test_a_public_name_is_a_function_even_where_its_file_was_imported_first():
     )
 
 
-@pytest.mark.parametrize("name", PUBLIC)
-def test_arguments_after_the_data_are_named(name):
-    package, function = name.split(".")
-    arguments = inspect.signature(getattr(getattr(gpnsf, package), function)).parameters.values()
+def test_arguments_after_the_data_are_named(subtests):
     named = inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD
-    unnamed = [argument.name for argument in arguments if argument.kind not in named]
     more = {
         "pl.links": ["gene"],
         "pl.report": ["path"],
@@ -150,16 +152,17 @@ def test_arguments_after_the_data_are_named(name):
         "tl.project": ["reference"],
         "tl.train_unrolled": ["reference", "truth"],
     }
-    assert unnamed == [*unnamed[:1], *more.get(name, [])]
+    for name in PUBLIC:
+        with subtests.test(name=name):
+            arguments = inspect.signature(public(name)).parameters.values()
+            unnamed = [argument.name for argument in arguments if argument.kind not in named]
+            assert unnamed == [*unnamed[:1], *more.get(name, [])]
 
 
-@pytest.mark.parametrize("package", PACKAGES)
-def test_docstrings_describe_all_arguments_in_their_order(package):
-    names = getattr(gpnsf, package).__all__
-    functions = {name: getattr(getattr(gpnsf, package), name) for name in names}
-    assert {name: _described(function) for name, function in functions.items()} == {
-        name: list(inspect.signature(function).parameters) for name, function in functions.items()
-    }
+def test_docstrings_describe_all_arguments_in_their_order(subtests):
+    for name in PUBLIC:
+        with subtests.test(name=name):
+            assert _described(public(name)) == list(inspect.signature(public(name)).parameters)
 
 
 def _described(function: Callable[..., Any]) -> list[str]:
@@ -180,16 +183,18 @@ def test_every_public_function_is_in_the_documentation():
     assert not [name for name in PUBLIC if f"\n   {name}\n" not in text.replace("    ", "   ")]
 
 
-@pytest.mark.broad(5)
-@pytest.mark.parametrize("name", PUBLIC)
+@pytest.mark.broad(1)
+@pytest.mark.parametrize("part", range(9))
 @pytest.mark.filterwarnings("default")
-def test_the_example_of_a_public_function_runs(name, tmp_path, monkeypatch):
-    package, function = name.split(".")
-    module = importlib.import_module(getattr(getattr(gpnsf, package), function).__module__)
-    monkeypatch.chdir(tmp_path)
-    example = doctest.DocTestFinder(recurse=False).find(getattr(module, function), globs={})[0]
-    assert example.examples, f"gpnsf.{name} has no example"
-    assert doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(example).failed == 0
+def test_the_examples_of_public_functions_run(part, subtests, tmp_path, monkeypatch):
+    for name in PUBLIC[part::9]:
+        with subtests.test(name=name):
+            (tmp_path / name).mkdir()
+            monkeypatch.chdir(tmp_path / name)
+            example = doctest.DocTestFinder(recurse=False).find(public(name), globs={})[0]
+            assert example.examples
+            assert doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(example).failed == 0
+            plt.close("all")
 
 
 def test_the_example_of_the_settings_runs():
@@ -221,9 +226,8 @@ def test_the_readme_names_every_slot():
     assert not [slot for slot in slots if f"`{slot}`" not in text]
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
+def test_a_wrong_setting_is_refused_and_changes_nothing(subtests):
+    for name, value in (
         ("verbosity", "loud"),
         ("verbosity", 1),
         ("progress", 1),
@@ -232,13 +236,12 @@ def test_the_readme_names_every_slot():
         ("device", None),
         ("memory_budget", -1),
         ("memory_budget", "1 GB"),
-    ],
-)
-def test_a_wrong_setting_is_refused_and_changes_nothing(name, value):
-    settings = Settings()
-    with pytest.raises(ValueError, match=rf"`{name}` must be .*; got {value!r}\. "):
-        setattr(settings, name, value)
-    assert settings == Settings()
+    ):
+        with subtests.test(name=name, value=value):
+            settings = Settings()
+            with pytest.raises(ValueError, match=rf"`{name}` must be .*; got {value!r}\. "):
+                setattr(settings, name, value)
+            assert settings == Settings()
 
 
 def test_an_unknown_setting_is_refused():
