@@ -170,11 +170,12 @@ CHANGES: dict[str, Any] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", CHANGES)
-def test_an_option_changes_the_result(spots, cells, name):
+def test_an_option_changes_the_result(subtests, spots, cells):
     plain = run(spots, cells).copy()
-    assert np.abs(run(spots, cells, **{name: CHANGES[name]}) - plain).max() > 1e-4
-    assert spots.uns["proportions"]["params"][name] == CHANGES[name] != DEFAULTS[name]
+    for name, value in CHANGES.items():
+        with subtests.test(name):
+            assert np.abs(run(spots, cells, **{name: value}) - plain).max() > 1e-4
+            assert spots.uns["proportions"]["params"][name] == value != DEFAULTS[name]
 
 
 LEARNING: dict[str, Any] = {
@@ -183,11 +184,15 @@ LEARNING: dict[str, Any] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", LEARNING)
-def test_an_option_of_learning_changes_the_result(spots, cells, name):
-    plain = run(spots, cells, **LEARN).copy()
-    changed = run(spots, cells, **{**LEARN, name: LEARNING[name]})
-    assert np.abs(changed - plain).max() > 1e-5
+@pytest.mark.parametrize("part", range(2))
+def test_an_option_of_learning_changes_the_result(part, subtests, drawn):
+    def learned(**options: Any) -> np.ndarray:
+        return run(drawn[0].copy(), drawn[1], **{**LEARN, **options})
+
+    plain = learned()
+    for name in list(LEARNING)[part::2]:
+        with subtests.test(name):
+            assert np.abs(learned(**{name: LEARNING[name]}) - plain).max() > 1e-5
 
 
 def test_the_bandwidth_of_regions_changes_the_result(spots, cells):
@@ -458,17 +463,19 @@ BAD: dict[str, tuple[Any, dict[str, Any], type[Exception], str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", BAD)
-def test_a_mistake_is_explained_and_changes_nothing(name, spots, cells):
-    change, options, kind, says = BAD[name]
-    data, reference = change(spots, cells) if change else (spots, cells)
-    before = digest(data), digest(reference)
-    with pytest.raises(kind) as caught:
-        gpnsf.tl.deconvolve(data, reference, **{"label_key": "cell_type", **options})
-    message = str(caught.value.args[0])
-    assert says in message
-    assert re.fullmatch(r"Expected .*; got .*\. [A-Z][^.].*\.", message, re.DOTALL), message
-    assert (digest(data), digest(reference)) == before
+def test_a_mistake_is_explained_and_changes_nothing(subtests, drawn):
+    for name, (change, options, kind, says) in BAD.items():
+        with subtests.test(name):
+            data, reference = (part.copy() for part in drawn)
+            if change:
+                data, reference = change(data, reference)
+            before = digest(data), digest(reference)
+            with pytest.raises(kind) as caught:
+                gpnsf.tl.deconvolve(data, reference, **{"label_key": "cell_type", **options})
+            message = str(caught.value.args[0])
+            assert says in message
+            assert re.fullmatch(r"Expected .*; got .*\. [A-Z][^.].*\.", message, re.DOTALL), message
+            assert (digest(data), digest(reference)) == before
 
 
 def test_every_argument_has_a_rule_or_is_checked_with_the_data():
@@ -480,10 +487,11 @@ def test_every_argument_has_a_rule_or_is_checked_with_the_data():
     }
 
 
-@pytest.mark.parametrize("name", ARGUMENTS)
-def test_a_wrong_type_is_refused(name, spots, cells):
-    with pytest.raises(TypeError, match=f"`{name}`"):
-        gpnsf.tl.deconvolve(spots, cells, **{"label_key": "cell_type", name: [object()]})
+def test_a_wrong_type_is_refused(subtests, spots, cells):
+    for name in ARGUMENTS:
+        with subtests.test(name=name):
+            with pytest.raises(TypeError, match=f"`{name}`"):
+                gpnsf.tl.deconvolve(spots, cells, **{"label_key": "cell_type", name: [object()]})
 
 
 def test_a_mudata_names_the_modality_to_pass(spots, cells):

@@ -78,23 +78,28 @@ NEED = {  # a model of counts, a field or a posterior, and which methods have on
 }
 
 
-@pytest.mark.parametrize("tool", READ)
-def test_tools_that_need_factors_and_loadings_read_every_method(found, tool):
-    READ[tool](*found)
-    plt.close("all")
+def test_tools_that_need_factors_and_loadings_read_every_method(found, subtests):
+    data, key = found
+    for tool, call in READ.items():
+        with subtests.test(tool):
+            call(data.copy(), key)
+            plt.close("all")
 
 
-@pytest.mark.parametrize("tool", NEED)
-def test_what_a_method_does_not_have_is_told_in_three_parts(found, tool):
-    call, having = NEED[tool]
-    if found[1] in having:
-        call(*found)
-        plt.close("all")
-        return
-    before = set(found[0].obsm), set(found[0].uns)
-    with pytest.raises(KeyError, match=r"Expected a fit .*; got .*\. Pass .*gpnsf\.tl\.fit"):
-        call(*found)
-    assert (set(found[0].obsm), set(found[0].uns)) == before
+def test_what_a_method_does_not_have_is_told_in_three_parts(found, subtests):
+    data, key = found
+    before = set(data.obsm), set(data.uns)
+    for tool, (call, having) in NEED.items():
+        with subtests.test(tool):
+            if key in having:
+                call(data.copy(), key)
+                plt.close("all")
+            else:
+                with pytest.raises(
+                    KeyError, match=r"Expected a fit .*; got .*\. Pass .*gpnsf\.tl\.fit"
+                ):
+                    call(data, key)
+                assert (set(data.obsm), set(data.uns)) == before
 
 
 def test_links_need_two_modalities(section, spots):
