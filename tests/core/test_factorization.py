@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -24,8 +25,6 @@ from gpnsf.core.presets import PRESETS
 TWO = {"rna": "nb", "atac": "bernoulli"}
 SPATIAL = {"fa": 0, "rsf": 3, "pnmf": 0, "nsf": 3, "nsfh": 2, "gpnsf": 2}  # of three factors
 SIGNED = ("fa", "rsf")
-each_preset = pytest.mark.parametrize("preset", PRESETS)
-each_field = pytest.mark.parametrize("field", FIELDS)
 
 
 def model_of(
@@ -105,46 +104,51 @@ def test_what_users_may_ask_for_is_what_there_is():
     assert set(RULES["field"].options) == FIELDS.keys()
 
 
-@each_preset
-@each_field
-def test_a_preset_builds_its_blocks(preset, field):
-    _, model = model_of(preset, field=field)
-    assert model.n_factors == 3
-    assert model.n_spatial == SPATIAL[preset]
-    assert (model.spatial is None) == (SPATIAL[preset] == 0)
-    assert (model.nonspatial is None) == (SPATIAL[preset] == 3)
-    for _, view in model.items():
-        W = view.loadings.mean
-        assert W.shape == (10, 4)
-        assert (W[:, -1] != 0).all() if PRESETS[preset].background else (W[:, -1] == 0).all()
-        assert (W >= 0).all() or preset in SIGNED
-    if model.spatial is not None:
-        assert isinstance(model.spatial.field, FIELDS[field])
+def test_a_preset_builds_its_blocks(subtests):
+    for preset, field in product(PRESETS, FIELDS):
+        with subtests.test(preset=preset, field=field):
+            _, model = model_of(preset, field=field)
+            assert model.n_factors == 3
+            assert model.n_spatial == SPATIAL[preset]
+            assert (model.spatial is None) == (SPATIAL[preset] == 0)
+            assert (model.nonspatial is None) == (SPATIAL[preset] == 3)
+            for _, view in model.items():
+                W = view.loadings.mean
+                assert W.shape == (10, 4)
+                assert (
+                    (W[:, -1] != 0).all() if PRESETS[preset].background else (W[:, -1] == 0).all()
+                )
+                assert (W >= 0).all() or preset in SIGNED
+            if model.spatial is not None:
+                assert isinstance(model.spatial.field, FIELDS[field])
 
 
 # ---- parameters -----------------------------------------------------------------------------------------------------
 
 
-@each_preset
-@each_field
-def test_every_parameter_is_trained(preset, field):
+def test_every_parameter_is_trained(subtests):
     """A parameter that no gradient reaches would stay where it began, without a word."""
-    dataset, model = model_of(preset, field=field)
-    for name, gradient in gradients(model, model.blocks(dataset)).items():
-        assert gradient is not None, name
-        assert torch.isfinite(gradient).all(), name
-        assert gradient.abs().sum() > 0, name
+    for preset, field in product(PRESETS, FIELDS):
+        with subtests.test(preset=preset, field=field):
+            dataset, model = model_of(preset, field=field)
+            for name, gradient in gradients(model, model.blocks(dataset)).items():
+                assert gradient is not None, name
+                assert torch.isfinite(gradient).all(), name
+                assert gradient.abs().sum() > 0, name
 
 
-@pytest.mark.parametrize("likelihood", LIKELIHOODS)
-def test_every_parameter_of_a_likelihood_is_trained(likelihood):
-    preset = "rsf" if likelihood == "gaussian" else "gpnsf"
-    dataset, model = model_of(
-        preset, {"rna": likelihood}, n_samples=2 if likelihood == "bernoulli_clipped" else None
-    )
-    for name, gradient in gradients(model, model.blocks(dataset)).items():
-        assert torch.isfinite(gradient).all(), name
-        assert gradient.abs().sum() > 0, name
+def test_every_parameter_of_a_likelihood_is_trained(subtests):
+    for likelihood in LIKELIHOODS:
+        with subtests.test(likelihood=likelihood):
+            preset = "rsf" if likelihood == "gaussian" else "gpnsf"
+            dataset, model = model_of(
+                preset,
+                {"rna": likelihood},
+                n_samples=2 if likelihood == "bernoulli_clipped" else None,
+            )
+            for name, gradient in gradients(model, model.blocks(dataset)).items():
+                assert torch.isfinite(gradient).all(), name
+                assert gradient.abs().sum() > 0, name
 
 
 def test_parameters_without_a_part_in_the_objective_are_the_known_ones(monkeypatch):
@@ -173,23 +177,22 @@ def test_many_inducing_points_get_a_diagonal_covariance(monkeypatch):
         assert model.spatial.field.covariance == expected
 
 
-@pytest.mark.parametrize(
-    ("asked", "n_libraries", "expected"), [(20, 1, 20), (500, 1, 60), (20, 2, 20), (None, 1, 60)]
-)
-def test_inducing_points_are_centres_or_all_coordinates(asked, n_libraries, expected):
-    dataset = toy_dataset(TWO, n_libraries=n_libraries)
-    field = build(
-        "nsf", dataset, n_factors=2, n_spatial=2, field="inducing", n_inducing=asked
-    ).spatial.field
-    assert len(field.centres) == len(field.centre_library) == expected
-    assert np.abs(field.centres.numpy()).max() <= 1
-    if expected == 60:
-        np.testing.assert_array_equal(
-            np.sort(field.centres.numpy(), axis=0),
-            np.sort(dataset.coords, axis=0).astype(np.float32),
-        )
-    if n_libraries == 2:
-        assert field.centre_library.bincount().tolist() == [10, 10]
+def test_inducing_points_are_centres_or_all_coordinates(subtests):
+    for asked, n_libraries, expected in ((20, 1, 20), (500, 1, 60), (20, 2, 20), (None, 1, 60)):
+        with subtests.test(asked=asked, n_libraries=n_libraries):
+            dataset = toy_dataset(TWO, n_libraries=n_libraries)
+            field = build(
+                "nsf", dataset, n_factors=2, n_spatial=2, field="inducing", n_inducing=asked
+            ).spatial.field
+            assert len(field.centres) == len(field.centre_library) == expected
+            assert np.abs(field.centres.numpy()).max() <= 1
+            if expected == 60:
+                np.testing.assert_array_equal(
+                    np.sort(field.centres.numpy(), axis=0),
+                    np.sort(dataset.coords, axis=0).astype(np.float32),
+                )
+            if n_libraries == 2:
+                assert field.centre_library.bincount().tolist() == [10, 10]
 
 
 def test_a_model_is_built_the_same_and_leaves_the_random_state_alone():
@@ -214,43 +217,44 @@ def test_no_missing_support():
     assert SUPPORT.keys() == LIKELIHOODS.keys()
 
 
-@each_preset
-@each_field
-def test_every_modality_is_drawn_from_the_prior(preset, field):
-    kinds = (
-        {"a": "gaussian", "b": "gaussian"}
-        if preset in SIGNED
-        else {name: name for name in LIKELIHOODS}
-    )
-    dataset, model = model_of(preset, kinds, field=field)
-    draws = prior_predictive(model, dataset, seed=1)
-    assert draws.keys() == kinds.keys()
-    for name, kind in kinds.items():
-        assert draws[name].shape == (60, 10)
-        assert SUPPORT[kind](draws[name]), name
+def test_every_modality_is_drawn_from_the_prior(subtests):
+    for preset, field in product(PRESETS, FIELDS):
+        with subtests.test(preset=preset, field=field):
+            kinds = (
+                {"a": "gaussian", "b": "gaussian"}
+                if preset in SIGNED
+                else {name: name for name in LIKELIHOODS}
+            )
+            dataset, model = model_of(preset, kinds, field=field)
+            draws = prior_predictive(model, dataset, seed=1)
+            assert draws.keys() == kinds.keys()
+            for name, kind in kinds.items():
+                assert draws[name].shape == (60, 10)
+                assert SUPPORT[kind](draws[name]), name
 
 
-@each_field
-def test_draws_have_the_mean_of_the_model(field):
+def test_draws_have_the_mean_of_the_model(subtests):
     """``E y = size (sum_k W_jk exp(v_k / 2) + b_j)`` under the prior, with v the variance of a log factor."""
-    dataset, model = model_of(
-        likelihoods={"rna": "poisson"}, field=field, n_obs=40, loadings="point"
-    )
-    for parameter in (
-        model.spatial.field.slope,
-        model.spatial.field.log_amplitude,
-        model.nonspatial.log_sigma,
-    ):
-        parameter.data.fill_(0.0 if parameter is model.spatial.field.slope else np.log(0.5))
-    model.spatial.field.log_lengthscale.data.fill_(np.log(0.2))
-    draws = np.mean(
-        [prior_predictive(model, dataset, seed=seed)["rna"] for seed in range(200)], axis=0
-    )
-    W = dict(model.items())["rna"].loadings.mean.detach().numpy()
-    rate = W[:, :3].sum(1) * np.exp(0.125) + W[:, 3]
-    inside = np.abs(dataset.coords).max(1) < 0.8
-    ratio = draws[inside].sum(0) / (dataset.views[0].size[inside].sum() * rate)
-    np.testing.assert_allclose(ratio, 1, atol=0.1)
+    for field in FIELDS:
+        with subtests.test(field=field):
+            dataset, model = model_of(
+                likelihoods={"rna": "poisson"}, field=field, n_obs=40, loadings="point"
+            )
+            for parameter in (
+                model.spatial.field.slope,
+                model.spatial.field.log_amplitude,
+                model.nonspatial.log_sigma,
+            ):
+                parameter.data.fill_(0.0 if parameter is model.spatial.field.slope else np.log(0.5))
+            model.spatial.field.log_lengthscale.data.fill_(np.log(0.2))
+            draws = np.mean(
+                [prior_predictive(model, dataset, seed=seed)["rna"] for seed in range(200)], axis=0
+            )
+            W = dict(model.items())["rna"].loadings.mean.detach().numpy()
+            rate = W[:, :3].sum(1) * np.exp(0.125) + W[:, 3]
+            inside = np.abs(dataset.coords).max(1) < 0.8
+            ratio = draws[inside].sum(0) / (dataset.views[0].size[inside].sum() * rate)
+            np.testing.assert_allclose(ratio, 1, atol=0.1)
 
 
 def test_rows_that_were_not_measured_draw_no_counts():
@@ -263,44 +267,46 @@ def test_rows_that_were_not_measured_draw_no_counts():
 # ---- the objective --------------------------------------------------------------------------------------------------
 
 
-@each_preset
-@each_field
-def test_the_objective_is_expected_log_likelihood_minus_divergence(preset, field):
-    dataset, model = model_of(preset, field=field)
-    (block,) = model.blocks(dataset)
-    found = -loss(model, [block])
-    expected = expected_log_likelihood(model, block) - divergence(model, block)
-    torch.testing.assert_close(found.double(), expected.double(), rtol=1e-5, atol=1e-2)
+def test_the_objective_is_expected_log_likelihood_minus_divergence(subtests):
+    for preset, field in product(PRESETS, FIELDS):
+        with subtests.test(preset=preset, field=field):
+            dataset, model = model_of(preset, field=field)
+            (block,) = model.blocks(dataset)
+            found = -loss(model, [block])
+            expected = expected_log_likelihood(model, block) - divergence(model, block)
+            torch.testing.assert_close(found.double(), expected.double(), rtol=1e-5, atol=1e-2)
 
 
-@pytest.mark.broad(8)
-@pytest.mark.parametrize("preset", ["gpnsf", "nsf", "pnmf", "rsf"])
-@each_field
-@pytest.mark.parametrize("block_size", [13, 59, 60])
-def test_blocks_are_the_full_batch(preset, field, block_size):
-    dataset, model = model_of(preset, field=field, n_libraries=2, missing=5)
-    whole, parts = model.blocks(dataset), model.blocks(dataset, block_size)
-    assert len(parts) == -(-60 // block_size)
-    torch.testing.assert_close(loss(model, parts), loss(model, whole), rtol=1e-5, atol=1e-3)
-    expected = gradients(model, whole)
-    for name, gradient in gradients(model, parts).items():
-        torch.testing.assert_close(
-            gradient, expected[name], rtol=1e-4, atol=1e-4 * float(expected[name].abs().max())
-        )
+def test_blocks_are_the_full_batch(subtests):
+    for preset, field, block_size in product(("gpnsf", "nsf", "pnmf", "rsf"), FIELDS, (13, 59, 60)):
+        with subtests.test(preset=preset, field=field, block_size=block_size):
+            dataset, model = model_of(preset, field=field, n_libraries=2, missing=5)
+            whole, parts = model.blocks(dataset), model.blocks(dataset, block_size)
+            assert len(parts) == -(-60 // block_size)
+            torch.testing.assert_close(loss(model, parts), loss(model, whole), rtol=1e-5, atol=1e-3)
+            expected = gradients(model, whole)
+            for name, gradient in gradients(model, parts).items():
+                torch.testing.assert_close(
+                    gradient,
+                    expected[name],
+                    rtol=1e-4,
+                    atol=1e-4 * float(expected[name].abs().max()),
+                )
 
 
-@each_field
-def test_kl_weight_scales_the_divergence_alone(field):
-    dataset, model = model_of(field=field, loadings="point")
-    blocks, values = model.blocks(dataset), []
-    for weight in (1e-6, 1.0, 2.0, 0.5):
-        model.kl_weight = weight
-        values.append(loss(model, blocks).item())
-    expected = divergence(model, blocks[0]).item()
-    assert expected > 1
-    assert [value - values[0] for value in values[1:]] == pytest.approx(
-        [expected, 2 * expected, expected / 2], rel=1e-3
-    )
+def test_kl_weight_scales_the_divergence_alone(subtests):
+    for field in FIELDS:
+        with subtests.test(field=field):
+            dataset, model = model_of(field=field, loadings="point")
+            blocks, values = model.blocks(dataset), []
+            for weight in (1e-6, 1.0, 2.0, 0.5):
+                model.kl_weight = weight
+                values.append(loss(model, blocks).item())
+            expected = divergence(model, blocks[0]).item()
+            assert expected > 1
+            assert [value - values[0] for value in values[1:]] == pytest.approx(
+                [expected, 2 * expected, expected / 2], rel=1e-3
+            )
 
 
 def test_weights_of_modalities_scale_their_likelihood_alone():
@@ -330,21 +336,22 @@ def test_weights_of_modalities_scale_the_charge_of_their_loadings_too():
     )
 
 
-@pytest.mark.parametrize("preset", ["pnmf", "nsfh", "gpnsf"])
-def test_rows_without_counts_take_no_part_in_the_likelihood(preset):
-    dataset, model = model_of(preset, missing=4)
-    gradient = gradients(model, model.blocks(dataset))["nonspatial.loc"]
-    (block,) = model.blocks(dataset)
-    view = dict(model.items())["atac"]
-    bound = view.likelihood.bound(
-        block.counts["atac"], model.moments("atac", block), view.loadings.mean
-    )
-    (own,) = torch.autograd.grad(bound, model.nonspatial.loc)
-    assert (own[:4] == 0).all()
-    assert (own[4:] != 0).any(1).all()
-    assert (
-        (gradient[:4] != 0).any(1).all()
-    )  # the other modality and the prior still speak of these rows
+def test_rows_without_counts_take_no_part_in_the_likelihood(subtests):
+    for preset in ("pnmf", "nsfh", "gpnsf"):
+        with subtests.test(preset=preset):
+            dataset, model = model_of(preset, missing=4)
+            gradient = gradients(model, model.blocks(dataset))["nonspatial.loc"]
+            (block,) = model.blocks(dataset)
+            view = dict(model.items())["atac"]
+            bound = view.likelihood.bound(
+                block.counts["atac"], model.moments("atac", block), view.loadings.mean
+            )
+            (own,) = torch.autograd.grad(bound, model.nonspatial.loc)
+            assert (own[:4] == 0).all()
+            assert (own[4:] != 0).any(1).all()
+            assert (
+                (gradient[:4] != 0).any(1).all()
+            )  # the other modality and the prior still speak of these rows
 
 
 @pytest.mark.broad(1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import product
 
 import numpy as np
 import pytest
@@ -63,7 +64,6 @@ BACKENDS: dict[str, Callable[..., AbstractField]] = {
     "inducing": inducing,
     "inducing, diagonal": lambda **options: inducing(covariance="diagonal", **options),
 }
-each_backend = pytest.mark.parametrize("name", BACKENDS)
 
 
 def randomise(field: AbstractField, seed: int = 0) -> AbstractField:
@@ -144,24 +144,25 @@ def test_no_missing_field():
 # ---- the contract ---------------------------------------------------------------------------------------------------
 
 
-@each_backend
-@pytest.mark.parametrize("n_dims", [1, 2])
-@pytest.mark.parametrize("n_libraries", [1, 2])
-def test_marginals_are_those_of_the_dense_gaussian(name, n_dims, n_libraries):
-    field = randomise(BACKENDS[name](n_dims=n_dims, n_libraries=n_libraries))
-    located = on_nodes(field)
-    A, rest = weights(field, located)
-    loc = field.u_loc if field.u_loc.ndim == 2 else field.u_loc.transpose(0, 1).reshape(T, -1)
-    origin = field.conditional(torch.zeros_like(field.u_loc), located)[0]
-    mean, variance = field.marginals(located)
-    dense_mean = torch.einsum("tnm,tm->nt", A, loc) + origin
-    dense_variance = torch.einsum("tnm,tml,tnl->nt", A, weight_covariance(field), A) + rest
-    torch.testing.assert_close(mean, dense_mean, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(variance, dense_variance, rtol=1e-3, atol=1e-4)
+def test_marginals_are_those_of_the_dense_gaussian(subtests):
+    for name, n_dims, n_libraries in product(BACKENDS, (1, 2), (1, 2)):
+        with subtests.test(name=name, n_dims=n_dims, n_libraries=n_libraries):
+            field = randomise(BACKENDS[name](n_dims=n_dims, n_libraries=n_libraries))
+            located = on_nodes(field)
+            A, rest = weights(field, located)
+            loc = (
+                field.u_loc if field.u_loc.ndim == 2 else field.u_loc.transpose(0, 1).reshape(T, -1)
+            )
+            origin = field.conditional(torch.zeros_like(field.u_loc), located)[0]
+            mean, variance = field.marginals(located)
+            dense_mean = torch.einsum("tnm,tm->nt", A, loc) + origin
+            dense_variance = torch.einsum("tnm,tml,tnl->nt", A, weight_covariance(field), A) + rest
+            torch.testing.assert_close(mean, dense_mean, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(variance, dense_variance, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.broad(1)
-@each_backend
+@pytest.mark.parametrize("name", BACKENDS)
 def test_marginals_are_those_of_sampled_weights(name):
     field = randomise(BACKENDS[name]())
     located = on_nodes(field)
@@ -179,76 +180,86 @@ def test_marginals_are_those_of_sampled_weights(name):
     )
 
 
-@each_backend
-def test_trend_is_linear_in_the_coordinates(name):
-    field = at_prior(BACKENDS[name](n_libraries=2))
-    field.slope.data = torch.tensor([[[1.0, 0.0], [0.0, 2.0]], [[-1.0, 3.0], [0.5, 0.0]]])
-    coords, library = np.array([[0.2, 0.4], [0.2, 0.4]], np.float32), np.array([0, 1])
-    mean, _ = field.marginals(field.locate(coords, library))
-    torch.testing.assert_close(mean, torch.tensor([[0.2, 0.8], [1.0, 0.1]]))
+def test_trend_is_linear_in_the_coordinates(subtests):
+    for name in BACKENDS:
+        with subtests.test(name=name):
+            field = at_prior(BACKENDS[name](n_libraries=2))
+            field.slope.data = torch.tensor([[[1.0, 0.0], [0.0, 2.0]], [[-1.0, 3.0], [0.5, 0.0]]])
+            coords, library = np.array([[0.2, 0.4], [0.2, 0.4]], np.float32), np.array([0, 1])
+            mean, _ = field.marginals(field.locate(coords, library))
+            torch.testing.assert_close(mean, torch.tensor([[0.2, 0.8], [1.0, 0.1]]))
 
 
-@each_backend
-def test_trend_is_held_beyond_the_tissue(name):
-    field = BACKENDS[name]()
-    field.slope.data.fill_(2.0)
-    far = field.locate(np.array([[30.0, 40.0], [1.05, 1.05]], np.float32), zeros(2))
-    mean, _ = field.marginals(far)
-    torch.testing.assert_close(mean, torch.full((2, T), 2 * 2.0 * 1.05))
+def test_trend_is_held_beyond_the_tissue(subtests):
+    for name in BACKENDS:
+        with subtests.test(name=name):
+            field = BACKENDS[name]()
+            field.slope.data.fill_(2.0)
+            far = field.locate(np.array([[30.0, 40.0], [1.05, 1.05]], np.float32), zeros(2))
+            mean, _ = field.marginals(far)
+            torch.testing.assert_close(mean, torch.full((2, T), 2 * 2.0 * 1.05))
 
 
-@each_backend
-def test_divergence_is_analytic_and_right(name):
+def test_divergence_is_analytic_and_right(subtests):
     """A pair that is not registered would make Pyro sample without a word; a wrong one shows against the definition."""
-    field = randomise(BACKENDS[name]())
-    q, p = field.posterior(), field.prior()
-    found = kl_divergence(q, p).item()
-    covariance = weight_covariance(field).double().numpy()
-    expected = sum(
-        gaussian_kl(loc.detach().double().numpy(), cov)
-        for loc, cov in zip(field.u_loc.reshape(T, -1), covariance, strict=True)
-    )
-    assert found == pytest.approx(expected, rel=1e-4)
-    torch.manual_seed(0)
-    with torch.no_grad():
-        draws = q.expand((4000,)).sample()
-        ratio = q.log_prob(draws) - p.log_prob(draws)
-    assert ratio.mean().item() == pytest.approx(found, abs=4 * ratio.std().item() / 4000**0.5)
+    for name in BACKENDS:
+        with subtests.test(name=name):
+            field = randomise(BACKENDS[name]())
+            q, p = field.posterior(), field.prior()
+            found = kl_divergence(q, p).item()
+            covariance = weight_covariance(field).double().numpy()
+            expected = sum(
+                gaussian_kl(loc.detach().double().numpy(), cov)
+                for loc, cov in zip(field.u_loc.reshape(T, -1), covariance, strict=True)
+            )
+            assert found == pytest.approx(expected, rel=1e-4)
+            torch.manual_seed(0)
+            with torch.no_grad():
+                draws = q.expand((4000,)).sample()
+                ratio = q.log_prob(draws) - p.log_prob(draws)
+            assert ratio.mean().item() == pytest.approx(
+                found, abs=4 * ratio.std().item() / 4000**0.5
+            )
 
 
-@each_backend
-def test_divergence_vanishes_at_the_prior(name):
-    field = at_prior(BACKENDS[name]())
-    assert kl_divergence(field.posterior(), field.prior()).item() == pytest.approx(0, abs=1e-5)
+def test_divergence_vanishes_at_the_prior(subtests):
+    for name in BACKENDS:
+        with subtests.test(name=name):
+            field = at_prior(BACKENDS[name]())
+            assert kl_divergence(field.posterior(), field.prior()).item() == pytest.approx(
+                0, abs=1e-5
+            )
 
 
-@each_backend
-def test_slices_are_independent(name):
-    field = randomise(BACKENDS[name](n_libraries=2))
-    coords = points(10)
-    first, second = (field.locate(coords, np.full(10, code)) for code in (0, 1))
-    before = [field.marginals(place) for place in (first, second)]
-    half = field.u_loc.shape[1] // 2
-    with torch.no_grad():
-        if field.u_loc.ndim == 3:
-            field.u_loc[1] += 1.0
-        else:
-            field.u_loc[:, half:] += 1.0
-    after = [field.marginals(place) for place in (first, second)]
-    torch.testing.assert_close(after[0], before[0])
-    assert (after[1][0] - before[1][0]).abs().max() > 0.1
+def test_slices_are_independent(subtests):
+    for name in BACKENDS:
+        with subtests.test(name=name):
+            field = randomise(BACKENDS[name](n_libraries=2))
+            coords = points(10)
+            first, second = (field.locate(coords, np.full(10, code)) for code in (0, 1))
+            before = [field.marginals(place) for place in (first, second)]
+            half = field.u_loc.shape[1] // 2
+            with torch.no_grad():
+                if field.u_loc.ndim == 3:
+                    field.u_loc[1] += 1.0
+                else:
+                    field.u_loc[:, half:] += 1.0
+            after = [field.marginals(place) for place in (first, second)]
+            torch.testing.assert_close(after[0], before[0])
+            assert (after[1][0] - before[1][0]).abs().max() > 0.1
 
 
-@each_backend
-def test_far_from_all_data_the_prior_returns(name):
-    field = randomise(BACKENDS[name]())
-    field.slope.data.zero_()
-    far = np.array([[60.0, 0.0], [-60.0, 60.0]], np.float32)
-    mean, variance = field.marginals(field.locate(far, zeros(2)))
-    torch.testing.assert_close(mean, torch.zeros(2, T), atol=1e-5, rtol=0)
-    torch.testing.assert_close(
-        variance, (2 * field.log_amplitude).exp().expand(2, T), atol=1e-5, rtol=1e-5
-    )
+def test_far_from_all_data_the_prior_returns(subtests):
+    for name in BACKENDS:
+        with subtests.test(name=name):
+            field = randomise(BACKENDS[name]())
+            field.slope.data.zero_()
+            far = np.array([[60.0, 0.0], [-60.0, 60.0]], np.float32)
+            mean, variance = field.marginals(field.locate(far, zeros(2)))
+            torch.testing.assert_close(mean, torch.zeros(2, T), atol=1e-5, rtol=0)
+            torch.testing.assert_close(
+                variance, (2 * field.log_amplitude).exp().expand(2, T), atol=1e-5, rtol=1e-5
+            )
 
 
 def test_beyond_its_nodes_the_grid_leaves_continuously():
@@ -274,83 +285,94 @@ def test_beyond_its_nodes_the_grid_knows_the_nearest_node_alone():
     )
 
 
-@each_backend
-@pytest.mark.parametrize("n_libraries", [1, 2])
-@pytest.mark.parametrize("refined", [False, True])
-def test_state_restores_the_field(name, n_libraries, refined):
-    field = randomise(BACKENDS[name](n_libraries=n_libraries))
-    coords, library = np.concatenate([points(20), [[5.0, 5.0]]]), np.arange(21) % n_libraries
-    located = field.locate(coords, library)
-    if refined:
-        field.set_precision([located], [torch.rand(21, T)])
-    restored = restore_field(field.state())
-    assert not any(parameter.requires_grad for parameter in restored.parameters())
-    for found, expected in zip(
-        restored.marginals(restored.locate(coords, library)), field.marginals(located), strict=True
-    ):
-        torch.testing.assert_close(found, expected.detach(), rtol=1e-5, atol=1e-5)
+def test_state_restores_the_field(subtests):
+    for name, n_libraries, refined in product(BACKENDS, (1, 2), (False, True)):
+        with subtests.test(name=name, n_libraries=n_libraries, refined=refined):
+            field = randomise(BACKENDS[name](n_libraries=n_libraries))
+            coords, library = (
+                np.concatenate([points(20), [[5.0, 5.0]]]),
+                np.arange(21) % n_libraries,
+            )
+            located = field.locate(coords, library)
+            if refined:
+                field.set_precision([located], [torch.rand(21, T)])
+            restored = restore_field(field.state())
+            assert not any(parameter.requires_grad for parameter in restored.parameters())
+            for found, expected in zip(
+                restored.marginals(restored.locate(coords, library)),
+                field.marginals(located),
+                strict=True,
+            ):
+                torch.testing.assert_close(found, expected.detach(), rtol=1e-5, atol=1e-5)
 
 
-@each_backend
-def test_state_holds_plain_values(name):
-    assert all(
-        isinstance(value, str | int | float | np.ndarray)
-        for value in BACKENDS[name]().state().values()
-    )
+def test_state_holds_plain_values(subtests):
+    for name in BACKENDS:
+        with subtests.test(name=name):
+            assert all(
+                isinstance(value, str | int | float | np.ndarray)
+                for value in BACKENDS[name]().state().values()
+            )
 
 
-@each_backend
-def test_gradients_are_finite_and_reach_every_parameter_of_q(name):
-    field = randomise(BACKENDS[name]())
-    coords = (
-        field.centres.numpy() if isinstance(field, InducingField) else points(12)
-    )  # inducing: distances of zero
-    mean, variance = field.marginals(field.locate(coords, zeros(len(coords))))
-    (mean.sin().sum() + variance.sum()).backward()
-    unused = {"u_tril"} if name == "inducing, diagonal" else set()
-    for key, parameter in field.named_parameters():
-        if key not in unused:
-            assert torch.isfinite(parameter.grad).all(), key
-            assert parameter.grad.abs().sum() > 0, key
+def test_gradients_are_finite_and_reach_every_parameter_of_q(subtests):
+    for name in BACKENDS:
+        with subtests.test(name=name):
+            field = randomise(BACKENDS[name]())
+            coords = (
+                field.centres.numpy() if isinstance(field, InducingField) else points(12)
+            )  # inducing: distances of zero
+            mean, variance = field.marginals(field.locate(coords, zeros(len(coords))))
+            (mean.sin().sum() + variance.sum()).backward()
+            unused = {"u_tril"} if name == "inducing, diagonal" else set()
+            for key, parameter in field.named_parameters():
+                if key not in unused:
+                    assert torch.isfinite(parameter.grad).all(), key
+                    assert parameter.grad.abs().sum() > 0, key
 
 
-@each_backend
-def test_kernel_parameters_stay_in_their_range(name):
-    field = BACKENDS[name]()
-    field.log_lengthscale.data = torch.tensor([-30.0, 30.0])
-    field.log_amplitude.data = torch.tensor([30.0, -30.0])
-    field.clamp_()
-    torch.testing.assert_close(
-        field.log_lengthscale.exp().detach(), torch.tensor(LENGTHSCALE_RANGE)
-    )
-    torch.testing.assert_close(
-        field.log_amplitude.exp().detach(), torch.tensor(AMPLITUDE_RANGE[::-1])
-    )
+def test_kernel_parameters_stay_in_their_range(subtests):
+    for name in BACKENDS:
+        with subtests.test(name=name):
+            field = BACKENDS[name]()
+            field.log_lengthscale.data = torch.tensor([-30.0, 30.0])
+            field.log_amplitude.data = torch.tensor([30.0, -30.0])
+            field.clamp_()
+            torch.testing.assert_close(
+                field.log_lengthscale.exp().detach(), torch.tensor(LENGTHSCALE_RANGE)
+            )
+            torch.testing.assert_close(
+                field.log_amplitude.exp().detach(), torch.tensor(AMPLITUDE_RANGE[::-1])
+            )
 
 
-@each_backend
-def test_a_fixed_lengthscale_is_not_moved_into_the_range(name):
-    field = BACKENDS[name](lengthscale=5.0)
-    field.log_lengthscale.requires_grad_(False)
-    field.clamp_()
-    torch.testing.assert_close(field.log_lengthscale.exp(), torch.full((T,), 5.0))
+def test_a_fixed_lengthscale_is_not_moved_into_the_range(subtests):
+    for name in BACKENDS:
+        with subtests.test(name=name):
+            field = BACKENDS[name](lengthscale=5.0)
+            field.log_lengthscale.requires_grad_(False)
+            field.clamp_()
+            torch.testing.assert_close(field.log_lengthscale.exp(), torch.full((T,), 5.0))
 
 
-@each_backend
-def test_a_start_is_taken_over(name):
-    options = {"n_points": 60} if "inducing" in name else {}
-    field = BACKENDS[name](**options)
-    coords = points(150)
-    target = torch.as_tensor(
-        np.column_stack([np.sin(3 * coords[:, 0]), 2 * np.cos(2 * coords[:, 1])])
-    )
-    target = target - target.mean(0)
-    places = [field.locate(coords[:90], zeros(90)), field.locate(coords[90:], zeros(60))]
-    field.load(target, places, noise_sd=0.1)
-    mean = torch.cat([field.marginals(place)[0] for place in places]).detach()
-    assert ((mean - target) ** 2).mean() < 0.05 * target.var()
-    torch.testing.assert_close(field.log_amplitude.exp().detach(), target.std(0).clamp(0.3, 3.0))
-    assert all(parameter.grad is None for parameter in field.parameters())
+def test_a_start_is_taken_over(subtests):
+    for name in BACKENDS:
+        with subtests.test(name=name):
+            options = {"n_points": 60} if "inducing" in name else {}
+            field = BACKENDS[name](**options)
+            coords = points(150)
+            target = torch.as_tensor(
+                np.column_stack([np.sin(3 * coords[:, 0]), 2 * np.cos(2 * coords[:, 1])])
+            )
+            target = target - target.mean(0)
+            places = [field.locate(coords[:90], zeros(90)), field.locate(coords[90:], zeros(60))]
+            field.load(target, places, noise_sd=0.1)
+            mean = torch.cat([field.marginals(place)[0] for place in places]).detach()
+            assert ((mean - target) ** 2).mean() < 0.05 * target.var()
+            torch.testing.assert_close(
+                field.log_amplitude.exp().detach(), target.std(0).clamp(0.3, 3.0)
+            )
+            assert all(parameter.grad is None for parameter in field.parameters())
 
 
 # ---- the Hilbert basis ----------------------------------------------------------------------------------------------
@@ -369,42 +391,55 @@ def basis_covariance(
     return A @ A.T
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("n_dims", [1, 2])
-def test_covariance_tends_to_the_kernel_as_the_basis_grows(kernel, n_dims):
-    coords = points(40, n_dims, reach=0.7)
-    target = exact(coords, kernel, 0.25).float()
-    errors = [
-        (basis_covariance(coords, kernel, n_basis, 0.25, n_dims) - target).abs().mean().item()
-        for n_basis in ((6, 12, 24) if n_dims == 2 else (6, 20, 80))
-    ]
-    assert errors[0] > errors[1] > errors[2]
-    assert errors[2] < (0.01 if kernel == "matern12" and n_dims == 2 else 0.005)
+def test_covariance_tends_to_the_kernel_as_the_basis_grows(subtests):
+    for kernel, n_dims in product(KERNELS, (1, 2)):
+        with subtests.test(kernel=kernel, n_dims=n_dims):
+            coords = points(40, n_dims, reach=0.7)
+            target = exact(coords, kernel, 0.25).float()
+            errors = [
+                (basis_covariance(coords, kernel, n_basis, 0.25, n_dims) - target)
+                .abs()
+                .mean()
+                .item()
+                for n_basis in ((6, 12, 24) if n_dims == 2 else (6, 20, 80))
+            ]
+            assert errors[0] > errors[1] > errors[2]
+            assert errors[2] < (0.01 if kernel == "matern12" and n_dims == 2 else 0.005)
 
 
-@pytest.mark.parametrize(
-    ("kernel", "tolerance"),
-    [("matern12", 0.2), ("matern32", 0.05), ("matern52", 0.03), ("rbf", 0.03)],
-)
-def test_prior_variance_is_the_squared_amplitude_inside_the_tissue(kernel, tolerance):
-    field = at_prior(hilbert(kernel=kernel, n_basis=28, lengthscale=0.2))
-    mean, variance = field.marginals(field.locate(points(200, reach=0.85), zeros(200)))
-    ratio = variance / (2 * field.log_amplitude).exp()
-    assert mean.abs().max() == 0
-    assert (ratio - 1).abs().max() < tolerance
+def test_prior_variance_is_the_squared_amplitude_inside_the_tissue(subtests):
+    for kernel, tolerance in (
+        ("matern12", 0.2),
+        ("matern32", 0.05),
+        ("matern52", 0.03),
+        ("rbf", 0.03),
+    ):
+        with subtests.test(kernel=kernel):
+            field = at_prior(hilbert(kernel=kernel, n_basis=28, lengthscale=0.2))
+            mean, variance = field.marginals(field.locate(points(200, reach=0.85), zeros(200)))
+            ratio = variance / (2 * field.log_amplitude).exp()
+            assert mean.abs().max() == 0
+            assert (ratio - 1).abs().max() < tolerance
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("extent", [(1.0,), (1.0, 0.6)])
-def test_what_the_basis_keeps_of_the_prior_variance_in_the_middle(kernel, extent):
-    middle = np.zeros((1, len(extent)), np.float32)
-    fields = [
-        at_prior(HilbertField(kernel, 1, 1, extent, lengthscale=0.15, n_basis=n)) for n in (20, 200)
-    ]
-    few, many = (field.marginals(field.locate(middle, zeros(1)))[1].item() for field in fields)
-    kept, almost_one = (retained_variance(kernel, np.array([0.15]), extent, n) for n in (20, 200))
-    np.testing.assert_allclose(kept, few / many, rtol=0.06 if kernel == "matern12" else 0.02)
-    np.testing.assert_allclose(almost_one, 1.0, atol=0.03)
+def test_what_the_basis_keeps_of_the_prior_variance_in_the_middle(subtests):
+    for kernel, extent in product(KERNELS, ((1.0,), (1.0, 0.6))):
+        with subtests.test(kernel=kernel, extent=extent):
+            middle = np.zeros((1, len(extent)), np.float32)
+            fields = [
+                at_prior(HilbertField(kernel, 1, 1, extent, lengthscale=0.15, n_basis=n))
+                for n in (20, 200)
+            ]
+            few, many = (
+                field.marginals(field.locate(middle, zeros(1)))[1].item() for field in fields
+            )
+            kept, almost_one = (
+                retained_variance(kernel, np.array([0.15]), extent, n) for n in (20, 200)
+            )
+            np.testing.assert_allclose(
+                kept, few / many, rtol=0.06 if kernel == "matern12" else 0.02
+            )
+            np.testing.assert_allclose(almost_one, 1.0, atol=0.03)
 
 
 def test_rough_kernels_and_short_length_scales_need_more_basis_functions():
@@ -431,28 +466,29 @@ def test_a_strip_gets_a_basis_by_its_aspect():
 # ---- inducing points ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("covariance", ["full", "diagonal"])
-def test_prior_variance_is_the_squared_amplitude_everywhere(kernel, covariance):
-    field = at_prior(inducing(kernel=kernel, covariance=covariance))
-    mean, variance = field.marginals(field.locate(points(60, reach=2.0), zeros(60)))
-    assert mean.abs().max() == 0
-    torch.testing.assert_close(
-        variance, (2 * field.log_amplitude).exp().expand(60, T), rtol=1e-3, atol=0
-    )
+def test_prior_variance_is_the_squared_amplitude_everywhere(subtests):
+    for kernel, covariance in product(KERNELS, ("full", "diagonal")):
+        with subtests.test(kernel=kernel, covariance=covariance):
+            field = at_prior(inducing(kernel=kernel, covariance=covariance))
+            mean, variance = field.marginals(field.locate(points(60, reach=2.0), zeros(60)))
+            assert mean.abs().max() == 0
+            torch.testing.assert_close(
+                variance, (2 * field.log_amplitude).exp().expand(60, T), rtol=1e-3, atol=0
+            )
 
 
-@pytest.mark.parametrize("n_dims", [1, 2, 3])
-def test_at_the_inducing_points_the_conditional_returns_their_values(n_dims):
-    field = inducing(n_dims=n_dims, n_points=15, lengthscale=0.4)
-    centres = field.centres.numpy()
-    u = torch.randn(T, 15, generator=torch.Generator().manual_seed(0))
-    values = torch.linalg.cholesky(exact(centres, "matern32", 0.4)) @ u.double().T
-    mean, variance = field.conditional(u, field.locate(centres, zeros(15)))
-    torch.testing.assert_close(
-        mean.detach().double(), values, atol=0.03, rtol=0
-    )  # jitter keeps close points apart
-    assert variance.max() < 1e-3
+def test_at_the_inducing_points_the_conditional_returns_their_values(subtests):
+    for n_dims in (1, 2, 3):
+        with subtests.test(n_dims=n_dims):
+            field = inducing(n_dims=n_dims, n_points=15, lengthscale=0.4)
+            centres = field.centres.numpy()
+            u = torch.randn(T, 15, generator=torch.Generator().manual_seed(0))
+            values = torch.linalg.cholesky(exact(centres, "matern32", 0.4)) @ u.double().T
+            mean, variance = field.conditional(u, field.locate(centres, zeros(15)))
+            torch.testing.assert_close(
+                mean.detach().double(), values, atol=0.03, rtol=0
+            )  # jitter keeps close points apart
+            assert variance.max() < 1e-3
 
 
 def test_the_conditional_is_that_of_the_exact_process():
@@ -499,36 +535,40 @@ def test_coinciding_inducing_points_are_survived():
 # ---- the exact covariance given what the spots say ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("covariance", ["full", "diagonal"])
-def test_set_precision_is_the_exact_posterior_with_all_coordinates_inducing(covariance):
-    coords = points(30)
-    field = InducingField(
-        "matern32", 1, 1, coords, zeros(30), lengthscale=0.4, covariance=covariance
-    )
-    field.log_amplitude.data.fill_(math.log(1.3))
-    information = 5 * torch.rand(30, 1, generator=torch.Generator().manual_seed(0))
-    places = [field.locate(coords[:10], zeros(10)), field.locate(coords[10:], zeros(20))]
-    field.set_precision(places, [information[:10], information[10:]])
-    K = 1.3**2 * exact(coords, "matern32", 0.4)
-    expected = torch.linalg.inv(
-        torch.linalg.inv(K) + torch.diag(information[:, 0].double())
-    ).diagonal()
-    found = torch.cat([field.marginals(place)[1][:, 0] for place in places]).detach().double()
-    torch.testing.assert_close(found, expected, rtol=5e-3, atol=1e-3)
+def test_set_precision_is_the_exact_posterior_with_all_coordinates_inducing(subtests):
+    for covariance in ("full", "diagonal"):
+        with subtests.test(covariance=covariance):
+            coords = points(30)
+            field = InducingField(
+                "matern32", 1, 1, coords, zeros(30), lengthscale=0.4, covariance=covariance
+            )
+            field.log_amplitude.data.fill_(math.log(1.3))
+            information = 5 * torch.rand(30, 1, generator=torch.Generator().manual_seed(0))
+            places = [field.locate(coords[:10], zeros(10)), field.locate(coords[10:], zeros(20))]
+            field.set_precision(places, [information[:10], information[10:]])
+            K = 1.3**2 * exact(coords, "matern32", 0.4)
+            expected = torch.linalg.inv(
+                torch.linalg.inv(K) + torch.diag(information[:, 0].double())
+            ).diagonal()
+            found = (
+                torch.cat([field.marginals(place)[1][:, 0] for place in places]).detach().double()
+            )
+            torch.testing.assert_close(found, expected, rtol=5e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("n_libraries", [1, 2])
-def test_set_precision_is_the_dense_posterior_of_the_basis(n_libraries):
-    field = randomise(hilbert(n_libraries=n_libraries, n_basis=10))
-    located = on_nodes(field, 40)
-    information = 3 * torch.rand(40, T, generator=torch.Generator().manual_seed(0))
-    A, _ = weights(field, located)  # [T, n, M]
-    precision = torch.eye(A.shape[2]) + torch.einsum("tnm,nt,tnl->tml", A, information, A)
-    # not by torch.linalg.inv: with two threads it was wrong for a few matrices of this size (torch 2.13 with MKL)
-    covariance = torch.cholesky_inverse(torch.linalg.cholesky(precision))
-    expected = torch.einsum("tnm,tml,tnl->nt", A, covariance, A)
-    field.set_precision([located], [information])
-    torch.testing.assert_close(field.marginals(located)[1], expected, rtol=0.03, atol=3e-3)
+def test_set_precision_is_the_dense_posterior_of_the_basis(subtests):
+    for n_libraries in (1, 2):
+        with subtests.test(n_libraries=n_libraries):
+            field = randomise(hilbert(n_libraries=n_libraries, n_basis=10))
+            located = on_nodes(field, 40)
+            information = 3 * torch.rand(40, T, generator=torch.Generator().manual_seed(0))
+            A, _ = weights(field, located)  # [T, n, M]
+            precision = torch.eye(A.shape[2]) + torch.einsum("tnm,nt,tnl->tml", A, information, A)
+            # not by torch.linalg.inv: with two threads it was wrong for a few matrices of this size (torch 2.13 with MKL)
+            covariance = torch.cholesky_inverse(torch.linalg.cholesky(precision))
+            expected = torch.einsum("tnm,tml,tnl->nt", A, covariance, A)
+            field.set_precision([located], [information])
+            torch.testing.assert_close(field.marginals(located)[1], expected, rtol=0.03, atol=3e-3)
 
 
 def test_between_the_nodes_set_precision_is_close_to_the_exact_process():
@@ -546,15 +586,16 @@ def test_between_the_nodes_set_precision_is_close_to_the_exact_process():
     )
 
 
-@each_backend
-def test_without_information_set_precision_returns_the_prior(name):
-    field = randomise(BACKENDS[name]())
-    located = on_nodes(field)
-    field.set_precision([located], [torch.zeros(15, T)])
-    found = field.marginals(located)[1]
-    torch.testing.assert_close(
-        found, at_prior_like(field).marginals(located)[1], rtol=1e-3, atol=1e-4
-    )
+def test_without_information_set_precision_returns_the_prior(subtests):
+    for name in BACKENDS:
+        with subtests.test(name=name):
+            field = randomise(BACKENDS[name]())
+            located = on_nodes(field)
+            field.set_precision([located], [torch.zeros(15, T)])
+            found = field.marginals(located)[1]
+            torch.testing.assert_close(
+                found, at_prior_like(field).marginals(located)[1], rtol=1e-3, atol=1e-4
+            )
 
 
 def at_prior_like(field: AbstractField) -> AbstractField:
@@ -587,14 +628,20 @@ def test_the_scale_with_the_highest_evidence_is_that_of_the_dense_marginal_likel
     assert 0 < found < MAX_LOG_SCALE
 
 
-@each_backend
-def test_another_amplitude_leaves_the_mean_where_it_is(name):
-    field = randomise(BACKENDS[name]())
-    located = on_nodes(field)
-    before, amplitude = field.marginals(located)[0].detach(), field.log_amplitude.detach().clone()
-    generator = torch.Generator().manual_seed(1)
-    information = 5 + torch.rand(15, T, generator=generator)
-    gradient = 9 * torch.randn(15, T, generator=generator)
-    field.rescale([located], [information], [gradient])
-    assert (field.log_amplitude - amplitude).abs().min() > 0.01
-    torch.testing.assert_close(field.marginals(located)[0].detach(), before, rtol=1e-4, atol=1e-4)
+def test_another_amplitude_leaves_the_mean_where_it_is(subtests):
+    for name in BACKENDS:
+        with subtests.test(name=name):
+            field = randomise(BACKENDS[name]())
+            located = on_nodes(field)
+            before, amplitude = (
+                field.marginals(located)[0].detach(),
+                field.log_amplitude.detach().clone(),
+            )
+            generator = torch.Generator().manual_seed(1)
+            information = 5 + torch.rand(15, T, generator=generator)
+            gradient = 9 * torch.randn(15, T, generator=generator)
+            field.rescale([located], [information], [gradient])
+            assert (field.log_amplitude - amplitude).abs().min() > 0.01
+            torch.testing.assert_close(
+                field.marginals(located)[0].detach(), before, rtol=1e-4, atol=1e-4
+            )

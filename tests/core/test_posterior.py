@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import fields, replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from gpnsf.core.families import FAMILIES
 from gpnsf.core.inference import posterior
 from gpnsf.core.inference.local_stage import LogFactors, local, mean_field
 from gpnsf.core.likelihoods import Bernoulli, Poisson
-from gpnsf.core.model.build import build
+from gpnsf.core.model.build import FIELDS, build
 from gpnsf.core.model.factorization import Factorization
 from gpnsf.core.presets import PRESETS
 from gpnsf.core.types import Dataset, Posterior, View
@@ -23,7 +24,6 @@ from gpnsf.core.types import Dataset, Posterior, View
 TWO = {"rna": "nb", "atac": "bernoulli"}
 SPATIAL = {name: round(3 * preset.spatial) for name, preset in PRESETS.items()}
 COUNTED = [name for name, preset in PRESETS.items() if preset.nonnegative]
-each_preset = pytest.mark.parametrize("preset", PRESETS)
 
 
 def problem(
@@ -57,72 +57,74 @@ def rates(result: Posterior, dataset: Dataset, name: str) -> np.ndarray:
 # ---- form -----------------------------------------------------------------------------------------------------------
 
 
-@each_preset
-@pytest.mark.parametrize("stage", [local, mean_field])
-def test_everything_is_finite_and_in_shape(preset, stage):
-    dataset, model = problem(preset)
-    result, T = summarised(model, dataset, stage), SPATIAL[preset]
-    for array in (result.mean, result.smooth, result.std):
-        assert array.shape == (60, 3)
-        assert array.dtype == np.float32
-        assert np.isfinite(array).all()
-    assert (result.std >= 0).all()
-    for view in dataset.views:
-        assert result.loadings[view.name].shape == (10, 3)
-        assert result.background[view.name].shape == (10,)
-        assert np.isfinite(result.loadings[view.name]).all()
-        std = result.loadings_std[view.name]
-        assert std.shape == (10, 3)
-        assert std.dtype == np.float32
-        assert (np.isfinite(std) & (std >= 0)).all()
-        assert (std[result.loadings[view.name].any(axis=1)] > 0).all()
-        assert result.variance_explained[view.name].shape == (3,)
-        assert (
-            (result.importance_std[view.name] >= 0) & (result.importance_std[view.name] <= 0.5)
-        ).all()
-    assert result.is_spatial.tolist() == [True] * T + [False] * (3 - T)
-    assert np.isfinite(result.lengthscale[:T]).all()
-    assert np.isnan(result.lengthscale[T:]).all()
-    assert (result.amplitude > 0).all()
-    assert result.dispersion.keys() == {
-        view.name for view in dataset.views if view.likelihood in ("nb", "gaussian")
-    }
+def test_everything_is_finite_and_in_shape(subtests):
+    for preset, stage in product(PRESETS, (local, mean_field)):
+        with subtests.test(preset=preset, stage=stage.__name__):
+            dataset, model = problem(preset)
+            result, T = summarised(model, dataset, stage), SPATIAL[preset]
+            for array in (result.mean, result.smooth, result.std):
+                assert array.shape == (60, 3)
+                assert array.dtype == np.float32
+                assert np.isfinite(array).all()
+            assert (result.std >= 0).all()
+            for view in dataset.views:
+                assert result.loadings[view.name].shape == (10, 3)
+                assert result.background[view.name].shape == (10,)
+                assert np.isfinite(result.loadings[view.name]).all()
+                std = result.loadings_std[view.name]
+                assert std.shape == (10, 3)
+                assert std.dtype == np.float32
+                assert (np.isfinite(std) & (std >= 0)).all()
+                assert (std[result.loadings[view.name].any(axis=1)] > 0).all()
+                assert result.variance_explained[view.name].shape == (3,)
+                assert (
+                    (result.importance_std[view.name] >= 0)
+                    & (result.importance_std[view.name] <= 0.5)
+                ).all()
+            assert result.is_spatial.tolist() == [True] * T + [False] * (3 - T)
+            assert np.isfinite(result.lengthscale[:T]).all()
+            assert np.isnan(result.lengthscale[T:]).all()
+            assert (result.amplitude > 0).all()
+            assert result.dispersion.keys() == {
+                view.name for view in dataset.views if view.likelihood in ("nb", "gaussian")
+            }
 
 
-@pytest.mark.parametrize("preset", COUNTED)
-@pytest.mark.parametrize("stage", [local, mean_field])
-def test_factors_have_mean_one_and_nothing_is_negative(preset, stage):
-    dataset, model = problem(preset)
-    result = summarised(model, dataset, stage)
-    np.testing.assert_allclose(result.mean.mean(0), 1, rtol=1e-5)
-    np.testing.assert_allclose(result.smooth.mean(0), 1, rtol=1e-5)
-    assert (result.mean > 0).all()
-    for name in TWO:
-        assert (result.loadings[name] >= 0).all()
-        assert (result.background[name] > 0).any() == PRESETS[preset].background
+def test_factors_have_mean_one_and_nothing_is_negative(subtests):
+    for preset, stage in product(COUNTED, (local, mean_field)):
+        with subtests.test(preset=preset, stage=stage.__name__):
+            dataset, model = problem(preset)
+            result = summarised(model, dataset, stage)
+            np.testing.assert_allclose(result.mean.mean(0), 1, rtol=1e-5)
+            np.testing.assert_allclose(result.smooth.mean(0), 1, rtol=1e-5)
+            assert (result.mean > 0).all()
+            for name in TWO:
+                assert (result.loadings[name] >= 0).all()
+                assert (result.background[name] > 0).any() == PRESETS[preset].background
 
 
-@pytest.mark.parametrize("preset", ["fa", "rsf"])
-def test_signed_factors_have_unit_size(preset):
-    dataset, model = problem(preset)
-    result = summarised(model, dataset)
-    np.testing.assert_allclose((result.mean**2).mean(0), 1, rtol=1e-5)
-    assert (result.mean < 0).any()
+def test_signed_factors_have_unit_size(subtests):
+    for preset in ("fa", "rsf"):
+        with subtests.test(preset=preset):
+            dataset, model = problem(preset)
+            result = summarised(model, dataset)
+            np.testing.assert_allclose((result.mean**2).mean(0), 1, rtol=1e-5)
+            assert (result.mean < 0).any()
 
 
-@each_preset
-@pytest.mark.parametrize("shift", [0.0, 4.0])
-def test_factors_are_in_order_of_their_signal(preset, shift):
+def test_factors_are_in_order_of_their_signal(subtests):
     """Of their expected signal as it is reported, even where the totals of a modality were far off."""
-    dataset, model = problem(preset)
-    model.views[0].loadings.raw.data[:, 0] += 1.0
-    model.views[-1].loadings.raw.data[:, 1] += 1.0
-    if preset in COUNTED:
-        model.views[-1].loadings.raw.data += shift
-    result = summarised(model, dataset)
-    mass = np.sum([np.abs(W).sum(0) for W in result.loadings.values()], axis=0)
-    for kind in (result.is_spatial, ~result.is_spatial):
-        assert (np.diff(mass[kind]) <= 0).all()
+    for preset, shift in product(PRESETS, (0.0, 4.0)):
+        with subtests.test(preset=preset, shift=shift):
+            dataset, model = problem(preset)
+            model.views[0].loadings.raw.data[:, 0] += 1.0
+            model.views[-1].loadings.raw.data[:, 1] += 1.0
+            if preset in COUNTED:
+                model.views[-1].loadings.raw.data += shift
+            result = summarised(model, dataset)
+            mass = np.sum([np.abs(W).sum(0) for W in result.loadings.values()], axis=0)
+            for kind in (result.is_spatial, ~result.is_spatial):
+                assert (np.diff(mass[kind]) <= 0).all()
 
 
 def permuted(model: Factorization) -> None:
@@ -142,42 +144,50 @@ def permuted(model: Factorization) -> None:
             value[..., :2] = value[..., [1, 0]]
 
 
-@pytest.mark.broad(4)
-@each_preset
-@pytest.mark.parametrize("field", ["hilbert", "inducing"])
-def test_the_order_inside_the_model_does_not_matter(preset, field):
-    dataset, model = problem(preset, field=field)
-    expected = summarised(copy.deepcopy(model), dataset, local)
-    permuted(model)
-    found = summarised(model, dataset, local)
-    for record in fields(Posterior):
-        one, other = getattr(found, record.name), getattr(expected, record.name)
-        if record.name in ("field", "order"):
-            continue
-        for key in other if isinstance(other, dict) else [None]:
-            np.testing.assert_allclose(
-                one if key is None else one[key],
-                other if key is None else other[key],
-                rtol=2e-3,
-                atol=2e-4,
-                err_msg=record.name,
-            )
+def test_the_order_inside_the_model_does_not_matter(subtests):
+    rows = [(preset, "hilbert") for preset in PRESETS]
+    for preset, field in (*rows, ("gpnsf", "inducing"), ("rsf", "inducing")):
+        with subtests.test(preset=preset, field=field):
+            dataset, model = problem(preset, field=field)
+            expected = summarised(copy.deepcopy(model), dataset, local)
+            permuted(model)
+            found = summarised(model, dataset, local)
+            for record in fields(Posterior):
+                one, other = getattr(found, record.name), getattr(expected, record.name)
+                if record.name in ("field", "order"):
+                    continue
+                for key in other if isinstance(other, dict) else [None]:
+                    np.testing.assert_allclose(
+                        one if key is None else one[key],
+                        other if key is None else other[key],
+                        rtol=2e-3,
+                        atol=2e-4,
+                        err_msg=record.name,
+                    )
 
 
-@each_preset
-def test_blocks_change_nothing(preset):
-    dataset, model = problem(preset)
-    whole, parts = summarised(model, dataset), summarised(model, dataset, block_size=13)
-    for name in ("mean", "smooth", "std"):
-        np.testing.assert_allclose(getattr(parts, name), getattr(whole, name), rtol=1e-4, atol=1e-5)
-    for name in whole.loadings:
-        np.testing.assert_allclose(parts.loadings[name], whole.loadings[name], rtol=1e-4, atol=1e-6)
-        np.testing.assert_allclose(
-            parts.importance_std[name], whole.importance_std[name], rtol=1e-2, atol=1e-5
-        )
-        np.testing.assert_allclose(
-            parts.variance_explained[name], whole.variance_explained[name], rtol=1e-2, atol=1e-4
-        )
+def test_blocks_change_nothing(subtests):
+    for preset in PRESETS:
+        with subtests.test(preset=preset):
+            dataset, model = problem(preset)
+            whole, parts = summarised(model, dataset), summarised(model, dataset, block_size=13)
+            for name in ("mean", "smooth", "std"):
+                np.testing.assert_allclose(
+                    getattr(parts, name), getattr(whole, name), rtol=1e-4, atol=1e-5
+                )
+            for name in whole.loadings:
+                np.testing.assert_allclose(
+                    parts.loadings[name], whole.loadings[name], rtol=1e-4, atol=1e-6
+                )
+                np.testing.assert_allclose(
+                    parts.importance_std[name], whole.importance_std[name], rtol=1e-2, atol=1e-5
+                )
+                np.testing.assert_allclose(
+                    parts.variance_explained[name],
+                    whole.variance_explained[name],
+                    rtol=1e-2,
+                    atol=1e-4,
+                )
 
 
 # ---- moments --------------------------------------------------------------------------------------------------------
@@ -190,16 +200,22 @@ def given(m: float, v: float, n: int, T: int) -> LogFactors:
     return LogFactors(mean, variance, mean[:, :T], variance[:, :T], torch.zeros(3))
 
 
-@pytest.mark.parametrize("v", [0.1, 0.8])
-def test_moments_are_lognormal(v):
-    dataset, model = problem()
-    result = posterior.summarise(model, dataset, model.blocks(dataset), given(0.7, v, 60, 2))
-    rng = np.random.default_rng(0)
-    for factors, variance in ((result.is_spatial, posterior.MIXING * v), (~result.is_spatial, v)):
-        draws = np.exp(0.7 + np.sqrt(variance) * rng.standard_normal(400_000))
-        ratio = (result.std[5] / result.mean[5])[factors]
-        np.testing.assert_allclose(ratio, draws.std() / draws.mean(), rtol=0.04)
-    np.testing.assert_allclose(result.mean[5] / result.mean[0], np.exp(0.7), rtol=1e-5)
+def test_moments_are_lognormal(subtests):
+    for v in (0.1, 0.8):
+        with subtests.test(v=v):
+            dataset, model = problem()
+            result = posterior.summarise(
+                model, dataset, model.blocks(dataset), given(0.7, v, 60, 2)
+            )
+            rng = np.random.default_rng(0)
+            for factors, variance in (
+                (result.is_spatial, posterior.MIXING * v),
+                (~result.is_spatial, v),
+            ):
+                draws = np.exp(0.7 + np.sqrt(variance) * rng.standard_normal(400_000))
+                ratio = (result.std[5] / result.mean[5])[factors]
+                np.testing.assert_allclose(ratio, draws.std() / draws.mean(), rtol=0.04)
+            np.testing.assert_allclose(result.mean[5] / result.mean[0], np.exp(0.7), rtol=1e-5)
 
 
 def test_the_variance_is_capped_in_the_mean():
@@ -214,52 +230,59 @@ def test_the_variance_is_capped_in_the_mean():
     assert (result.std[7] / result.mean[7] > 10).all()
 
 
-@pytest.mark.parametrize("m", [-500.0, 500.0])
-def test_extreme_log_factors_stay_finite(m):
-    dataset, model = problem()
-    result = posterior.summarise(model, dataset, model.blocks(dataset), given(m, 100.0, 60, 2))
-    assert np.isfinite(result.mean).all()
-    assert np.isfinite(result.std).all()
+def test_extreme_log_factors_stay_finite(subtests):
+    for m in (-500.0, 500.0):
+        with subtests.test(m=m):
+            dataset, model = problem()
+            result = posterior.summarise(
+                model, dataset, model.blocks(dataset), given(m, 100.0, 60, 2)
+            )
+            assert np.isfinite(result.mean).all()
+            assert np.isfinite(result.std).all()
 
 
 # ---- scale ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.broad(5)
-@pytest.mark.parametrize("preset", COUNTED)
-@pytest.mark.parametrize("likelihood", ["poisson", "nb", "bernoulli", "bernoulli_clipped"])
-def test_expected_totals_are_the_observed_ones(preset, likelihood):
-    dataset, model = problem(preset, {"rna": likelihood}, missing=5)
-    result = summarised(model, dataset, local)
-    rate = rates(result, dataset, "rna")
-    expected = {"bernoulli": -np.expm1(-rate), "bernoulli_clipped": rate.clip(max=0.999)}.get(
-        likelihood, rate
-    )
-    assert expected.sum() == pytest.approx(dataset.views[0].counts.sum(), rel=0.01)
+def test_expected_totals_are_the_observed_ones(subtests):
+    for preset, likelihood in product(COUNTED, ("poisson", "nb", "bernoulli", "bernoulli_clipped")):
+        with subtests.test(preset=preset, likelihood=likelihood):
+            dataset, model = problem(preset, {"rna": likelihood}, missing=5)
+            result = summarised(model, dataset, local)
+            rate = rates(result, dataset, "rna")
+            expected = {
+                "bernoulli": -np.expm1(-rate),
+                "bernoulli_clipped": rate.clip(max=0.999),
+            }.get(likelihood, rate)
+            assert expected.sum() == pytest.approx(dataset.views[0].counts.sum(), rel=0.01)
 
 
-@pytest.mark.parametrize("likelihood", ["poisson", "bernoulli", "bernoulli_clipped"])
-@pytest.mark.parametrize("shift", [-8.0, 5.0])
-def test_totals_are_matched_from_far_away(likelihood, shift):
+def test_totals_are_matched_from_far_away(subtests):
     """After few steps at a high rate; where most probabilities are near one, plain Newton steps overshoot."""
-    dataset, model = problem("gpnsf", {"rna": likelihood})
-    dict(model.items())["rna"].loadings.raw.data += shift
-    rate = rates(summarised(model, dataset), dataset, "rna")
-    expected = {"bernoulli": -np.expm1(-rate), "bernoulli_clipped": rate.clip(max=0.999)}.get(
-        likelihood, rate
-    )
-    assert expected.sum() == pytest.approx(dataset.views[0].counts.sum(), rel=0.01)
+    for likelihood, shift in product(("poisson", "bernoulli", "bernoulli_clipped"), (-8.0, 5.0)):
+        with subtests.test(likelihood=likelihood, shift=shift):
+            dataset, model = problem("gpnsf", {"rna": likelihood})
+            dict(model.items())["rna"].loadings.raw.data += shift
+            rate = rates(summarised(model, dataset), dataset, "rna")
+            expected = {
+                "bernoulli": -np.expm1(-rate),
+                "bernoulli_clipped": rate.clip(max=0.999),
+            }.get(likelihood, rate)
+            assert expected.sum() == pytest.approx(dataset.views[0].counts.sum(), rel=0.01)
 
 
-@pytest.mark.parametrize("likelihood", ["bernoulli", "bernoulli_clipped"])
-def test_loadings_do_not_run_away_where_everything_is_open(likelihood):
-    dataset, model = problem("gpnsf", {"rna": likelihood})
-    view = dataset.views[0]
-    dataset = replace(
-        dataset,
-        views=(replace(view, counts=sp.csr_matrix(np.ones(view.counts.shape, np.float32))),),
-    )
-    assert rates(summarised(model, dataset), dataset, "rna").max() < 1e5
+def test_loadings_do_not_run_away_where_everything_is_open(subtests):
+    for likelihood in ("bernoulli", "bernoulli_clipped"):
+        with subtests.test(likelihood=likelihood):
+            dataset, model = problem("gpnsf", {"rna": likelihood})
+            view = dataset.views[0]
+            dataset = replace(
+                dataset,
+                views=(
+                    replace(view, counts=sp.csr_matrix(np.ones(view.counts.shape, np.float32))),
+                ),
+            )
+            assert rates(summarised(model, dataset), dataset, "rna").max() < 1e5
 
 
 def test_values_around_zero_keep_their_loadings():
@@ -304,27 +327,34 @@ def test_features_without_counts_have_no_loadings():
 # ---- scores ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("likelihood", "deviance"),
-    [("poisson", poisson_deviance), ("nb", poisson_deviance), ("bernoulli", bernoulli_deviance)],
-)
-def test_variance_explained_is_the_deviance_that_a_constant_factor_loses(likelihood, deviance):
-    dataset, model = problem("gpnsf", {"rna": likelihood})
-    result, view = summarised(model, dataset), dataset.views[0]
-    W = np.column_stack([result.loadings["rna"], result.background["rna"]])
-    null = FAMILIES["poisson" if likelihood == "nb" else likelihood].null_deviance(
-        view.counts, view.size
-    )[0]
+def test_variance_explained_is_the_deviance_that_a_constant_factor_loses(subtests):
+    for likelihood, deviance in (
+        ("poisson", poisson_deviance),
+        ("nb", poisson_deviance),
+        ("bernoulli", bernoulli_deviance),
+    ):
+        with subtests.test(likelihood=likelihood):
+            dataset, model = problem("gpnsf", {"rna": likelihood})
+            result, view = summarised(model, dataset), dataset.views[0]
+            W = np.column_stack([result.loadings["rna"], result.background["rna"]])
+            null = FAMILIES["poisson" if likelihood == "nb" else likelihood].null_deviance(
+                view.counts, view.size
+            )[0]
 
-    def total(factors: np.ndarray) -> float:
-        A = np.column_stack([factors, np.ones(60)]) * view.size[:, None]
-        return deviance(view.counts.toarray(), A, W)
-
-    for k in range(3):
-        flat = result.mean.copy()
-        flat[:, k] = flat[:, k].mean()
-        lost = (total(flat) - total(result.mean)) / null
-        assert result.variance_explained["rna"][k] == pytest.approx(lost, rel=1e-2, abs=1e-4)
+            factors = [result.mean.copy() for _ in range(4)]
+            for k in range(3):
+                factors[k][:, k] = factors[k][:, k].mean()
+            *flat, whole = (
+                deviance(
+                    view.counts.toarray(), np.column_stack([G, np.ones(60)]) * view.size[:, None], W
+                )
+                for G in factors
+            )
+            for k in range(3):
+                lost = (flat[k] - whole) / null
+                assert result.variance_explained["rna"][k] == pytest.approx(
+                    lost, rel=1e-2, abs=1e-4
+                )
 
 
 def test_more_counts_make_importance_more_certain():
@@ -339,18 +369,19 @@ def test_more_counts_make_importance_more_certain():
 # ---- prediction -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.broad(8)
-@pytest.mark.parametrize("preset", ["gpnsf", "nsf", "rsf"])
-@pytest.mark.parametrize("field", ["hilbert", "inducing"])
-@pytest.mark.parametrize("stage", [local, mean_field])
-@pytest.mark.parametrize("n_libraries", [1, 2])
-def test_prediction_at_the_data_is_the_smooth_part(preset, field, stage, n_libraries):
-    dataset, model = problem(preset, field=field, n_libraries=n_libraries)
-    result, T = summarised(model, dataset, stage), SPATIAL[preset]
-    mean, std = posterior.predict(result.field, dataset.coords, dataset.library)
-    assert mean.shape == std.shape == (60, T)
-    np.testing.assert_allclose(mean, result.smooth[:, :T], rtol=2e-3, atol=1e-5)
-    assert (std > 0).all()
+def test_prediction_at_the_data_is_the_smooth_part(subtests):
+    for preset, field, (stage, n_libraries) in product(
+        ("gpnsf", "nsf", "rsf"), FIELDS, ((local, 2), (mean_field, 1))
+    ):
+        with subtests.test(
+            preset=preset, field=field, stage=stage.__name__, n_libraries=n_libraries
+        ):
+            dataset, model = problem(preset, field=field, n_libraries=n_libraries)
+            result, T = summarised(model, dataset, stage), SPATIAL[preset]
+            mean, std = posterior.predict(result.field, dataset.coords, dataset.library)
+            assert mean.shape == std.shape == (60, T)
+            np.testing.assert_allclose(mean, result.smooth[:, :T], rtol=2e-3, atol=1e-5)
+            assert (std > 0).all()
 
 
 def test_a_state_holds_plain_values():
@@ -360,21 +391,22 @@ def test_a_state_holds_plain_values():
         assert isinstance(value, np.ndarray | str | bool | int | float | dict)
 
 
-@pytest.mark.parametrize("spread", [0.3, 1.0])
-def test_the_null_deviance_of_peaks_is_the_exact_one_even_if_some_are_always_open(spread):
-    rng = np.random.default_rng(7)
-    size = np.maximum(rng.lognormal(0, spread, 400), 0.05).astype(np.float32)
-    opened = rng.random((400, 60)) < 1 - np.exp(-rng.gamma(0.5, 2.0, 60) * size[:, None])
-    opened[:, 0], opened[:, 1] = True, False
-    counts, observed = sp.csr_matrix(opened.astype(np.float32)), np.ones(400, dtype=bool)
-    view = View("atac", "bernoulli", counts, size / size.mean(), observed)
-    dataset = Dataset(np.zeros((400, 2), np.float32), np.zeros(400, np.int64), (view,))
-    model = build("pnmf", dataset, n_factors=2, n_spatial=0)
-    found = Bernoulli(60).flat_deviance(view, model.blocks(dataset, 150))
-    exact, _ = FAMILIES["bernoulli"].null_deviance(
-        counts, view.size, None, rows=observed, train=observed
-    )
-    assert found == pytest.approx(exact, rel=5e-3)
+def test_the_null_deviance_of_peaks_is_the_exact_one_even_if_some_are_always_open(subtests):
+    for spread in (0.3, 1.0):
+        with subtests.test(spread=spread):
+            rng = np.random.default_rng(7)
+            size = np.maximum(rng.lognormal(0, spread, 400), 0.05).astype(np.float32)
+            opened = rng.random((400, 60)) < 1 - np.exp(-rng.gamma(0.5, 2.0, 60) * size[:, None])
+            opened[:, 0], opened[:, 1] = True, False
+            counts, observed = sp.csr_matrix(opened.astype(np.float32)), np.ones(400, dtype=bool)
+            view = View("atac", "bernoulli", counts, size / size.mean(), observed)
+            dataset = Dataset(np.zeros((400, 2), np.float32), np.zeros(400, np.int64), (view,))
+            model = build("pnmf", dataset, n_factors=2, n_spatial=0)
+            found = Bernoulli(60).flat_deviance(view, model.blocks(dataset, 150))
+            exact, _ = FAMILIES["bernoulli"].null_deviance(
+                counts, view.size, None, rows=observed, train=observed
+            )
+            assert found == pytest.approx(exact, rel=5e-3)
 
 
 def test_the_null_deviance_of_counts_is_the_exact_one():
