@@ -21,11 +21,12 @@ MEASURES = {
 }
 
 
-@pytest.mark.parametrize("measure", MEASURES, ids=lambda measure: measure.__name__)
-def test_a_measure_is_its_definition(measure):
-    perfect, definition = MEASURES[measure]
-    assert measure(ONE, OTHER) == pytest.approx(definition(ONE, OTHER))
-    assert measure(ONE, ONE) == pytest.approx(perfect)
+def test_a_measure_is_its_definition(subtests):
+    for measure in MEASURES:
+        with subtests.test(measure.__name__):
+            perfect, definition = MEASURES[measure]
+            assert measure(ONE, OTHER) == pytest.approx(definition(ONE, OTHER))
+            assert measure(ONE, ONE) == pytest.approx(perfect)
 
 
 def test_the_divergence_is_that_of_jensen_and_shannon():
@@ -61,26 +62,20 @@ def test_structural_similarity_by_loops():
     assert agreement.ssim(one, one, cells) == pytest.approx(1.0)
 
 
-@pytest.mark.parametrize(
-    ("coords", "on_lattice"),
-    [
-        (np.column_stack(np.divmod(np.arange(20), 5)), True),
-        (100 + 7.5 * np.column_stack(np.divmod(np.arange(20), 5)), True),
-        (
-            np.column_stack(
-                [np.arange(20) // 5, 2 * (np.arange(20) % 5) + (np.arange(20) // 5) % 2]
-            ),
-            True,
-        ),
-        (RNG.random((20, 2)), False),
-        (np.arange(20.0)[:, None], False),
-        (np.zeros((20, 2)), False),
-        (np.column_stack([np.arange(20), np.arange(20)]), False),
-    ],
-    ids=["grid", "in other units", "hexagonal", "random", "line", "one place", "diagonal"],
-)
-def test_a_lattice_is_recognised(coords, on_lattice):
-    cells = agreement.lattice(coords.astype(float))
-    assert (cells is not None) is on_lattice
-    if on_lattice:
-        assert len(np.unique(cells, axis=0)) == len(coords)
+def test_a_lattice_is_recognised(subtests):
+    row, column = np.divmod(np.arange(20), 5)
+    places = {
+        "a lattice": (np.column_stack([row, column]), True),
+        "elsewhere, in another unit": (100 + 7.5 * np.column_stack([row, column]), True),
+        "every other row shifted": (np.column_stack([row, 2 * column + row % 2]), True),
+        "anywhere": (RNG.random((20, 2)), False),
+        "one dimension": (np.arange(20.0)[:, None], False),
+        "one place": (np.zeros((20, 2)), False),
+        "a diagonal": (np.column_stack([np.arange(20), np.arange(20)]), False),
+    }
+    for name, (coords, on_lattice) in places.items():
+        with subtests.test(name):
+            cells = agreement.lattice(coords.astype(float))
+            assert (cells is not None) is on_lattice
+            if on_lattice:
+                assert len(np.unique(cells, axis=0)) == len(coords)

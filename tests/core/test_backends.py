@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from itertools import product
 
 import numpy as np
 import pytest
@@ -98,24 +99,27 @@ def test_a_pattern_takes_what_is_not_in_order_or_of_another_type():
     assert matrix.indices.tolist() == [2, 0, 1]
 
 
-@pytest.mark.broad(2)
-@pytest.mark.parametrize("kernel", ["numba", "torch"])
-@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
-def test_saturation_is_what_it_says(kernel, scale, monkeypatch):
-    monkeypatch.setattr(backends, "backend", lambda device: kernel)
-    ratio = scale * torch.rand(300, 17, generator=torch.Generator().manual_seed(0))
-    exact = ratio.double()
-    logs, shares = saturation(ratio)
-    torch.testing.assert_close(ratio.double(), 1 / (1 + exact), rtol=1e-6, atol=0)
-    torch.testing.assert_close(shares.double(), (exact / (1 + exact)).sum(0), rtol=1e-5, atol=0)
-    torch.testing.assert_close(logs.double(), torch.log1p(exact).sum(0), rtol=1e-5, atol=1e-4)
+def test_saturation_is_what_it_says(subtests, monkeypatch):
+    for kernel, scale in product(("numba", "torch"), (1e-6, 1.0, 1e6)):
+        with subtests.test(kernel=kernel, scale=scale):
+            monkeypatch.setattr(backends, "backend", lambda device, kernel=kernel: kernel)
+            ratio = scale * torch.rand(300, 17, generator=torch.Generator().manual_seed(0))
+            exact = ratio.double()
+            logs, shares = saturation(ratio)
+            torch.testing.assert_close(ratio.double(), 1 / (1 + exact), rtol=1e-6, atol=0)
+            torch.testing.assert_close(
+                shares.double(), (exact / (1 + exact)).sum(0), rtol=1e-5, atol=0
+            )
+            torch.testing.assert_close(
+                logs.double(), torch.log1p(exact).sum(0), rtol=1e-5, atol=1e-4
+            )
 
 
-@pytest.mark.parametrize("kernel", ["numba", "torch"])
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_saturation_hides_nothing_that_is_not_finite(kernel, bad, monkeypatch):
-    monkeypatch.setattr(backends, "backend", lambda device: kernel)
-    ratio = torch.ones(5, 3)
-    ratio[2, 1] = bad
-    logs, _ = saturation(ratio)
-    assert logs.isfinite().tolist() == [True, False, True]
+def test_saturation_hides_nothing_that_is_not_finite(subtests, monkeypatch):
+    for kernel, bad in product(("numba", "torch"), (np.nan, np.inf)):
+        with subtests.test(kernel=kernel, bad=bad):
+            monkeypatch.setattr(backends, "backend", lambda device, kernel=kernel: kernel)
+            ratio = torch.ones(5, 3)
+            ratio[2, 1] = bad
+            logs, _ = saturation(ratio)
+            assert logs.isfinite().tolist() == [True, False, True]

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
-import pytest
 
 from gpnsf.core.scores import calibration
 from gpnsf.core.scores.calibration import log_errors, log_moments, simulate_counts
@@ -20,32 +21,35 @@ MOMENTS = {
 ONE_BATCH = np.zeros(N, dtype=int), np.ones((1, P))
 
 
-@pytest.mark.parametrize("likelihood", MOMENTS)
-@pytest.mark.parametrize("block", [calibration.BLOCK, 50 * P])
-def test_draws_have_the_mean_and_the_variance_of_their_likelihood(likelihood, block, monkeypatch):
-    monkeypatch.setattr(calibration, "BLOCK", block)
-    counts = simulate_counts(A, W, likelihood, DISPERSION, np.random.default_rng(2), ONE_BATCH)
-    mean, variance = MOMENTS[likelihood]
-    assert counts.shape == (N, P)
-    assert counts.dtype == np.float32
-    standard = (counts.toarray() - mean).mean(axis=0) / np.sqrt(variance.mean(axis=0) / N)
-    assert np.abs(standard).max() < 4
-    np.testing.assert_allclose(
-        ((counts.toarray() - mean) ** 2).mean(axis=0), variance.mean(axis=0), rtol=0.35
-    )
+def test_draws_have_the_mean_and_the_variance_of_their_likelihood(subtests, monkeypatch):
+    for likelihood, block in product(MOMENTS, (calibration.BLOCK, 50 * P)):
+        with subtests.test(likelihood=likelihood, block=block):
+            monkeypatch.setattr(calibration, "BLOCK", block)
+            counts = simulate_counts(
+                A, W, likelihood, DISPERSION, np.random.default_rng(2), ONE_BATCH
+            )
+            mean, variance = MOMENTS[likelihood]
+            assert counts.shape == (N, P)
+            assert counts.dtype == np.float32
+            standard = (counts.toarray() - mean).mean(axis=0) / np.sqrt(variance.mean(axis=0) / N)
+            assert np.abs(standard).max() < 4
+            np.testing.assert_allclose(
+                ((counts.toarray() - mean) ** 2).mean(axis=0), variance.mean(axis=0), rtol=0.35
+            )
 
 
-@pytest.mark.parametrize("block", [calibration.BLOCK, 50 * P])
-def test_rates_have_the_multipliers_of_their_batch(block, monkeypatch):
-    monkeypatch.setattr(calibration, "BLOCK", block)
-    codes, multipliers = np.arange(N) % 3, np.random.default_rng(3).lognormal(size=(3, P))
-    counts = simulate_counts(
-        A, W, "poisson", np.nan, np.random.default_rng(2), (codes, multipliers)
-    ).toarray()
-    for code in range(3):
-        mean = multipliers[code] * RATE[codes == code]
-        standard = (counts[codes == code] - mean).sum(axis=0) / np.sqrt(mean.sum(axis=0))
-        assert np.abs(standard).max() < 4
+def test_rates_have_the_multipliers_of_their_batch(subtests, monkeypatch):
+    for block in (calibration.BLOCK, 50 * P):
+        with subtests.test(block=block):
+            monkeypatch.setattr(calibration, "BLOCK", block)
+            codes, multipliers = np.arange(N) % 3, np.random.default_rng(3).lognormal(size=(3, P))
+            counts = simulate_counts(
+                A, W, "poisson", np.nan, np.random.default_rng(2), (codes, multipliers)
+            ).toarray()
+            for code in range(3):
+                mean = multipliers[code] * RATE[codes == code]
+                standard = (counts[codes == code] - mean).sum(axis=0) / np.sqrt(mean.sum(axis=0))
+                assert np.abs(standard).max() < 4
 
 
 def test_log_moments_undo_those_of_a_log_normal():

@@ -72,27 +72,33 @@ def written_out(counts, profiles, penalties, V) -> float:
     return value
 
 
-@each_weight
-def test_the_objective_is_the_equation(weights):
-    mixture, penalties, _, counts, profiles = problem(n_side=3, **named(weights))
-    V = np.random.default_rng(1).gamma(1.0, 0.3, mixture.cross.shape)
-    assert deconvolution.objective(mixture, penalties, V) == pytest.approx(
-        written_out(counts, profiles, penalties, V), rel=1e-10
-    )
+def test_the_objective_is_the_equation(subtests):
+    for weights in WEIGHTS:
+        with subtests.test(weights=weights):
+            mixture, penalties, _, counts, profiles = problem(n_side=3, **named(weights))
+            V = np.random.default_rng(1).gamma(1.0, 0.3, mixture.cross.shape)
+            assert deconvolution.objective(mixture, penalties, V) == pytest.approx(
+                written_out(counts, profiles, penalties, V), rel=1e-10
+            )
 
 
-@each_weight
-def test_the_ratio_holds_the_two_parts_of_the_gradient(weights):
-    mixture, penalties, *_ = problem(n_side=3, **named(weights))
-    V = np.random.default_rng(1).gamma(1.0, 0.3, mixture.cross.shape)
-    pull, push = deconvolution.ratio(mixture, penalties, V)
-    assert (pull >= 0).all()
-    assert (push >= 0).all()
-    for index in [(0, 0), (3, 2), (8, 3)]:
-        step = np.zeros_like(V)
-        step[index] = 1e-4
-        ends = [deconvolution.objective(mixture, penalties, V + sign * step) for sign in (1, -1)]
-        assert (ends[0] - ends[1]) / 2e-4 == pytest.approx((push - pull)[index], rel=1e-5, abs=1e-8)
+def test_the_ratio_holds_the_two_parts_of_the_gradient(subtests):
+    for weights in WEIGHTS:
+        with subtests.test(weights=weights):
+            mixture, penalties, *_ = problem(n_side=3, **named(weights))
+            V = np.random.default_rng(1).gamma(1.0, 0.3, mixture.cross.shape)
+            pull, push = deconvolution.ratio(mixture, penalties, V)
+            assert (pull >= 0).all()
+            assert (push >= 0).all()
+            for index in [(0, 0), (3, 2), (8, 3)]:
+                step = np.zeros_like(V)
+                step[index] = 1e-4
+                ends = [
+                    deconvolution.objective(mixture, penalties, V + sign * step) for sign in (1, -1)
+                ]
+                assert (ends[0] - ends[1]) / 2e-4 == pytest.approx(
+                    (push - pull)[index], rel=1e-5, abs=1e-8
+                )
 
 
 positive = st.one_of(st.just(0.0), st.floats(1e-4, 1e3))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 
 from gpnsf.core.scores import embedding
 from gpnsf.core.scores.embedding import composition, coordinates, factors_used, signal
@@ -36,20 +35,23 @@ def hellinger(H: np.ndarray, loadings: dict[str, np.ndarray]) -> np.ndarray:
     return np.sqrt(squares)
 
 
-@pytest.mark.parametrize("n_features", [6, 60, 250])
-def test_distances_are_those_of_the_definition(n_features, monkeypatch):
+def test_distances_are_those_of_the_definition(subtests, monkeypatch):
     """Of all axes; the first K of them, which are kept, hold nearly everything."""
-    H, loadings = simulated(n_features=n_features)
-    expected = hellinger(H, loadings)
-    near = distances(composition(H, loadings))
-    assert (near <= expected + 1e-6).all()
-    apart = ~np.eye(len(H), dtype=bool)
-    assert np.median((near / np.where(apart, expected, 1))[apart]) > 0.95
-    assert np.corrcoef(near[apart], expected[apart])[0, 1] > 0.99
-    monkeypatch.setattr(embedding, "N_DIMS", 300)
-    monkeypatch.setattr(embedding, "_principal", lambda points, n_dims: points)
-    monkeypatch.setattr(embedding, "SPARE", 300)
-    np.testing.assert_allclose(distances(composition(H, loadings)), expected, atol=1e-6)
+    for n_features in (6, 60, 250):
+        with subtests.test(n_features=n_features):
+            H, loadings = simulated(n_features=n_features)
+            expected = hellinger(H, loadings)
+            near = distances(composition(H, loadings))
+            assert (near <= expected + 1e-6).all()
+            apart = ~np.eye(len(H), dtype=bool)
+            assert np.median((near / np.where(apart, expected, 1))[apart]) > 0.95
+            assert np.corrcoef(near[apart], expected[apart])[0, 1] > 0.99
+            with monkeypatch.context() as patch:
+                patch.setattr(embedding, "N_DIMS", 300)
+                patch.setattr(embedding, "_principal", lambda points, n_dims: points)
+                patch.setattr(embedding, "SPARE", 300)
+                exact = distances(composition(H, loadings))
+            np.testing.assert_allclose(exact, expected, atol=1e-6)
 
 
 def test_modalities_count_at_their_weights():
@@ -102,16 +104,17 @@ def test_factors_with_equal_loadings_are_at_distance_zero():
     assert found[0, 1:].min() > 0.1
 
 
-@pytest.mark.parametrize("n_features", [60, 2_000])
-def test_a_factor_that_is_split_in_two_changes_nothing(n_features):
-    H, loadings = simulated(n_features=n_features)
-    part = np.random.default_rng(2).uniform(0, 1, len(H))
-    halves = np.column_stack([H[:, 0] * part, H[:, 0] * (1 - part), H[:, 1:]])
-    scale = halves.mean(axis=0)
-    split = {name: W[:, [0, 0, 1, 2, 3]] * scale for name, W in loadings.items()}
-    before, after = composition(H, loadings), composition(halves / scale, split)
-    assert after.shape == (90, 5)
-    np.testing.assert_allclose(distances(after[:, :4]), distances(before), atol=1e-5)
+def test_a_factor_that_is_split_in_two_changes_nothing(subtests):
+    for n_features in (60, 2_000):
+        with subtests.test(n_features=n_features):
+            H, loadings = simulated(n_features=n_features)
+            part = np.random.default_rng(2).uniform(0, 1, len(H))
+            halves = np.column_stack([H[:, 0] * part, H[:, 0] * (1 - part), H[:, 1:]])
+            scale = halves.mean(axis=0)
+            split = {name: W[:, [0, 0, 1, 2, 3]] * scale for name, W in loadings.items()}
+            before, after = composition(H, loadings), composition(halves / scale, split)
+            assert after.shape == (90, 5)
+            np.testing.assert_allclose(distances(after[:, :4]), distances(before), atol=1e-5)
 
 
 def test_the_scale_of_rows_and_of_modalities_does_not_matter():
@@ -150,11 +153,12 @@ def test_there_are_at_most_fifteen_dimensions_centred_and_in_order():
     assert (np.diff(found.var(axis=0)) <= 0).all()
 
 
-@pytest.mark.parametrize("W", [np.zeros((5, 2)), np.ones((5, 2)), np.array([[1.0, 2.0]])])
-def test_nothing_to_tell_apart_is_zero(W):
-    found = composition(np.random.default_rng(0).uniform(0.1, 1, (30, 2)), {"rna": W})
-    assert found.shape == (30, 2)
-    np.testing.assert_allclose(found, 0, atol=1e-6)
+def test_nothing_to_tell_apart_is_zero(subtests):
+    for W in (np.zeros((5, 2)), np.ones((5, 2)), np.array([[1.0, 2.0]])):
+        with subtests.test(W=W):
+            found = composition(np.random.default_rng(0).uniform(0.1, 1, (30, 2)), {"rna": W})
+            assert found.shape == (30, 2)
+            np.testing.assert_allclose(found, 0, atol=1e-6)
 
 
 def test_an_observation_that_expects_nothing_is_finite():

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from itertools import product
 
 import numpy as np
 import pytest
@@ -59,31 +60,30 @@ def test_without_zero_inflation_it_is_scipys_negative_binomial(entries):
     assert found == pytest.approx(nbinom.logpmf(x, size, size / (size + mean)).sum(), rel=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("mean", "theta", "logit"), [(0.3, 0.5, -1.0), (4.0, 2.0, 1.5), (2.0, 30.0, -6.0)]
-)
-def test_probabilities_sum_to_one(mean, theta, logit):
-    x = np.arange(400, dtype=np.float32)[:, None]
-    of_each = [
-        zinb(sparse(x[i : i + 1]), *one(math.log(mean), theta, logit)).item() for i in range(len(x))
-    ]
-    assert np.exp(of_each).sum() == pytest.approx(1.0, abs=1e-4)
+def test_probabilities_sum_to_one(subtests):
+    for mean, theta, logit in ((0.3, 0.5, -1.0), (4.0, 2.0, 1.5), (2.0, 30.0, -6.0)):
+        with subtests.test(mean=mean, theta=theta, logit=logit):
+            x = np.arange(400, dtype=np.float32)[:, None]
+            of_each = [
+                zinb(sparse(x[i : i + 1]), *one(math.log(mean), theta, logit)).item()
+                for i in range(len(x))
+            ]
+            assert np.exp(of_each).sum() == pytest.approx(1.0, abs=1e-4)
 
 
 def one(*values):
     return (torch.full((1, 1), value) for value in values)
 
 
-@pytest.mark.parametrize("log_mean", [-60.0, 0.0, 25.0])
-@pytest.mark.parametrize("theta", [1e-8, 1.0, 1e6])
-@pytest.mark.parametrize("logit", [-60.0, 0.0, 60.0])
-def test_values_and_gradients_stay_finite(log_mean, theta, logit):
-    for x in (0.0, 1.0, 1e6):
-        values = [value.requires_grad_() for value in one(log_mean, theta, logit)]
-        loss = zinb(sparse([[x]]), *values)
-        loss.backward()
-        assert torch.isfinite(loss)
-        assert all(torch.isfinite(value.grad).all() for value in values)
+def test_values_and_gradients_stay_finite(subtests):
+    for log_mean, theta, logit in product((-60.0, 0.0, 25.0), (1e-8, 1.0, 1e6), (-60.0, 0.0, 60.0)):
+        with subtests.test(log_mean=log_mean, theta=theta, logit=logit):
+            for x in (0.0, 1.0, 1e6):
+                values = [value.requires_grad_() for value in one(log_mean, theta, logit)]
+                loss = zinb(sparse([[x]]), *values)
+                loss.backward()
+                assert torch.isfinite(loss)
+                assert all(torch.isfinite(value.grad).all() for value in values)
 
 
 def decoder(*, as_published, n_features=7, n_latent=3):

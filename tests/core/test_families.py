@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 import pytest
 import scipy.sparse as sp
@@ -40,42 +42,56 @@ def test_every_family_has_a_bound_of_its_own_and_the_other_way_round():
     assert all(kind.family is FAMILIES[name] for name, kind in LIKELIHOODS.items())
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_nothing_stands_in_for_what_stands_in_for_another(name):
-    for other in {FAMILIES[name].fast, FAMILIES[name].scorer, LIKELIHOODS[name].surrogate} - {None}:
-        assert (
-            FAMILIES[other].fast is FAMILIES[other].scorer is LIKELIHOODS[other].surrogate is None
-        )
+def test_nothing_stands_in_for_what_stands_in_for_another(subtests):
+    for name in FAMILIES:
+        with subtests.test(name=name):
+            for other in {
+                FAMILIES[name].fast,
+                FAMILIES[name].scorer,
+                LIKELIHOODS[name].surrogate,
+            } - {None}:
+                assert (
+                    FAMILIES[other].fast
+                    is FAMILIES[other].scorer
+                    is LIKELIHOODS[other].surrogate
+                    is None
+                )
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_draws_are_legal_and_have_the_mean_that_is_expected(name):
-    rng, family = np.random.default_rng(0), FAMILIES[name]
-    rate = np.linspace(0.05, 0.9, 8) * np.ones((20_000, 1))
-    values = family.draw(rate, 2.0, rng)
-    assert not any(illegal.found(values).any() for illegal in family.illegal)
-    assert set(np.unique(values)) == {0, 1} or not family.binary
-    assert (values.min() < 0) == family.signed
-    np.testing.assert_allclose(values.mean(axis=0), family.mean(rate)[0], rtol=0.05, atol=0.06)
-    own = rate.copy()
-    np.testing.assert_array_equal(family.mean(own, out=own), family.mean(rate))
+def test_draws_are_legal_and_have_the_mean_that_is_expected(subtests):
+    for name in FAMILIES:
+        with subtests.test(name=name):
+            rng, family = np.random.default_rng(0), FAMILIES[name]
+            rate = np.linspace(0.05, 0.9, 8) * np.ones((20_000, 1))
+            values = family.draw(rate, 2.0, rng)
+            assert not any(illegal.found(values).any() for illegal in family.illegal)
+            assert set(np.unique(values)) == {0, 1} or not family.binary
+            assert (values.min() < 0) == family.signed
+            np.testing.assert_allclose(
+                values.mean(axis=0), family.mean(rate)[0], rtol=0.05, atol=0.06
+            )
+            own = rate.copy()
+            np.testing.assert_array_equal(family.mean(own, out=own), family.mean(rate))
 
 
 # ---- parts that are independent -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("share", [0.5, 0.8])
-@pytest.mark.parametrize("likelihood", ["poisson", "nb", "bernoulli", "gaussian"])
-def test_parts_are_independent(likelihood, share):
-    rng = np.random.default_rng(0)
-    first, second = FAMILIES[likelihood].split(
-        drawn(likelihood, rng), np.array([THETA]), share, rng
-    )
-    assert abs(correlation(first, second)) < 4 / np.sqrt(N)
-    ratio = {"gaussian": 1.0, "bernoulli": np.expm1(-0.3 * share) / np.expm1(-0.3 * (1 - share))}
-    assert first.mean() / second.mean() == pytest.approx(
-        ratio.get(likelihood, share / (1 - share)), rel=0.05
-    )
+def test_parts_are_independent(subtests):
+    for share, likelihood in product((0.5, 0.8), ("poisson", "nb", "bernoulli", "gaussian")):
+        with subtests.test(share=share, likelihood=likelihood):
+            rng = np.random.default_rng(0)
+            first, second = FAMILIES[likelihood].split(
+                drawn(likelihood, rng), np.array([THETA]), share, rng
+            )
+            assert abs(correlation(first, second)) < 4 / np.sqrt(N)
+            ratio = {
+                "gaussian": 1.0,
+                "bernoulli": np.expm1(-0.3 * share) / np.expm1(-0.3 * (1 - share)),
+            }
+            assert first.mean() / second.mean() == pytest.approx(
+                ratio.get(likelihood, share / (1 - share)), rel=0.05
+            )
 
 
 def test_binomial_parts_of_negative_binomial_counts_are_not():
@@ -96,18 +112,21 @@ def test_counts_add_up_and_keep_their_pattern():
         assert first.dtype == np.float32
 
 
-@pytest.mark.parametrize("share", [0.5, 0.8])
-def test_dispersion_of_a_part(share):
-    rng, nb, gaussian = np.random.default_rng(2), FAMILIES["nb"], FAMILIES["gaussian"]
-    part = nb.split(drawn("nb", rng), np.array([THETA]), share, rng)[0].toarray()
-    assert part.mean() ** 2 / (part.var() - part.mean()) == pytest.approx(
-        nb.part_dispersion(THETA, share), rel=0.1
-    )
-    first, second = gaussian.split(drawn("gaussian", rng), np.array([THETA]), share, rng)
-    assert first.toarray().std() == pytest.approx(gaussian.part_dispersion(THETA, share), rel=0.02)
-    assert second.toarray().std() == pytest.approx(
-        gaussian.part_dispersion(THETA, 1 - share), rel=0.02
-    )
+def test_dispersion_of_a_part(subtests):
+    for share in (0.5, 0.8):
+        with subtests.test(share=share):
+            rng, nb, gaussian = np.random.default_rng(2), FAMILIES["nb"], FAMILIES["gaussian"]
+            part = nb.split(drawn("nb", rng), np.array([THETA]), share, rng)[0].toarray()
+            assert part.mean() ** 2 / (part.var() - part.mean()) == pytest.approx(
+                nb.part_dispersion(THETA, share), rel=0.1
+            )
+            first, second = gaussian.split(drawn("gaussian", rng), np.array([THETA]), share, rng)
+            assert first.toarray().std() == pytest.approx(
+                gaussian.part_dispersion(THETA, share), rel=0.02
+            )
+            assert second.toarray().std() == pytest.approx(
+                gaussian.part_dispersion(THETA, 1 - share), rel=0.02
+            )
 
 
 def test_open_peaks_have_their_share_of_the_rate():

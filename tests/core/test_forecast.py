@@ -57,9 +57,8 @@ def test_what_does_not_fit_into_the_budget_is_read_again_at_every_step():
     assert read.stages["optimisation"] > 1.5 * kept.stages["optimisation"]
 
 
-@pytest.mark.parametrize(
-    ("part", "more", "options", "times"),
-    [
+def test_parts_grow_with_what_they_are_made_of(subtests):
+    for part, more, options, times in (
         ("parameters", {"n_obs": 40_000}, {}, 1.65),
         ("gradient", {"n_obs": 40_000, "nnz": 4_000_000}, {}, 1.9),
         ("gradient", {}, {"block_size": 10_000}, 0.52),
@@ -68,11 +67,17 @@ def test_what_does_not_fit_into_the_budget_is_read_again_at_every_step():
         ("covariance", {"n_features": 80_000}, {}, 1.5),
         ("field", {}, {"lengthscale": 0.0625}, 27),
         ("starts", {"n_features": 20_000}, {}, 1.2),
-    ],
-)
-def test_parts_grow_with_what_they_are_made_of(part, more, options, times):
-    before, after = expect(dataset()).parts[part], expect(dataset(**more), **options).parts[part]
-    assert after / before == pytest.approx(times, rel=0.1) if times < 1 else after / before >= times
+    ):
+        with subtests.test(part=part, more=more):
+            before, after = (
+                expect(dataset()).parts[part],
+                expect(dataset(**more), **options).parts[part],
+            )
+            assert (
+                after / before == pytest.approx(times, rel=0.1)
+                if times < 1
+                else after / before >= times
+            )
 
 
 def test_the_peak_is_less_than_all_parts_and_no_less_than_what_lasts():

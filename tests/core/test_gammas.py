@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,6 @@ from gpnsf.core.model import gammas
 from gpnsf.core.model.gammas import SMALLEST_SHAPE, gamma_posterior
 
 P, K = 40, 3
-each_width = pytest.mark.parametrize("width", [1, P], ids=["one exposure", "an exposure each"])
 
 
 def problem(spread: float, width: int = 1, seed: int = 0) -> tuple[torch.Tensor, ...]:
@@ -45,14 +46,16 @@ def slopes(
     return geometric.detach(), divergence.detach(), *torch.autograd.grad(total, (log_mean, alpha))
 
 
-@each_width
-@pytest.mark.parametrize("spread", [0.3, 2.0])
-def test_the_divergence_is_that_of_two_gamma_distributions(width, spread):
-    inputs = problem(spread, width)
-    q, p = distributions(*inputs)
-    expected = kl_divergence(q, p).sum()
-    for function in (gamma_posterior, gammas._by_torch):
-        torch.testing.assert_close(function(*inputs)[1].double(), expected, rtol=1e-5, atol=1e-3)
+def test_the_divergence_is_that_of_two_gamma_distributions(subtests):
+    for width, spread in product((1, P), (0.3, 2.0)):
+        with subtests.test(width=width, spread=spread):
+            inputs = problem(spread, width)
+            q, p = distributions(*inputs)
+            expected = kl_divergence(q, p).sum()
+            for function in (gamma_posterior, gammas._by_torch):
+                torch.testing.assert_close(
+                    function(*inputs)[1].double(), expected, rtol=1e-5, atol=1e-3
+                )
 
 
 def test_the_geometric_mean_is_that_of_draws():
@@ -65,25 +68,26 @@ def test_the_geometric_mean_is_that_of_draws():
     assert ((gamma_posterior(*inputs)[0].log() - logs.mean(0)).abs() < 4.5 * error).all()
 
 
-@each_width
-@pytest.mark.parametrize("spread", [0.3, 2.0, 5.0])
-def test_the_compiled_pass_is_the_formulas(width, spread):
+def test_the_compiled_pass_is_the_formulas(subtests):
     """Values and gradients, from shapes of a posterior far below 1 to thousands."""
-    inputs = problem(spread, width)
-    shape = distributions(*inputs)[0].concentration
-    assert spread < 5 or (shape.min() < 1e-2 and shape.max() > 1e3)
-    weights = torch.randn(P, K, generator=torch.Generator().manual_seed(1)).double()
-    found, expected = (
-        slopes(function, inputs, weights) for function in (gamma_posterior, gammas._by_torch)
-    )
-    torch.testing.assert_close(found[0], expected[0], rtol=3e-5, atol=1e-9)
-    torch.testing.assert_close(found[1].double(), expected[1], rtol=1e-5, atol=1e-3)
-    torch.testing.assert_close(
-        found[2], expected[2], rtol=1e-3, atol=2e-4 * float(expected[2].abs().max())
-    )
-    torch.testing.assert_close(
-        found[3], expected[3], rtol=1e-3, atol=1e-4 * float(expected[3].abs().max())
-    )
+    for width, spread in product((1, P), (0.3, 2.0, 5.0)):
+        with subtests.test(width=width, spread=spread):
+            inputs = problem(spread, width)
+            shape = distributions(*inputs)[0].concentration
+            assert spread < 5 or (shape.min() < 1e-2 and shape.max() > 1e3)
+            weights = torch.randn(P, K, generator=torch.Generator().manual_seed(1)).double()
+            found, expected = (
+                slopes(function, inputs, weights)
+                for function in (gamma_posterior, gammas._by_torch)
+            )
+            torch.testing.assert_close(found[0], expected[0], rtol=3e-5, atol=1e-9)
+            torch.testing.assert_close(found[1].double(), expected[1], rtol=1e-5, atol=1e-3)
+            torch.testing.assert_close(
+                found[2], expected[2], rtol=1e-3, atol=2e-4 * float(expected[2].abs().max())
+            )
+            torch.testing.assert_close(
+                found[3], expected[3], rtol=1e-3, atol=1e-4 * float(expected[3].abs().max())
+            )
 
 
 def test_gradients_are_slopes():

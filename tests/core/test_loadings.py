@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import product
 
 import pyro.poutine as poutine
 import pytest
@@ -13,7 +14,6 @@ from torch.distributions import kl_divergence
 from gpnsf.core.model.loadings import CHARGES, LEAST_OF_LEAD, SHAPES, GammaLoadings, PointLoadings
 
 P, K = 12, 3
-each_background = pytest.mark.parametrize("background", [True, False])
 
 
 @pytest.fixture(autouse=True)
@@ -44,23 +44,23 @@ def law(found: dict) -> Distribution:
     return found["fn"].base_dist
 
 
-@each_background
-@pytest.mark.parametrize("weight", [1.0, 0.2])
-def test_the_closed_form_is_that_of_the_sites(background, weight):
-    loadings = gamma(background=background)
-    closed = loadings.posterior(None, weight)
-    prior, own = site(loadings.model), site(loadings.guide, None, weight)
-    assert law(own).batch_shape == law(prior).batch_shape == (P, K + background)
-    assert own["scale"] == prior["scale"] == pytest.approx(loadings.charge.item())
-    expected = own["scale"] * kl_divergence(own["fn"], prior["fn"]).double()
-    torch.testing.assert_close(closed.divergence.double(), expected, rtol=1e-4, atol=1e-3)
-    n = K + background
-    torch.testing.assert_close(law(own).mean, closed.mean[:, :n])
-    geometric = torch.exp(torch.digamma(law(own).concentration)) / law(own).rate
-    torch.testing.assert_close(geometric, closed.geometric[:, :n], rtol=1e-4, atol=1e-6)
-    if not background:
-        assert (closed.mean[:, -1] == 0).all()
-        assert (closed.geometric[:, -1] == 0).all()
+def test_the_closed_form_is_that_of_the_sites(subtests):
+    for background, weight in product((True, False), (1.0, 0.2)):
+        with subtests.test(background=background, weight=weight):
+            loadings = gamma(background=background)
+            closed = loadings.posterior(None, weight)
+            prior, own = site(loadings.model), site(loadings.guide, None, weight)
+            assert law(own).batch_shape == law(prior).batch_shape == (P, K + background)
+            assert own["scale"] == prior["scale"] == pytest.approx(loadings.charge.item())
+            expected = own["scale"] * kl_divergence(own["fn"], prior["fn"]).double()
+            torch.testing.assert_close(closed.divergence.double(), expected, rtol=1e-4, atol=1e-3)
+            n = K + background
+            torch.testing.assert_close(law(own).mean, closed.mean[:, :n])
+            geometric = torch.exp(torch.digamma(law(own).concentration)) / law(own).rate
+            torch.testing.assert_close(geometric, closed.geometric[:, :n], rtol=1e-4, atol=1e-6)
+            if not background:
+                assert (closed.mean[:, -1] == 0).all()
+                assert (closed.geometric[:, -1] == 0).all()
 
 
 def test_the_prior_has_a_mean_for_each_factor_and_level():
@@ -128,21 +128,19 @@ def test_batches_see_loadings_through_their_multipliers():
     torch.testing.assert_close(own, expected / loadings.charge)
 
 
-@pytest.mark.parametrize(
-    ("count", "leads", "charge"),
-    [
+def test_features_with_few_counts_are_charged_less(subtests):
+    for count, leads, charge in (
         (1.0, False, CHARGES[0]),
         (1.0, True, LEAST_OF_LEAD),
         (15.0, True, 0.15),
         (40.0, False, 0.4),
         (40.0, True, 0.4),
         (1e4, True, CHARGES[1]),
-    ],
-)
-def test_features_with_few_counts_are_charged_less(count, leads, charge):
-    loadings = gamma()
-    loadings.prepare(torch.full((P,), count), leads=leads)
-    assert loadings.charge.item() == pytest.approx(charge)
+    ):
+        with subtests.test(count=count, leads=leads, charge=charge):
+            loadings = gamma()
+            loadings.prepare(torch.full((P,), count), leads=leads)
+            assert loadings.charge.item() == pytest.approx(charge)
 
 
 def test_shapes_stay_inside_their_range():
@@ -165,20 +163,20 @@ def test_a_factor_can_be_replaced_and_switched_off():
     assert torch.isfinite(loadings.posterior(None, 1.0).divergence)
 
 
-@each_background
-@pytest.mark.parametrize("kind", ["gamma", "point", "signed"])
-def test_loadings_can_be_loaded(kind, background):
-    if kind == "gamma":
-        loadings = GammaLoadings(4, 2, background=background)
-    else:
-        loadings = PointLoadings(4, 2, background=background, nonnegative=kind == "point")
-    wanted = torch.rand(4, 3) + 0.1
-    loadings.load(wanted)
-    seen = wanted.clone()
-    seen[:, -1] *= background
-    torch.testing.assert_close(loadings.mean.detach(), seen)
-    loadings.load(torch.zeros(4, 3))
-    assert torch.isfinite(loadings.raw).all()
+def test_loadings_can_be_loaded(subtests):
+    for background, kind in product((True, False), ("gamma", "point", "signed")):
+        with subtests.test(background=background, kind=kind):
+            if kind == "gamma":
+                loadings = GammaLoadings(4, 2, background=background)
+            else:
+                loadings = PointLoadings(4, 2, background=background, nonnegative=kind == "point")
+            wanted = torch.rand(4, 3) + 0.1
+            loadings.load(wanted)
+            seen = wanted.clone()
+            seen[:, -1] *= background
+            torch.testing.assert_close(loadings.mean.detach(), seen)
+            loadings.load(torch.zeros(4, 3))
+            assert torch.isfinite(loadings.raw).all()
 
 
 def test_point_estimates_have_no_site_and_cost_nothing():

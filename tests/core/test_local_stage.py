@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pyro.poutine as poutine
@@ -63,50 +64,53 @@ def patient(monkeypatch):
 
 
 @pytest.mark.usefixtures("patient")
-@pytest.mark.parametrize("preset", ["fa", "rsf"])
-def test_gaussian_deviations_are_exact(preset):
+def test_gaussian_deviations_are_exact(subtests):
     """``C = (W^T W / sd^2 + 1 / gamma)^-1`` and ``e = C W^T (y - r) / sd^2`` at the field."""
-    dataset, model = problem(preset)
-    (block,) = model.blocks(dataset)
-    result, view = local(model, [block]), dict(model.items())["rna"]
-    W = view.loadings.mean.detach()[:, :2]
-    precision = torch.exp(-2 * view.likelihood.log_sd.detach())
-    base = result.field_m if preset == "rsf" else torch.zeros(60, 2)
-    C = torch.linalg.inv((W.T * precision) @ W + torch.diag(1 / result.gamma))
-    residual = (
-        torch.as_tensor(dataset.views[0].counts.toarray())
-        - base @ W.T
-        - view.loadings.mean.detach()[:, 2]
-    )
-    e = residual * precision @ W @ C
-    torch.testing.assert_close(result.m, base + e, rtol=0.02, atol=0.02)
-    own = C.diagonal().expand(60, -1)
-    if preset == "rsf":
-        own = own + (own / result.gamma) ** 2 * result.field_v
-    torch.testing.assert_close(result.v, own, rtol=0.03, atol=1e-4)
+    for preset in ("fa", "rsf"):
+        with subtests.test(preset=preset):
+            dataset, model = problem(preset)
+            (block,) = model.blocks(dataset)
+            result, view = local(model, [block]), dict(model.items())["rna"]
+            W = view.loadings.mean.detach()[:, :2]
+            precision = torch.exp(-2 * view.likelihood.log_sd.detach())
+            base = result.field_m if preset == "rsf" else torch.zeros(60, 2)
+            C = torch.linalg.inv((W.T * precision) @ W + torch.diag(1 / result.gamma))
+            residual = (
+                torch.as_tensor(dataset.views[0].counts.toarray())
+                - base @ W.T
+                - view.loadings.mean.detach()[:, 2]
+            )
+            e = residual * precision @ W @ C
+            torch.testing.assert_close(result.m, base + e, rtol=0.02, atol=0.02)
+            own = C.diagonal().expand(60, -1)
+            if preset == "rsf":
+                own = own + (own / result.gamma) ** 2 * result.field_v
+            torch.testing.assert_close(result.v, own, rtol=0.03, atol=1e-4)
 
 
-@pytest.mark.broad(4)
 @pytest.mark.usefixtures("patient")
-@pytest.mark.parametrize("preset", ["pnmf", "nsf", "nsfh", "gpnsf"])
-@pytest.mark.parametrize("likelihoods", [TWO, {"rna": "nb"}, {"rna": "bernoulli"}], ids=str)
-def test_deviations_are_where_the_posterior_is_flat(preset, likelihoods):
-    dataset, model = problem(preset, likelihoods)
-    result = local(model, model.blocks(dataset))
-    base = torch.cat([result.field_m, torch.zeros(60, 2 - model.n_spatial)], 1)
-    slope = score(model, dataset, result.m) - (result.m - base) / result.gamma
-    missed = (slope.abs() * torch.minimum(result.v, result.gamma).sqrt()).amax(
-        1
-    )  # step left, in standard deviations
-    assert missed.max() < 0.1  # what the last update of gamma leaves
+def test_deviations_are_where_the_posterior_is_flat(subtests):
+    for preset, likelihoods in product(
+        ("pnmf", "nsf", "nsfh", "gpnsf"), (TWO, {"rna": "nb"}, {"rna": "bernoulli"})
+    ):
+        with subtests.test(preset=preset, likelihoods=likelihoods):
+            dataset, model = problem(preset, likelihoods)
+            result = local(model, model.blocks(dataset))
+            base = torch.cat([result.field_m, torch.zeros(60, 2 - model.n_spatial)], 1)
+            slope = score(model, dataset, result.m) - (result.m - base) / result.gamma
+            missed = (slope.abs() * torch.minimum(result.v, result.gamma).sqrt()).amax(
+                1
+            )  # step left, in standard deviations
+            assert missed.max() < 0.1  # what the last update of gamma leaves
 
 
-@pytest.mark.parametrize("depth", [0.5, 2.0])
-def test_spots_that_the_model_describes_all_arrive(depth):
-    dataset, model, _ = drawn("pnmf", depth=depth)
-    result = local(model, model.blocks(dataset))
-    slope = score(model, dataset, result.m) - result.m / result.gamma
-    assert (slope.abs() * result.v.sqrt()).max() < 0.06
+def test_spots_that_the_model_describes_all_arrive(subtests):
+    for depth in (0.5, 2.0):
+        with subtests.test(depth=depth):
+            dataset, model, _ = drawn("pnmf", depth=depth)
+            result = local(model, model.blocks(dataset))
+            slope = score(model, dataset, result.m) - result.m / result.gamma
+            assert (slope.abs() * result.v.sqrt()).max() < 0.06
 
 
 def test_the_usual_rounds_are_enough(monkeypatch):
@@ -118,49 +122,52 @@ def test_the_usual_rounds_are_enough(monkeypatch):
     torch.testing.assert_close(few.v.sqrt().mean(0), many.v.sqrt().mean(0), rtol=0.05, atol=0)
 
 
-@pytest.mark.broad(3)
 @pytest.mark.usefixtures("patient")
-@pytest.mark.parametrize("preset", ["pnmf", "nsf", "gpnsf", "rsf"])
-@pytest.mark.parametrize("field", FIELDS)
-def test_rows_without_data_keep_the_field_and_the_prior(preset, field):
-    likelihoods = {"rna": "gaussian" if preset == "rsf" else "nb"}
-    dataset, model = problem(preset, likelihoods, field=field, missing=6)
-    T = SPATIAL[preset]
-    result = local(model, model.blocks(dataset))
-    torch.testing.assert_close(result.m[:6, :T], result.field_m[:6], atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(result.m[:6, T:], torch.zeros(6, 2 - T), atol=1e-3, rtol=0)
-    torch.testing.assert_close(result.v[:6, T:], result.gamma[T:].expand(6, -1), rtol=0.05, atol=0)
-    torch.testing.assert_close(
-        result.v[:6, :T], result.field_v[:6] + result.gamma[:T], rtol=0.05, atol=0
-    )
-    assert (result.v[:6].mean(0) > result.v[6:].mean(0)).all()
+def test_rows_without_data_keep_the_field_and_the_prior(subtests):
+    for preset, field in product(("pnmf", "nsf", "gpnsf", "rsf"), FIELDS):
+        with subtests.test(preset=preset, field=field):
+            likelihoods = {"rna": "gaussian" if preset == "rsf" else "nb"}
+            dataset, model = problem(preset, likelihoods, field=field, missing=6)
+            T = SPATIAL[preset]
+            result = local(model, model.blocks(dataset))
+            torch.testing.assert_close(result.m[:6, :T], result.field_m[:6], atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(result.m[:6, T:], torch.zeros(6, 2 - T), atol=1e-3, rtol=0)
+            torch.testing.assert_close(
+                result.v[:6, T:], result.gamma[T:].expand(6, -1), rtol=0.05, atol=0
+            )
+            torch.testing.assert_close(
+                result.v[:6, :T], result.field_v[:6] + result.gamma[:T], rtol=0.05, atol=0
+            )
+            assert (result.v[:6].mean(0) > result.v[6:].mean(0)).all()
 
 
-@pytest.mark.parametrize("preset", ["gpnsf", "rsf", "pnmf"])
-@pytest.mark.parametrize("field", FIELDS)
-@pytest.mark.parametrize("stage", [local, mean_field])
-def test_blocks_change_nothing(preset, field, stage):
-    dataset, model = problem(preset, field=field, missing=0 if preset == "rsf" else 4)
-    whole = stage(model, model.blocks(dataset))
-    parts = stage(problem(preset, field=field)[1], model.blocks(dataset, 17))
-    for name in LogFactors.__dataclass_fields__:
-        torch.testing.assert_close(getattr(parts, name), getattr(whole, name), rtol=1e-3, atol=1e-4)
+def test_blocks_change_nothing(subtests):
+    for preset, field, stage in product(("gpnsf", "rsf", "pnmf"), FIELDS, (local, mean_field)):
+        with subtests.test(preset=preset, field=field, stage=stage.__name__):
+            dataset, model = problem(preset, field=field, missing=0 if preset == "rsf" else 4)
+            whole = stage(model, model.blocks(dataset))
+            parts = stage(problem(preset, field=field)[1], model.blocks(dataset, 17))
+            for name in LogFactors.__dataclass_fields__:
+                torch.testing.assert_close(
+                    getattr(parts, name), getattr(whole, name), rtol=1e-3, atol=1e-4
+                )
 
 
-@pytest.mark.parametrize("preset", SPATIAL)
-def test_without_a_local_stage_the_guide_speaks(preset):
-    dataset, model = problem(preset)
-    (block,) = model.blocks(dataset)
-    result, (m, v), T = mean_field(model, [block]), model.marginals(block), SPATIAL[preset]
-    torch.testing.assert_close((result.m, result.v), (m.detach(), v.detach()))
-    torch.testing.assert_close(
-        (result.field_m, result.field_v), (m.detach()[:, :T], v.detach()[:, :T])
-    )
-    assert (result.gamma[:T] == 0).all()
-    if model.nonspatial is not None:
-        torch.testing.assert_close(
-            result.gamma[T:], (2 * model.nonspatial.log_sigma).exp().detach()
-        )
+def test_without_a_local_stage_the_guide_speaks(subtests):
+    for preset in SPATIAL:
+        with subtests.test(preset=preset):
+            dataset, model = problem(preset)
+            (block,) = model.blocks(dataset)
+            result, (m, v), T = mean_field(model, [block]), model.marginals(block), SPATIAL[preset]
+            torch.testing.assert_close((result.m, result.v), (m.detach(), v.detach()))
+            torch.testing.assert_close(
+                (result.field_m, result.field_v), (m.detach()[:, :T], v.detach()[:, :T])
+            )
+            assert (result.gamma[:T] == 0).all()
+            if model.nonspatial is not None:
+                torch.testing.assert_close(
+                    result.gamma[T:], (2 * model.nonspatial.log_sigma).exp().detach()
+                )
 
 
 def test_spots_with_fewer_counts_than_factors_are_survived():
@@ -183,19 +190,20 @@ def test_spots_with_fewer_counts_than_factors_are_survived():
     assert ((result.field_v > 0) & (result.field_v < 1.05)).all()
 
 
-@pytest.mark.parametrize("size", [1.0, 1e3, 1e6, 1e12, 1e24])
-def test_a_dominant_direction_leaves_a_covariance(size):
-    direction = torch.tensor([1.0, 2.0, -1.0, 0.5])
-    exact = torch.eye(4).double() * 1.5 - 1.5**2 * size / (1 + 1.5 * size * 6.25) * torch.outer(
-        direction, direction
-    )
-    precision = size * torch.outer(direction, direction) + torch.eye(4) / 1.5
-    covariance = local_stage.covariances(precision[None])[0].double()
-    assert torch.isfinite(covariance).all()
-    assert (torch.linalg.eigvalsh(covariance) > 0).all()
-    assert (torch.linalg.eigvalsh(covariance) < 1.5001).all()
-    if size <= 1e6:
-        np.testing.assert_allclose(covariance, exact, atol=1.5 * max(1e-3, 5e-7 * size))
+def test_a_dominant_direction_leaves_a_covariance(subtests):
+    for size in (1.0, 1e3, 1e6, 1e12, 1e24):
+        with subtests.test(size=size):
+            direction = torch.tensor([1.0, 2.0, -1.0, 0.5])
+            exact = torch.eye(4).double() * 1.5 - 1.5**2 * size / (
+                1 + 1.5 * size * 6.25
+            ) * torch.outer(direction, direction)
+            precision = size * torch.outer(direction, direction) + torch.eye(4) / 1.5
+            covariance = local_stage.covariances(precision[None])[0].double()
+            assert torch.isfinite(covariance).all()
+            assert (torch.linalg.eigvalsh(covariance) > 0).all()
+            assert (torch.linalg.eigvalsh(covariance) < 1.5001).all()
+            if size <= 1e6:
+                np.testing.assert_allclose(covariance, exact, atol=1.5 * max(1e-3, 5e-7 * size))
 
 
 def test_loadings_and_field_mean_stay_as_they_are():
@@ -249,30 +257,32 @@ def drawn(
     )
 
 
-@pytest.mark.parametrize("depth", [0.2, 2.0])
-def test_intervals_of_known_loadings_cover_the_truth(depth):
-    dataset, model, h = drawn("pnmf", depth=depth)
-    result = local(model, model.blocks(dataset))
-    assert 0.82 < coverage(h.numpy(), result.m.numpy(), result.v.sqrt().numpy()) < 0.97
-    prior = 0.7 * torch.ones_like(h)
-    assert ((result.m - h) ** 2).mean() < (0.8 if depth < 1 else 0.3) * (prior**2).mean()
+def test_intervals_of_known_loadings_cover_the_truth(subtests):
+    for depth in (0.2, 2.0):
+        with subtests.test(depth=depth):
+            dataset, model, h = drawn("pnmf", depth=depth)
+            result = local(model, model.blocks(dataset))
+            assert 0.82 < coverage(h.numpy(), result.m.numpy(), result.v.sqrt().numpy()) < 0.97
+            prior = 0.7 * torch.ones_like(h)
+            assert ((result.m - h) ** 2).mean() < (0.8 if depth < 1 else 0.3) * (prior**2).mean()
 
 
-@pytest.mark.parametrize("preset", ["pnmf", "nsf"])
-def test_divergences_that_weigh_more_make_spots_less_certain(preset):
+def test_divergences_that_weigh_more_make_spots_less_certain(subtests):
     """``kl_weight`` is the temperature of the counts here too: ten times less is known of a spot."""
-    dataset, model, _ = drawn(preset, depth=2.0)
-    spread = []
-    for weight in (1.0, 10.0):
-        model.kl_weight = weight
-        stage = local_stage._LocalStage(model, model.blocks(dataset))
-        stage.gamma.fill_(0.5)
-        stage.sweep(stage.blocks[0], 1, last=True)
-        spread.append(stage.variance.detach())
-    assert (spread[1] > spread[0]).all()
-    assert spread[1].mean() > 2 * spread[0].mean()
-    known = 1 / spread[0] - 1 / 0.5, 1 / spread[1] - 1 / 0.5
-    assert (known[0] / known[1]).median() == pytest.approx(10, rel=0.3)
+    for preset in ("pnmf", "nsf"):
+        with subtests.test(preset=preset):
+            dataset, model, _ = drawn(preset, depth=2.0)
+            spread = []
+            for weight in (1.0, 10.0):
+                model.kl_weight = weight
+                stage = local_stage._LocalStage(model, model.blocks(dataset))
+                stage.gamma.fill_(0.5)
+                stage.sweep(stage.blocks[0], 1, last=True)
+                spread.append(stage.variance.detach())
+            assert (spread[1] > spread[0]).all()
+            assert spread[1].mean() > 2 * spread[0].mean()
+            known = 1 / spread[0] - 1 / 0.5, 1 / spread[1] - 1 / 0.5
+            assert (known[0] / known[1]).median() == pytest.approx(10, rel=0.3)
 
 
 def test_the_spread_of_independent_factors_is_learnt():

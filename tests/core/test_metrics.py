@@ -48,29 +48,28 @@ def log_density(likelihood, counts, mean, dispersion):
     return stats.norm.logpdf(counts, mean, dispersion)
 
 
-@pytest.mark.parametrize("likelihood", CASES)
-@pytest.mark.parametrize("block", [rates.BLOCK, 7])
-def test_deviances_equal_a_loop_over_all_entries_whatever_the_block(
-    problem, likelihood, block, monkeypatch
-):
-    monkeypatch.setattr(rates, "BLOCK", block)
-    counts, A, W, dispersion = problem
-    total, n_entries = metrics.deviance(likelihood, sp.csr_matrix(counts), A, W, dispersion)
-    assert total == pytest.approx(naive(likelihood, counts, A, W, dispersion), rel=1e-10)
-    assert n_entries == N * P
+def test_deviances_equal_a_loop_over_all_entries_whatever_the_block(subtests, problem, monkeypatch):
+    for likelihood, block in product(CASES, (rates.BLOCK, 7)):
+        with subtests.test(likelihood=likelihood, block=block):
+            monkeypatch.setattr(rates, "BLOCK", block)
+            counts, A, W, dispersion = problem
+            total, n_entries = metrics.deviance(likelihood, sp.csr_matrix(counts), A, W, dispersion)
+            assert total == pytest.approx(naive(likelihood, counts, A, W, dispersion), rel=1e-10)
+            assert n_entries == N * P
 
 
-@pytest.mark.parametrize("likelihood", CASES)
-def test_a_deviance_is_twice_the_distance_to_the_saturated_model(problem, likelihood):
-    counts, A, W, dispersion = problem
-    fitted = log_density(likelihood, counts, A @ W.T, dispersion).sum()
-    if likelihood == "bernoulli":
-        saturated = 0.0
-    else:
-        floor = counts if likelihood == "gaussian" else np.maximum(counts, 1e-12)
-        saturated = log_density(likelihood, counts, floor, dispersion).sum()
-    total, _ = metrics.deviance(likelihood, sp.csr_matrix(counts), A, W, dispersion)
-    assert total == pytest.approx(2 * (saturated - fitted), rel=1e-6)
+def test_a_deviance_is_twice_the_distance_to_the_saturated_model(subtests, problem):
+    for likelihood in CASES:
+        with subtests.test(likelihood=likelihood):
+            counts, A, W, dispersion = problem
+            fitted = log_density(likelihood, counts, A @ W.T, dispersion).sum()
+            if likelihood == "bernoulli":
+                saturated = 0.0
+            else:
+                floor = counts if likelihood == "gaussian" else np.maximum(counts, 1e-12)
+                saturated = log_density(likelihood, counts, floor, dispersion).sum()
+            total, _ = metrics.deviance(likelihood, sp.csr_matrix(counts), A, W, dispersion)
+            assert total == pytest.approx(2 * (saturated - fitted), rel=1e-6)
 
 
 def test_the_poisson_deviance_is_that_of_sklearn(problem):
@@ -81,37 +80,40 @@ def test_the_poisson_deviance_is_that_of_sklearn(problem):
     )
 
 
-@pytest.mark.parametrize("likelihood", CASES)
-def test_rows_select_observations_and_deviances_add_up(problem, rng, likelihood):
-    counts, A, W, dispersion = problem
-    counts, rows = sp.csr_matrix(counts), rng.random(N) < 0.4
-    parts = [
-        metrics.deviance(likelihood, counts, A, W, dispersion, rows=part) for part in (rows, ~rows)
-    ]
-    whole = metrics.deviance(likelihood, counts, A, W, dispersion)
-    np.testing.assert_allclose(np.sum(parts, axis=0), whole)
-    assert parts[0][1] == rows.sum() * P
+def test_rows_select_observations_and_deviances_add_up(subtests, problem, rng):
+    for likelihood in CASES:
+        with subtests.test(likelihood=likelihood):
+            counts, A, W, dispersion = problem
+            counts, rows = sp.csr_matrix(counts), rng.random(N) < 0.4
+            parts = [
+                metrics.deviance(likelihood, counts, A, W, dispersion, rows=part)
+                for part in (rows, ~rows)
+            ]
+            whole = metrics.deviance(likelihood, counts, A, W, dispersion)
+            np.testing.assert_allclose(np.sum(parts, axis=0), whole)
+            assert parts[0][1] == rows.sum() * P
 
 
-@pytest.mark.parametrize("likelihood", CASES)
-def test_the_format_of_the_counts_does_not_matter_and_stays(problem, likelihood):
-    counts, A, W, dispersion = problem
-    plain = sp.csr_matrix(counts.astype(np.float32))
-    row, column = np.nonzero(np.ones_like(counts))
-    stored_zeros = sp.csr_matrix(
-        (counts[row, column].astype(np.float32), (row, column)), shape=counts.shape
-    )
-    twice = sp.csr_matrix(
-        (np.repeat(plain.data / 2, 2), np.repeat(plain.indices, 2), 2 * plain.indptr),
-        shape=counts.shape,
-    )
-    expected = metrics.deviance(likelihood, plain, A, W, dispersion)
-    for other in (stored_zeros, twice):
-        n_stored = other.nnz
-        assert metrics.deviance(likelihood, other, A, W, dispersion) == pytest.approx(
-            expected, rel=1e-6
-        )
-        assert other.nnz == n_stored
+def test_the_format_of_the_counts_does_not_matter_and_stays(subtests, problem):
+    for likelihood in CASES:
+        with subtests.test(likelihood=likelihood):
+            counts, A, W, dispersion = problem
+            plain = sp.csr_matrix(counts.astype(np.float32))
+            row, column = np.nonzero(np.ones_like(counts))
+            stored_zeros = sp.csr_matrix(
+                (counts[row, column].astype(np.float32), (row, column)), shape=counts.shape
+            )
+            twice = sp.csr_matrix(
+                (np.repeat(plain.data / 2, 2), np.repeat(plain.indices, 2), 2 * plain.indptr),
+                shape=counts.shape,
+            )
+            expected = metrics.deviance(likelihood, plain, A, W, dispersion)
+            for other in (stored_zeros, twice):
+                n_stored = other.nnz
+                assert metrics.deviance(likelihood, other, A, W, dispersion) == pytest.approx(
+                    expected, rel=1e-6
+                )
+                assert other.nnz == n_stored
 
 
 def test_a_large_theta_is_the_poisson_limit(problem):
@@ -123,43 +125,49 @@ def test_a_large_theta_is_the_poisson_limit(problem):
         ] == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("likelihood", ["poisson", "nb", "bernoulli"])
-def test_a_count_where_the_rate_is_zero_costs_an_infinite_deviance(problem, likelihood):
+def test_a_count_where_the_rate_is_zero_costs_an_infinite_deviance(subtests, problem):
     counts, A, W, dispersion = problem
     W[0] = 0
-    assert metrics.deviance(likelihood, sp.csr_matrix(counts), A, W, dispersion)[0] == np.inf
-    counts[:, 0] = 0
-    assert np.isfinite(metrics.deviance(likelihood, sp.csr_matrix(counts), A, W, dispersion)[0])
+    silent = counts * (np.arange(P) > 0)
+    for likelihood in ("poisson", "nb", "bernoulli"):
+        with subtests.test(likelihood=likelihood):
+            with_count = metrics.deviance(likelihood, sp.csr_matrix(counts), A, W, dispersion)
+            without = metrics.deviance(likelihood, sp.csr_matrix(silent), A, W, dispersion)
+            assert with_count[0] == np.inf
+            assert np.isfinite(without[0])
 
 
-@pytest.mark.parametrize("likelihood", ["poisson", "nb", "bernoulli"])
-def test_the_true_rates_beat_the_constant_ones_in_proportion_to_the_noise(rng, likelihood):
-    A, W, theta = rng.gamma(1, 1, (300, 2)), rng.gamma(1, 1, (40, 2)), np.full(40, 5.0)
-    rate = A @ W.T
-    noise = rng.gamma(theta, 1 / theta, rate.shape) if likelihood == "nb" else 1.0
-    counts = sp.csr_matrix(rng.poisson(rate * noise))
-    truth, _ = metrics.deviance(likelihood, counts, A, W, theta)
-    null, _ = FAMILIES[likelihood].null_deviance(counts, np.ones(300), theta)
-    assert truth < 0.9 * null
+def test_the_true_rates_beat_the_constant_ones_in_proportion_to_the_noise(subtests, rng):
+    for likelihood in ("poisson", "nb", "bernoulli"):
+        with subtests.test(likelihood=likelihood):
+            A, W, theta = rng.gamma(1, 1, (300, 2)), rng.gamma(1, 1, (40, 2)), np.full(40, 5.0)
+            rate = A @ W.T
+            noise = rng.gamma(theta, 1 / theta, rate.shape) if likelihood == "nb" else 1.0
+            counts = sp.csr_matrix(rng.poisson(rate * noise))
+            truth, _ = metrics.deviance(likelihood, counts, A, W, theta)
+            null, _ = FAMILIES[likelihood].null_deviance(counts, np.ones(300), theta)
+            assert truth < 0.9 * null
 
 
-@pytest.mark.parametrize("likelihood", CASES)
-def test_null_rates_maximise_the_likelihood(problem, rng, likelihood):
+def test_null_rates_maximise_the_likelihood(subtests, problem, rng):
     """The ratio of totals is the maximum for the negative binomial only where all sizes are equal."""
     counts, _, _, dispersion = problem
-    size = np.ones(N) if likelihood == "nb" else rng.gamma(4, 0.25, N)
     counts = sp.csr_matrix(counts)
-    rate = FAMILIES[likelihood].null_rates(counts, size)
+    for likelihood in CASES:
+        with subtests.test(likelihood=likelihood):
+            size = np.ones(N) if likelihood == "nb" else rng.gamma(4, 0.25, N)
+            rate = FAMILIES[likelihood].null_rates(counts, size)
 
-    def value(rate):
-        return metrics.deviance(likelihood, counts, size[:, None], rate[:, None], dispersion)[0]
-
-    assert FAMILIES[likelihood].null_deviance(counts, size, dispersion)[0] == pytest.approx(
-        value(rate)
-    )
-    for j in range(P):
-        change = np.where(np.arange(P) == j, 0.01, 0.0)
-        assert value(rate) <= min(value(rate * (1 + change)), value(rate * (1 - change))) + 1e-9
+            changes = 0.01 * np.vstack([np.zeros(P), np.eye(P), -np.eye(P)])
+            null, *others = (
+                metrics.deviance(
+                    likelihood, counts, size[:, None], (rate * (1 + change))[:, None], dispersion
+                )[0]
+                for change in changes
+            )
+            found, _ = FAMILIES[likelihood].null_deviance(counts, size, dispersion)
+            assert found == pytest.approx(null)
+            assert null <= min(others) + 1e-9
 
 
 def test_null_rates_of_features_that_are_always_or_never_open():
@@ -173,17 +181,21 @@ def test_null_rates_of_features_that_are_always_or_never_open():
     ] == pytest.approx(0, abs=1e-6)
 
 
-@pytest.mark.parametrize("likelihood", ["poisson", "bernoulli"])
-def test_null_rates_come_from_the_training_rows(likelihood):
-    counts = sp.csr_matrix([[1, 0], [0, 0], [1, 1], [0, 1]])
-    train = np.array([True, True, False, False])
-    size = np.ones(4)
-    assert FAMILIES[likelihood].null_deviance(counts, size, rows=~train, train=train)[0] == np.inf
-    total, n_entries = FAMILIES[likelihood].null_deviance(
-        counts, size, rows=~train, train=train, pseudocount=0.5
-    )
-    assert np.isfinite(total)
-    assert n_entries == 4
+def test_null_rates_come_from_the_training_rows(subtests):
+    for likelihood in ("poisson", "bernoulli"):
+        with subtests.test(likelihood=likelihood):
+            counts = sp.csr_matrix([[1, 0], [0, 0], [1, 1], [0, 1]])
+            train = np.array([True, True, False, False])
+            size = np.ones(4)
+            assert (
+                FAMILIES[likelihood].null_deviance(counts, size, rows=~train, train=train)[0]
+                == np.inf
+            )
+            total, n_entries = FAMILIES[likelihood].null_deviance(
+                counts, size, rows=~train, train=train, pseudocount=0.5
+            )
+            assert np.isfinite(total)
+            assert n_entries == 4
 
 
 def test_a_deviance_names_what_is_wrong_with_it(problem):
@@ -233,11 +245,12 @@ def test_morans_i_of_smooth_mixed_and_constant_columns(rng):
     assert constant == 0
 
 
-@pytest.mark.parametrize("n_neighbors", [1, 6])
-def test_knn_weights_equal_a_search_over_all_pairs(rng, n_neighbors):
-    coords = rng.random((25, 2))
-    weights = metrics.knn_weights(coords, n_neighbors)
-    np.testing.assert_allclose(weights.toarray(), reference.neighbours(coords, n_neighbors))
+def test_knn_weights_equal_a_search_over_all_pairs(subtests, rng):
+    for n_neighbors in (1, 6):
+        with subtests.test(n_neighbors=n_neighbors):
+            coords = rng.random((25, 2))
+            weights = metrics.knn_weights(coords, n_neighbors)
+            np.testing.assert_allclose(weights.toarray(), reference.neighbours(coords, n_neighbors))
 
 
 def test_knn_weights_leave_out_the_spot_itself_among_coinciding_spots():
@@ -285,13 +298,14 @@ def test_match_factors_with_fewer_or_constant_estimates(rng):
     np.testing.assert_allclose(correlations, [1, 0])
 
 
-@pytest.mark.parametrize("level", [0.5, 0.9])
-def test_coverage_of_exact_intervals_is_their_level(rng, level):
-    mean, sd = rng.random(20_000), rng.gamma(3, 1, 20_000)
-    assert metrics.coverage(rng.normal(mean, sd), mean, sd, level) == pytest.approx(
-        level, abs=0.015
-    )
-    assert metrics.coverage(mean, mean, 0 * sd, level) == 1
+def test_coverage_of_exact_intervals_is_their_level(subtests, rng):
+    for level in (0.5, 0.9):
+        with subtests.test(level=level):
+            mean, sd = rng.random(20_000), rng.gamma(3, 1, 20_000)
+            assert metrics.coverage(rng.normal(mean, sd), mean, sd, level) == pytest.approx(
+                level, abs=0.015
+            )
+            assert metrics.coverage(mean, mean, 0 * sd, level) == 1
 
 
 def test_importance_error_is_the_mean_distance():

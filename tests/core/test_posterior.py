@@ -245,7 +245,8 @@ def test_extreme_log_factors_stay_finite(subtests):
 
 
 def test_expected_totals_are_the_observed_ones(subtests):
-    for preset, likelihood in product(COUNTED, ("poisson", "nb", "bernoulli", "bernoulli_clipped")):
+    others = [("gpnsf", name) for name in ("poisson", "bernoulli", "bernoulli_clipped")]
+    for preset, likelihood in (*((preset, "nb") for preset in COUNTED), *others):
         with subtests.test(preset=preset, likelihood=likelihood):
             dataset, model = problem(preset, {"rna": likelihood}, missing=5)
             result = summarised(model, dataset, local)

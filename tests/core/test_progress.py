@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import sys
+from itertools import product
 
 import pytest
 from tqdm.notebook import tqdm_notebook
@@ -33,13 +34,13 @@ def shares(text):
     return [int(value) for value in re.findall(r"(\d+)%", text)]
 
 
-@pytest.mark.parametrize("n_steps", [1, 30, 100, 1000])
-@pytest.mark.parametrize("expected", [0, 100])
-def test_it_only_goes_forward_and_ends_full_however_long_it_takes(monkeypatch, n_steps, expected):
-    found = shares(drawn(monkeypatch, [1.0] * n_steps, expected))
-    assert found == sorted(found)
-    assert found[-1] == 100
-    assert set(found[:-1]) <= set(range(101))
+def test_it_only_goes_forward_and_ends_full_however_long_it_takes(subtests, monkeypatch):
+    for n_steps, expected in product((1, 30, 100, 1000), (0, 100)):
+        with subtests.test(n_steps=n_steps, expected=expected):
+            found = shares(drawn(monkeypatch, [1.0] * n_steps, expected))
+            assert found == sorted(found)
+            assert found[-1] == 100
+            assert set(found[:-1]) <= set(range(101))
 
 
 def test_the_end_is_green_where_the_work_has_converged(monkeypatch):
