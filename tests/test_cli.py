@@ -60,9 +60,8 @@ def test_version_is_printed():
     assert done.stdout == f"gpnsf {gpnsf.__version__}\n"
 
 
-@pytest.mark.parametrize(
-    "argv",
-    [
+def test_a_line_that_cannot_be_read_ends_in_usage_and_status_2(subtests, capsys):
+    for argv in (
         [],
         ["unknown"],
         ["fit", "in.h5mu"],
@@ -71,41 +70,40 @@ def test_version_is_printed():
         ["fit", "in.h5mu", "out.h5mu", "--modality-weights", "rna"],
         ["fit", "in.h5mu", "out.h5mu", "--modality-weights", "rna=heavy"],
         ["simulate", "unknown", "out.h5mu"],
-    ],
-)
-def test_a_line_that_cannot_be_read_ends_in_usage_and_status_2(argv, capsys):
-    with pytest.raises(SystemExit, match="2"):
-        cli.main(argv)
-    printed = capsys.readouterr().err
-    assert "usage: gpnsf" in printed
-    assert printed.count("error:") == 1
+    ):
+        with subtests.test(argv=argv):
+            with pytest.raises(SystemExit, match="2"):
+                cli.main(argv)
+            printed = capsys.readouterr().err
+            assert "usage: gpnsf" in printed
+            assert printed.count("error:") == 1
 
 
-@pytest.mark.parametrize(
-    ("argv", "usage", "meant"),
-    [
+def test_what_was_meant_is_asked(subtests, capsys):
+    for argv, usage, meant in (
         (["ftt"], "gpnsf [-h]", "'fit'"),
         (["fit", "in.h5mu", "out.h5mu", "--nfactors", "3"], "gpnsf fit", "'--n-factors'"),
         (["fit", "in.h5mu", "out.h5mu", "--n_factors=3"], "gpnsf fit", "'--n-factors'"),
         (["rank", "in.h5mu", "--n-genes", "3"], "gpnsf rank", "'--n-features'"),
         (["simulate", "tisue", "out.h5mu"], "gpnsf simulate", "'tissue'"),
         (["demo", "--blue"], "gpnsf demo", None),
-    ],
-)
-def test_what_was_meant_is_asked(argv, usage, meant, capsys):
-    with pytest.raises(SystemExit, match="2"):
-        cli.main(argv)
-    printed = capsys.readouterr().err
-    assert printed.startswith(f"usage: {usage}")
-    assert re.findall(r"did you mean (.*)\?", printed) == ([meant] if meant else [])
+    ):
+        with subtests.test(argv=argv):
+            with pytest.raises(SystemExit, match="2"):
+                cli.main(argv)
+            printed = capsys.readouterr().err
+            assert printed.startswith(f"usage: {usage}")
+            assert re.findall(r"did you mean (.*)\?", printed) == ([meant] if meant else [])
 
 
-@pytest.mark.parametrize("command", sorted(cli.RUN))
-def test_help_tells_the_default_of_every_option(command, capsys):
-    with pytest.raises(SystemExit, match="0"):
-        cli.main([command, "--help"])
-    options = " ".join(capsys.readouterr().out.split("options:")[1].split()).split(" --")[2:]
-    assert all("default: " in text for text in options if not text.endswith(","))
+def test_help_tells_the_default_of_every_option(subtests, capsys):
+    for command in sorted(cli.RUN):
+        with subtests.test(command=command):
+            with pytest.raises(SystemExit, match="0"):
+                cli.main([command, "--help"])
+            _, printed = capsys.readouterr().out.split("options:")
+            options = " ".join(printed.split()).split(" --")[2:]
+            assert all("default: " in text for text in options if not text.endswith(","))
 
 
 def test_every_command_can_be_asked_for():
@@ -324,10 +322,15 @@ def test_benchmark_runs_a_file_with_its_arguments(tmp_path, monkeypatch):
     assert cli.main(["benchmark", "echo", "--deep", "3", "-x"]) == 3
 
 
-@pytest.mark.broad(8)
-@pytest.mark.parametrize(
-    ("argv", "message"),
-    [
+def test_bad_input_is_refused_in_one_message(subtests, source, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "coords.csv").write_text("x,y\n1,2\n")
+    (tmp_path / "broken.h5mu").write_text("not a file of this kind")
+    (tmp_path / "page.html").write_text("<p>not a report</p>")
+    with h5py.File(tmp_path / "mine.h5ad", "w") as file:
+        file["years"] = np.arange(3)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*")}
+    for argv, message in (
         (["fit", "absent.h5mu", "out.h5mu"], "a file that exists; got absent.h5mu"),
         (["fit", "in.csv", "out.csv"], r"a file .h5ad, .h5mu, .zarr; got in.csv"),
         (["fit", "broken.h5mu", "out.h5mu"], "broken.h5mu"),
@@ -356,19 +359,11 @@ def test_benchmark_runs_a_file_with_its_arguments(tmp_path, monkeypatch):
             ["predict", "{source}", "coords.csv", "mine.h5ad"],
             "got mine.h5ad, which is HDF5 of another kind",
         ),
-    ],
-)
-def test_bad_input_is_refused_in_one_message(argv, message, source, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "coords.csv").write_text("x,y\n1,2\n")
-    (tmp_path / "broken.h5mu").write_text("not a file of this kind")
-    (tmp_path / "page.html").write_text("<p>not a report</p>")
-    with h5py.File(tmp_path / "mine.h5ad", "w") as file:
-        file["years"] = np.arange(3)
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*")}
-    text = refused(capsys, *(part.format(source=source) for part in argv))
-    assert re.search(message, text)
-    assert {path: path.read_bytes() for path in tmp_path.rglob("*")} == before
+    ):
+        with subtests.test(argv=argv):
+            text = refused(capsys, *(part.format(source=source) for part in argv))
+            assert re.search(message, text)
+            assert {path: path.read_bytes() for path in tmp_path.rglob("*")} == before
 
 
 def test_a_benchmark_needs_a_checkout_and_a_name_that_exists(tmp_path, monkeypatch, capsys):

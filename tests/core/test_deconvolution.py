@@ -48,7 +48,6 @@ WEIGHTS = [
     (1, 10, 1),
     (30, 0.01, 0),
 ]
-each_weight = pytest.mark.parametrize("weights", WEIGHTS, ids=str)
 
 
 def named(weights) -> dict[str, float]:
@@ -133,17 +132,16 @@ def test_no_step_goes_uphill(seed, n_obs, n_types, spatial, total, group, scale,
     assert (np.diff(trace) <= 1e-11 * (1 + np.abs(trace[:-1]))).all()
 
 
-@pytest.mark.broad(4)
-@each_weight
-@pytest.mark.parametrize("seed", [0, 1])
-def test_both_solvers_reach_the_same_minimum(weights, seed):
-    mixture, penalties, *_ = problem(seed, **named(weights))
-    one = deconvolution.multiplicative(mixture, penalties, max_steps=5000, tol=1e-7)
-    other = deconvolution.accelerated(mixture, penalties, max_steps=20_000, tol=1e-13)
-    assert one.converged
-    assert other.converged
-    assert one.trace[-1] == pytest.approx(other.trace[-1], rel=1e-5)
-    assert one.trace[-1] >= other.trace[-1] * (1 - 1e-10)
+def test_both_solvers_reach_the_same_minimum(subtests):
+    for seed, weights in enumerate(WEIGHTS):
+        with subtests.test(weights=weights):
+            mixture, penalties, *_ = problem(seed, **named(weights))
+            one = deconvolution.multiplicative(mixture, penalties, max_steps=5000, tol=1e-7)
+            other = deconvolution.accelerated(mixture, penalties, max_steps=20_000, tol=1e-13)
+            assert one.converged
+            assert other.converged
+            assert one.trace[-1] == pytest.approx(other.trace[-1], rel=1e-5)
+            assert one.trace[-1] >= other.trace[-1] * (1 - 1e-10)
 
 
 def test_the_reference_solver_meets_the_conditions_of_a_minimum():

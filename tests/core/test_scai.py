@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 import pytest
 import reference
@@ -61,38 +63,40 @@ def dense(data: Averages, found: scai.Solution) -> tuple:
     return *(np.array(array) for array in arrays), data.weights
 
 
-@pytest.mark.parametrize("weights", SETTINGS.values(), ids=SETTINGS)
-def test_a_step_is_that_of_the_definition(weights):
-    data, found = begun(0, weights)
-    for _ in range(3):
-        wanted = reference.scai_step(*dense(data, found))
-        scai.step(data, found)
-        assert found.exponents[-1] == 1
-        for got, want in zip((found.H, found.W1, found.W2, found.T), wanted, strict=True):
-            np.testing.assert_allclose(got, want, rtol=2e-4, atol=1e-7)
+def test_a_step_is_that_of_the_definition(subtests):
+    for name, weights in SETTINGS.items():
+        with subtests.test(name=name):
+            data, found = begun(0, weights)
+            for _ in range(3):
+                wanted = reference.scai_step(*dense(data, found))
+                scai.step(data, found)
+                assert found.exponents[-1] == 1
+                for got, want in zip((found.H, found.W1, found.W2, found.T), wanted, strict=True):
+                    np.testing.assert_allclose(got, want, rtol=2e-4, atol=1e-7)
 
 
-@pytest.mark.parametrize("weights", SETTINGS.values(), ids=SETTINGS)
-def test_the_objective_is_that_of_the_definition(weights):
-    data, found = begun(1, weights)
-    for _ in range(2):
-        assert scai.objective(data, found) == pytest.approx(
-            reference.scai_objective(*dense(data, found)), rel=1e-5
-        )
-        scai.step(data, found)
+def test_the_objective_is_that_of_the_definition(subtests):
+    for name, weights in SETTINGS.items():
+        with subtests.test(name=name):
+            data, found = begun(1, weights)
+            for _ in range(2):
+                assert scai.objective(data, found) == pytest.approx(
+                    reference.scai_objective(*dense(data, found)), rel=1e-5
+                )
+                scai.step(data, found)
 
 
-@pytest.mark.parametrize("weights", SETTINGS.values(), ids=SETTINGS)
-@pytest.mark.parametrize("seed", range(3))
-def test_no_step_raises_the_objective(weights, seed):
-    data, found = begun(seed, weights)
-    ends = [scai.objective(data, found)]
-    for _ in range(40):
-        scai.step(data, found)
-        ends.append(scai.objective(data, found))
-    assert np.diff(ends).max() < 1e-6 * ends[0]
-    assert np.diff(found.trace).max() < 1e-6 * ends[0]
-    np.testing.assert_allclose(np.linalg.norm(found.H, axis=0), 1)
+def test_no_step_raises_the_objective(subtests):
+    for name, seed in product(SETTINGS, range(3)):
+        with subtests.test(name=name, seed=seed):
+            data, found = begun(seed, SETTINGS[name])
+            ends = [scai.objective(data, found)]
+            for _ in range(40):
+                scai.step(data, found)
+                ends.append(scai.objective(data, found))
+            assert np.diff(ends).max() < 1e-6 * ends[0]
+            assert np.diff(found.trace).max() < 1e-6 * ends[0]
+            np.testing.assert_allclose(np.linalg.norm(found.H, axis=0), 1)
 
 
 def test_factors_far_from_their_similarities_get_smaller_exponents():
@@ -194,13 +198,14 @@ def test_the_same_seed_gives_the_same_bits_and_another_one_another_mask():
     assert not np.array_equal(first.trace, other.trace)
 
 
-@pytest.mark.parametrize("n_factors", [1, 2, 8])
-def test_the_number_of_factors_may_be_small_or_that_of_the_cells(n_factors):
-    X1, X2 = noise(0, n_obs=8)
-    found = scai.fit(X1, X2, n_factors, max_steps=5)
-    assert found.factors.shape == (8, n_factors)
-    assert np.isfinite(found.factors).all()
-    assert np.isfinite(found.trace).all()
+def test_the_number_of_factors_may_be_small_or_that_of_the_cells(subtests):
+    for n_factors in (1, 2, 8):
+        with subtests.test(n_factors=n_factors):
+            X1, X2 = noise(0, n_obs=8)
+            found = scai.fit(X1, X2, n_factors, max_steps=5)
+            assert found.factors.shape == (8, n_factors)
+            assert np.isfinite(found.factors).all()
+            assert np.isfinite(found.trace).all()
 
 
 def test_empty_cells_and_silent_features_give_numbers():

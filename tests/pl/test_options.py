@@ -18,23 +18,27 @@ def toy():
     return fitted.mudata(n_obs=64, n_genes=20, n_peaks=20)
 
 
-@pytest.mark.parametrize("name", gpnsf.pl.__all__)
-def test_documentation_has_every_argument_and_no_gap(name):
-    figure = getattr(gpnsf.pl, name)
-    text = inspect.getdoc(figure)
-    arguments = list(inspect.signature(figure).parameters)
-    described = {part for line in text.splitlines() for part in line.split(", ")}
-    assert not [argument for argument in arguments if argument not in described]
-    assert "{" not in text.split("Examples")[0].replace('{key_added}_colors"', "")
-    assert figure.__name__ == name
+def test_documentation_has_every_argument_and_no_gap(subtests):
+    for name in gpnsf.pl.__all__:
+        with subtests.test(name=name):
+            figure = getattr(gpnsf.pl, name)
+            text = inspect.getdoc(figure)
+            arguments = list(inspect.signature(figure).parameters)
+            described = {part for line in text.splitlines() for part in line.split(", ")}
+            assert not [argument for argument in arguments if argument not in described]
+            assert "{" not in text.split("Examples")[0].replace('{key_added}_colors"', "")
+            assert figure.__name__ == name
 
 
-@pytest.mark.parametrize("name", FIGURES)
-def test_saving_is_told(name, toy):
-    with pytest.raises(
-        TypeError, match=rf"gpnsf\.pl\.{name} .*got `save`\. .*return_fig=True.*savefig"
-    ):
-        getattr(gpnsf.pl, name)(toy, save="figure.pdf")
+def test_saving_is_told(subtests, toy):
+    for name in FIGURES:
+        with (
+            subtests.test(name=name),
+            pytest.raises(
+                TypeError, match=rf"gpnsf\.pl\.{name} .*got `save`\. .*return_fig=True.*savefig"
+            ),
+        ):
+            getattr(gpnsf.pl, name)(toy, save="figure.pdf")
 
 
 def test_the_remedy_for_saving_works(toy, tmp_path):
@@ -43,9 +47,8 @@ def test_the_remedy_for_saving_works(toy, tmp_path):
     assert (tmp_path / "figure.pdf").stat().st_size
 
 
-@pytest.mark.parametrize(
-    ("name", "option", "remedy"),
-    [
+def test_unknown_arguments_are_answered(subtests, toy):
+    for name, option, remedy in (
         ("feature_maps", "color", "Pass `features=`"),
         ("spatial_factors", "color", "Pass `factors=`. Draw genes and peaks with gpnsf.pl.feature"),
         ("domains", "color", "Pass `key_added=`"),
@@ -56,16 +59,16 @@ def test_the_remedy_for_saving_works(toy, tmp_path):
         ("top_features", "n_genes", "Pass `n_features=`"),
         ("report", "titel", "Pass `title=`"),
         ("convergence", "xyz", "Leave it out"),
-    ],
-)
-def test_unknown_arguments_are_answered(name, option, remedy, toy):
-    with pytest.raises(TypeError, match=f"got `{option}`. {remedy}"):
-        getattr(gpnsf.pl, name)(toy, **{option: None})
+    ):
+        with (
+            subtests.test(name=name, option=option),
+            pytest.raises(TypeError, match=f"got `{option}`. {remedy}"),
+        ):
+            getattr(gpnsf.pl, name)(toy, **{option: None})
 
 
-@pytest.mark.parametrize(
-    ("factors", "positions"),
-    [
+def test_factors_are_named_or_numbered(subtests, toy):
+    for factors, positions in (
         (None, [0, 1, 2, 3]),
         (2, [2]),
         ([3, 0], [3, 0]),
@@ -74,24 +77,30 @@ def test_unknown_arguments_are_answered(name, option, remedy, toy):
         (range(2), [0, 1]),
         (["spatial_2", 0], [1, 0]),
         ("nonspatial_1", [2]),
-    ],
-    ids=str,
-)
-def test_factors_are_named_or_numbered(toy, factors, positions):
-    assert fits.find(toy).factor_indices(factors).tolist() == positions
+    ):
+        with subtests.test(factors=factors):
+            assert fits.find(toy).factor_indices(factors).tolist() == positions
 
 
-@pytest.mark.parametrize("factor", [4, -1])
-def test_a_factor_that_is_not_there_is_told(toy, factor):
-    with pytest.raises(KeyError, match=f"positions of factors from 0 to 3; got {factor}"):
-        gpnsf.pl.spatial_factors(toy, factors=factor)
+def test_a_factor_that_is_not_there_is_told(subtests, toy):
+    for factor in (4, -1):
+        with (
+            subtests.test(factor=factor),
+            pytest.raises(KeyError, match=f"positions of factors from 0 to 3; got {factor}"),
+        ):
+            gpnsf.pl.spatial_factors(toy, factors=factor)
 
 
-@pytest.mark.parametrize(
-    "name", ["factor_correlation", "feature_maps", "loadings", "spatial_factors", "top_features"]
-)
-def test_every_figure_of_factors_takes_positions(name, toy):
-    assert getattr(gpnsf.pl, name)(toy, factors=[1, 0], show=False) is not None
+def test_every_figure_of_factors_takes_positions(subtests, toy):
+    for name in (
+        "factor_correlation",
+        "feature_maps",
+        "loadings",
+        "spatial_factors",
+        "top_features",
+    ):
+        with subtests.test(name=name):
+            assert getattr(gpnsf.pl, name)(toy, factors=[1, 0], show=False) is not None
 
 
 def test_tools_take_positions(toy):

@@ -489,9 +489,8 @@ def test_every_argument_has_a_rule_or_is_checked_with_the_data():
 
 def test_a_wrong_type_is_refused(subtests, spots, cells):
     for name in ARGUMENTS:
-        with subtests.test(name=name):
-            with pytest.raises(TypeError, match=f"`{name}`"):
-                gpnsf.tl.deconvolve(spots, cells, **{"label_key": "cell_type", name: [object()]})
+        with subtests.test(name=name), pytest.raises(TypeError, match=f"`{name}`"):
+            gpnsf.tl.deconvolve(spots, cells, **{"label_key": "cell_type", name: [object()]})
 
 
 def test_a_mudata_names_the_modality_to_pass(spots, cells):
