@@ -160,9 +160,8 @@ def test_files_keep_the_truth(simulate, tmp_path):
     assert list(read.uns["truth"]["factor_names"]) == mdata.uns["truth"]["factor_names"]
 
 
-@pytest.mark.parametrize(
-    ("wrong", "error", "message"),
-    [
+def test_bad_arguments_say_what_is_wrong(subtests):
+    for wrong, error, message in (
         ({"n_side": 16}, ValueError, r"multiple of 6.*got 16.*n_side=18"),
         ({"n_side": 0}, ValueError, r"`n_side` .*at least 1; got 0"),
         ({"n_genes": 2.5}, TypeError, r"`n_genes` .*integer.*got 2\.5"),
@@ -173,8 +172,6 @@ def test_files_keep_the_truth(simulate, tmp_path):
         ({"atac_open": (0.2, 1.2)}, ValueError, r"two probabilities.*got \(0\.2, 1\.2\)"),
         ({"atac_open": 0.2}, ValueError, r"two probabilities.*got 0\.2"),
         ({"nonspatial": "no"}, TypeError, r"`nonspatial` .*got 'no'"),
-    ],
-)
-def test_bad_arguments_say_what_is_wrong(wrong, error, message):
-    with pytest.raises(error, match=message):
-        ggblocks(**wrong)
+    ):
+        with subtests.test(wrong=wrong), pytest.raises(error, match=message):
+            ggblocks(**wrong)

@@ -71,9 +71,8 @@ def test_types_differ_as_asked_and_fields_are_as_smooth_as_asked():
     assert steps[0] > 1.5 * steps[1]
 
 
-@pytest.mark.parametrize(
-    ("options", "error"),
-    [
+def test_settings_out_of_range_are_refused(subtests):
+    for options, error in (
         ({"n_obs": 2}, ValueError),
         ({"n_types": 1}, ValueError),
         ({"n_genes": 50.0}, TypeError),
@@ -83,9 +82,6 @@ def test_types_differ_as_asked_and_fields_are_as_smooth_as_asked():
         ({"n_regions": 101}, ValueError),
         ({"n_cells": 0}, ValueError),
         ({"seed": -1}, ValueError),
-    ],
-    ids=str,
-)
-def test_settings_out_of_range_are_refused(options, error):
-    with pytest.raises(error, match="Expected "):
-        gpnsf.datasets.mixture(**{**SMALL, **options})
+    ):
+        with subtests.test(options=options), pytest.raises(error, match="Expected "):
+            gpnsf.datasets.mixture(**{**SMALL, **options})

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import tracemalloc
 from importlib import import_module
+from itertools import product
 
 import mudata
 import numpy as np
@@ -49,14 +50,14 @@ def test_every_slot_is_there_with_its_shape():
     np.testing.assert_allclose(truth["lengthscale"][[0, -1]] / width, [0.06, 0.3], rtol=1e-5)
 
 
-@pytest.mark.parametrize("n_obs", [10, 61, 600])
-@pytest.mark.parametrize("layout", ["hex", "random"])
-def test_the_number_of_spots_is_exact(n_obs, layout):
-    mdata = tissue(**SMALL | {"n_obs": n_obs}, layout=layout)
-    coords = mdata.obsm["spatial"]
-    assert coords.shape == (n_obs, 2)
-    assert len(np.unique(coords, axis=0)) == n_obs
-    assert (coords.min(axis=0) == 0).all()
+def test_the_number_of_spots_is_exact(subtests):
+    for n_obs, layout in product((10, 61, 600), ("hex", "random")):
+        with subtests.test(n_obs=n_obs, layout=layout):
+            mdata = tissue(**SMALL | {"n_obs": n_obs}, layout=layout)
+            coords = mdata.obsm["spatial"]
+            assert coords.shape == (n_obs, 2)
+            assert len(np.unique(coords, axis=0)) == n_obs
+            assert (coords.min(axis=0) == 0).all()
 
 
 def test_spots_of_the_hexagonal_layout_have_six_neighbours_at_100_units():
@@ -98,22 +99,24 @@ def test_fields_have_the_covariance_of_a_matern_process():
     assert np.abs(draws.mean(axis=0)).max() < 0.08
 
 
-@pytest.mark.parametrize("dispersion", [None, 2.0])
-@pytest.mark.parametrize("block", [module.BLOCK, 500])
-def test_counts_follow_the_truth(dispersion, block, monkeypatch):
-    monkeypatch.setattr(module, "BLOCK", block)
-    mdata = tissue(n_obs=400, n_genes=200, n_peaks=10, rna_depth=600.0, dispersion=dispersion)
-    mean, counts = rates(mdata, "rna"), mdata["rna"].X.toarray()
-    variance = mean + (0 if dispersion is None else mean**2 / dispersion)
-    z = (counts - mean) / np.sqrt(variance)
-    assert abs((counts - mean).sum()) < 5 * np.sqrt(variance.sum())
-    assert abs(z.mean()) < 5 / np.sqrt(z.size)
-    assert z.var() == pytest.approx(1, abs=0.15)  # rare counts have heavy tails
-    empty = np.exp(-mean) if dispersion is None else (1 + mean / dispersion) ** -dispersion
-    assert (
-        abs((counts == 0).mean() - empty.mean())
-        < 5 * np.sqrt((empty * (1 - empty)).sum()) / empty.size
-    )
+def test_counts_follow_the_truth(subtests, monkeypatch):
+    for dispersion, block in product((None, 2.0), (module.BLOCK, 500)):
+        with subtests.test(dispersion=dispersion, block=block):
+            monkeypatch.setattr(module, "BLOCK", block)
+            mdata = tissue(
+                n_obs=400, n_genes=200, n_peaks=10, rna_depth=600.0, dispersion=dispersion
+            )
+            mean, counts = rates(mdata, "rna"), mdata["rna"].X.toarray()
+            variance = mean + (0 if dispersion is None else mean**2 / dispersion)
+            z = (counts - mean) / np.sqrt(variance)
+            assert abs((counts - mean).sum()) < 5 * np.sqrt(variance.sum())
+            assert abs(z.mean()) < 5 / np.sqrt(z.size)
+            assert z.var() == pytest.approx(1, abs=0.15)  # rare counts have heavy tails
+            empty = np.exp(-mean) if dispersion is None else (1 + mean / dispersion) ** -dispersion
+            assert (
+                abs((counts == 0).mean() - empty.mean())
+                < 5 * np.sqrt((empty * (1 - empty)).sum()) / empty.size
+            )
 
 
 def test_peaks_are_binary_and_follow_the_truth():
@@ -170,9 +173,8 @@ def test_files_keep_the_truth(tmp_path):
     assert read.uns["truth"]["settings"]["dispersion"] is None
 
 
-@pytest.mark.parametrize(
-    ("wrong", "error", "message"),
-    [
+def test_bad_arguments_say_what_is_wrong(subtests):
+    for wrong, error, message in (
         ({"n_obs": 9}, ValueError, r"`n_obs` .*at least 10; got 9"),
         ({"n_genes": "many"}, TypeError, r"`n_genes` .*integer.*got 'many'"),
         ({"n_spatial": -1}, ValueError, r"`n_spatial` .*at least 0; got -1"),
@@ -185,11 +187,9 @@ def test_files_keep_the_truth(tmp_path):
         ({"lengthscales": 0.3}, ValueError, r"`lengthscales` .*got 0\.3"),
         ({"layout": "square"}, ValueError, r"`layout` .*'hex', 'random'; got 'square'"),
         ({"seed": 1.5}, TypeError, r"`seed` .*integer.*got 1\.5"),
-    ],
-)
-def test_bad_arguments_say_what_is_wrong(wrong, error, message):
-    with pytest.raises(error, match=message):
-        tissue(**SMALL | wrong)
+    ):
+        with subtests.test(wrong=wrong), pytest.raises(error, match=message):
+            tissue(**SMALL | wrong)
 
 
 def test_sections_share_loadings_and_have_fields_and_multipliers_of_their_own():

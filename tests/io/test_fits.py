@@ -111,9 +111,8 @@ def _drop(data, *path):
     del holder[last]
 
 
-@pytest.mark.parametrize(
-    ("change", "error", "message"),
-    [
+def test_what_no_longer_fits_together_is_refused(subtests, toy):
+    for change, error, message in (
         (lambda d: d.uns.pop("gpnsf"), KeyError, r"with fits \[\].*This looks like one modality"),
         (lambda d: _drop(d, "obsm", "X_gpnsf_smooth"), KeyError, "X_gpnsf_smooth.*fit` again"),
         (
@@ -142,12 +141,12 @@ def _drop(data, *path):
             ValueError,
             r"varm of 'atac' of shape \(80, 4\).*got \(80, 2\)",
         ),
-    ],
-)
-def test_what_no_longer_fits_together_is_refused(toy, change, error, message):
-    change(toy)
-    with pytest.raises(error, match=message):
-        fits.find(toy)
+    ):
+        with subtests.test(message=message):
+            data = toy.copy()
+            change(data)
+            with pytest.raises(error, match=message):
+                fits.find(data)
 
 
 def test_only_annotated_objects_are_accepted():

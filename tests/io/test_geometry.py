@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import fitted
 import numpy as np
 import pytest
@@ -18,32 +20,32 @@ def one(coords: np.ndarray) -> np.ndarray:
     return np.zeros(len(coords), dtype=np.int64)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("n_obs", [2, 60, 1000])
-def test_an_ordinary_section_is_scaled_by_its_extremes(shape, n_obs):
-    coords = fitted.coordinates(shape, n_obs)
-    found = geometry(coords, one(coords), "spatial")
-    low, high = coords.min(0), coords.max(0)
-    assert not found.stray.any()
-    np.testing.assert_array_equal(found.centre, [(low + high) / 2])
-    assert found.scale == (high / 2 - low / 2).max()
-    assert np.abs(found.coords).max() <= 1.000001
+def test_an_ordinary_section_is_scaled_by_its_extremes(subtests):
+    for shape, n_obs in product(SHAPES, (2, 60, 1000)):
+        with subtests.test(shape=shape, n_obs=n_obs):
+            coords = fitted.coordinates(shape, n_obs)
+            found = geometry(coords, one(coords), "spatial")
+            low, high = coords.min(0), coords.max(0)
+            assert not found.stray.any()
+            np.testing.assert_array_equal(found.centre, [(low + high) / 2])
+            assert found.scale == (high / 2 - low / 2).max()
+            assert np.abs(found.coords).max() <= 1.000001
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("times", [3.0, 1e3, 1e12])
-def test_cells_far_off_have_no_say(shape, times):
-    tissue = fitted.coordinates(shape, 600)
-    size = np.ptp(tissue, axis=0).max()
-    debris = tissue.max(0) + size * times * np.array([[1.0], [1.01], [-1.5]])
-    coords = np.concatenate([debris[:2], tissue, debris[2:]])
-    found, alone = (geometry(part, one(part), "spatial") for part in (coords, tissue))
-    assert np.flatnonzero(found.stray).tolist() == [0, 1, 602]
-    assert (found.scale, found.centre.tolist()) == (alone.scale, alone.centre.tolist())
-    np.testing.assert_array_equal(found.coords[2:-1], alone.coords)
-    away = np.abs(found.coords[found.stray]).max(axis=1)
-    assert (away > 1.9).all()
-    assert (away <= 2).all()
+def test_cells_far_off_have_no_say(subtests):
+    for shape, times in product(SHAPES, (3.0, 1e3, 1e12)):
+        with subtests.test(shape=shape, times=times):
+            tissue = fitted.coordinates(shape, 600)
+            size = np.ptp(tissue, axis=0).max()
+            debris = tissue.max(0) + size * times * np.array([[1.0], [1.01], [-1.5]])
+            coords = np.concatenate([debris[:2], tissue, debris[2:]])
+            found, alone = (geometry(part, one(part), "spatial") for part in (coords, tissue))
+            assert np.flatnonzero(found.stray).tolist() == [0, 1, 602]
+            assert (found.scale, found.centre.tolist()) == (alone.scale, alone.centre.tolist())
+            np.testing.assert_array_equal(found.coords[2:-1], alone.coords)
+            away = np.abs(found.coords[found.stray]).max(axis=1)
+            assert (away > 1.9).all()
+            assert (away <= 2).all()
 
 
 def test_a_piece_of_tissue_and_a_thread_of_cells_are_tissue():

@@ -16,21 +16,21 @@ from gpnsf.io.read import read
 pytestmark = pytest.mark.filterwarnings("ignore:From 0.4 .update:FutureWarning")
 
 
-@pytest.mark.parametrize(
-    ("names", "likelihoods"),
-    [
+def test_names_in_any_case_tell_the_likelihood(subtests, mdata):
+    for names, likelihoods in (
         (("gex", "atac"), ["nb", "bernoulli"]),
         (("RNA", "ATAC"), ["nb", "bernoulli"]),
         (("Gene Expression", "Peaks"), ["nb", "bernoulli"]),
         (("peaks", "Gene-Expression"), ["bernoulli", "nb"]),
-    ],
-)
-def test_names_in_any_case_tell_the_likelihood(names, likelihoods, mdata):
-    other = MuData(dict(zip(names, (mdata["rna"].copy(), mdata["atac"].copy()), strict=True)))
-    other.obsm["spatial"] = mdata.obsm["spatial"]
-    dataset, layout = read(other)
-    assert layout.likelihoods == dict(zip(names, likelihoods, strict=True))
-    assert [kind(view.name) for view in dataset.views] == ["rna", "atac"]
+    ):
+        with subtests.test(names=names):
+            other = MuData(
+                dict(zip(names, (mdata["rna"].copy(), mdata["atac"].copy()), strict=True))
+            )
+            other.obsm["spatial"] = mdata.obsm["spatial"]
+            dataset, layout = read(other)
+            assert layout.likelihoods == dict(zip(names, likelihoods, strict=True))
+            assert [kind(view.name) for view in dataset.views] == ["rna", "atac"]
 
 
 def test_a_name_means_the_only_modality_of_its_kind():
@@ -42,9 +42,8 @@ def test_a_name_means_the_only_modality_of_its_kind():
     assert kind("prot") == kind("Antibody_Capture") == kind("ADT") == "protein"
 
 
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
+def test_a_name_of_the_field_among_other_words_tells_the_kind(subtests):
+    for name, expected in (
         ("ATAC_peaks", "atac"),
         ("rna_counts", "rna"),
         ("GEX_filtered", "rna"),
@@ -56,10 +55,9 @@ def test_a_name_means_the_only_modality_of_its_kind():
         ("rna_spliced", ""),  # a part of the counts
         ("journal", ""),  # no word
         ("counts", ""),
-    ],
-)
-def test_a_name_of_the_field_among_other_words_tells_the_kind(name, expected):
-    assert kind(name) == expected
+    ):
+        with subtests.test(name=name):
+            assert kind(name) == expected
 
 
 def test_the_very_name_goes_before_longer_ones_and_of_several_longer_ones_none_is_meant():
@@ -145,21 +143,19 @@ def test_controls_beside_genes_are_told_and_can_be_taken_out_as_the_warning_says
         assert not caplog.records
 
 
-@pytest.mark.parametrize(
-    ("types", "name", "likelihood"),
-    [
+def test_feature_types_name_an_anndata(subtests, adata):
+    for types, name, likelihood in (
         (["Peaks"], "atac", "bernoulli"),
         (["Gene Expression"], "rna", "nb"),
         (["Antibody Capture"], "protein", "nb"),
         (["CRISPR Guide Capture"], "rna", "nb"),
-    ],
-)
-def test_feature_types_name_an_anndata(types, name, likelihood, adata):
-    adata.var["feature_types"] = pd.Categorical(types * adata.n_vars)
-    assert read(adata)[1].likelihoods == {name: likelihood}
-    asked = gpnsf.arguments.Reading(likelihoods={"signal": "poisson"})
-    assert read(adata, asked)[1].likelihoods == {"signal": "poisson"}
-    assert kind_of_types(["Peaks", "Gene Expression"]) == kind_of_types([]) == ""
+    ):
+        with subtests.test(types=types):
+            adata.var["feature_types"] = pd.Categorical(types * adata.n_vars)
+            assert read(adata)[1].likelihoods == {name: likelihood}
+            asked = gpnsf.arguments.Reading(likelihoods={"signal": "poisson"})
+            assert read(adata, asked)[1].likelihoods == {"signal": "poisson"}
+            assert kind_of_types(["Peaks", "Gene Expression"]) == kind_of_types([]) == ""
 
 
 def test_peaks_are_not_fitted_as_rna_in_silence_and_the_remedy_works(mdata, caplog):

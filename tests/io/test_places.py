@@ -28,28 +28,27 @@ TEXTS = {
 }
 
 
-@pytest.mark.parametrize("name", TEXTS)
-def test_every_row_is_read_and_every_axis_found(name, tmp_path):
-    (tmp_path / "places.csv").write_text(TEXTS[name])
-    table = in_order(read_table(tmp_path / "places.csv"), 2)
-    np.testing.assert_array_equal(table.to_numpy(float), XY)
-    if "barcodes" in name:
-        assert table.index.tolist() == ["a", "b", "c"]
+def test_every_row_is_read_and_every_axis_found(subtests, tmp_path):
+    for name in TEXTS:
+        with subtests.test(name=name):
+            (tmp_path / "places.csv").write_text(TEXTS[name])
+            table = in_order(read_table(tmp_path / "places.csv"), 2)
+            np.testing.assert_array_equal(table.to_numpy(float), XY)
+            if "barcodes" in name:
+                assert table.index.tolist() == ["a", "b", "c"]
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
+def test_what_cannot_be_told_is_refused(subtests, tmp_path):
+    for text, message in (
         ("row,col\n1,2\n", "columns 'x', 'y' for the axes of the fit"),
         ("x,y\n1,\n2,3\n", "coordinates in every row; got .* 2 rows, 1 of them"),
         ("x,y\n", "coordinates in every row"),
         ("", "a table of coordinates"),
-    ],
-)
-def test_what_cannot_be_told_is_refused(text, message, tmp_path):
-    (tmp_path / "places.csv").write_text(text)
-    with pytest.raises(ValueError, match=message):
-        in_order(read_table(tmp_path / "places.csv"), 2)
+    ):
+        with subtests.test(text=text):
+            (tmp_path / "places.csv").write_text(text)
+            with pytest.raises(ValueError, match=message):
+                in_order(read_table(tmp_path / "places.csv"), 2)
 
 
 @pytest.fixture(scope="module")

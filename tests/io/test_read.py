@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from itertools import product
 
 import anndata as ad
 import numpy as np
@@ -42,20 +43,18 @@ def test_anndata_is_one_modality(adata):
     np.testing.assert_array_equal(view.counts.toarray(), adata.X.toarray())
 
 
-@pytest.mark.parametrize(
-    ("options", "name", "likelihood"),
-    [
+def test_the_modality_of_anndata_has_a_name(subtests, adata):
+    for options, name, likelihood in (
         ({"likelihoods": "poisson"}, "rna", "poisson"),
         ({"likelihoods": {"atac": "bernoulli"}}, "atac", "bernoulli"),
         ({"modalities": ["atac"]}, "atac", "bernoulli"),
         ({"modalities": "protein"}, "protein", "nb"),
         ({"default_likelihoods": {"": "gaussian"}}, "rna", "gaussian"),
-    ],
-)
-def test_the_modality_of_anndata_has_a_name(adata, options, name, likelihood):
-    defaults = options.pop("default_likelihoods", None)
-    (view,) = read(adata, Reading(**options), default_likelihoods=defaults)[0].views
-    assert (view.name, view.likelihood) == (name, likelihood)
+    ):
+        with subtests.test(options=options):
+            defaults = options.pop("default_likelihoods", None)
+            (view,) = read(adata, Reading(**options), default_likelihoods=defaults)[0].views
+            assert (view.name, view.likelihood) == (name, likelihood)
 
 
 def test_clean_counts_are_shared_not_copied(adata):
@@ -64,19 +63,20 @@ def test_clean_counts_are_shared_not_copied(adata):
     assert np.shares_memory(counts.indices, adata.X.indices)
 
 
-@pytest.mark.parametrize(
-    "convert", [sp.csc_matrix, sp.csr_array, sp.csc_array, sp.coo_matrix, lambda X: X.toarray()]
-)
-@pytest.mark.parametrize("dtype", [np.float64, np.int64, np.uint8, bool])
-def test_counts_of_any_kind_become_canonical(convert, dtype):
-    X = sp.random(
-        8, 5, 0.4, format="csr", random_state=0, data_rvs=lambda n: np.arange(1, n + 1)
-    ).astype(dtype)
-    counts = canonical(convert(X), modality="rna")
-    assert isinstance(counts, sp.csr_matrix)
-    assert counts.dtype == np.float32
-    assert counts.has_canonical_format
-    np.testing.assert_array_equal(counts.toarray(), X.toarray().astype(np.float32))
+def test_counts_of_any_kind_become_canonical(subtests):
+    for convert, dtype in product(
+        (sp.csc_matrix, sp.csr_array, sp.csc_array, sp.coo_matrix, lambda X: X.toarray()),
+        (np.float64, np.int64, np.uint8, bool),
+    ):
+        with subtests.test(convert=convert.__name__, dtype=dtype.__name__):
+            X = sp.random(
+                8, 5, 0.4, format="csr", random_state=0, data_rvs=lambda n: np.arange(1, n + 1)
+            ).astype(dtype)
+            counts = canonical(convert(X), modality="rna")
+            assert isinstance(counts, sp.csr_matrix)
+            assert counts.dtype == np.float32
+            assert counts.has_canonical_format
+            np.testing.assert_array_equal(counts.toarray(), X.toarray().astype(np.float32))
 
 
 def test_duplicates_add_up_and_stored_zeros_vanish_on_a_copy():
@@ -196,22 +196,20 @@ def test_coordinates_may_lie_in_a_modality_that_is_not_read(adata, caplog):
     assert "modality 'image'" in caplog.text
 
 
-@pytest.mark.parametrize(
-    ("names", "asked", "read_names"),
-    [
+def test_which_modalities_are_read(subtests):
+    for names, asked, read_names in (
         (["protein", "atac", "rna"], None, ("rna", "atac")),
         (["protein", "atac"], None, ("atac",)),
         (["left", "right"], None, ("left", "right")),
         (["rna", "atac"], ["atac", "rna"], ("atac", "rna")),
         (["rna", "atac"], "atac", ("atac",)),
         (["rna", "protein"], ("protein",), ("protein",)),
-    ],
-)
-def test_which_modalities_are_read(names, asked, read_names):
-    data = mudata(**{name: anndata(prefix=name) for name in names})
-    dataset, layout = read(data, Reading(modalities=asked))
-    assert layout.modalities == read_names
-    assert tuple(view.name for view in dataset.views) == read_names
+    ):
+        with subtests.test(names=names, asked=asked):
+            data = mudata(**{name: anndata(prefix=name) for name in names})
+            dataset, layout = read(data, Reading(modalities=asked))
+            assert layout.modalities == read_names
+            assert tuple(view.name for view in dataset.views) == read_names
 
 
 def test_likelihoods_have_defaults_by_name(partial):

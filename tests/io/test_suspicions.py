@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from itertools import product
 
 import anndata as ad
 import fitted
@@ -60,28 +61,27 @@ NO_EVIDENCE = {
 }
 
 
-@pytest.mark.parametrize("name", NO_EVIDENCE)
-def test_ordinary_sections_are_silent(name, caplog):
-    assert told(NO_EVIDENCE[name], caplog) == []
+def test_ordinary_sections_are_silent(subtests, caplog):
+    for name in NO_EVIDENCE:
+        with subtests.test(name=name):
+            assert told(NO_EVIDENCE[name], caplog) == []
 
 
-@pytest.mark.parametrize(
-    ("shape", "shift", "column"),
-    [
+def test_stacked_sections_are_told_with_their_column(subtests, caplog):
+    for shape, shift, column in (
         ("grid", 0.0, "which"),
         ("hex", 0.0, "which"),
         ("cells", 0.0, "which"),
         ("hex", 20.0, "which"),
         ("grid", 0.3, "which"),
         ("cells", 3.0, "sample_id"),
-    ],
-)
-def test_stacked_sections_are_told_with_their_column(shape, shift, column, caplog):
-    adata = section(piled(shape, shift), **{column: HALVES}, quality=np.arange(600) % 7)
-    (message,) = told(adata, caplog)
-    assert f"Pass library_key={column!r}" in message
-    assert ("300 more" in message or "597 more" in message) is (shift == 0)
-    assert told(adata, caplog, library_key=column) == []
+    ):
+        with subtests.test(shape=shape, shift=shift, column=column):
+            adata = section(piled(shape, shift), **{column: HALVES}, quality=np.arange(600) % 7)
+            (message,) = told(adata, caplog)
+            assert f"Pass library_key={column!r}" in message
+            assert ("300 more" in message or "597 more" in message) is (shift == 0)
+            assert told(adata, caplog, library_key=column) == []
 
 
 @pytest.mark.parametrize("name", ["AAAC{0}-{1}", "s{1}_AAAC{0}"])
@@ -115,17 +115,19 @@ def array_indices(shift: int = 0) -> np.ndarray:
     return np.column_stack([row, 2 * column + (row + shift) % 2])
 
 
-@pytest.mark.parametrize("shift", [0, 1])
-@pytest.mark.parametrize("turned", [False, True])
-def test_rows_and_columns_of_a_hexagonal_array_are_told_and_the_remedy_works(shift, turned, caplog):
-    coords = array_indices(shift)
-    adata = section(coords[:, ::-1] if turned else coords)
-    (message,) = told(adata, caplog)
-    assert "the tissue is squeezed. Multiply the coordinate of the rows by 3 ** 0.5" in message
-    adata.obsm["spatial"][:, int(turned)] *= 3**0.5
-    distances = cKDTree(adata.obsm["spatial"]).query(adata.obsm["spatial"], k=7)[0]
-    np.testing.assert_allclose(np.median(distances, axis=0)[1:], 2)
-    assert told(adata, caplog) == []
+def test_rows_and_columns_of_a_hexagonal_array_are_told_and_the_remedy_works(subtests, caplog):
+    for shift, turned in product((0, 1), (False, True)):
+        with subtests.test(shift=shift, turned=turned):
+            coords = array_indices(shift)
+            adata = section(coords[:, ::-1] if turned else coords)
+            (message,) = told(adata, caplog)
+            assert (
+                "the tissue is squeezed. Multiply the coordinate of the rows by 3 ** 0.5" in message
+            )
+            adata.obsm["spatial"][:, int(turned)] *= 3**0.5
+            distances = cKDTree(adata.obsm["spatial"]).query(adata.obsm["spatial"], k=7)[0]
+            np.testing.assert_allclose(np.median(distances, axis=0)[1:], 2)
+            assert told(adata, caplog) == []
 
 
 def test_whole_numbers_that_are_no_array_are_not_told(caplog):

@@ -137,9 +137,8 @@ def test_only_the_documented_slots_are_written(mdata, slots, copy):
         assert result is None
 
 
-@pytest.mark.parametrize(
-    ("wrong", "error", "message"),
-    [
+def test_bad_arguments_leave_the_object_as_it_is(subtests, mdata, slots):
+    for wrong, error, message in (
         ({"n_top": 0}, ValueError, r"`n_top` .*at least 1; got 0"),
         ({"modality": "protein"}, KeyError, r"modalities to exist.*'rna', 'atac'.*got 'protein'"),
         ({"layer": "raw"}, KeyError, r"layer.*got 'raw'"),
@@ -152,13 +151,12 @@ def test_only_the_documented_slots_are_written(mdata, slots, copy):
         ({"key_added": "a/b"}, ValueError, r"without '/'.*got 'a/b'"),
         ({"key_added": "highly_deviant"}, ValueError, r"other than 'highly_deviant'"),
         ({"key_added": 3}, TypeError, r"`key_added` .*string.*got 3"),
-    ],
-)
-def test_bad_arguments_leave_the_object_as_it_is(mdata, slots, wrong, error, message):
-    before = slots(mdata)
-    with pytest.raises(error, match=message):
-        deviance_features(mdata, **wrong)
-    assert slots(mdata) == before
+    ):
+        with subtests.test(wrong=wrong):
+            before = slots(mdata)
+            with pytest.raises(error, match=message):
+                deviance_features(mdata, **wrong)
+            assert slots(mdata) == before
 
 
 @pytest.mark.parametrize(

@@ -72,9 +72,8 @@ def test_large_sections_get_a_coarser_lattice():
     assert len(grid(section(coords), margin=0.2)) < 400
 
 
-@pytest.mark.parametrize(
-    ("options", "error", "message"),
-    [
+def test_mistakes_are_explained(subtests):
+    for options, error, message in (
         ({"spacing": 0.0}, ValueError, "`spacing`"),
         ({"spacing": "fine"}, TypeError, "`spacing`"),
         (
@@ -85,12 +84,9 @@ def test_large_sections_get_a_coarser_lattice():
         ({"margin": -1.0}, ValueError, "`margin`"),
         ({"library_key": "absent"}, KeyError, "absent"),
         ({"spatial_key": "absent"}, KeyError, "absent"),
-    ],
-    ids=str,
-)
-def test_mistakes_are_explained(options, error, message):
-    with pytest.raises(error, match=message):
-        grid(section(square()), **options)
+    ):
+        with subtests.test(options=options), pytest.raises(error, match=message):
+            grid(section(square()), **options)
 
 
 def test_the_proposed_spacing_is_accepted():

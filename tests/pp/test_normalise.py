@@ -14,9 +14,8 @@ def dense(adata, layer="normalised"):
     return adata.layers[layer].toarray()
 
 
-@pytest.mark.parametrize(
-    ("options", "size"),
-    [
+def test_counts_are_divided_by_size_factors_before_the_logarithm(subtests):
+    for options, size in (
         ({}, lambda y, d: y.sum(1) / y.sum(1).mean()),
         ({"target_sum": 50}, lambda y, d: y.sum(1) / 50),
         ({"size_factors": None}, lambda y, d: np.ones(len(y))),
@@ -27,20 +26,19 @@ def dense(adata, layer="normalised"):
             {"holdout_key": "held"},
             lambda y, d: y.sum(1) / y[3:].sum(1).mean(),
         ),
-    ],
-)
-def test_counts_are_divided_by_size_factors_before_the_logarithm(options, size):
-    adata = sections.section()
-    y = adata.X.toarray().astype(float)
-    expected = size(y, adata.obs["depth"].to_numpy())
-    normalise(adata, **options)
-    scaled = y / expected[:, None]
-    wanted = scaled if options.get("log") is False else np.log1p(scaled)
-    assert sp.isspmatrix_csr(adata.layers["normalised"])
-    assert adata.layers["normalised"].dtype == np.float32
-    np.testing.assert_allclose(dense(adata), wanted, rtol=1e-6)
-    np.testing.assert_allclose(adata.obs["normalised_size"], expected, rtol=1e-9)
-    np.testing.assert_array_equal(adata.X.toarray(), y)
+    ):
+        with subtests.test(options=options):
+            adata = sections.section()
+            y = adata.X.toarray().astype(float)
+            expected = size(y, adata.obs["depth"].to_numpy())
+            normalise(adata, **options)
+            scaled = y / expected[:, None]
+            wanted = scaled if options.get("log") is False else np.log1p(scaled)
+            assert sp.isspmatrix_csr(adata.layers["normalised"])
+            assert adata.layers["normalised"].dtype == np.float32
+            np.testing.assert_allclose(dense(adata), wanted, rtol=1e-6)
+            np.testing.assert_allclose(adata.obs["normalised_size"], expected, rtol=1e-9)
+            np.testing.assert_array_equal(adata.X.toarray(), y)
 
 
 @pytest.mark.parametrize("size_factors", ["total", "depth"])
@@ -96,9 +94,8 @@ def test_what_is_kept_survives_a_file(tmp_path):
     assert (bool(kept["log"]), bool(kept["learned"])) == (True, False)
 
 
-@pytest.mark.parametrize(
-    ("options", "error", "says"),
-    [
+def test_a_mistake_is_explained_and_changes_nothing(subtests):
+    for options, error, says in (
         ({"layer_added": "counts", "layers": "counts"}, ValueError, "`layer_added` other than"),
         ({"layer_added": "a/b"}, ValueError, "'a/b'"),
         ({"layer_added": 3}, TypeError, "`layer_added`"),
@@ -113,15 +110,14 @@ def test_what_is_kept_survives_a_file(tmp_path):
         ({"log": 1}, TypeError, "`log`"),
         ({"holdout_key": "none"}, KeyError, "'none'"),
         ({"copy": 1}, TypeError, "`copy`"),
-    ],
-)
-def test_a_mistake_is_explained_and_changes_nothing(options, error, says):
-    adata = sections.section()
-    before = sections.digest(adata)
-    with pytest.raises(error, match="Expected .*; got ") as caught:
-        normalise(adata, **options)
-    assert says in str(caught.value.args[0])
-    assert sections.digest(adata) == before
+    ):
+        with subtests.test(options=options):
+            adata = sections.section()
+            before = sections.digest(adata)
+            with pytest.raises(error, match="Expected .*; got ") as caught:
+                normalise(adata, **options)
+            assert says in str(caught.value.args[0])
+            assert sections.digest(adata) == before
 
 
 def test_values_that_are_no_counts_are_refused():

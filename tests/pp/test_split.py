@@ -61,9 +61,8 @@ def test_only_the_documented_slot_is_written(mdata, slots, copy):
         assert result is None
 
 
-@pytest.mark.parametrize(
-    ("wrong", "error", "message"),
-    [
+def test_bad_arguments_leave_the_object_as_it_is(subtests, mdata, slots):
+    for wrong, error, message in (
         ({"fraction": 0.0}, ValueError, r"`fraction` .*above 0; got 0\.0"),
         ({"fraction": 1}, ValueError, r"`fraction` below 1; got 1"),
         ({"fraction": "half"}, TypeError, r"`fraction` .*got 'half'"),
@@ -77,13 +76,12 @@ def test_only_the_documented_slot_is_written(mdata, slots, copy):
         ({"by": 3}, TypeError, r"`by` .*string.*got 3"),
         ({"seed": -1}, ValueError, r"`seed` .*got -1"),
         ({"key_added": ""}, ValueError, r"not empty.*got ''"),
-    ],
-)
-def test_bad_arguments_leave_the_object_as_it_is(mdata, slots, wrong, error, message):
-    before = slots(mdata)
-    with pytest.raises(error, match=message):
-        split(mdata, **wrong)
-    assert slots(mdata) == before
+    ):
+        with subtests.test(wrong=wrong):
+            before = slots(mdata)
+            with pytest.raises(error, match=message):
+                split(mdata, **wrong)
+            assert slots(mdata) == before
 
 
 def test_views_and_other_objects_are_refused(mdata):

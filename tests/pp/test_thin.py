@@ -99,9 +99,8 @@ def test_only_the_documented_slots_are_written(mdata, slots, copy):
         assert result is None
 
 
-@pytest.mark.parametrize(
-    ("wrong", "error", "message"),
-    [
+def test_bad_arguments_leave_the_object_as_it_is(subtests, mdata, slots):
+    for wrong, error, message in (
         ({"fraction": 0}, ValueError, r"`fraction` .*above 0; got 0"),
         ({"fraction": 1.0}, ValueError, r"`fraction` below 1; got 1\.0"),
         ({"modalities": ["protein"]}, KeyError, r"modalities to exist.*got 'protein'"),
@@ -109,13 +108,12 @@ def test_only_the_documented_slots_are_written(mdata, slots, copy):
         ({"layers": 3}, TypeError, r"`layers` .*got 3"),
         ({"key_added": "a/b"}, ValueError, r"without '/'.*got 'a/b'"),
         ({"seed": 0.5}, TypeError, r"`seed` .*integer.*got 0\.5"),
-    ],
-)
-def test_bad_arguments_leave_the_object_as_it_is(mdata, slots, wrong, error, message):
-    before = slots(mdata)
-    with pytest.raises(error, match=message):
-        thin(mdata, **wrong)
-    assert slots(mdata) == before
+    ):
+        with subtests.test(wrong=wrong):
+            before = slots(mdata)
+            with pytest.raises(error, match=message):
+                thin(mdata, **wrong)
+            assert slots(mdata) == before
 
 
 @pytest.mark.parametrize(
