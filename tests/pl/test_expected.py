@@ -105,19 +105,16 @@ def test_one_panel_goes_into_the_axes_handed_in(toy):
     assert len(ax.child_axes) == 1
 
 
-@pytest.mark.parametrize(
-    ("options", "error", "message"),
-    [
+def test_bad_options_are_refused(subtests, toy):
+    for options, error, message in (
         ({"features": []}, ValueError, "at least one feature"),
         ({"features": "nothing"}, KeyError, "nothing"),
         ({"panels": "residuals"}, KeyError, "residuals"),
         ({"panels": []}, ValueError, "`panels`"),
         ({"features": "Gene1", "scale": "cube"}, ValueError, "`scale`"),
-    ],
-)
-def test_bad_options_are_refused(toy, options, error, message):
-    with pytest.raises(error, match=message):
-        observed_expected(toy, **options)
+    ):
+        with subtests.test(options=options), pytest.raises(error, match=message):
+            observed_expected(toy, **options)
 
 
 def test_default_features_may_share_a_name():

@@ -259,20 +259,17 @@ def test_global_settings_stay_as_they_are(toy):
     assert dict(mpl.rcParams) == before
 
 
-@pytest.mark.parametrize(
-    ("options", "error", "message"),
-    [
+def test_bad_options_are_refused(subtests, toy):
+    for options, error, message in (
         ({"moment": "median"}, ValueError, "`moment`.*'median'"),
         ({"scale": "cube"}, ValueError, "`scale`.*'cube'"),
         ({"factors": ["spatial_1", "x"]}, KeyError, "'x'"),
         ({"ncols": 0}, ValueError, "`ncols` of at least 1"),
         ({"library": "a"}, ValueError, "without `library_key`"),
         ({"key": "none"}, KeyError, "a fit in uns"),
-    ],
-)
-def test_bad_options_are_refused(toy, options, error, message):
-    with pytest.raises(error, match=message):
-        spatial_factors(toy, **options)
+    ):
+        with subtests.test(options=options), pytest.raises(error, match=message):
+            spatial_factors(toy, **options)
 
 
 def test_mean_and_sd_stand_side_by_side(toy):

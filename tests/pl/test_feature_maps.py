@@ -175,9 +175,8 @@ def test_one_panel_goes_into_the_axes_handed_in(toy):
     assert feature_maps(toy, features="Gene1", ax=ax, show=False) is ax
 
 
-@pytest.mark.parametrize(
-    ("options", "error", "message"),
-    [
+def test_bad_options_are_refused(subtests, toy):
+    for options, error, message in (
         ({"features": "Gene1", "factors": "spatial_1"}, ValueError, "`features` or `factors`"),
         ({"features": []}, ValueError, "at least one"),
         ({"features": "nothing"}, KeyError, "nothing"),
@@ -185,11 +184,9 @@ def test_one_panel_goes_into_the_axes_handed_in(toy):
         ({"ncols": 3}, ValueError, "`ncols` only with `features`"),
         ({"factors": "spatial_9"}, KeyError, "spatial_9"),
         ({"features": "Gene1", "scale": "cube"}, ValueError, "`scale`"),
-    ],
-)
-def test_bad_options_are_refused(toy, options, error, message):
-    with pytest.raises(error, match=message):
-        feature_maps(toy, **options)
+    ):
+        with subtests.test(options=options), pytest.raises(error, match=message):
+            feature_maps(toy, **options)
 
 
 def test_default_features_may_share_a_name():

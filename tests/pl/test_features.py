@@ -95,29 +95,24 @@ def test_one_panel_goes_into_the_axes_handed_in(toy):
     assert ax.get_xlabel() == "score relative to the best feature"
 
 
-@pytest.mark.parametrize(
-    ("options", "error", "message"),
-    [
+def test_bad_options_are_refused(subtests, toy):
+    for options, error, message in (
         ({"n_features": 1}, ValueError, "at least 2, one for each modality"),
         ({"method": "z"}, ValueError, "`method`"),
         ({"modality": "protein"}, KeyError, "protein"),
-    ],
-)
-def test_bad_options_are_refused(toy, options, error, message):
-    with pytest.raises(error, match=message):
-        top_features(toy, **options)
+    ):
+        with subtests.test(options=options), pytest.raises(error, match=message):
+            top_features(toy, **options)
 
 
-@pytest.mark.parametrize(
-    ("modality", "style"),
-    [
+def test_genes_are_in_italics_under_any_name_of_the_field(subtests):
+    for modality, style in (
         ("rna", "italic"),
         ("GEX", "italic"),
         ("atac", "normal"),
         ("Peaks", "normal"),
         ("mine", "normal"),
-    ],
-)
-def test_genes_are_in_italics_under_any_name_of_the_field(modality, style):
-    assert font_style(modality, "rna") == style
-    assert font_style("mine", [modality, "mine"]) == "italic"
+    ):
+        with subtests.test(modality=modality):
+            assert font_style(modality, "rna") == style
+            assert font_style("mine", [modality, "mine"]) == "italic"

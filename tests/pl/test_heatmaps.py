@@ -135,9 +135,8 @@ def test_one_panel_goes_into_the_axes_handed_in(toy):
     assert factor_correlation(toy, ax=right, return_fig=True) is figure
 
 
-@pytest.mark.parametrize(
-    ("draw", "options", "error", "message"),
-    [
+def test_bad_options_are_refused(subtests, toy):
+    for draw, options, error, message in (
         (loadings, {"n_features": 0}, ValueError, "`n_features` of at least 1"),
         (loadings, {"method": "z"}, ValueError, "`method`"),
         (loadings, {"ncols": 0}, ValueError, "`ncols` of at least 1"),
@@ -145,11 +144,12 @@ def test_one_panel_goes_into_the_axes_handed_in(toy):
         (factor_correlation, {"moment": "std"}, ValueError, "`moment`"),
         (factor_correlation, {"vmax": 0}, ValueError, "`vmax` above 0"),
         (factor_correlation, {"factors": "spatial_1"}, ValueError, "at least two factors"),
-    ],
-)
-def test_bad_options_are_refused(toy, draw, options, error, message):
-    with pytest.raises(error, match=message):
-        draw(toy, **options)
+    ):
+        with (
+            subtests.test(options=options, draw=draw.__name__),
+            pytest.raises(error, match=message),
+        ):
+            draw(toy, **options)
 
 
 def test_default_features_may_share_a_name():

@@ -139,9 +139,8 @@ def test_a_line_of_spots_gives_profiles(spots):
         draw(spots, kind="pies")
 
 
-@pytest.mark.parametrize(
-    ("options", "error", "says"),
-    [
+def test_mistakes_are_explained(subtests, spots):
+    for options, error, says in (
         ({"key": "other"}, KeyError, "a deconvolution in uns"),
         ({"types": "type_9"}, KeyError, "types"),
         ({"types": ["type_1", "type_1"]}, ValueError, "each once"),
@@ -151,12 +150,9 @@ def test_a_line_of_spots_gives_profiles(spots):
         ({"library": "middle"}, KeyError, "sections"),
         ({"kind": "pies", "palette": ["red"]}, ValueError, "`palette`"),
         ({"ncols": 0}, ValueError, "`ncols`"),
-    ],
-    ids=str,
-)
-def test_mistakes_are_explained(spots, options, error, says):
-    with pytest.raises(error, match=says):
-        draw(spots, **options)
+    ):
+        with subtests.test(options=options), pytest.raises(error, match=says):
+            draw(spots, **options)
 
 
 def test_too_many_pies_and_too_many_panels_are_refused(spots, monkeypatch):

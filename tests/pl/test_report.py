@@ -204,9 +204,8 @@ def test_surrogates_can_be_written(tmp_path):
     assert "\\udcff" in written(data, tmp_path / "fit.html").text
 
 
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
+def test_values_as_text(subtests):
+    for value, text in (
         (None, "–"),
         (True, "yes"),
         (np.bool_(False), "no"),
@@ -218,10 +217,9 @@ def test_surrogates_can_be_written(tmp_path):
         ({"a": 1, "b": None}, "a = 1, b = –"),
         ([], "–"),
         ("<b>", "<b>"),
-    ],
-)
-def test_values_as_text(value, text):
-    assert html.shown(value) == text
+    ):
+        with subtests.test(value=value):
+            assert html.shown(value) == text
 
 
 def test_a_folder_is_no_file(tmp_path):

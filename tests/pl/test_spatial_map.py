@@ -94,9 +94,8 @@ def test_what_is_returned(fitted):
     assert isinstance(spatial_map(fitted, spacing=60.0, shared_scale=True, return_fig=True), Figure)
 
 
-@pytest.mark.parametrize(
-    ("options", "error", "message"),
-    [
+def test_mistakes_are_explained(subtests, fitted):
+    for options, error, message in (
         (
             {"factors": "nonspatial_1"},
             ValueError,
@@ -106,12 +105,9 @@ def test_what_is_returned(fitted):
         ({"moment": "std", "features": "gene_1"}, ValueError, "`moment` to be 'mean' for"),
         ({"features": "nothing"}, KeyError, "nothing"),
         ({"key": "absent"}, KeyError, "absent"),
-    ],
-    ids=str,
-)
-def test_mistakes_are_explained(fitted, options, error, message):
-    with pytest.raises(error, match=message):
-        spatial_map(fitted, show=False, **options)
+    ):
+        with subtests.test(options=options), pytest.raises(error, match=message):
+            spatial_map(fitted, show=False, **options)
 
 
 def test_fits_without_a_field_are_refused(simulated):

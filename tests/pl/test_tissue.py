@@ -102,14 +102,15 @@ def test_pies_lie_on_the_image():
         assert all(len(ax.images) == 1 for ax in np.atleast_1d(axes))
 
 
-@pytest.mark.parametrize("name", [*SPOT_MAPS, "proportions", "spatial_map"])
-def test_every_map_describes_the_same_arguments(name):
-    figure = getattr(gpnsf.pl, name)
-    known = inspect.signature(figure).parameters
-    for argument in ("library", "img_key", "alpha_img", "crop_coord", "alpha"):
-        assert argument in known
-        assert f"\n{argument}\n    " in inspect.getdoc(figure)
-    assert known["img_key"].default == "auto"
+def test_every_map_describes_the_same_arguments(subtests):
+    for name in (*SPOT_MAPS, "proportions", "spatial_map"):
+        with subtests.test(name=name):
+            figure = getattr(gpnsf.pl, name)
+            known = inspect.signature(figure).parameters
+            for argument in ("library", "img_key", "alpha_img", "crop_coord", "alpha"):
+                assert argument in known
+                assert f"\n{argument}\n    " in inspect.getdoc(figure)
+            assert known["img_key"].default == "auto"
 
 
 def test_without_an_image_spots_touch(section):
@@ -216,12 +217,13 @@ def test_an_image_that_is_finer_than_the_panel_is_drawn_coarser_at_its_place(sec
     assert bottom == pytest.approx(drawn.shape[0] * step - 0.5)
 
 
-@pytest.mark.parametrize("found", [{}, {"V1": {}}, {"V1": {"images": {}}}, "text"], ids=str)
-def test_entries_without_images_are_drawn_plain(section, found, caplog):
-    section.uns["spatial"] = found
-    with caplog.at_level(logging.WARNING, logger="gpnsf"):
-        assert not draw(section).images
-    assert not caplog.records
+def test_entries_without_images_are_drawn_plain(subtests, section, caplog):
+    for found in ({}, {"V1": {}}, {"V1": {"images": {}}}, "text"):
+        with subtests.test(found=found):
+            section.uns["spatial"] = found
+            with caplog.at_level(logging.WARNING, logger="gpnsf"):
+                assert not draw(section).images
+            assert not caplog.records
 
 
 def damage(data, how):
@@ -252,9 +254,8 @@ def test_damaged_entries_are_refused_and_the_remedy_works(section, how, error, s
     assert not draw(section, img_key=None).images
 
 
-@pytest.mark.parametrize(
-    ("options", "error", "says"),
-    [
+def test_mistakes_are_explained(subtests, section):
+    for options, error, says in (
         ({"img_key": "hirez"}, KeyError, "the image to exist .*'hires'.* got 'hirez'"),
         ({"crop_coord": (1, 2, 3)}, ValueError, r"\(left, top, right, bottom\).*got \(1, 2, 3\)"),
         ({"crop_coord": (9, 0, 1, 5)}, ValueError, "left below right"),
@@ -262,12 +263,9 @@ def test_damaged_entries_are_refused_and_the_remedy_works(section, how, error, s
         ({"size": 0}, ValueError, "`size` to be a finite number above 0"),
         ({"alpha": 2.0}, ValueError, "`alpha`"),
         ({"alpha_img": -1.0}, ValueError, "`alpha_img`"),
-    ],
-    ids=str,
-)
-def test_mistakes_are_explained(section, options, error, says):
-    with pytest.raises(error, match=says):
-        draw(section, **options)
+    ):
+        with subtests.test(options=options), pytest.raises(error, match=says):
+            draw(section, **options)
 
 
 def test_an_image_asked_for_by_name_has_to_be_there(slices):
