@@ -171,19 +171,16 @@ def test_what_was_simulated_is_recovered_and_covered():
     assert importance.coverage.item() > 0.75
 
 
-@pytest.mark.parametrize(
-    ("arguments", "error", "message"),
-    [
+def test_bad_arguments_are_refused(subtests):
+    for arguments, error, message in (
         ({"n_simulations": 0}, ValueError, r"`n_simulations`.*at least 1.*got 0"),
         ({"n_simulations": 1.5}, TypeError, r"`n_simulations`.*1\.5"),
         ({"seed": -1}, ValueError, "`seed`"),
         ({"progress": "yes"}, TypeError, "`progress`"),
         ({"key": "other"}, KeyError, r"a fit in uns\['other'\]"),
-    ],
-)
-def test_bad_arguments_are_refused(arguments, error, message):
-    with pytest.raises(error, match=message):
-        check_calibration(fitted.anndata(n_obs=36), **arguments)
+    ):
+        with subtests.test(arguments=arguments), pytest.raises(error, match=message):
+            check_calibration(fitted.anndata(n_obs=36), **arguments)
 
 
 def test_signed_models_are_refused():

@@ -190,9 +190,8 @@ def test_what_would_not_fit_is_refused(data, method):
     assert LAYER not in data["rna"].layers
 
 
-@pytest.mark.parametrize(
-    ("options", "error", "message"),
-    [
+def test_mistakes_are_explained(subtests, data):
+    for options, error, message in (
         ({"method": "magic"}, ValueError, "`method`"),
         ({"depth": "deep"}, ValueError, "`depth`"),
         ({"n_neighbors": 0}, ValueError, "`n_neighbors`"),
@@ -200,12 +199,9 @@ def test_what_would_not_fit_is_refused(data, method):
         ({"layer_added": 3}, TypeError, "`layer_added`"),
         ({"modality": "protein"}, KeyError, "protein"),
         ({"key": "absent"}, KeyError, "absent"),
-    ],
-    ids=str,
-)
-def test_mistakes_are_explained(data, options, error, message):
-    with pytest.raises(error, match=message):
-        gpnsf.tl.denoise(data, **options)
+    ):
+        with subtests.test(options=options), pytest.raises(error, match=message):
+            gpnsf.tl.denoise(data, **options)
 
 
 def test_signed_factors_have_no_shares(adata):

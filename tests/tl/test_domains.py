@@ -207,9 +207,8 @@ def test_a_fit_without_spatial_factors_asks_for_others():
     assert data.obs[NAME].tolist() == data.obs["by_default"].tolist()
 
 
-@pytest.mark.parametrize(
-    ("arguments", "error", "message"),
-    [
+def test_wrong_arguments_leave_the_object_as_it_is(subtests, toy):
+    for arguments, error, message in (
         ({"n_domains": 0}, ValueError, "`n_domains`"),
         ({"n_domains": 101}, ValueError, "`n_domains`"),
         ({"n_domains": "many"}, ValueError, "'auto'"),
@@ -227,13 +226,12 @@ def test_a_fit_without_spatial_factors_asks_for_others():
         ({"n_domains": 3, "seed": -1}, ValueError, "`seed`"),
         ({"n_domains": 3, "smoothness": -1}, ValueError, "`smoothness`"),
         ({"n_domains": 3, "smoothness": "much"}, TypeError, "`smoothness`"),
-    ],
-)
-def test_wrong_arguments_leave_the_object_as_it_is(toy, arguments, error, message):
-    before = list(toy.obs)
-    with pytest.raises(error, match=message):
-        domains(toy, **arguments)
-    assert list(toy.obs) == before
+    ):
+        with subtests.test(arguments=arguments):
+            before = list(toy.obs)
+            with pytest.raises(error, match=message):
+                domains(toy, **arguments)
+            assert list(toy.obs) == before
 
 
 def test_one_factor_has_no_composition_to_compare():

@@ -77,9 +77,8 @@ def test_only_lattices_have_a_structural_similarity(spots):
     assert evaluate(spots, key="nnls")["ssim"].isna().all()
 
 
-@pytest.mark.parametrize(
-    ("truth", "key", "error", "says"),
-    [
+def test_mistakes_are_explained(subtests, spots):
+    for truth, key, error, says in (
         ("true", "nnls", KeyError, "`truth`"),
         ("true_proportions", "other", KeyError, "a deconvolution in uns"),
         ("true_proportions", [], ValueError, "at least one"),
@@ -95,12 +94,9 @@ def test_only_lattices_have_a_structural_similarity(spots):
             KeyError,
             "a column for each type",
         ),
-    ],
-    ids=str,
-)
-def test_mistakes_are_explained(spots, truth, key, error, says):
-    with pytest.raises(error, match=says):
-        evaluate(spots, truth, key)
+    ):
+        with subtests.test(truth=truth, key=key), pytest.raises(error, match=says):
+            evaluate(spots, truth, key)
 
 
 def test_damaged_slots_are_named(spots):

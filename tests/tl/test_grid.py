@@ -113,9 +113,8 @@ def test_the_key_follows_content_and_arguments_and_not_the_name(tmp_path, adata)
     assert len(keys) == 4
 
 
-@pytest.mark.parametrize(
-    ("found", "message"),
-    [
+def test_a_wrong_grid_is_refused_before_anything_is_made(subtests, tmp_path):
+    for found, message in (
         ({"fits": {}}, "'fits' .did you mean 'fit'.*Leave it out"),
         ({"data": {}}, "a grid with data; got none. Name data"),
         ({"data": {"a": 3}}, "'a' in .data. to be a path or a simulation.*got 3 of type int"),
@@ -136,18 +135,17 @@ def test_the_key_follows_content_and_arguments_and_not_the_name(tmp_path, adata)
         ({"split": {"holdout": 1.0}}, "`holdout` below 1"),
         ({"variant": {"model": "nsf"}}, "Write ..variant.. with two brackets"),
         ({"keep_fits": "yes"}, "`keep_fits` to be True or False"),
-    ],
-)
-def test_a_wrong_grid_is_refused_before_anything_is_made(found, message, tmp_path):
-    with pytest.raises((ValueError, TypeError, KeyError, OSError), match=message):
-        grid({"data": {"blocks": BLOCKS}, **found}, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+    ):
+        with subtests.test(found=found):
+            with pytest.raises((ValueError, TypeError, KeyError, OSError), match=message):
+                grid({"data": {"blocks": BLOCKS}, **found}, tmp_path / "out")
+            assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("part", [(0, 2), (3, 2), (1,), "1/2", (1.0, 2)])
-def test_a_wrong_part_is_refused(part, tmp_path):
-    with pytest.raises(ValueError, match="`part` to be .i, n."):
-        grid(spec(), tmp_path, part=part)
+def test_a_wrong_part_is_refused(subtests, tmp_path):
+    for part in ((0, 2), (3, 2), (1,), "1/2", (1.0, 2)):
+        with subtests.test(part=part), pytest.raises(ValueError, match="`part` to be .i, n."):
+            grid(spec(), tmp_path, part=part)
 
 
 def test_a_file_that_is_no_toml_is_told_with_its_line(tmp_path, capsys):

@@ -235,9 +235,8 @@ def test_p_values_go_with_the_importance_that_they_belong_to(tested):
     assert f"{KEY}_q" not in data.var
 
 
-@pytest.mark.parametrize(
-    ("arguments", "error", "message"),
-    [
+def test_bad_arguments_are_refused(subtests):
+    for arguments, error, message in (
         (
             {"null": "bootstrap"},
             ValueError,
@@ -250,11 +249,9 @@ def test_p_values_go_with_the_importance_that_they_belong_to(tested):
         ),
         ({"null": "permutation", "seed": -1}, ValueError, "`seed`"),
         ({"null": "permutation", "seed": 0.5}, TypeError, "`seed`"),
-    ],
-)
-def test_bad_arguments_are_refused(arguments, error, message):
-    with pytest.raises(error, match=message):
-        spatial_importance(fitted.anndata(n_obs=36), **arguments)
+    ):
+        with subtests.test(arguments=arguments), pytest.raises(error, match=message):
+            spatial_importance(fitted.anndata(n_obs=36), **arguments)
 
 
 def test_values_that_are_no_counts_have_no_permutation_test():

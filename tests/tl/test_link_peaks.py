@@ -165,9 +165,8 @@ def test_features_without_signal_are_left_out(planted):
     assert not set(table["peak"]) & set(mdata["atac"].var_names[::2])
 
 
-@pytest.mark.parametrize(
-    ("options", "error", "message"),
-    [
+def test_bad_options_are_refused(subtests, planted):
+    for options, error, message in (
         ({"genes": ["gene_x"]}, KeyError, "gene_x"),
         ({"atac": "protein"}, KeyError, "protein"),
         ({"window": -1}, ValueError, "window"),
@@ -196,11 +195,9 @@ def test_features_without_signal_are_left_out(planted):
             ValueError,
             "same genome",
         ),
-    ],
-)
-def test_bad_options_are_refused(planted, options, error, message):
-    with pytest.raises(error, match=message):
-        link_peaks(planted.copy(), **options)
+    ):
+        with subtests.test(options=options), pytest.raises(error, match=message):
+            link_peaks(planted.copy(), **options)
 
 
 def test_another_fit_removes_the_links_of_the_first(linked):

@@ -405,18 +405,19 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_a_mistake_is_explained_and_changes_nothing(case):
-    data = case.make()
-    before = sections.digest(data)
-    with pytest.raises(case.error) as caught:
-        run(data, **case.options)
-    message = str(caught.value.args[0])
-    assert case.says in message
-    assert message.startswith("Expected ")
-    assert "; got " in message
-    assert REMEDY.search(message), message
-    assert sections.digest(data) == before
+def test_a_mistake_is_explained_and_changes_nothing(subtests):
+    for case in CASES:
+        with subtests.test(case.name):
+            data = case.make()
+            before = sections.digest(data)
+            with pytest.raises(case.error) as caught:
+                run(data, **case.options)
+            message = str(caught.value.args[0])
+            assert case.says in message
+            assert message.startswith("Expected ")
+            assert "; got " in message
+            assert REMEDY.search(message), message
+            assert sections.digest(data) == before
 
 
 def test_every_argument_is_in_the_table():

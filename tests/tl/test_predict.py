@@ -278,9 +278,8 @@ def test_many_places_are_predicted_in_parts(fits, monkeypatch):
     np.testing.assert_allclose(gpnsf.tl.predict(data).X, whole.X, rtol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("options", "error", "message"),
-    [
+def test_mistakes_are_explained(subtests, fitted):
+    for options, error, message in (
         ({"coords": np.zeros((3, 3))}, ValueError, "`coords` with 2 column"),
         ({"coords": np.array([[0.0, np.nan]])}, ValueError, "finite coordinates in `coords`"),
         ({"coords": np.array([["a", "b"]])}, TypeError, "numeric array"),
@@ -289,12 +288,9 @@ def test_many_places_are_predicted_in_parts(fits, monkeypatch):
         ({"features": {"protein": "gene_1"}}, KeyError, "'protein'"),
         ({"key": "absent"}, KeyError, "absent"),
         ({"coords": np.zeros((2, 2)), "library": "elsewhere"}, KeyError, "elsewhere"),
-    ],
-    ids=str,
-)
-def test_mistakes_are_explained(fitted, options, error, message):
-    with pytest.raises(error, match=message):
-        gpnsf.tl.predict(fitted, **options)
+    ):
+        with subtests.test(options=options), pytest.raises(error, match=message):
+            gpnsf.tl.predict(fitted, **options)
 
 
 @pytest.mark.parametrize(

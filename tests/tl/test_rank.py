@@ -123,14 +123,19 @@ def test_features_with_equal_ratios_are_ranked_by_their_counts():
     assert rank_features(data, factors="spatial_1")["feature"].tolist() == ["g1", "g0", "g2"]
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_every_method_returns_as_many_features_as_asked_for_of_every_factor(toy, method):
-    sizes = rank_features(toy, n_features=3, method=method).groupby(["factor", "modality"]).size()
-    assert sizes.tolist() == [3] * sizes.size
-    twins = with_loadings(np.array([[9.0, 1.0], [8.0, 1.0], [7.0, 2.0], [1.0, 0.5]]))
-    table = rank_features(twins, n_features=3, method=method)
-    assert table.groupby("factor").size().tolist() == [3, 3]
-    assert table.groupby("factor")["score"].is_monotonic_decreasing.all()
+def test_every_method_returns_as_many_features_as_asked_for_of_every_factor(subtests, toy):
+    for method in METHODS:
+        with subtests.test(method=method):
+            sizes = (
+                rank_features(toy, n_features=3, method=method)
+                .groupby(["factor", "modality"])
+                .size()
+            )
+            assert sizes.tolist() == [3] * sizes.size
+            twins = with_loadings(np.array([[9.0, 1.0], [8.0, 1.0], [7.0, 2.0], [1.0, 0.5]]))
+            table = rank_features(twins, n_features=3, method=method)
+            assert table.groupby("factor").size().tolist() == [3, 3]
+            assert table.groupby("factor")["score"].is_monotonic_decreasing.all()
 
 
 def test_ratios_need_no_standard_deviations():
@@ -249,9 +254,8 @@ def test_signed_loadings_are_ranked_by_magnitude():
     assert table["loading"].tolist() == [-5.0, 2.0, 1.0]
 
 
-@pytest.mark.parametrize(
-    ("options", "error", "message"),
-    [
+def test_bad_options_are_refused(subtests, toy):
+    for options, error, message in (
         ({"method": "z"}, ValueError, "'posterior', 'lift', 'loading', 'share', 'specificity'"),
         ({"prior_counts": -1}, ValueError, "`prior_counts` to be .*of at least 0"),
         ({"n_features": 0}, ValueError, "`n_features` of at least 1"),
@@ -259,8 +263,6 @@ def test_signed_loadings_are_ranked_by_magnitude():
         ({"factors": []}, ValueError, "at least one"),
         ({"modality": "protein"}, KeyError, "protein"),
         ({"key": "other"}, KeyError, "key_added='other'|key=` one of"),
-    ],
-)
-def test_bad_options_are_refused(toy, options, error, message):
-    with pytest.raises(error, match=message):
-        rank_features(toy, **options)
+    ):
+        with subtests.test(options=options), pytest.raises(error, match=message):
+            rank_features(toy, **options)

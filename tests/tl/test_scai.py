@@ -169,12 +169,13 @@ def begun(simulated):
     return mdata
 
 
-@pytest.mark.parametrize(("name", "value"), WIRED.items())
-def test_every_number_changes_the_result(name, value, simulated, begun):
-    mdata = simulated.copy()
-    scai(mdata, **{"n_factors": 5, **QUICK, "max_steps": 12, name: value})
-    assert not np.array_equal(mdata.obsm["X_scai"], begun.obsm["X_scai"])
-    assert mdata.uns["scai"]["params"][name] == value
+def test_every_number_changes_the_result(subtests, simulated, begun):
+    for name, value in WIRED.items():
+        with subtests.test(name=name):
+            mdata = simulated.copy()
+            scai(mdata, **{"n_factors": 5, **QUICK, "max_steps": 12, name: value})
+            assert not np.array_equal(mdata.obsm["X_scai"], begun.obsm["X_scai"])
+            assert mdata.uns["scai"]["params"][name] == value
 
 
 def test_restarts_are_counted(simulated):
@@ -239,25 +240,23 @@ def test_factors_of_cells_with_places_can_be_drawn(done):
         gpnsf.pl.spatial_factors(mdata, key="scai", moment="std", show=False)
 
 
-@pytest.mark.parametrize(
-    "call",
-    [
-        lambda m: gpnsf.tl.predict(m, np.zeros((2, 2)), key="scai"),
-        lambda m: gpnsf.tl.denoise(m, key="scai"),
-        lambda m: gpnsf.tl.impute(m, modality="atac", key="scai"),
-        lambda m: gpnsf.tl.evaluate(m, key="scai"),
-        lambda m: gpnsf.tl.evaluate(m, key="scai", metric="poisson"),
-        lambda m: gpnsf.tl.variance_explained(m, key="scai"),
-        lambda m: gpnsf.tl.check_calibration(m, key="scai", progress=False),
-        lambda m: gpnsf.pl.convergence(m, key="scai", show=False),
-        lambda m: gpnsf.pl.observed_expected(m, features=["gene_1"], key="scai", show=False),
-    ],
-)
-def test_what_needs_a_model_of_counts_refuses(call, done):
+def test_what_needs_a_model_of_counts_refuses(subtests, done):
     before = sections.digest(done)
-    with pytest.raises(KeyError, match="^['\"]Expected .*; got "):
-        call(done)
-    assert sections.digest(done) == before
+    for tool, options in (
+        (gpnsf.tl.predict, {"coords": np.zeros((2, 2))}),
+        (gpnsf.tl.denoise, {}),
+        (gpnsf.tl.impute, {"modality": "atac"}),
+        (gpnsf.tl.evaluate, {}),
+        (gpnsf.tl.evaluate, {"metric": "poisson"}),
+        (gpnsf.tl.variance_explained, {}),
+        (gpnsf.tl.check_calibration, {"progress": False}),
+        (gpnsf.pl.convergence, {"show": False}),
+        (gpnsf.pl.observed_expected, {"features": ["gene_1"], "show": False}),
+    ):
+        with subtests.test(tool.__name__, **options):
+            with pytest.raises(KeyError, match="^['\"]Expected .*; got "):
+                tool(done, key="scai", **options)
+            assert sections.digest(done) == before
 
 
 def test_its_loadings_and_factors_can_be_described(done):
@@ -334,18 +333,19 @@ BAD = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("change", "options", "error", "says"), BAD.values(), ids=BAD)
-def test_a_mistake_is_explained_and_changes_nothing(change, options, error, says):
-    data = pair_with(change)
-    before = sections.digest(data)
-    with pytest.raises(error) as caught:
-        scai(data, **{"n_factors": 3, "max_steps": 2, "progress": False, **options})
-    message = str(caught.value.args[0])
-    assert type(caught.value) is error
-    assert says in message
-    assert re.match(r"Expected .*; got ", message, re.DOTALL)
-    assert REMEDY.search(message), message
-    assert sections.digest(data) == before
+def test_a_mistake_is_explained_and_changes_nothing(subtests):
+    for name, (change, options, error, says) in BAD.items():
+        with subtests.test(name):
+            data = pair_with(change)
+            before = sections.digest(data)
+            with pytest.raises(error) as caught:
+                scai(data, **{"n_factors": 3, "max_steps": 2, "progress": False, **options})
+            message = str(caught.value.args[0])
+            assert type(caught.value) is error
+            assert says in message
+            assert re.match(r"Expected .*; got ", message, re.DOTALL)
+            assert REMEDY.search(message), message
+            assert sections.digest(data) == before
 
 
 def test_every_argument_is_checked():

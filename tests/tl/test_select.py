@@ -308,9 +308,8 @@ def test_the_time_is_told_before_the_first_fit_and_there_is_one_bar(
     assert "fit, " not in stream.getvalue()
 
 
-@pytest.mark.parametrize(
-    ("arguments", "error", "message"),
-    [
+def test_wrong_arguments(subtests, adata):
+    for arguments, error, message in (
         ({"n_factors": "many"}, TypeError, "`n_factors`"),
         ({"n_factors": []}, TypeError, "`n_factors`"),
         ({"n_factors": 5}, TypeError, "`n_factors`"),
@@ -325,12 +324,11 @@ def test_the_time_is_told_before_the_first_fit_and_there_is_one_bar(
         ({"objective": "exact"}, ValueError, "`objective`"),
         ({"layer": "counts"}, TypeError, "'layer' .did you mean 'layers'"),
         ({"layers": "nowhere"}, KeyError, "nowhere"),
-    ],
-)
-def test_wrong_arguments(adata, arguments, error, message):
-    with pytest.raises(error, match=message):
-        select_n_factors(adata, **{**FAST, **arguments})
-    assert "gpnsf_selection" not in adata.uns
+    ):
+        with subtests.test(arguments=arguments):
+            with pytest.raises(error, match=message):
+                select_n_factors(adata, **{**FAST, **arguments})
+            assert "gpnsf_selection" not in adata.uns
 
 
 @pytest.mark.slow

@@ -70,16 +70,14 @@ def test_costs_of_regions_are_learned_and_used(drawn):
     assert with_costs < error(again, cells, method="nnls")
 
 
-@pytest.mark.parametrize(
-    ("sections", "truth", "kind", "match"),
-    [
+def test_a_truth_that_teaches_nothing_is_refused(subtests, drawn):
+    for sections, truth, kind, match in (
         (2, ["true_proportions"], ValueError, "as many truths as sections"),
         (0, "true_proportions", ValueError, "at least one"),
         (1, "absent", KeyError, "absent"),
         (1, [np.zeros((100, 4))], ValueError, "none in a section"),
-    ],
-)
-def test_a_truth_that_teaches_nothing_is_refused(drawn, sections, truth, kind, match):
-    several, cells = drawn
-    with pytest.raises(kind, match=match):
-        gpnsf.tl.train_unrolled(several[:sections], cells, truth, **OPTIONS)
+    ):
+        with subtests.test(sections=sections, truth=truth):
+            several, cells = drawn
+            with pytest.raises(kind, match=match):
+                gpnsf.tl.train_unrolled(several[:sections], cells, truth, **OPTIONS)

@@ -50,10 +50,13 @@ def test_one_modality_has_no_private_factors():
     assert (table["share"] == 1).all()
 
 
-@pytest.mark.parametrize("private", [0.5, 1.5, "most"])
-def test_mistakes_are_explained(toy, private):
-    with pytest.raises((ValueError, TypeError), match="`private`"):
-        gpnsf.tl.variance_explained(toy, private=private)
+def test_mistakes_are_explained(subtests, toy):
+    for private in (0.5, 1.5, "most"):
+        with (
+            subtests.test(private=private),
+            pytest.raises((ValueError, TypeError), match="`private`"),
+        ):
+            gpnsf.tl.variance_explained(toy, private=private)
 
 
 def test_a_damaged_record_is_refused(toy):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from itertools import product
 
 import fitted
 import numpy as np
@@ -58,16 +59,16 @@ EXPRESSIONS = {
 }
 
 
-@pytest.mark.parametrize("metric", ["poisson", "rmse"])
-@pytest.mark.parametrize("name", EXPRESSIONS)
-def test_a_model_and_its_exact_expression_as_another_are_equally_far_from_the_counts(name, metric):
-    arguments, options = EXPRESSIONS[name]
-    table = evaluate(expressed(*arguments, **options), metric=metric, layers="other")
-    wanted = evaluate(expressed("poisson", RATES), metric=metric, layers="other")
-    assert table["rows"].tolist() == ["train", "holdout", "thinned"]
-    pd.testing.assert_frame_equal(
-        table.drop(columns="likelihood"), wanted.drop(columns="likelihood"), rtol=1e-5
-    )
+def test_a_model_and_its_exact_expression_as_another_are_equally_far_from_the_counts(subtests):
+    for metric, name in product(("poisson", "rmse"), EXPRESSIONS):
+        with subtests.test(metric=metric, name=name):
+            arguments, options = EXPRESSIONS[name]
+            table = evaluate(expressed(*arguments, **options), metric=metric, layers="other")
+            wanted = evaluate(expressed("poisson", RATES), metric=metric, layers="other")
+            assert table["rows"].tolist() == ["train", "holdout", "thinned"]
+            pd.testing.assert_frame_equal(
+                table.drop(columns="likelihood"), wanted.drop(columns="likelihood"), rtol=1e-5
+            )
 
 
 @pytest.mark.parametrize("layer", [None, "quotients"])
