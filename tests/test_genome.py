@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gzip
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -65,9 +66,10 @@ def random_places(rng, n_genes=40, n_peaks=90):
     return genome.gene_positions(genes, where="the test"), peaks(*names)
 
 
-@pytest.mark.parametrize("name", ["chr1:10-20", "chr1_10_20", "chr1-10-20", "1:10-20"])
-def test_names_are_read(name):
-    assert peaks(name).iloc[0].tolist() == ["chr1", 10, 20]
+def test_names_are_read(subtests):
+    for name in ("chr1:10-20", "chr1_10_20", "chr1-10-20", "1:10-20"):
+        with subtests.test(name=name):
+            assert peaks(name).iloc[0].tolist() == ["chr1", 10, 20]
 
 
 def test_chromosomes_with_underscores_are_read():
@@ -77,36 +79,32 @@ def test_chromosomes_with_underscores_are_read():
     ]
 
 
-@pytest.mark.parametrize(
-    "table",
-    [
+def test_columns_come_before_names(subtests):
+    for table in (
         {"chrom": ["chr1"], "chromStart": [10], "chromEnd": [20]},
         {"chrom": pd.Categorical(["1"]), "start": ["10"], "end": ["20"]},
         {"interval": ["chr1:10-20"]},
-    ],
-)
-def test_columns_come_before_names(table):
-    places = genome.peak_positions(pd.DataFrame(table, index=["peak"]), where="the test")
-    assert places.iloc[0].tolist() == ["chr1", 10, 20]
+    ):
+        with subtests.test(table=table):
+            places = genome.peak_positions(pd.DataFrame(table, index=["peak"]), where="the test")
+            assert places.iloc[0].tolist() == ["chr1", 10, 20]
 
 
-@pytest.mark.parametrize(
-    "columns",
-    [
+def test_places_have_the_names_of_other_tools(subtests):
+    for columns in (
         ("Chromosome", "Start", "End"),  # pyranges, muon
         ("seqnames", "start", "end"),  # GRanges, ArchR
         ("chr", "start", "end"),
         ("chromosome_name", "start_position", "end_position"),  # Ensembl
         ("Chrom", "chromStart", "chromEnd"),
-    ],
-)
-def test_places_have_the_names_of_other_tools(columns):
-    table = pd.DataFrame([["chr1", 10, 20], ["X", 5, 7]], columns=columns, index=["a", "b"])
-    places = genome.peak_positions(table, where="the test")
-    assert places.to_numpy().tolist() == [["chr1", 10, 20], ["chrX", 5, 7]]
-    genes = genome.gene_positions(table.assign(Strand=["+", "-"]), where="the test")
-    assert genes.index.tolist() == ["a", "b"]
-    assert genes["strand"].tolist() == ["+", "-"]
+    ):
+        with subtests.test(columns=columns):
+            table = pd.DataFrame([["chr1", 10, 20], ["X", 5, 7]], columns=columns, index=["a", "b"])
+            places = genome.peak_positions(table, where="the test")
+            assert places.to_numpy().tolist() == [["chr1", 10, 20], ["chrX", 5, 7]]
+            genes = genome.gene_positions(table.assign(Strand=["+", "-"]), where="the test")
+            assert genes.index.tolist() == ["a", "b"]
+            assert genes["strand"].tolist() == ["+", "-"]
 
 
 def test_an_exact_name_comes_before_one_in_another_case():
@@ -165,14 +163,17 @@ def test_an_annotation_without_places_is_refused():
         genome.gene_positions(GENES.drop(columns="end"), where="the test")
 
 
-@pytest.mark.parametrize("window", [0, 50, 700])
-def test_pairs_are_those_of_two_loops(window):
-    genes, places = random_places(np.random.default_rng(window))
-    i, j = genome.pairs_within(genes, places, window)
-    assert len(set(zip(i, j, strict=True))) == len(i)
-    assert set(zip(i.tolist(), j.tolist(), strict=True)) == naive_pairs(genes, places, window)
-    distance = genome.signed_distance(genes.iloc[i], places.iloc[j])
-    assert (np.abs(distance) <= window).all()
+def test_pairs_are_those_of_two_loops(subtests):
+    for window in (0, 50, 700):
+        with subtests.test(window=window):
+            genes, places = random_places(np.random.default_rng(window))
+            i, j = genome.pairs_within(genes, places, window)
+            assert len(set(zip(i, j, strict=True))) == len(i)
+            assert set(zip(i.tolist(), j.tolist(), strict=True)) == naive_pairs(
+                genes, places, window
+            )
+            distance = genome.signed_distance(genes.iloc[i], places.iloc[j])
+            assert (np.abs(distance) <= window).all()
 
 
 def test_distances_point_along_the_strand():
@@ -219,16 +220,18 @@ def test_genes_without_a_name_are_left_out():
     ).index.tolist() == ["A", "C"]
 
 
-@pytest.mark.parametrize("upstream", [0, 150])
-@pytest.mark.parametrize("seed", range(3))
-def test_overlapping_pairs_are_those_of_a_naive_loop(seed, upstream):
-    genes, places = random_places(np.random.default_rng(seed))
-    places["end"] += np.random.default_rng(seed).integers(
-        0, 800, len(places)
-    )  # peaks of unequal length
-    i, j = genome.pairs_overlapping(genes, places, upstream)
-    assert set(zip(i.tolist(), j.tolist(), strict=True)) == naive_overlaps(genes, places, upstream)
-    assert len(i) == len(set(zip(i.tolist(), j.tolist(), strict=True)))
+def test_overlapping_pairs_are_those_of_a_naive_loop(subtests):
+    for upstream, seed in product((0, 150), range(3)):
+        with subtests.test(upstream=upstream, seed=seed):
+            genes, places = random_places(np.random.default_rng(seed))
+            places["end"] += np.random.default_rng(seed).integers(
+                0, 800, len(places)
+            )  # peaks of unequal length
+            i, j = genome.pairs_overlapping(genes, places, upstream)
+            assert set(zip(i.tolist(), j.tolist(), strict=True)) == naive_overlaps(
+                genes, places, upstream
+            )
+            assert len(i) == len(set(zip(i.tolist(), j.tolist(), strict=True)))
 
 
 def test_upstream_is_before_the_start_and_intervals_are_half_open():
@@ -250,23 +253,22 @@ def test_upstream_is_before_the_start_and_intervals_are_half_open():
     assert genome.pairs_overlapping(genes, peaks("chr2:1-9"), 2000)[0].size == 0
 
 
-@pytest.mark.parametrize("name", ["chr1", "Chr1", "CHR1", "1", 1, 1.0])
-def test_chromosomes_are_the_same_in_any_spelling(name):
-    var = pd.DataFrame({"chrom": [name], "start": [10], "end": [20]}, index=["a"])
-    assert genome.peak_positions(var, where="var")["chrom"].tolist() == ["chr1"]
+def test_chromosomes_are_the_same_in_any_spelling(subtests):
+    for name in ("chr1", "Chr1", "CHR1", "1", 1, 1.0):
+        with subtests.test(name=name):
+            var = pd.DataFrame({"chrom": [name], "start": [10], "end": [20]}, index=["a"])
+            assert genome.peak_positions(var, where="var")["chrom"].tolist() == ["chr1"]
 
 
-@pytest.mark.parametrize(
-    ("names", "wanted"),
-    [
+def test_sex_chromosomes_and_mitochondria_have_one_name(subtests):
+    for names, wanted in (
         (["x", "X", "chrX", "chrx", 23], "chrX"),
         (["MT", "chrM", "m", 26], "chrM"),
         (["GL000194.1"], "chrGL000194.1"),
-    ],
-)
-def test_sex_chromosomes_and_mitochondria_have_one_name(names, wanted):
-    var = pd.DataFrame({"chrom": pd.Series(names, dtype=object), "start": 1, "end": 2})
-    assert set(genome.peak_positions(var, where="var")["chrom"]) == {wanted}
+    ):
+        with subtests.test(names=names, wanted=wanted):
+            var = pd.DataFrame({"chrom": pd.Series(names, dtype=object), "start": 1, "end": 2})
+            assert set(genome.peak_positions(var, where="var")["chrom"]) == {wanted}
 
 
 def test_numbers_of_a_species_with_many_chromosomes_stay():
@@ -301,23 +303,25 @@ chrX\tH\tgene\t51\t80\t.\t-\t.\tID=gene:E2;gene_id=E2
 }
 
 
-@pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("name", GTF_LINES)
-def test_genes_of_a_gtf_file(name, packed, tmp_path):
-    path = tmp_path / (f"{name}.gz" if packed else name)
-    text = GTF_LINES[name].encode()
-    path.write_bytes(gzip.compress(text) if packed else text)
-    found = genome.gene_positions(path, where="the test")
-    expected = pd.DataFrame(
-        {
-            "chrom": ["chr1", "chrX"],
-            "start": [100.0, 50.0],
-            "end": [900.0, 80.0],
-            "strand": ["+", "-"],
-        },
-        index=["A#1", "E2"],
-    )
-    pd.testing.assert_frame_equal(found, expected, check_dtype=False, check_index_type=False)
+def test_genes_of_a_gtf_file(subtests, tmp_path):
+    for packed, name in product((False, True), GTF_LINES):
+        with subtests.test(packed=packed, name=name):
+            path = tmp_path / (f"{name}.gz" if packed else name)
+            text = GTF_LINES[name].encode()
+            path.write_bytes(gzip.compress(text) if packed else text)
+            found = genome.gene_positions(path, where="the test")
+            expected = pd.DataFrame(
+                {
+                    "chrom": ["chr1", "chrX"],
+                    "start": [100.0, 50.0],
+                    "end": [900.0, 80.0],
+                    "strand": ["+", "-"],
+                },
+                index=["A#1", "E2"],
+            )
+            pd.testing.assert_frame_equal(
+                found, expected, check_dtype=False, check_index_type=False
+            )
 
 
 def test_a_gtf_file_without_genes_is_refused(tmp_path):

@@ -6,8 +6,6 @@ import ast
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-import pytest
-
 import gpnsf
 from gpnsf.core.families import FAMILIES
 
@@ -338,9 +336,8 @@ def test_only_the_command_line_prints():
     assert offenders({name: prints(tree) for name, tree in TREES.items() if name != "cli"}) == {}
 
 
-@pytest.mark.parametrize(
-    ("check", "source", "found"),
-    [
+def test_the_checks_see_what_they_look_for(subtests):
+    for check, source, found in (
         (imports, "def f():\n    import torch.nn", {"torch.nn"}),
         (imports, "from pyro import sample", {"pyro.sample"}),
         (own_imports, "from gpnsf.keys import Keys", {"keys"}),
@@ -363,10 +360,9 @@ def test_only_the_command_line_prints():
             {"Poisson", "bernoulli"},
         ),
         (undocumented, "class A:\n    'a'\n    def b(self): pass\ndef c(): pass", ["c", "b"]),
-    ],
-)
-def test_the_checks_see_what_they_look_for(check, source, found):
-    assert check(ast.parse(source)) == found
+    ):
+        with subtests.test(check=check.__name__, source=source):
+            assert check(ast.parse(source)) == found
 
 
 def test_length_counts_the_body_without_its_docstring():

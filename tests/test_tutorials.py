@@ -6,8 +6,6 @@ import json
 import re
 from pathlib import Path
 
-import pytest
-
 FOLDER = Path(__file__).parents[1] / "tutorials"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "execute")
 
@@ -34,33 +32,38 @@ def test_every_notebook_has_a_script():
     assert {path.stem for path in FOLDER.glob("*.ipynb")} <= set(NAMES)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_notebook_is_its_script(name):
-    script = (FOLDER / f"{name}.py").read_text(encoding="utf-8")
-    _, found = script.split("# ---\n\n", maxsplit=1)
-    kept = "\n".join(map(as_script, cells(name)))
-    assert kept == re.sub(r"\n{2,}# %%", "\n\n# %%", found), (
-        f"write it anew: python tutorials/execute.py {name}"
-    )
+def test_a_notebook_is_its_script(subtests):
+    for name in NAMES:
+        with subtests.test(name=name):
+            script = (FOLDER / f"{name}.py").read_text(encoding="utf-8")
+            _, found = script.split("# ---\n\n", maxsplit=1)
+            kept = "\n".join(map(as_script, cells(name)))
+            assert kept == re.sub(r"\n{2,}# %%", "\n\n# %%", found), (
+                f"write it anew: python tutorials/execute.py {name}"
+            )
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_every_cell_has_run_in_order_and_none_ended_in_an_error(name):
-    counts = [cell["execution_count"] for cell in cells(name) if cell["cell_type"] == "code"]
-    assert counts == list(range(1, len(counts) + 1))
-    assert not [output for output in outputs(name) if output["output_type"] == "error"]
+def test_every_cell_has_run_in_order_and_none_ended_in_an_error(subtests):
+    for name in NAMES:
+        with subtests.test(name=name):
+            counts = [
+                cell["execution_count"] for cell in cells(name) if cell["cell_type"] == "code"
+            ]
+            assert counts == list(range(1, len(counts) + 1))
+            assert not [output for output in outputs(name) if output["output_type"] == "error"]
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_notebook_is_small_has_figures_and_names_no_place_of_a_machine(name):
-    assert (FOLDER / f"{name}.ipynb").stat().st_size < 700_000
-    shown = outputs(name)
-    assert any("image/png" in output.get("data", {}) for output in shown)
-    texts = [
-        "".join(text)
-        for output in shown
-        for kind, text in {**output.get("data", {}), "text": output.get("text", "")}.items()
-        if kind.startswith("text")
-    ]
-    places = r"/(?:tmp|home|root|work|mnt|Users|var)/|site-packages|ipykernel|\x1b"
-    assert not [found for text in texts for found in re.findall(rf".*(?:{places}).*", text)]
+def test_a_notebook_is_small_has_figures_and_names_no_place_of_a_machine(subtests):
+    for name in NAMES:
+        with subtests.test(name=name):
+            assert (FOLDER / f"{name}.ipynb").stat().st_size < 700_000
+            shown = outputs(name)
+            assert any("image/png" in output.get("data", {}) for output in shown)
+            texts = [
+                "".join(text)
+                for output in shown
+                for kind, text in {**output.get("data", {}), "text": output.get("text", "")}.items()
+                if kind.startswith("text")
+            ]
+            places = r"/(?:tmp|home|root|work|mnt|Users|var)/|site-packages|ipykernel|\x1b"
+            assert not [found for text in texts for found in re.findall(rf".*(?:{places}).*", text)]

@@ -6,6 +6,7 @@ import logging
 import math
 import random
 import re
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -78,22 +79,25 @@ def global_state() -> dict[str, Any]:
 # ---- climbing -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.broad(4)
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.broad(1)
 @pytest.mark.parametrize("field", FIELDS)
-def test_the_bound_rises_for_every_model(preset, field):
-    signed = not PRESETS[preset].nonnegative
-    _, history = fitted({"rna": "gaussian"} if signed else TWO, preset, field=field)
-    assert np.isfinite(history.elbo).all()
-    assert history.elbo[-3] > history.elbo[0]  # the last steps of NB have another objective
+def test_the_bound_rises_for_every_model(field, subtests):
+    for preset, kind in PRESETS.items():
+        with subtests.test(preset=preset):
+            likelihoods = TWO if kind.nonnegative else {"rna": "gaussian"}
+            _, history = fitted(likelihoods, preset, field=field)
+            assert np.isfinite(history.elbo).all()
+            # the last steps of NB have another objective
+            assert history.elbo[-3] > history.elbo[0]
 
 
-@pytest.mark.parametrize("likelihood", LIKELIHOODS)
-def test_the_bound_rises_for_every_likelihood(likelihood):
-    n_samples = 3 if likelihood == "bernoulli_clipped" else None
-    model, history = fitted({"rna": likelihood}, n_samples=n_samples)
-    assert history.elbo[-3:].mean() > history.elbo[0]
-    assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
+def test_the_bound_rises_for_every_likelihood(subtests):
+    for likelihood in LIKELIHOODS:
+        with subtests.test(likelihood=likelihood):
+            n_samples = 3 if likelihood == "bernoulli_clipped" else None
+            model, history = fitted({"rna": likelihood}, n_samples=n_samples)
+            assert history.elbo[-3:].mean() > history.elbo[0]
+            assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
 
 
 def test_the_objective_of_all_blocks_is_their_sum():
@@ -123,13 +127,16 @@ def test_blocks_walk_the_same_way():
 # ---- ending ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.broad(6)
-@pytest.mark.parametrize("max_steps", [1, 2, 3, 4, 10, 25, 30, 45, 60])
-@pytest.mark.parametrize("likelihood", ["nb", "poisson"])
-def test_the_cap_holds_for_all_phases_together(max_steps, likelihood):
-    _, history = fitted({"rna": likelihood}, schedule=Schedule(max_steps=max_steps, tol=1e-12))
-    assert len(history.elbo) == max_steps
-    assert not history.converged
+@pytest.mark.broad(1)
+@pytest.mark.parametrize("part", range(2))
+def test_the_cap_holds_for_all_phases_together(part, subtests):
+    rows = list(product((1, 2, 3, 4, 10, 25, 30, 45, 60), ("nb", "poisson")))
+    for max_steps, likelihood in rows[part::2]:
+        with subtests.test(max_steps=max_steps, likelihood=likelihood):
+            schedule = Schedule(max_steps=max_steps, tol=1e-12)
+            _, history = fitted({"rna": likelihood}, schedule=schedule)
+            assert len(history.elbo) == max_steps
+            assert not history.converged
 
 
 def test_a_fit_that_stops_rising_has_converged(log):
@@ -293,12 +300,15 @@ def test_a_fit_that_breaks_for_good_ends_at_its_best(first, likelihood, monkeypa
 
 
 @pyro_may_warn
-@pytest.mark.parametrize("max_steps", [1, 12, 100])
-def test_a_model_that_cannot_begin_is_given_up(max_steps, monkeypatch):
+def test_a_model_that_cannot_begin_is_given_up(subtests, monkeypatch):
     break_steps(monkeypatch, set(range(1000)))
     message = r"got none from 1 start\(s\), the last of them at step 0: objective not finite after 8 repairs, given up. Check"
-    with pytest.raises(FloatingPointError, match=message):
-        fitted(schedule=Schedule(max_steps=max_steps))
+    for max_steps in (1, 12, 100):
+        with (
+            subtests.test(max_steps=max_steps),
+            pytest.raises(FloatingPointError, match=message),
+        ):
+            fitted(schedule=Schedule(max_steps=max_steps))
 
 
 @pyro_may_warn
@@ -425,17 +435,17 @@ def test_other_seeds_differ():
     assert not torch.equal(first.views[0].loadings.raw, second.views[0].loadings.raw)
 
 
-@pytest.mark.parametrize("n_samples", [None, 2])
-@pytest.mark.parametrize("validate", [True, False])
-def test_global_state_is_as_before(n_samples, validate):
-    pyro.get_param_store().setdefault("mine", torch.tensor(1.5))
-    with pyro.validation_enabled(validate):
-        before = global_state()
-        fitted(n_samples=n_samples)
-        after = global_state()
-    pyro.clear_param_store()
-    assert before.pop("parameters").keys() == after.pop("parameters").keys() == {"mine"}
-    assert before == after
+def test_global_state_is_as_before(subtests):
+    for n_samples, validate in product((None, 2), (True, False)):
+        with subtests.test(n_samples=n_samples, validate=validate):
+            pyro.get_param_store().setdefault("mine", torch.tensor(1.5))
+            with pyro.validation_enabled(validate):
+                before = global_state()
+                fitted(n_samples=n_samples)
+                after = global_state()
+            pyro.clear_param_store()
+            assert before.pop("parameters").keys() == after.pop("parameters").keys() == {"mine"}
+            assert before == after
 
 
 @pyro_may_warn
