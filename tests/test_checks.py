@@ -12,9 +12,8 @@ from gpnsf.arguments import RULES, check_arguments
 
 
 def test_the_example_of_a_rule_follows_it(subtests):
-    for name in RULES:
-        with subtests.test(name=name):
-            rule = RULES[name]
+    for name, rule in RULES.items():
+        with subtests.test(name):
             rule.check(name, rule.example)
             if rule.optional:
                 rule.check(name, None)

@@ -22,9 +22,8 @@ MEASURES = {
 
 
 def test_a_measure_is_its_definition(subtests):
-    for measure in MEASURES:
+    for measure, (perfect, definition) in MEASURES.items():
         with subtests.test(measure.__name__):
-            perfect, definition = MEASURES[measure]
             assert measure(ONE, OTHER) == pytest.approx(definition(ONE, OTHER))
             assert measure(ONE, ONE) == pytest.approx(perfect)
 

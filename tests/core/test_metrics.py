@@ -49,19 +49,19 @@ def log_density(likelihood, counts, mean, dispersion):
 
 
 def test_deviances_equal_a_loop_over_all_entries_whatever_the_block(subtests, problem, monkeypatch):
+    counts, A, W, dispersion = problem
     for likelihood, block in product(CASES, (rates.BLOCK, 7)):
         with subtests.test(likelihood=likelihood, block=block):
             monkeypatch.setattr(rates, "BLOCK", block)
-            counts, A, W, dispersion = problem
             total, n_entries = metrics.deviance(likelihood, sp.csr_matrix(counts), A, W, dispersion)
             assert total == pytest.approx(naive(likelihood, counts, A, W, dispersion), rel=1e-10)
             assert n_entries == N * P
 
 
 def test_a_deviance_is_twice_the_distance_to_the_saturated_model(subtests, problem):
+    counts, A, W, dispersion = problem
     for likelihood in CASES:
         with subtests.test(likelihood=likelihood):
-            counts, A, W, dispersion = problem
             fitted = log_density(likelihood, counts, A @ W.T, dispersion).sum()
             if likelihood == "bernoulli":
                 saturated = 0.0
@@ -81,9 +81,9 @@ def test_the_poisson_deviance_is_that_of_sklearn(problem):
 
 
 def test_rows_select_observations_and_deviances_add_up(subtests, problem, rng):
+    counts, A, W, dispersion = problem
     for likelihood in CASES:
         with subtests.test(likelihood=likelihood):
-            counts, A, W, dispersion = problem
             counts, rows = sp.csr_matrix(counts), rng.random(N) < 0.4
             parts = [
                 metrics.deviance(likelihood, counts, A, W, dispersion, rows=part)
@@ -95,9 +95,9 @@ def test_rows_select_observations_and_deviances_add_up(subtests, problem, rng):
 
 
 def test_the_format_of_the_counts_does_not_matter_and_stays(subtests, problem):
+    counts, A, W, dispersion = problem
     for likelihood in CASES:
         with subtests.test(likelihood=likelihood):
-            counts, A, W, dispersion = problem
             plain = sp.csr_matrix(counts.astype(np.float32))
             row, column = np.nonzero(np.ones_like(counts))
             stored_zeros = sp.csr_matrix(

@@ -29,9 +29,9 @@ TEXTS = {
 
 
 def test_every_row_is_read_and_every_axis_found(subtests, tmp_path):
-    for name in TEXTS:
-        with subtests.test(name=name):
-            (tmp_path / "places.csv").write_text(TEXTS[name])
+    for name, text in TEXTS.items():
+        with subtests.test(name):
+            (tmp_path / "places.csv").write_text(text)
             table = in_order(read_table(tmp_path / "places.csv"), 2)
             np.testing.assert_array_equal(table.to_numpy(float), XY)
             if "barcodes" in name:

@@ -62,9 +62,9 @@ NO_EVIDENCE = {
 
 
 def test_ordinary_sections_are_silent(subtests, caplog):
-    for name in NO_EVIDENCE:
-        with subtests.test(name=name):
-            assert told(NO_EVIDENCE[name], caplog) == []
+    for name, adata in NO_EVIDENCE.items():
+        with subtests.test(name):
+            assert told(adata, caplog) == []
 
 
 def test_stacked_sections_are_told_with_their_column(subtests, caplog):

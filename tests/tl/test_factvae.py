@@ -315,9 +315,8 @@ CASES = {
 
 
 def test_a_mistake_is_explained_and_changes_nothing(subtests):
-    for name in CASES:
-        with subtests.test(name=name):
-            make, options, error, says = CASES[name]
+    for name, (make, options, error, says) in CASES.items():
+        with subtests.test(name):
             data = make()
             before = sections.digest(data)
             with pytest.raises(error) as caught:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from itertools import product
 
 import fitted
 import numpy as np
@@ -60,15 +59,14 @@ EXPRESSIONS = {
 
 
 def test_a_model_and_its_exact_expression_as_another_are_equally_far_from_the_counts(subtests):
-    for metric, name in product(("poisson", "rmse"), EXPRESSIONS):
-        with subtests.test(metric=metric, name=name):
-            arguments, options = EXPRESSIONS[name]
-            table = evaluate(expressed(*arguments, **options), metric=metric, layers="other")
-            wanted = evaluate(expressed("poisson", RATES), metric=metric, layers="other")
-            assert table["rows"].tolist() == ["train", "holdout", "thinned"]
-            pd.testing.assert_frame_equal(
-                table.drop(columns="likelihood"), wanted.drop(columns="likelihood"), rtol=1e-5
-            )
+    for metric in ("poisson", "rmse"):
+        wanted = evaluate(expressed("poisson", RATES), metric=metric, layers="other")
+        wanted = wanted.drop(columns="likelihood")
+        for name, (arguments, options) in EXPRESSIONS.items():
+            with subtests.test(metric=metric, name=name):
+                table = evaluate(expressed(*arguments, **options), metric=metric, layers="other")
+                assert table["rows"].tolist() == ["train", "holdout", "thinned"]
+                pd.testing.assert_frame_equal(table.drop(columns="likelihood"), wanted, rtol=1e-5)
 
 
 @pytest.mark.parametrize("layer", [None, "quotients"])
