@@ -9,6 +9,7 @@ import logging
 import math
 import re
 import zipfile
+from dataclasses import replace
 from functools import cache
 from itertools import groupby, product
 from pathlib import Path
@@ -145,19 +146,20 @@ def uninterrupted():
 # ---- going on -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.broad(6)
-@pytest.mark.parametrize(
-    ("call", "error"),
-    [
+@pytest.mark.broad(1)
+@pytest.mark.parametrize("part", range(4))
+def test_an_interrupted_fit_ends_like_an_uninterrupted_one(part, subtests, path, uninterrupted):
+    rows = [
         *((call, Killed) for call in (0, 1, 3, 4, 6, 8, 19, 20, 24, 27, 28, 31, 34, 35, 38, 41)),
         *((call, KeyboardInterrupt) for call in (0, 6, 24, 31, 38)),
-    ],
-)
-def test_an_interrupted_fit_ends_like_an_uninterrupted_one(call, error, path, uninterrupted):
-    with pytest.raises(error):
-        interrupt(path, call, error)
-    assert path.exists() == (call > 0)
-    same(uninterrupted, fitted(path))
+    ]
+    for call, error in rows[part::4]:
+        with subtests.test(call=call, error=error.__name__):
+            path.unlink(missing_ok=True)
+            with pytest.raises(error):
+                interrupt(path, call, error)
+            assert path.exists() == (call > 0)
+            same(uninterrupted, fitted(path))
 
 
 @pytest.mark.slow
@@ -175,8 +177,7 @@ def test_a_fit_may_be_interrupted_again_and_again(patience, path, uninterrupted,
     same(uninterrupted, fitted(path))
 
 
-@pytest.mark.broad(2)
-@pytest.mark.parametrize("call", [6, 30])
+@pytest.mark.broad(1)
 @pytest.mark.parametrize(
     "options",
     [
@@ -187,12 +188,15 @@ def test_a_fit_may_be_interrupted_again_and_again(patience, path, uninterrupted,
     ],
     ids=str,
 )
-def test_other_models_go_on_too(options, call, path):
+def test_other_models_go_on_too(options, subtests, path):
     options = {"likelihoods": TWO, **options}
     expected = fitted(**options)
-    with pytest.raises(KeyboardInterrupt):
-        interrupt(path, call, KeyboardInterrupt, **options)
-    same(expected, fitted(path, **options))
+    for call in (6, 30):
+        with subtests.test(call=call):
+            path.unlink(missing_ok=True)
+            with pytest.raises(KeyboardInterrupt):
+                interrupt(path, call, KeyboardInterrupt, **options)
+            same(expected, fitted(path, **options))
 
 
 MOVING = Schedule(max_steps=160, pick_steps=4, kernel_steps=6, min_steps=20, tol=5e-3)
@@ -415,57 +419,51 @@ def test_a_directory_without_permission_or_room_is_refused_at_once(subtests, pat
 # ---- files of other fits --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.broad(3)
-@pytest.mark.parametrize(
-    ("found", "change"),
-    [
-        ("n_samples (None there, 2 here)", {"n_samples": 2}),
-        ("kernel_name (matern32 there, rbf here)", {"kernel": "rbf"}),
-        ("class (HilbertField there, InducingField here)", {"field": "inducing"}),
-        ("spatial.n_factors (2 there, 1 here)", {"n_spatial": 1}),
-        ("kl_weight (1.0 there, 2.0 here)", {"kl_weight": 2.0}),
-        ("learnt", {"lengthscale": 0.2}),
-        ("max_steps (24 there, 25 here)", {"schedule": Schedule(max_steps=25, pick_steps=4, kernel_steps=6, tol=1e-12)}),
-        ("views.0.class (NegativeBinomial there, Poisson here)", {"likelihoods": {"rna": "poisson", "atac": "bernoulli"}}),
-    ],
-)  # fmt: skip
-def test_a_file_of_another_fit_is_refused_by_name_of_the_difference(found, change, path):
+OTHER_FITS = {
+    "n_samples (None there, 2 here)": {"n_samples": 2},
+    "kernel_name (matern32 there, rbf here)": {"kernel": "rbf"},
+    "class (HilbertField there, InducingField here)": {"field": "inducing"},
+    "spatial.n_factors (2 there, 1 here)": {"n_spatial": 1},
+    "kl_weight (1.0 there, 2.0 here)": {"kl_weight": 2.0},
+    "learnt": {"lengthscale": 0.2},
+    "max_steps (24 there, 25 here)": {"schedule": replace(BRIEF, max_steps=25)},
+    "views.0.likelihood.class (NegativeBinomial there, Poisson here)": {
+        "likelihoods": {**TWO, "rna": "poisson"}
+    },
+}
+
+
+def test_a_file_of_another_fit_is_refused_by_name_of_the_difference(subtests, path):
     fitted(path)
     before = path.read_bytes()
     pattern = r"Expected `checkpoint` to name a file of this very fit, or none yet; got .*fit.npz', which differs in .*\. Repeat"
-    with pytest.raises(ValueError, match=pattern) as caught:
-        fitted(path, **change)
-    assert found in str(caught.value).replace("views.0.likelihood.class", "views.0.class")
-    assert path.read_bytes() == before
+    for difference, change in OTHER_FITS.items():
+        with subtests.test(difference):
+            with pytest.raises(ValueError, match=pattern) as caught:
+                fitted(path, **change)
+            assert difference in str(caught.value)
+            assert path.read_bytes() == before
 
 
-@pytest.mark.broad(2)
-@pytest.mark.parametrize(
-    "what", ["counts of rna", "size factors of atac", "coordinates", "shape of atac"]
-)
-def test_a_file_of_other_data_is_refused_by_name_of_the_difference(what, path):
+def test_a_file_of_other_data_is_refused_by_name_of_the_difference(subtests, path):
     fitted(path)
-    model, dataset = problem()
-    view = (
-        next(view for view in dataset.views if view.name == what.split()[-1])
-        if " " in what
-        else None
-    )
-    if what == "coordinates":
-        dataset.coords[3] += 1e-6
-    elif what.startswith("size"):
-        view.size[3] += 1e-6
-    elif what.startswith("counts"):
-        view.counts.data[3] += 1
-    else:
-        view.counts.resize(view.counts.shape[0], view.counts.shape[1] + 1)
-    facts = fingerprint(model, dataset, {})
-    assert what in {
-        name for name, value in fingerprint(*problem(), {}).items() if facts[name] != value
+    changes = {
+        "counts of rna": lambda rna, atac, coords: np.add.at(rna.counts.data, 3, 1),
+        "size factors of atac": lambda rna, atac, coords: np.add.at(atac.size, 3, 1e-6),
+        "coordinates": lambda rna, atac, coords: np.add.at(coords, 3, 1e-6),
+        "shape of atac": lambda rna, atac, coords: atac.counts.resize(60, 11),
     }
-    store = Checkpoint(path)
-    with pytest.raises(ValueError, match=f"differs in .*{what if what[:5] != 'shape' else ''}"):
-        training.fit(model, dataset, schedule=BRIEF, checkpoint=store)
+    for what, change in changes.items():
+        with subtests.test(what):
+            model, dataset = problem()
+            change(*dataset.views, dataset.coords)
+            facts = fingerprint(model, dataset, {})
+            assert what in {
+                name for name, value in fingerprint(*problem(), {}).items() if facts[name] != value
+            }
+            named = "" if what == "shape of atac" else what
+            with pytest.raises(ValueError, match=f"differs in .*{named}"):
+                training.fit(model, dataset, schedule=BRIEF, checkpoint=Checkpoint(path))
 
 
 def test_the_same_places_in_other_slices_are_other_coordinates():
