@@ -181,9 +181,9 @@ def test_marginals_are_those_of_sampled_weights(name):
 
 
 def test_trend_is_linear_in_the_coordinates(subtests):
-    for name in BACKENDS:
-        with subtests.test(name=name):
-            field = at_prior(BACKENDS[name](n_libraries=2))
+    for name, make in BACKENDS.items():
+        with subtests.test(name):
+            field = at_prior(make(n_libraries=2))
             field.slope.data = torch.tensor([[[1.0, 0.0], [0.0, 2.0]], [[-1.0, 3.0], [0.5, 0.0]]])
             coords, library = np.array([[0.2, 0.4], [0.2, 0.4]], np.float32), np.array([0, 1])
             mean, _ = field.marginals(field.locate(coords, library))
@@ -191,9 +191,9 @@ def test_trend_is_linear_in_the_coordinates(subtests):
 
 
 def test_trend_is_held_beyond_the_tissue(subtests):
-    for name in BACKENDS:
-        with subtests.test(name=name):
-            field = BACKENDS[name]()
+    for name, make in BACKENDS.items():
+        with subtests.test(name):
+            field = make()
             field.slope.data.fill_(2.0)
             far = field.locate(np.array([[30.0, 40.0], [1.05, 1.05]], np.float32), zeros(2))
             mean, _ = field.marginals(far)
@@ -202,9 +202,9 @@ def test_trend_is_held_beyond_the_tissue(subtests):
 
 def test_divergence_is_analytic_and_right(subtests):
     """A pair that is not registered would make Pyro sample without a word; a wrong one shows against the definition."""
-    for name in BACKENDS:
-        with subtests.test(name=name):
-            field = randomise(BACKENDS[name]())
+    for name, make in BACKENDS.items():
+        with subtests.test(name):
+            field = randomise(make())
             q, p = field.posterior(), field.prior()
             found = kl_divergence(q, p).item()
             covariance = weight_covariance(field).double().numpy()
@@ -223,18 +223,18 @@ def test_divergence_is_analytic_and_right(subtests):
 
 
 def test_divergence_vanishes_at_the_prior(subtests):
-    for name in BACKENDS:
-        with subtests.test(name=name):
-            field = at_prior(BACKENDS[name]())
+    for name, make in BACKENDS.items():
+        with subtests.test(name):
+            field = at_prior(make())
             assert kl_divergence(field.posterior(), field.prior()).item() == pytest.approx(
                 0, abs=1e-5
             )
 
 
 def test_slices_are_independent(subtests):
-    for name in BACKENDS:
-        with subtests.test(name=name):
-            field = randomise(BACKENDS[name](n_libraries=2))
+    for name, make in BACKENDS.items():
+        with subtests.test(name):
+            field = randomise(make(n_libraries=2))
             coords = points(10)
             first, second = (field.locate(coords, np.full(10, code)) for code in (0, 1))
             before = [field.marginals(place) for place in (first, second)]
@@ -250,9 +250,9 @@ def test_slices_are_independent(subtests):
 
 
 def test_far_from_all_data_the_prior_returns(subtests):
-    for name in BACKENDS:
-        with subtests.test(name=name):
-            field = randomise(BACKENDS[name]())
+    for name, make in BACKENDS.items():
+        with subtests.test(name):
+            field = randomise(make())
             field.slope.data.zero_()
             far = np.array([[60.0, 0.0], [-60.0, 60.0]], np.float32)
             mean, variance = field.marginals(field.locate(far, zeros(2)))
@@ -307,18 +307,18 @@ def test_state_restores_the_field(subtests):
 
 
 def test_state_holds_plain_values(subtests):
-    for name in BACKENDS:
-        with subtests.test(name=name):
+    for name, make in BACKENDS.items():
+        with subtests.test(name):
             assert all(
                 isinstance(value, str | int | float | np.ndarray)
-                for value in BACKENDS[name]().state().values()
+                for value in make().state().values()
             )
 
 
 def test_gradients_are_finite_and_reach_every_parameter_of_q(subtests):
-    for name in BACKENDS:
-        with subtests.test(name=name):
-            field = randomise(BACKENDS[name]())
+    for name, make in BACKENDS.items():
+        with subtests.test(name):
+            field = randomise(make())
             coords = (
                 field.centres.numpy() if isinstance(field, InducingField) else points(12)
             )  # inducing: distances of zero
@@ -332,9 +332,9 @@ def test_gradients_are_finite_and_reach_every_parameter_of_q(subtests):
 
 
 def test_kernel_parameters_stay_in_their_range(subtests):
-    for name in BACKENDS:
-        with subtests.test(name=name):
-            field = BACKENDS[name]()
+    for name, make in BACKENDS.items():
+        with subtests.test(name):
+            field = make()
             field.log_lengthscale.data = torch.tensor([-30.0, 30.0])
             field.log_amplitude.data = torch.tensor([30.0, -30.0])
             field.clamp_()
@@ -347,19 +347,19 @@ def test_kernel_parameters_stay_in_their_range(subtests):
 
 
 def test_a_fixed_lengthscale_is_not_moved_into_the_range(subtests):
-    for name in BACKENDS:
-        with subtests.test(name=name):
-            field = BACKENDS[name](lengthscale=5.0)
+    for name, make in BACKENDS.items():
+        with subtests.test(name):
+            field = make(lengthscale=5.0)
             field.log_lengthscale.requires_grad_(False)
             field.clamp_()
             torch.testing.assert_close(field.log_lengthscale.exp(), torch.full((T,), 5.0))
 
 
 def test_a_start_is_taken_over(subtests):
-    for name in BACKENDS:
-        with subtests.test(name=name):
+    for name, make in BACKENDS.items():
+        with subtests.test(name):
             options = {"n_points": 60} if "inducing" in name else {}
-            field = BACKENDS[name](**options)
+            field = make(**options)
             coords = points(150)
             target = torch.as_tensor(
                 np.column_stack([np.sin(3 * coords[:, 0]), 2 * np.cos(2 * coords[:, 1])])
@@ -587,9 +587,9 @@ def test_between_the_nodes_set_precision_is_close_to_the_exact_process():
 
 
 def test_without_information_set_precision_returns_the_prior(subtests):
-    for name in BACKENDS:
-        with subtests.test(name=name):
-            field = randomise(BACKENDS[name]())
+    for name, make in BACKENDS.items():
+        with subtests.test(name):
+            field = randomise(make())
             located = on_nodes(field)
             field.set_precision([located], [torch.zeros(15, T)])
             found = field.marginals(located)[1]
@@ -629,9 +629,9 @@ def test_the_scale_with_the_highest_evidence_is_that_of_the_dense_marginal_likel
 
 
 def test_another_amplitude_leaves_the_mean_where_it_is(subtests):
-    for name in BACKENDS:
-        with subtests.test(name=name):
-            field = randomise(BACKENDS[name]())
+    for name, make in BACKENDS.items():
+        with subtests.test(name):
+            field = randomise(make())
             located = on_nodes(field)
             before, amplitude = (
                 field.marginals(located)[0].detach(),

@@ -58,10 +58,8 @@ def test_groups_have_their_sizes(subtests):
         ("many", [50] * 10),
     ):
         with subtests.test(variant=variant):
-            found = (
-                groups(variant, n_obs=500, n_genes=5, n_peaks=5).obs["true_group"].value_counts()
-            )
-            assert sorted(found, reverse=True) == sizes
+            labels = groups(variant, n_obs=500, n_genes=5, n_peaks=5).obs["true_group"]
+            assert sorted(labels.value_counts(), reverse=True) == sizes
 
 
 def test_a_modality_tells_only_its_kinds_of_cells_apart(subtests):
@@ -73,13 +71,8 @@ def test_a_modality_tells_only_its_kinds_of_cells_apart(subtests):
     ):
         with subtests.test(variant=variant):
             mdata = groups(variant, **SMALL)
-            columns = [
-                np.unique(
-                    mdata[name].varm["true_loadings"] / mdata[name].varm["true_loadings"][-1:],
-                    axis=1,
-                )
-                for name in mdata.mod
-            ]
+            rates = [mod.varm["true_loadings"] for mod in mdata.mod.values()]
+            columns = [np.unique(W / W[-1:], axis=1) for W in rates]
             assert tuple(column.shape[1] for column in columns) == kinds
 
 
@@ -92,9 +85,8 @@ def test_markers_stand_out_as_far_as_they_say(subtests):
         ("plain", "atac", 4.0),
     ):
         with subtests.test(variant=variant, name=name):
-            rates = groups(variant, n_obs=50, n_genes=2000, n_peaks=2000)[name].varm[
-                "true_loadings"
-            ]
+            mdata = groups(variant, n_obs=50, n_genes=2000, n_peaks=2000)
+            rates = mdata[name].varm["true_loadings"]
             ratio = rates.max(axis=1) / rates.min(axis=1)
             np.testing.assert_allclose(np.median(ratio[ratio > 1.5]), change, rtol=0.05)
             assert (ratio > 1.5).mean() == pytest.approx(1 - (1 - MARKERS) ** 5, rel=0.2)

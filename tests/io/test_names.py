@@ -24,9 +24,8 @@ def test_names_in_any_case_tell_the_likelihood(subtests, mdata):
         (("peaks", "Gene-Expression"), ["bernoulli", "nb"]),
     ):
         with subtests.test(names=names):
-            other = MuData(
-                dict(zip(names, (mdata["rna"].copy(), mdata["atac"].copy()), strict=True))
-            )
+            mods = mdata["rna"].copy(), mdata["atac"].copy()
+            other = MuData(dict(zip(names, mods, strict=True)))
             other.obsm["spatial"] = mdata.obsm["spatial"]
             dataset, layout = read(other)
             assert layout.likelihoods == dict(zip(names, likelihoods, strict=True))

@@ -126,11 +126,8 @@ def test_features_with_equal_ratios_are_ranked_by_their_counts():
 def test_every_method_returns_as_many_features_as_asked_for_of_every_factor(subtests, toy):
     for method in METHODS:
         with subtests.test(method=method):
-            sizes = (
-                rank_features(toy, n_features=3, method=method)
-                .groupby(["factor", "modality"])
-                .size()
-            )
+            table = rank_features(toy, n_features=3, method=method)
+            sizes = table.groupby(["factor", "modality"]).size()
             assert sizes.tolist() == [3] * sizes.size
             twins = with_loadings(np.array([[9.0, 1.0], [8.0, 1.0], [7.0, 2.0], [1.0, 0.5]]))
             table = rank_features(twins, n_features=3, method=method)
