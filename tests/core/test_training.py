@@ -80,11 +80,11 @@ def global_state() -> dict[str, Any]:
 
 
 @pytest.mark.broad(1)
-@pytest.mark.parametrize("field", FIELDS)
-def test_the_bound_rises_for_every_model(field, subtests):
-    for preset, kind in PRESETS.items():
-        with subtests.test(preset=preset):
-            likelihoods = TWO if kind.nonnegative else {"rna": "gaussian"}
+@pytest.mark.parametrize("part", range(3))
+def test_the_bound_rises_for_every_model(part, subtests):
+    for preset, field in list(product(PRESETS, FIELDS))[part::3]:
+        with subtests.test(preset=preset, field=field):
+            likelihoods = TWO if PRESETS[preset].nonnegative else {"rna": "gaussian"}
             _, history = fitted(likelihoods, preset, field=field)
             assert np.isfinite(history.elbo).all()
             # the last steps of NB have another objective
