@@ -70,9 +70,21 @@ FAULTS = (
         ("core/test_moves.py",),
     ),
     Fault(  # half of the order that differences have by chance is taken off
-        "core/inference/spatial_test.py",
+        "core/inference/order.py",
         "return z - CHANCE * max(",
         "return z - max(",
+        ("core/test_order.py",),
+    ),
+    Fault(  # what neighbours tell counts as what they do not
+        "core/inference/order.py",
+        "left = own - told @",
+        "left = own - 0 * told @",
+        ("core/test_order.py",),
+    ),
+    Fault(  # halves of the counts are scored at the rates of all
+        "core/inference/spatial_test.py",
+        "raw += math.log(share)",
+        "raw += 0 * math.log(share)",
         ("core/test_spatial_test.py",),
     ),
     Fault(  # a count tells of its own loading

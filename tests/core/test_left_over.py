@@ -9,13 +9,8 @@ from mudata import MuData
 
 import gpnsf
 from gpnsf.arguments import Reading
-from gpnsf.core.inference import fitting, initial, moves
-from gpnsf.core.inference.left_over import LeftOver, fill, leading_pattern
-from gpnsf.core.inference.schedule import Schedule
-from gpnsf.core.inference.steps import Stepper
-from gpnsf.core.model.build import build
-from gpnsf.core.progress import Progress
-from gpnsf.core.scores.metrics import match_factors
+from gpnsf.core.inference import initial
+from gpnsf.core.inference.left_over import fill, leading_pattern
 from gpnsf.core.types import View
 from gpnsf.io.read import read
 
@@ -123,111 +118,3 @@ def test_a_pattern_that_peaks_alone_know_becomes_a_factor_of_theirs(without_gene
         for name, table in section.mod.items()
     }
     assert share["rna"] < 0.01 < 0.1 < share["atac"]
-
-
-@pytest.fixture
-def bereft():
-    """A fit of four true patterns with four fields and three nonspatial factors, and the truth."""
-    section = gpnsf.datasets.ggblocks(n_peaks=36, seed=3)["rna"].copy()
-    truth = section.obsm["true_factors"][:, :4]
-    dataset, _ = read(section, Reading(size_factors=None, likelihoods={"rna": "poisson"}))
-    options = {"schedule": Schedule(max_steps=80), "block_size": None, "seed": 0, "progress": Progress("fit", 1)}  # fmt: skip
-
-    def with_fields(dataset, n_spatial, n_factors=7):
-        return build("gpnsf", dataset, n_factors=n_factors, n_spatial=n_spatial)
-
-    run = fitting._Fit(dataset, with_fields, options)
-    run.begin(4, "auto", None)
-    assert worst(run, truth) > 0.9
-    return run, truth
-
-
-def lose(run, *factors: int) -> None:
-    """Switch factors of a fit off."""
-    with torch.no_grad():
-        for k in factors:
-            moves._switch_off(run.model, k)
-    run.model.look(run.blocks)
-
-
-def worst(run, truth: np.ndarray) -> float:
-    """The smallest correlation of a true pattern with the spatial factor matched to it."""
-    T = run.model.n_spatial
-    return match_factors(truth, np.exp(run.log_factors()[:, :T]))[1].min()
-
-
-@pytest.mark.parametrize("tested", [True, False])
-def test_a_fit_finds_again_what_it_has_lost(bereft, tested):
-    run, truth = bereft
-    lose(run, 1)
-    assert worst(run, truth) < 0.5
-    run.restore_lost(tested=tested)
-    assert run.model.n_spatial == 4
-    assert worst(run, truth) > 0.9
-
-
-def test_a_nonspatial_factor_makes_room_for_a_field_where_a_test_follows(bereft):
-    run, truth = bereft
-    m = run.log_factors()
-    run._regroup([0, 1, 2, 4, 5, 6, 3], 3, m)  # one of four fields is an independent factor now
-    lose(run, 6)
-    model = run.model
-    run.restore_lost(tested=False)
-    assert run.model is model, "no place among the fields"
-    run.restore_lost(tested=True)
-    assert run.model.n_spatial == 4
-    assert worst(run, truth) > 0.9
-
-
-def test_what_does_not_raise_the_objective_is_undone(bereft, monkeypatch):
-    run, _ = bereft
-    lose(run, 1)
-    objectives = iter([0.0, -1.0])
-    monkeypatch.setattr(fitting, "elbo", lambda model, blocks: next(objectives))
-    place, model = run.log_factors(), run.model
-    optimisation = run.optimisation
-    run.restore_lost(tested=True)
-    assert (run.model, run.optimisation) == (model, optimisation)
-    np.testing.assert_array_equal(run.log_factors(), place)
-
-
-def test_a_fit_that_has_lost_nothing_or_has_no_place_stays(bereft):
-    run, _ = bereft
-    model = run.model
-    run.restore_lost(tested=True)
-    assert run.model is model
-
-
-def test_loadings_of_a_pattern_are_what_it_has_more(bereft):
-    run, truth = bereft
-    k = int(match_factors(truth[:, :1], np.exp(run.log_factors()))[0][0])
-    own = next(iter(run.model.views)).loadings.mean[:, k].detach().clone()
-    lose(run, k)
-    left = LeftOver(run.model, run.blocks, 0)
-    pattern = left.pattern("rna")
-    assert np.corrcoef(pattern, truth[:, 0])[0, 1] > 0.8
-    assert np.corrcoef(left.loadings("rna", pattern), own)[0, 1] > 0.9
-
-
-def test_a_fit_settles_once_at_the_end(bereft, monkeypatch):
-    """However often the model climbs again, within the steps that were asked for."""
-    run, _ = bereft
-    lose(run, 1)
-    phases: list[str] = []
-    step = Stepper.step
-
-    def recorded(self, phase, rate):
-        phases.append(phase)
-        step(self, phase, rate)
-
-    monkeypatch.setattr(Stepper, "step", recorded)
-    run.restore_lost(tested=False)
-    assert set(phases) <= {"main", "move"}
-    n_climb = len(phases)
-    run.settle()
-    assert set(phases[n_climb:]) == {"tail"}
-    history = run.history()
-    assert len(history.elbo) == len(history.phase) <= 80
-    assert history.phase.tolist()[-1] == "tail"
-    assert len(history.starts) > 1, "those of the first climb"
-    assert (np.diff(history.seconds) > 0).all()

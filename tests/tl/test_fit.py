@@ -17,8 +17,8 @@ from objective import at_each_call
 
 import gpnsf
 from gpnsf.core.fields.kernels import KERNELS
+from gpnsf.core.inference.order import Order
 from gpnsf.core.inference.schedule import Schedule
-from gpnsf.core.inference.spatial_test import SpatialTest
 from gpnsf.core.likelihoods import LIKELIHOODS
 from gpnsf.core.model import factorization as core_model
 from gpnsf.core.model.build import FIELDS, restore_field
@@ -890,7 +890,7 @@ def test_what_fails_goes_behind_what_passes(patterned):
 def test_factors_that_held_out_counts_do_not_show_are_dropped(patterned, monkeypatch, n_noise):
     """Nonspatial ones; where nothing is left, the largest stays."""
     noise = np.arange(7) >= 7 - n_noise
-    monkeypatch.setattr(SpatialTest, "noise", lambda self, log_factors: noise)
+    monkeypatch.setattr(Order, "noise", noise)
     monkeypatch.setattr(
         "gpnsf.core.inference.fitting.passed", lambda z: np.full(len(z), n_noise < 7)
     )

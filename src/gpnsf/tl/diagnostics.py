@@ -16,7 +16,7 @@ from gpnsf.core.fields.hilbert import HilbertField, retained_variance
 from gpnsf.core.inference.confirmed import LEAST
 from gpnsf.core.inference.fitting import Outcome
 from gpnsf.core.inference.initial import starts
-from gpnsf.core.inference.spatial_test import CLEAR_Z, clear_order
+from gpnsf.core.inference.order import CLEAR_Z, clear_order
 from gpnsf.core.inference.subset_start import sample
 from gpnsf.core.presets import PRESETS
 from gpnsf.core.scores.metrics import apart, knn_weights, morans_i

@@ -16,7 +16,7 @@ from mudata import MuData
 
 from gpnsf.arguments import Options
 from gpnsf.core.families import FAMILIES
-from gpnsf.core.inference import spatial_test
+from gpnsf.core.inference.order import MIN_Z
 from gpnsf.core.progress import Progress
 from gpnsf.core.scores.metrics import match_factors
 from gpnsf.io import fits
@@ -355,7 +355,7 @@ def _half(n_factors: int) -> int:
 
 def n_ordered(z: np.ndarray) -> int:
     """Number of factors [K] with spatial order of their own."""
-    return int((z > max(spatial_test.MIN_Z, LEAKAGE * z.max())).sum())
+    return int((z > max(MIN_Z, LEAKAGE * z.max())).sum())
 
 
 def _median(values: Iterable[int]) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,9 +20,10 @@ from gpnsf.core.inference.bound import elbo
 from gpnsf.core.inference.checkpoint import Checkpoint, tell_interruption
 from gpnsf.core.inference.confirmed import weighed
 from gpnsf.core.inference.left_over import LeftOver
+from gpnsf.core.inference.order import Order, misplaced, passed
 from gpnsf.core.inference.regroup import regrouped
 from gpnsf.core.inference.schedule import Schedule
-from gpnsf.core.inference.spatial_test import SpatialTest, clear_order, passed, spatial_test
+from gpnsf.core.inference.spatial_test import OwnOrder, SpatialTest, own_order, spatial_test
 from gpnsf.core.inference.subset_start import SubsetStart, lone, sample
 from gpnsf.core.model.factorization import Block, Factorization
 from gpnsf.core.progress import Progress
@@ -82,7 +84,6 @@ def fit(
     )
     asked = {"n_factors": n_factors, "max_steps": schedule.max_steps, "seed": seed}
     most = n_spatial if most_spatial is None else most_spatial
-    z = p = repeated = rank = np.full(n_factors, np.nan)
 
     def test(n_spatial: int, start: str | None) -> SpatialTest:
         return distributed.from_first(
@@ -97,7 +98,7 @@ def fit(
             )
         )
 
-    tested, found = tested and n_spatial > 0, None
+    tested, found, order = tested and n_spatial > 0, None, Order.unknown(n_factors)
     weigh = weigh and tested and len(dataset.views) > 1
     if tested and (most > n_spatial or weigh):
         found = test(n_spatial, None)
@@ -112,13 +113,13 @@ def fit(
         if tested:
             found = found or test(n_spatial, run.history().best)
             run.judge(found, most)
+            if run.release(found):
+                run.restore_lost(tested=True)  # what had no place beside them
         run.settle()
         if found is not None:
-            m = run.log_factors()
-            z, p = found.matched(m)
-            repeated, rank = found.agreement(m), found.rank(m, run.sizes(m))
+            order = run.order(found, run.log_factors())
         progress.stage("refining observations" if refine else "summing up")
-        log_factors = run.end(z, repeated, rank, most, local=refine)
+        log_factors = run.end(order, most, local=refine)
     except KeyboardInterrupt:
         tell_interruption("the first optimisation", checkpoint)
         raise
@@ -129,8 +130,9 @@ def fit(
     result = distributed.from_first(
         lambda: posterior.summarise(model, dataset, blocks, log_factors)
     )
-    order = run.numbers[result.order]
-    tests = {"z": z[order], "p": p[order], "repeated": repeated[order]} if tested else {}
+    numbers = run.numbers[result.order]
+    tests = {"z": order.z, "p": order.p, "repeated": order.repeated} if tested else {}
+    tests = {name: values[numbers] for name, values in tests.items()}
     return Outcome(result, history, tests, {view.name: view.weight for view in dataset.views})
 
 
@@ -168,6 +170,25 @@ class _Fit:
         """Shares [K] of the expected counts that are of each factor [N, K], added over modalities."""
         return standing.shares(self.model, self._tensor(m)).sum(0).cpu().numpy()
 
+    def order(self, test: SpatialTest, m: np.ndarray) -> Order:
+        """Order of the factors [N, K] by held-out counts.
+
+        A factor may be like none of the test, which knows less of the counts. So nonspatial ones with
+        clear order by the one most like them must show it by their own loadings too.
+        """
+        found = test.order(m, self.sizes(m))
+        if asked := self._ordered(found, m):
+            own = self._own_order(test, m)
+            found = found.at_most(own.z, own.repeated, np.isin(np.arange(len(own.z)), asked))
+        return found
+
+    def _own_order(self, test: SpatialTest, m: np.ndarray) -> OwnOrder:
+        """What the counts of the spots of the test tell by the loadings of the model."""
+        model, log_factors, seed = self.model, self._tensor(m), self.options["seed"]
+        return distributed.from_first(
+            lambda: own_order(model, log_factors, self.dataset, self.build, test.rows, seed)
+        )
+
     def begin(self, n_spatial: int, init: str, checkpoint: Checkpoint | None) -> None:
         """The first climb, from a kind of start; large data begin at a smaller fit."""
         self._place(self.build(self.dataset, n_spatial))
@@ -201,47 +222,39 @@ class _Fit:
             m, T = self.log_factors(), self.model.n_spatial
             share = self._largest_shares(m)
             place = min(range(self.model.n_factors if tested else T), key=lambda k: share[k])
-            if share[place] > standing.WORTH:
+            if share[place] > standing.SPARE:
                 break
             left = left or LeftOver(self.model, self.blocks, self.options["seed"])
             if (pattern := left.pattern(name)) is None:
                 continue
             loadings = [left.loadings(other, pattern) for other in self.model.names]
-            before = self.model, self.blocks, self.numbers, self.optimisation, self.repairs
-            value = elbo(self.model, self.blocks)
             others = [k for k in range(self.model.n_factors) if k != place]
             slot = T - (place < T)
+            before = self._state()
             self._regroup([*others[:slot], place, *others[slot:]], slot + 1, m)
             moves.occupy(self.model, self.blocks, slot, pattern.log(), loadings)
-            self._go_on()
-            gain = elbo(self.model, self.blocks) - value
-            logger.info(
-                "a pattern left over of %s: objective %+.0f, %s",
-                *(name, gain, "kept" if gain > 0 else "undone"),
-            )
-            if gain > 0:
+            if self._is_better(f"a pattern left over of {name}", before):
                 left = None
-            else:
-                self.model, self.blocks, self.numbers, self.optimisation, self.repairs = before
 
     def judge(self, test: SpatialTest, most_spatial: int) -> None:
         """Make factors spatial or nonspatial, as the test has them; go on where that has changed one."""
         m = self.log_factors()
-        (z, _), repeated, T = test.matched(m), test.agreement(m), self.model.n_spatial
-        spatial = np.flatnonzero(passed(z[:T])).tolist()
-        promoted = self._ordered(z, repeated, m)
+        order, T = self.order(test, m), self.model.n_spatial
+        spatial = np.flatnonzero(passed(order.z[:T])).tolist()
+        promoted = self._ordered(order, m)
         if promoted:
-            order = standing.order_of(
+            smooth = standing.order_of(
                 self._tensor(m[:, promoted]), standing.neighbours(self.blocks)
             )
-            promoted = [k for k, own in zip(promoted, order, strict=True) if own > TRAINED]
+            promoted = [k for k, own in zip(promoted, smooth, strict=True) if own > TRAINED]
         both = [*spatial, *promoted]
-        chosen = _most_ordered(both, test.rank(m, self.sizes(m)), most_spatial)
-        noise = test.noise(m) if self.model.has_posterior else np.zeros(len(z), bool)
-        others = [k for k in range(len(z)) if k not in chosen and not noise[k]]
-        if chosen == list(range(T)) and len(others) == len(z) - T:
+        chosen = _most_ordered(both, order.rank, most_spatial)
+        K = self.model.n_factors
+        noise = order.noise if self.model.has_posterior else np.zeros(K, bool)
+        others = [k for k in range(K) if k not in chosen and not noise[k]]
+        if chosen == list(range(T)) and len(others) == K - T:
             return
-        n_lost, n_noise = T - len(spatial), len(z) - len(chosen) - len(others)
+        n_lost, n_noise = T - len(spatial), K - len(chosen) - len(others)
         n_promoted = sum(k >= T for k in chosen)
         logger.info(
             "%d spatial factors have no order in held-out counts, %d nonspatial ones do, and %d have less than these",
@@ -254,6 +267,39 @@ class _Fit:
             others = [int(self.sizes(m).argmax())]
         self._regroup([*chosen, *others], len(chosen), m)
         self._go_on()
+
+    def release(self, test: SpatialTest) -> bool:
+        """Take the field from factors that hardly follow neighbours, where the objective is higher.
+
+        A factor of single spots that began with a field keeps it otherwise: what it holds of others
+        has order. Whether any has lost it.
+        """
+        m, T, K = self.log_factors(), self.model.n_spatial, self.model.n_factors
+        in_use = np.flatnonzero(self._used(m)[:T])
+        if not (len(in_use) and self.model.has_posterior and test.has_single_spots):
+            return False
+        beyond, size = self._own_order(test, m).beyond, self.sizes(m)
+        out = in_use[misplaced(beyond[in_use], size[in_use])]
+        if not len(out):
+            return False
+        before, fields = self._state(), [k for k in range(T) if k not in out]
+        self._regroup([*fields, *out, *range(T, K)], len(fields), m)
+        return self._is_better(f"{len(out)} spatial factors as nonspatial ones", before)
+
+    def _state(self) -> tuple[Any, ...]:
+        """All that a change of the factors changes."""
+        return self.model, self.blocks, self.numbers, self.optimisation, self.repairs
+
+    def _is_better(self, change: str, before: tuple[Any, ...]) -> bool:
+        """Let a changed model climb, and undo the change where the objective is not higher after it."""
+        model, blocks, *_ = before
+        value = elbo(model, blocks)
+        self._go_on()
+        gain = elbo(self.model, self.blocks) - value
+        logger.info("%s: objective %+.0f, %s", change, gain, "kept" if gain > 0 else "undone")
+        if gain <= 0:
+            self.model, self.blocks, self.numbers, self.optimisation, self.repairs = before
+        return gain > 0
 
     def _go_on(self) -> None:
         """Let the model climb as it stands."""
@@ -275,30 +321,22 @@ class _Fit:
         last = self.optimisation.history()
         return replace(last, starts=self.starts, repairs=self.repairs + last.repairs)
 
-    def end(
-        self,
-        z: np.ndarray,
-        repeated: np.ndarray,
-        rank: np.ndarray,
-        most_spatial: int,
-        *,
-        local: bool,
-    ) -> local_stage.LogFactors:
+    def end(self, order: Order, most_spatial: int, *, local: bool) -> local_stage.LogFactors:
         """Join equal factors, drop unused ones, give spatial ones a field; then loadings and spots."""
         adopted: dict[int, moves.Adopted] = {}
         if self.model.has_posterior:
             graph = standing.neighbours(self.blocks)
             joined: dict[int, moves.Adopted] = {}
             if local:
-                ordered = self._ordered(z, repeated, self.log_factors())
+                ordered = self._ordered(order, self.log_factors())
                 joined = moves.join(self.model, self.blocks, graph, ordered)
             m, T = self.log_factors(), self.model.n_spatial
             used = self._used(m)
             used[list(joined)] = True  # with what the field leaves to deviations
             spatial = [k for k in range(T) if used[k]]
-            ordered = self._ordered(z, repeated, m) if local and T else []
+            ordered = self._ordered(order, m) if local and T else []
             ordered = [k for k in ordered if used[k]]
-            chosen = _most_ordered([*spatial, *ordered], rank, most_spatial)
+            chosen = _most_ordered([*spatial, *ordered], order.rank, most_spatial)
             spatial, promoted = [k for k in chosen if k < T], [k for k in chosen if k >= T]
             if promoted or not all(used):
                 others = [k for k in range(self.model.n_factors) if used[k] and k not in chosen]
@@ -336,7 +374,7 @@ class _Fit:
         """Share [K] of the expected counts that are of each factor, in the modality that has most of it."""
         return standing.shares(self.model, self._tensor(m)).amax(0).cpu().numpy()
 
-    def _ordered(self, z: np.ndarray, repeated: np.ndarray, m: np.ndarray) -> list[int]:
+    def _ordered(self, order: Order, m: np.ndarray) -> list[int]:
         """Nonspatial factors in use with clear spatial order, the clearest first."""
-        clear = clear_order(z, repeated, self.model.n_spatial) & self._used(m)
-        return [int(k) for k in np.argsort(-z) if clear[k]]
+        clear = order.clear(self.model.n_spatial) & self._used(m)
+        return [int(k) for k in np.argsort(-order.z) if clear[k]]

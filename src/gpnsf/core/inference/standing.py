@@ -21,6 +21,7 @@ __all__ = [
     "HALF_MIXED",
     "LEAST_PART",
     "MIXED",
+    "SPARE",
     "N_NEIGHBORS",
     "WORTH",
     "Standing",
@@ -33,7 +34,8 @@ __all__ = [
 ]
 
 ALIVE = 1e-3  # share of the expected counts of some modality below which a factor is switched off
-WORTH = 1e-2  # share up to which a factor is not worth a move, and its place may go to another one
+WORTH = 1e-2  # share up to which a factor is not worth a move
+SPARE = 2e-2  # share up to which its place may go to a pattern that the fit has lost
 MOST_NOISE = 0.5  # of the square of a column of loadings, that can be taken out
 MIXED, HALF_MIXED = 0.1, 0.3  # share of a factor's loadings that those of others leave over
 LEAST_PART = 1e-3  # of a factor that another takes over

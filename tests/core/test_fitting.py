@@ -1,0 +1,174 @@
+"""A whole fit, between its climbs: what is lost is found again, what is misplaced finds its place."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+import gpnsf
+from gpnsf.arguments import Reading
+from gpnsf.core.inference import fitting, moves
+from gpnsf.core.inference.left_over import LeftOver
+from gpnsf.core.inference.schedule import Schedule
+from gpnsf.core.inference.steps import Stepper
+from gpnsf.core.model.build import build
+from gpnsf.core.progress import Progress
+from gpnsf.core.scores.metrics import match_factors
+from gpnsf.io.read import read
+
+
+@pytest.fixture
+def bereft():
+    """A fit of four true patterns with four fields and three nonspatial factors, and the truth."""
+    section = gpnsf.datasets.ggblocks(n_peaks=36, seed=3)["rna"].copy()
+    truth = section.obsm["true_factors"][:, :4]
+    dataset, _ = read(section, Reading(size_factors=None, likelihoods={"rna": "poisson"}))
+    options = {"schedule": Schedule(max_steps=80), "block_size": None, "seed": 0, "progress": Progress("fit", 1)}  # fmt: skip
+
+    def with_fields(dataset, n_spatial, n_factors=7):
+        return build("gpnsf", dataset, n_factors=n_factors, n_spatial=n_spatial)
+
+    run = fitting._Fit(dataset, with_fields, options)
+    run.begin(4, "auto", None)
+    assert worst(run, truth) > 0.9
+    return run, truth
+
+
+def lose(run, *factors: int) -> None:
+    """Switch factors of a fit off."""
+    with torch.no_grad():
+        for k in factors:
+            moves._switch_off(run.model, k)
+    run.model.look(run.blocks)
+
+
+def worst(run, truth: np.ndarray) -> float:
+    """The smallest correlation of a true pattern with the spatial factor matched to it."""
+    T = run.model.n_spatial
+    return match_factors(truth, np.exp(run.log_factors()[:, :T]))[1].min()
+
+
+@pytest.mark.parametrize("tested", [True, False])
+def test_a_fit_finds_again_what_it_has_lost(bereft, tested):
+    run, truth = bereft
+    lose(run, 1)
+    assert worst(run, truth) < 0.5
+    run.restore_lost(tested=tested)
+    assert run.model.n_spatial == 4
+    assert worst(run, truth) > 0.9
+
+
+def test_a_nonspatial_factor_makes_room_for_a_field_where_a_test_follows(bereft):
+    run, truth = bereft
+    m = run.log_factors()
+    run._regroup([0, 1, 2, 4, 5, 6, 3], 3, m)  # one of four fields is an independent factor now
+    lose(run, 6)
+    model = run.model
+    run.restore_lost(tested=False)
+    assert run.model is model, "no place among the fields"
+    run.restore_lost(tested=True)
+    assert run.model.n_spatial == 4
+    assert worst(run, truth) > 0.9
+
+
+def test_what_does_not_raise_the_objective_is_undone(bereft, monkeypatch):
+    run, _ = bereft
+    lose(run, 1)
+    objectives = iter([0.0, -1.0])
+    monkeypatch.setattr(fitting, "elbo", lambda model, blocks: next(objectives))
+    place, model = run.log_factors(), run.model
+    optimisation = run.optimisation
+    run.restore_lost(tested=True)
+    assert (run.model, run.optimisation) == (model, optimisation)
+    np.testing.assert_array_equal(run.log_factors(), place)
+
+
+def test_a_fit_that_has_lost_nothing_or_has_no_place_stays(bereft):
+    run, _ = bereft
+    model = run.model
+    run.restore_lost(tested=True)
+    assert run.model is model
+
+
+def test_loadings_of_a_pattern_are_what_it_has_more(bereft):
+    run, truth = bereft
+    k = int(match_factors(truth[:, :1], np.exp(run.log_factors()))[0][0])
+    own = next(iter(run.model.views)).loadings.mean[:, k].detach().clone()
+    lose(run, k)
+    left = LeftOver(run.model, run.blocks, 0)
+    pattern = left.pattern("rna")
+    assert np.corrcoef(pattern, truth[:, 0])[0, 1] > 0.8
+    assert np.corrcoef(left.loadings("rna", pattern), own)[0, 1] > 0.9
+
+
+def test_a_fit_settles_once_at_the_end(bereft, monkeypatch):
+    """However often the model climbs again, within the steps that were asked for."""
+    run, _ = bereft
+    lose(run, 1)
+    phases: list[str] = []
+    step = Stepper.step
+
+    def recorded(self, phase, rate):
+        phases.append(phase)
+        step(self, phase, rate)
+
+    monkeypatch.setattr(Stepper, "step", recorded)
+    run.restore_lost(tested=False)
+    assert set(phases) <= {"main", "move"}
+    n_climb = len(phases)
+    run.settle()
+    assert set(phases[n_climb:]) == {"tail"}
+    history = run.history()
+    assert len(history.elbo) == len(history.phase) <= 80
+    assert history.phase.tolist()[-1] == "tail"
+    assert len(history.starts) > 1, "those of the first climb"
+    assert (np.diff(history.seconds) > 0).all()
+
+
+WITH_SINGLE_SPOTS = SimpleNamespace(rows=np.arange(900), has_single_spots=True)
+
+
+@pytest.fixture
+def misplaced(bereft):
+    """The same fit with a field for one of the nonspatial factors, and what the field left of it."""
+    run, truth = bereft
+    m = run.log_factors()
+    run._regroup([0, 1, 2, 3, 5, 4, 6], 5, m)
+    run._go_on()
+    return run, truth
+
+
+def test_a_factor_of_single_spots_loses_the_field_that_it_began_with(misplaced):
+    run, truth = misplaced
+    objective = fitting.elbo(run.model, run.blocks)
+    run.release(WITH_SINGLE_SPOTS)
+    assert run.model.n_spatial == 4
+    assert worst(run, truth) > 0.9
+    assert fitting.elbo(run.model, run.blocks) > objective
+
+
+def test_it_keeps_it_where_the_objective_is_not_higher(misplaced, monkeypatch):
+    run, _ = misplaced
+    objectives = iter([0.0, -1.0])
+    monkeypatch.setattr(fitting, "elbo", lambda model, blocks: next(objectives))
+    model = run.model
+    run.release(WITH_SINGLE_SPOTS)
+    assert run.model is model
+    assert next(objectives, None) is None, "it was tried"
+
+
+def test_fields_that_follow_neighbours_are_left_alone(bereft):
+    run, _ = bereft
+    model = run.model
+    run.release(WITH_SINGLE_SPOTS)
+    assert run.model is model
+
+
+def test_without_a_factor_of_single_spots_in_held_out_counts_all_fields_are(misplaced):
+    run, _ = misplaced
+    model = run.model
+    run.release(SimpleNamespace(rows=np.arange(900), has_single_spots=False))
+    assert run.model is model
