@@ -12,7 +12,7 @@ import pytest
 
 import gpnsf
 from gpnsf.core.fields import base
-from gpnsf.core.inference import bins, order, posterior, subset_start
+from gpnsf.core.inference import bins, order, posterior, standing, subset_start
 
 DOCS = Path(__file__).parents[1] / "docs"
 GALLERY = (DOCS / "gallery.md").read_text(encoding="utf-8")
@@ -55,6 +55,8 @@ def calls(code: str) -> list[tuple[str, set[str]]]:
         ("$\\min({:,}, \\max(", subset_start.ROWS),
         ("\\max({:,}, n))$", subset_start.FEWEST),
         ("from {:g} half-widths on", base.TISSUE),
+        ("more than {:g} times as much as in most spatial factors", order.MANY_TIMES),
+        ("hardly ask for (less than {:g} % of them", 100 * standing.SPARE),
     ],
 )
 def test_the_model_page_has_the_numbers_of_the_code(sentence, number):
