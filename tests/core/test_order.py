@@ -12,6 +12,7 @@ from gpnsf.core.inference import order
 from gpnsf.core.inference.order import (
     MIN_Z,
     Order,
+    Surroundings,
     beyond_neighbours,
     clear_order,
     crossed_order,
@@ -32,7 +33,7 @@ def crossed(
     n_spatial = fitted.shape[1] if n_spatial is None else n_spatial
     signal = np.zeros((len(fitted), fitted.shape[1] + 1))
     signal[:, -1] = np.exp(rest)
-    return crossed_order(fitted, kept, data, n_spatial, signal)
+    return crossed_order(fitted, kept, Surroundings.of(data), n_spatial, signal)
 
 
 def data_of(n: int) -> Dataset:
@@ -141,11 +142,13 @@ def test_what_has_order_without_a_field_leaves_less_to_the_others_too():
     signal = np.column_stack([ordered, own, np.ones(400)])
     signal /= signal.sum(1, keepdims=True)
     one, other = np.log(signal[:, :2]) + 0.1 * rng.normal(size=(2, 400, 2))
-    z = crossed_order(one, other, data, 0, signal)
+    z = crossed_order(one, other, Surroundings.of(data), 0, signal)
     assert z[0] > 10
     assert abs(z[1]) < 3
     alone = np.column_stack([np.zeros_like(signal[:, 0]), signal[:, 1], 1 - signal[:, 1]])
-    assert crossed_order(one, other, data, 0, alone)[1] > 6, "by itself it has order"
+    assert crossed_order(one, other, Surroundings.of(data), 0, alone)[1] > 6, (
+        "by itself it has order"
+    )
 
 
 @pytest.mark.parametrize(
@@ -201,7 +204,7 @@ def test_what_neighbours_do_not_tell_is_the_part_of_single_spots():
     smooth = np.sin(2 * data.coords[:, :1]) + 5.0 * data.library[:, None]
     single, noise = rng.normal(size=(900, 1)), 0.3 * rng.normal(size=(2, 900, 3))
     real = np.hstack([smooth, single, smooth + 0.5 * single])
-    field, plain, mixed = beyond_neighbours(real + noise[0], real + noise[1], data)
+    field, plain, mixed = beyond_neighbours(real + noise[0], real + noise[1], Surroundings.of(data))
     within = smooth - 5.0 * data.library[:, None]
     assert abs(field) < 0.05
     assert plain == pytest.approx(1, abs=0.05)

@@ -244,6 +244,12 @@ def test_extreme_log_factors_stay_finite(subtests):
 # ---- scale ----------------------------------------------------------------------------------------------------------
 
 
+def counts_of(rate: np.ndarray, likelihood: str) -> np.ndarray:
+    """Expected counts at these rates."""
+    opened = {"bernoulli": -np.expm1(-rate), "bernoulli_clipped": rate.clip(max=0.999)}
+    return opened.get(likelihood, rate)
+
+
 def test_expected_totals_are_the_observed_ones(subtests):
     others = [("gpnsf", name) for name in ("poisson", "bernoulli", "bernoulli_clipped")]
     for preset, likelihood in (*((preset, "nb") for preset in COUNTED), *others):
@@ -251,11 +257,9 @@ def test_expected_totals_are_the_observed_ones(subtests):
             dataset, model = problem(preset, {"rna": likelihood}, missing=5)
             result = summarised(model, dataset, local)
             rate = rates(result, dataset, "rna")
-            expected = {
-                "bernoulli": -np.expm1(-rate),
-                "bernoulli_clipped": rate.clip(max=0.999),
-            }.get(likelihood, rate)
-            assert expected.sum() == pytest.approx(dataset.views[0].counts.sum(), rel=0.01)
+            assert counts_of(rate, likelihood).sum() == pytest.approx(
+                dataset.views[0].counts.sum(), rel=0.01
+            )
 
 
 def test_totals_are_matched_from_far_away(subtests):
@@ -265,11 +269,9 @@ def test_totals_are_matched_from_far_away(subtests):
             dataset, model = problem("gpnsf", {"rna": likelihood})
             dict(model.items())["rna"].loadings.raw.data += shift
             rate = rates(summarised(model, dataset), dataset, "rna")
-            expected = {
-                "bernoulli": -np.expm1(-rate),
-                "bernoulli_clipped": rate.clip(max=0.999),
-            }.get(likelihood, rate)
-            assert expected.sum() == pytest.approx(dataset.views[0].counts.sum(), rel=0.01)
+            assert counts_of(rate, likelihood).sum() == pytest.approx(
+                dataset.views[0].counts.sum(), rel=0.01
+            )
 
 
 def test_loadings_do_not_run_away_where_everything_is_open(subtests):

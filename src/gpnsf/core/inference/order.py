@@ -18,8 +18,11 @@ __all__ = [
     "CLEAR_Z",
     "MIN_Z",
     "Order",
+    "Surroundings",
+    "beyond_neighbours",
     "clear_order",
     "crossed_order",
+    "misplaced",
     "passed",
     "same_spots",
     "standard",
@@ -128,8 +131,24 @@ def standard(values: np.ndarray) -> np.ndarray:
     return centred / np.maximum(np.linalg.norm(centred, axis=0), 1e-12)
 
 
+@dataclass(frozen=True)
+class Surroundings:
+    """Slices of a dataset, and the neighbours of its spots."""
+
+    slices: list[np.ndarray]  # rows of each
+    # of each of ``N_NEIGHBORS``: weights [n, n], and how many neighbours a spot has [n, 1]
+    near: list[tuple[sp.csr_matrix, np.ndarray]]
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> Surroundings:
+        """Of the spots of a dataset."""
+        codes = np.unique(dataset.library)
+        slices = [np.flatnonzero(dataset.library == code) for code in codes]
+        return cls(slices, [_neighbours(dataset, slices, number) for number in N_NEIGHBORS])
+
+
 def crossed_order(
-    fitted: np.ndarray, kept: np.ndarray, dataset: Dataset, n_spatial: int, signal: np.ndarray
+    fitted: np.ndarray, kept: np.ndarray, around: Surroundings, n_spatial: int, signal: np.ndarray
 ) -> np.ndarray:
     """Z [K] of the bivariate Moran's I between the two halves of the counts.
 
@@ -146,8 +165,7 @@ def crossed_order(
     tell. That much of their order, with a slope of 1 at most, is taken out. Factors with order are
     those that had a field and, for each other one, all whose z is clear and clearly above its own.
     """
-    slices, K = _slices(dataset), len(fitted.T)
-    near = [_neighbours(dataset, slices, number) for number in N_NEIGHBORS]
+    slices, near, K = around.slices, around.near, len(fitted.T)
     fitted, kept = standard(centred_within(fitted, slices)), centred_within(kept, slices)
     expected = np.sum(
         [standard(centred_within(n * (graph @ fitted), slices)) for graph, n in near], axis=0
@@ -161,9 +179,9 @@ def crossed_order(
             rest = centred_within(np.mean([graph @ left for graph, _ in near], axis=0), slices)
             slope = float((rest * own).sum()) / max(float((rest**2).sum()), 1e-12)
             own = own - rest * min(max(slope, 0.0), 1.0)
-        own, around = standard(own), expected[:, [k]]
-        spread = float(np.sqrt(permutation_variance(around, own, slices)[0, 0]))
-        z = float((around * own).sum()) / spread if spread > 1e-12 else 0.0
+        own, beside = standard(own), expected[:, [k]]
+        spread = float(np.sqrt(permutation_variance(beside, own, slices)[0, 0]))
+        z = float((beside * own).sum()) / spread if spread > 1e-12 else 0.0
         return z - CHANCE * max(0.0, float((fitted[:, [k]] * own).sum()))
 
     with_field = np.arange(K) < n_spatial
@@ -191,26 +209,19 @@ def _neighbours(
     return sp.block_diag(graphs, format="csr")[back][:, back], numbers
 
 
-def same_spots(fitted: np.ndarray, kept: np.ndarray, dataset: Dataset) -> np.ndarray:
+def same_spots(one: np.ndarray, other: np.ndarray, around: Surroundings) -> np.ndarray:
     """Z [K] of correlations, within slices, of scores [n, K] of the same spots in both halves."""
-    one, other = (standard(centred_within(scores, _slices(dataset))) for scores in (fitted, kept))
+    one, other = (standard(centred_within(scores, around.slices)) for scores in (one, other))
     return (one * other).sum(0) * np.sqrt(len(one))
 
 
-def beyond_neighbours(one: np.ndarray, other: np.ndarray, dataset: Dataset) -> np.ndarray:
+def beyond_neighbours(one: np.ndarray, other: np.ndarray, around: Surroundings) -> np.ndarray:
     """Share [K] of what the same spots tell in both halves, scores [n, K], that their neighbours do not."""
-    slices = _slices(dataset)
-    one, other = (centred_within(scores, slices) for scores in (one, other))
-    graphs = [_neighbours(dataset, slices, number)[0] for number in N_NEIGHBORS]
-    around = np.stack([graph @ (one + other) for graph in graphs], axis=-1)  # [n, K, 2]
+    one, other = (centred_within(scores, around.slices) for scores in (one, other))
+    told_by = np.stack([graph @ (one + other) for graph, _ in around.near], axis=-1)  # [n, K, 2]
     shares = np.zeros(one.shape[1])
-    for k, told in enumerate(around.transpose(1, 0, 2)):
+    for k, told in enumerate(told_by.transpose(1, 0, 2)):
         own = np.column_stack([one[:, k], other[:, k]])
         left = own - told @ np.linalg.lstsq(told, own, rcond=None)[0]
         shares[k] = left.prod(axis=1).sum() / max(own.prod(axis=1).sum(), 1e-12)
     return shares
-
-
-def _slices(dataset: Dataset) -> list[np.ndarray]:
-    """Rows of each slice."""
-    return [np.flatnonzero(dataset.library == code) for code in np.unique(dataset.library)]

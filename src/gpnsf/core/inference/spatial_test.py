@@ -23,6 +23,7 @@ from gpnsf.core.inference.confirmed import confirmed, weights
 from gpnsf.core.inference.order import (
     CLEAR_Z,
     Order,
+    Surroundings,
     beyond_neighbours,
     clear_order,
     crossed_order,
@@ -146,6 +147,7 @@ def spatial_test(
     rows = _sample(dataset, rng)
     kinds = {"wide", *([start] if start else ["smooth_0", "spot"])}
     parts = halves(_subset(dataset, rows), rng)
+    around = Surroundings.of(parts[0])
     factors, z, repeated, used = [], [], [], []
     said = list[dict[str, float]]()
     for fitted, kept in (parts, parts[::-1]):
@@ -174,8 +176,8 @@ def spatial_test(
         used.append((shares(model, m) > ALIVE).any(0).cpu().numpy())
         one, other = (_project(model, m.mean(0), build(part, 0), part) for part in (fitted, kept))
         factors.append(m.cpu().numpy())
-        z.append(crossed_order(one, other, fitted, n_spatial, _signal(model, m)))
-        repeated.append(same_spots(one, other, fitted))
+        z.append(crossed_order(one, other, around, n_spatial, _signal(model, m)))
+        repeated.append(same_spots(one, other, around))
     growth = dataset.nnz / max(1.0, (parts[0].nnz + parts[1].nnz) / 2)
     found = weights(said, growth) if said else {}
     return SpatialTest(rows, factors, z, repeated, used, n_spatial, growth, found)
@@ -249,12 +251,12 @@ def own_order(
         _project(model, centre, build(half, 0, model.n_factors), half, batches, share=0.5)
         for half in halves(part, np.random.default_rng(seed))
     )
-    signal, T = _signal(model, m), model.n_spatial
-    both = [crossed_order(*pair, part, T, signal) for pair in ((one, other), (other, one))]
+    around, signal, T = Surroundings.of(part), _signal(model, m), model.n_spatial
+    both = [crossed_order(*pair, around, T, signal) for pair in ((one, other), (other, one))]
     return OwnOrder(
         sum(both) / np.sqrt(2),
-        np.sqrt(2) * same_spots(one, other, part),
-        beyond_neighbours(one, other, part),
+        np.sqrt(2) * same_spots(one, other, around),
+        beyond_neighbours(one, other, around),
     )
 
 
