@@ -28,12 +28,14 @@ DATA = {
 # The rooms of the core: each imports itself and those before it. Those of numpy know no torch.
 FIRST = {"core.types", "core.presets", "core.stored", "core.distributed", "core.progress"}
 NUMPY = {"core.types", "core.presets", "core.stored", "core.families", "core.scores"}
+NUMPY |= {"core.torch_state"}  # which asks whether torch is there
 ROOMS = {
     "core.types": set(),
     "core.presets": set(),
     "core.stored": set(),
     "core.distributed": set(),
     "core.progress": set(),
+    "core.torch_state": set(),
     "core.families": {"core.types"},
     "core.scores": {"core.types", "core.families"},
     "core.counts": {"core.types", "core.families"},

@@ -184,17 +184,14 @@ def test_rows_in_another_order_give_rows_in_that_order(array, seed):
 
 @few
 @given(counts(), st.lists(st.booleans(), min_size=20, max_size=20))
-def test_a_copied_view_is_what_it_shows(array, kept):
+def test_a_view_and_its_copy_are_what_they_show(array, kept):
     adata = make(array)
     rows = np.flatnonzero(np.array(kept[: adata.n_obs]) | (np.arange(adata.n_obs) < 3))
     part = make(array[rows])
     part.obs_names, part.obs = adata.obs_names[rows], adata.obs.iloc[rows].copy()
     part.obsm["spatial"] = adata.obsm["spatial"][rows]
-    same(
-        read(part, Reading(library_key="slice")), untouched(adata[rows].copy(), library_key="slice")
-    )
-    with pytest.raises(ValueError, match="a view of"):
-        read(adata[rows])
+    for shown in (adata[rows].copy(), adata[rows]):
+        same(read(part, Reading(library_key="slice")), untouched(shown, library_key="slice"))
 
 
 def unused(labels: pd.Series) -> pd.Series:

@@ -121,7 +121,7 @@ def test_a_fit_can_be_followed(fitted):
         (lambda data: gpnsf.tl.denoise(data, modality="rna"), 35),
         (gpnsf.tl.predict, 15),
         (gpnsf.tl.evaluate, 25),
-        (lambda data: gpnsf.tl.domains(data, n_domains=3), 18),
+        (lambda data: gpnsf.tl.domains(data, n_domains=3), 20),
     ],
     ids=["denoise", "predict", "evaluate", "domains"],
 )

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, fields
 from functools import wraps
 from typing import Any, ParamSpec, TypeAlias, TypeVar
 
+import numpy as np
+
 from gpnsf.checks import MODELS, Rule, near, problem
 from gpnsf.keys import SPATIAL
 
@@ -24,8 +26,10 @@ __all__ = [
     "Training",
     "answering",
     "check_arguments",
+    "check_given",
     "check_names",
     "known_arguments",
+    "plain",
 ]
 
 
@@ -188,15 +192,34 @@ def known_arguments(function: Callable[..., Any], options: Iterable[str]) -> Non
     raise TypeError(problem(rule, found, "Pass one of these, or leave it out"))
 
 
+def check_given(function: Callable[..., Any], given: Sequence[Any], options: Iterable[str]) -> None:
+    """Check that a public function gets what it cannot do without."""
+    known = inspect.signature(function).parameters
+    needed = [name for name, own in known.items() if own.default is own.empty]
+    named = {*options, *list(known)[: len(given)]}
+    missing = [name for name in needed if name not in named]
+    if missing and not any(known[name].kind is known[name].VAR_KEYWORD for name in missing):
+        package = function.__module__.rpartition(".")[0]
+        rule = f"`{missing[0]}` among the arguments of {package}.{function.__name__}"
+        remedy = f"Pass it; help({package}.{function.__name__}) says what it may be"
+        raise TypeError(problem(rule, "none", remedy))
+
+
 def answering(function: Callable[P, T]) -> Callable[P, T]:
-    """Answer arguments that a public function does not have by what was meant."""
+    """Answer arguments that a public function does not have by what was meant, and let it see no scalar of NumPy."""
 
     @wraps(function)
     def called(*args: P.args, **kwargs: P.kwargs) -> T:
         known_arguments(function, kwargs)
-        return function(*args, **kwargs)
+        check_given(function, args, kwargs)
+        return function(*map(plain, args), **{name: plain(own) for name, own in kwargs.items()})
 
     return called
+
+
+def plain(value: Any) -> Any:
+    """A scalar of NumPy as the number of Python that it is; torch and others refuse some, or compute in its type."""
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def check_names(names: Iterable[str], function: str) -> None:

@@ -17,7 +17,6 @@ import scipy.sparse as sp
 
 from gpnsf.core.families import FAMILIES
 from gpnsf.core.presets import PRESETS
-from gpnsf.keys import Keys
 
 __all__ = [
     "MODELS",
@@ -29,7 +28,6 @@ __all__ = [
     "counts",
     "extent",
     "flags",
-    "key_added",
     "labels",
     "near",
     "nearest",
@@ -46,6 +44,9 @@ MODELS = tuple(PRESETS)
 V = TypeVar("V")
 
 LARGEST_VALUE = 1e12  # of counts
+LISTED = 20  # names in a message
+# what is read of an argument that names one layer, by what messages call it
+OF_ONE_LAYER = {"spots": "layer", "reference": "reference_layer"}
 _TYPES: dict[type, tuple[Any, str]] = {
     int: (Integral, "an integer"),
     float: (Real, "a finite number"),
@@ -171,21 +172,6 @@ def sizes(n_factors: int, *, n_obs: int, n_features: int) -> None:
         )
 
 
-def key_added(key: str, modalities: Iterable[str]) -> None:
-    """Check that a key can be written to files and that none of its slots shadows the mask of a modality."""
-    example = "Pass for example key_added='gpnsf'"
-    if not key or "/" in key:
-        raise ValueError(problem("`key_added` not empty and without '/'", repr(key), example))
-    clash = sorted({key, *Keys(key).slots["obsm"]} & set(modalities))
-    if clash:
-        rule = (
-            "`key_added` whose slots differ from the names of the modalities, which MuData reserves"
-        )
-        raise ValueError(
-            problem(rule, f"{key!r}, which gives a slot the name {clash[0]!r}", example)
-        )
-
-
 def choices(
     found: Iterable[str], known: Iterable[str], *, what: str, where: str, remedy: str = ""
 ) -> None:
@@ -193,7 +179,8 @@ def choices(
     options = dict.fromkeys(str(name) for name in known)
     unknown = [name for name in found if not isinstance(name, Hashable) or name not in options]
     if unknown:
-        listed = ", ".join(map(repr, list(options)[:20])) or "none"
+        listed = ", ".join(map(repr, list(options)[:LISTED])) or "none"
+        listed += f" and {len(options) - LISTED:,} more" if len(options) > LISTED else ""
         remedy = remedy or ("Use one of these names" if options else f"Add {unknown[0]!r} first")
         raise KeyError(
             problem(
@@ -246,7 +233,11 @@ def counts(
 ) -> None:
     """Check the nonzeros [N, P] of a modality, or of some of its rows, against its likelihood."""
     layer = f"layers={{{modality!r}: 'counts'}}"
-    finite = f"Set missing values to 0, leave these features out with `use_var`, or pass {layer} to read another layer"
+    if modality in OF_ONE_LAYER:
+        layer = f"{OF_ONE_LAYER[modality]}='counts'"
+    finite = (
+        f"Set missing values to 0, leave these features out, or pass {layer} to read another layer"
+    )
     _refuse(
         matrix,
         lambda x: ~np.isfinite(x),
@@ -257,7 +248,7 @@ def counts(
         features,
     )
     rule = f"values of at most {LARGEST_VALUE:g} (their squares are summed in single precision)"
-    rescale = "Convert them to another unit, or leave these features out with `use_var`"
+    rescale = "Convert them to another unit, or leave these features out"
     _refuse(
         matrix, lambda x: np.abs(x) > LARGEST_VALUE, rule, "larger", rescale, modality, features
     )

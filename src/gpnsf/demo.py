@@ -14,6 +14,7 @@ from gpnsf.checks import problem
 from gpnsf.io import fits
 from gpnsf.io.files import write
 from gpnsf.io.kinds import check_output
+from gpnsf.keys import DOMAIN
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -74,6 +75,7 @@ def save_figures(data: AnnData | MuData, folder: Path, *, key: str = "gpnsf") ->
     left_out: tuple[str, ...] = () if fit.has_coords else MAPS
     left_out += () if fit.names.size > 1 else ("factor_correlation",)
     names = [name for name in FIGURES if name not in left_out]
+    names += ["domains"] if DOMAIN in data.obs and fit.has_coords else []
     _check_folder(folder, names)
     figures = {
         name: getattr(gpnsf.pl, name)(data, key=key, show=False, return_fig=True) for name in names

@@ -92,7 +92,7 @@ def gene_positions(
     if places is None and INTERVAL in table:
         places = _divided(column(table, INTERVAL, where=where))
     if places is None:
-        remedy = "Pass a table with columns gene, chrom, start, end and, if known, strand"
+        remedy = "Pass annotation=, a table or the path of a file, with columns gene, chrom, start, end and, if known, strand"
         choices(
             ["chrom"],
             [*map(str, table.columns)],
@@ -225,6 +225,9 @@ def _ordered(found: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 
 def _from_file(path: str | os.PathLike[str], where: str) -> pd.DataFrame:
     """A csv file as it is, or the genes of a GTF or GFF file."""
+    if not os.path.isfile(path):
+        rule, found = "`annotation` to be a table or a file", f"{os.fspath(path)!r}, which is none"
+        raise FileNotFoundError(problem(rule, found, "Check the path"))
     plain = os.fspath(path).lower().removesuffix(".gz")
     return _from_gtf(path, where) if plain.endswith(GTF) else pd.read_csv(path)
 

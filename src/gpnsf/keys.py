@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["NEAREST", "NEAREST_DISTANCE", "SPATIAL", "Keys", "ProportionKeys"]
+__all__ = ["DENOISED", "DOMAIN", "NEAREST", "NEAREST_DISTANCE", "SPATIAL", "Keys", "ProportionKeys"]
 
 SPATIAL = "spatial"
+# default names of what is made from a fit, whatever its key
+DENOISED, DOMAIN = "gpnsf_denoised", "gpnsf_domain"
 NEAREST, NEAREST_DISTANCE = "nearest_gene", "nearest_gene_distance"  # var of peaks
 
 
@@ -161,13 +163,3 @@ class ProportionKeys:
     def of_type(self, name: str) -> str:
         """``obs`` column of one type; a slash could not be written to files."""
         return f"{self.key}_{name.replace('/', '_')}"
-
-    @property
-    def slots(self) -> dict[str, tuple[str, ...]]:
-        """Every slot by the attribute that holds it."""
-        return {
-            "obsm": (self.proportions,),
-            "varm": (self.loadings,),
-            "obs": (self.sums,),
-            "uns": (self.uns,),
-        }

@@ -6,7 +6,7 @@ import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 __all__ = ["Settings", "settings"]
@@ -68,7 +68,7 @@ class Settings:
     @contextmanager
     def override(self, **values: Any) -> Iterator[Settings]:
         """Set values for the duration of a ``with`` block."""
-        before = {field.name: getattr(self, field.name) for field in fields(self)}
+        before = {name: getattr(self, name) for name in values}
         try:
             for name, value in values.items():
                 setattr(self, name, value)

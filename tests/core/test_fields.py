@@ -102,7 +102,7 @@ def weights(field: AbstractField, located: Located) -> tuple[Tensor, Tensor]:
         index = (j,) if u.ndim == 2 else divmod(j, shape[2])
         u[(slice(None), *index) if u.ndim == 2 else (index[0], slice(None), index[1])] = 1.0
         columns.append((field.conditional(u, located)[0] - origin).T)
-    return torch.stack(columns, 2), rest
+    return torch.stack(columns, 2), torch.zeros_like(origin) if rest is None else rest
 
 
 @torch.no_grad()
@@ -171,7 +171,7 @@ def test_marginals_are_those_of_sampled_weights(name):
         draws = torch.stack(
             [field.conditional(field.posterior().sample(), located)[0] for _ in range(2000)]
         )
-        rest = field.conditional(field.u_loc, located)[1]
+        rest = weights(field, located)[1]
         mean, variance = field.marginals(located)
     spread = variance.sqrt()
     assert ((draws.mean(0) - mean).abs() / spread).max() < 0.15
@@ -283,6 +283,23 @@ def test_beyond_its_nodes_the_grid_knows_the_nearest_node_alone():
     torch.testing.assert_close(
         far_variance, c**2 * variance + prior * (1 - c**2), rtol=1e-4, atol=0
     )
+
+
+def test_beyond_its_nodes_the_weights_leave_the_rest_to_the_prior():
+    """Moments given the weights and moments of the weights make the marginals, as inside."""
+    field = randomise(hilbert())
+    node = np.linspace(-field.reach[1], field.reach[1], field.shape[1])[4]
+    located = field.locate(np.array([[field.reach[0] + 0.3, node]], np.float32), zeros(1))
+    A, rest = weights(field, located)
+    assert (rest > 0.1).all()
+    origin = field.conditional(torch.zeros_like(field.u_loc), located)[0]
+    mean, variance = field.marginals(located)
+    loc = field.u_loc.transpose(0, 1).reshape(T, -1)
+    torch.testing.assert_close(
+        mean, torch.einsum("tnm,tm->nt", A, loc) + origin, rtol=1e-4, atol=1e-4
+    )
+    spread = torch.einsum("tnm,tml,tnl->nt", A, weight_covariance(field), A)
+    torch.testing.assert_close(variance, spread + rest, rtol=1e-3, atol=1e-4)
 
 
 def test_state_restores_the_field(subtests):

@@ -375,7 +375,7 @@ def test_a_path_has_no_copy_and_a_known_ending(adata, tmp_path):
     backed = ad.read_h5ad(tmp_path / "data.h5ad", backed="r")
     with pytest.raises(
         ValueError,
-        match=r"Expected copy=False for an object .*; got copy=True\. Pass data\.to_memory",
+        match=r"Expected an object in memory, of which a copy .*; got .*\. Pass data\.to_memory",
     ):
         fit(backed, copy=True)
     backed.file.close()

@@ -166,7 +166,7 @@ def from_first(make: Callable[[], T]) -> T:
         try:
             with _paused():
                 box[0] = make()
-        except Exception as error:
+        except BaseException as error:  # whatever it is, the others must not wait
             box[1] = f"{type(error).__name__}: {error}"
             _tell(box)
             raise

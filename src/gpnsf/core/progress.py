@@ -42,8 +42,10 @@ class Progress:
         before = self._scale, self._words
         self.stage(words)
         self._scale, self._words = self._scale * share, self._words or words
-        yield
-        self._scale, self._words = before
+        try:
+            yield
+        finally:
+            self._scale, self._words = before
 
     def step(self, work: float = 1.0) -> None:
         """Go forward by a step, or what takes as long as so many steps."""

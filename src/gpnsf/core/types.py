@@ -189,7 +189,7 @@ class Start:
 class History:
     """Course of the optimisation."""
 
-    elbo: np.ndarray  # [steps] evidence lower bound at each step of the kept start
+    elbo: np.ndarray  # [steps] objective at each step of the kept start; where it is no bound: core/model/objective.py
     seconds: np.ndarray  # [steps] wall seconds since the fit began
     phase: np.ndarray  # [steps] str: "pick", "main", "tail", "polish"
     converged: bool

@@ -17,6 +17,7 @@ import scipy.sparse as sp
 from anndata import AnnData
 from mudata import MuData
 
+from gpnsf.arguments import answering
 from gpnsf.checks import Rule, problem
 from gpnsf.io.objects import no_pulling
 from gpnsf.keys import SPATIAL
@@ -60,6 +61,7 @@ SPATIAL_MEAN, NONSPATIAL_MEAN, BACKGROUND = 11.0, 9.0, 0.1
 SHAPE = 10.0  # of the negative binomial: variance = mean + mean**2 / 10
 
 
+@answering
 def ggblocks(
     *,
     n_side: int = 30,
@@ -132,6 +134,7 @@ def ggblocks(
     )
 
 
+@answering
 def quilt(
     *,
     n_side: int = 36,

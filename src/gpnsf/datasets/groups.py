@@ -14,6 +14,7 @@ import scipy.sparse as sp
 from anndata import AnnData
 from mudata import MuData
 
+from gpnsf.arguments import answering
 from gpnsf.checks import Rule
 from gpnsf.datasets.places import place
 from gpnsf.io.objects import no_pulling
@@ -53,6 +54,7 @@ SIZE_SD = 0.35  # standard deviation of the log size factors
 SPREAD = {"rna": 1.5, "atac": 0.8}  # standard deviation of the log mean of features
 
 
+@answering
 def groups(
     variant: str = "plain",
     *,

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 
+from gpnsf.arguments import answering
 from gpnsf.checks import Rule, problem
 from gpnsf.core.companions.pseudospots import drawn, regional, smooth
 from gpnsf.keys import SPATIAL
@@ -20,6 +23,7 @@ CELL_DEPTH = 2000.0  # mean total of a cell
 CONCENTRATION, WITHIN = 0.5, 30.0  # of the Dirichlet draws of regions and of their spots
 
 
+@answering
 def mixture(
     *,
     n_obs: int = 400,
@@ -141,7 +145,8 @@ def _check(settings: dict[str, float]) -> None:
     ):
         Rule(int, 6, low=low).check(name, settings[name])
     for name in ("depth", "difference", "lengthscale"):
-        Rule(float, 0.5, low=0, above=True).check(name, settings[name])
+        high = 10 if name == "difference" else math.inf
+        Rule(float, 0.5, low=0, high=high, above=True).check(name, settings[name])
     if settings["n_regions"] > settings["n_obs"]:
         found = f"n_regions={settings['n_regions']} with n_obs={settings['n_obs']}"
         raise ValueError(problem("no more regions than spots", found, "Lower n_regions"))

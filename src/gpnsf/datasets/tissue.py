@@ -11,7 +11,7 @@ import scipy.sparse as sp
 from anndata import AnnData
 from mudata import MuData
 
-from gpnsf.arguments import Options
+from gpnsf.arguments import Options, answering
 from gpnsf.checks import Rule, problem
 from gpnsf.datasets.blocks import assemble, modality
 from gpnsf.datasets.places import place
@@ -27,6 +27,7 @@ N_WAVES = 1000  # random Fourier features of one field, enough that none of them
 BLOCK = 2**20  # entries of a dense block of rates
 
 
+@answering
 def tissue(
     *,
     n_obs: int = 2500,
@@ -175,7 +176,7 @@ def _check(settings: Options, lengthscales: tuple[float, float]) -> None:
     Rule(int, 600, low=10).check("n_obs", settings["n_obs"])
     for name in ("n_genes", "n_peaks", "n_libraries"):
         Rule(int, 600, low=1).check(name, settings[name])
-    Rule(float, 0.3, low=0).check("batch_effect", settings["batch_effect"])
+    Rule(float, 0.3, low=0, high=10).check("batch_effect", settings["batch_effect"])
     if settings["n_obs"] < 10 * settings["n_libraries"]:
         found = f"n_obs={settings['n_obs']} with n_libraries={settings['n_libraries']}"
         raise ValueError(

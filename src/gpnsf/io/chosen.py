@@ -11,7 +11,9 @@ import pandas as pd
 
 from gpnsf.checks import choices, problem
 
-__all__ = ["Factors", "factor_indices", "feature_indices", "listed"]
+__all__ = ["Factors", "factor_indices", "feature_indices", "first_names", "listed"]
+
+NAMED = 3  # in a message
 
 Factors: TypeAlias = str | int | Sequence[str | int] | None
 
@@ -44,6 +46,12 @@ def feature_indices(
         remedy = "Call var_names_make_unique() and fit again"
         raise ValueError(problem(rule, f"{twice[0]!r} more than once", remedy))
     return np.flatnonzero(found)[names[found].get_indexer(wanted)]
+
+
+def first_names(names: pd.Index) -> str:
+    """The first names for a message, and how many more there are."""
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(repr(str(name)) for name in names[:NAMED]) + more
 
 
 def listed(names: Any, argument: str) -> list[Any]:

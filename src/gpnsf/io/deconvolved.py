@@ -85,7 +85,9 @@ def find(data: AnnData, key: str = "proportions") -> Deconvolved:
         there = [
             name
             for name, value in data.uns.items()
-            if isinstance(value, Mapping) and "types" in value
+            if isinstance(value, Mapping)
+            and "types" in value
+            and ProportionKeys(name).proportions in data.obsm
         ]
         remedy = f"Pass `key=` one of {there}" if there else "Run `gpnsf.tl.deconvolve` first"
         raise KeyError(

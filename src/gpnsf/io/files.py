@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,12 +32,8 @@ def read(path: Path) -> AnnData | MuData:
     """A whole object: h5ad, h5mu or zarr."""
     check_input(path)
     readers = {".h5ad": read_h5ad, ".h5mu": read_h5mu, ".zarr": mudata.read_zarr, "": read_zarr}
-    try:
+    with _readable(path):
         return readers[path.suffix](path)
-    except Exception as error:  # what a reader raises on a damaged file is not documented
-        raise ValueError(
-            problem(f"a readable {path.suffix[1:]} file", f"{path}: {error}", "Write it again")
-        ) from error
 
 
 def write(data: AnnData | MuData, path: Path) -> None:
@@ -59,15 +55,28 @@ def opened(
     check_input(path)
     if writable:
         _check_room(path)
-    try:
-        root = _open(path, "r")
-        data = _object(root, spatial_key)
-    except Exception as error:  # what readers raise on a damaged file is not documented
-        raise ValueError(
-            problem(f"a readable {path.suffix[1:]} file", f"{path}: {error}", "Write it again")
-        ) from error
-    with root if isinstance(root, h5py.File) else nullcontext():
+    with ExitStack() as stack:
+        with _readable(path):
+            root = _open(path, "r")
+            if isinstance(root, h5py.File):
+                stack.enter_context(root)
+            data = _object(root, spatial_key)
         yield data
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Say of a file that it is damaged, whatever a reader raises: that is not documented."""
+    try:
+        yield
+    except PermissionError:  # says nothing of what the file holds
+        raise
+    except Exception as error:
+        remedy = "Write it again"
+        if isinstance(error, MemoryError):  # or the file claims a length that it does not have
+            remedy += ", or if it is that large, pass its path to gpnsf.tl.fit"
+        rule = f"a readable {path.suffix[1:]} file"
+        raise ValueError(problem(rule, f"{path}: {error}", remedy)) from error
 
 
 @contextmanager
@@ -106,7 +115,7 @@ def save(path: str | os.PathLike[str], data: AnnData | MuData, keys: Keys) -> No
     """Write the slots of a fit into the file of the object that has them; nothing else in it changes.
 
     An HDF5 file is copied beside itself, and the copy takes its place when it is complete: at any moment the path names a
-    whole file. In a zarr store, arrays are files of their own: first the slots of an earlier fit go, then the new ones come, at
+    whole file. If another process has put its own results there meanwhile, these are copied too. In a zarr store, arrays are files of their own: first the slots of an earlier fit go, then the new ones come, at
     the end the record in ``uns``, without which there is no fit.
     """
     path = Path(path).resolve()
@@ -114,12 +123,20 @@ def save(path: str | os.PathLike[str], data: AnnData | MuData, keys: Keys) -> No
         _renew(_open(path, "r+"), data, keys, lambda: _consolidate(path))
         return
     with replacing(path) as partial:
-        shutil.copyfile(path, partial)
-        shutil.copymode(path, partial)
-        with _open(partial, "r+") as root:
-            _renew(root, data, keys, lambda: None)
-        with partial.open("rb+") as file:
-            os.fsync(file.fileno())
+        copied = None
+        while copied != (copied := _version(path)):
+            shutil.copyfile(path, partial)
+            shutil.copymode(path, partial)
+            with _open(partial, "r+") as root:
+                _renew(root, data, keys, lambda: None)
+            with partial.open("rb+") as file:
+                os.fsync(file.fileno())
+
+
+def _version(path: Path) -> tuple[int, int, int]:
+    """What is another number once a file was replaced or written to."""
+    found = path.stat()
+    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def _check_room(path: Path) -> None:

@@ -17,14 +17,14 @@ from gpnsf.core.families import FAMILIES
 from gpnsf.core.scores.expected import expected
 from gpnsf.core.types import Given
 from gpnsf.io import measured
-from gpnsf.io.chosen import listed
+from gpnsf.io.chosen import first_names, listed
 from gpnsf.io.fits import Fit
 from gpnsf.io.objects import modality_of, open_data, rows_of
 from gpnsf.io.read import Layout
+from gpnsf.io.sizes import in_column
 
 __all__ = ["Matched", "given", "match", "mean_size"]
 
-NAMED = 5  # features in a message
 SMALLEST = 1e-12  # of what is divided by
 
 _logger = logging.getLogger("gpnsf")
@@ -58,7 +58,7 @@ def match(data: AnnData | MuData, fit: Fit, modalities: Sequence[str] | str | No
                 len(lost),
                 len(lost) + len(source[name]),
                 name,
-                _first(lost),
+                first_names(lost),
             )
     some = {name for name in use if len(source[name])}
     return Matched(*({n: own[n] for n in own if n in some} for own in (use, source, missing)))
@@ -100,13 +100,9 @@ def _shown(fit: Fit, modality: str, data: AnnData | MuData) -> str:
     """The first names on either side."""
     mod = modality_of(data, modality)
     known = fit.modalities[modality].var_names
-    return f"{modality}: {_first(mod.var_names)} in the new data, {_first(known)} in the fit"
-
-
-def _first(names: pd.Index) -> str:
-    """The first names, and how many more there are."""
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(repr(str(name)) for name in names[:NAMED]) + more
+    return (
+        f"{modality}: {first_names(mod.var_names)} in the new data, {first_names(known)} in the fit"
+    )
 
 
 def mean_size(
@@ -141,7 +137,7 @@ def _column(data: AnnData | MuData, mod: AnnData, rows: np.ndarray, name: str) -
         remedy = "Restore the column that the fit has read, or pass size_factors='total'"
         checks.choices([name], mod.obs, what="size factors", where="obs", remedy=remedy)
     column = data.obs[name].iloc[rows] if name in data.obs else mod.obs[name]
-    return checks.positive(column, what=f"size factors in {name!r}")
+    return in_column(column, what=f"size factors in {name!r}")
 
 
 def _total_of_one(fit: Fit, name: str, source: np.ndarray) -> float:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
 from typing import Any, NamedTuple
+from uuid import uuid4
 
 from gpnsf.checks import problem
 
@@ -19,6 +22,7 @@ OURS = (
     b"Software\0gpnsf",
 )  # in the first bytes of our pages and pictures
 OPENING = 4096  # bytes
+LEFT_BEHIND = 86_400  # seconds after which nobody writes to a file any more
 BROKEN = (
     OSError,
     RuntimeError,
@@ -104,7 +108,9 @@ def check_output(path: Path, suffix: str | None, *, source: Path | None = None) 
     """
     if suffix is not None and path.suffix != suffix:
         raise ValueError(
-            problem(f"a result named *{suffix}", str(path), f"Write to {path.with_suffix(suffix)}")
+            problem(
+                f"a result named *{suffix}", str(path), f"Write to {path.stem or 'result'}{suffix}"
+            )
         )
     if not path.absolute().parent.is_dir():
         remedy = f"Make it first: mkdir -p {path.parent}"
@@ -129,15 +135,20 @@ def replacing(path: Path) -> Iterator[Path]:
     """A path beside the target to write to, which takes its place when the block ends well and is removed otherwise.
 
     At any moment the target, or what was there before, is whole; a folder is set aside until the new one is in its place.
+    Every writer has a path of its own; what a killed one has left goes after a day.
     """
     path = path.resolve()
-    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
-    before = path.with_name(f".{path.stem}.before{path.suffix}")
+    partial, before = (
+        path.with_name(f".{path.stem}.{uuid4().hex[:8]}.{use}{path.suffix}")
+        for use in ("partial", "before")
+    )
+    for left in path.parent.glob(f".{escape(path.stem)}.*.partial{escape(path.suffix)}"):
+        with suppress(FileNotFoundError):  # another process has removed it
+            if time.time() - left.stat().st_mtime > LEFT_BEHIND:
+                _remove(left)
     try:
-        _remove(partial)
         yield partial
         if path.is_dir():
-            _remove(before)
             path.rename(before)
         partial.replace(path)
     finally:

@@ -15,7 +15,8 @@ from gpnsf.arguments import Reading
 from gpnsf.core.families import FAMILIES
 from gpnsf.core.types import Dataset, View, row_sums
 from gpnsf.io.fits import Fit
-from gpnsf.io.read import Layout, read, read_counts, relative_totals, row_totals
+from gpnsf.io.read import Layout, read, read_counts, row_totals
+from gpnsf.io.sizes import relative_totals
 
 __all__ = [
     "Compared",

@@ -54,13 +54,14 @@ def open_data(
     *,
     modalities: Sequence[str] | None = None,
     likelihoods: str | Mapping[str, str] | None = None,
+    writes: bool = False,
 ) -> Opened:
-    """Check the object itself and find its modalities.
+    """Check the object itself, with ``writes`` that results can go into it, and find its modalities.
 
     An AnnData is named after ``modalities`` or the only entry of ``likelihoods``, else what its feature types say, else "rna". Of a MuData, those whose
     name says that they are RNA or ATAC are read if there are any, else everything.
     """
-    owner(data)
+    owner(data, writes=writes)
     wanted = _wanted(modalities)
     mods = dict(data.mod) if isinstance(data, MuData) else {_name(data, likelihoods, wanted): data}
     _check_object(data)
@@ -78,8 +79,8 @@ def _known(there: list[str]) -> list[str]:
     return [name for kind in DEFAULT_KINDS for name in names.of_kind(kind, there)]
 
 
-def owner(data: Any) -> None:
-    """Check that an object can be written to."""
+def owner(data: Any, *, writes: bool = True) -> None:
+    """Check the type of an object, and with ``writes`` that results written to it stay."""
     if not isinstance(data, AnnData | MuData):
         remedy = (
             "Pass the object itself; for a file, what mudata.read_h5mu or anndata.read_h5ad returns"
@@ -87,16 +88,26 @@ def owner(data: Any) -> None:
         raise TypeError(
             checks.problem("`data` to be AnnData or MuData", type(data).__name__, remedy)
         )
-    if data.is_view:
+    if writes and data.is_view:
         found = f"a view of {data.n_obs} observations"
         remedy = "Pass data.copy(): results written to a view never reach its parent"
         raise ValueError(checks.problem(f"{type(data).__name__} that owns its data", found, remedy))
+
+
+def in_memory(data: AnnData | MuData, what: str) -> None:
+    """Check that an object is not backed by a file, of which what is to be done would need a copy."""
+    if getattr(data, "isbacked", False):
+        rule = f"an object in memory, of which {what} can be made"
+        raise ValueError(
+            checks.problem(rule, "one that is backed by a file", "Pass data.to_memory()")
+        )
 
 
 def editable(data: AnnData | MuData, *, copy: bool) -> AnnData | MuData:
     """The object itself or its copy; a MuData is copied without pulling columns out of its modalities."""
     if not copy:
         return data
+    in_memory(data, "a copy")
     with no_pulling():
         return data.copy()
 
@@ -176,12 +187,20 @@ def gather(
     found = holders(opened, slot, key)
     if not found:
         everything = (opened.data, *opened.mods.values())
-        known = dict.fromkeys(str(name) for holder in everything for name in getattr(holder, slot))
+        masks = opened.mods if isinstance(opened.data, MuData) else ()  # MuData keeps them there
+        known = dict.fromkeys(
+            str(name)
+            for holder in everything
+            for name in getattr(holder, slot)
+            if name not in masks
+        )
         remedy = (
             f"Add it, or name another with `{argument}`"
             if argument
             else "Restore it, or run `gpnsf.tl.fit` again"
         )
+        if argument == "spatial_key":
+            remedy += ", or fit a model that needs none, model='pnmf' or 'fa'"
         checks.choices(
             [key], known, what=f"`{argument}`" if argument else "the key", where=slot, remedy=remedy
         )

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
 
-import mudata
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 from mudata import MuData
+
+from gpnsf.io.objects import no_pulling
 
 __all__ = ["Parcel", "pack"]
 
@@ -29,11 +29,7 @@ class Parcel:
         mods = {name: mod.copy() for name, mod in self.mods.items()}
         if self.obs is None:
             return next(iter(mods.values()))
-        with (
-            mudata.set_options(pull_on_update=False)
-            if hasattr(mudata, "set_options")
-            else nullcontext()
-        ):
+        with no_pulling():
             data = MuData(mods)
             if not data.obs_names.equals(self.obs.index):
                 data = data[self.obs.index].copy()

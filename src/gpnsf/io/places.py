@@ -9,7 +9,7 @@ import pandas as pd
 
 from gpnsf.checks import problem
 
-__all__ = ["in_order", "read_table"]
+__all__ = ["AXES", "in_order", "read_table"]
 
 AXES = ("x", "y", "z")
 SEPARATORS = (",", ";", "\t")  # or else spaces
@@ -36,6 +36,10 @@ def read_table(path: Path) -> pd.DataFrame:
 
     Separators are found out. A first column of words, or without a name beside others that have one, names the rows.
     """
+    if not path.is_file():
+        raise FileNotFoundError(
+            problem("a table of coordinates", f"{path}, which is no file", "Check the path")
+        )
     try:
         with path.open(encoding="utf-8-sig") as file:
             line = next((line for line in file if line.strip()), "")

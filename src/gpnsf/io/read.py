@@ -21,6 +21,7 @@ from gpnsf.core.types import Dataset, View, row_sums
 from gpnsf.io import modalities, names
 from gpnsf.io.geometry import Geometry, geometry
 from gpnsf.io.objects import Opened, gather, holders, open_data, read_coords, read_labels
+from gpnsf.io.sizes import in_column, relative_totals, size_column
 from gpnsf.io.streaming import (
     StoredCounts,
     canonical,
@@ -32,20 +33,19 @@ from gpnsf.io.streaming import (
 from gpnsf.io.suspicions import suspicions
 
 __all__ = [
-    "SIZE_FLOOR",
     "Layout",
     "features_used",
     "held_out_rows",
     "read",
     "read_counts",
-    "relative_totals",
     "row_totals",
-    "size_column",
     "told_of",
 ]
 
 NOT_BINARY = "modality %r holds values other than 0 and 1; %r reads x > 0"
-SIZE_FLOOR = 0.05  # smallest size factor from totals: empty spots take the value of the field
+MANY_BATCHES = (
+    5  # times the root of the number of observations: batches that are no samples any more
+)
 
 _logger = logging.getLogger("gpnsf")
 
@@ -113,12 +113,7 @@ def read(
         read_labels(opened, reading.batch_key, argument="batch_key"), sort=True
     )
     position = np.argsort(np.argsort(batch, kind="stable"))
-    if reading.batch_key is not None and len(batches) == 1:
-        _logger.warning(
-            "batch_key=%r has no effect: all observations belong to batch %r. Leave it out.",
-            reading.batch_key,
-            batches[0],
-        )
+    _tell_of_batches(reading.batch_key, len(batch), batches)
     layout = Layout(
         modalities=opened.names,
         likelihoods=kinds,
@@ -207,6 +202,25 @@ def features_used(opened: Opened, use_var: Any) -> dict[str, np.ndarray]:
     return features
 
 
+def _tell_of_batches(key: str | None, n_obs: int, batches: np.ndarray) -> None:
+    """Say of one batch, and of more than are samples, what that means."""
+    if key is not None and len(batches) == 1:
+        _logger.warning(
+            "batch_key=%r has no effect: all observations belong to batch %r. Leave it out.",
+            key,
+            batches[0],
+        )
+    elif len(batches) > MANY_BATCHES * n_obs**0.5:
+        _logger.warning(
+            "batch_key=%r names %d batches of %d observations, %.3g each. Each batch has a multiplier for every feature, and "
+            "small ones take over what differs from place to place. Name the column of the samples or runs.",
+            key,
+            len(batches),
+            n_obs,
+            n_obs / len(batches),
+        )
+
+
 def _weights(opened: Opened, modality_weights: Any) -> dict[str, float]:
     argument = "modality_weights"
     weights = checks.per_modality(
@@ -254,7 +268,7 @@ def _opened(
             known,
             what="the layer",
             where=f"modality {modality!r}",
-            remedy="Correct `layers`",
+            remedy="Name one of these layers",
         )
     stored = adata.X if layer is None else adata.layers[layer]
     if stored is None:
@@ -332,32 +346,9 @@ def _size_factors(
     """Size factors of the observed rows, relative to their mean."""
     if source != "total":
         what = f"size factors in column {source!r} for modality {name!r}"
-        values = checks.positive(size_column(opened, name, source)[observed], what=what)
+        values = in_column(size_column(opened, name, source)[observed], what=what)
         return values / values.mean()
     return relative_totals(total[observed])
-
-
-def relative_totals(totals: np.ndarray, train: np.ndarray | slice = slice(None)) -> np.ndarray:
-    """Size factors [n] from totals, in means of the training rows."""
-    return np.maximum(totals / totals[train].mean(), SIZE_FLOOR)
-
-
-def size_column(opened: Opened, name: str, source: str) -> pd.Series:
-    """Column [N] of size factors on the rows of the object."""
-    if source in opened.data.obs:
-        return checks.column(opened.data.obs, source, where="obs of the data").reset_index(
-            drop=True
-        )
-    mod = opened.mods[name]
-    checks.choices(
-        [source],
-        mod.obs,
-        what="`size_factors`",
-        where=f"obs of the data or of {name!r}, or be 'total'",
-    )
-    column = checks.column(mod.obs, source, where=f"obs of {name!r}").reset_index(drop=True)
-    column.index = opened.rows[name]
-    return column.reindex(range(opened.data.n_obs))
 
 
 def held_out_rows(opened: Opened, key: str | None) -> np.ndarray:

@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 from scipy.spatial import cKDTree
 
+from gpnsf.io.chosen import first_names
 from gpnsf.io.objects import Opened
 
 __all__ = ["suspicions", "units_apart"]
 
-NAMED = 3  # observations in a message
 LOOKED_AT = 2_000  # observations that tell how sections lie
 SECTIONS = 50  # values of a column that may name sections
 FEWEST = 20  # observations of a section, and of a slice whose spacing counts
@@ -63,7 +63,7 @@ def _far_off(stray: np.ndarray, names: pd.Index) -> Iterator[str]:
     number = int(stray.sum())
     if number:
         yield (
-            f"{number} of {len(stray)} observations lie far outside of the tissue ({_first(names[stray])}). They may be debris, or have "
+            f"{number} of {len(stray)} observations lie far outside of the tissue ({first_names(names[stray])}). They may be debris, or have "
             "wrong coordinates. The size of the tissue is measured without them, and spatial factors know nothing of them. Remove "
             "them, unless they are tissue."
         )
@@ -130,7 +130,9 @@ def _by(name: str) -> tuple[str, str]:
 
 def _among(names: pd.Index, where: str, remedy: str) -> str:
     """The one message for all evidence; the names are those of observations that share a place."""
-    exact = f" ({len(names)} observations at exactly the place of another one: {_first(names)})"
+    exact = (
+        f" ({len(names)} observations at exactly the place of another one: {first_names(names)})"
+    )
     return (
         f"Several sections seem to lie on top of each other{exact if len(names) else ''}, to judge by {where}. Without library_key "
         f"they are fitted as one tissue, and neighbours come from different sections. {remedy}, unless they are one section."
@@ -229,9 +231,3 @@ def _is_regular(distances: np.ndarray) -> bool:
     """Whether nearest neighbours are as far apart everywhere."""
     low, high = np.quantile(distances, [0.1, 0.9])
     return bool(low > 0 and high <= REGULAR * low)
-
-
-def _first(names: pd.Index) -> str:
-    """The first names, and how many more there are."""
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(repr(str(name)) for name in names[:NAMED]) + more

@@ -17,8 +17,9 @@ import pandas as pd
 from anndata import AnnData
 from mudata import MuData
 
-from gpnsf.arguments import known_arguments
+from gpnsf.arguments import check_given, known_arguments, plain
 from gpnsf.checks import choices, problem
+from gpnsf.core.torch_state import usual_torch
 from gpnsf.io import names
 from gpnsf.io.companions import is_record
 from gpnsf.io.objects import entries, no_pulling, rows_of
@@ -55,9 +56,12 @@ def takes_tables(function: F) -> F:
         given = args[0] if args else options.get(first)
         table = options.pop("table", None) if _is_spatialdata(given) else None
         known_arguments(function, options)
-        bound = signature.bind(*args, **options)
+        check_given(function, args, options)
+        bound = signature.bind(
+            *map(plain, args), **{name: plain(own) for name, own in options.items()}
+        )
         key = bound.arguments.get("key", "gpnsf" if known is None else known.default)
-        with lent(bound.arguments[first], table, key=key, images=draws) as one:
+        with usual_torch(), lent(bound.arguments[first], table, key=key, images=draws) as one:
             bound.arguments[first] = one
             return function(*bound.args, **bound.kwargs)
 

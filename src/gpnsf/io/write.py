@@ -16,11 +16,14 @@ from gpnsf.core import stored
 from gpnsf.core.scores import embedding
 from gpnsf.core.scores.simplex import feature_importance, observation_importance, top_factor
 from gpnsf.core.types import Posterior
+from gpnsf.io.companions import is_record
 from gpnsf.io.objects import entries, modality_of
 from gpnsf.io.read import Layout
 from gpnsf.keys import Keys
 
-__all__ = ["Slot", "factor_names", "on_all_features", "put", "write"]
+__all__ = ["Slot", "check_free", "check_key", "factor_names", "on_all_features", "put", "write"]
+
+RESERVED = (".", "..", "_index")  # names that mean something else in files
 
 Slot = tuple[AnnData | MuData, str, str, Any]  # holder, attribute, key, value
 
@@ -248,3 +251,35 @@ def _erase(holder: AnnData | MuData, slots: Mapping[str, Sequence[str]]) -> None
         for key in [prefix + name for prefix in prefixes for name in names]:
             if key in mapping:
                 del mapping[key]
+
+
+def check_key(
+    key: str,
+    modalities: Iterable[str] = (),
+    *,
+    argument: str = "key_added",
+    example: str = "gpnsf",
+) -> None:
+    """Check that a key can be written to files and that none of its slots shadows the mask of a modality."""
+    remedy = f"Pass for example {argument}={example!r}"
+    if not key or "/" in key or "\0" in key or key in RESERVED:
+        rule = f"`{argument}` not empty, without '/', and none of {', '.join(map(repr, RESERVED))}, which files reserve"
+        raise ValueError(checks.problem(rule, repr(key), remedy))
+    reserved = set(modalities)
+    clash = sorted({key, *Keys(key).slots["obsm"]} & reserved)
+    if clash:
+        rule = f"`{argument}` whose slots differ from the names of the modalities, which MuData reserves"
+        found = f"{key!r}, which gives a slot the name {clash[0]!r}"
+        raise ValueError(checks.problem(rule, found, f"Pass for example {argument}='{key}_fit'"))
+
+
+def check_free(
+    data: AnnData | MuData, name: str, *, argument: str = "key_added", example: str
+) -> None:
+    """Check the name of a new slot: files can hold it, and no fit has a slot of this name."""
+    remedy = f"Pass for example {argument}={example!r}"
+    check_key(name, argument=argument, example=example)
+    for key, value in data.uns.items():
+        if is_record(value) and name in {name for own in Keys(key).slots.values() for name in own}:
+            rule = f"`{argument}` other than the slots of the fits"
+            raise ValueError(checks.problem(rule, f"{name!r}, a slot of fit {key!r}", remedy))

@@ -183,6 +183,7 @@ def limits(
     quantiles: tuple[float, float],
 ) -> tuple[float, float]:
     """Colour limits: given ends or quantiles, around zero if there are negative values."""
+    _check_limits(ends, quantiles)
     low, high = np.nanquantile(values, quantiles)
     if np.nanmin(values) < 0:
         low, high = -max(abs(low), abs(high)), max(abs(low), abs(high))
@@ -190,6 +191,22 @@ def limits(
         default if end is None else end for default, end in zip((low, high), ends, strict=True)
     )
     return float(low), float(high if high > low else low + max(abs(low), 1.0) * 1e-3)
+
+
+def _check_limits(ends: tuple[float | None, float | None], quantiles: object) -> None:
+    """Check that the ends of the colours that a user gives are a lower and an upper one."""
+    known = [end for end in ends if end is not None]
+    checked = (
+        ("`vmin` and `vmax`", known, len(known), (-np.inf, np.inf), "vmin=0, vmax=1"),
+        ("`quantiles`", quantiles, 2, (0, 1), "quantiles=(0.005, 0.995)"),
+    )
+    for what, values, size, (low, high), example in checked:
+        numbers = np.asarray(values)
+        is_sound = bool(numbers.shape == (size,) and (size == 0 or numbers.dtype.kind in "iuf"))
+        is_sound = is_sound and bool(np.isfinite(numbers).all() and (np.diff(numbers) > 0).all())
+        if not (is_sound and (low <= numbers).all() and (numbers <= high).all()):
+            rule = f"{what} to be finite and rising" + (", from 0 to 1" if high == 1 else "")
+            raise ValueError(problem(rule, repr(values), f"Pass for example {example}"))
 
 
 def norm(scale: str, low: float, high: float) -> Normalize:
@@ -225,7 +242,7 @@ def colormap(signed: bool) -> Colormap:
 
 def font_style(modality: str, italic: str | Sequence[str]) -> Literal["italic", "normal"]:
     """Style of the names of features: italic in modalities of these names or kinds."""
-    wanted = [italic] if isinstance(italic, str) else italic
+    wanted = [italic] if isinstance(italic, str) else list(italic)
     return "italic" if modality in wanted or kind(modality) in wanted else "normal"
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from gpnsf.checks import column, problem
+from gpnsf.checks import choices, column, problem
 from gpnsf.io import fits
 from gpnsf.io.tables import takes_tables
 from gpnsf.palette import category_colors, hex_colors
@@ -93,6 +93,10 @@ def domains(
     'gpnsf_domain'
     """
     fit = fits.find(data, key)
+    mods = [*fit.modalities.values(), *getattr(fit.data, "mod", {}).values()]
+    known = [*fit.data.obs, *(name for mod in mods for name in mod.obs)]
+    remedy = f"Run `gpnsf.tl.domains(data, n_domains='auto', key_added={key_added!r})` first, or name a column of categories"
+    choices([key_added], known, what="`key_added`", where="obs", remedy=remedy)
     labels, stored = _categories(fit, key_added)
     where = sections.section(
         fit,

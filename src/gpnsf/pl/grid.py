@@ -184,7 +184,7 @@ def _finish_panel(ax: Axes, column: str, note: str) -> None:
         ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         ax.yaxis.set_major_formatter("{x:g}")
         ax.yaxis.set_minor_locator(NullLocator())
-    ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    ax.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
     ax.set_xlabel("factors")
     canvas.plain(ax)
     canvas.title(ax, LABELS.get(column, column), note)

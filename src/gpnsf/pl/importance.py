@@ -9,6 +9,7 @@ import numpy as np
 
 from gpnsf.checks import choices
 from gpnsf.io import fits
+from gpnsf.io.chosen import listed
 from gpnsf.io.tables import takes_tables
 from gpnsf.pl import canvas, maps, sections
 from gpnsf.pl.options import explained
@@ -130,7 +131,7 @@ def _chosen(fit: fits.Fit, panels: str | Sequence[str] | None) -> list[str]:
     known = [*fit.modalities, OBSERVATIONS, *([MAP] if fit.has_coords else [])]
     if panels is None:
         return known
-    wanted = [panels] if isinstance(panels, str) else [str(name) for name in panels]
+    wanted = [str(name) for name in listed(panels, "panels")]
     choices(wanted, known, what="panels", where=f"the figure of fit {fit.keys.key!r}")
     return wanted
 
@@ -171,7 +172,7 @@ def _histogram(ax: Axes, values: np.ndarray, name: str, *, color: str) -> None:
 def _map(ax: Axes, fit: fits.Fit, where: sections.Section, cmap: str | Colormap) -> None:
     """Observations in space."""
     values = fit.importance[where.rows].astype(float)
-    norm = canvas.norm("linear", *canvas.limits(values, quantiles=(0.005, 0.995)))
+    norm = canvas.norm("linear", 0.0, 1.0)  # a share, as in the histograms
     maps.draw(ax, where, values, scale="linear", cmap=cmap, norm=norm)
     maps.bars([ax], where)
     sections.name_slices([ax], where)

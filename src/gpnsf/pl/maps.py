@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from gpnsf.checks import choices
 from gpnsf.pl import canvas, sections
 
 if TYPE_CHECKING:
@@ -43,7 +44,11 @@ def with_grey(cmap: str | Colormap) -> Colormap:
     """The colour map with grey for what has no value."""
     import matplotlib as mpl
 
-    return (mpl.colormaps[cmap] if isinstance(cmap, str) else cmap).with_extremes(bad=MISSING)
+    if isinstance(cmap, str):
+        remedy = "Pass a name of matplotlib's, for example cmap='viridis', or a Colormap"
+        choices([cmap], mpl.colormaps, what="`cmap`", where="matplotlib", remedy=remedy)
+        cmap = mpl.colormaps[cmap]
+    return cmap.with_extremes(bad=MISSING)
 
 
 def norms_of(

@@ -5,12 +5,10 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from functools import wraps
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
+from gpnsf.arguments import plain
 from gpnsf.checks import nearest, problem
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["explained"]
 
@@ -79,7 +77,7 @@ def explained(draw: Callable[P, T]) -> Callable[P, T]:
         unknown = next((name for name in kwargs if name not in known), None)
         if unknown is not None:
             raise TypeError(_answer(draw.__name__, unknown, list(known)))
-        return draw(*args, **kwargs)
+        return draw(*map(plain, args), **{name: plain(own) for name, own in kwargs.items()})
 
     answering.__doc__ = text
     return answering

@@ -14,13 +14,14 @@ import numpy as np
 import pandas as pd
 
 from gpnsf import genome, pl
-from gpnsf.checks import problem, text_of
+from gpnsf.checks import Rule, problem, text_of
 from gpnsf.io import course, fits, names
 from gpnsf.io.companions import made_by
 from gpnsf.io.kinds import check_output
 from gpnsf.io.measured import counts_of, used
 from gpnsf.io.ranked import ranked
 from gpnsf.io.tables import takes_tables
+from gpnsf.keys import DOMAIN
 from gpnsf.pl import html
 from gpnsf.pl.options import explained
 
@@ -34,7 +35,6 @@ __all__ = ["report"]
 
 NAMED = 8  # features of a factor and modality in the table
 N_LINKS = 30  # of the table
-DOMAINS = "gpnsf_domain"  # column that tl.domains writes by default
 
 _log = logging.getLogger("gpnsf")
 
@@ -87,6 +87,7 @@ def report(
     >>> gpnsf.pl.report(mdata, "fit.html")
     """
     fit = fits.find(data, key)
+    Rule(os.PathLike, "report.html").check("path", path)
     target = Path(path)
     if target.is_dir():
         raise IsADirectoryError(
@@ -349,7 +350,7 @@ def _has_place(fit: Fit, gene: str) -> bool:
 def _domains(fit: Fit) -> Iterator[str]:
     """The map."""
     yield _picture(
-        fit, "domains", "Map of the domains", f"Domains in obs[{DOMAINS!r}].", key_added=DOMAINS
+        fit, "domains", "Map of the domains", f"Domains in obs[{DOMAIN!r}].", key_added=DOMAIN
     )
 
 
@@ -373,7 +374,7 @@ SECTIONS = (
     _Section("Summary", _summary),
     # what was found
     _Section("Factors", _factors),
-    _Section("Domains", _domains, lambda fit: DOMAINS in fit.data.obs and fit.has_coords),
+    _Section("Domains", _domains, lambda fit: DOMAIN in fit.data.obs and fit.has_coords),
     _Section("Top features", _features),
     _Section("Observed features", _observed, lambda fit: fit.has_coords, counts=True),
     _Section("Spatial importance", _importance, lambda fit: fit.std is not None),

@@ -70,7 +70,7 @@ def selection(
     KeyError
         If the object holds no selection, or the table lacks a column.
     ValueError
-        If ``panel`` is unknown, or ``ax`` is given for more than one panel.
+        If ``panel`` is unknown, if ``ax`` is given for more than one panel, or if the table holds nothing that could be drawn.
 
     Notes
     -----
@@ -106,6 +106,12 @@ def selection(
         if table[name].notna().any() and not (several and name == "n_spatial")
     ]
     drawn = [panel] if panel else drawn
+    if not drawn:
+        rule, found = (
+            f"a table with a number in one of {list(PANELS)}",
+            f"{len(table)} rows with none",
+        )
+        raise ValueError(problem(rule, found, "Run `gpnsf.tl.select_n_factors` again"))
     with canvas.style():
         width = canvas.PAGE / 3
         figure, axes = canvas.grid(len(drawn), width=width, height=2.0, ncols=len(drawn), ax=ax)

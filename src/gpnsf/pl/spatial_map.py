@@ -12,12 +12,13 @@ import pandas as pd
 from gpnsf.checks import problem
 from gpnsf.io import fits
 from gpnsf.io.chosen import Factors
+from gpnsf.io.places import AXES
 from gpnsf.io.tables import takes_tables
 from gpnsf.keys import SPATIAL
 from gpnsf.pl import canvas, maps, sections
 from gpnsf.pl.factors import note
 from gpnsf.pl.options import explained
-from gpnsf.pp.grid import AXES, grid
+from gpnsf.pp.grid import grid
 
 if TYPE_CHECKING:
     from anndata import AnnData

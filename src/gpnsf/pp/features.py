@@ -7,16 +7,19 @@ from anndata import AnnData
 from mudata import MuData
 
 from gpnsf import checks
+from gpnsf.arguments import answering
 from gpnsf.checks import Rule
 from gpnsf.core.scores.deviance import feature_deviance, largest
 from gpnsf.io.objects import editable, modality_of, open_data, read_labels
 from gpnsf.io.read import read_counts
+from gpnsf.io.write import check_free
 
 __all__ = ["deviance_features"]
 
 FLAG = "highly_deviant"
 
 
+@answering
 def deviance_features(
     data: AnnData | MuData,
     *,
@@ -79,14 +82,14 @@ def deviance_features(
     >>> int(mdata["atac"].var["highly_deviant"].sum())
     10
     """
-    opened = open_data(data, modalities=None if modality is None else [modality])
+    opened = open_data(data, modalities=None if modality is None else [modality], writes=not copy)
     Rule(int, 2000, low=1).check("n_top", n_top)
     Rule(str, "deviance").check("key_added", key_added)
     Rule(str, "sample", optional=True).check("batch_key", batch_key)
     Rule(str, "poisson", options=("poisson", "binomial"), optional=True).check(
         "likelihood", likelihood
     )
-    checks.key_added(key_added, ())
+    check_free(data, key_added, example="deviance")
     if key_added == FLAG:
         rule = f"`key_added` other than {FLAG!r}, the column of flags"
         raise ValueError(

@@ -10,18 +10,20 @@ from anndata import AnnData
 from mudata import MuData
 from scipy.spatial import cKDTree
 
+from gpnsf.arguments import answering
 from gpnsf.checks import Rule, problem
 from gpnsf.io.objects import open_data, read_coords, read_labels, spot_distance
+from gpnsf.io.places import AXES
 from gpnsf.keys import SPATIAL
 
-__all__ = ["AXES", "grid"]
+__all__ = ["grid"]
 
-AXES = ("x", "y", "z")
 FINER = 5  # points between neighbouring spots, by default
 ACROSS = 300  # points along the longest side, at most, by default
 LARGEST = 10_000_000  # points of the frames of all slices
 
 
+@answering
 def grid(
     data: AnnData | MuData,
     *,

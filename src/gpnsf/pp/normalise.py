@@ -9,17 +9,20 @@ from anndata import AnnData
 from mudata import MuData
 
 from gpnsf import checks
+from gpnsf.arguments import answering
 from gpnsf.checks import Rule, problem
 from gpnsf.core.scores.normalising import normalised
 from gpnsf.core.types import row_sums
-from gpnsf.io.normalised import METHOD, size_key
+from gpnsf.io.normalised import METHOD, is_record, size_key
 from gpnsf.io.objects import Opened, editable, modality_of, open_data
-from gpnsf.io.read import SIZE_FLOOR, features_used, held_out_rows, read_counts, size_column
-from gpnsf.io.write import Slot, put
+from gpnsf.io.read import features_used, held_out_rows, read_counts
+from gpnsf.io.sizes import SIZE_FLOOR, in_column, size_column
+from gpnsf.io.write import Slot, check_key, put
 
 __all__ = ["normalise"]
 
 
+@answering
 def normalise(
     data: AnnData | MuData,
     *,
@@ -58,7 +61,8 @@ def normalise(
     holdout_key
         Boolean ``obs`` column of rows that train nothing, as in the fit: they have no part in any mean over rows.
     layer_added
-        Name of the layer that is written.
+        Name of the layer that is written, and of its record in ``uns``. An earlier one is replaced; any other entry of ``uns`` with this name is
+        an error.
     copy
         Return an annotated copy, and leave ``data`` as it is.
 
@@ -91,14 +95,14 @@ def normalise(
     >>> gpnsf.tl.evaluate(adata, metric="poisson")[["rows", "n_obs"]].values.tolist()
     [['train', 144]]
     """
-    opened = open_data(data, modalities=modalities)
+    opened = open_data(data, modalities=modalities, writes=not copy)
     Rule(str, "total", optional=True).check("size_factors", size_factors)
     Rule(float, 1e4, low=0, above=True, optional=True).check("target_sum", target_sum)
     Rule(bool, True).check("log", log)
     Rule(str, "holdout", optional=True).check("holdout_key", holdout_key)
     Rule(str, "normalised").check("layer_added", layer_added)
     Rule(bool, True).check("copy", copy)
-    checks.key_added(layer_added, ())
+    check_key(layer_added, argument="layer_added", example="normalised")
     if target_sum is not None and size_factors != "total":
         rule = "`target_sum` only with size_factors='total'"
         remedy = "Leave one of the two out"
@@ -111,6 +115,7 @@ def normalise(
     data = editable(data, copy=copy)
     for name in opened.names:
         mod = modality_of(data, name)
+        _check_free(mod, name, layer_added)
         counts = read_counts(mod, layer=layer.get(name), likelihood="poisson", modality=name)
         own = trained[opened.rows[name]]
         used = features[name] & (counts[own].getnnz(axis=0) > 0)
@@ -142,6 +147,14 @@ def _check_sources(layer: Mapping[str, str], layer_added: str) -> None:
         raise ValueError(problem(rule, repr(layer_added), remedy))
 
 
+def _check_free(mod: AnnData, name: str, layer_added: str) -> None:
+    """Check that no entry of ``uns`` but an earlier record would be overwritten."""
+    if layer_added in mod.uns and not is_record(mod.uns[layer_added]):
+        rule = "`layer_added` other than an entry of uns that tells something else"
+        remedy = "Pass for example layer_added='normalised'"
+        raise ValueError(problem(rule, f"uns[{layer_added!r}] in modality {name!r}", remedy))
+
+
 def _sizes(
     opened: Opened,
     name: str,
@@ -155,7 +168,7 @@ def _sizes(
         return np.ones(len(totals))
     if source != "total":
         column = size_column(opened, name, source).iloc[opened.rows[name]]
-        values = checks.positive(column, what=f"size factors in column {source!r} for {name!r}")
+        values = in_column(column, what=f"size factors in column {source!r} for {name!r}")
         return np.asarray(values / values[trained].mean())
     mean = totals[trained].mean() if trained.any() else 0.0
     if not mean > 0:

@@ -8,12 +8,15 @@ from anndata import AnnData
 from mudata import MuData
 
 from gpnsf import checks
+from gpnsf.arguments import answering
 from gpnsf.checks import Rule, problem
 from gpnsf.io.objects import editable, open_data
+from gpnsf.io.write import check_free
 
 __all__ = ["proportion", "split"]
 
 
+@answering
 def split(
     data: AnnData | MuData,
     *,
@@ -64,10 +67,10 @@ def split(
     >>> int(mdata.obs["holdout"].sum())
     18
     """
-    open_data(data)
+    open_data(data, writes=not copy)
     proportion("fraction", fraction)
     Rule(str, "holdout").check("key_added", key_added)
-    checks.key_added(key_added, ())
+    check_free(data, key_added, example="holdout")
     Rule(str, "region", optional=True).check("by", by)
     Rule(int, 0, low=0).check("seed", seed)
     checks.choices(

@@ -1,4 +1,4 @@
-"""Two independent halves of the counts."""
+"""Two parts of the counts: to train on, and to test on."""
 
 from __future__ import annotations
 
@@ -9,15 +9,18 @@ from anndata import AnnData
 from mudata import MuData
 
 from gpnsf import checks
+from gpnsf.arguments import answering
 from gpnsf.checks import Rule
 from gpnsf.core.families import FAMILIES
 from gpnsf.io.objects import editable, modality_of, open_data
 from gpnsf.io.read import read_counts
+from gpnsf.io.write import check_key
 from gpnsf.pp.split import proportion
 
 __all__ = ["thin"]
 
 
+@answering
 def thin(
     data: AnnData | MuData,
     *,
@@ -77,11 +80,11 @@ def thin(
     >>> mdata["rna"].layers["thinned_train"].shape
     (144, 40)
     """
-    opened = open_data(data, modalities=modalities)
+    opened = open_data(data, modalities=modalities, writes=not copy)
     proportion("fraction", fraction)
     Rule(str, "thinned").check("key_added", key_added)
     Rule(int, 0, low=0).check("seed", seed)
-    checks.key_added(key_added, ())
+    check_key(key_added, example="thinned")
     layer = checks.per_modality(layers, "layers", names=opened.names, known=opened.mods)
     streams = dict(
         zip(opened.mods, np.random.default_rng(seed).spawn(len(opened.mods)), strict=True)

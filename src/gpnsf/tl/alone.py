@@ -15,6 +15,8 @@ from typing import ParamSpec, TypeVar
 
 from threadpoolctl import threadpool_limits
 
+from gpnsf.core.torch_state import usual_torch
+
 __all__ = ["LARGE", "SMALL", "few_threads", "fit_threads", "one_at_a_time"]
 
 # entries, or nonzeros, below which threads wait for each other longer than they work
@@ -47,7 +49,7 @@ def one_at_a_time(function: Callable[P, R]) -> Callable[P, R]:
     @wraps(function)
     def waiting(*args: P.args, **kwargs: P.kwargs) -> R:
         """The call, in its turn."""
-        with _turn.lock:
+        with _turn.lock, usual_torch():
             return function(*args, **kwargs)
 
     return waiting

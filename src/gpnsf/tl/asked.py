@@ -59,7 +59,7 @@ def _lengthscale(asked: float | None, n_spatial: int, scale: float) -> float | N
 def number_spatial(model: Model) -> int:
     """Spatial factors that a fit begins with; only the hybrid models leave a choice."""
     preset = PRESETS[model.model]
-    default = int(model.n_factors * preset.spatial)
+    default = max(int(model.n_factors * preset.spatial), int(preset.spatial > 0))
     if model.n_spatial is None:
         return default
     if not preset.is_hybrid and model.n_spatial != default:

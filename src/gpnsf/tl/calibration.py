@@ -33,6 +33,7 @@ __all__ = ["check_calibration"]
 
 LEVEL = 0.9  # of the intervals
 COUNTS_NEEDED = 20  # of a feature whose importance is judged
+CONSTANT = 1e-6  # spread of importances that are all the same
 
 
 class _Line(NamedTuple):
@@ -81,7 +82,7 @@ def check_calibration(
 
     - ``simulation``, ``kind``, ``name``: number of the simulation; name of the factor or modality,
     - ``is_spatial``, ``kept_spatial``: whether the factor is spatial, and whether its match in the new fit is (for factors),
-    - ``recovery``: correlation of the factor with its match, or of the spatial importances of all features,
+    - ``recovery``: correlation of the factor with its match, or of the spatial importances of all features (NaN where all are the same),
     - ``error``: root mean squared error of the log factor, its mean removed, or mean absolute error of the importances,
     - ``coverage``: share of values inside of their 90 % interval; it should be close to .9,
     - ``n``: number of values: observations that were fitted, or features with more than 20 simulated counts.
@@ -91,7 +92,7 @@ def check_calibration(
     KeyError
         If the object has no such fit, or no longer the layer or column that the fit has read.
     TypeError, ValueError
-        If an argument is of the wrong type or out of its range, or if the model is signed.
+        If an argument is of the wrong type or out of its range, if the model is signed, or the fit a projection.
 
     Notes
     -----
@@ -117,6 +118,10 @@ def check_calibration(
     check_arguments({"seed": seed, "progress": progress})
     Rule(int, 1, low=1).check("n_simulations", n_simulations)
     fit = fits.find(data, key)
+    if fit.is_projection:
+        rule = "a fit, whose factors and loadings were both learnt"
+        remedy = "Check the fit of the reference"
+        raise ValueError(problem(rule, "a projection, at the loadings of another fit", remedy))
     if not fit.field["nonnegative"] or fit.signed:
         rule = "a nonnegative model, whose log factors have intervals"
         remedy = "Fit 'gpnsf' or 'nsfh'"
@@ -217,7 +222,7 @@ def _importance(fit: fits.Fit, found: fits.Fit, counts: dict[str, np.ndarray]) -
                 is_spatial=pd.NA,
                 kept_spatial=pd.NA,
                 recovery=metrics.match_factors(truth[:, None], score[:, None])[1][0]
-                if seen.any()
+                if seen.any() and truth.std() > CONSTANT
                 else np.nan,
                 error=metrics.importance_error(truth, score) if seen.any() else np.nan,
                 coverage=metrics.coverage(truth, score, std, LEVEL) if seen.any() else np.nan,

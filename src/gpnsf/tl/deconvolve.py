@@ -21,7 +21,7 @@ from gpnsf.core.types import row_sums
 from gpnsf.io.companions import DECONVOLVE, record_of
 from gpnsf.io.objects import open_data, owner
 from gpnsf.io.tables import takes_tables
-from gpnsf.io.write import Slot, put
+from gpnsf.io.write import Slot, check_key, put
 from gpnsf.keys import SPATIAL, ProportionKeys
 from gpnsf.settings import settings
 from gpnsf.tl.alone import one_at_a_time
@@ -279,7 +279,7 @@ def _check(adata: AnnData, network: Any) -> None:
 
 def _check_key(adata: AnnData, key: str) -> None:
     """Check the prefix of the slots."""
-    checks.key_added(key, ())
+    check_key(key, example="proportions")
     if "types" not in adata.uns.get(key, {"types": ()}):
         rule = "`key_added` that no other tool has used"
         remedy = "Pass for example key_added='proportions'"
@@ -361,8 +361,8 @@ def _write(
             "" if asked.min_counts == 1 else ", or pass a lower min_counts",
         )
     columns = [keys.of_type(name) for name in types]
-    if asked.obs_columns and len(set(columns)) < len(columns):
-        found = "two that differ in a slash only"
+    if asked.obs_columns and len({*columns, keys.sums}) <= len(columns):
+        found = f"two that differ in a slash only, or one whose column would be {keys.sums!r}"
         raise ValueError(
             problem("types with names of their own for `obs_columns`", found, "Rename one of them")
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,11 +20,12 @@ from gpnsf.core.scores.shrinkage import best_strength, known, shrunk
 from gpnsf.core.scores.similarity import mean_rates, similar
 from gpnsf.core.scores.simplex import observation_shares
 from gpnsf.io import fits
-from gpnsf.io.measured import held_out, reread, used
+from gpnsf.io.measured import held_out, layer_of, reread, used
 from gpnsf.io.objects import editable, open_data
 from gpnsf.io.streaming import memory_budget
 from gpnsf.io.tables import takes_tables
-from gpnsf.keys import SPATIAL
+from gpnsf.io.write import check_free
+from gpnsf.keys import DENOISED, SPATIAL
 
 if TYPE_CHECKING:
     from mudata import MuData
@@ -52,7 +54,7 @@ def denoise(
     depth: str = "mean",
     shrinkage: float | None = None,
     n_neighbors: int = 50,
-    layer_added: str = "gpnsf_denoised",
+    layer_added: str = DENOISED,
     key: str = "gpnsf",
     copy: bool = False,
 ) -> AnnData | MuData | None:
@@ -118,11 +120,14 @@ def denoise(
     """
     options = _Options(method, depth, shrinkage, n_neighbors)
     Rule(str, "gpnsf_denoised").check("layer_added", layer_added)
-    open_data(data)
+    open_data(data, writes=not copy)
     fit = fits.find(data, key)
+    names = fit.modality_names(modality)
+    check_free(data, layer_added, argument="layer_added", example="gpnsf_denoised")
+    _check_source(fit, names, layer_added)
     layers = {
         name: _values(fit, name, fit.rows[name], fit.feature_indices(name, None), options)
-        for name in fit.modality_names(modality)
+        for name in names
     }
     data = editable(data, copy=copy)
     for name, values in layers.items():
@@ -232,6 +237,19 @@ def _read(fit: Fit, name: str) -> _Measured:
     dataset, layout = reread(fit, name)
     (view,) = dataset.loaded().views
     return _Measured(view, layout.features[name])
+
+
+def _check_source(fit: Fit, names: Sequence[str], layer_added: str) -> None:
+    """Check that the counts of the fit are not written over."""
+    for name in names:
+        with suppress(ValueError):  # the counts are gone, or other ones
+            if layer_of(fit, name) == layer_added:
+                break
+    else:
+        return
+    rule = "`layer_added` other than the layer that the fit has read"
+    remedy = "Pass for example layer_added='gpnsf_denoised'"
+    raise ValueError(problem(rule, f"{layer_added!r} in modality {name!r}", remedy))
 
 
 def _values(

@@ -194,7 +194,7 @@ def _lengthscales(fitted: _Fitted) -> Iterator[str]:
     if short.any():
         yield (
             f"The length scale of {_listed(names, short)} is at its floor, {low * fitted.scale:.3g}: the factor changes from "
-            "spot to spot and is hardly spatial. Pass a smaller n_spatial, or a longer lengthscale."
+            "spot to spot, and its field follows single spots. If it should be smoother, pass a longer lengthscale."
         )
     if long.any():
         yield (
@@ -212,9 +212,8 @@ def _basis(fitted: _Fitted) -> Iterator[str]:
     n_basis = process["n_basis"]
     names = factor_names(fitted.posterior.is_spatial)
     kept = retained_variance(kernel, fitted.posterior.lengthscale, process["extent"], n_basis)
-    mass = np.sum(
-        [W.sum(0) / max(W.sum(), 1e-12) for W in fitted.posterior.loadings.values()], axis=0
-    )
+    sizes = [np.abs(W) for W in fitted.posterior.loadings.values()]
+    mass = np.sum([size.sum(0) / max(size.sum(), 1e-12) for size in sizes], axis=0)
     rough = (kept < KEPT) & (mass >= MATTERS * len(fitted.posterior.loadings))
     if rough.any():
         yield (
@@ -261,7 +260,7 @@ def _duplicates(fitted: _Fitted) -> Iterator[str]:
     logs = np.log(mean + 1e-6) if mean.min() >= 0 else mean
     logs = logs - logs.mean(0)
     W = np.concatenate(
-        [loadings / max(loadings.sum(), 1e-12) for loadings in fitted.posterior.loadings.values()]
+        [W / max(np.abs(W).sum(), 1e-12) for W in fitted.posterior.loadings.values()]
     )
     alike = np.minimum(_cosines(logs), _cosines(W)) > DUPLICATE
     _, group = connected_components(alike, directed=False)

@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from gpnsf.checks import Rule, key_added, problem
+from gpnsf.checks import Rule, problem
 from gpnsf.core.scores import clustering, embedding
 from gpnsf.core.scores.metrics import apart
 from gpnsf.io import fits
 from gpnsf.io.chosen import Factors
 from gpnsf.io.objects import owner
 from gpnsf.io.tables import takes_tables
+from gpnsf.io.write import check_free
+from gpnsf.keys import DOMAIN
 from gpnsf.palette import category_colors
 
 if TYPE_CHECKING:
@@ -45,7 +47,7 @@ def domains(
     n_neighbors: int = 15,
     smoothness: float | None = None,
     key: str = "gpnsf",
-    key_added: str = "gpnsf_domain",
+    key_added: str = DOMAIN,
     seed: int = 0,
 ) -> None:
     r"""Divide the section into domains by what the factors let each observation express.
@@ -133,7 +135,8 @@ def domains(
         n_neighbors=n_neighbors,
         seed=seed,
     )
-    _check_name(found, key_added)
+    Rule(str, "gpnsf_domain").check("key_added", key_added)
+    check_free(data, key_added, example="gpnsf_domain")
     weight = _smoothness(found[0], smoothness)
     points = np.hstack([_points(fit, factors) for fit in found]) / np.sqrt(
         len(found)
@@ -144,11 +147,13 @@ def domains(
         stable = clustering.stability(points, numbers, method=method, seed=seed)
         n_domains = clustering.stable_number(numbers, stable)
         record = {"n_domains": numbers, "adjusted_rand_index": stable}
+        at_the_end = " The largest number that was tried: raise max_domains to look further."
         _log.info(
-            "%d domains, stability %.2f (best %.2f)",
+            "%d domains, stability %.2f (best %.2f).%s",
             n_domains,
             stable[numbers == n_domains][0],
             stable.max(),
+            at_the_end if n_domains == max_domains else "",
         )
     labels = clustering.cluster(
         points, int(n_domains), method=method, n_init=n_init, n_neighbors=n_neighbors, seed=seed
@@ -217,18 +222,6 @@ def _places(fit: Fit) -> np.ndarray:
     side = float(np.ptp(coords, axis=0).max()) or 1.0
     library = np.zeros(len(coords)) if fit.library is None else fit.library.codes
     return apart((coords - coords.min(axis=0)) / side, library)
-
-
-def _check_name(fits: Sequence[Fit], name: str) -> None:
-    """Check the name of the column."""
-    Rule(str, "gpnsf_domain").check("key_added", name)
-    key_added(name, ())
-    taken = [slot for fit in fits for slots in fit.keys.slots.values() for slot in slots]
-    if name in taken:
-        remedy = "Pass for example key_added='gpnsf_domain'"
-        raise ValueError(
-            problem("`key_added` other than the slots of the fits", repr(name), remedy)
-        )
 
 
 def _points(fit: Fit, factors: Factors) -> np.ndarray:

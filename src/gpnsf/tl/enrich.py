@@ -276,6 +276,12 @@ def _gmt(path: Path) -> dict[str, list[str]]:
 
 def _text(path: Path) -> str:
     """The text of a file, which may be compressed."""
+    if not path.is_file():
+        rule, remedy = (
+            "a file of gene sets in GMT",
+            "Check the path, or pass a mapping of names to genes",
+        )
+        raise FileNotFoundError(problem(rule, f"{path}, which is none", remedy))
     return (
         gzip.decompress(path.read_bytes()).decode("utf-8")
         if path.suffix == ".gz"

@@ -22,6 +22,15 @@ __all__ = ["evaluate_links"]
 INTERVAL = (0.025, 0.975)
 
 
+def _check_ends(ends: Sequence[float] | None) -> None:
+    """Check that the ends of bins are rising numbers."""
+    numbers = np.asarray(() if ends is None else ends)
+    is_rising = numbers.dtype.kind in "iuf" and numbers.ndim == 1 and len(numbers) > 1
+    if ends is not None and not (is_rising and (np.diff(numbers) > 0).all()):
+        remedy = "Pass for example distances=[0, 10_000, 50_000], or None for no bins"
+        raise ValueError(problem("`distances` to be rising ends of bins", repr(ends), remedy))
+
+
 class _Line(NamedTuple):
     """One measure of a ranking of some pairs, with the interval over draws of the genes."""
 
@@ -114,6 +123,7 @@ def evaluate_links(
     """
     Rule(int, 500, low=20).check("n_bootstrap", n_bootstrap)
     Rule(int, 0, low=0).check("seed", seed)
+    _check_ends(distances)
     table, values = _read(data, score, key)
     known = pd.MultiIndex.from_frame(pair_table(truth, argument="truth"))
     is_link = pd.MultiIndex.from_frame(table[["gene", "peak"]].astype(object)).isin(known)

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from mudata import MuData
 
-from gpnsf import arguments, checks, genome
+from gpnsf import arguments, genome
 from gpnsf.arguments import Options
 from gpnsf.checks import Rule, problem
 from gpnsf.core.companions import factvae_training as training
@@ -22,7 +22,7 @@ from gpnsf.core.scores.deviance import feature_deviance, largest
 from gpnsf.core.scores.expected import expected_shares
 from gpnsf.io.companions import FACTVAE, record_of
 from gpnsf.io.tables import takes_tables
-from gpnsf.io.write import Slot, on_all_features, put
+from gpnsf.io.write import Slot, check_key, on_all_features, put
 from gpnsf.keys import Keys
 from gpnsf.settings import settings
 from gpnsf.tl.alone import few_threads, one_at_a_time
@@ -188,7 +188,7 @@ def factvae(
     del params["progress"], params["key_added"]
     place = resolved(device)
     measured = _read(mdata, rna, atac, layers)
-    checks.key_added(key_added, mdata.mod)
+    check_key(key_added, mdata.mod)
     if layer_added is not None:
         check_layer(layer_added, measured[1], what="augmented ATAC")
     chosen = [_chosen(side, n) for side, n in zip(measured, (n_genes, n_peaks), strict=True)]

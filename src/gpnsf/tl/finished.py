@@ -40,16 +40,27 @@ class Finished:
         self.path = None if path is None else Path(path)
         self._facts = np.frombuffer(json.dumps(facts, sort_keys=True).encode(), np.uint8)
         self.found: dict[str, dict[str, np.ndarray]] = {}
+        self._failed = False
         if self.path is not None:
             if self.path.exists():
                 self._read(self.path)
             self._write(self.path)  # what cannot be written is found out before the first fit
 
     def keep(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
-        """Take what a fit has found, and write all of it down."""
+        """Take what a fit has found, and write all of it down; a disk that is full by now does not end the search."""
         self.found[name] = dict(arrays)
-        if self.path is not None:
+        if self.path is None:
+            return
+        try:
             self._write(self.path)
+        except OSError as error:
+            if not self._failed:
+                _log.warning(
+                    "The checkpoint %s could not be written (%s); the search goes on, the file is as it was before.",
+                    self.path,
+                    getattr(error.__cause__, "strerror", None) or error,
+                )
+            self._failed = True
 
     def tell(self) -> None:
         """Say how to go on after an interruption."""

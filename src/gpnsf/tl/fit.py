@@ -21,8 +21,10 @@ from gpnsf.core.presets import PRESETS
 from gpnsf.core.progress import Progress
 from gpnsf.core.types import Dataset, History
 from gpnsf.io import files, tables, write
-from gpnsf.io.objects import editable
-from gpnsf.keys import SPATIAL, Keys
+from gpnsf.io.companions import is_record
+from gpnsf.io.objects import editable, in_memory, owner
+from gpnsf.io.write import check_key
+from gpnsf.keys import DENOISED, DOMAIN, SPATIAL, Keys
 from gpnsf.settings import settings
 from gpnsf.tl import diagnostics
 from gpnsf.tl.alone import fit_threads, one_at_a_time
@@ -244,18 +246,32 @@ def fit(
     if isinstance(data, str | os.PathLike):
         _fit_file(data, asked, store)
         return None
-    if copy and getattr(data, "isbacked", False):
-        remedy = "Pass data.to_memory(), or leave copy out: the file is not changed"
-        raise ValueError(
-            checks.problem("copy=False for an object that is backed by a file", "copy=True", remedy)
-        )
+    if copy:
+        in_memory(data, "a copy")
     with tables.lent(data, table, key=key_added) as one:
+        owner(one, writes=not copy)
         put_into = _fit(one, asked, store)
         one = editable(one, copy=copy)
+        _tell_of_earlier(one, key_added)
         put_into(one)
     if store is not None:
         store.remove()
     return one if copy else None
+
+
+def _tell_of_earlier(data: AnnData | MuData, key: str) -> None:
+    """Name what was made from a fit that is replaced now, and stays."""
+    if not is_record(data.uns.get(key)):
+        return
+    mods = data.mod.values() if isinstance(data, MuData) else [data]
+    found = [f"obs[{DOMAIN!r}]"] if DOMAIN in data.obs else []
+    found += [f"layers[{DENOISED!r}]"] if any(DENOISED in mod.layers for mod in mods) else []
+    if found:
+        _logger.warning(
+            "A new fit takes the place of %r, and %s may be of the earlier one. Make them again, or remove them.",
+            key,
+            " and ".join(found),
+        )
 
 
 def _fit_file(path: str | os.PathLike[str], asked: Arguments, store: Checkpoint | None) -> None:
@@ -282,7 +298,7 @@ def _fit(
     """Fit an object, and return what writes the result into it or its copy."""
     began = time.perf_counter()
     keys, model, how = Keys(asked.call.key_added), asked.model, asked.training
-    checks.key_added(keys.key, data.mod if isinstance(data, MuData) else ())
+    check_key(keys.key, data.mod if isinstance(data, MuData) else ())
     n_spatial = number_spatial(model)
     tested = how.split == "tested" and PRESETS[model.model].is_hybrid
     dataset, layout = read_for(data, asked, n_spatial)

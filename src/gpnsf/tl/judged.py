@@ -16,7 +16,7 @@ from gpnsf.core.scores.normalising import Return
 from gpnsf.core.types import row_sums
 from gpnsf.io import measured
 from gpnsf.io.normalised import normalised_by, normalised_of
-from gpnsf.io.read import relative_totals
+from gpnsf.io.sizes import relative_totals
 
 if TYPE_CHECKING:
     import scipy.sparse as sp

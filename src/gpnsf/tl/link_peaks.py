@@ -225,7 +225,7 @@ def _read(
     mdata: MuData, pair: tuple[str, str], key: str
 ) -> tuple[dict[str, AnnData], list[np.ndarray]]:
     """Both modalities, and the loadings [P, K] of each on the same factors."""
-    opened, slot = open_data(mdata, modalities=pair), Keys(key).loadings
+    opened, slot = open_data(mdata, modalities=pair, writes=True), Keys(key).loadings
     for name in pair:
         remedy = f"Run `gpnsf.tl.fit(data, key_added={key!r})` or another tool that writes loadings first"
         choices(

@@ -19,10 +19,10 @@ from gpnsf.core.companions import mefisto as core
 from gpnsf.core.scores.simplex import feature_importance, observation_importance
 from gpnsf.io import read
 from gpnsf.io.companions import MEFISTO
-from gpnsf.io.objects import editable, modality_of
+from gpnsf.io.objects import editable, modality_of, owner
 from gpnsf.io.streaming import available_memory
 from gpnsf.io.tables import takes_tables
-from gpnsf.io.write import Slot, on_all_features, put
+from gpnsf.io.write import Slot, check_key, on_all_features, put
 from gpnsf.keys import SPATIAL, Keys
 from gpnsf.settings import settings
 from gpnsf.tl.alone import SMALL, few_threads, one_at_a_time
@@ -153,8 +153,9 @@ def mefisto(
     params = {name: value for name, value in locals().items() if name not in _UNRECORDED}
     began = time.perf_counter()
     check_arguments({**params, "progress": progress, "copy": copy})
+    owner(data, writes=not copy)
     Rule(int, 200, low=FEWEST).check("n_inducing", n_inducing)
-    checks.key_added(key_added, data.mod if isinstance(data, MuData) else ())
+    check_key(key_added, data.mod if isinstance(data, MuData) else ())
     if find_spec("mofapy2") is None:
         remedy = "Install it by `pip install 'gpnsf[mefisto]'`"
         raise ImportError(problem("mofapy2 for tl.mefisto", "no such package", remedy))

@@ -16,6 +16,7 @@ from gpnsf.io.names import named
 from gpnsf.io.objects import open_data
 from gpnsf.io.read import read_counts
 from gpnsf.io.streaming import memory_budget
+from gpnsf.io.write import check_key
 
 __all__ = ["Side", "check_layer", "read_pair"]
 
@@ -44,7 +45,7 @@ def read_pair(
             problem("MuData with RNA and ATAC of the same cells", type(mdata).__name__, remedy)
         )
     names = (named(names[0], list(mdata.mod)), named(names[1], list(mdata.mod)))
-    opened = open_data(mdata, modalities=names)
+    opened = open_data(mdata, modalities=names, writes=True)
     layer = checks.per_modality(layers, "layers", names=opened.names, known=opened.mods)
     sides = []
     for name, likelihood in zip(names, likelihoods, strict=True):
@@ -64,7 +65,7 @@ def read_pair(
 
 def check_layer(name: str, side: Side, *, what: str) -> None:
     """Check that a dense layer of all cells and features can be written, and is not that of the counts."""
-    checks.key_added(name, ())
+    check_key(name, argument="layer_added", example="averaged")
     if name == side.layer:
         rule = "`layer_added` other than the layer of the counts"
         remedy = f"Pass for example '{name}_2'"

@@ -86,6 +86,12 @@ def predict(
     (2, 7)
     """
     fit = fits.find(data, key)
+    if isinstance(coords, AnnData):
+        rule, remedy = (
+            "`coords` to be an array [n, D]",
+            "Pass coords.obsm['spatial'], or use gpnsf.tl.project for new counts",
+        )
+        raise TypeError(checks.problem(rule, "AnnData", remedy))
     state = fit.field
     libraries = [str(name) for name in state["libraries"]]
     n_dims = np.asarray(state["centre"]).shape[1]
@@ -129,7 +135,7 @@ def _warn_outside(own: np.ndarray, process: Mapping[str, Any]) -> None:
     outside = int((np.abs(own) > np.minimum(reach, 1.0) + OUTSIDE).any(axis=1).sum())
     if outside > SEVERAL * len(own):
         _log.warning(
-            "%d of %d places lie outside of the fitted tissue, where factors return to their mean. Check that the coordinates are in "
+            "%d of %d places lie outside of the fitted tissue, where factors return to their trend at its edge. Check that the coordinates are in "
             "the unit of the fitted data, with the axes in the same order and direction.",
             outside,
             len(own),
@@ -160,6 +166,10 @@ def _places(
     numbers = pd.RangeIndex(len(coords) if hasattr(coords, "__len__") else 0)
     index = coords.index if isinstance(coords, pd.DataFrame) else numbers
     points = checks.coordinates(coords, where="`coords`", obs_names=[f"row {i}" for i in index])
+    if not len(points):
+        raise ValueError(
+            checks.problem("`coords` with at least one place", "none", "Pass an array [n, D]")
+        )
     if library is None and len(libraries) > 1:
         rule = f"`library` to name one of the sections {libraries}"
         raise ValueError(checks.problem(rule, "None", f"Pass for example library={libraries[0]!r}"))

@@ -13,7 +13,6 @@ import torch
 from anndata import AnnData
 from mudata import MuData
 
-from gpnsf import checks
 from gpnsf.arguments import Arguments, Options, check_arguments
 from gpnsf.checks import Rule, problem
 from gpnsf.core import stored
@@ -27,10 +26,11 @@ from gpnsf.io import fits, write
 from gpnsf.io.fits import Fit
 from gpnsf.io.given import Matched, given, match, mean_size
 from gpnsf.io.measured import resized
-from gpnsf.io.objects import editable, open_data, read_coords
+from gpnsf.io.objects import editable, open_data, owner, read_coords
 from gpnsf.io.read import Layout, read, told_of
 from gpnsf.io.suspicions import units_apart
 from gpnsf.io.tables import takes_tables
+from gpnsf.io.write import check_key
 from gpnsf.keys import SPATIAL, Keys
 from gpnsf.settings import settings
 from gpnsf.tl import diagnostics
@@ -171,8 +171,9 @@ def project(
     }
     check_arguments(own)
     Rule(str, "gpnsf").check("key", key)
+    owner(data, writes=not copy)
     fit = _reference(reference, key)
-    checks.key_added(key_added, data.mod if isinstance(data, MuData) else ())
+    check_key(key_added, data.mod if isinstance(data, MuData) else ())
     put_into = _project(data, fit, match(data, fit, modalities), {**own, "layers": layers})
     data = editable(data, copy=copy)
     put_into(data)

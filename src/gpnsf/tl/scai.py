@@ -14,7 +14,7 @@ from gpnsf.core.companions import scai as core
 from gpnsf.io.companions import SCAI, record_of
 from gpnsf.io.streaming import memory_budget
 from gpnsf.io.tables import takes_tables
-from gpnsf.io.write import Slot, put
+from gpnsf.io.write import Slot, check_key, put
 from gpnsf.keys import Keys
 from gpnsf.settings import settings
 from gpnsf.tl.alone import SMALL, few_threads, one_at_a_time
@@ -165,7 +165,7 @@ def scai(
     for name, rule in RULES.items():
         rule.check(name, params[name])
     sides = read_pair(mdata, (rna, atac), ("poisson", "bernoulli"), layers)
-    checks.key_added(key_added, mdata.mod)
+    check_key(key_added, mdata.mod)
     checks.sizes(
         n_factors, n_obs=mdata.n_obs, n_features=min(side.counts.shape[1] for side in sides)
     )

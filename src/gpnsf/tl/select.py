@@ -12,13 +12,13 @@ import pandas as pd
 from joblib import effective_n_jobs
 from mudata import MuData
 
-from gpnsf import checks
 from gpnsf.arguments import Options, check_arguments, check_names
 from gpnsf.checks import Rule, problem
 from gpnsf.core.presets import PRESETS
 from gpnsf.core.progress import Progress
-from gpnsf.io.objects import open_data
+from gpnsf.io.objects import in_memory, open_data
 from gpnsf.io.tables import takes_tables
+from gpnsf.io.write import check_free
 from gpnsf.settings import settings
 from gpnsf.tl.forecast import forecast
 from gpnsf.tl.search import Search, prepare
@@ -125,13 +125,16 @@ def select_n_factors(
         data,
         modalities=fit_arguments.get("modalities"),
         likelihoods=fit_arguments.get("likelihoods"),
+        writes=True,
     )
+    in_memory(data, "a part for each fit")
+    check_free(data, key_added, example="gpnsf_selection")
     arguments: Options = {"max_steps": max_steps, "progress": False, **fit_arguments}
-    numbers = _first(data) if n_factors is None else sorted(set(n_factors))
+    numbers = _first(data) if n_factors is None else sorted({int(K) for K in n_factors})
     candidates = [
         (K, T)
         for K in numbers
-        for T in ([None] if n_spatial is None else sorted(set(n_spatial)))
+        for T in ([None] if n_spatial is None else sorted({int(T) for T in n_spatial}))
         if (T or 0) <= K
     ]
     if not candidates:
@@ -219,7 +222,6 @@ def _check(
     Rule(int, 2, low=1).check("n_seeds", options["n_seeds"])
     Rule(int, 4, low=1, optional=True).check("n_jobs", options["n_jobs"])
     Rule(str, "gpnsf_selection").check("key_added", options["key_added"])
-    checks.key_added(options["key_added"], ())
     hybrid = tuple(name for name, preset in PRESETS.items() if preset.is_hybrid)
     Rule(str, "gpnsf", options=hybrid).check("model", fit_arguments.get("model", "gpnsf"))
     own = sorted(OWN & fit_arguments.keys())

@@ -10,14 +10,14 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from gpnsf.arguments import Deconvolution
+from gpnsf.arguments import Deconvolution, answering
 from gpnsf.checks import Rule, problem
 from gpnsf.core.companions.deconvolution import Mixture, summarised
 from gpnsf.core.companions.pseudospots import Places
 from gpnsf.core.types import row_sums
 from gpnsf.keys import SPATIAL
 from gpnsf.settings import settings
-from gpnsf.tl.alone import few_threads
+from gpnsf.tl.alone import few_threads, one_at_a_time
 from gpnsf.tl.evaluate_deconvolution import true_amounts
 from gpnsf.tl.reference import counts_of, matched, profiles_of
 from gpnsf.tl.spots import places_of
@@ -39,6 +39,8 @@ class _Known:
     truth: np.ndarray  # [n, C]
 
 
+@answering
+@one_at_a_time
 def train_unrolled(
     sections: AnnData | Sequence[AnnData],
     reference: AnnData | pd.DataFrame,

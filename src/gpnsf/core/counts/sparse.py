@@ -92,15 +92,21 @@ class SparseCounts:
     @property
     def column_sums(self) -> Tensor:
         """``sum_i y_ij`` [P]."""
-        return torch.zeros(self.shape[1], device=self.values.device).index_add_(
-            0, self.columns, self.values
-        )
+        return self._over_columns(lambda values: values)
 
     @cached_property
     def column_squares(self) -> Tensor:
         """``sum_i y_ij^2`` [P]."""
-        squares = torch.zeros(self.shape[1], device=self.values.device)
-        return squares.index_add_(0, self.columns, self.values**2)
+        return self._over_columns(torch.square)
+
+    def _over_columns(self, of: Callable[[Tensor], Tensor]) -> Tensor:
+        """Sums [P] of what is made of the counts, added up in double precision: single would lose ones beside 2^24."""
+        total = torch.zeros(self.shape[1], dtype=torch.float64, device=self.values.device)
+        for columns, values in zip(
+            self.columns.split(CHUNK), self.values.split(CHUNK), strict=True
+        ):
+            total.index_add_(0, columns, of(values.double()))
+        return total.float()
 
     @cached_property
     def histogram(self) -> tuple[Tensor, Tensor, Tensor]:

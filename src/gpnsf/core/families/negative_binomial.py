@@ -46,6 +46,8 @@ class NegativeBinomial(Family):
         Binomial parts share the gamma noise of their rate, unless the probability of each count is
         itself drawn from ``Beta(f theta, (1 - f) theta)``.
         """
+        if dispersion is None:  # not known
+            dispersion = np.zeros(counts.shape[1])
         theta = np.asarray(dispersion)
         # 0: a feature that the fit has not seen
         theta = np.where(theta > 0, theta, LARGEST_SPLIT_THETA)

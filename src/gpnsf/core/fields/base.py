@@ -72,7 +72,6 @@ class AbstractField(nn.Module, ABC):
     """T independent Gaussian processes with a variational posterior over whitened weights u."""
 
     kind: str
-    has_residual: bool  # whether f varies once u is known
     u_loc: nn.Parameter
     u_log_scale: nn.Parameter
     has_given_lengthscale = False
@@ -101,8 +100,11 @@ class AbstractField(nn.Module, ABC):
         """``q(u)``."""
 
     @abstractmethod
-    def conditional(self, u: Tensor, located: Located) -> tuple[Tensor, Tensor]:
-        """Mean and variance [n, T] of ``f(s) | u`` (eq. 13 and 14, diagonal)."""
+    def conditional(self, u: Tensor, located: Located) -> tuple[Tensor, Tensor | None]:
+        """Mean and variance [n, T] of ``f(s) | u`` (eq. 13 and 14, diagonal).
+
+        The variance is None where nothing is left to vary.
+        """
 
     @abstractmethod
     def marginals(self, located: Located) -> tuple[Tensor, Tensor]:
@@ -214,7 +216,7 @@ class AbstractField(nn.Module, ABC):
             self.log_amplitude[factor] = math.log(max(amplitude, AMPLITUDE_RANGE[0]))
             self._ridge(targets, located, noise_sd)
         for name, values in before.items():
-            axis = 0 if name == "log_amplitude" else -2
+            axis = self.factor_axis(name)
             values.index_copy_(axis, *_one(getattr(self, name), factor, axis))
             getattr(self, name).copy_(values)
         others = [k for k in range(self.n_factors) if k != factor]
@@ -223,7 +225,7 @@ class AbstractField(nn.Module, ABC):
 
     def factor_axis(self, name: str) -> int:
         """Axis of a parameter along which the factors stand."""
-        return {"u_loc": -2, "u_log_scale": -2, "slope": -2, "u_tril": 0}.get(name, 0)
+        return {"u_loc": -2, "u_log_scale": -2, "slope": -2}.get(name, 0)
 
     @torch.no_grad()
     def forget(self, factor: int) -> None:

@@ -44,7 +44,6 @@ class HilbertField(AbstractField):
     """
 
     kind = "hilbert"
-    has_residual = False
     basis_0: Tensor
     frequency_sq: Tensor
     node_variance: Tensor | None
@@ -107,10 +106,14 @@ class HilbertField(AbstractField):
             cache["outside"] = torch.as_tensor(outside, dtype=torch.float32, device=device)
         return Located(*to_tensors(coords, library, device), cache)
 
-    def conditional(self, u: Tensor, located: Located) -> tuple[Tensor, Tensor]:
-        """Given u nothing is left to vary."""
+    def conditional(self, u: Tensor, located: Located) -> tuple[Tensor, Tensor | None]:
+        """Given u nothing is left to vary, but for what the process falls back to beyond the nodes."""
         mean = self._interpolate(located, self._nodes(self._own(located, u) * self._spectral_sd()))
-        return mean + self._trend(located), torch.zeros_like(mean)
+        variance = None
+        if "outside" in located.cache:
+            distance = located.cache["outside"][:, None]
+            mean, variance = self._extrapolate(distance, mean, torch.zeros_like(mean))
+        return mean + self._trend(located), variance
 
     def marginals(self, located: Located) -> tuple[Tensor, Tensor]:
         """Interpolated node moments; beyond the nodes the process falls back to its prior."""

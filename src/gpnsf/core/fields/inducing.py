@@ -44,7 +44,6 @@ class InducingField(AbstractField):
     """
 
     kind = "inducing"
-    has_residual = True
     centres: Tensor
     centre_library: Tensor
 

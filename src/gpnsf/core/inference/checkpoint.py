@@ -103,6 +103,7 @@ def fingerprint(
     facts["learnt"] = [name for name, value in tensors if value.requires_grad]
     facts["initial values"] = digest(*(value.detach().cpu().numpy() for _, value in tensors))
     facts["coordinates"] = digest(dataset.coords, dataset.library)
+    facts["batches"] = None if dataset.batch is None else digest(dataset.batch)
     for view in dataset.views:
         facts[f"shape of {view.name}"] = list(view.counts.shape)
         facts[f"counts of {view.name}"] = _digest_of_counts(view.counts)

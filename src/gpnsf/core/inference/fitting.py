@@ -296,10 +296,11 @@ class _Fit:
         value = elbo(model, blocks)
         self._go_on()
         gain = elbo(self.model, self.blocks) - value
-        logger.info("%s: objective %+.0f, %s", change, gain, "kept" if gain > 0 else "undone")
-        if gain <= 0:
+        is_better = gain > 0  # not where it cannot be computed
+        logger.info("%s: objective %+.0f, %s", change, gain, "kept" if is_better else "undone")
+        if not is_better:
             self.model, self.blocks, self.numbers, self.optimisation, self.repairs = before
-        return gain > 0
+        return is_better
 
     def _go_on(self) -> None:
         """Let the model climb as it stands."""
@@ -338,16 +339,15 @@ class _Fit:
             ordered = [k for k in ordered if used[k]]
             chosen = _most_ordered([*spatial, *ordered], order.rank, most_spatial)
             spatial, promoted = [k for k in chosen if k < T], [k for k in chosen if k >= T]
-            if promoted or not all(used):
+            if promoted or len(spatial) < T or not all(used):
                 others = [k for k in range(self.model.n_factors) if used[k] and k not in chosen]
                 self._regroup([*spatial, *promoted, *others], len(spatial) + len(promoted), m)
             adopted = {spatial.index(k): own for k, own in joined.items() if k in spatial}
             adopted |= moves.adopt(self.model, self.blocks, graph, self._tensor(m[:, promoted]))
-        if local:
-            loading_stage.settle(self.model, self.blocks, adopted)
-        return (local_stage.local if local else local_stage.mean_field)(
-            self.model, self.blocks, adopted
-        )
+        if not local:
+            return local_stage.mean_field(self.model, self.blocks)
+        loading_stage.settle(self.model, self.blocks, adopted)
+        return local_stage.local(self.model, self.blocks, adopted)
 
     def _place(self, model: Factorization) -> None:
         self.model, self.blocks = model, model.blocks(self.dataset, self.options["block_size"])

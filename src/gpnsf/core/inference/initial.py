@@ -85,10 +85,12 @@ def starts(
         return
     if n_spatial:
         smoothed = bandwidths(dataset.n_obs, problem.n_counts, deep=problem.deep)
-        for bandwidth in smoothed:
+        for bandwidth in BANDWIDTHS:
             name = f"smooth_{bandwidth:g}"
-            is_wanted = wanted & {"auto", "smooth", name}
-            if is_wanted or ("wide" in wanted and bandwidth == smoothed[-1]):
+            own = {name}  # a start that is asked for by name is made of any counts
+            own |= {"auto", "smooth"} if bandwidth in smoothed else set()
+            own |= {"wide"} if bandwidth == smoothed[-1] else set()
+            if wanted & own:
                 yield problem.finish(name, *problem.smooth(bandwidth))
     if wanted & {"auto", "spot"} or ("smooth" in wanted and not n_spatial):
         yield problem.finish("spot", problem.spot())
@@ -192,7 +194,7 @@ class _Problem:
 
         dense = self.signed.toarray()
         dense[self.observed] -= dense[self.observed].mean(0)
-        n_components = min(self.n_factors, min(dense.shape) - 1)
+        n_components = min(self.n_factors, max(1, min(dense.shape) - 1))
         # constant data have no variance that sklearn could share out
         with np.errstate(invalid="ignore"):
             scores = TruncatedSVD(n_components, random_state=self.seed).fit_transform(dense)

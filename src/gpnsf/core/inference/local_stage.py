@@ -70,13 +70,8 @@ def memory(shapes: Shapes) -> float:
 
 
 @torch.no_grad()
-def mean_field(
-    model: Factorization,
-    blocks: list[Block],
-    adopted: Mapping[int, Adopted] | None = None,
-    gamma: Tensor | None = None,
-) -> LogFactors:
-    """The guide's posterior without a local stage, which takes the rest of the arguments."""
+def mean_field(model: Factorization, blocks: list[Block]) -> LogFactors:
+    """The guide's posterior, without a local stage."""
     moments = [model.marginals(block) for block in blocks]
     m, v = torch.cat([m for m, _ in moments]), torch.cat([v for _, v in moments])
     T = model.n_spatial

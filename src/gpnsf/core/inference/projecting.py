@@ -54,8 +54,12 @@ def project(
         progress=progress,
     )
     progress.stage("refining observations" if refine else "summing up")
-    stage = local_stage.local if refine else local_stage.mean_field
-    log_factors = stage(model, blocks, gamma=_deviations(given, level.device))
+    deviations = _deviations(given, level.device)
+    log_factors = (
+        local_stage.local(model, blocks, gamma=deviations)
+        if refine
+        else replace(local_stage.mean_field(model, blocks), gamma=deviations)
+    )
     progress.step(LOCAL if refine else 0)
     progress.converged = history.converged
     scale = (-level.detach()).exp() if model.nonnegative else _tensor(given.scale, level.device)
@@ -78,7 +82,7 @@ def hold(model: Factorization, given: Given) -> nn.Parameter:
             torch.cat([W, background[:, None]], 1),
             level,
             nonnegative=model.nonnegative,
-            share=1 / len(model.names),
+            share=1 / (len(model.names) * view.weight),  # the objective gives it that weight again
         )
         view.likelihood.hold(
             _tensor(given.dispersion[name], device) if name in given.dispersion else None

@@ -21,13 +21,12 @@ FIRST_LOG_SCALE = -1.0  # of the posterior of a factor that was spatial
 def regrouped(
     old: Factorization, new: Factorization, blocks: list[Block], m: Tensor, order: Sequence[int]
 ) -> Factorization:
-    """Carry all factors of a model over to another one, which has as many.
+    """Carry factors of a model over to another one, which has as many as are named.
 
     Parameters
     ----------
     old, new
-        A fitted model, and one of the same data that was built with another number of spatial
-        factors.
+        A fitted model, and one of the same data that was built for these factors.
     blocks
         Row blocks of the new model.
     m

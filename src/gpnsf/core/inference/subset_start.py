@@ -122,9 +122,7 @@ class SubsetStart:
         with options["progress"].part("beginning with a part of the counts", share):
             run = training.Optimisation(model, _only(part, self.ahead), nested=True, **options)
             run.climb(self.init)
-        start = _continued(
-            model, self._log_factors(model), np.arange(model.n_factors), run.history().best
-        )
+        start = _continued(model, self._log_factors(model), run.history().best)
         factors = torch.as_tensor(start.factors if self.rows is None else start.factors[self.rows])
         for view in part.views if self.ahead else ():
             if view.name != self.ahead:
@@ -152,19 +150,15 @@ def _only(dataset: Dataset, name: str | None) -> Dataset:
 
 
 @torch.no_grad()
-def _continued(
-    model: Factorization, log_factors: Tensor, order: np.ndarray, name: str = "tested"
-) -> Start:
-    """Where a fit has arrived, its factors in another order, as a start."""
+def _continued(model: Factorization, log_factors: Tensor, name: str) -> Start:
+    """Where a fit has arrived, as a start of this name."""
     factors = log_factors.exp().clamp(1e-4, 1e4)
     scale = factors.mean(0)
-    columns = torch.as_tensor(np.append(order, len(order)), device=scale.device)
     widths = torch.cat([scale, torch.ones(1, device=scale.device)])
     loadings = {
-        name: (view.loadings.mean * widths)[:, columns].cpu().numpy()
-        for name, view in model.items()
+        modality: (view.loadings.mean * widths).cpu().numpy() for modality, view in model.items()
     }
-    return Start(name, (factors / scale)[:, columns[:-1]].cpu().numpy(), loadings)
+    return Start(name, (factors / scale).cpu().numpy(), loadings)
 
 
 def _field(model: Factorization, block: Block) -> Tensor:

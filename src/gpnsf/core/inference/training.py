@@ -1,7 +1,7 @@
 """The optimisation: full-batch Adam on Pyro's evidence lower bound, accumulated over row blocks.
 
-The only place with side effects: it moves parameters, draws a progress bar, writes checkpoints, and
-leaves torch's random state as it was. A fit is a :class:`~gpnsf.core.inference.state.State`
+It moves parameters, draws a progress bar, writes checkpoints, and leaves torch's random state as it
+was. A fit is a :class:`~gpnsf.core.inference.state.State`
 and what follows from it, so it can go on from any step.
 """
 

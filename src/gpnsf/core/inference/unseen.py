@@ -16,7 +16,7 @@ N_NEIGHBORS = 6
 
 
 def unseen(blocks: list[Block]) -> Tensor:
-    """Whether [N] a row has no count of any modality."""
+    """Whether [N] a row was held out of every modality, or not measured in any."""
     parts = [torch.stack([size <= 0 for size in block.size.values()]).all(0) for block in blocks]
     return torch.cat(parts)[:, 0]
 

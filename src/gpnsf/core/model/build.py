@@ -107,8 +107,8 @@ def _build_field(
         return HilbertField(
             kernel, n_factors, dataset.n_libraries, extent, lengthscale=lengthscale, n_basis=n_basis
         )
-    centres, library = _inducing_points(dataset, n_inducing or DEFAULT_INDUCING, seed)
-    covariance = "full" if (n_inducing or DEFAULT_INDUCING) <= DEFAULT_INDUCING else "diagonal"
+    wanted = n_inducing or DEFAULT_INDUCING
+    centres, library = _inducing_points(dataset, wanted, seed)
     return InducingField(
         kernel,
         n_factors,
@@ -116,7 +116,7 @@ def _build_field(
         centres,
         library,
         lengthscale=lengthscale,
-        covariance=covariance,
+        covariance="full" if _is_full(wanted, dataset) else "diagonal",
     )
 
 
@@ -128,9 +128,12 @@ def field_size(
         n_axis = float(np.clip(4 / (lengthscale or 0.2), *BASIS_RANGE))
         return hilbert.size(dataset.coords, dataset.n_libraries, n_factors, n_axis)
     wanted = n_inducing or DEFAULT_INDUCING
-    return inducing.size(
-        dataset.n_obs, n_factors, wanted, full=min(wanted, dataset.n_obs) <= DEFAULT_INDUCING
-    )
+    return inducing.size(dataset.n_obs, n_factors, wanted, full=_is_full(wanted, dataset))
+
+
+def _is_full(n_inducing: int, dataset: Dataset) -> bool:
+    """Whether the points that are asked for, or all there are, are few enough for a full covariance."""
+    return min(n_inducing, dataset.n_obs) <= DEFAULT_INDUCING
 
 
 def _inducing_points(dataset: Dataset, n_inducing: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -64,7 +64,7 @@ class FieldFactors(AbstractFactors):
         """``u ~ N(0, I)``, ``f | u`` from the field (eq. 9 and 12), ``e ~ N(0, gamma)``."""
         u = pyro.sample("u", self.field.prior())
         mean, variance = self.field.conditional(u, located)
-        f = pyro.sample("f", self._residual(mean, variance)) if self.field.has_residual else mean
+        f = mean if variance is None else pyro.sample("f", self._residual(mean, variance))
         if not self.nugget.any():
             return f
         prior = dist.Normal(torch.zeros_like(mean), self.nugget.sqrt().expand_as(mean))
@@ -73,8 +73,9 @@ class FieldFactors(AbstractFactors):
     def guide(self, rows: slice, located: Located) -> None:
         """``q(u)`` (eq. 17), f given u as in the prior, and q(e)."""
         u = pyro.sample("u", self.field.posterior())
-        if self.field.has_residual:
-            pyro.sample("f", self._residual(*self.field.conditional(u, located)))
+        mean, variance = self.field.conditional(u, located)
+        if variance is not None:
+            pyro.sample("f", self._residual(mean, variance))
         if self.deviations is not None:
             loc, variance = (part[rows] for part in self.deviations)
             pyro.sample("e", dist.Normal(loc, variance.sqrt()).to_event(2))

@@ -3,7 +3,7 @@
 The last of the K+1 columns is the background. Nonnegative loadings have gamma posteriors,
 
     W_jk ~ Gamma(alpha_k, alpha_k / (mu_k m_j)): few features of a factor are large    (eq. L1)
-    q(W_jk) = Gamma(a_jk, b_jk),  b_jk = alpha_k / (mu_k m_j) + (w / kappa) sum_i nu_i E H_ik  (L2)
+    q(W_jk) = Gamma(a_jk, b_jk),  b_jk = alpha_k / (mu_k m_j) + sum_i nu_i E H_ik / (eta kappa)  (L2)
 
 with the level m_j of the feature, and alpha_k and mu_k estimated for each factor: a factor that the
 counts do not ask for loses its loadings altogether (automatic relevance determination). b is the
@@ -36,8 +36,8 @@ __all__ = [
 ]
 
 FIRST_SHAPE, SHAPES = 0.5, (0.05, 20.0)  # of the prior: where it begins, and its range
-FULL_COUNTS = 100.0  # mean counts of a feature above which its loadings are charged in full
-CHARGES = (0.25, 0.5)  # weight of the divergence of loadings: see docs/decisions.md
+# weight of the divergence of loadings: the mean count of a feature over the first, between the others; see docs/decisions.md
+FULL_COUNTS, CHARGES = 100.0, (0.25, 0.5)
 LEAST_OF_LEAD = 0.1  # charge of the leading modality at the least
 LEVEL_SD = 1.0  # of the log level of a factor in new data, a priori
 SWITCHED_OFF = 1e-6  # loadings of a factor that is not in use, relative to the mean of all
@@ -111,8 +111,11 @@ class AbstractLoadings(nn.Module, ABC):
 
     def switch_off(self, factor: int) -> None:
         """Next to nothing of a factor."""
-        level = getattr(self, "level", torch.ones_like(self.raw[:, 0]))
-        self.put(factor, SWITCHED_OFF * self.mean.detach().mean() * level, None)
+        self.put(factor, SWITCHED_OFF * self.mean.detach().mean() * self._of_each(), None)
+
+    def _of_each(self) -> Tensor:
+        """Level [P] of the features, 1 on average."""
+        return torch.ones_like(self.raw[:, 0])
 
 
 class PointLoadings(AbstractLoadings):
@@ -208,6 +211,10 @@ class GammaLoadings(AbstractLoadings):
         self.charge.copy_(
             (column_sums.mean() / FULL_COUNTS).clamp(LEAST_OF_LEAD if leads else least, most)
         )
+
+    def _of_each(self) -> Tensor:
+        """Levels by total counts."""
+        return self.level
 
     @property
     def n_columns(self) -> int:
