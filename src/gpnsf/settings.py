@@ -68,7 +68,7 @@ class Settings:
     @contextmanager
     def override(self, **values: Any) -> Iterator[Settings]:
         """Set values for the duration of a ``with`` block."""
-        before = {name: getattr(self, name) for name in values}
+        before, level = {name: getattr(self, name) for name in values}, _log.level
         try:
             for name, value in values.items():
                 setattr(self, name, value)
@@ -76,6 +76,7 @@ class Settings:
         finally:
             for name, value in before.items():
                 setattr(self, name, value)
+            _log.setLevel(level)  # which the application may have set by itself
 
 
 def _is_level(value: Any) -> bool:

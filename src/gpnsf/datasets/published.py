@@ -15,7 +15,7 @@ import scipy.sparse as sp
 from anndata import AnnData, read_h5ad
 from anndata.utils import make_index_unique
 
-from gpnsf.checks import problem
+from gpnsf.checks import Rule, problem
 
 __all__ = ["slideseq_hippocampus", "visium_sagittal", "xyzeq_liver"]
 
@@ -74,6 +74,7 @@ def slideseq_hippocampus(path: str | os.PathLike[str]) -> AnnData:
     >>> gpnsf.datasets.slideseq_hippocampus(".").obsm["spatial"]
     array([[3., 4.]])
     """
+    Rule(os.PathLike, "folder").check("path", path)
     if Path(path).suffix == ".h5ad":
         return _checked(_converted(_found(path, "", PUCK)))
     counts = _found(path, "*digital_expression.txt*", PUCK)
@@ -196,6 +197,7 @@ def xyzeq_liver(path: str | os.PathLike[str]) -> AnnData:
 
 def _found(path: str | os.PathLike[str], pattern: str, origin: str) -> Path:
     """The file of a folder, or the path itself without a pattern."""
+    Rule(os.PathLike, "folder").check("path", path)
     folder = Path(path)
     files = sorted(folder.glob(pattern)) if pattern else [folder] * folder.is_file()
     if files:

@@ -26,6 +26,7 @@ __all__ = [
     "held_out",
     "held_out_rows",
     "layer_of",
+    "layer_read",
     "reread",
     "resized",
     "same_totals",
@@ -143,12 +144,16 @@ def resized(view: View, unit: float) -> View:
     return view if unit == 1.0 else replace(view, size=(unit * view.size).astype(np.float32))
 
 
+def layer_read(fit: Fit, modality: str) -> str | None:
+    """The layer that the fit has read, None for ``X``."""
+    known = fit.data.mod if isinstance(fit.data, MuData) else fit.modalities
+    layers = checks.per_modality(fit.params.get("layers"), "layers", names=[modality], known=known)
+    return layers.get(modality)
+
+
 def layer_of(fit: Fit, modality: str) -> str | None:
     """The layer that holds what the fit has read, None for ``X``: the one it was, or where a copy of it is."""
-    known = fit.data.mod if isinstance(fit.data, MuData) else fit.modalities
-    asked = checks.per_modality(
-        fit.params.get("layers"), "layers", names=[modality], known=known
-    ).get(modality)
+    asked = layer_read(fit, modality)
     totals, mod = fit.total(modality), fit.modalities[modality]
     if totals is None:
         return asked

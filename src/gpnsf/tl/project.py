@@ -13,9 +13,10 @@ import torch
 from anndata import AnnData
 from mudata import MuData
 
-from gpnsf.arguments import Arguments, Options, check_arguments
+from gpnsf.arguments import Arguments, Options, check_arguments, plain
 from gpnsf.checks import Rule, problem
 from gpnsf.core import stored
+from gpnsf.core.families import FAMILIES
 from gpnsf.core.fields.base import LENGTHSCALE_RANGE
 from gpnsf.core.inference.projecting import project as infer
 from gpnsf.core.model.build import BASIS_RANGE
@@ -25,8 +26,8 @@ from gpnsf.core.types import Dataset, Given
 from gpnsf.io import fits, write
 from gpnsf.io.fits import Fit
 from gpnsf.io.given import Matched, given, match, mean_size
-from gpnsf.io.measured import resized
-from gpnsf.io.objects import editable, open_data, owner, read_coords
+from gpnsf.io.measured import layer_read, resized
+from gpnsf.io.objects import editable, modality_of, open_data, owner, read_coords
 from gpnsf.io.read import Layout, read, told_of
 from gpnsf.io.suspicions import units_apart
 from gpnsf.io.tables import takes_tables
@@ -87,7 +88,8 @@ def project(
     modalities
         Names of the modalities to use. Default: those that both objects have. An AnnData is the only modality of the reference.
     layers
-        Layer that holds the new counts, by modality or for all. Default: ``X``.
+        Layer that holds the new counts, by modality or for all. Default: the layer of the fit, where the new data have one of this name, else
+        ``X``; a model of real values needs the former.
     spatial_key
         Name of the coordinates in ``obsm`` of the new data.
     library_key
@@ -192,7 +194,7 @@ def _project(
 ) -> Callable[[AnnData | MuData], None]:
     """Infer the factors, and return what writes them into the object or its copy."""
     began = time.perf_counter()
-    asked = _asked(fit, matched, own)
+    asked = _asked(fit, matched, {**own, "layers": _layers(data, fit, matched, own["layers"])})
     dataset, layout = _read(data, fit, matched, asked)
     sizes = mean_size(fit, matched, data, layout, asked.reading.size_factors)
     dataset = replace(dataset, views=tuple(resized(v, sizes[v.name]) for v in dataset.views))
@@ -227,7 +229,7 @@ def _project(
 def _asked(fit: Fit, matched: Matched, own: Options) -> Arguments:
     """How the reference was fitted, with what is read here."""
     names = list(matched.use)
-    kept = {name: _plain(value) for name, value in fit.params.items() if name not in NOT_KEPT}
+    kept = {name: plain(value) for name, value in fit.params.items() if name not in NOT_KEPT}
     weights = stored.modality_weights(fit.uns)
     same = own["size_factors"] == AS_REFERENCE
     return Arguments.of(
@@ -243,9 +245,25 @@ def _asked(fit: Fit, matched: Matched, own: Options) -> Arguments:
     )
 
 
-def _plain(value: Any) -> Any:
-    """A Python scalar, where a file has given one of numpy."""
-    return value.item() if isinstance(value, np.generic) else value
+def _layers(data: AnnData | MuData, fit: Fit, matched: Matched, asked: Any) -> Any:
+    """The layers to read: those asked for, else those of the fit, as far as the new data have them.
+
+    Counts may be elsewhere in new data, in X for example. Values with a sign were made of counts, and are where the fit had them.
+    """
+    if asked is not None:
+        return asked
+    layers = {}
+    for name in matched.use:
+        layer, mod = layer_read(fit, name), modality_of(data, name)
+        if layer is None:
+            continue
+        if layer in mod.layers:
+            layers[name] = layer
+        elif FAMILIES[fit.likelihoods[name]].signed:
+            rule = f"layer {layer!r} in modality {name!r}, which the fit has read"
+            remedy = "Make it as in the data of the fit, for example with gpnsf.pp.normalise, or name another with `layers`"
+            raise ValueError(problem(rule, f"{list(mod.layers)}", remedy))
+    return layers or None
 
 
 def _read(

@@ -77,6 +77,9 @@ def profiles_of(
     With ``reliable`` of genes alone whose means differ more between types than they are uncertain.
     """
     if isinstance(reference, pd.DataFrame):
+        if reference.empty:
+            remedy = "Pass a table of genes by types, or cells with `label_key`"
+            raise ValueError(problem("profiles in `reference`", f"shape {reference.shape}", remedy))
         if reliable:
             remedy = "Pass the cells as AnnData, or leave `reliable_genes` out"
             raise ValueError(problem("cells for `reliable_genes`", "a table of means", remedy))
