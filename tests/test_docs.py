@@ -56,6 +56,7 @@ def calls(code: str) -> list[tuple[str, set[str]]]:
         ("\\max({:,}, n))$", subset_start.FEWEST),
         ("from {:g} half-widths on", base.TISSUE),
         ("more than {:g} times as much as in most spatial factors", order.MANY_TIMES),
+        ("or more than {:g} in any case", order.MOSTLY),
         ("hardly ask for (less than {:g} % of them", 100 * standing.SPARE),
     ],
 )

@@ -128,7 +128,7 @@ def test_a_fit_settles_once_at_the_end(bereft, monkeypatch):
     assert (np.diff(history.seconds) > 0).all()
 
 
-WITH_SINGLE_SPOTS = SimpleNamespace(rows=np.arange(900), has_single_spots=True)
+TEST = SimpleNamespace(rows=np.arange(900))
 
 
 @pytest.fixture
@@ -144,7 +144,7 @@ def misplaced(bereft):
 def test_a_factor_of_single_spots_loses_the_field_that_it_began_with(misplaced):
     run, truth = misplaced
     objective = fitting.elbo(run.model, run.blocks)
-    run.release(WITH_SINGLE_SPOTS)
+    run.release(TEST)
     assert run.model.n_spatial == 4
     assert worst(run, truth) > 0.9
     assert fitting.elbo(run.model, run.blocks) > objective
@@ -155,7 +155,7 @@ def test_it_keeps_it_where_the_objective_is_not_higher(misplaced, monkeypatch):
     objectives = iter([0.0, -1.0])
     monkeypatch.setattr(fitting, "elbo", lambda model, blocks: next(objectives))
     model = run.model
-    run.release(WITH_SINGLE_SPOTS)
+    run.release(TEST)
     assert run.model is model
     assert next(objectives, None) is None, "it was tried"
 
@@ -163,12 +163,5 @@ def test_it_keeps_it_where_the_objective_is_not_higher(misplaced, monkeypatch):
 def test_fields_that_follow_neighbours_are_left_alone(bereft):
     run, _ = bereft
     model = run.model
-    run.release(WITH_SINGLE_SPOTS)
-    assert run.model is model
-
-
-def test_without_a_factor_of_single_spots_in_held_out_counts_all_fields_are(misplaced):
-    run, _ = misplaced
-    model = run.model
-    run.release(SimpleNamespace(rows=np.arange(900), has_single_spots=False))
+    run.release(TEST)
     assert run.model is model

@@ -276,7 +276,7 @@ class _Fit:
         """
         m, T, K = self.log_factors(), self.model.n_spatial, self.model.n_factors
         in_use = np.flatnonzero(self._used(m)[:T])
-        if not (len(in_use) and self.model.has_posterior and test.has_single_spots):
+        if not (len(in_use) and self.model.has_posterior):
             return False
         beyond, size = self._own_order(test, m).beyond, self.sizes(m)
         out = in_use[misplaced(beyond[in_use], size[in_use])]

@@ -35,8 +35,8 @@ INHERITED = 1 / 3
 # of what spatial factors have of it, the share of a factor that is order because it holds some of them
 MIXED = 1 / 3
 # of what the same spots tell of a field, the share that neighbours do not tell above which it may be
-# none, and above how many times that of most fields
-BEYOND, MANY_TIMES = 0.25, 2.5
+# none, and above how many times that of most fields; and the share above which it always may
+BEYOND, MANY_TIMES, MOSTLY = 0.25, 2.5, 0.65
 SCATTER = 4.0  # of z over factors with the same order: three standard deviations
 BELOW = 0.6  # share of the z of another factor below which a factor has less because of that one
 # standard deviations of the order that real differences between spots have by chance, taken off z
@@ -116,13 +116,14 @@ def clear_order(z: np.ndarray, repeated: np.ndarray, n_spatial: int) -> np.ndarr
 
 
 def misplaced(beyond: np.ndarray, size: np.ndarray) -> np.ndarray:
-    """Which fields [T] follow neighbours much less than most do, by :func:`beyond_neighbours`.
+    """Which fields [T] hardly follow neighbours, by :func:`beyond_neighbours`, or much less than most do.
 
-    Most are those with half of the sizes.
+    Most are those with half of the sizes. The one that follows them the most is none of these.
     """
     order = np.argsort(beyond)
     half = np.searchsorted(np.cumsum(size[order]), size.sum() / 2)
-    return beyond > max(BEYOND, MANY_TIMES * beyond[order[half]])
+    bound = min(MOSTLY, max(BEYOND, MANY_TIMES * beyond[order[half]]))
+    return beyond > max(bound, beyond[order[0]])
 
 
 def standard(values: np.ndarray) -> np.ndarray:

@@ -71,27 +71,17 @@ class SpatialTest:
         As many as the test itself began with where no factor has order.
         """
         noise = max(0.0, 1 - self.growth / AMPLE)
-        has_order = self._has_order()
+        T, root = self.n_spatial, np.sqrt(2)
+        has_order = [
+            np.append(passed(root * z[:T]), clear_order(root * z, root * repeated, T)[T:])
+            for z, repeated in zip(self.z, self.repeated, strict=True)
+        ]
         plain = [
             np.where(repeated > CLEAR_Z, 1.0, noise)[used & ~ordered].sum()
             for ordered, used, repeated in zip(has_order, self.used, self.repeated, strict=True)
         ]
         found = any((used & own).any() for used, own in zip(self.used, has_order, strict=True))
         return len(self.z[0]) - round(np.mean(plain)) if found else self.n_spatial
-
-    @property
-    def has_single_spots(self) -> bool:
-        """Whether the other half of the counts confirms, spot by spot, a factor without spatial order."""
-        halves = zip(self._has_order(), self.used, self.repeated, strict=True)
-        return any((used & ~own & (again > CLEAR_Z)).any() for own, used, again in halves)
-
-    def _has_order(self) -> list[np.ndarray]:
-        """Which factors [K] of each half have spatial order."""
-        T, root = self.n_spatial, np.sqrt(2)
-        return [
-            np.append(passed(root * z[:T]), clear_order(root * z, root * repeated, T)[T:])
-            for z, repeated in zip(self.z, self.repeated, strict=True)
-        ]
 
     def order(self, log_factors: np.ndarray, size: np.ndarray) -> Order:
         """Order of the factors of another fit, by the factors most like each.
