@@ -119,7 +119,7 @@ FAULTS = (
     ),
     # ---- io --------------------------------------------------------------------------------------
     Fault(  # size factors of the cells of a modality go to the first rows of the object
-        "io/read.py",
+        "io/sizes.py",
         "column.index = opened.rows[name]",
         "column.index = pd.RangeIndex(len(column))",
         ("io/test_read.py",),

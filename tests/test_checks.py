@@ -85,21 +85,6 @@ def test_the_number_of_factors_may_equal_the_smaller_side():
         checks.sizes(9, n_obs=20, n_features=8)
 
 
-def test_keys_that_are_free(subtests):
-    for key in ("gpnsf", "X", "rna_fit", "a:b"):
-        with subtests.test(key=key):
-            checks.key_added(key, ["rna", "atac"])
-
-
-def test_keys_that_shadow_a_modality(subtests):
-    for key, modalities in (("rna", ["rna"]), ("fit", ["X_fit"]), ("fit", ["X_fit_std"])):
-        with (
-            subtests.test(key=key, modalities=modalities),
-            pytest.raises(ValueError, match="reserves"),
-        ):
-            checks.key_added(key, modalities)
-
-
 def test_per_modality_takes_a_string_for_all_or_a_dict_for_some():
     names, known = ["rna", "atac"], ["rna", "atac", "protein"]
     assert checks.per_modality(None, "layers", names=names, known=known) == {}

@@ -675,3 +675,12 @@ def test_text_of_the_wrong_kind_is_refused(subtests, path, content):
         with subtests.test(text=text):
             path.write_bytes(rewritten(content, "facts", npy(np.frombuffer(text, dtype=np.uint8))))
             assert len(re.sub(r"'.*fit.npz'", "", refused(path))) < 800
+
+
+def test_other_batches_are_another_fit():
+    model, dataset = problem()
+    one, other = (
+        fingerprint(model, replace(dataset, batch=np.arange(dataset.n_obs) // size), {})["batches"]
+        for size in (30, 20)
+    )
+    assert one != other

@@ -138,3 +138,11 @@ def test_open_peaks_have_their_share_of_the_rate():
     ):
         assert -np.log1p(-part.mean()) == pytest.approx(rate, rel=0.05)
         assert set(part.data) == {1.0}
+
+
+def test_halves_without_a_dispersion_are_those_of_poisson_counts():
+    counts = sp.csr_matrix(np.full((200, 3), 40.0, np.float32))
+    observed = np.ones(200, bool)
+    first, second = FAMILIES["nb"].halves(counts, observed, np.random.default_rng(0))
+    np.testing.assert_array_equal((first + second).toarray(), counts.toarray())
+    assert first.toarray().var() == pytest.approx(10, rel=0.3)  # binomial

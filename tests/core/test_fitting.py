@@ -165,3 +165,20 @@ def test_fields_that_follow_neighbours_are_left_alone(bereft):
     model = run.model
     run.release(TEST)
     assert run.model is model
+
+
+def test_a_change_whose_objective_cannot_be_computed_is_undone(misplaced, monkeypatch):
+    run, _ = misplaced
+    objectives = iter([0.0, np.nan])
+    monkeypatch.setattr(fitting, "elbo", lambda model, blocks: next(objectives))
+    model = run.model
+    assert not run.release(TEST)
+    assert run.model is model
+
+
+def test_no_more_factors_have_a_field_at_the_end_than_may_be_spatial(bereft):
+    run, _ = bereft
+    order = fitting.Order(*np.full((3, 7), 9.0) * np.arange(7, 0, -1))
+    run.end(order, 3, local=False)
+    assert run.model.n_spatial == 3
+    assert run.model.n_factors == 7

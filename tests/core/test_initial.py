@@ -217,3 +217,13 @@ def test_a_start_is_near_a_clear_truth(subtests):
         with subtests.test(kind=kind):
             assert nearness(kind) > 0.8
     assert nearness("random") < 0.3
+
+
+def test_a_start_that_is_named_is_made_of_any_counts():
+    """Half of the counts may be deep where the other half, which has named it, is not."""
+    dataset = toy_dataset({"rna": "poisson"}, n_features=200)
+    offered = initial.bandwidths(60, 1e3, deep=True)
+    (missing, *_) = [own for own in initial.BANDWIDTHS if own not in offered]
+    assert dataset.views[0].counts.sum(1).mean() > initial.DEEP
+    (start,) = starts(dataset, kinds=[f"smooth_{missing:g}"])
+    assert start.name == f"smooth_{missing:g}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 from pathlib import Path
 
@@ -223,3 +224,25 @@ def test_a_link_goes_on_leading_to_the_result(adata, tmp_path):
     assert (tmp_path / "out.zarr").is_symlink()
     assert [path.name for path in (tmp_path / "disk" / "out.zarr").iterdir()] == ["new"]
     assert sorted(path.name for path in (tmp_path / "disk").iterdir()) == ["out.zarr"]
+
+
+def test_two_writers_of_one_path_do_not_touch_what_the_other_writes(tmp_path):
+    path = tmp_path / "out.txt"
+    with replacing(path) as one:
+        one.write_text("one")
+        with replacing(path) as other:
+            other.write_text("other")
+        assert path.read_text() == "other"
+    assert path.read_text() == "one"
+    assert [left.name for left in tmp_path.iterdir()] == ["out.txt"]
+
+
+def test_what_a_killed_writer_has_left_goes_after_a_day(tmp_path):
+    path = tmp_path / "out.txt"
+    old, new = (tmp_path / f".out.{name}.partial.txt" for name in ("0", "1"))
+    for left in (old, new):
+        left.write_text("half")
+    os.utime(old, (0, 0))
+    with replacing(path) as partial:
+        partial.write_text("whole")
+    assert sorted(left.name for left in tmp_path.iterdir()) == [new.name, "out.txt"]

@@ -284,3 +284,23 @@ def test_mean_and_sd_stand_side_by_side(toy):
     assert axes[0].get_subplotspec().get_gridspec().ncols % 2 == 0
     with pytest.raises(ValueError, match="`moment`"):
         spatial_factors(toy, moment=())
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"vmin": 2, "vmax": 1}, "`vmin` and `vmax` to be finite and rising"),
+        ({"vmin": np.nan}, "`vmin` and `vmax` to be finite"),
+        ({"quantiles": (1, 0)}, "`quantiles` to be finite and rising, from 0 to 1"),
+        ({"quantiles": (-1, 1)}, "`quantiles`"),
+        ({"quantiles": 3}, "`quantiles`"),
+    ],
+)
+def test_ends_of_the_colours_are_a_lower_and_an_upper_one(toy, options, says):
+    with pytest.raises(ValueError, match=says):
+        spatial_factors(toy, show=False, **options)
+
+
+def test_a_colour_map_is_one_of_matplotlib(toy):
+    with pytest.raises(KeyError, match=r"`cmap` to exist in matplotlib .*viridis"):
+        spatial_factors(toy, cmap="nope", show=False)

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+import sections
 from anndata import AnnData
 from mudata import MuData
 from objective import at_each_call
@@ -922,3 +923,49 @@ def test_a_rest_does_not_take_the_place_of_the_pattern_that_it_is_of(data_file):
     gpnsf.tl.fit(adata, likelihoods="nb", progress=False, **options)
     spatial = adata.obsm["X_gpnsf"][:, adata.uns["gpnsf"]["is_spatial"]]
     assert match_factors(adata.obsm["true_factors"][:, :4], spatial)[1].min() > 0.98
+
+
+def test_one_factor_has_a_field():
+    adata = sections.section()
+    gpnsf.tl.fit(adata, n_factors=1, max_steps=2, split="assumed", progress=False)
+    assert adata.uns["gpnsf"]["is_spatial"].tolist() == [True]
+
+
+@pytest.mark.parametrize("model", ["rsf", "fa"])
+def test_a_single_feature_has_a_factor(model):
+    adata = sections.section()[:, :1].copy()
+    gpnsf.tl.fit(adata, model, n_factors=1, likelihoods="gaussian", max_steps=2, progress=False)
+    assert np.isfinite(adata.obsm["X_gpnsf"]).all()
+
+
+def test_size_factors_far_from_most_are_refused():
+    adata = sections.section()
+    for value in (1e-8, 1e30):
+        adata.obs["size"] = np.where(np.arange(adata.n_obs) == 3, value, 1.0)
+        with pytest.raises(ValueError, match=r"within 10000 times their median; got 1 of"):
+            gpnsf.tl.fit(adata, n_factors=2, size_factors="size", progress=False)
+
+
+def test_what_was_made_from_an_earlier_fit_is_named(caplog):
+    adata = sections.section()
+    quick = {"n_factors": 2, "max_steps": 2, "split": "assumed", "progress": False}
+    gpnsf.tl.fit(adata, **quick)
+    gpnsf.tl.domains(adata, n_domains=2)
+    gpnsf.tl.denoise(adata)
+    for key, told in (("other", 0), ("gpnsf", 1)):
+        caplog.clear()
+        gpnsf.tl.fit(adata, key_added=key, **quick)
+        texts = [text for text in caplog.messages if "takes the place of" in text]
+        assert len(texts) == told
+    assert "obs['gpnsf_domain'] and layers['gpnsf_denoised']" in texts[0]
+
+
+def test_batches_of_single_observations_are_told(caplog):
+    adata = sections.section()
+    adata.obs["cell"] = adata.obs_names
+    quick = {"n_factors": 2, "max_steps": 2, "split": "assumed", "progress": False}
+    gpnsf.tl.fit(adata, batch_key="cell", **quick)
+    limit = 5 * adata.n_obs**0.5
+    assert any("names" in text and "batches" in text for text in caplog.messages) is (
+        adata.n_obs > limit
+    )

@@ -315,3 +315,10 @@ def test_views_and_a_single_factor_are_refused(planted):
 def test_a_score_is_a_column_of_numbers(linked):
     with pytest.raises(TypeError, match="numbers in column 'gene'"):
         evaluate_links(linked, linked.uns["true_links"], score="gene")
+
+
+@pytest.mark.parametrize("ends", [[5, 1], [0, np.nan], [0], "near"])
+def test_ends_of_bins_rise(linked, ends):
+    link_peaks(linked)
+    with pytest.raises(ValueError, match="`distances` to be rising ends of bins"):
+        evaluate_links(linked, linked.uns["true_links"], distances=ends)

@@ -235,3 +235,18 @@ def test_the_training_object_gets_its_own_factors_back():
     np.testing.assert_allclose(one.mean(0), 1.0, atol=0.06)
     old, new = (gpnsf.tl.evaluate(each).set_index("modality").deviance for each in (data, again))
     np.testing.assert_allclose(new, old, rtol=0.05)
+
+
+def test_the_layer_of_the_fit_is_read_by_default():
+    old = sections.section()
+    gpnsf.pp.normalise(old)
+    gpnsf.tl.fit(old, "rsf", n_factors=2, layers="normalised", max_steps=5, progress=False)
+    new = sections.section()
+    with pytest.raises(ValueError, match=r"Expected layer 'normalised'.*gpnsf\.pp\.normalise"):
+        gpnsf.tl.project(new, old, progress=False)
+    gpnsf.pp.normalise(new)
+    for layers in (None, "normalised"):
+        found = gpnsf.tl.project(new, old, layers=layers, max_steps=3, copy=True, progress=False)
+        if layers is None:
+            first = found.obsm["X_gpnsf"]
+    np.testing.assert_array_equal(found.obsm["X_gpnsf"], first)

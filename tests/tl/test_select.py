@@ -339,3 +339,19 @@ def test_numbers_are_found():
     )
     assert abs(table.attrs["n_factors"] - 7) <= 1
     assert abs(table.attrs["n_spatial"] - 4) <= 1
+
+
+def test_a_disk_that_fills_up_ends_no_search(tmp_path, monkeypatch, caplog):
+    finished = Finished(tmp_path / "search.npz", {"what": "search"})
+    before = (tmp_path / "search.npz").read_bytes()
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", full)
+    for name in ("one", "two"):
+        finished.keep(name, {"deviance": np.ones(2)})
+    assert [text for text in caplog.messages if "could not be written (No space left" in text]
+    assert len(caplog.messages) == 1
+    assert list(finished.found) == ["one", "two"]
+    assert (tmp_path / "search.npz").read_bytes() == before

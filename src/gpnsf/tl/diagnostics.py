@@ -219,8 +219,8 @@ def _basis(fitted: _Fitted) -> Iterator[str]:
         yield (
             f"The field keeps {kept[rough].min():.0%} of the prior variance of {_listed(names, rough)}: "
             f"kernel {kernel!r} at this length scale is too rough for {n_basis} basis functions per axis, "
-            "and the variance that is lost counts as noise of single spots. Compare with a fit with field='inducing', or "
-            "with a smoother kernel."
+            "and the variance that is lost counts as noise of single spots. Compare with a fit with field='inducing', which takes "
+            f"longer (gpnsf.tl.forecast says how long){'' if kernel == 'rbf' else ', or with a smoother kernel'}."
         )
 
 

@@ -223,10 +223,10 @@ def _total_deviance(
 
 
 def grouped_deviance(
-    data: AnnData | MuData, groups: np.ndarray, *, layer: str, key: str = "gpnsf"
+    data: AnnData | MuData, groups: np.ndarray, *, layer: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Deviance and null deviance [G] of the counts in a layer, by group [N] of the training rows, modalities added up."""
-    fit = fits.find(data, key)
+    fit = fits.find(data)
     total = np.zeros((2, groups.max() + 1))
     for name in fit.modalities:
         own = judged(fit, name)

@@ -48,6 +48,7 @@ __all__ = ["bandwidths", "lead", "loadings_at", "memory", "starts"]
 BANDWIDTHS, OF_DEEP = (0.0, 0.06, 0.1, 0.16), (0.0, 0.1)
 MAX_FEATURES = 4_000  # features that a start looks at
 MANY = 5_000_000  # nonzero counts above which two starts must do, as above LARGE spots
+OF_SPOTS, OF_LOADINGS = 12, 7  # updates of single spots beside fixed factors, and of loadings
 BACKGROUND_SHARE = 0.3  # share of the signal that the constant column starts with
 DEEP = 50  # counts a spot from which bins tell patterns, nonspatial ones too, from noise
 
@@ -197,7 +198,11 @@ class _Problem:
         n_components = min(self.n_factors, max(1, min(dense.shape) - 1))
         # constant data have no variance that sklearn could share out
         with np.errstate(invalid="ignore"):
-            scores = TruncatedSVD(n_components, random_state=self.seed).fit_transform(dense)
+            scores = (
+                TruncatedSVD(n_components, random_state=self.seed).fit_transform(dense)
+                if dense.shape[1] > 1
+                else dense
+            )
         scores = np.pad(
             scores / (scores.std(0) + 1e-6), ((0, 0), (0, self.n_factors - n_components))
         )
@@ -268,9 +273,7 @@ class _Problem:
             self._seen[name] = bins, features, binned
         return self._seen[name]
 
-    def _add_nonspatial(
-        self, spatial: Tensor, n_nonspatial: int, W: Tensor | None, n_updates: int = 12
-    ) -> Tensor:
+    def _add_nonspatial(self, spatial: Tensor, n_nonspatial: int, W: Tensor | None) -> Tensor:
         """Nonspatial factors [N, K-T] by updates of single spots, beside fixed spatial factors.
 
         ``W`` [P', K] are loadings to begin with, if they are known.
@@ -293,7 +296,7 @@ class _Problem:
                 torch.as_tensor(_mean_counts(self.counts, self.size))[:, None] * share * noise
                 + 1e-8
             )
-        for power in powers(n_updates):
+        for power in powers(OF_SPOTS):
             updated, W = step(counts, size, H, W, power)
             H = torch.cat([H[:, :T], updated[:, T:]], 1)
         return H
@@ -340,9 +343,7 @@ def _strength(view: View) -> float:
     return view.weight * float(view.counts.sum()) / view.counts.shape[1] ** 0.5
 
 
-def loadings_at(
-    view: View, counts: SparseCounts, factors: Tensor, n_updates: int = 7
-) -> np.ndarray:
+def loadings_at(view: View, counts: SparseCounts, factors: Tensor) -> np.ndarray:
     """Loadings [P, K+1] at fixed factors and constant column, by multiplicative updates."""
     family = FAMILIES[view.likelihood]
     if family.signed:
@@ -351,7 +352,7 @@ def loadings_at(
     K = factors.shape[1]
     share = torch.tensor([(1 - BACKGROUND_SHARE) / K] * K + [BACKGROUND_SHARE])
     W = torch.as_tensor(_mean_counts(view.counts, view.size))[:, None] * share + 1e-9
-    for power in powers(n_updates):
+    for power in powers(OF_LOADINGS):
         W = W * relaxed(counts.half_loadings(A, W, family.link) / A.sum(0), power) + 1e-12
     return W.numpy()
 

@@ -42,6 +42,7 @@ SD_CAP = 9.0
 # ratio of the variance of spatial log factors to what the counts leave open: see docs/decisions.md
 MIXING = 1.44
 LARGEST_SHIFT = 12.0  # of log loadings, to match the observed totals
+MOST_STEPS = 30  # of the search for it
 FEATURES = 10_000  # whose covariances [P, K, K] are made at a time
 PLACES = 20_000  # where a field is predicted at a time: inducing points need arrays [n, T, M]
 # size of a factor of which nothing is left: signed models may be asked for more than the data hold
@@ -248,11 +249,10 @@ class _Result:
         name: str,
         blocks: list[Block],
         observed: float,
-        n_iterations: int = 30,
     ) -> None:
         """Newton steps in the log factor, halved where they leave the solution's bracket."""
         W, at, low, high = self.loadings[name], 0.0, -LARGEST_SHIFT, LARGEST_SHIFT
-        for _ in range(n_iterations):
+        for _ in range(MOST_STEPS):
             total, slope = self._totals(likelihood, name, blocks)
             # probabilities that cannot grow any more
             saturated = total < observed and slope <= 1e-4 * total
