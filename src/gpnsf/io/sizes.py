@@ -13,7 +13,7 @@ from gpnsf.io.objects import Opened
 __all__ = ["SIZE_FLOOR", "in_column", "relative_totals", "size_column"]
 
 SIZE_FLOOR = 0.05  # smallest size factor from totals: empty spots take the value of the field
-SPREAD = 1e4  # of size factors around their median
+SPREAD = 1e6  # of size factors around their median
 
 
 def relative_totals(totals: np.ndarray, train: np.ndarray | slice = slice(None)) -> np.ndarray:
