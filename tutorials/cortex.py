@@ -101,11 +101,11 @@ print(*mdata.uns["gpnsf"]["factor_names"])
 #   `likelihoods={"atac": "poisson"}` would keep it.
 # - *weight of atac*: the modalities weigh by what held-out counts confirm of their loadings, genes 1 and peaks .14. Most of what 2,000 sparse peaks
 #   seem to say is noise, so the factors follow the genes, and the peaks help. Nothing has to be done.
-# - *The field keeps 67 % of the prior variance* of three factors, among them the two glia below. The length scales of the glia (80 and 68 µm) are
-#   hardly longer than the distance of two spots (60 µm), so the smooth field cannot follow them, and takes for noise of single spots what it misses.
+# - *The field keeps 64 % of the prior variance* of two factors, one of them the oligodendrocytes below. Where a length scale is hardly longer than
+#   the distance of two spots (60 µm), the smooth field cannot follow the factor, and takes for noise of single spots what it misses.
 #   The message says what to do: compare with a fit with `field="inducing"`. We did so with an earlier version of this fit. It took eight times as
-#   long, so it is not repeated here. The two glia lay in the same spots (correlations of 1.00 and .99), but with length scales two to three times
-#   as long. So we trust the maps, and do not read the length scales of these factors.
+#   long, so it is not repeated here. Both kinds of glia lay in the same spots (correlations of 1.00 and .99), but with length scales two to three
+#   times as long. So we trust the maps, and do not read the length scales of these factors.
 #
 # ## The factors
 
@@ -116,8 +116,7 @@ plt.show()
 
 # %% [markdown]
 # The narrow part at the top is white matter, the lower edge is the surface of the brain. Most spatial factors are bands between these two, and two
-# are glia. The last spatial one is a smooth slope towards the far end of the white matter and holds 3 % of the signal: a remnant, which we do not
-# read. The nonspatial ones are single spots all over the tissue: in held-out counts, their neighbours do not resemble each other.
+# are glia. The nonspatial ones are single spots all over the tissue: in held-out counts, their neighbours do not resemble each other.
 #
 # ## Marker genes
 
@@ -129,9 +128,9 @@ best.groupby("factor", observed=True)["feature"].agg(", ".join).to_frame("best g
 # The genes say what the factors are. *Cux2* and *Cux1*: upper layers; *Hs3st4* and *Foxp2*: layer 6; *Plp1* and *Mbp*: oligodendrocytes; *Slc1a2*
 # and *Slc1a3*: astrocytes; *Nxph1* and *Adarb2*: two families of interneurons, which are sparse in all layers. Two bands are told better by their
 # maps than by their genes: the one with *Il1rapl2* is layer 4, and the weaker one with *Tox* and *Tenm3*, between layers 4 and 6, is layer 5. The
-# genes of the remnant have nothing in common.
+# genes of the first nonspatial factor have nothing in common: a remnant, which we do not read.
 #
-# How far to trust that? Layer 5 is the weak point: it is thin, has few spots, and its factor holds 6.7 % of the signal. An earlier version of
+# How far to trust that? Layer 5 is the weak point: it is thin, has few spots, and its factor is the smallest of the spatial ones. An earlier version of
 # this fit, which differed in details of the search only, gave it no factor, and its spots went into the others. So compare fits with several values
 # of `seed` before you say that a layer has a programme of its own, or that it has none.
 #
@@ -150,7 +149,7 @@ plt.show()
 
 # %% [markdown]
 # Genes follow their factor well. Peaks do so less: each is seen open or closed, and a spot of the right place may well show it closed. Those of
-# white matter (upper row) are open mostly there: 86 and 67 % of their expected signal comes from this factor. Those of layer 6 (lower row) are
+# white matter (upper row) are open mostly there: most of their expected signal comes from this factor. Those of layer 6 (lower row) are
 # open in many other places too, but more densely in the band.
 #
 # How many peaks can be told to belong to a factor? A score above 0 says that the factor has more of the peak than the section has, as far as its
@@ -162,7 +161,7 @@ certain = peaks[peaks["score"] > 0]
 certain.groupby("factor", observed=False).size().reindex(names, fill_value=0).to_frame("peaks")
 
 # %% [markdown]
-# Both kinds of glia have about a hundred such peaks, three of the layers 30 to 50 each, and one family of interneurons half as many. Layer 5, the
+# Both kinds of glia have about a hundred such peaks, three of the layers 40 to 60 each, and one family of interneurons fewer than 20. Layer 5, the
 # weakest of the bands, has none, like the remnant: the neurons of the layers share most of their open chromatin, and at a few hundred fragments a
 # spot most differences are not seen peak by peak. That is a reason to fit both modalities at once: genes find the factor, and its peaks follow.
 #
