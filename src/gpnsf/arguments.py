@@ -24,6 +24,7 @@ __all__ = [
     "Options",
     "Reading",
     "Training",
+    "all_plain",
     "answering",
     "check_arguments",
     "check_given",
@@ -212,7 +213,8 @@ def answering(function: Callable[P, T]) -> Callable[P, T]:
     def called(*args: P.args, **kwargs: P.kwargs) -> T:
         known_arguments(function, kwargs)
         check_given(function, args, kwargs)
-        return function(*map(plain, args), **{name: plain(own) for name, own in kwargs.items()})
+        args, kwargs = all_plain(args, kwargs)
+        return function(*args, **kwargs)
 
     return called
 
@@ -220,6 +222,11 @@ def answering(function: Callable[P, T]) -> Callable[P, T]:
 def plain(value: Any) -> Any:
     """A scalar of NumPy as the number of Python that it is; torch and others refuse some, or compute in its type."""
     return value.item() if isinstance(value, np.generic) else value
+
+
+def all_plain(args: Any, options: Any) -> tuple[Any, Any]:
+    """The arguments of a call without scalars of NumPy."""
+    return tuple(map(plain, args)), {name: plain(value) for name, value in options.items()}
 
 
 def check_names(names: Iterable[str], function: str) -> None:

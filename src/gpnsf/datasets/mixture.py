@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
@@ -144,9 +142,9 @@ def _check(settings: dict[str, float]) -> None:
         ("seed", 0),
     ):
         Rule(int, 6, low=low).check(name, settings[name])
-    for name in ("depth", "difference", "lengthscale"):
-        high = 10 if name == "difference" else math.inf
-        Rule(float, 0.5, low=0, high=high, above=True).check(name, settings[name])
+    for name in ("depth", "lengthscale"):
+        Rule(float, 0.5, low=0, above=True).check(name, settings[name])
+    Rule(float, 0.5, low=0, high=10, above=True).check("difference", settings["difference"])
     if settings["n_regions"] > settings["n_obs"]:
         found = f"n_regions={settings['n_regions']} with n_obs={settings['n_obs']}"
         raise ValueError(problem("no more regions than spots", found, "Lower n_regions"))

@@ -115,8 +115,9 @@ def save(path: str | os.PathLike[str], data: AnnData | MuData, keys: Keys) -> No
     """Write the slots of a fit into the file of the object that has them; nothing else in it changes.
 
     An HDF5 file is copied beside itself, and the copy takes its place when it is complete: at any moment the path names a
-    whole file. If another process has put its own results there meanwhile, these are copied too. In a zarr store, arrays are files of their own: first the slots of an earlier fit go, then the new ones come, at
-    the end the record in ``uns``, without which there is no fit.
+    whole file. If another process has put its own results there meanwhile, these are copied too. In a zarr store, arrays are
+    files of their own: first the slots of an earlier fit go, then the new ones come, at the end the record in ``uns``, without
+    which there is no fit.
     """
     path = Path(path).resolve()
     if is_zarr(path):

@@ -17,7 +17,7 @@ from gpnsf.io.fits import Fit
 from gpnsf.io.measured import counts_of, held_out, layer_of, same_totals, size_factors, used
 from gpnsf.io.read import read_counts
 
-__all__ = ["METHOD", "Normalised", "is_record", "normalised_by", "normalised_of", "size_key"]
+__all__ = ["METHOD", "Normalised", "tells_of_layer", "normalised_by", "normalised_of", "size_key"]
 
 METHOD = "normalise"
 
@@ -54,7 +54,7 @@ def normalised_of(fit: Fit, modality: str, use: np.ndarray) -> Normalised | None
     if fit.normalised is not None:
         return normalised_by(fit, modality, use)
     mod = fit.modalities[modality]
-    made = [name for name in mod.layers if name is not None and is_record(mod.uns.get(name))]
+    made = [name for name in mod.layers if name is not None and tells_of_layer(mod.uns.get(name))]
     if not made:
         return None
     read = layer_of(fit, modality)
@@ -77,7 +77,7 @@ def normalised_by(fit: Fit, modality: str, use: np.ndarray) -> Normalised:
     )
 
 
-def is_record(value: object) -> bool:
+def tells_of_layer(value: object) -> bool:
     """Whether an entry of ``uns`` tells how a layer was normalised."""
     return isinstance(value, Mapping) and value.get("method") == METHOD
 

@@ -17,7 +17,7 @@ import pandas as pd
 from anndata import AnnData
 from mudata import MuData
 
-from gpnsf.arguments import check_given, known_arguments, plain
+from gpnsf.arguments import all_plain, check_given, known_arguments
 from gpnsf.checks import choices, problem
 from gpnsf.core.torch_state import usual_torch
 from gpnsf.io import names
@@ -57,9 +57,8 @@ def takes_tables(function: F) -> F:
         table = options.pop("table", None) if _is_spatialdata(given) else None
         known_arguments(function, options)
         check_given(function, args, options)
-        bound = signature.bind(
-            *map(plain, args), **{name: plain(own) for name, own in options.items()}
-        )
+        args, options = all_plain(args, options)
+        bound = signature.bind(*args, **options)
         key = bound.arguments.get("key", "gpnsf" if known is None else known.default)
         with usual_torch(), lent(bound.arguments[first], table, key=key, images=draws) as one:
             bound.arguments[first] = one

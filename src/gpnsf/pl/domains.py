@@ -93,10 +93,6 @@ def domains(
     'gpnsf_domain'
     """
     fit = fits.find(data, key)
-    mods = [*fit.modalities.values(), *getattr(fit.data, "mod", {}).values()]
-    known = [*fit.data.obs, *(name for mod in mods for name in mod.obs)]
-    remedy = f"Run `gpnsf.tl.domains(data, n_domains='auto', key_added={key_added!r})` first, or name a column of categories"
-    choices([key_added], known, what="`key_added`", where="obs", remedy=remedy)
     labels, stored = _categories(fit, key_added)
     where = sections.section(
         fit,
@@ -128,6 +124,9 @@ def domains(
 def _categories(fit: Fit, name: str) -> tuple[pd.Categorical, dict[str, str]]:
     """The column [N], its categories in the order of their holder, and their stored colours."""
     mods = [*fit.modalities.values(), *getattr(fit.data, "mod", {}).values()]
+    known = [*fit.data.obs, *(own for mod in mods for own in mod.obs)]
+    remedy = f"Run `gpnsf.tl.domains(data, n_domains='auto', key_added={name!r})` first, or name a column of categories"
+    choices([name], known, what="`key_added`", where="obs", remedy=remedy)
     inside = name in fit.data.obs  # the object then counts alone
     holders = [fit.data] if inside else [mod for mod in mods if name in mod.obs]
     texts = [_texts(holder.obs, name) for holder in holders]

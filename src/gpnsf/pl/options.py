@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
-from gpnsf.arguments import plain
+from gpnsf.arguments import all_plain
 from gpnsf.checks import nearest, problem
 
 __all__ = ["explained"]
@@ -77,7 +77,8 @@ def explained(draw: Callable[P, T]) -> Callable[P, T]:
         unknown = next((name for name in kwargs if name not in known), None)
         if unknown is not None:
             raise TypeError(_answer(draw.__name__, unknown, list(known)))
-        return draw(*map(plain, args), **{name: plain(own) for name, own in kwargs.items()})
+        args, kwargs = all_plain(args, kwargs)
+        return draw(*args, **kwargs)
 
     answering.__doc__ = text
     return answering

@@ -13,7 +13,7 @@ from gpnsf.arguments import answering
 from gpnsf.checks import Rule, problem
 from gpnsf.core.scores.normalising import normalised
 from gpnsf.core.types import row_sums
-from gpnsf.io.normalised import METHOD, is_record, size_key
+from gpnsf.io.normalised import METHOD, size_key, tells_of_layer
 from gpnsf.io.objects import Opened, editable, modality_of, open_data
 from gpnsf.io.read import features_used, held_out_rows, read_counts
 from gpnsf.io.sizes import SIZE_FLOOR, in_column, size_column
@@ -149,7 +149,7 @@ def _check_sources(layer: Mapping[str, str], layer_added: str) -> None:
 
 def _check_free(mod: AnnData, name: str, layer_added: str) -> None:
     """Check that no entry of ``uns`` but an earlier record would be overwritten."""
-    if layer_added in mod.uns and not is_record(mod.uns[layer_added]):
+    if layer_added in mod.uns and not tells_of_layer(mod.uns[layer_added]):
         rule = "`layer_added` other than an entry of uns that tells something else"
         remedy = "Pass for example layer_added='normalised'"
         raise ValueError(problem(rule, f"uns[{layer_added!r}] in modality {name!r}", remedy))
