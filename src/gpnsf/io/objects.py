@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -31,7 +31,6 @@ __all__ = [
     "read_coords",
     "read_labels",
     "rows_of",
-    "spot_distance",
 ]
 
 
@@ -146,17 +145,6 @@ def read_coords(opened: Opened, key: str = SPATIAL) -> np.ndarray:
         return checks.coordinates(values, where=where, obs_names=holder.obs_names)
 
     return gather(opened, "obsm", key, check, argument="spatial_key")
-
-
-def spot_distance(slices: Iterable[np.ndarray]) -> float:
-    """Distance of neighbouring spots over slices [n, D]; 0 where there are none.
-
-    Geometric mean of the median distances to the first and the fourth neighbour: on a square or hexagonal grid both are the
-    spacing; among scattered cells the first alone would be far less than the room that a cell has.
-    """
-    distances = np.concatenate([_neighbour_distances(coords) for coords in slices])  # [N, 2]
-    distances = distances[(distances > 0).all(axis=1)]
-    return float(np.sqrt(np.prod(np.median(distances, axis=0)))) if len(distances) else 0.0
 
 
 def holders(opened: Opened, slot: str, key: str) -> dict[str, tuple[AnnData | MuData, np.ndarray]]:
@@ -329,13 +317,3 @@ def _agree(first: np.ndarray, second: np.ndarray, what: str, where: str) -> None
     if differ.any():
         found = f"{int(differ.sum())} of {len(differ)} shared observation(s) that differ in {where}{size}"
         raise ValueError(checks.problem(rule, found, remedy))
-
-
-def _neighbour_distances(coords: np.ndarray) -> np.ndarray:
-    """Distances [N, 2] to the first and the fourth neighbour (the last one of fewer)."""
-    from scipy.spatial import cKDTree
-
-    if len(coords) < 2:
-        return np.zeros((0, 2))
-    distances, _ = cKDTree(coords).query(coords, k=min(5, len(coords)))
-    return distances[:, [1, -1]]

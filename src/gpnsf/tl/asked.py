@@ -37,9 +37,15 @@ def builder(asked: Arguments, n_spatial: int, scale: float, device: torch.device
         seed=asked.training.seed,
     )
 
-    def built(dataset: Dataset, n_spatial: int, n_factors: int = model.n_factors) -> Factorization:
+    def built(
+        dataset: Dataset,
+        n_spatial: int,
+        n_factors: int = model.n_factors,
+        n_basis: int | None = None,
+    ) -> Factorization:
         """A model of a dataset, on the device of the fit."""
-        return build(dataset, n_factors=n_factors, n_spatial=n_spatial).to(device)
+        made = build(dataset, n_factors=n_factors, n_spatial=n_spatial, n_basis=n_basis)
+        return made.to(device)
 
     return built
 

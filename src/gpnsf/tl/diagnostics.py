@@ -12,12 +12,13 @@ from scipy.sparse.csgraph import connected_components
 from gpnsf.arguments import Arguments
 from gpnsf.core.families import FAMILIES
 from gpnsf.core.fields.base import LENGTHSCALE_RANGE
-from gpnsf.core.fields.hilbert import HilbertField, retained_variance
+from gpnsf.core.fields.hilbert import KEPT, HilbertField, retained_variance
 from gpnsf.core.inference.confirmed import LEAST
 from gpnsf.core.inference.fitting import Outcome
 from gpnsf.core.inference.initial import starts
 from gpnsf.core.inference.order import CLEAR_Z, clear_order
 from gpnsf.core.inference.subset_start import sample
+from gpnsf.core.model.build import finest_basis
 from gpnsf.core.presets import PRESETS
 from gpnsf.core.scores.metrics import apart, knn_weights, morans_i
 from gpnsf.core.types import Dataset, History, Posterior, View, parts
@@ -31,7 +32,6 @@ SMOOTH_TOTALS = 0.2  # Moran's I of log totals
 MATTERS = 0.02  # share of the signal of a factor that a warning about its field is worth
 DUPLICATE = 0.9  # correlation of log factors, and cosine of loadings
 AT_BOUND = 1.02  # ratio of a length scale to the end of its range
-KEPT = 0.9  # of the prior variance of a field, by its basis functions
 SKEWED = 1.0  # skewness of values: logarithms of counts have less
 BATCH_SD = 0.2  # log ratio between slices, feature by feature, beyond sampling
 COMPARED = 50_000  # rows that are enough to tell whether two factors are alike
@@ -204,7 +204,7 @@ def _lengthscales(fitted: _Fitted) -> Iterator[str]:
 
 
 def _basis(fitted: _Fitted) -> Iterator[str]:
-    """Kernels that are too rough for the basis functions of the field."""
+    """Kernels that are too rough for the basis functions of the field, where spots are closer than these."""
     process = fitted.posterior.field.get("process")
     if not isinstance(process, Mapping) or process["kind"] != HilbertField.kind:
         return
@@ -215,7 +215,7 @@ def _basis(fitted: _Fitted) -> Iterator[str]:
     sizes = [np.abs(W) for W in fitted.posterior.loadings.values()]
     mass = np.sum([size.sum(0) / max(size.sum(), 1e-12) for size in sizes], axis=0)
     rough = (kept < KEPT) & (mass >= MATTERS * len(fitted.posterior.loadings))
-    if rough.any():
+    if rough.any() and n_basis < finest_basis(fitted.dataset):
         yield (
             f"The field keeps {kept[rough].min():.0%} of the prior variance of {_listed(names, rough)}: "
             f"kernel {kernel!r} at this length scale is too rough for {n_basis} basis functions per axis, "

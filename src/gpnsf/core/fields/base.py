@@ -228,6 +228,13 @@ class AbstractField(nn.Module, ABC):
         return {"u_loc": -2, "u_log_scale": -2, "slope": -2}.get(name, 0)
 
     @torch.no_grad()
+    def take(self, factor: int, other: AbstractField, source: int) -> None:
+        """Make one factor the factor ``source`` of another field of the same kind over the same tissue."""
+        for name, parameter in other.named_parameters():
+            axis = other.factor_axis(name)
+            getattr(self, name).select(axis, factor).copy_(parameter.select(axis, source))
+
+    @torch.no_grad()
     def forget(self, factor: int) -> None:
         """Put one factor back to its prior."""
         for values in (self.u_loc, self.u_log_scale, self.slope):

@@ -26,11 +26,14 @@ from gpnsf.core.fields.base import (
 from gpnsf.core.fields.kernels import KERNELS
 from gpnsf.core.fields.nodes import MARGIN, csr, grid_of, interpolation
 
-__all__ = ["HilbertField", "retained_variance", "size"]
+__all__ = ["KEPT", "HilbertField", "retained_variance", "size"]
 
 MAX_BASIS = 256  # per axis and half-width, of a field read from a file
 ROW_BYTES = 100.0  # of a row: its place on the grid
 SECONDS_PER_CUBE = 1.5e-10  # of basis functions cubed: eigenvalues, and a covariance
+KEPT = 0.9  # share of the prior variance in the middle of the box that basis functions should keep
+INNER = 28  # basis functions per axis and half-width whose covariance is kept whole
+LEVELS = 25  # of the information, at which the variance of the others is worked out
 IMAGES = 8  # of the box to each side, in the variance of infinitely many basis functions
 
 
@@ -77,11 +80,38 @@ class HilbertField(AbstractField):
             .sum(1)
         )
         self.register_buffer("frequency_sq", squared, persistent=False)  # [M]
-        self.sizes = sizes
+        self.sizes, self.inner = sizes, grid_of(extent, min(n_basis, INNER)).sizes
         n_weights = len(squared)
         self.u_loc = nn.Parameter(torch.zeros(n_libraries, n_factors, n_weights))
         self.u_log_scale = nn.Parameter(torch.full((n_libraries, n_factors, n_weights), -1.0))
         self.register_buffer("node_variance", None, persistent=False)
+
+    @torch.no_grad()
+    def take(self, factor: int, other: AbstractField, source: int) -> None:
+        """The other field may have fewer basis functions of the same box.
+
+        Weights of functions that it lacks begin at zero, as sure as what it has learnt of its own
+        makes them: of ``1 / (1 + S_j lambda)`` its own tell lambda.
+        """
+        assert isinstance(other, HilbertField)
+        if other.sizes == self.sizes:
+            super().take(factor, other, source)
+            return
+        for name in ("log_lengthscale", "log_amplitude", "slope"):
+            axis = self.factor_axis(name)
+            value = getattr(other, name).select(axis, source)
+            getattr(self, name).select(axis, factor).copy_(value)
+        known, density = (
+            field._spectral_sd()[k] ** 2 for field, k in ((other, source), (self, factor))
+        )
+        log_scale = other.u_log_scale[:, source]
+        learnt = (torch.exp(-2 * log_scale) - 1).clamp_min(0.0) @ known / known.square().sum()
+        loc = torch.zeros_like(self.u_loc[:, factor])
+        scale = -0.5 * torch.log1p(learnt[:, None] * density)
+        inside = (slice(None), *(slice(m) for m in other.sizes))
+        for values, own in ((loc, other.u_loc[:, source]), (scale, log_scale)):
+            values.view(-1, *self.sizes)[inside] = own.reshape(-1, *other.sizes)
+        self.u_loc[:, factor], self.u_log_scale[:, factor] = loc, scale
 
     def prior(self) -> dist.Distribution:
         """Standard normal weights [slices, T, M]."""
@@ -195,15 +225,17 @@ class HilbertField(AbstractField):
 
     @torch.no_grad()
     def set_precision(self, located: Sequence[Located], information: Sequence[Tensor]) -> None:
-        """Exact Gaussian covariance of the weights, kept as its variance at the nodes.
+        """Gaussian covariance of the weights, kept as its variance at the nodes.
 
-        The information of the rows is first moved to the nodes by the transposed interpolation.
-        Basis functions that the data cannot inform (``S_j sum information < 0.01``) keep their
-        prior variance.
+        The information of the rows is first moved to the nodes by the transposed interpolation. The
+        covariance of the inner basis functions is exact; of these, functions that the data cannot
+        inform (``S_j sum information < 0.01``) keep their prior variance. Finer functions have the
+        variance that the information around each node leaves them.
         """
         at_nodes = self._at_nodes(located, information).clamp_min(0.0)  # [slices, nodes, T]
         variances = torch.empty_like(at_nodes)
-        for factor, spectral_sd in enumerate(self._spectral_sd().double()):
+        for factor, every in enumerate(self._spectral_sd().double()):
+            spectral_sd = self._inner(every)
             for library in range(self.n_libraries):
                 weights = at_nodes[library, :, factor]
                 informed = spectral_sd**2 * weights.sum() > 0.01
@@ -216,18 +248,21 @@ class HilbertField(AbstractField):
                 covariance[inside, inside.T] = torch.cholesky_inverse(
                     torch.linalg.cholesky(precision)
                 )
-                variances[library, :, factor] = self._node_variances(covariance, spectral_sd)
+                variance = self._node_variances(covariance, spectral_sd)
+                if self.inner != self.sizes:
+                    variance += self._outer_variances(weights.double(), every)
+                variances[library, :, factor] = variance
         self.node_variance = variances.reshape(-1, self.n_factors)
 
     @torch.no_grad()
     def rescale(
         self, located: Sequence[Located], information: Sequence[Tensor], gradient: Sequence[Tensor]
     ) -> None:
-        """The basis functions that the data inform decide, those of all slices together."""
+        """The inner basis functions that the data inform decide, those of all slices together."""
         weights = self._at_nodes(located, information).clamp_min(0.0)
         slopes = self._at_nodes(located, gradient) * (weights > 0)
-        moments = self._moments(slopes)  # [slices, T, M]
-        for factor, spectral_sd in enumerate(self._spectral_sd()):
+        moments = self._inner(self._moments(slopes))  # [slices, T, M]
+        for factor, spectral_sd in enumerate(self._inner(self._spectral_sd())):
             informed = spectral_sd**2 * weights[:, :, factor].sum() > 0.01
             if informed.any():
                 slices = (
@@ -235,7 +270,7 @@ class HilbertField(AbstractField):
                     for weight, moment, u in zip(
                         weights[:, :, factor],
                         moments[:, factor],
-                        self.u_loc[:, factor],
+                        self._inner(self.u_loc[:, factor]),
                         strict=True,
                     )
                 )
@@ -245,27 +280,63 @@ class HilbertField(AbstractField):
                 self._rescale(factor, scale)
 
     def _gram(self, weights: Tensor, spectral_sd: Tensor) -> Tensor:
-        """``A^T diag(weights) A`` [M, M], A the scaled basis functions at the nodes, by axes."""
+        """``A^T diag(weights) A`` [M, M], A the scaled inner basis functions at the nodes, by axes."""
         sums = weights.to(spectral_sd.dtype).reshape(self.shape)
         for axis in range(self.n_dims):
             sums = torch.tensordot(sums, self._pairs(axis).to(sums.dtype), dims=([0], [0]))
-        sizes = [m for m in self.sizes for _ in range(2)]
+        sizes = [m for m in self.inner for _ in range(2)]
         order = [*range(0, 2 * self.n_dims, 2), *range(1, 2 * self.n_dims, 2)]
         gram = sums.reshape(sizes).permute(order).reshape(len(spectral_sd), -1)
         return spectral_sd[:, None] * gram * spectral_sd
 
     def _node_variances(self, covariance: Tensor, spectral_sd: Tensor) -> Tensor:
-        """``diag(A C A^T)`` [nodes] for a covariance C [M, M] of the weights."""
+        """``diag(A C A^T)`` [nodes] for a covariance C [M, M] of the inner weights."""
         order = [axis + half * self.n_dims for axis in range(self.n_dims) for half in range(2)]
-        scaled = (spectral_sd[:, None] * covariance * spectral_sd).reshape(*self.sizes, *self.sizes)
-        sums = scaled.permute(order).reshape([m**2 for m in self.sizes])
+        scaled = (spectral_sd[:, None] * covariance * spectral_sd).reshape(*self.inner, *self.inner)
+        sums = scaled.permute(order).reshape([m**2 for m in self.inner])
         for axis in range(self.n_dims):
             sums = torch.tensordot(sums, self._pairs(axis).to(sums.dtype), dims=([0], [1]))
         return sums.reshape(-1).clamp_min(0.0)
 
+    def _inner(self, values: Tensor) -> Tensor:
+        """Of values [.., M] of all basis functions those of the inner ones."""
+        inside = tuple(slice(m) for m in self.inner)
+        return values.reshape(*values.shape[:-1], *self.sizes)[..., *inside].flatten(-self.n_dims)
+
+    def _outer_variances(self, weights: Tensor, spectral_sd: Tensor) -> Tensor:
+        """Variance [nodes] of the basis functions that are not inner ones.
+
+        They are finer than what changes around a node, so each meets there the mean information
+        lambda of an area: ``sum_j phi_j(s)^2 S_j / (1 + S_j lambda(s))``. The sum is worked out at
+        some levels of lambda and interpolated. Information is averaged over half the width of the
+        bumps of the first of these functions.
+        """
+        density = weights.reshape(self.shape)
+        for axis, (reach, inner) in enumerate(zip(self.reach, self.inner, strict=True)):
+            nodes = torch.linspace(-reach, reach, self.shape[axis], dtype=weights.dtype)
+            width = (reach + MARGIN) / inner
+            near = torch.exp(-0.5 * ((nodes[:, None] - nodes) / width) ** 2).to(weights)
+            near = near / near.sum(1, keepdim=True) / float(nodes[1] - nodes[0])
+            density = torch.tensordot(density, near, dims=([0], [1]))
+        levels = density.max().clamp_min(1e-9) * torch.logspace(-6, 0, LEVELS).to(weights)
+        left = spectral_sd**2 / (1 + spectral_sd**2 * levels[:, None])  # [levels, M]
+        outer = torch.ones(self.sizes, dtype=torch.bool, device=weights.device)
+        outer[tuple(slice(m) for m in self.inner)] = False
+        sums = (left * outer.reshape(-1)).reshape(-1, *self.sizes)
+        for axis in range(self.n_dims):
+            basis = getattr(self, f"basis_{axis}").to(sums.dtype) ** 2
+            sums = torch.tensordot(sums, basis, dims=([1], [1]))
+        sums = sums.reshape(LEVELS, -1)
+        position = (density.reshape(-1) / levels[-1]).clamp_min(1e-6).log10() / 6 * (LEVELS - 1)
+        position = position + LEVELS - 1
+        below = position.long().clamp(0, LEVELS - 2)
+        part = position - below
+        low, high = (sums.gather(0, row[None])[0] for row in (below, below + 1))
+        return (1 - part) * low + part * high
+
     def _pairs(self, axis: int) -> Tensor:
-        """Products of any two basis functions of an axis at its nodes [nodes, m^2]."""
-        basis = getattr(self, f"basis_{axis}")
+        """Products of any two inner basis functions of an axis at its nodes [nodes, m^2]."""
+        basis = getattr(self, f"basis_{axis}")[:, : self.inner[axis]]
         return (basis[:, :, None] * basis[:, None, :]).flatten(1)
 
     def _at_nodes(self, located: Sequence[Located], values: Sequence[Tensor]) -> Tensor:
@@ -283,6 +354,11 @@ class HilbertField(AbstractField):
         for place, part in zip(located, moved, strict=True):
             total.index_add_(0, place.cache["slices"], part.reshape(-1, *shape[1:]))
         return total
+
+    def kept_variance(self) -> np.ndarray:
+        """Share [T] of the prior variance that the basis functions keep (:func:`retained_variance`)."""
+        lengthscale = self.log_lengthscale.detach().exp().cpu().numpy()
+        return retained_variance(self.kernel_name, lengthscale, self.extent, self.n_basis)
 
     def own_state(self) -> dict[str, object]:
         """Extent, basis and the variance at the nodes."""

@@ -25,6 +25,7 @@ from gpnsf.core.inference.regroup import regrouped
 from gpnsf.core.inference.schedule import Schedule
 from gpnsf.core.inference.spatial_test import OwnOrder, SpatialTest, own_order, spatial_test
 from gpnsf.core.inference.subset_start import SubsetStart, lone, sample
+from gpnsf.core.model.build import finer_basis
 from gpnsf.core.model.factorization import Block, Factorization
 from gpnsf.core.progress import Progress
 from gpnsf.core.types import Dataset, History, Posterior
@@ -115,6 +116,7 @@ def fit(
             run.judge(found, most)
             if run.release(found):
                 run.restore_lost(tested=True)  # what had no place beside them
+        run.refine_field()
         run.settle()
         if found is not None:
             order = run.order(found, run.log_factors())
@@ -160,6 +162,7 @@ class _Fit:
         self.dataset, self.build, self.options = dataset, build, options
         self.numbers = np.array([], dtype=int)  # of the factors when the test was last matched
         self.starts: dict[str, float] = {}  # objectives of those that were tried
+        self.n_basis: int | None = None  # of the field, where it needs more than usual
         self.repairs: list[str] = []  # of the climbs before the present one
 
     def log_factors(self) -> np.ndarray:
@@ -286,6 +289,17 @@ class _Fit:
         self._regroup([*fields, *out, *range(T, K)], len(fields), m)
         return self._is_better(f"{len(out)} spatial factors as nonspatial ones", before)
 
+    def refine_field(self) -> None:
+        """Give fields that are too rough for their basis functions more of these, as far as spots can tell."""
+        spatial = self.model.spatial
+        n_basis = spatial and finer_basis(spatial.field, self.dataset)
+        if n_basis is None:
+            return
+        before, self.n_basis = self._state(), n_basis
+        self._regroup(list(range(self.model.n_factors)), self.model.n_spatial, self.log_factors())
+        if not self._is_better(f"{n_basis} basis functions per axis", before):
+            self.n_basis = None
+
     def _state(self) -> tuple[Any, ...]:
         """All that a change of the factors changes."""
         return self.model, self.blocks, self.numbers, self.optimisation, self.repairs
@@ -355,7 +369,7 @@ class _Fit:
     def _regroup(self, order: list[int], n_spatial: int, m: np.ndarray) -> None:
         """The factors named, the first ones spatial."""
         old, self.numbers = self.model, self.numbers[order]
-        self._place(self.build(self.dataset, n_spatial, len(order)))
+        self._place(self.build(self.dataset, n_spatial, len(order), self.n_basis))
         regrouped(old, self.model, self.blocks, self._tensor(m), order)
 
     def _tensor(self, values: np.ndarray) -> torch.Tensor:

@@ -37,7 +37,7 @@ def regrouped(
     _views(old, new, order)
     for k, source in enumerate(order):
         if k < new.n_spatial and source < old.n_spatial:
-            _same_field(old, new, source, k)
+            new.spatial.field.take(k, old.spatial.field, source)  # type: ignore[union-attr]
         elif k < new.n_spatial:
             shift = m[:, source].mean()
             new.spatial.field.put(k, m[:, source] - shift, [block.located for block in blocks])  # type: ignore[union-attr]
@@ -58,14 +58,6 @@ def _views(old: Factorization, new: Factorization, order: Sequence[int]) -> None
             if name in state:
                 state[name] = state[name].index_select(-1, columns)
         target.load_state_dict(state)
-
-
-def _same_field(old: Factorization, new: Factorization, source: int, k: int) -> None:
-    """A field as it is."""
-    before, after = old.spatial.field, new.spatial.field  # type: ignore[union-attr]
-    for name, parameter in before.named_parameters():
-        axis = before.factor_axis(name)
-        getattr(after, name).select(axis, k).copy_(parameter.select(axis, source))
 
 
 def _nonspatial(old: Factorization, new: Factorization, m: Tensor, source: int, k: int) -> None:

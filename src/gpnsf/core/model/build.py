@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -9,13 +10,15 @@ import numpy as np
 from gpnsf.core import stored
 from gpnsf.core.fields import hilbert, inducing
 from gpnsf.core.fields.base import TISSUE, AbstractField, FieldSize
-from gpnsf.core.fields.hilbert import HilbertField
+from gpnsf.core.fields.hilbert import KEPT, HilbertField
 from gpnsf.core.fields.inducing import InducingField
+from gpnsf.core.fields.nodes import MARGIN
 from gpnsf.core.likelihoods import LIKELIHOODS, AbstractLikelihood
 from gpnsf.core.model.factorization import Factorization, ViewModel
 from gpnsf.core.model.factors import FieldFactors, NormalFactors
 from gpnsf.core.model.loadings import AbstractLoadings, GammaLoadings, PointLoadings
 from gpnsf.core.presets import PRESETS, Preset
+from gpnsf.core.scores.metrics import spot_distance
 from gpnsf.core.types import Dataset
 
 __all__ = [
@@ -24,12 +27,15 @@ __all__ = [
     "FIELDS",
     "build",
     "field_size",
+    "finer_basis",
+    "finest_basis",
     "restore_field",
 ]
 
 FIELDS: dict[str, type[AbstractField]] = {"hilbert": HilbertField, "inducing": InducingField}
 DEFAULT_INDUCING = 300
-BASIS_RANGE = (28, 64)  # basis functions per axis; four per length scale and half-width are enough
+BASIS_RANGE = (28, 96)  # basis functions per axis; four per length scale and half-width are enough
+PER_SPOT = 2  # basis functions per distance of neighbouring spots, at most
 
 
 def build(
@@ -42,6 +48,7 @@ def build(
     field: str = "hilbert",
     n_inducing: int | None = None,
     lengthscale: float | None = None,
+    n_basis: int | None = None,
     kl_weight: float = 1.0,
     n_samples: int | None = None,
     loadings: str = "gamma",
@@ -49,7 +56,8 @@ def build(
 ) -> Factorization:
     """Assemble a model; the only place that looks at the name of a preset.
 
-    ``lengthscale`` (half-width units) is held fixed when it is given. ``n_samples`` switches to the
+    ``lengthscale`` (half-width units) is held fixed when it is given. ``n_basis`` is the number of
+    basis functions of a Hilbert field, if not that for the length scale. ``n_samples`` switches to the
     Monte Carlo objective. ``loadings`` is "gamma" (posteriors) or "point" (estimates without a
     prior).
     """
@@ -57,7 +65,9 @@ def build(
     spatial = nonspatial = None
     if n_spatial:
         spatial = FieldFactors(
-            _build_field(field, dataset, kernel, n_spatial, lengthscale or 0.2, n_inducing, seed)
+            _build_field(
+                field, dataset, kernel, n_spatial, lengthscale or 0.2, n_inducing, n_basis, seed
+            )
         )
         spatial.field.log_lengthscale.requires_grad_(lengthscale is None)
         spatial.field.has_given_lengthscale = lengthscale is not None
@@ -98,12 +108,13 @@ def _build_field(
     n_factors: int,
     lengthscale: float,
     n_inducing: int | None,
+    n_basis: int | None,
     seed: int,
 ) -> AbstractField:
     """The field over the coordinates of a dataset."""
     if kind == "hilbert":
         extent = np.clip(np.abs(dataset.coords).max(0), 1e-3, TISSUE)  # stray rows are beyond
-        n_basis = int(np.clip(np.ceil(4 / lengthscale), *BASIS_RANGE))
+        n_basis = n_basis or int(np.clip(np.ceil(4 / lengthscale), *BASIS_RANGE))
         return HilbertField(
             kernel, n_factors, dataset.n_libraries, extent, lengthscale=lengthscale, n_basis=n_basis
         )
@@ -129,6 +140,23 @@ def field_size(
         return hilbert.size(dataset.coords, dataset.n_libraries, n_factors, n_axis)
     wanted = n_inducing or DEFAULT_INDUCING
     return inducing.size(dataset.n_obs, n_factors, wanted, full=_is_full(wanted, dataset))
+
+
+def finest_basis(dataset: Dataset) -> int:
+    """Basis functions per axis beyond which those of a Hilbert field are finer than spots can tell."""
+    slices = (dataset.coords[dataset.library == code] for code in np.unique(dataset.library))
+    return math.ceil(PER_SPOT * (1 + MARGIN) / (spot_distance(slices) or 1.0))
+
+
+def finer_basis(field: AbstractField, dataset: Dataset) -> int | None:
+    """Basis functions per axis for a field that has fewer than its length scales ask for.
+
+    None where it has enough, or as many as the spots can tell.
+    """
+    if not isinstance(field, HilbertField) or field.kept_variance().min() >= KEPT:
+        return None
+    n_basis = min(finest_basis(dataset), BASIS_RANGE[1])
+    return n_basis if n_basis > field.n_basis else None
 
 
 def _is_full(n_inducing: int, dataset: Dataset) -> bool:

@@ -7,6 +7,8 @@ likelihood that the saturated model has more; zero counts are part of it.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import scipy.sparse as sp
 from scipy.optimize import linear_sum_assignment
@@ -26,6 +28,7 @@ __all__ = [
     "match_factors",
     "morans_i",
     "morans_i_within",
+    "spot_distance",
 ]
 
 APART = 1e3  # between slices, in half-widths of the tissue
@@ -86,6 +89,26 @@ def morans_i_within(values: np.ndarray, coords: np.ndarray, library: np.ndarray)
     centred[np.abs(centred) <= 1e-6 * np.abs(values).max(axis=0)] = 0  # rounding of a constant
     weights = sp.block_diag([knn_weights(coords[rows]) for rows in slices], format="csr")
     return morans_i(centred[np.concatenate(slices)], weights)
+
+
+def spot_distance(slices: Iterable[np.ndarray]) -> float:
+    """Distance of neighbouring spots over slices [n, D]; 0 where there are none.
+
+    Geometric mean of the median distances to the first and the fourth neighbour: on a square or
+    hexagonal grid both are the spacing; among scattered cells the first alone would be far less
+    than the room that a cell has.
+    """
+    distances = np.concatenate([_neighbour_distances(coords) for coords in slices])  # [N, 2]
+    distances = distances[(distances > 0).all(axis=1)]
+    return float(np.sqrt(np.prod(np.median(distances, axis=0)))) if len(distances) else 0.0
+
+
+def _neighbour_distances(coords: np.ndarray) -> np.ndarray:
+    """Distances [N, 2] to the first and the fourth neighbour (the last one of fewer)."""
+    if len(coords) < 2:
+        return np.zeros((0, 2))
+    distances, _ = cKDTree(coords).query(coords, k=min(5, len(coords)))
+    return distances[:, [1, -1]]
 
 
 def centred_within(values: np.ndarray, slices: list[np.ndarray]) -> np.ndarray:
