@@ -210,6 +210,7 @@ class Posterior:
     # [N, K] float32 posterior mean of H, each column with mean 1 (signed models: of h)
     mean: np.ndarray
     smooth: np.ndarray  # [N, K] float32 mean of the field alone (nonspatial columns as in mean)
+    coarse: np.ndarray  # the same, without what the field says of single spots
     std: np.ndarray  # [N, K] float32 posterior standard deviation of H
     loadings: dict[str, np.ndarray]  # modality -> [P, K] float32
     loadings_std: dict[str, np.ndarray]  # modality -> [P, K] float32 posterior standard deviation

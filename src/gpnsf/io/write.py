@@ -129,7 +129,7 @@ def _arrays(
         keys.factors: posterior.mean,
         keys.smooth: posterior.smooth,
         keys.std: posterior.std,
-        keys.embedding: embedding.coordinates(posterior.smooth[:, used], loadings, weights),
+        keys.embedding: embedding.coordinates(posterior.coarse[:, used], loadings, weights),
     }
 
 

@@ -110,6 +110,10 @@ class AbstractField(nn.Module, ABC):
     def marginals(self, located: Located) -> tuple[Tensor, Tensor]:
         """Mean and variance [n, T] of f(s) under q (eq. 33 and 34)."""
 
+    def fine(self, located: Located) -> Tensor | None:
+        """What basis functions that are hardly wider than spots add to the mean [n, T]; None without such."""
+        return None
+
     @abstractmethod
     def normal_equations(
         self, located: Sequence[Located], targets: Sequence[Tensor]

@@ -153,6 +153,14 @@ class HilbertField(AbstractField):
             mean, variance = self._extrapolate(located.cache["outside"][:, None], mean, variance)
         return mean + self._trend(located), variance
 
+    def fine(self, located: Located) -> Tensor | None:
+        """That of all but the inner basis functions."""
+        if self.inner == self.sizes:
+            return None
+        u = (self._own(located, self.u_loc) * self._spectral_sd()).unflatten(-1, self.sizes).clone()
+        u[(..., *(slice(m) for m in self.inner))] = 0.0
+        return self._interpolate(located, self._nodes(u.flatten(-self.n_dims)))
+
     def _node_moments(self, located: Located | None = None) -> tuple[Tensor, Tensor]:
         """Mean and variance [s * nodes, T] of the process at the nodes, of the slices of some rows."""
         spectral_sd = self._spectral_sd()
@@ -301,7 +309,7 @@ class HilbertField(AbstractField):
     def _inner(self, values: Tensor) -> Tensor:
         """Of values [.., M] of all basis functions those of the inner ones."""
         inside = tuple(slice(m) for m in self.inner)
-        return values.reshape(*values.shape[:-1], *self.sizes)[..., *inside].flatten(-self.n_dims)
+        return values.unflatten(-1, self.sizes)[(..., *inside)].flatten(-self.n_dims)
 
     def _outer_variances(self, weights: Tensor, spectral_sd: Tensor) -> Tensor:
         """Variance [nodes] of the basis functions that are not inner ones.

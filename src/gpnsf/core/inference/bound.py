@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from copy import deepcopy
 
 import pyro
 import torch
@@ -13,7 +14,7 @@ from gpnsf.core.likelihoods.moments import MEAN_CAP, MEAN_RANGE
 from gpnsf.core.model.factorization import Block, Factorization
 from gpnsf.core.model.objective import ClosedFormELBO
 
-__all__ = ["elbo", "limits_reached"]
+__all__ = ["elbo", "exact_elbo", "leave_surrogates", "limits_reached"]
 
 
 @torch.no_grad()
@@ -29,6 +30,31 @@ def elbo(model: Factorization, blocks: list[Block]) -> float:
         loss = math.nan
     model.end_pass()
     return -distributed.total(loss)
+
+
+@torch.no_grad()
+def leave_surrogates(model: Factorization, blocks: list[Block]) -> None:
+    """Go on with the likelihoods themselves, and estimate what surrogates have not looked at."""
+    for name, view in model.items():
+        view.likelihood.leave_surrogate(
+            (block.counts[name], model.moments(name, block), view.loadings_of(block.batch))
+            for block in distributed.mine(blocks)
+        )
+
+
+@torch.no_grad()
+def exact_elbo(model: Factorization, blocks: list[Block]) -> float:
+    """The objective with the likelihoods themselves in the place of surrogates, which come back."""
+    likelihoods = [view.likelihood for _, view in model.items()]
+    likelihoods = [likelihood for likelihood in likelihoods if likelihood.in_surrogate]
+    known = [deepcopy(likelihood.state_dict()) for likelihood in likelihoods]
+    if likelihoods:
+        leave_surrogates(model, blocks)
+    value = elbo(model, blocks)
+    for likelihood, state in zip(likelihoods, known, strict=True):
+        likelihood.load_state_dict(state)
+        likelihood.in_surrogate = True
+    return value
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ import torch
 
 from gpnsf.core import distributed
 from gpnsf.core.inference import loading_stage, local_stage, moves, posterior, standing, training
-from gpnsf.core.inference.bound import elbo
+from gpnsf.core.inference.bound import elbo, exact_elbo
 from gpnsf.core.inference.checkpoint import Checkpoint, tell_interruption
 from gpnsf.core.inference.confirmed import weighed
 from gpnsf.core.inference.left_over import LeftOver
@@ -36,8 +36,10 @@ logger = logging.getLogger("gpnsf")
 
 # a model of a dataset with T spatial factors, of K or another number of factors
 Build = Callable[..., Factorization]
+Objective = Callable[[Factorization, list[Block]], float]
 # steps that are expected of the climb and of the test, and how many the local stage is worth
 CLIMB, TEST, LOCAL = 75, 150, 15
+FINER_LOSS = 1e-3  # of the objective per nonzero count that a finer field may cost
 TRAINED = 0.5  # Moran's I above which a factor that turns out to be spatial is trained as a field
 
 
@@ -246,9 +248,7 @@ class _Fit:
         spatial = np.flatnonzero(passed(order.z[:T])).tolist()
         promoted = self._ordered(order, m)
         if promoted:
-            smooth = standing.order_of(
-                self._tensor(m[:, promoted]), standing.neighbours(self.blocks)
-            )
+            smooth = self._smoothness(m[:, promoted])
             promoted = [k for k, own in zip(promoted, smooth, strict=True) if own > TRAINED]
         both = [*spatial, *promoted]
         chosen = _most_ordered(both, order.rank, most_spatial)
@@ -275,7 +275,7 @@ class _Fit:
         """Take the field from factors that hardly follow neighbours, where the objective is higher.
 
         A factor of single spots that began with a field keeps it otherwise: what it holds of others
-        has order. Whether any has lost it.
+        has order. One that is smooth without the field, too, keeps it. Whether any has lost it.
         """
         m, T, K = self.log_factors(), self.model.n_spatial, self.model.n_factors
         in_use = np.flatnonzero(self._used(m)[:T])
@@ -283,42 +283,73 @@ class _Fit:
             return False
         beyond, size = self._own_order(test, m).beyond, self.sizes(m)
         out = in_use[misplaced(beyond[in_use], size[in_use])]
-        if not len(out):
-            return False
-        before, fields = self._state(), [k for k in range(T) if k not in out]
-        self._regroup([*fields, *out, *range(T, K)], len(fields), m)
-        return self._is_better(f"{len(out)} spatial factors as nonspatial ones", before)
+        while len(out):
+            before, fields = self._state(), [k for k in range(T) if k not in out]
+            self._regroup([*fields, *out, *range(T, K)], len(fields), m)
+            if not self._is_better(f"{len(out)} spatial factors as nonspatial ones", before):
+                return False
+            rough = self._smoothness(self.log_factors()[:, len(fields) : T]) <= TRAINED
+            if rough.all():
+                return True
+            logger.info("%d of them are smooth, and spatial again", (~rough).sum())
+            self._restore(before)
+            out = out[rough]
+        return False
 
     def refine_field(self) -> None:
-        """Give fields that are too rough for their basis functions more of these, as far as spots can tell."""
+        """Give fields that are too rough for their basis functions more of these, as far as spots can tell.
+
+        Noise beyond that of Poisson counts looks rough, too. So the exact likelihoods decide, and
+        more functions stay unless the objective clearly falls: the weights' independent
+        approximations cost more the more they are.
+        """
         spatial = self.model.spatial
-        n_basis = spatial and finer_basis(spatial.field, self.dataset)
+        n_basis = finer_basis(spatial.field, self.dataset) if spatial else None
         if n_basis is None:
             return
         before, self.n_basis = self._state(), n_basis
         self._regroup(list(range(self.model.n_factors)), self.model.n_spatial, self.log_factors())
-        if not self._is_better(f"{n_basis} basis functions per axis", before):
+        change = f"{n_basis} basis functions per axis"
+        least = -FINER_LOSS * self.dataset.nnz
+        if not self._is_better(change, before, exact_elbo, least=least, moves=0):
             self.n_basis = None
 
     def _state(self) -> tuple[Any, ...]:
         """All that a change of the factors changes."""
         return self.model, self.blocks, self.numbers, self.optimisation, self.repairs
 
-    def _is_better(self, change: str, before: tuple[Any, ...]) -> bool:
-        """Let a changed model climb, and undo the change where the objective is not higher after it."""
+    def _restore(self, state: tuple[Any, ...]) -> None:
+        """Undo a change of the factors."""
+        self.model, self.blocks, self.numbers, self.optimisation, self.repairs = state
+
+    def _smoothness(self, m: np.ndarray) -> np.ndarray:
+        """Moran's I [K] of log factors [N, K]."""
+        return standing.order_of(self._tensor(m), standing.neighbours(self.blocks))
+
+    def _is_better(
+        self,
+        change: str,
+        before: tuple[Any, ...],
+        objective: Objective = elbo,
+        *,
+        least: float = 0.0,
+        **course: int,
+    ) -> bool:
+        """Let a changed model climb, and undo the change where the objective does not gain more than the least."""
         model, blocks, *_ = before
-        value = elbo(model, blocks)
-        self._go_on()
-        gain = elbo(self.model, self.blocks) - value
-        is_better = gain > 0  # not where it cannot be computed
+        value = objective(model, blocks)
+        self._go_on(**course)
+        gain = objective(self.model, self.blocks) - value
+        is_better = gain > least  # not where it cannot be computed
         logger.info("%s: objective %+.0f, %s", change, gain, "kept" if is_better else "undone")
         if not is_better:
-            self.model, self.blocks, self.numbers, self.optimisation, self.repairs = before
+            self._restore(before)
         return is_better
 
-    def _go_on(self) -> None:
-        """Let the model climb as it stands."""
-        schedule = replace(self.options["schedule"], pick_steps=0, kernel_steps=15, min_steps=30)
+    def _go_on(self, **course: int) -> None:
+        """Let the model climb as it stands, a part of its course otherwise than usual."""
+        course = {"pick_steps": 0, "kernel_steps": 15, "min_steps": 30, **course}
+        schedule = replace(self.options["schedule"], **course)
         options: training.Options = {**self.options, "schedule": schedule}
         self.repairs = self.repairs + self.optimisation.history().repairs
         self.optimisation = training.Optimisation(

@@ -125,6 +125,7 @@ def _posterior(
     return Posterior(
         mean=_array(result.mean),
         smooth=_array(found.smooth),
+        coarse=_array(_coarse(model, blocks, found.smooth, spatial_order)),
         std=_array(found.std),
         loadings={name: _array(W[:, :-1]) for name, W in result.loadings.items()},
         loadings_std=found.loadings_std,
@@ -143,6 +144,21 @@ def _posterior(
         multipliers={name: _array(factor.T) for name, factor in result.multipliers.items()},
         field=_field_state(model, log_factors, found.smooth_scale, spatial_order),
     )
+
+
+def _coarse(
+    model: Factorization, blocks: list[Block], smooth: Tensor, spatial_order: Tensor
+) -> Tensor:
+    """Means by the field alone [N, K], without what it says of single spots."""
+    if model.spatial is None:
+        return smooth
+    parts = [model.spatial.field.fine(block.located) for block in blocks]
+    fine = [part for part in parts if part is not None]
+    if not fine:
+        return smooth
+    added, T = torch.cat(fine)[:, spatial_order], model.n_spatial
+    spatial = smooth[:, :T] / added.exp() if model.nonnegative else smooth[:, :T] - added
+    return torch.cat([spatial, smooth[:, T:]], dim=1)
 
 
 def _scaled(

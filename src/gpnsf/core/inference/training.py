@@ -23,7 +23,7 @@ from torch import Tensor
 
 from gpnsf.core import distributed
 from gpnsf.core.inference import initial, moves, standing
-from gpnsf.core.inference.bound import elbo, limits_reached
+from gpnsf.core.inference.bound import elbo, leave_surrogates, limits_reached
 from gpnsf.core.inference.checkpoint import Checkpoint, fingerprint, tell_interruption
 from gpnsf.core.inference.schedule import CLOSING, MOVE, WINDOW, Phase, Schedule
 from gpnsf.core.inference.shapes import Shapes
@@ -250,7 +250,7 @@ class Optimisation:
         state, phase = self.stepper.state, self.phases[number]
         if phase.exact:
             self._settle(since=0)
-            self._leave_surrogates()
+            leave_surrogates(self.model, self.blocks)
         if phase.anew:
             self.stepper.set_out() if phase.exact else self.stepper.forget()
         state.phase, state.step, state.moved = number, 0, state.moved and phase.name != MOVE
@@ -337,19 +337,6 @@ class Optimisation:
             stepper.restore(snapshot)
         stepper.state.tried.append(move.name)
         return kept
-
-    def _leave_surrogates(self) -> None:
-        """Estimate what the likelihoods have not looked at so far."""
-        with torch.no_grad():
-            for name, view in self.model.items():
-                view.likelihood.leave_surrogate(
-                    (
-                        block.counts[name],
-                        self.model.moments(name, block),
-                        view.loadings_of(block.batch),
-                    )
-                    for block in distributed.mine(self.blocks)
-                )
 
     def history(self) -> History:
         """The record of the kept start."""
