@@ -22,9 +22,10 @@ from gpnsf.core.fields.base import (
     Located,
     evidence_scale,
 )
-from gpnsf.core.fields.hilbert import HilbertField, retained_variance
+from gpnsf.core.fields.hilbert import HilbertField
 from gpnsf.core.fields.inducing import InducingField
 from gpnsf.core.fields.kernels import KERNELS
+from gpnsf.core.fields.resolution import retained_variance
 from gpnsf.core.model.build import FIELDS, restore_field
 
 T = 2
@@ -469,6 +470,58 @@ def test_rough_kernels_and_short_length_scales_need_more_basis_functions():
     assert order == sorted(order)
     assert order[0] == pytest.approx(0.88, abs=0.01)
     assert order[1] > 0.98
+
+
+@pytest.mark.parametrize("n_dims", [1, 2])
+def test_a_field_is_the_same_with_more_basis_functions(n_dims):
+    few = randomise(hilbert(n_dims, n_factors=2, n_basis=10))
+    many = hilbert(n_dims, n_factors=2, n_basis=23)
+    for k in range(2):
+        many.take(k, few, 1 - k)
+    coords = points(60, n_dims=n_dims)
+    for name in ("log_lengthscale", "log_amplitude", "slope"):
+        expected = getattr(few, name).flip(few.factor_axis(name))
+        torch.testing.assert_close(getattr(many, name), expected)
+    one, other = (field.marginals(field.locate(coords, zeros(60)))[0] for field in (few, many))
+    assert np.corrcoef(one.detach().T.flip(0).ravel(), other.detach().T.ravel())[0, 1] > 0.995
+    new = torch.ones(many.sizes, dtype=torch.bool)
+    new[tuple(slice(m) for m in few.sizes)] = False
+    scale = many.u_log_scale.unflatten(-1, many.sizes)[:, :, new]
+    assert ((scale <= 0) & (scale > -2)).all(), "surer than the prior, as little as they are told"
+
+
+@pytest.mark.parametrize(("n_dims", "n_libraries"), [(1, 1), (2, 2)])
+def test_variance_of_fine_basis_functions_is_close_to_the_exact_one(
+    n_dims, n_libraries, monkeypatch
+):
+    """Where information differs between places, as that on a factor does."""
+    coords, library = points(900, n_dims=n_dims), np.arange(900) % n_libraries
+    information = torch.as_tensor(np.exp(3 * coords[:, :1]))
+    found = []
+    for inner in (64, 8):
+        monkeypatch.setattr("gpnsf.core.fields.hilbert.INNER", inner)
+        field = at_prior(hilbert(n_dims, n_libraries, n_factors=1, n_basis=18, lengthscale=0.1))
+        located = field.locate(coords, library)
+        field.set_precision([located], [information])
+        found.append(field.marginals(located)[1])
+    exact, close = (variance.log() / 2 for variance in found)
+    assert abs((close - exact).mean()) < 0.05
+    assert (close - exact).std() < 0.08
+    assert exact.std() > 0.2, "the places differ"
+
+
+def test_the_fine_part_is_what_the_inner_functions_leave(monkeypatch):
+    monkeypatch.setattr("gpnsf.core.fields.hilbert.INNER", 6)
+    field = randomise(hilbert(n_factors=2, n_basis=12))
+    located = field.locate(points(40), zeros(40))
+    whole, fine = field.marginals(located)[0], field.fine(located)
+    weights = field.u_loc.data.unflatten(-1, field.sizes)
+    weights[..., field.inner[0] :, :] = 0.0
+    weights[..., :, field.inner[1] :] = 0.0
+    torch.testing.assert_close(whole - fine, field.marginals(located)[0])
+    assert field.fine(located).abs().max() == 0
+    monkeypatch.setattr("gpnsf.core.fields.hilbert.INNER", 12)
+    assert hilbert(n_basis=12).fine(located) is None
 
 
 def test_a_strip_gets_a_basis_by_its_aspect():

@@ -6,18 +6,31 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 import torch
+from anndata import AnnData
 
 import gpnsf
 from gpnsf.arguments import Reading
-from gpnsf.core.inference import fitting, moves
+from gpnsf.core.fields.kernels import KERNELS
+from gpnsf.core.inference import moves
+from gpnsf.core.inference.bound import elbo
 from gpnsf.core.inference.left_over import LeftOver
+from gpnsf.core.inference.order import Order
+from gpnsf.core.inference.run import Run
 from gpnsf.core.inference.schedule import Schedule
 from gpnsf.core.inference.steps import Stepper
 from gpnsf.core.model.build import build
 from gpnsf.core.progress import Progress
 from gpnsf.core.scores.metrics import match_factors
 from gpnsf.io.read import read
+
+OPTIONS = {
+    "schedule": Schedule(max_steps=80),
+    "block_size": None,
+    "seed": 0,
+    "progress": Progress("fit", 1),
+}
 
 
 @pytest.fixture
@@ -26,12 +39,11 @@ def bereft():
     section = gpnsf.datasets.ggblocks(n_peaks=36, seed=3)["rna"].copy()
     truth = section.obsm["true_factors"][:, :4]
     dataset, _ = read(section, Reading(size_factors=None, likelihoods={"rna": "poisson"}))
-    options = {"schedule": Schedule(max_steps=80), "block_size": None, "seed": 0, "progress": Progress("fit", 1)}  # fmt: skip
 
-    def with_fields(dataset, n_spatial, n_factors=7):
-        return build("gpnsf", dataset, n_factors=n_factors, n_spatial=n_spatial)
+    def with_fields(dataset, n_spatial, n_factors=7, n_basis=None):
+        return build("gpnsf", dataset, n_factors=n_factors, n_spatial=n_spatial, n_basis=n_basis)
 
-    run = fitting._Fit(dataset, with_fields, options)
+    run = Run(dataset, with_fields, OPTIONS)
     run.begin(4, "auto", None)
     assert worst(run, truth) > 0.9
     return run, truth
@@ -78,7 +90,7 @@ def test_what_does_not_raise_the_objective_is_undone(bereft, monkeypatch):
     run, _ = bereft
     lose(run, 1)
     objectives = iter([0.0, -1.0])
-    monkeypatch.setattr(fitting, "elbo", lambda model, blocks: next(objectives))
+    monkeypatch.setattr("gpnsf.core.inference.run.elbo", lambda model, blocks: next(objectives))
     place, model = run.log_factors(), run.model
     optimisation = run.optimisation
     run.restore_lost(tested=True)
@@ -143,17 +155,17 @@ def misplaced(bereft):
 
 def test_a_factor_of_single_spots_loses_the_field_that_it_began_with(misplaced):
     run, truth = misplaced
-    objective = fitting.elbo(run.model, run.blocks)
+    objective = elbo(run.model, run.blocks)
     run.release(TEST)
     assert run.model.n_spatial == 4
     assert worst(run, truth) > 0.9
-    assert fitting.elbo(run.model, run.blocks) > objective
+    assert elbo(run.model, run.blocks) > objective
 
 
 def test_it_keeps_it_where_the_objective_is_not_higher(misplaced, monkeypatch):
     run, _ = misplaced
     objectives = iter([0.0, -1.0])
-    monkeypatch.setattr(fitting, "elbo", lambda model, blocks: next(objectives))
+    monkeypatch.setattr("gpnsf.core.inference.run.elbo", lambda model, blocks: next(objectives))
     model = run.model
     run.release(TEST)
     assert run.model is model
@@ -170,7 +182,7 @@ def test_fields_that_follow_neighbours_are_left_alone(bereft):
 def test_a_change_whose_objective_cannot_be_computed_is_undone(misplaced, monkeypatch):
     run, _ = misplaced
     objectives = iter([0.0, np.nan])
-    monkeypatch.setattr(fitting, "elbo", lambda model, blocks: next(objectives))
+    monkeypatch.setattr("gpnsf.core.inference.run.elbo", lambda model, blocks: next(objectives))
     model = run.model
     assert not run.release(TEST)
     assert run.model is model
@@ -178,7 +190,77 @@ def test_a_change_whose_objective_cannot_be_computed_is_undone(misplaced, monkey
 
 def test_no_more_factors_have_a_field_at_the_end_than_may_be_spatial(bereft):
     run, _ = bereft
-    order = fitting.Order(*np.full((3, 7), 9.0) * np.arange(7, 0, -1))
+    order = Order(*np.full((3, 7), 9.0) * np.arange(7, 0, -1))
     run.end(order, 3, local=False)
     assert run.model.n_spatial == 3
     assert run.model.n_factors == 7
+
+
+def test_a_factor_that_is_smooth_without_a_field_keeps_it(bereft, monkeypatch):
+    """Whatever the objective says: it also rises where edges are sharper than a field can be."""
+    run, truth = bereft
+    monkeypatch.setattr(
+        "gpnsf.core.inference.run.misplaced", lambda beyond, size: np.arange(len(beyond)) == 1
+    )
+    objectives = iter([0.0, 1.0])
+    monkeypatch.setattr("gpnsf.core.inference.run.elbo", lambda model, blocks: next(objectives))
+    model = run.model
+    assert not run.release(TEST)
+    assert next(objectives, None) is None, "it was tried"
+    assert run.model is model
+    assert worst(run, truth) > 0.9
+
+
+@pytest.fixture
+def rough():
+    """Counts [1225, 40] of a factor that changes from spot to spot, the factor, and a climb with one field."""
+
+    def make(likelihood: str, theta: float):
+        rng = np.random.default_rng(0)
+        side = np.linspace(-1, 1, 35)
+        coords = np.stack(np.meshgrid(side, side), -1).reshape(-1, 2)
+        distance = np.linalg.norm(coords[:, None] - coords, axis=-1)
+        covariance = KERNELS["matern32"].covariance(torch.as_tensor(distance), torch.tensor(0.08))
+        f = np.linalg.cholesky(covariance.numpy() + 1e-6 * np.eye(len(coords))) @ rng.normal(size=len(coords))  # fmt: skip
+        rate = np.exp(0.8 * f)[:, None] * rng.gamma(2.0, 1.0, 40)
+        counts = rng.poisson(rate * rng.gamma(theta, 1 / theta, rate.shape))
+        section = AnnData(sp.csr_matrix(counts.astype(np.float32)), obsm={"spatial": coords})
+        asked = Reading(size_factors=None, likelihoods={"counts": likelihood})
+        dataset, _ = read(section, asked)
+
+        def with_fields(dataset, n_spatial, n_factors=1, n_basis=None):
+            return build("nsf", dataset, n_factors=n_factors, n_spatial=n_spatial, n_basis=n_basis)
+
+        run = Run(dataset, with_fields, OPTIONS)
+        run.begin(1, "auto", None)
+        return run, f
+
+    return make
+
+
+def test_a_rough_field_gets_more_basis_functions(rough):
+    run, f = rough("poisson", 1e4)
+    before, objective = fitted_field(run), elbo(run.model, run.blocks)
+    run.refine_field()
+    field = run.model.spatial.field
+    assert field.n_basis > 28
+    assert elbo(run.model, run.blocks) > objective
+    assert np.corrcoef(f, fitted_field(run))[0, 1] > np.corrcoef(f, before)[0, 1] + 0.02
+    run.end(Order.unknown(1), 1, local=True)
+    assert run.model.spatial.field.n_basis == field.n_basis
+
+
+def test_noise_beyond_that_of_poisson_counts_is_no_reason_for_more_basis_functions(
+    rough, monkeypatch
+):
+    run, _ = rough("nb", 0.1)
+    monkeypatch.setattr("gpnsf.core.inference.run.finer_basis", lambda field, dataset: 60)
+    model, objective = run.model, elbo(run.model, run.blocks)
+    run.refine_field()
+    assert run.model is model
+    assert elbo(run.model, run.blocks) == objective, "surrogates are back"
+
+
+def fitted_field(run) -> np.ndarray:
+    """The log factor [N] of a fit with one field."""
+    return run.log_factors()[:, 0]

@@ -56,11 +56,12 @@ def posterior(dataset: Dataset, n_factors: int = K, n_spatial: int = 2) -> Poste
     }
     for W in loadings.values():
         W[0] = 0
-    mean, smooth, std = rng.gamma(2.0, size=(3, dataset.n_obs, n_factors))
+    mean, smooth, coarse, std = rng.gamma(2.0, size=(4, dataset.n_obs, n_factors))
     is_spatial = np.arange(n_factors) < n_spatial
     return Posterior(
         mean=mean,
         smooth=smooth,
+        coarse=coarse,
         std=std,
         loadings=loadings,
         loadings_std={name: rng.random((size, n_factors)) for name, size in sizes.items()},
@@ -117,10 +118,12 @@ def test_factors_reach_the_object_and_the_cells_of_each_modality(partial):
             assert not np.shares_memory(mod.obsm[slot], stored)
 
 
-def test_the_embedding_is_that_of_the_spatial_factors(partial):
+def test_the_embedding_is_that_of_the_spatial_factors_and_of_the_coarse_part_of_their_fields(
+    partial,
+):
     result, layout = fitted(partial)
     expected = composition(
-        result.smooth[:, :2], {name: W[:, :2] for name, W in result.loadings.items()}
+        result.coarse[:, :2], {name: W[:, :2] for name, W in result.loadings.items()}
     )
     slot = partial.obsm["X_gpnsf_embedding"]
     assert slot.dtype == np.float32

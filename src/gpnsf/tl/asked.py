@@ -10,7 +10,7 @@ from mudata import MuData
 
 from gpnsf import checks
 from gpnsf.arguments import Arguments, Model, Training
-from gpnsf.core.inference import fitting
+from gpnsf.core.inference.run import Build
 from gpnsf.core.inference.schedule import Schedule
 from gpnsf.core.model import build as models
 from gpnsf.core.model.factorization import Factorization
@@ -21,7 +21,7 @@ from gpnsf.io import read
 __all__ = ["builder", "number_spatial", "read_for", "schedule"]
 
 
-def builder(asked: Arguments, n_spatial: int, scale: float, device: torch.device) -> fitting.Build:
+def builder(asked: Arguments, n_spatial: int, scale: float, device: torch.device) -> Build:
     """Makes the models that the arguments describe; ``scale`` is the half-width in the unit of the coordinates."""
     model = asked.model
     build = partial(

@@ -12,7 +12,8 @@ from scipy.sparse.csgraph import connected_components
 from gpnsf.arguments import Arguments
 from gpnsf.core.families import FAMILIES
 from gpnsf.core.fields.base import LENGTHSCALE_RANGE
-from gpnsf.core.fields.hilbert import KEPT, HilbertField, retained_variance
+from gpnsf.core.fields.hilbert import HilbertField
+from gpnsf.core.fields.resolution import KEPT, retained_variance
 from gpnsf.core.inference.confirmed import LEAST
 from gpnsf.core.inference.fitting import Outcome
 from gpnsf.core.inference.initial import starts

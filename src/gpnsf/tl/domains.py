@@ -53,7 +53,7 @@ def domains(
     r"""Divide the section into domains by what the factors let each observation express.
 
     In each modality, feature j has the part :math:`p_{ij} = \sum_k H_{ik} w_{jk} / \sum_{jk} H_{ik} w_{jk}` of the expected counts of
-    observation i, with H from the field alone and k over the factors chosen. The distance of i and l is that of Hellinger,
+    observation i, with H from the field alone, without bumps narrower than 1/22 of the half-width of the tissue, and k over the factors chosen. The distance of i and l is that of Hellinger,
     :math:`d_{il}^2 = \frac12 \sum_j (\sqrt{p_{ij}} - \sqrt{p_{lj}})^2` added over modalities at their weights in the fit, so factors with like loadings are
     near to each other. Clusters are sought among the first principal coordinates, at most 15, of these distances. Several
     slices are clustered together, so a domain means the same in each.

@@ -23,18 +23,14 @@ from gpnsf.core.fields.base import (
     stored_sizes,
     to_tensors,
 )
-from gpnsf.core.fields.kernels import KERNELS
 from gpnsf.core.fields.nodes import MARGIN, csr, grid_of, interpolation
+from gpnsf.core.fields.resolution import INNER, outer_variance, retained_variance
 
-__all__ = ["KEPT", "HilbertField", "retained_variance", "size"]
+__all__ = ["HilbertField", "size"]
 
 MAX_BASIS = 256  # per axis and half-width, of a field read from a file
 ROW_BYTES = 100.0  # of a row: its place on the grid
 SECONDS_PER_CUBE = 1.5e-10  # of basis functions cubed: eigenvalues, and a covariance
-KEPT = 0.9  # share of the prior variance in the middle of the box that basis functions should keep
-INNER = 28  # basis functions per axis and half-width whose covariance is kept whole
-LEVELS = 25  # of the information, at which the variance of the others is worked out
-IMAGES = 8  # of the box to each side, in the variance of infinitely many basis functions
 
 
 class HilbertField(AbstractField):
@@ -242,6 +238,8 @@ class HilbertField(AbstractField):
         """
         at_nodes = self._at_nodes(located, information).clamp_min(0.0)  # [slices, nodes, T]
         variances = torch.empty_like(at_nodes)
+        grid = grid_of(self.extent, self.n_basis)
+        bases = [getattr(self, f"basis_{axis}") for axis in range(self.n_dims)]
         for factor, every in enumerate(self._spectral_sd().double()):
             spectral_sd = self._inner(every)
             for library in range(self.n_libraries):
@@ -258,7 +256,7 @@ class HilbertField(AbstractField):
                 )
                 variance = self._node_variances(covariance, spectral_sd)
                 if self.inner != self.sizes:
-                    variance += self._outer_variances(weights.double(), every)
+                    variance += outer_variance(grid, self.inner, bases, weights.double(), every**2)
                 variances[library, :, factor] = variance
         self.node_variance = variances.reshape(-1, self.n_factors)
 
@@ -310,37 +308,6 @@ class HilbertField(AbstractField):
         """Of values [.., M] of all basis functions those of the inner ones."""
         inside = tuple(slice(m) for m in self.inner)
         return values.unflatten(-1, self.sizes)[(..., *inside)].flatten(-self.n_dims)
-
-    def _outer_variances(self, weights: Tensor, spectral_sd: Tensor) -> Tensor:
-        """Variance [nodes] of the basis functions that are not inner ones.
-
-        They are finer than what changes around a node, so each meets there the mean information
-        lambda of an area: ``sum_j phi_j(s)^2 S_j / (1 + S_j lambda(s))``. The sum is worked out at
-        some levels of lambda and interpolated. Information is averaged over half the width of the
-        bumps of the first of these functions.
-        """
-        density = weights.reshape(self.shape)
-        for axis, (reach, inner) in enumerate(zip(self.reach, self.inner, strict=True)):
-            nodes = torch.linspace(-reach, reach, self.shape[axis], dtype=weights.dtype)
-            width = (reach + MARGIN) / inner
-            near = torch.exp(-0.5 * ((nodes[:, None] - nodes) / width) ** 2).to(weights)
-            near = near / near.sum(1, keepdim=True) / float(nodes[1] - nodes[0])
-            density = torch.tensordot(density, near, dims=([0], [1]))
-        levels = density.max().clamp_min(1e-9) * torch.logspace(-6, 0, LEVELS).to(weights)
-        left = spectral_sd**2 / (1 + spectral_sd**2 * levels[:, None])  # [levels, M]
-        outer = torch.ones(self.sizes, dtype=torch.bool, device=weights.device)
-        outer[tuple(slice(m) for m in self.inner)] = False
-        sums = (left * outer.reshape(-1)).reshape(-1, *self.sizes)
-        for axis in range(self.n_dims):
-            basis = getattr(self, f"basis_{axis}").to(sums.dtype) ** 2
-            sums = torch.tensordot(sums, basis, dims=([1], [1]))
-        sums = sums.reshape(LEVELS, -1)
-        position = (density.reshape(-1) / levels[-1]).clamp_min(1e-6).log10() / 6 * (LEVELS - 1)
-        position = position + LEVELS - 1
-        below = position.long().clamp(0, LEVELS - 2)
-        part = position - below
-        low, high = (sums.gather(0, row[None])[0] for row in (below, below + 1))
-        return (1 - part) * low + part * high
 
     def _pairs(self, axis: int) -> Tensor:
         """Products of any two inner basis functions of an axis at its nodes [nodes, m^2]."""
@@ -397,36 +364,12 @@ class HilbertField(AbstractField):
         return field
 
 
-def retained_variance(
-    kernel: str, lengthscale: np.ndarray, extent: Sequence[float], n_basis: int
-) -> np.ndarray:
-    """Share [T] of the prior variance in the middle of the box that the basis functions keep.
-
-    With half-widths L of the box, all sines have ``sum_n (-1)^n k(2 L n)`` there, and m of them the
-    sum over odd j of ``S(pi j / (2 L)) / L``, in two dimensions over both axes. Length scales
-    beyond the width of the box count as its width.
-    """
-    grid = grid_of(extent, n_basis)
-    boxes, n_dims = torch.tensor(grid.boxes, dtype=torch.float64), len(grid.boxes)
-    ell = torch.as_tensor(lengthscale, dtype=torch.float64)[:, None].clamp(max=2 * min(grid.boxes))
-    odd = [
-        torch.arange(1, m + 1, 2) * math.pi / (2 * box)
-        for m, box in zip(grid.sizes, boxes, strict=True)
-    ]
-    squared = torch.cartesian_prod(*[omega**2 for omega in odd]).reshape(-1, n_dims).sum(1)
-    kept = KERNELS[kernel].log_spectral_density(squared, ell, n_dims).exp().sum(1) / boxes.prod()
-    images = torch.cartesian_prod(*[torch.arange(-IMAGES, IMAGES + 1)] * n_dims).reshape(-1, n_dims)
-    covariance = KERNELS[kernel].covariance((2 * boxes * images).norm(dim=1), ell)
-    return (kept / ((-1.0) ** images.sum(1) * covariance).sum(1)).numpy()
-
-
 def size(coords: np.ndarray, n_libraries: int, n_factors: int, n_axis: float) -> FieldSize:
     """Memory and time of a field whose basis functions per axis and half-width are ``n_axis``."""
-    n_weights = float(
-        np.prod(n_axis * (np.abs(coords).max(0).clip(max=TISSUE) + MARGIN) / (1 + MARGIN))
-    )
-    exact = 48.0 * n_weights**2 * (n_factors > 0)  # twice six matrices of single precision
-    seconds = SECONDS_PER_CUBE * n_factors * n_weights**3 * n_libraries
+    boxes = (np.abs(coords).max(0).clip(max=TISSUE) + MARGIN) / (1 + MARGIN)
+    n_weights, inner = (float(np.prod(n * boxes)) for n in (n_axis, min(n_axis, INNER)))
+    exact = 48.0 * inner**2 * (n_factors > 0)  # twice six matrices of single precision
+    seconds = SECONDS_PER_CUBE * n_factors * inner**3 * n_libraries
     return FieldSize(
         int(2 * n_libraries * n_factors * n_weights), ROW_BYTES, 0.0, exact, seconds, 0.0
     )

@@ -1,32 +1,20 @@
-"""A whole fit: optimisation, a look at what it has lost, spatial test, joining, loadings, local stage.
-
-The model is trained again where its factors have changed: one has found a place, become spatial or
-nonspatial, or is left out.
-"""
+"""A whole fit: optimisation, a look at what it has lost, spatial test, joining, loadings, local stage."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from gpnsf.core import distributed
-from gpnsf.core.inference import loading_stage, local_stage, moves, posterior, standing, training
-from gpnsf.core.inference.bound import elbo, exact_elbo
+from gpnsf.core.inference import posterior, training
 from gpnsf.core.inference.checkpoint import Checkpoint, tell_interruption
 from gpnsf.core.inference.confirmed import weighed
-from gpnsf.core.inference.left_over import LeftOver
-from gpnsf.core.inference.order import Order, misplaced, passed
-from gpnsf.core.inference.regroup import regrouped
+from gpnsf.core.inference.order import Order
+from gpnsf.core.inference.run import Build, Run
 from gpnsf.core.inference.schedule import Schedule
-from gpnsf.core.inference.spatial_test import OwnOrder, SpatialTest, own_order, spatial_test
-from gpnsf.core.inference.subset_start import SubsetStart, lone, sample
-from gpnsf.core.model.build import finer_basis
-from gpnsf.core.model.factorization import Block, Factorization
+from gpnsf.core.inference.spatial_test import SpatialTest, spatial_test
 from gpnsf.core.progress import Progress
 from gpnsf.core.types import Dataset, History, Posterior
 
@@ -34,13 +22,8 @@ __all__ = ["Outcome", "fit"]
 
 logger = logging.getLogger("gpnsf")
 
-# a model of a dataset with T spatial factors, of K or another number of factors
-Build = Callable[..., Factorization]
-Objective = Callable[[Factorization, list[Block]], float]
 # steps that are expected of the climb and of the test, and how many the local stage is worth
 CLIMB, TEST, LOCAL = 75, 150, 15
-FINER_LOSS = 1e-3  # of the objective per nonzero count that a finer field may cost
-TRAINED = 0.5  # Moran's I above which a factor that turns out to be spatial is trained as a field
 
 
 @dataclass(frozen=True)
@@ -109,7 +92,7 @@ def fit(
         for name, weight in found.weights.items():
             logger.info("weight of %s by what held-out counts confirm of it: %.2f", name, weight)
         n_spatial = found.slots  # may be more than there are places for: those of most order stay
-    run = _Fit(dataset, build, options)
+    run = Run(dataset, build, options)
     run.begin(n_spatial, init, checkpoint)
     try:
         run.restore_lost(tested=tested)
@@ -140,286 +123,8 @@ def fit(
     return Outcome(result, history, tests, {view.name: view.weight for view in dataset.views})
 
 
-def _most_ordered(factors: list[int], rank: np.ndarray, most: int) -> list[int]:
-    """Of some factors those that the places for spatial ones go to: all, or those of most order."""
-    places = set(sorted(factors, key=lambda k: -rank[k])[:most])
-    return [k for k in factors if k in places]
-
-
 def _expected_steps(schedule: Schedule, *, tested: bool, refine: bool) -> float:
     """Steps that a fit usually takes, and what takes as long."""
     climb = min(3 * schedule.pick_steps + CLIMB + schedule.tail_steps, 2 * schedule.max_steps)
     halves = min(TEST, 4 * schedule.max_steps)
     return climb + schedule.polish_steps + (halves if tested else 0) + (LOCAL if refine else 0)
-
-
-class _Fit:
-    """A model on its way, which may be replaced by one with other factors."""
-
-    model: Factorization
-    blocks: list[Block]
-    optimisation: training.Optimisation  # of the model as it stands
-
-    def __init__(self, dataset: Dataset, build: Build, options: training.Options) -> None:
-        self.dataset, self.build, self.options = dataset, build, options
-        self.numbers = np.array([], dtype=int)  # of the factors when the test was last matched
-        self.starts: dict[str, float] = {}  # objectives of those that were tried
-        self.n_basis: int | None = None  # of the field, where it needs more than usual
-        self.repairs: list[str] = []  # of the climbs before the present one
-
-    def log_factors(self) -> np.ndarray:
-        """Means [N, K] of the log factors."""
-        return standing.log_factors(self.model, self.blocks).cpu().numpy()
-
-    def sizes(self, m: np.ndarray) -> np.ndarray:
-        """Shares [K] of the expected counts that are of each factor [N, K], added over modalities."""
-        return standing.shares(self.model, self._tensor(m)).sum(0).cpu().numpy()
-
-    def order(self, test: SpatialTest, m: np.ndarray) -> Order:
-        """Order of the factors [N, K] by held-out counts.
-
-        A factor may be like none of the test, which knows less of the counts. So nonspatial ones with
-        clear order by the one most like them must show it by their own loadings too.
-        """
-        found = test.order(m, self.sizes(m))
-        if asked := self._ordered(found, m):
-            own = self._own_order(test, m)
-            found = found.at_most(own.z, own.repeated, np.isin(np.arange(len(own.z)), asked))
-        return found
-
-    def _own_order(self, test: SpatialTest, m: np.ndarray) -> OwnOrder:
-        """What the counts of the spots of the test tell by the loadings of the model."""
-        model, log_factors, seed = self.model, self._tensor(m), self.options["seed"]
-        return distributed.from_first(
-            lambda: own_order(model, log_factors, self.dataset, self.build, test.rows, seed)
-        )
-
-    def begin(self, n_spatial: int, init: str, checkpoint: Checkpoint | None) -> None:
-        """The first climb, from a kind of start; large data begin at a smaller fit."""
-        self._place(self.build(self.dataset, n_spatial))
-        options = self.options
-        start: str | SubsetStart = init
-        rows, ahead = sample(self.dataset, options["seed"]), lone(self.dataset)
-        if rows is not None or ahead:
-            start = SubsetStart(self.dataset, rows, ahead, self.build, n_spatial, init, options)
-            options = {**options, "schedule": start.left}
-        self.optimisation = training.Optimisation(
-            self.model, self.dataset, blocks=self.blocks, checkpoint=checkpoint, **options
-        )
-        self.optimisation.climb(start)
-        self.optimisation.leave_checkpoint()
-        training.give_back()
-        self.starts = self.optimisation.history().starts
-        self.numbers = np.arange(self.model.n_factors)
-
-    def restore_lost(self, *, tested: bool) -> None:
-        """Look in each modality for a pattern that the fit has lost, and give it a field.
-
-        It takes the place of a factor that the counts hardly ask for, and stays where the objective
-        is higher. Without a test the number of spatial factors stays as it is.
-        """
-        if not (
-            self.model.n_spatial and self.options["schedule"].moves and moves.possible(self.model)
-        ):
-            return
-        left: LeftOver | None = None
-        for name in self.model.names:
-            m, T = self.log_factors(), self.model.n_spatial
-            share = self._largest_shares(m)
-            place = min(range(self.model.n_factors if tested else T), key=lambda k: share[k])
-            if share[place] > standing.SPARE:
-                break
-            left = left or LeftOver(self.model, self.blocks, self.options["seed"])
-            if (pattern := left.pattern(name)) is None:
-                continue
-            loadings = [left.loadings(other, pattern) for other in self.model.names]
-            others = [k for k in range(self.model.n_factors) if k != place]
-            slot = T - (place < T)
-            before = self._state()
-            self._regroup([*others[:slot], place, *others[slot:]], slot + 1, m)
-            moves.occupy(self.model, self.blocks, slot, pattern.log(), loadings)
-            if self._is_better(f"a pattern left over of {name}", before):
-                left = None
-
-    def judge(self, test: SpatialTest, most_spatial: int) -> None:
-        """Make factors spatial or nonspatial, as the test has them; go on where that has changed one."""
-        m = self.log_factors()
-        order, T = self.order(test, m), self.model.n_spatial
-        spatial = np.flatnonzero(passed(order.z[:T])).tolist()
-        promoted = self._ordered(order, m)
-        if promoted:
-            smooth = self._smoothness(m[:, promoted])
-            promoted = [k for k, own in zip(promoted, smooth, strict=True) if own > TRAINED]
-        both = [*spatial, *promoted]
-        chosen = _most_ordered(both, order.rank, most_spatial)
-        K = self.model.n_factors
-        noise = order.noise if self.model.has_posterior else np.zeros(K, bool)
-        others = [k for k in range(K) if k not in chosen and not noise[k]]
-        if chosen == list(range(T)) and len(others) == K - T:
-            return
-        n_lost, n_noise = T - len(spatial), K - len(chosen) - len(others)
-        n_promoted = sum(k >= T for k in chosen)
-        logger.info(
-            "%d spatial factors have no order in held-out counts, %d nonspatial ones do, and %d have less than these",
-            n_lost,
-            n_promoted,
-            len(spatial) + n_promoted - len(chosen),
-        )
-        logger.info("%d factors are left out, since held-out counts show nothing of them", n_noise)
-        if not chosen and not others:
-            others = [int(self.sizes(m).argmax())]
-        self._regroup([*chosen, *others], len(chosen), m)
-        self._go_on()
-
-    def release(self, test: SpatialTest) -> bool:
-        """Take the field from factors that hardly follow neighbours, where the objective is higher.
-
-        A factor of single spots that began with a field keeps it otherwise: what it holds of others
-        has order. One that is smooth without the field, too, keeps it. Whether any has lost it.
-        """
-        m, T, K = self.log_factors(), self.model.n_spatial, self.model.n_factors
-        in_use = np.flatnonzero(self._used(m)[:T])
-        if not (len(in_use) and self.model.has_posterior):
-            return False
-        beyond, size = self._own_order(test, m).beyond, self.sizes(m)
-        out = in_use[misplaced(beyond[in_use], size[in_use])]
-        while len(out):
-            before, fields = self._state(), [k for k in range(T) if k not in out]
-            self._regroup([*fields, *out, *range(T, K)], len(fields), m)
-            if not self._is_better(f"{len(out)} spatial factors as nonspatial ones", before):
-                return False
-            rough = self._smoothness(self.log_factors()[:, len(fields) : T]) <= TRAINED
-            if rough.all():
-                return True
-            logger.info("%d of them are smooth, and spatial again", (~rough).sum())
-            self._restore(before)
-            out = out[rough]
-        return False
-
-    def refine_field(self) -> None:
-        """Give fields that are too rough for their basis functions more of these, as far as spots can tell.
-
-        Noise beyond that of Poisson counts looks rough, too. So the exact likelihoods decide, and
-        more functions stay unless the objective clearly falls: the weights' independent
-        approximations cost more the more they are.
-        """
-        spatial = self.model.spatial
-        n_basis = finer_basis(spatial.field, self.dataset) if spatial else None
-        if n_basis is None:
-            return
-        before, self.n_basis = self._state(), n_basis
-        self._regroup(list(range(self.model.n_factors)), self.model.n_spatial, self.log_factors())
-        change = f"{n_basis} basis functions per axis"
-        least = -FINER_LOSS * self.dataset.nnz
-        if not self._is_better(change, before, exact_elbo, least=least, moves=0):
-            self.n_basis = None
-
-    def _state(self) -> tuple[Any, ...]:
-        """All that a change of the factors changes."""
-        return self.model, self.blocks, self.numbers, self.optimisation, self.repairs
-
-    def _restore(self, state: tuple[Any, ...]) -> None:
-        """Undo a change of the factors."""
-        self.model, self.blocks, self.numbers, self.optimisation, self.repairs = state
-
-    def _smoothness(self, m: np.ndarray) -> np.ndarray:
-        """Moran's I [K] of log factors [N, K]."""
-        return standing.order_of(self._tensor(m), standing.neighbours(self.blocks))
-
-    def _is_better(
-        self,
-        change: str,
-        before: tuple[Any, ...],
-        objective: Objective = elbo,
-        *,
-        least: float = 0.0,
-        **course: int,
-    ) -> bool:
-        """Let a changed model climb, and undo the change where the objective does not gain more than the least."""
-        model, blocks, *_ = before
-        value = objective(model, blocks)
-        self._go_on(**course)
-        gain = objective(self.model, self.blocks) - value
-        is_better = gain > least  # not where it cannot be computed
-        logger.info("%s: objective %+.0f, %s", change, gain, "kept" if is_better else "undone")
-        if not is_better:
-            self._restore(before)
-        return is_better
-
-    def _go_on(self, **course: int) -> None:
-        """Let the model climb as it stands, a part of its course otherwise than usual."""
-        course = {"pick_steps": 0, "kernel_steps": 15, "min_steps": 30, **course}
-        schedule = replace(self.options["schedule"], **course)
-        options: training.Options = {**self.options, "schedule": schedule}
-        self.repairs = self.repairs + self.optimisation.history().repairs
-        self.optimisation = training.Optimisation(
-            self.model, self.dataset, blocks=self.blocks, nested=True, **options
-        )
-        self.optimisation.climb(None)
-        self.numbers = np.arange(self.model.n_factors)
-
-    def settle(self) -> None:
-        """The last steps, once, where all factors are found."""
-        self.optimisation.settle()
-
-    def history(self) -> History:
-        """Of the model as it stands, with what was told of those before."""
-        last = self.optimisation.history()
-        return replace(last, starts=self.starts, repairs=self.repairs + last.repairs)
-
-    def end(self, order: Order, most_spatial: int, *, local: bool) -> local_stage.LogFactors:
-        """Join equal factors, drop unused ones, give spatial ones a field; then loadings and spots."""
-        adopted: dict[int, moves.Adopted] = {}
-        if self.model.has_posterior:
-            graph = standing.neighbours(self.blocks)
-            joined: dict[int, moves.Adopted] = {}
-            if local:
-                ordered = self._ordered(order, self.log_factors())
-                joined = moves.join(self.model, self.blocks, graph, ordered)
-            m, T = self.log_factors(), self.model.n_spatial
-            used = self._used(m)
-            used[list(joined)] = True  # with what the field leaves to deviations
-            spatial = [k for k in range(T) if used[k]]
-            ordered = self._ordered(order, m) if local and T else []
-            ordered = [k for k in ordered if used[k]]
-            chosen = _most_ordered([*spatial, *ordered], order.rank, most_spatial)
-            spatial, promoted = [k for k in chosen if k < T], [k for k in chosen if k >= T]
-            if promoted or len(spatial) < T or not all(used):
-                others = [k for k in range(self.model.n_factors) if used[k] and k not in chosen]
-                self._regroup([*spatial, *promoted, *others], len(spatial) + len(promoted), m)
-            adopted = {spatial.index(k): own for k, own in joined.items() if k in spatial}
-            adopted |= moves.adopt(self.model, self.blocks, graph, self._tensor(m[:, promoted]))
-        if not local:
-            return local_stage.mean_field(self.model, self.blocks)
-        loading_stage.settle(self.model, self.blocks, adopted)
-        return local_stage.local(self.model, self.blocks, adopted)
-
-    def _place(self, model: Factorization) -> None:
-        self.model, self.blocks = model, model.blocks(self.dataset, self.options["block_size"])
-
-    def _regroup(self, order: list[int], n_spatial: int, m: np.ndarray) -> None:
-        """The factors named, the first ones spatial."""
-        old, self.numbers = self.model, self.numbers[order]
-        self._place(self.build(self.dataset, n_spatial, len(order), self.n_basis))
-        regrouped(old, self.model, self.blocks, self._tensor(m), order)
-
-    def _tensor(self, values: np.ndarray) -> torch.Tensor:
-        """An array on the device of the model."""
-        return torch.as_tensor(values, device=self.model.device)
-
-    def _used(self, m: np.ndarray) -> np.ndarray:
-        """Factors [K] that the counts of some modality ask for.
-
-        The largest one where they ask for none.
-        """
-        share = self._largest_shares(m)
-        return (share > standing.ALIVE) | (share == share.max())
-
-    def _largest_shares(self, m: np.ndarray) -> np.ndarray:
-        """Share [K] of the expected counts that are of each factor, in the modality that has most of it."""
-        return standing.shares(self.model, self._tensor(m)).amax(0).cpu().numpy()
-
-    def _ordered(self, order: Order, m: np.ndarray) -> list[int]:
-        """Nonspatial factors in use with clear spatial order, the clearest first."""
-        clear = order.clear(self.model.n_spatial) & self._used(m)
-        return [int(k) for k in np.argsort(-order.z) if clear[k]]

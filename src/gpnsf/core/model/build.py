@@ -10,9 +10,10 @@ import numpy as np
 from gpnsf.core import stored
 from gpnsf.core.fields import hilbert, inducing
 from gpnsf.core.fields.base import TISSUE, AbstractField, FieldSize
-from gpnsf.core.fields.hilbert import KEPT, HilbertField
+from gpnsf.core.fields.hilbert import HilbertField
 from gpnsf.core.fields.inducing import InducingField
 from gpnsf.core.fields.nodes import MARGIN
+from gpnsf.core.fields.resolution import KEPT
 from gpnsf.core.likelihoods import LIKELIHOODS, AbstractLikelihood
 from gpnsf.core.model.factorization import Factorization, ViewModel
 from gpnsf.core.model.factors import FieldFactors, NormalFactors
