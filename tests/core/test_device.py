@@ -27,7 +27,7 @@ ON_THE_CPU = {
 }  # starts are searched for there
 # into parameters at once, or from one array to another
 COPIED = {("base.py", name) for name in ("_ridge", "load_shared")} | {
-    ("hilbert.py", "retained_variance")
+    ("resolution.py", "retained_variance")
 }
 OPTIONS = {
     "default": {},

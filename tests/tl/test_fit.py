@@ -896,10 +896,8 @@ def test_factors_that_held_out_counts_do_not_show_are_dropped(patterned, monkeyp
     """Nonspatial ones; where nothing is left, the largest stays."""
     noise = np.arange(7) >= 7 - n_noise
     monkeypatch.setattr(Order, "noise", noise)
-    monkeypatch.setattr(
-        "gpnsf.core.inference.fitting.passed", lambda z: np.full(len(z), n_noise < 7)
-    )
-    monkeypatch.setattr("gpnsf.core.inference.fitting.TRAINED", 2.0)
+    monkeypatch.setattr("gpnsf.core.inference.run.passed", lambda z: np.full(len(z), n_noise < 7))
+    monkeypatch.setattr("gpnsf.core.inference.run.TRAINED", 2.0)
     options = {**SPLIT, "n_factors": 7, "n_spatial": 3, "max_steps": 60}
     fitted = gpnsf.tl.fit(patterned, **options, copy=True)
     record = fitted.uns["gpnsf"]

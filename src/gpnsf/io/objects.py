@@ -15,6 +15,7 @@ from anndata import AnnData
 from mudata import MuData
 
 from gpnsf import checks
+from gpnsf.core.scores.metrics import spot_distance
 from gpnsf.io import names
 from gpnsf.keys import SPATIAL
 
@@ -31,6 +32,7 @@ __all__ = [
     "read_coords",
     "read_labels",
     "rows_of",
+    "spot_distance",
 ]
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 
 from gpnsf.checks import Rule, choices, problem
-from gpnsf.core.scores.metrics import spot_distance
+from gpnsf.io.objects import spot_distance
 from gpnsf.pl.canvas import BAR, GREY, PAGE, SMALL, TALL, columns, plain, square_root
 from gpnsf.pl.tissue import TissueImage, images_of
 

@@ -12,8 +12,7 @@ from scipy.spatial import cKDTree
 
 from gpnsf.arguments import answering
 from gpnsf.checks import Rule, problem
-from gpnsf.core.scores.metrics import spot_distance
-from gpnsf.io.objects import open_data, read_coords, read_labels
+from gpnsf.io.objects import open_data, read_coords, read_labels, spot_distance
 from gpnsf.io.places import AXES
 from gpnsf.keys import SPATIAL
 

@@ -15,11 +15,11 @@ from gpnsf.core.fields.base import LENGTHSCALE_RANGE
 from gpnsf.core.fields.hilbert import HilbertField
 from gpnsf.core.fields.resolution import KEPT, retained_variance
 from gpnsf.core.inference.confirmed import LEAST
+from gpnsf.core.inference.finer import finest_basis
 from gpnsf.core.inference.fitting import Outcome
 from gpnsf.core.inference.initial import starts
 from gpnsf.core.inference.order import CLEAR_Z, clear_order
 from gpnsf.core.inference.subset_start import sample
-from gpnsf.core.model.build import finest_basis
 from gpnsf.core.presets import PRESETS
 from gpnsf.core.scores.metrics import apart, knn_weights, morans_i
 from gpnsf.core.types import Dataset, History, Posterior, View, parts

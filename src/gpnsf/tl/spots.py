@@ -12,8 +12,7 @@ from gpnsf import checks
 from gpnsf.arguments import Deconvolution
 from gpnsf.checks import problem
 from gpnsf.core.companions.pseudospots import Places
-from gpnsf.core.scores.metrics import spot_distance
-from gpnsf.io.objects import open_data, read_coords, read_labels
+from gpnsf.io.objects import open_data, read_coords, read_labels, spot_distance
 from gpnsf.io.suspicions import suspicions
 
 __all__ = ["costs_of", "places_of"]

@@ -17,6 +17,7 @@ from torch import Tensor
 from gpnsf.core import stored
 from gpnsf.core.families import FAMILIES
 from gpnsf.core.fields.base import FieldSize
+from gpnsf.core.inference.finer import coarse
 from gpnsf.core.inference.local_stage import LogFactors, covariances
 from gpnsf.core.inference.margins import (
     Margins,
@@ -120,45 +121,26 @@ def _posterior(
     found: _Found,
 ) -> Posterior:
     """In plain numpy."""
-    result, T = found.result, model.n_spatial
-    spatial_order = found.order[:T]
+    result, spatial_order = found.result, found.order[: model.n_spatial]
+    thetas = {name: view.likelihood.dispersion() for name, view in model.items()}
     return Posterior(
         mean=_array(result.mean),
         smooth=_array(found.smooth),
-        coarse=_array(_coarse(model, blocks, found.smooth, spatial_order)),
+        coarse=_array(coarse(model, blocks, found.smooth, spatial_order)),
         std=_array(found.std),
         loadings={name: _array(W[:, :-1]) for name, W in result.loadings.items()},
         loadings_std=found.loadings_std,
         background={name: _array(W[:, -1]) for name, W in result.loadings.items()},
-        dispersion={
-            name: _array(theta)
-            for name, view in model.items()
-            if (theta := view.likelihood.dispersion()) is not None
-        },
+        dispersion={name: _array(theta) for name, theta in thetas.items() if theta is not None},
         variance_explained=result.variance_explained(model, dataset, blocks),
         importance_std=found.importance_std,
-        is_spatial=np.arange(model.n_factors) < T,
+        is_spatial=np.arange(model.n_factors) < model.n_spatial,
         order=_array(found.order).astype(np.int64),
         lengthscale=_padded(model, "log_lengthscale", spatial_order),
         amplitude=_amplitude(model, log_factors, found.order),
         multipliers={name: _array(factor.T) for name, factor in result.multipliers.items()},
         field=_field_state(model, log_factors, found.smooth_scale, spatial_order),
     )
-
-
-def _coarse(
-    model: Factorization, blocks: list[Block], smooth: Tensor, spatial_order: Tensor
-) -> Tensor:
-    """Means by the field alone [N, K], without what it says of single spots."""
-    if model.spatial is None:
-        return smooth
-    parts = [model.spatial.field.fine(block.located) for block in blocks]
-    fine = [part for part in parts if part is not None]
-    if not fine:
-        return smooth
-    added, T = torch.cat(fine)[:, spatial_order], model.n_spatial
-    spatial = smooth[:, :T] / added.exp() if model.nonnegative else smooth[:, :T] - added
-    return torch.cat([spatial, smooth[:, T:]], dim=1)
 
 
 def _scaled(

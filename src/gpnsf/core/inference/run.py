@@ -18,12 +18,12 @@ from gpnsf.core import distributed
 from gpnsf.core.inference import loading_stage, local_stage, moves, standing, training
 from gpnsf.core.inference.bound import elbo, exact_elbo
 from gpnsf.core.inference.checkpoint import Checkpoint
+from gpnsf.core.inference.finer import finer_basis
 from gpnsf.core.inference.left_over import LeftOver
 from gpnsf.core.inference.order import Order, misplaced, passed
 from gpnsf.core.inference.regroup import regrouped
 from gpnsf.core.inference.spatial_test import OwnOrder, SpatialTest, own_order
 from gpnsf.core.inference.subset_start import SubsetStart, lone, sample
-from gpnsf.core.model.build import finer_basis
 from gpnsf.core.model.factorization import Block, Factorization
 from gpnsf.core.types import Dataset, History
 

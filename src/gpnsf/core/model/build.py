@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -12,14 +11,11 @@ from gpnsf.core.fields import hilbert, inducing
 from gpnsf.core.fields.base import TISSUE, AbstractField, FieldSize
 from gpnsf.core.fields.hilbert import HilbertField
 from gpnsf.core.fields.inducing import InducingField
-from gpnsf.core.fields.nodes import MARGIN
-from gpnsf.core.fields.resolution import KEPT
 from gpnsf.core.likelihoods import LIKELIHOODS, AbstractLikelihood
 from gpnsf.core.model.factorization import Factorization, ViewModel
 from gpnsf.core.model.factors import FieldFactors, NormalFactors
 from gpnsf.core.model.loadings import AbstractLoadings, GammaLoadings, PointLoadings
 from gpnsf.core.presets import PRESETS, Preset
-from gpnsf.core.scores.metrics import spot_distance
 from gpnsf.core.types import Dataset
 
 __all__ = [
@@ -28,15 +24,12 @@ __all__ = [
     "FIELDS",
     "build",
     "field_size",
-    "finer_basis",
-    "finest_basis",
     "restore_field",
 ]
 
 FIELDS: dict[str, type[AbstractField]] = {"hilbert": HilbertField, "inducing": InducingField}
 DEFAULT_INDUCING = 300
 BASIS_RANGE = (28, 96)  # basis functions per axis; four per length scale and half-width are enough
-PER_SPOT = 2  # basis functions per distance of neighbouring spots, at most
 
 
 def build(
@@ -141,23 +134,6 @@ def field_size(
         return hilbert.size(dataset.coords, dataset.n_libraries, n_factors, n_axis)
     wanted = n_inducing or DEFAULT_INDUCING
     return inducing.size(dataset.n_obs, n_factors, wanted, full=_is_full(wanted, dataset))
-
-
-def finest_basis(dataset: Dataset) -> int:
-    """Basis functions per axis beyond which those of a Hilbert field are finer than spots can tell."""
-    slices = (dataset.coords[dataset.library == code] for code in np.unique(dataset.library))
-    return math.ceil(PER_SPOT * (1 + MARGIN) / (spot_distance(slices) or 1.0))
-
-
-def finer_basis(field: AbstractField, dataset: Dataset) -> int | None:
-    """Basis functions per axis for a field that has fewer than its length scales ask for.
-
-    None where it has enough, or as many as the spots can tell.
-    """
-    if not isinstance(field, HilbertField) or field.kept_variance().min() >= KEPT:
-        return None
-    n_basis = min(finest_basis(dataset), BASIS_RANGE[1])
-    return n_basis if n_basis > field.n_basis else None
 
 
 def _is_full(n_inducing: int, dataset: Dataset) -> bool:
