@@ -139,7 +139,7 @@ def fit(
     kernel
         "matern12", "matern32", "matern52" or "rbf".
     field
-        "hilbert" (a basis on a grid: fast) or "inducing" (inducing points: the approximation of the papers).
+        "hilbert" (a basis on a grid: fast; finer where length scales end short) or "inducing" (inducing points: the approximation of the papers).
     n_inducing
         Number of inducing points, k-means centres of the coordinates. Default 300; at most the distinct coordinates. More
         than 300 get a diagonal covariance. Without effect for ``field="hilbert"``.
