@@ -45,6 +45,24 @@ FAULTS = (
         "prior * (1 - correlation)",
         ("core/test_fields.py",),
     ),
+    Fault(  # fine basis functions know nothing of the counts
+        "core/fields/resolution.py",
+        "sums = outer / (1 + outer * (share * top).reshape(-1, *[1] * outer.dim()))",
+        "sums = outer / (1 + 0 * outer * (share * top).reshape(-1, *[1] * outer.dim()))",
+        ("core/test_fields.py",),
+    ),
+    Fault(  # a factor loses its field however smooth it is
+        "core/inference/run.py",
+        "<= TRAINED",
+        "<= 2.0",
+        ("core/test_fitting.py",),
+    ),
+    Fault(  # noise of counts makes fields finer
+        "core/inference/run.py",
+        "before, exact_elbo, least=least",
+        "before, elbo, least=least",
+        ("core/test_fitting.py",),
+    ),
     Fault(  # Poisson noise counts as overdispersion
         "core/likelihoods/negative_binomial.py",
         "own = squares - W @ moments.mean.sum(0)",
