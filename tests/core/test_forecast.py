@@ -65,7 +65,7 @@ def test_parts_grow_with_what_they_are_made_of(subtests):
         ("gradient", {}, {"n_samples": 3}, 2.9),
         ("local stage", {}, {"n_factors": 20}, 2.6),
         ("covariance", {"n_features": 80_000}, {}, 1.5),
-        ("field", {}, {"lengthscale": 0.0625}, 27),
+        ("parameters", {}, {"lengthscale": 0.05}, 1.02),
         ("starts", {"n_features": 20_000}, {}, 1.2),
     ):
         with subtests.test(part=part, more=more):
