@@ -94,18 +94,15 @@ gpnsf.tl.fit(mdata, n_factors=10, use_var="highly_deviant", seed=0)
 print(*mdata.uns["gpnsf"]["factor_names"])
 
 # %% [markdown]
-# Not all ten are left. Three messages came on the way, and two of them want an answer.
+# Not all ten are left. Some messages came on the way; these three matter.
 #
 # - *Modality 'atac' holds values other than 0 and 1.* A peak counts as open or closed. Spots hold several cells, so a peak with three fragments may
 #   be open in three cells, and that is lost. We leave it so, because 93 % of the counts above 0 are 1; in deeper spots
 #   `likelihoods={"atac": "poisson"}` would keep it.
 # - *weight of atac*: the modalities weigh by what held-out counts confirm of their loadings, genes 1 and peaks .14. Most of what 2,000 sparse peaks
 #   seem to say is noise, so the factors follow the genes, and the peaks help. Nothing has to be done.
-# - *The field keeps 64 % of the prior variance* of two factors, one of them the oligodendrocytes below. Where a length scale is hardly longer than
-#   the distance of two spots (60 µm), the smooth field cannot follow the factor, and takes for noise of single spots what it misses.
-#   The message says what to do: compare with a fit with `field="inducing"`. We did so with an earlier version of this fit. It took eight times as
-#   long, so it is not repeated here. Both kinds of glia lay in the same spots (correlations of 1.00 and .99), but with length scales two to three
-#   times as long. So we trust the maps, and do not read the length scales of these factors.
+# - *finer fields, 65 basis functions per axis*: the oligodendrocytes below, among others, change within the distance of two spots (60 µm), which the
+#   smooth fields of the beginning could not follow. The fit made them finer, since that raises the objective. Nothing has to be done.
 #
 # ## The factors
 
@@ -238,8 +235,8 @@ pd.crosstab(labels["region"], labels["gpnsf_domain"])
 # %% [markdown]
 # Layers 2-3, 4, 5 and 6, white matter and the surface (*Pia Layer 1*) each have a domain that holds most of their spots. That of layer 5, the thin
 # band, is the least sure: four in ten of its spots are of other regions, mostly of layer 6. What is not found: *lateral*, *medial* and *3-4*, which
-# hold the same types of neurons, so nothing tells them apart. The thin left end of white matter is a domain of its own (7), and a few spots of the
-# surface are another one (8). The domain of the surface (6) has spots in white matter as well: astrocytes are in both places, as the map of their
+# hold the same types of neurons, so nothing tells them apart. The thin left end of white matter is a domain of its own (6), and a few spots of the
+# surface are another one (8). The domain of the surface (7) has spots in white matter as well: astrocytes are in both places, as the map of their
 # factor shows. The index counts all of that as errors. Annotations were drawn by region; domains follow counts and neighbours.
 #
 # ## On with squidpy

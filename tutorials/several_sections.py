@@ -138,8 +138,6 @@ gpnsf.pl.spatial_factors(cancer, key="corrected")
 between_sections(cancer, "section", "corrected")
 
 # %% [markdown]
-# The message concerns one factor, the field of which misses a tenth of its variance: its finest details count as noise of single spots.
-#
 # The largest factor is now much more even, with .03 of its variance between sections in place of .26, and no factor has more.
 #
 # Are these still the same factors? The cosine of their loadings, without the key in rows and with it in columns, says so: each has its counterpart,
@@ -237,7 +235,8 @@ gpnsf.tl.project(second, first)
 # %% [markdown]
 # The projection takes a few seconds: loadings, backgrounds and length scales stay as they are, and only the maps of
 # the new section are sought. The fit warns about the fields (smooth maps) of spatial_3, spatial_4 and spatial_5, the
-# projection about that of spatial_3. These factors change within a few spots.
+# projection about that of spatial_3. These factors change within a few spots. Finer fields were tried, as the log says, and undone: with thousands of
+# counts a spot, they would have followed the noise of the counts.
 
 # %%
 gpnsf.tl.rank_features(first, n_features=4).groupby("factor", observed=True)["feature"].agg(

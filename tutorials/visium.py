@@ -68,12 +68,8 @@ gpnsf.tl.fit(section, layers="counts", n_factors=10, holdout_key="held_out", see
 print(section.uns["gpnsf"]["factor_names"])
 
 # %% [markdown]
-# On the measured section all ten factors are spatial, and there is one warning: a field loses a quarter of its variance, because its length scale
-# is short for the basis functions of the field. What is lost counts as noise of single spots. It is the factor of fibroblasts and smooth muscle
-# (*COL1A1*, *ACTA2*), as the table of genes below shows, and these lie in spots and strands.
-#
-# The warning concerns how smooth this factor is between the spots, not which genes it holds. A fit with `field="inducing"` takes longer and
-# would show whether it matters.
+# On the measured section all ten factors are spatial. The log says that the fields became finer on the way: here the tissue changes from one spot
+# to the next, in glands, vessels and strands of connective tissue, and a fit that finds this goes on with as many waves as it takes to follow it.
 #
 # How well are the held-out spots predicted?
 

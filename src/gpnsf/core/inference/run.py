@@ -194,7 +194,7 @@ class Run:
             return
         before, self.n_basis = self._state(), n_basis
         self._regroup(list(range(self.model.n_factors)), self.model.n_spatial, self.log_factors())
-        change = f"{n_basis} basis functions per axis"
+        change = f"finer fields, {n_basis} basis functions per axis"
         least = -FINER_LOSS * self.dataset.nnz
         if not self._is_better(change, before, exact_elbo, least=least, moves=0):
             self.n_basis = None
