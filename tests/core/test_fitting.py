@@ -264,3 +264,15 @@ def test_noise_beyond_that_of_poisson_counts_is_no_reason_for_more_basis_functio
 def fitted_field(run) -> np.ndarray:
     """The log factor [N] of a fit with one field."""
     return run.log_factors()[:, 0]
+
+
+def test_a_smooth_factor_with_some_order_is_spatial(bereft):
+    """Even where neighbours tell a small part of what the same spots do."""
+    run, _ = bereft
+    run._regroup([0, 1, 2, 4, 5, 6, 3], 3, run.log_factors())  # the last one is a true pattern
+    z, repeated = np.full(7, 40.0), np.full(7, 45.0)
+    for some, expected in ((7.0, [6]), (5.0, [])):
+        z[3:] = some
+        order = Order(z, repeated, z)
+        assert not order.clear(3).any()
+        assert run._ordered(order, run.log_factors()) == expected

@@ -20,7 +20,7 @@ from gpnsf.core.inference.bound import elbo, exact_elbo
 from gpnsf.core.inference.checkpoint import Checkpoint
 from gpnsf.core.inference.finer import finer_basis
 from gpnsf.core.inference.left_over import LeftOver
-from gpnsf.core.inference.order import Order, misplaced, passed
+from gpnsf.core.inference.order import CLEAR_Z, Order, misplaced, passed
 from gpnsf.core.inference.regroup import regrouped
 from gpnsf.core.inference.spatial_test import OwnOrder, SpatialTest, own_order
 from gpnsf.core.inference.subset_start import SubsetStart, lone, sample
@@ -306,8 +306,13 @@ class Run:
         return standing.shares(self.model, self._tensor(m)).amax(0).cpu().numpy()
 
     def _ordered(self, order: Order, m: np.ndarray) -> list[int]:
-        """Nonspatial factors in use with clear spatial order, the clearest first."""
-        clear = order.clear(self.model.n_spatial) & self._used(m)
+        """Nonspatial factors in use with clear spatial order, or smooth ones with some, the clearest first."""
+        T, used = self.model.n_spatial, self._used(m)
+        clear = order.clear(T) & used
+        some = np.flatnonzero((order.z > CLEAR_Z) & used & ~clear)
+        some = some[some >= T]
+        if len(some):
+            clear[some] = self._smoothness(m[:, some]) > TRAINED
         return [int(k) for k in np.argsort(-order.z) if clear[k]]
 
 
