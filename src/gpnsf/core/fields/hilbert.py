@@ -82,6 +82,11 @@ class HilbertField(AbstractField):
         self.u_log_scale = nn.Parameter(torch.full((n_libraries, n_factors, n_weights), -1.0))
         self.register_buffer("node_variance", None, persistent=False)
 
+    @property
+    def _bases(self) -> list[Tensor]:
+        """Basis functions at the nodes [nodes, m] of each axis."""
+        return [getattr(self, f"basis_{axis}") for axis in range(self.n_dims)]
+
     @torch.no_grad()
     def take(self, factor: int, other: AbstractField, source: int) -> None:
         """The other field may have fewer basis functions of the same box.
@@ -190,18 +195,17 @@ class HilbertField(AbstractField):
     def _nodes(self, weights: Tensor, power: int = 1) -> Tensor:
         """``sum_j phi_j^power weights_j`` at all nodes: [s, T, M] to [s * nodes, T]."""
         values = weights.reshape(-1, *self.sizes)  # [slices * T, m_1, .., m_D]
-        for axis in range(self.n_dims):
-            basis = getattr(self, f"basis_{axis}") ** power
+        for basis in self._bases:
             # the next axis comes first, the nodes go last
-            values = torch.tensordot(values, basis, dims=([1], [1]))
+            values = torch.tensordot(values, basis**power, dims=([1], [1]))
         values = values.reshape(len(weights), self.n_factors, -1)  # [s, T, nodes]
         return values.transpose(1, 2).reshape(-1, self.n_factors)
 
     def _moments(self, nodes: Tensor) -> Tensor:
         """``sum_i phi_j(s_i) nodes_i`` over all nodes: [slices, nodes, T] to [slices, T, M]."""
         sums = nodes.transpose(1, 2).reshape(-1, *self.shape)
-        for axis in range(self.n_dims):
-            sums = torch.tensordot(sums, getattr(self, f"basis_{axis}"), dims=([1], [0]))
+        for basis in self._bases:
+            sums = torch.tensordot(sums, basis, dims=([1], [0]))
         return sums.reshape(self.n_libraries, self.n_factors, -1)
 
     def normal_equations(
@@ -239,7 +243,6 @@ class HilbertField(AbstractField):
         at_nodes = self._at_nodes(located, information).clamp_min(0.0)  # [slices, nodes, T]
         variances = torch.empty_like(at_nodes)
         grid = grid_of(self.extent, self.n_basis)
-        bases = [getattr(self, f"basis_{axis}") for axis in range(self.n_dims)]
         for factor, every in enumerate(self._spectral_sd().double()):
             spectral_sd = self._inner(every)
             for library in range(self.n_libraries):
@@ -256,7 +259,9 @@ class HilbertField(AbstractField):
                 )
                 variance = self._node_variances(covariance, spectral_sd)
                 if self.inner != self.sizes:
-                    variance += outer_variance(grid, self.inner, bases, weights.double(), every**2)
+                    variance += outer_variance(
+                        grid, self.inner, self._bases, weights.double(), every**2
+                    )
                 variances[library, :, factor] = variance
         self.node_variance = variances.reshape(-1, self.n_factors)
 
@@ -311,7 +316,7 @@ class HilbertField(AbstractField):
 
     def _pairs(self, axis: int) -> Tensor:
         """Products of any two inner basis functions of an axis at its nodes [nodes, m^2]."""
-        basis = getattr(self, f"basis_{axis}")[:, : self.inner[axis]]
+        basis = self._bases[axis][:, : self.inner[axis]]
         return (basis[:, :, None] * basis[:, None, :]).flatten(1)
 
     def _at_nodes(self, located: Sequence[Located], values: Sequence[Tensor]) -> Tensor:

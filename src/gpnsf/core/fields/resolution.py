@@ -16,10 +16,8 @@ __all__ = ["INNER", "KEPT", "outer_variance", "retained_variance"]
 
 INNER = 28  # basis functions per axis and half-width whose covariance is kept whole
 KEPT = 0.9  # share of the prior variance in the middle of the box that basis functions should keep
-LEVELS, RANGE = (
-    25,
-    6,
-)  # of the information at which the variance is worked out, and decades of these
+# levels of the information at which the variance is worked out, and decades from the first to the last
+LEVELS, DECADES = 25, 6
 IMAGES = 8  # of the box to each side, in the variance of infinitely many basis functions
 
 
@@ -63,7 +61,7 @@ def outer_variance(
         near = torch.exp(-0.5 * ((nodes[:, None] - nodes) * m / box) ** 2)
         near = near / near.sum(1, keepdim=True) * (n - 1) / (2 * reach)
         density = torch.tensordot(density, near, dims=([0], [1]))
-    share = torch.logspace(-RANGE, 0, LEVELS, dtype=prior.dtype, device=prior.device)
+    share = torch.logspace(-DECADES, 0, LEVELS, dtype=prior.dtype, device=prior.device)
     top = density.max().clamp_min(1e-9)
     outer = prior.reshape(grid.sizes).clone()
     outer[tuple(slice(m) for m in inner)] = 0.0
@@ -71,7 +69,7 @@ def outer_variance(
     for basis in bases:
         sums = torch.tensordot(sums, basis.to(prior.dtype) ** 2, dims=([1], [1]))
     sums = sums.reshape(LEVELS, -1)
-    place = (density.reshape(-1) / top).clamp_min(share[0]).log10() / RANGE
+    place = (density.reshape(-1) / top).clamp_min(share[0]).log10() / DECADES
     place = (1 + place) * (LEVELS - 1)
     below = place.long().clamp(0, LEVELS - 2)
     low, high = (sums.gather(0, row[None])[0] for row in (below, below + 1))

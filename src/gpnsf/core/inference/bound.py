@@ -45,8 +45,7 @@ def leave_surrogates(model: Factorization, blocks: list[Block]) -> None:
 @torch.no_grad()
 def exact_elbo(model: Factorization, blocks: list[Block]) -> float:
     """The objective with the likelihoods themselves in the place of surrogates, which come back."""
-    likelihoods = [view.likelihood for _, view in model.items()]
-    likelihoods = [likelihood for likelihood in likelihoods if likelihood.in_surrogate]
+    likelihoods = [view.likelihood for _, view in model.items() if view.likelihood.in_surrogate]
     known = [deepcopy(likelihood.state_dict()) for likelihood in likelihoods]
     if likelihoods:
         leave_surrogates(model, blocks)
