@@ -24,6 +24,7 @@ from gpnsf.core.inference import (
     loading_stage,
     local_stage,
     posterior,
+    run,
     spatial_test,
     training,
 )
@@ -90,7 +91,7 @@ class Clock:
         return tested
 
 
-def run(case: str) -> list[list]:
+def seconds_of(case: str) -> list[list]:
     """Part, stage and CPU seconds of one fit in this process."""
     fit, clock = loaded(), Clock()
     clock.watch(training.Stepper, "step", lambda _, phase, rate: STEPS[phase])
@@ -101,8 +102,8 @@ def run(case: str) -> list[list]:
     clock.watch(local_stage, "local", "local stage")
     clock.watch(spatial_test, "_project", "local stage")
     clock.watch(posterior, "summarise", "summary")
-    for name in ("spatial_test", "own_order"):
-        setattr(fitting, name, clock.test(getattr(fitting, name)))
+    for owner, name in ((fitting, "spatial_test"), (run, "own_order")):
+        setattr(owner, name, clock.test(getattr(owner, name)))
     settings = CASES[case]
     if settings:
         data = gpnsf.datasets.tissue(n_genes=2_000, n_peaks=10, seed=1, **settings)["rna"].copy()
@@ -118,7 +119,7 @@ def main() -> None:
     parser(__doc__).parse_args()
     columns = {}
     for case in CASES:
-        code = f"import json, stages; print(json.dumps(stages.run({case!r})))"
+        code = f"import json, stages; print(json.dumps(stages.seconds_of({case!r})))"
         found = json.loads(in_fresh_process("-c", code, threads=1))
         seconds = {(part, stage): taken for part, stage, taken in found}
         for part in ("fit", "test"):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -216,3 +218,22 @@ def test_layered_sections_have_the_layers_and_the_depth_that_they_say(layers, na
     logs = [np.log1p(np.asarray(data[modality].X.sum(1)).ravel()) for modality in ("rna", "atac")]
     assert np.corrcoef(logs)[0, 1] > 0.7  # .84 in the measured section
     assert (layers.layers(name, seed=3)["atac"].X != data["atac"].X).nnz == 0
+
+
+@pytest.mark.slow
+def test_stages_of_a_fit_are_where_the_benchmark_looks_for_them():
+    code = (
+        "import json, stages\n"
+        "stages.CASES['small, K = 3'] = {'n_obs': 200, 'n_spatial': 2, 'n_nonspatial': 1}\n"
+        "print(json.dumps(stages.seconds_of('small, K = 3')))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT / "benchmarks", capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    seconds = {(part, stage): taken for part, stage, taken in json.loads(done.stdout)}
+    stages = {"starts", "choice among starts", "finding factors", "settling", "local stage"}
+    for part in ("fit", "test"):
+        assert all(seconds[part, stage] > 0 for stage in stages)
+    assert seconds["fit", "dispersions"] > 0
+    assert seconds["fit", "summary"] > 0

@@ -44,18 +44,18 @@ __all__ = [
 
 TINY = 1e-20  # added to rates, so that a factor that vanished leaves a finite logarithm
 BLOCK_ROWS = 40_000  # rows of a block: they bound arrays [n, K, K]
-# nonzeros of a row block: they bound arrays [nnz], and make up for what a block costs beside its
-# counts
-BLOCK_NONZEROS = 4_000_000
-NONZEROS_PER_FEATURE = 200  # of a block that is read: it makes arrays [P, K] of its own
-HELD_PER_FEATURE = 500  # of a block whose counts are in memory
+# nonzeros of a row block, and for each feature: they bound arrays [nnz], and make up for what a
+# block costs beside its counts, and for arrays [P, K] of its own
+READ_NONZEROS, READ_PER_FEATURE = 4_000_000, 200
+HELD_NONZEROS, HELD_PER_FEATURE = 16_000_000, 500  # where the counts are in memory
 
 
-def rows_at_a_time(
-    n_rows: int, n_features: int, nnz: int, per_feature: int = NONZEROS_PER_FEATURE
-) -> int:
+def rows_at_a_time(n_rows: int, n_features: int, nnz: int, *, held: bool = False) -> int:
     """Rows whose counts are worth a block and no more than that; all rows where they are few."""
-    wanted = max(BLOCK_NONZEROS, per_feature * n_features)
+    least, per_feature = (
+        (HELD_NONZEROS, HELD_PER_FEATURE) if held else (READ_NONZEROS, READ_PER_FEATURE)
+    )
+    wanted = max(least, per_feature * n_features)
     return max(1, min(n_rows, BLOCK_ROWS, n_rows * wanted // max(nnz, 1)))
 
 
@@ -143,12 +143,7 @@ class Dataset:
     def block_size(self) -> int:
         """Rows of a block where nobody asks for another number."""
         n_features = sum(view.counts.shape[1] for view in self.views)
-        return rows_at_a_time(
-            self.n_obs,
-            n_features,
-            self.nnz,
-            HELD_PER_FEATURE if self.held else NONZEROS_PER_FEATURE,
-        )
+        return rows_at_a_time(self.n_obs, n_features, self.nnz, held=self.held)
 
     @property
     def held(self) -> bool:

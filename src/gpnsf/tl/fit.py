@@ -176,8 +176,8 @@ def fit(
         The fit has converged when the bound gains less than this per nonzero count in ten steps (with the Monte Carlo
         objective: less than this or than twice its standard error).
     block_size
-        Rows per block; the gradient over blocks is the full-batch gradient. Default: blocks of at most 40,000 rows and four
-        million nonzero counts (more for many features), so that small data are one block. Blocks change the order of
+        Rows per block; the gradient over blocks is the full-batch gradient. Default: blocks of at most 40,000 rows and 16
+        million nonzero counts, four where counts are read from a file (more for many features), so that most data are one block. Blocks change the order of
         sums: after equal numbers of steps, factors agree to a thousandth of their maximum; where the rule for convergence
         then falls on another step, to about two hundredths.
     device

@@ -112,9 +112,15 @@ class SparseCounts:
     def histogram(self) -> tuple[Tensor, Tensor, Tensor]:
         """Distinct (feature, count) pairs: feature index, count, and how often the pair occurs."""
         order = int(self.values.max()) + 1 if self.nnz else 1
-        codes, numbers = torch.unique(
-            self.columns.long() * order + self.values.long(), return_counts=True
-        )
+        codes = self.columns.long() * order + self.values.long()
+        if (
+            order * self.shape[1] < 2 * self.nnz
+        ):  # counting needs no order, but a place for each pair
+            counted = torch.bincount(codes)
+            codes = counted.nonzero().ravel()
+            numbers = counted[codes]
+        else:
+            codes, numbers = torch.unique(codes, return_counts=True)
         return codes // order, (codes % order).float(), numbers.float()
 
     def dense_rows(self, rows: slice) -> Tensor:

@@ -234,7 +234,7 @@ class Run:
 
     def _go_on(self, **course: int) -> None:
         """Let the model climb as it stands, a part of its course otherwise than usual."""
-        course = {"pick_steps": 0, "kernel_steps": 15, "min_steps": 30, **course}
+        course = {"pick_steps": 0, "kernel_steps": 15, "min_steps": 30, "moves": 2, **course}
         schedule = replace(self.options["schedule"], **course)
         options: training.Options = {**self.options, "schedule": schedule}
         self.repairs = self.repairs + self.optimisation.history().repairs
