@@ -28,12 +28,15 @@ MAX_BINS, FEWEST_BINS, BINS_OF_LARGE = 2_000, 64, 400
 LARGE = 20_000  # spots
 FAINT = 0.02  # added to factors, of mean one, before their logarithm
 CELLS = 4  # bins per squared bandwidth: a bin is as wide as the bandwidth on a full square
+SPOTS, SPOTS_OF_DEEP = 8, 4  # of a bin without a smoother; where a spot has so many counts
+DEEP_BINS = 1_000
 
 
-def n_bins(n_obs: int, n_features: int, bandwidth: float = 0.0) -> int:
-    """How many bins: an eighth of the spots, or as wide as the bandwidth of a smoother."""
+def n_bins(n_obs: int, n_features: int, bandwidth: float = 0.0, *, depth: float = 0.0) -> int:
+    """How many bins: of some spots each, by the counts of a spot, or as wide as the bandwidth of a smoother."""
     limit = min(MAX_BINS, max(FEWEST_BINS, MAX_DENSE // max(n_features, 1)))
-    asked = n_obs // 8 if bandwidth == 0 else round(CELLS / bandwidth**2)
+    spots = SPOTS_OF_DEEP if depth >= DEEP_BINS else SPOTS
+    asked = n_obs // spots if bandwidth == 0 else round(CELLS / bandwidth**2)
     wanted = min(limit, max(FEWEST_BINS, asked))
     return min(wanted, BINS_OF_LARGE) if n_obs > LARGE else wanted
 

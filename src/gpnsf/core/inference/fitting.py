@@ -95,13 +95,14 @@ def fit(
     run = Run(dataset, build, options)
     run.begin(n_spatial, init, checkpoint)
     try:
+        run.refine_field()  # first: what a field cannot follow looks like a factor of single spots
         run.restore_lost(tested=tested)
         if tested:
             found = found or test(n_spatial, run.history().best)
             run.judge(found, most)
             if run.release(found):
                 run.restore_lost(tested=True)  # what had no place beside them
-        run.refine_field()
+        run.refine_field()  # of factors that have come later
         run.settle()
         if found is not None:
             order = run.order(found, run.log_factors())

@@ -134,7 +134,8 @@ class _Problem:
         if signed:
             self.signed, self.counts = self.counts, self.counts.maximum(0).tocsr()
         self.coords = apart(dataset.coords, dataset.library)
-        self.deep = float(self.counts.sum()) >= DEEP * len(self.coords)
+        self.depth = float(self.counts.sum()) / len(self.coords)  # counts of a spot
+        self.deep = self.depth >= DEEP
         whole = len(self.features) == main.counts.shape[1] and not signed
         self.sparse = self.views[main.name] if whole else SparseCounts(self.counts)
         self.sparse_size = torch.as_tensor(self.size)[:, None]
@@ -304,7 +305,7 @@ class _Problem:
     def _bins(self, bandwidth: float, n_features: int) -> sp.csr_matrix:
         """Membership [B, N] of spots in square bins."""
         n_obs = len(self.coords)
-        wanted = n_bins(n_obs, n_features, bandwidth)
+        wanted = n_bins(n_obs, n_features, bandwidth, depth=self.depth)
         if wanted >= n_obs:
             return sp.identity(n_obs, dtype=np.float32, format="csr")
         labels = square_bins(self.dataset.coords, self.dataset.library, wanted)

@@ -82,34 +82,51 @@ def fill(
 ) -> Tensor | None:
     """Factors [N, K] with the last of K + 1, a newcomer, in a spatial place.
 
-    Two alike factors are joined, or a small one is dropped, whatever costs least: the cost is the
-    squared change of rates over mean rates, twice what the Poisson likelihood loses. None where it
-    is the newcomer that would be dropped, or joined. Loadings [P, K + 2], background last, are
-    those of each modality of counts.
+    Two alike factors are joined, or a small one is dropped, whatever costs least. None where it is
+    the newcomer that would be dropped, or joined. Loadings [P, K + 2], background last, are those
+    of each modality of counts.
     """
     K = factors.shape[1] - 1
+    sizes = {view.name: torch.as_tensor(view.size) for view in views}
+    weights = {view.name: view.weight for view in views}
     candidates = [*range(n_spatial), K]
+    cost = costs(factors, loadings, sizes, weights, candidates)
+    k, l = (candidates[i] for i in sorted(divmod(int(cost.argmin()), len(cost))))
+    if l == K:
+        return None
+    filled = factors[:, :K].clone()
+    if k != l:
+        mass = torch.stack([W[:, [k, l]].sum(0) for W in loadings.values()]).sum(0)
+        filled[:, k] = (factors[:, [k, l]] * mass).sum(1) / mass.sum()
+    filled[:, l] = factors[:, K]
+    return filled
+
+
+def costs(
+    factors: Tensor,
+    loadings: Mapping[str, Tensor],
+    sizes: Mapping[str, Tensor],
+    weights: Mapping[str, float],
+    candidates: list[int],
+) -> Tensor:
+    """Cost [C, C] of joining two candidates among the factors [N, K], or on the diagonal of dropping one.
+
+    It is the squared change of rates over mean rates, twice what the Poisson likelihood loses.
+    Loadings [P, K + 1], background last, size factors [N] and weights are those of each modality.
+    """
     H = factors[:, candidates]
-    mass = torch.stack([W[:, candidates].sum(0) for W in loadings.values()]).sum(0)  # [T + 1]
+    mass = torch.stack([W[:, candidates].sum(0) for W in loadings.values()]).sum(0)  # [C]
     cost = torch.zeros(len(candidates), len(candidates))
-    for view in views:
-        size, W = torch.as_tensor(view.size), loadings[view.name]
-        level = torch.cat([size @ factors, size.sum()[None]])  # [K + 2]
-        W, mean = W[:, candidates], W @ level + TINY
+    for name, size in sizes.items():
+        level = torch.cat([size @ factors, size.sum()[None]])  # [K + 1]
+        W, mean = loadings[name][:, candidates], loadings[name] @ level + TINY
         spots = float(size.sum()) * (H * size[:, None]).T @ H
         features = (W / mean[:, None]).T @ W
         dropped = spots.diagonal() * features.diagonal()
         joined = _squared_distances(spots) * _squared_distances(features / torch.outer(mass, mass))
         joined *= (torch.outer(mass, mass) / (mass + mass[:, None])).square()
-        cost += view.weight * torch.where(torch.eye(len(mass), dtype=torch.bool), dropped, joined)
-    k, l = sorted(divmod(int(cost.argmin()), len(mass)))
-    if candidates[l] == K:
-        return None
-    filled = factors[:, :K].clone()
-    if k != l:
-        filled[:, k] = (H[:, [k, l]] * mass[[k, l]]).sum(1) / mass[[k, l]].sum()
-    filled[:, l] = factors[:, K]
-    return filled
+        cost += weights[name] * torch.where(torch.eye(len(mass), dtype=torch.bool), dropped, joined)
+    return cost
 
 
 def _squared_distances(products: Tensor) -> Tensor:

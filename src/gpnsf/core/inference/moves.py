@@ -15,6 +15,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import scipy.sparse as sp
 import torch
 from torch import Tensor
@@ -210,11 +211,16 @@ def _switch_off(model: Factorization, k: int) -> None:
 
 @torch.no_grad()
 def join(
-    model: Factorization, blocks: list[Block], graph: sp.csr_matrix, ordered: Sequence[int] = ()
+    model: Factorization,
+    blocks: list[Block],
+    graph: sp.csr_matrix,
+    ordered: Sequence[int] = (),
+    z: np.ndarray | None = None,
 ) -> dict[int, Adopted]:
-    """Factors with the loadings of a spatial one become part of it.
+    """Factors with the loadings of another one become part of it.
 
-    With deviations around its field nothing is lost.
+    With deviations of single spots nothing is lost. Of nonspatial ones, that with the highest order
+    ``z`` [K] takes over the others.
 
     Spatial factors and those nonspatial ones that are ``ordered`` may also have loadings that are a
     mixture of several. Where each factor that has taken over another begins is returned.
@@ -227,7 +233,7 @@ def join(
         joined[k] = Adopted(joint - joint.mean(), (1 - share) * float(joint.var()))
         m[:, k] = joint - joint.mean()  # the loadings have taken the mean
 
-    for k, others in _equal(Standing(model, blocks, graph, m=m)).items():
+    for k, others in _equal(Standing(model, blocks, graph, m=m), z).items():
         joint, loadings = _sum(model, m, [k, *others])
         for l in others:
             _switch_off(model, l)
@@ -246,21 +252,24 @@ def join(
         joined.pop(l, None)
 
 
-def _equal(standing: Standing) -> dict[int, list[int]]:
-    """For each spatial factor the smaller ones, and nonspatial ones of any size, that have its loadings."""
+def _equal(standing: Standing, z: np.ndarray | None) -> dict[int, list[int]]:
+    """For each factor those that have its loadings: smaller spatial ones, nonspatial ones of less order.
+
+    Spatial ones take over nonspatial ones of any size.
+    """
+    T, size = standing.T, standing.size
+    order = np.zeros(len(size)) if z is None else np.nan_to_num(z)
+    # who takes over stands behind: by kind, by order among nonspatial ones, by size
+    place = {k: (k < T, 0.0 if k < T else order[k], float(size[k])) for k in range(len(size))}
     owner: dict[int, int] = {}
     factors = standing.worth(spatial=True) + standing.worth(spatial=False)
-    for l in sorted(factors, key=lambda k: float(standing.size[k])):
-        larger = [
-            k
-            for k in standing.worth(spatial=True)
-            if k != l
-            and k not in owner
-            and (l >= standing.T or standing.size[k] >= standing.size[l])
-            and standing.likeness[k, l] > EQUAL
-        ]
-        if larger:
-            owner[l] = max(larger, key=lambda k: float(standing.likeness[k, l]))
+    for l in sorted(factors, key=lambda k: place[k]):
+        above = [k for k in factors if place[k] > place[l] and standing.likeness[k, l] > EQUAL]
+        if above:  # a spatial one first
+            owner[l] = max(above, key=lambda k: (k < T, float(standing.likeness[k, l])))
+    for l in owner:
+        while owner[l] in owner:  # taken over itself
+            owner[l] = owner[owner[l]]
     return {k: [l for l, other in owner.items() if other == k] for k in sorted(set(owner.values()))}
 
 

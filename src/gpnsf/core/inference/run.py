@@ -19,11 +19,12 @@ from gpnsf.core.inference import loading_stage, local_stage, moves, standing, tr
 from gpnsf.core.inference.bound import elbo, exact_elbo
 from gpnsf.core.inference.checkpoint import Checkpoint
 from gpnsf.core.inference.finer import finer_basis
-from gpnsf.core.inference.left_over import LeftOver
+from gpnsf.core.inference.left_over import LeftOver, costs
 from gpnsf.core.inference.order import CLEAR_Z, Order, misplaced, passed
 from gpnsf.core.inference.regroup import regrouped
 from gpnsf.core.inference.spatial_test import OwnOrder, SpatialTest, own_order
 from gpnsf.core.inference.subset_start import SubsetStart, lone, sample
+from gpnsf.core.likelihoods.moments import MEAN_RANGE
 from gpnsf.core.model.factorization import Block, Factorization
 from gpnsf.core.types import Dataset, History
 
@@ -50,6 +51,7 @@ class Run:
         self.numbers = np.array([], dtype=int)  # of the factors when the test was last matched
         self.starts: dict[str, float] = {}  # objectives of those that were tried
         self.n_basis: int | None = None  # of the field, where it needs more than usual
+        self.has_tried_finer = False
         self.repairs: list[str] = []  # of the climbs before the present one
 
     def log_factors(self) -> np.ndarray:
@@ -100,31 +102,66 @@ class Run:
     def restore_lost(self, *, tested: bool) -> None:
         """Look in each modality for a pattern that the fit has lost, and give it a field.
 
-        It takes the place of a factor that the counts hardly ask for, and stays where the objective
-        is higher. Without a test the number of spatial factors stays as it is.
+        It takes a place where the least is lost, by joining two factors or dropping one, and stays
+        where the objective is higher. Without a test the number of spatial factors stays as it is.
         """
         if not (
             self.model.n_spatial and self.options["schedule"].moves and moves.possible(self.model)
         ):
             return
-        left: LeftOver | None = None
         for name in self.model.names:
-            m, T = self.log_factors(), self.model.n_spatial
-            share = self._largest_shares(m)
-            place = min(range(self.model.n_factors if tested else T), key=lambda k: share[k])
-            if share[place] > standing.SPARE:
-                break
-            left = left or LeftOver(self.model, self.blocks, self.options["seed"])
-            if (pattern := left.pattern(name)) is None:
-                continue
-            loadings = [left.loadings(other, pattern) for other in self.model.names]
-            others = [k for k in range(self.model.n_factors) if k != place]
-            slot = T - (place < T)
-            before = self._state()
-            self._regroup([*others[:slot], place, *others[slot:]], slot + 1, m)
-            moves.occupy(self.model, self.blocks, slot, pattern.log(), loadings)
-            if self._is_better(f"a pattern left over of {name}", before):
-                left = None
+            while self._restore_one(name, tested=tested):
+                pass
+
+    def _restore_one(self, name: str, *, tested: bool) -> bool:
+        """Give a place to the clearest pattern left over of a modality; whether it was worth it."""
+        left = LeftOver(self.model, self.blocks, self.options["seed"])
+        if (pattern := left.pattern(name)) is None:
+            return False
+        loadings = {other: left.loadings(other, pattern) for other in self.model.names}
+        K, T, m = self.model.n_factors, self.model.n_spatial, self.log_factors()
+        found = self._place_for(m, pattern, loadings, list(range(K if tested else T)))
+        if found is None:
+            return False
+        kept, place = found
+        others = [k for k in range(K) if k != place]
+        slot = T - (place < T)
+        order = [*others[:slot], place, *others[slot:]]
+        before = self._state()
+        self._regroup(order, slot + 1, m)
+        if kept != place:
+            moves.make(moves.Move(((order.index(kept), slot),)), self.model, self.blocks)
+        moves.occupy(self.model, self.blocks, slot, pattern.log(), list(loadings.values()))
+        return self._is_better(f"a pattern left over of {name}", before)
+
+    def _place_for(
+        self,
+        m: np.ndarray,
+        pattern: torch.Tensor,
+        loadings: dict[str, torch.Tensor],
+        places: list[int],
+    ) -> tuple[int, int] | None:
+        """A factor, and the one best joined to it (itself: dropped) so that a pattern [N] has a place.
+
+        None where the fit loses more by it than the pattern gains.
+        """
+        share = self._largest_shares(m)
+        least = min(places, key=lambda k: share[k])
+        if share[least] <= standing.SPARE:
+            return least, least
+        H = torch.as_tensor(m).clamp(*MEAN_RANGE).exp()
+        factors = torch.cat([H, pattern.cpu()[:, None]], 1)
+        views = dict(self.model.items())
+        known = {name: view.loadings.mean for name, view in views.items()}
+        together = {
+            name: torch.cat([W[:, :-1], loadings[name][:, None], W[:, -1:]], 1).cpu()
+            for name, W in known.items()
+        }
+        sizes = {view.name: torch.as_tensor(view.size) for view in self.dataset.views}
+        weights = {name: view.weight for name, view in views.items()}
+        cost = costs(factors, together, sizes, weights, [*places, H.shape[1]])
+        kept, place = sorted(divmod(int(cost[:-1, :-1].argmin()), len(places)))
+        return (places[kept], places[place]) if cost[kept, place] < cost[-1, -1] else None
 
     def judge(self, test: SpatialTest, most_spatial: int) -> None:
         """Make factors spatial or nonspatial, as the test has them; go on where that has changed one."""
@@ -182,7 +219,7 @@ class Run:
         return False
 
     def refine_field(self) -> None:
-        """Give fields that are too rough for their basis functions more of these, as far as spots can tell.
+        """Give fields that are too rough for their basis functions more of these, once, as far as spots can tell.
 
         Noise beyond that of Poisson counts looks rough, too. So the exact likelihoods decide, and
         more functions stay unless the objective clearly falls: the weights' independent
@@ -190,8 +227,9 @@ class Run:
         """
         spatial = self.model.spatial
         n_basis = finer_basis(spatial.field, self.dataset) if spatial else None
-        if n_basis is None:
+        if n_basis is None or self.has_tried_finer:
             return
+        self.has_tried_finer = True
         before, self.n_basis = self._state(), n_basis
         self._regroup(list(range(self.model.n_factors)), self.model.n_spatial, self.log_factors())
         change = f"finer fields, {n_basis} basis functions per axis"
@@ -261,7 +299,7 @@ class Run:
             joined: dict[int, moves.Adopted] = {}
             if local:
                 ordered = self._ordered(order, self.log_factors())
-                joined = moves.join(self.model, self.blocks, graph, ordered)
+                joined = moves.join(self.model, self.blocks, graph, ordered, order.z)
             m, T = self.log_factors(), self.model.n_spatial
             used = self._used(m)
             used[list(joined)] = True  # with what the field leaves to deviations
