@@ -13,7 +13,7 @@ from anndata import AnnData
 import gpnsf
 from gpnsf.arguments import Reading
 from gpnsf.core.fields.kernels import KERNELS
-from gpnsf.core.inference import moves
+from gpnsf.core.inference import moves, standing
 from gpnsf.core.inference.bound import elbo
 from gpnsf.core.inference.left_over import LeftOver
 from gpnsf.core.inference.order import Order
@@ -83,6 +83,22 @@ def test_a_nonspatial_factor_makes_room_for_a_field_where_a_test_follows(bereft)
     assert run.model is model, "no place among the fields"
     run.restore_lost(tested=True)
     assert run.model.n_spatial == 4
+    assert worst(run, truth) > 0.9
+
+
+def test_two_parts_of_a_factor_are_merged_where_a_pattern_has_no_place(bereft):
+    run, truth = bereft
+    lose(run, 1)
+    with torch.no_grad():
+        run.model.spatial.field.take(1, run.model.spatial.field, 0)
+        for view in run.model.views:
+            view.loadings.raw[:, 0] -= np.log(2)
+            view.loadings.put(1, view.loadings.mean[:, 0].clone(), 0)
+    run.model.look(run.blocks)
+    m = run.log_factors()
+    assert run._largest_shares(m).min() > standing.SPARE
+    assert worst(run, truth) < 0.5
+    run.restore_lost(tested=True)
     assert worst(run, truth) > 0.9
 
 
@@ -259,6 +275,8 @@ def test_noise_beyond_that_of_poisson_counts_is_no_reason_for_more_basis_functio
     run.refine_field()
     assert run.model is model
     assert elbo(run.model, run.blocks) == objective, "surrogates are back"
+    monkeypatch.setattr(run, "_go_on", lambda **course: pytest.fail("once is enough"))
+    run.refine_field()
 
 
 def fitted_field(run) -> np.ndarray:
@@ -276,3 +294,14 @@ def test_a_smooth_factor_with_some_order_is_spatial(bereft):
         order = Order(z, repeated, z)
         assert not order.clear(3).any()
         assert run._ordered(order, run.log_factors()) == expected
+
+
+def test_a_spatial_factor_without_order_at_the_last_judgement_is_nonspatial(bereft):
+    run, _ = bereft
+    z = np.full(7, 40.0)
+    z[2] = 1.0
+    z[4:] = 0.0
+    run.end(Order(z, np.full(7, 45.0), z), 4, local=False)
+    assert run.model.n_spatial == 3
+    assert run.model.n_factors == 7
+    assert run.numbers.tolist() == [0, 1, 3, 2, 4, 5, 6]

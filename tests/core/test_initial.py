@@ -12,7 +12,7 @@ import torch
 from reference import toy_dataset
 
 from gpnsf.arguments import Reading
-from gpnsf.core.inference import initial
+from gpnsf.core.inference import bins, initial
 from gpnsf.core.scores.metrics import match_factors
 from gpnsf.core.types import Dataset, Start
 from gpnsf.datasets import ggblocks
@@ -51,6 +51,11 @@ def test_shallow_counts_get_more_bandwidths(monkeypatch):
     names = [start.name for start in starts(toy_dataset(TWO))]
     assert names == ["smooth_0", "smooth_0.06", "smooth_0.1", "smooth_0.16", "spot"]
     assert [start.name for start in starts(toy_dataset(TWO), kinds=["wide"])] == ["smooth_0.16"]
+
+
+def test_deep_counts_have_smaller_bins():
+    assert bins.n_bins(4_000, 100) == bins.n_bins(4_000, 100, depth=999.0) == 500
+    assert bins.n_bins(4_000, 100, depth=1_000.0) == 1_000
 
 
 def test_many_spots_get_two_starts(monkeypatch):

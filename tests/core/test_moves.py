@@ -286,6 +286,28 @@ def test_factors_with_equal_loadings_become_one_with_deviations():
     assert (share[:, 0] > standing.ALIVE).all()
 
 
+@pytest.mark.parametrize(("z", "kept"), [([9.0, 9.0, 9.0, 2.0, 7.0], T + 1), (None, T)])
+def test_nonspatial_factors_with_equal_loadings_become_that_of_most_order(z, kept):
+    """Or where nobody knows of order the larger one."""
+    _, model, blocks, graph = problem()
+    both = [T, T + 1]
+    with torch.no_grad():
+        for view in model.views:
+            view.loadings.raw[:, T + 1] = view.loadings.raw[:, T] + np.log(0.2)
+
+        def rates() -> list[torch.Tensor]:
+            H = standing.log_factors(model, blocks)[:, both].exp()
+            return [H @ view.loadings.mean[:, both].T for view in model.views]
+
+        before = rates()
+        joined = moves.join(model, blocks, graph, z=None if z is None else np.array(z))
+        assert list(joined) == [kept]
+        share = standing.shares(model, standing.log_factors(model, blocks)).amax(0)
+        assert share[[k for k in both if k != kept]] < standing.ALIVE
+        for one, other in zip(before, rates(), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+
+
 def test_a_mixture_with_an_ordered_nonspatial_factor_becomes_part_of_both():
     """One that will have a field may be a part, and nobody's counts are lost."""
     _, model, blocks, graph = problem()
