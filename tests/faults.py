@@ -87,6 +87,18 @@ FAULTS = (
         "Adopted(joint - joint.mean(), share * float(joint.var()))",
         ("core/test_moves.py",),
     ),
+    Fault(  # of equal nonspatial factors that of least order takes over
+        "core/inference/moves.py",
+        "0.0 if k < T else order[k]",
+        "0.0 if k < T else -order[k]",
+        ("core/test_moves.py",),
+    ),
+    Fault(  # a pattern gets the place of the factor that is dearest
+        "core/inference/run.py",
+        "cost[:-1, :-1].argmin()",
+        "cost[:-1, :-1].argmax()",
+        ("core/test_fitting.py",),
+    ),
     Fault(  # half of the order that differences have by chance is taken off
         "core/inference/order.py",
         "return z - CHANCE * max(",

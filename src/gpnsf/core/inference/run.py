@@ -303,7 +303,8 @@ class Run:
             m, T = self.log_factors(), self.model.n_spatial
             used = self._used(m)
             used[list(joined)] = True  # with what the field leaves to deviations
-            without = ~passed(order.z[:T]) & ~np.isnan(order.z[:T])  # has come since the test judged
+            z = order.z[:T]
+            without = ~passed(z) & ~np.isnan(z)  # has come since the test judged
             spatial = [k for k in range(T) if used[k] and not without[k]]
             ordered = self._ordered(order, m) if local and T else []
             ordered = [k for k in ordered if used[k]]
