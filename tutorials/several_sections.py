@@ -234,9 +234,9 @@ gpnsf.tl.project(second, first)
 
 # %% [markdown]
 # The projection takes a few seconds: loadings, backgrounds and length scales stay as they are, and only the maps of
-# the new section are sought. The fit warns about the fields (smooth maps) of spatial_3, spatial_4 and spatial_5, the
-# projection about that of spatial_3. These factors change within a few spots. Finer fields were tried, as the log says, and undone: with thousands of
-# counts a spot, they would have followed the noise of the counts.
+# the new section are sought. The fit warns about the field (smooth map) of spatial_4. This factor changes within a few
+# spots. Finer fields were tried, as the log says, and undone: with thousands of counts a spot, they would have followed
+# the noise of the counts.
 
 # %%
 gpnsf.tl.rank_features(first, n_features=4).groupby("factor", observed=True)["feature"].agg(
@@ -244,13 +244,13 @@ gpnsf.tl.rank_features(first, n_features=4).groupby("factor", observed=True)["fe
 ).to_frame("best proteins")
 
 # %% [markdown]
-# Few of the 31 proteins belong to one kind of cell alone, so factors are mixtures. Four that can be read: spatial_3 has B cells of the follicles
-# (*MS4A1*) together with *ITGAX* and *ITGAM*, spatial_4 macrophages (*CD68*, *CD163*), spatial_5 T cells of the cortex (*CCR7*, *CD3E*), spatial_7
+# Few of the 31 proteins belong to one kind of cell alone, so factors are mixtures. Four that can be read: spatial_3 has macrophages (*CD68*,
+# *CD163*), spatial_4 the follicles (*CXCR5*, the receptor that leads B cells there) together with *ITGAX* and *ITGAM*, spatial_6 T cells of the cortex (*CCR7*, *CD3E*), spatial_7
 # vessels (*ACTA2*, *PECAM1*). The first section:
 
 # %%
 names = list(first.uns["gpnsf"]["factor_names"])
-shown = [names[k] for k in (2, 3, 4, 6)] if file.is_file() else names[:4]
+shown = [names[k] for k in (2, 3, 5, 6)] if file.is_file() else names[:4]
 gpnsf.pl.spatial_factors(first, factors=shown, ncols=4)
 
 # %% [markdown]
@@ -292,8 +292,8 @@ means.round(1)
 pd.Series({name: means["first"][name].corr(means["second"][name]) for name in shown}).round(2)
 
 # %% [markdown]
-# Follicles have most of spatial_3 in both sections, sinuses of spatial_4, cortex of spatial_5, hilum and fat of spatial_7; over all regions the
-# means correlate at .94 or better. The second section has more of spatial_3 in every region: other tissue, or an antibody that stained more strongly.
+# Follicles have most of spatial_4 in both sections, sinuses of spatial_3, cortex of spatial_6, hilum and fat of spatial_7; over all regions the
+# means correlate at .95 or better. The second section has more of spatial_4 in every region: other tissue, or an antibody that stained more strongly.
 # Because the loadings are fixed, either cause shows up as higher values of the factor. Where that matters, fit the
 # two together with `library_key` and `batch_key`, as above.
 #
