@@ -113,9 +113,8 @@ class SparseCounts:
         """Distinct (feature, count) pairs: feature index, count, and how often the pair occurs."""
         order = int(self.values.max()) + 1 if self.nnz else 1
         codes = self.columns.long() * order + self.values.long()
-        if (
-            order * self.shape[1] < 2 * self.nnz
-        ):  # counting needs no order, but a place for each pair
+        # counting takes a place for each pair that there may be, and no sorting
+        if order * self.shape[1] < 2 * self.nnz:
             counted = torch.bincount(codes)
             codes = counted.nonzero().ravel()
             numbers = counted[codes]

@@ -87,10 +87,8 @@ def fill(
     of each modality of counts.
     """
     K = factors.shape[1] - 1
-    sizes = {view.name: torch.as_tensor(view.size) for view in views}
-    weights = {view.name: view.weight for view in views}
     candidates = [*range(n_spatial), K]
-    cost = costs(factors, loadings, sizes, weights, candidates)
+    cost = costs(factors, loadings, views, candidates)
     k, l = (candidates[i] for i in sorted(divmod(int(cost.argmin()), len(cost))))
     if l == K:
         return None
@@ -105,27 +103,27 @@ def fill(
 def costs(
     factors: Tensor,
     loadings: Mapping[str, Tensor],
-    sizes: Mapping[str, Tensor],
-    weights: Mapping[str, float],
+    views: Sequence[View],
     candidates: list[int],
 ) -> Tensor:
     """Cost [C, C] of joining two candidates among the factors [N, K], or on the diagonal of dropping one.
 
     It is the squared change of rates over mean rates, twice what the Poisson likelihood loses.
-    Loadings [P, K + 1], background last, size factors [N] and weights are those of each modality.
+    Loadings [P, K + 1], background last, are those of each modality of counts.
     """
     H = factors[:, candidates]
     mass = torch.stack([W[:, candidates].sum(0) for W in loadings.values()]).sum(0)  # [C]
     cost = torch.zeros(len(candidates), len(candidates))
-    for name, size in sizes.items():
+    for view in views:
+        size, W = torch.as_tensor(view.size), loadings[view.name]
         level = torch.cat([size @ factors, size.sum()[None]])  # [K + 1]
-        W, mean = loadings[name][:, candidates], loadings[name] @ level + TINY
+        W, mean = W[:, candidates], W @ level + TINY
         spots = float(size.sum()) * (H * size[:, None]).T @ H
         features = (W / mean[:, None]).T @ W
         dropped = spots.diagonal() * features.diagonal()
         joined = _squared_distances(spots) * _squared_distances(features / torch.outer(mass, mass))
         joined *= (torch.outer(mass, mass) / (mass + mass[:, None])).square()
-        cost += weights[name] * torch.where(torch.eye(len(mass), dtype=torch.bool), dropped, joined)
+        cost += view.weight * torch.where(torch.eye(len(mass), dtype=torch.bool), dropped, joined)
     return cost
 
 

@@ -109,13 +109,13 @@ class Run:
             self.model.n_spatial and self.options["schedule"].moves and moves.possible(self.model)
         ):
             return
-        for name in self.model.names:
-            while self._restore_one(name, tested=tested):
-                pass
-
-    def _restore_one(self, name: str, *, tested: bool) -> bool:
-        """Give a place to the clearest pattern left over of a modality; whether it was worth it."""
         left = LeftOver(self.model, self.blocks, self.options["seed"])
+        for name in self.model.names:
+            while self._restore_one(left, name, tested=tested):
+                left = LeftOver(self.model, self.blocks, self.options["seed"])
+
+    def _restore_one(self, left: LeftOver, name: str, *, tested: bool) -> bool:
+        """Give a place to the clearest pattern left over of a modality; whether it was worth it."""
         if (pattern := left.pattern(name)) is None:
             return False
         loadings = {other: left.loadings(other, pattern) for other in self.model.names}
@@ -151,15 +151,12 @@ class Run:
             return least, least
         H = torch.as_tensor(m).clamp(*MEAN_RANGE).exp()
         factors = torch.cat([H, pattern.cpu()[:, None]], 1)
-        views = dict(self.model.items())
-        known = {name: view.loadings.mean for name, view in views.items()}
+        known = {name: view.loadings.mean for name, view in self.model.items()}
         together = {
             name: torch.cat([W[:, :-1], loadings[name][:, None], W[:, -1:]], 1).cpu()
             for name, W in known.items()
         }
-        sizes = {view.name: torch.as_tensor(view.size) for view in self.dataset.views}
-        weights = {name: view.weight for name, view in views.items()}
-        cost = costs(factors, together, sizes, weights, [*places, H.shape[1]])
+        cost = costs(factors, together, self.dataset.views, [*places, H.shape[1]])
         kept, place = sorted(divmod(int(cost[:-1, :-1].argmin()), len(places)))
         return (places[kept], places[place]) if cost[kept, place] < cost[-1, -1] else None
 
@@ -226,8 +223,9 @@ class Run:
         approximations cost more the more they are.
         """
         spatial = self.model.spatial
-        n_basis = finer_basis(spatial.field, self.dataset) if spatial else None
-        if n_basis is None or self.has_tried_finer:
+        if spatial is None or self.has_tried_finer:
+            return
+        if (n_basis := finer_basis(spatial.field, self.dataset)) is None:
             return
         self.has_tried_finer = True
         before, self.n_basis = self._state(), n_basis
