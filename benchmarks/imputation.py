@@ -16,7 +16,7 @@ from report import machine, parser, write_table
 
 import gpnsf
 from gpnsf.core.families import FAMILIES
-from gpnsf.core.inference.posterior import VARIANCE_CAP
+from gpnsf.core.inference.scaled import VARIANCE_CAP
 from gpnsf.core.scores import metrics
 from gpnsf.core.scores.calibration import log_moments
 from gpnsf.datasets.files import load

@@ -23,7 +23,7 @@ from report import FIGURES, machine, measured, parser, write_table
 import gpnsf
 from gpnsf.arguments import Reading
 from gpnsf.core.inference import loading_stage, local_stage, posterior, training
-from gpnsf.core.inference.posterior import VARIANCE_CAP
+from gpnsf.core.inference.scaled import VARIANCE_CAP
 from gpnsf.core.model.build import build
 from gpnsf.core.scores.calibration import log_moments
 from gpnsf.core.scores.metrics import coverage, match_factors

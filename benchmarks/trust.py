@@ -16,7 +16,7 @@ from baselines import BANDWIDTHS, klnmf, recovery, smoothed_recovery
 from report import machine, measured, parser, write_table
 
 import gpnsf
-from gpnsf.core.inference.posterior import VARIANCE_CAP
+from gpnsf.core.inference.scaled import VARIANCE_CAP
 from gpnsf.core.scores.calibration import log_errors, log_moments
 from gpnsf.core.scores.metrics import coverage, importance_error, match_factors
 

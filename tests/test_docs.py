@@ -12,7 +12,7 @@ import pytest
 
 import gpnsf
 from gpnsf.core.fields import base
-from gpnsf.core.inference import bins, order, posterior, standing, subset_start
+from gpnsf.core.inference import bins, order, scaled, standing, subset_start
 
 DOCS = Path(__file__).parents[1] / "docs"
 GALLERY = (DOCS / "gallery.md").read_text(encoding="utf-8")
@@ -47,8 +47,8 @@ def calls(code: str) -> list[tuple[str, set[str]]]:
 @pytest.mark.parametrize(
     ("sentence", "number"),
     [
-        ("$\\kappa = {:g}$ for spatial factors", posterior.MIXING),
-        ("$e^{{m + \\min(v, {:g})/2}}$", posterior.VARIANCE_CAP),
+        ("$\\kappa = {:g}$ for spatial factors", scaled.MIXING),
+        ("$e^{{m + \\min(v, {:g})/2}}$", scaled.VARIANCE_CAP),
         ("Factors with $z \\le {:g}$ become", order.MIN_Z),
         ("\\lvert a\\rvert \\le {:g},$", base.MAX_LOG_SCALE),
         ("Above {:,} spots or five million nonzero counts there are two starts", bins.LARGE),

@@ -154,11 +154,9 @@ def test_the_generative_process_draws_factors_then_loadings_then_counts(subtests
             ]
             factors = [name for name in names if name in ("u", "h_nonspatial")]
             assert names[: len(factors)] == factors
-            expected = [
-                [f"{name}_loadings", name] if PRESETS[preset].nonnegative else [name]
-                for name in model.names
-            ]
-            assert names[len(factors) :] == sum(expected, [])
+            loadings = [f"{name}_loadings" for name in model.names]
+            expected = (loadings if PRESETS[preset].nonnegative else []) + list(model.names)
+            assert names[len(factors) :] == expected
             assert torch.isfinite(trace.log_prob_sum())
 
 

@@ -275,7 +275,7 @@ def test_divergences_that_weigh_more_make_spots_less_certain(subtests):
             spread = []
             for weight in (1.0, 10.0):
                 model.kl_weight = weight
-                stage = local_stage._LocalStage(model, model.blocks(dataset))
+                stage = local_stage._LocalStage(model, model.blocks(dataset), {})
                 stage.gamma.fill_(0.5)
                 stage.sweep(stage.blocks[0], 1, last=True)
                 spread.append(stage.variance.detach())

@@ -13,7 +13,7 @@ import torch
 from reference import bernoulli_deviance, poisson_deviance, toy_dataset
 
 from gpnsf.core.families import FAMILIES
-from gpnsf.core.inference import posterior
+from gpnsf.core.inference import posterior, scaled
 from gpnsf.core.inference.local_stage import LogFactors, local, mean_field
 from gpnsf.core.likelihoods import Bernoulli, Poisson
 from gpnsf.core.model.build import FIELDS, build
@@ -197,7 +197,9 @@ def given(m: float, v: float, n: int, T: int) -> LogFactors:
     """Log factors with the same moments everywhere, but for one spot with mean 0."""
     mean, variance = torch.full((n, 3), m), torch.full((n, 3), v)
     mean[0] = 0.0
-    return LogFactors(mean, variance, mean[:, :T], variance[:, :T], torch.zeros(3))
+    return LogFactors(
+        mean, variance, mean[:, :T], variance[:, :T], torch.zeros(3), torch.zeros(n, 1)
+    )
 
 
 def test_moments_are_lognormal(subtests):
@@ -209,7 +211,7 @@ def test_moments_are_lognormal(subtests):
             )
             rng = np.random.default_rng(0)
             for factors, variance in (
-                (result.is_spatial, posterior.MIXING * v),
+                (result.is_spatial, scaled.MIXING * v),
                 (~result.is_spatial, v),
             ):
                 draws = np.exp(0.7 + np.sqrt(variance) * rng.standard_normal(400_000))
@@ -225,7 +227,7 @@ def test_the_variance_is_capped_in_the_mean():
     log_factors.v[7] = 6.0
     result = posterior.summarise(model, dataset, model.blocks(dataset), log_factors)
     np.testing.assert_allclose(
-        result.mean[7] / result.mean[0], np.exp(posterior.VARIANCE_CAP / 2), rtol=1e-5
+        result.mean[7] / result.mean[0], np.exp(scaled.VARIANCE_CAP / 2), rtol=1e-5
     )
     assert (result.std[7] / result.mean[7] > 10).all()
 
@@ -295,7 +297,7 @@ def test_values_around_zero_keep_their_loadings():
     view = dict(model.items())["rna"]
     m, v = model.marginals(model.blocks(dataset)[0])
     W = view.loadings.mean
-    expected = torch.exp(m + 0.5 * v.clamp_max(posterior.VARIANCE_CAP)) @ W[:, :3].T + W[:, 3]
+    expected = torch.exp(m + 0.5 * v.clamp_max(scaled.VARIANCE_CAP)) @ W[:, :3].T + W[:, 3]
     np.testing.assert_allclose(
         result.mean @ result.loadings["rna"].T + result.background["rna"],
         expected.detach(),

@@ -42,6 +42,7 @@ __all__ = [
     "told_of",
 ]
 
+SAME_TOTAL = 0.01  # relative difference of size factors from totals that they may have and be these
 NOT_BINARY = "modality %r holds values other than 0 and 1; %r reads x > 0"
 MANY_BATCHES = (
     5  # times the root of the number of observations: batches that are no samples any more
@@ -311,9 +312,12 @@ def _view(
         rule = f"nonzero counts in the training rows of modality {name!r}"
         raise ValueError(checks.problem(rule, f"none in {int(observed.sum())} row(s)", remedy))
     size = observed.astype(np.float32)
-    if size_factors is not None and not FAMILIES[likelihood].signed:
+    signed = FAMILIES[likelihood].signed
+    if size_factors is not None and not signed:
         size[observed] = _size_factors(opened, name, _totals(counts), observed, size_factors)
-    return View(name, likelihood, counts, size, observed)
+    total = relative_totals(_totals(counts)[observed])
+    by_total = not signed and np.allclose(size[observed], total, rtol=SAME_TOTAL)
+    return View(name, likelihood, counts, size, observed, by_total=by_total)
 
 
 def _scatter(

@@ -13,7 +13,7 @@ from gpnsf import checks
 from gpnsf.arguments import check_arguments
 from gpnsf.checks import Rule, problem
 from gpnsf.core.families import FAMILIES
-from gpnsf.core.inference.posterior import VARIANCE_CAP
+from gpnsf.core.inference.scaled import VARIANCE_CAP
 from gpnsf.core.scores import metrics
 from gpnsf.core.scores.calibration import log_errors, log_moments, simulate_counts
 from gpnsf.io import fits

@@ -41,6 +41,7 @@ def confirmed(model: Factorization, m: Tensor, fitted: Dataset, kept: Dataset) -
     counts.
     """
     pairs = list(zip(model.blocks(fitted), model.blocks(kept), strict=True))
+    m = model.relative(m)
     factors = torch.cat([m.clamp(*MEAN_RANGE).exp(), torch.ones_like(m[:, :1])], 1)
     shares = {}
     for name, view in model.items():

@@ -56,11 +56,12 @@ def covariances(precision: Tensor) -> Tensor:
 class LogFactors:
     """Posterior of the log factors (of the factors themselves in signed models)."""
 
-    m: Tensor  # [N, K] mean
+    m: Tensor  # [N, K] mean; where size factors are totals, that of h less the divisor
     v: Tensor  # [N, K] variance
     field_m: Tensor  # [N, T] mean of the field alone
     field_v: Tensor  # [N, T]
     gamma: Tensor  # [K] variance of the deviations around the field
+    divisor: Tensor  # [N, 1] logarithm of what the factors of a spot were divided by (eq. 4b)
 
 
 def memory(shapes: Shapes) -> float:
@@ -72,13 +73,24 @@ def memory(shapes: Shapes) -> float:
 @torch.no_grad()
 def mean_field(model: Factorization, blocks: list[Block]) -> LogFactors:
     """The guide's posterior, without a local stage."""
+    m, v = _marginals(model, blocks)
+    relative, T = model.relative(m, v), model.n_spatial
+    divisor = (m - relative)[:, :1]
+    return LogFactors(relative, v, m[:, :T], v[:, :T], _spread_of_guide(model), divisor)
+
+
+def _marginals(model: Factorization, blocks: list[Block]) -> tuple[Tensor, Tensor]:
+    """Mean and variance [N, K] of h under the guide."""
     moments = [model.marginals(block) for block in blocks]
-    m, v = torch.cat([m for m, _ in moments]), torch.cat([v for _, v in moments])
-    T = model.n_spatial
-    gamma = torch.zeros(model.n_factors, device=m.device)
+    return torch.cat([m for m, _ in moments]), torch.cat([v for _, v in moments])
+
+
+def _spread_of_guide(model: Factorization) -> Tensor:
+    """Variance [K] of log factors around their field, of which training knows none."""
+    gamma = torch.zeros(model.n_factors, device=model.device)
     if model.nonspatial is not None:
-        gamma[T:] = (2 * model.nonspatial.log_sigma).exp()
-    return LogFactors(m, v, m[:, :T], v[:, :T], gamma)
+        gamma[model.n_spatial :] = (2 * model.nonspatial.log_sigma).exp()
+    return gamma
 
 
 @torch.no_grad()
@@ -95,13 +107,11 @@ def local(
     ``adopted`` tells of spatial factors, by number, that do not begin at their field. ``gamma`` [K]
     is held, and the amplitudes with it, where both are known.
     """
-    stage = _LocalStage(model, blocks)
+    adopted = adopted or {}
+    stage = _LocalStage(model, blocks, {k: own.log_factor for k, own in adopted.items()})
     stage.gamma = stage.gamma if gamma is None else gamma.clamp_min(GAMMA_FLOOR)
-    for k, own in (adopted or {}).items():
-        stage.e[:, k], stage.gamma[k] = (
-            own.log_factor - stage.base[:, k],
-            max(own.nugget, GAMMA_FLOOR),
-        )
+    for k, own in adopted.items():
+        stage.gamma[k] = max(own.nugget, GAMMA_FLOOR)
     for number, n_steps in enumerate(NEWTON_STEPS, start=1):
         for block in distributed.mine(blocks):
             stage.sweep(block, n_steps, last=number == len(NEWTON_STEPS))
@@ -113,13 +123,19 @@ def local(
 class _LocalStage:
     """Deviations e of all spots; blocks are visited one by one."""
 
-    def __init__(self, model: Factorization, blocks: list[Block]) -> None:
+    def __init__(
+        self, model: Factorization, blocks: list[Block], adopted: Mapping[int, Tensor]
+    ) -> None:
         self.model, self.blocks, self.T = model, blocks, model.n_spatial
-        start = mean_field(model, blocks)
-        self.base = start.m.clone()
-        self.base[:, self.T :] = 0.0  # nonspatial factors are all deviation
-        self.e = start.m - self.base
-        self.gamma = start.gamma.clone()
+        m, v = _marginals(model, blocks)
+        field = m.clone()
+        field[:, self.T :] = 0.0  # nonspatial factors are all deviation
+        for k, log_factor in adopted.items():
+            m[:, k] = log_factor
+        self.e = m - field
+        self.divisor = (m - model.relative(m, v))[:, :1]  # stays as it is
+        self.base = field - self.divisor
+        self.gamma = _spread_of_guide(model)
         self.gamma[: self.T] = FIRST_GAMMA
         self.variance = torch.zeros_like(self.e)
         # on the field, per spot and factor
@@ -164,6 +180,8 @@ class _LocalStage:
             squares = torch.stack(parts).double().sum(0)
             distributed.add_up(squares)
             self.gamma = (squares / n_observed).clamp_min(GAMMA_FLOOR).to(self.gamma.dtype)
+            if self.model.nonspatial is not None:
+                self.gamma[self.T :].clamp_(max=self.model.nonspatial.largest_sd**2)
 
     def _gradient(self, block: Block) -> Tensor:
         """Gradient [n, K] of the log-likelihood in h, summed over modalities."""
@@ -225,7 +243,7 @@ class _LocalStage:
             for values in (self.e, self.variance, self.information)
         )
         m, v = self.base + self.e, self.variance.clone()
-        field_m, field_v = m[:, : self.T], v[:, : self.T]
+        field_m, field_v = self.base[:, : self.T] + self.divisor, v[:, : self.T]
         if self.model.spatial is not None:
             field = self.model.spatial.field
             located = [block.located for block in self.blocks]
@@ -236,8 +254,7 @@ class _LocalStage:
             if rescale:
                 field.rescale(located, information, [gradient[block.rows] for block in self.blocks])
             field.set_precision(located, information)
-            field_m = self.base[:, : self.T]
             field_v = torch.cat([field.marginals(place)[1] for place in located])
             shrink = self.variance[:, : self.T] / self.gamma[: self.T]
             v[:, : self.T] += shrink**2 * field_v
-        return LogFactors(m, v, field_m, field_v, self.gamma)
+        return LogFactors(m, v, field_m, field_v, self.gamma, self.divisor)

@@ -33,6 +33,7 @@ from gpnsf.core.inference.standing import (
 )
 from gpnsf.core.likelihoods.moments import MEAN_RANGE
 from gpnsf.core.model.factorization import Block, Factorization
+from gpnsf.core.model.relative import same_total
 
 __all__ = ["Adopted", "Move", "adopt", "join", "make", "occupy", "possible", "proposals"]
 
@@ -114,6 +115,12 @@ def _promotions(standing: Standing) -> Iterator[Move]:
 def make(move: Move, model: Factorization, blocks: list[Block]) -> None:
     """Change the parameters as a move says."""
     m = log_factors(model, blocks)
+    with same_total(model):
+        _make(move, model, blocks, m)
+
+
+def _make(move: Move, model: Factorization, blocks: list[Block], m: Tensor) -> None:
+    """The same from log factors [N, K]."""
     for k, l in move.merges:
         joint, loadings = _sum(model, m, [k, l])
         _switch_off(model, l)
@@ -150,7 +157,7 @@ def _divided(model: Factorization, m: Tensor, l: int, others: list[int]) -> dict
 
     They take it over as the mixture says that its loadings are.
     """
-    level = m.clamp(*MEAN_RANGE).exp().mean(0)
+    level = model.relative(m).clamp(*MEAN_RANGE).exp().mean(0)
     weights = mixture(overlap(model, m), l, others)[1]
     part = {
         k: float(weight * level[k] / level[l]) for k, weight in zip(others, weights, strict=True)
@@ -225,6 +232,18 @@ def join(
     Spatial factors and those nonspatial ones that are ``ordered`` may also have loadings that are a
     mixture of several. Where each factor that has taken over another begins is returned.
     """
+    with same_total(model):
+        return _join(model, blocks, graph, ordered, z)
+
+
+def _join(
+    model: Factorization,
+    blocks: list[Block],
+    graph: sp.csr_matrix,
+    ordered: Sequence[int],
+    z: np.ndarray | None,
+) -> dict[int, Adopted]:
+    """The same, without regard to the total."""
     m, joined = log_factors(model, blocks), {}
 
     def put(k: int, joint: Tensor, loadings: list[Tensor]) -> None:
@@ -278,8 +297,9 @@ def occupy(
     model: Factorization, blocks: list[Block], k: int, log_factor: Tensor, loadings: list[Tensor]
 ) -> None:
     """Put a new factor with log values [N] and loadings [P] of each modality in the place of k."""
-    _switch_off(model, k)
-    _put(model, blocks, k, log_factor, loadings)
+    with same_total(model):
+        _switch_off(model, k)
+        _put(model, blocks, k, log_factor, loadings)
 
 
 @torch.no_grad()

@@ -25,29 +25,22 @@ from gpnsf.core.inference.margins import (
     margins,
     scaled_loadings,
 )
+from gpnsf.core.inference.scaled import moments, others, scaled
 from gpnsf.core.inference.shapes import Shapes
-from gpnsf.core.inference.unseen import beside, unseen
+from gpnsf.core.inference.unseen import unseen
 from gpnsf.core.likelihoods import AbstractLikelihood
-from gpnsf.core.likelihoods.moments import MEAN_RANGE
 from gpnsf.core.model.build import restore_field
 from gpnsf.core.model.factorization import Block, Factorization
+from gpnsf.core.model.relative import expected
 from gpnsf.core.scores import simplex
 from gpnsf.core.types import Dataset, Given, Posterior, rows_at_a_time
 
 __all__ = ["memory", "predict", "summarise", "summarise_at"]
 
-# cap on the variance of a log factor, in the mean: beyond it exp(m + v/2) speaks of the prior's
-# tail, not of the data
-VARIANCE_CAP = 0.25
-SD_CAP = 9.0
-# ratio of the variance of spatial log factors to what the counts leave open: see docs/decisions.md
-MIXING = 1.44
 LARGEST_SHIFT = 12.0  # of log loadings, to match the observed totals
 MOST_STEPS = 30  # of the search for it
 FEATURES = 10_000  # whose covariances [P, K, K] are made at a time
 PLACES = 20_000  # where a field is predicted at a time: inducing points need arrays [n, T, M]
-# size of a factor of which nothing is left: signed models may be asked for more than the data hold
-EMPTY = 1e-12
 
 
 def memory(shapes: Shapes, field: FieldSize) -> tuple[float, float, float]:
@@ -68,7 +61,7 @@ def summarise(
     model: Factorization, dataset: Dataset, blocks: list[Block], log_factors: LogFactors
 ) -> Posterior:
     """Posterior moments of the factors, scaled to mean one, in order of their expected signal."""
-    mean, std, smooth, scale, smooth_scale = _scaled(model, blocks, log_factors)
+    mean, std, smooth, scale, smooth_scale = scaled(model, blocks, log_factors)
     seen = {name: margins(blocks, name) for name in model.names}
     loadings = {name: scaled_loadings(view, seen[name], scale) for name, view in model.items()}
     result = _Result(mean, loadings, centred_multipliers(model, blocks, loadings))
@@ -92,7 +85,7 @@ def summarise_at(
     scale: Tensor,
 ) -> Posterior:
     """The same at loadings that were given: they stay as they are, and so do scale and order of the factors."""
-    mean, std, smooth, _, _ = _scaled(model, blocks, log_factors, scale)
+    mean, std, smooth, _, _ = scaled(model, blocks, log_factors, scale)
     every, order = torch.nn.functional.pad(scale, (0, 1), value=1.0), torch.arange(len(scale))
     loadings = {name: view.loadings.mean * every for name, view in model.items()}
     known = order.to(scale.device), given.importance_std, given.loadings_std
@@ -139,64 +132,8 @@ def _posterior(
         lengthscale=_padded(model, "log_lengthscale", spatial_order),
         amplitude=_amplitude(model, log_factors, found.order),
         multipliers={name: _array(factor.T) for name, factor in result.multipliers.items()},
-        field=_field_state(model, log_factors, found.smooth_scale, spatial_order),
+        field=_field_state(model, log_factors, ~unseen(blocks), found.smooth_scale, spatial_order),
     )
-
-
-def _scaled(
-    model: Factorization,
-    blocks: list[Block],
-    log_factors: LogFactors,
-    given: Tensor | None = None,
-) -> tuple[Tensor, ...]:
-    """Means, standard deviations, and means by the field alone [N, K], each divided by a scale.
-
-    The scales of the two means [K], which may be given, come with them. Rows without any count have
-    what the field alone says of them, and of nonspatial factors what the rows beside them do.
-    """
-    T = model.n_spatial
-    mixing = torch.ones(model.n_factors, device=log_factors.m.device)
-    mixing[:T] = MIXING
-    mean, std = _moments(model.nonnegative, log_factors.m, log_factors.v, mixing)
-    smooth = mean.clone()
-    spread = log_factors.field_v + log_factors.gamma[:T]
-    smooth[:, :T] = _moments(model.nonnegative, log_factors.field_m, spread)[0]
-    wanted = unseen(blocks)
-    if model.nonnegative and wanted.any():
-        seen = ~wanted
-        level = mean[seen].mean(0) / smooth[seen].mean(0).clamp_min(EMPTY)
-        expected = smooth[wanted] * level
-        expected[:, T:] = mean[seen][:, T:].mean(0)
-        if 0 < T < model.n_factors:
-            expected[:, T:] *= beside(log_factors.m[:, T:], wanted, blocks)
-        std[wanted] *= expected / mean[wanted].clamp_min(EMPTY)
-        mean[wanted], smooth[wanted, T:] = expected, expected[:, T:]
-    scale, smooth_scale = (
-        _scales(model.nonnegative, part) if given is None else given for part in (mean, smooth)
-    )
-    return mean / scale, std.div_(scale), smooth.div_(smooth_scale), scale, smooth_scale
-
-
-def _moments(
-    nonnegative: bool, m: Tensor, v: Tensor, mixing: Tensor | float = MIXING
-) -> tuple[Tensor, Tensor]:
-    """Mean of exp(h), ``h ~ N(m, v)``, and standard deviation with v times ``mixing``.
-
-    For signed models both are of h alone.
-    """
-    if not nonnegative:
-        return m, v.sqrt()
-    mean = v.clamp_max(VARIANCE_CAP).mul_(0.5).add_(m.clamp(*MEAN_RANGE)).exp_()
-    return mean, (mixing * v).clamp_max_(SD_CAP).expm1_().sqrt_().mul_(mean)
-
-
-def _scales(nonnegative: bool, factors: Tensor) -> Tensor:
-    """Scale by which each factor is divided: its mean, or its root mean square if it has a sign.
-
-    1 for what is zero but for rounding.
-    """
-    size = factors.mean(0) if nonnegative else (factors**2).mean(0).sqrt()
-    return torch.where(size < EMPTY, 1.0, size)
 
 
 class _Result:
@@ -359,7 +296,7 @@ def _amplitude(model: Factorization, log_factors: LogFactors, order: Tensor) -> 
 
 
 def _field_state(
-    model: Factorization, log_factors: LogFactors, scale: Tensor, order: Tensor
+    model: Factorization, log_factors: LogFactors, seen: Tensor, scale: Tensor, order: Tensor
 ) -> dict[str, object]:
     """State for prediction: the field, its factors' order and scale, and the spread of spots around it."""
     T = model.n_spatial
@@ -371,6 +308,9 @@ def _field_state(
     }
     if model.spatial is not None:
         state["process"] = model.spatial.field.state()
+    if model.by_total:
+        state["mass"] = _array(model.mass())
+        state["others"] = _array(others(model, log_factors, seen))
     return state
 
 
@@ -394,5 +334,12 @@ def predict(
     m, v = (torch.cat(moments) for moments in zip(*parts, strict=True))
     order = torch.as_tensor(np.asarray(state["order"]))
     nugget, scale = (torch.as_tensor(np.asarray(state[name])) for name in ("nugget", "factor_mean"))
-    mean, std = _moments(bool(state["nonnegative"]), m, v + nugget)
+    v = v + nugget
+    mean, std = moments(bool(state["nonnegative"]), m, v)
+    if "mass" in state:  # relative to totals
+        mass, beside = (torch.as_tensor(np.asarray(state[name])) for name in ("mass", "others"))
+        known, added = expected(mean, beside, mass)
+        centre, spread = moments(True, m, v + added)
+        mean = known[:, : m.shape[1]]
+        std = mean * spread / centre
     return _array((mean / scale)[:, order]), _array((std / scale)[:, order])

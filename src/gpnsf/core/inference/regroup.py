@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gpnsf.core.model.factorization import Block, Factorization
+from gpnsf.core.model.relative import same_total
 
 __all__ = ["regrouped"]
 
@@ -34,17 +35,18 @@ def regrouped(
     order
         For each factor of the new model its number in the old one, spatial ones first.
     """
-    _views(old, new, order)
-    for k, source in enumerate(order):
-        if k < new.n_spatial and source < old.n_spatial:
-            new.spatial.field.take(k, old.spatial.field, source)  # type: ignore[union-attr]
-        elif k < new.n_spatial:
-            shift = m[:, source].mean()
-            new.spatial.field.put(k, m[:, source] - shift, [block.located for block in blocks])  # type: ignore[union-attr]
-            for _, view in new.items():
-                view.loadings.raw[:, k] += shift
-        else:
-            _nonspatial(old, new, m, source, k)
+    with same_total(new, old.mass().sum()):
+        _views(old, new, order)
+        for k, source in enumerate(order):
+            if k < new.n_spatial and source < old.n_spatial:
+                new.spatial.field.take(k, old.spatial.field, source)  # type: ignore[union-attr]
+            elif k < new.n_spatial:
+                shift = m[:, source].mean()
+                new.spatial.field.put(k, m[:, source] - shift, [block.located for block in blocks])  # type: ignore[union-attr]
+                for _, view in new.items():
+                    view.loadings.raw[:, k] += shift
+            else:
+                _nonspatial(old, new, m, source, k)
     new.look(blocks)
     return new
 

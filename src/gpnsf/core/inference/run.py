@@ -149,7 +149,7 @@ class Run:
         least = min(places, key=lambda k: share[k])
         if share[least] <= standing.SPARE:
             return least, least
-        H = torch.as_tensor(m).clamp(*MEAN_RANGE).exp()
+        H = self.model.relative(self._tensor(m)).clamp(*MEAN_RANGE).exp().cpu()
         factors = torch.cat([H, pattern.cpu()[:, None]], 1)
         known = {name: view.loadings.mean for name, view in self.model.items()}
         together = {

@@ -32,7 +32,7 @@ from gpnsf.core.inference.order import (
     standard,
 )
 from gpnsf.core.inference.schedule import Schedule
-from gpnsf.core.inference.standing import ALIVE, shares
+from gpnsf.core.inference.standing import ALIVE, log_factors, shares
 from gpnsf.core.likelihoods.moments import MEAN_RANGE
 from gpnsf.core.model.factorization import Factorization
 from gpnsf.core.progress import Progress
@@ -157,14 +157,17 @@ def spatial_test(
             )
         if start is None:  # the other half begins where this one found it best
             kinds = {history.best}
-        m = local_stage.mean_field(model, model.blocks(fitted)).m
+        m = log_factors(model, model.blocks(fitted))
         if weigh and len(dataset.views) > 1:
             said.append(confirmed(model, m, fitted, kept))
             own = weights(said[-1:], 1.0)
             for name, view in model.items():
                 view.weight = own.get(name, view.weight)
         used.append((shares(model, m) > ALIVE).any(0).cpu().numpy())
-        one, other = (_project(model, m.mean(0), build(part, 0), part) for part in (fitted, kept))
+        one, other = (
+            _project(model, model.relative(m).mean(0), build(part, 0), part)
+            for part in (fitted, kept)
+        )
         factors.append(m.cpu().numpy())
         z.append(crossed_order(one, other, around, n_spatial, _signal(model, m)))
         repeated.append(same_spots(one, other, around))
@@ -236,7 +239,7 @@ def own_order(
     part = _subset(dataset, rows)
     batches = slice(None) if dataset.batch is None else np.unique(dataset.batch[rows])
     m = m[torch.as_tensor(rows, device=m.device)]
-    centre = m.exp().mean(0).log() if model.nonnegative else m.mean(0)
+    centre = model.relative(m).exp().mean(0).log() if model.nonnegative else m.mean(0)
     one, other = (
         _project(model, centre, build(half, 0, model.n_factors), half, batches, share=0.5)
         for half in halves(part, np.random.default_rng(seed))
@@ -284,6 +287,7 @@ def _project(
 @torch.no_grad()
 def _signal(model: Factorization, m: Tensor) -> np.ndarray:
     """Shares [n, K+1] of factors and background in the expected signal of each spot."""
+    m = model.relative(m)
     H = torch.cat([m.clamp(*MEAN_RANGE).exp(), torch.ones_like(m[:, :1])], 1)
     mass = torch.stack([view.loadings.mean.abs().sum(0) for _, view in model.items()]).sum(0)
     signal = H * mass

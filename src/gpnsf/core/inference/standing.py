@@ -51,7 +51,7 @@ def log_factors(model: Factorization, blocks: list[Block]) -> Tensor:
 @torch.no_grad()
 def shares(model: Factorization, m: Tensor) -> Tensor:
     """Share [V, K] of the expected counts of each modality that is of each factor, at its weight."""
-    level = _levels(m)
+    level = _levels(model.relative(m))
     parts = [view.loadings.mean.sum(0) * level for _, view in model.items()]
     return torch.stack(
         [
@@ -97,12 +97,15 @@ def overlap(model: Factorization, m: Tensor) -> np.ndarray:
     ``sqrt(W_jk e_k / N)``; divided by the root of all its counts, each modality weighs by what it
     tells.
     """
-    level = _levels(m)
+    level = _levels(model.relative(m))
     products, noise = torch.zeros(2, model.n_factors, model.n_factors, device=m.device)
     for weight, (_, view) in zip(_weights(model), model.items(), strict=True):
         counts = view.loadings.mean * level
         total = counts.sum(1, keepdim=True) + 1e-12
         columns = counts[:, :-1] / total.sqrt()
+        if model.by_total:  # all that a spot has less of where it has more of a factor
+            mean = total.sqrt() / total.sum().sqrt()
+            columns = columns - mean @ (mean.T @ columns)
         products = products + weight * columns.T @ columns
         noise = noise + weight * torch.diag((counts[:, :-1] / total).sum(0) / model.n_obs)
     squares, noise = products.diagonal(), noise.diagonal()

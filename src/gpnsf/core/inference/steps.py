@@ -213,8 +213,8 @@ class Stepper:
         self._adam.step(rate)
         for _, view in self.model.items():
             view.loadings.clamp_()
-        if self.model.spatial is not None:
-            self.model.spatial.field.clamp_()
+        for part in self.model.parts:
+            part.clamp_()
 
     def _is_finite(self) -> bool:
         """Whether gradients, their squares, and the parameters that they led to are finite."""

@@ -155,6 +155,9 @@ def _continued(model: Factorization, log_factors: Tensor, name: str) -> Start:
     factors = log_factors.exp().clamp(1e-4, 1e4)
     scale = factors.mean(0)
     widths = torch.cat([scale, torch.ones(1, device=scale.device)])
+    if model.by_total:  # factors are relative: their counts in a spot stay what they are
+        mass = model.mass()
+        widths[:-1] *= mass.sum() / (mass @ scale)
     loadings = {
         modality: (view.loadings.mean * widths).cpu().numpy() for modality, view in model.items()
     }
@@ -180,9 +183,12 @@ def _carried(model: Factorization, block: Block) -> Tensor:
     H = torch.ones(len(fixed), len(prior), device=fixed.device)
     for _ in range(N_UPDATES):
         above, below = prior.expand_as(H), prior.expand_as(H)
+        together = torch.cat([fixed, H], 1)
+        relative = model.relative(together.log()).exp()
+        share = relative[:, :1] / together[:, :1]
         for name, view in model.items():
-            W, weight = view.loadings_of(block.batch), view.weight * block.size[name]
-            A = block.size[name] * torch.cat([fixed, H, torch.ones_like(H[:, :1])], 1)
+            W, weight = view.loadings_of(block.batch), view.weight * block.size[name] * share
+            A = block.size[name] * torch.cat([relative, torch.ones_like(share)], 1)
             above = (
                 above + weight * H * block.counts[name].half(A, W, view.likelihood.link)[:, T:-1]
             )

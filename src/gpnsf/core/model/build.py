@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -13,7 +14,7 @@ from gpnsf.core.fields.hilbert import HilbertField
 from gpnsf.core.fields.inducing import InducingField
 from gpnsf.core.likelihoods import LIKELIHOODS, AbstractLikelihood
 from gpnsf.core.model.factorization import Factorization, ViewModel
-from gpnsf.core.model.factors import FieldFactors, NormalFactors
+from gpnsf.core.model.factors import LARGEST_SD, FieldFactors, NormalFactors
 from gpnsf.core.model.loadings import AbstractLoadings, GammaLoadings, PointLoadings
 from gpnsf.core.presets import PRESETS, Preset
 from gpnsf.core.types import Dataset
@@ -56,6 +57,7 @@ def build(
     prior).
     """
     chosen = PRESETS[preset]
+    by_total = chosen.nonnegative and all(view.by_total for view in dataset.views)
     spatial = nonspatial = None
     if n_spatial:
         spatial = FieldFactors(
@@ -66,7 +68,9 @@ def build(
         spatial.field.log_lengthscale.requires_grad_(lengthscale is None)
         spatial.field.has_given_lengthscale = lengthscale is not None
     if n_factors > n_spatial:
-        nonspatial = NormalFactors(dataset.n_obs, n_factors - n_spatial)
+        nonspatial = NormalFactors(
+            dataset.n_obs, n_factors - n_spatial, LARGEST_SD if by_total else math.inf
+        )
     views = {}
     for view in dataset.views:
         likelihood = LIKELIHOODS[view.likelihood](view.counts.shape[1])
@@ -80,6 +84,7 @@ def build(
         views,
         n_obs=dataset.n_obs,
         nonnegative=chosen.nonnegative,
+        by_total=by_total,
         kl_weight=kl_weight,
         n_samples=n_samples,
     )

@@ -2,7 +2,7 @@
 
     h_k = f_k(s), f_k ~ GP                      k = 1 .. T             (eq. 1 to 3)
     h_ik ~ N(0, sigma_k^2)                      k = T + 1 .. K
-    r_ij = size_i (sum_k W_jk exp(h_ik) + b_j)                         (eq. 4)
+    r_ij = size_i (sum_k W_jk exp(h_ik - d_i) + b_j)                   (eq. 4 and 4b)
     y_ij ~ NB(r_ij, theta_j), Bernoulli(1 - exp(-r_ij)), ..            (eq. 5 and 6)
 
 h has a Gaussian guide, loadings W >= 0 and backgrounds b >= 0 have a gamma prior and a gamma guide;
@@ -33,6 +33,7 @@ from gpnsf.core.likelihoods import AbstractLikelihood
 from gpnsf.core.likelihoods.moments import Moments
 from gpnsf.core.model.factors import AbstractFactors, FieldFactors, NormalFactors
 from gpnsf.core.model.loadings import AbstractLoadings, GammaLoadings, PosteriorLoadings
+from gpnsf.core.model.relative import relative, same_total
 from gpnsf.core.types import Dataset, Start
 
 __all__ = ["Block", "Factorization", "ViewModel"]
@@ -115,10 +116,12 @@ class Factorization(nn.Module):
         *,
         n_obs: int,
         nonnegative: bool = True,
+        by_total: bool = False,
         kl_weight: float = 1.0,
         n_samples: int | None = None,
     ) -> None:
         super().__init__()
+        self.by_total = by_total
         self.spatial, self.nonspatial = spatial, nonspatial
         self.names = tuple(views)
         self.views = nn.ModuleList(views.values())
@@ -176,13 +179,16 @@ class Factorization(nn.Module):
         Drawn, or scored where the block holds them (eq. 1 to 6).
         """
         h = torch.cat([self._scaled(part.model, part.is_local, block) for part in self.parts], 1)
-        factors = h.exp() if self.nonnegative else h
-        draws = {}
+        loadings, draws = {}, {}
         for name, view in self.items():
-            size = block.size[name]
+            with poutine.scale(scale=view.weight):
+                loadings[name] = self._scaled(view.loadings.model, False, block, f"{name}_loadings")
+        h = self.relative(h, loadings=loadings)
+        factors = h.exp() if self.nonnegative else h
+        for name, view in self.items():
+            size, W = block.size[name], loadings[name]
             observed = block.counts[name].dense_rows(block.every_row) if block.counts else None
             with poutine.scale(scale=view.weight):
-                W = self._scaled(view.loadings.model, False, block, f"{name}_loadings")
                 rate = torch.cat([size * factors, size], 1) @ view.as_seen(W, block.batch).T
                 law = view.likelihood.distribution(rate).mask(size > 0).to_event(2)
                 draws[name] = pyro.sample(name, law, obs=observed)
@@ -241,9 +247,30 @@ class Factorization(nn.Module):
         moments = [part.marginals(block.rows, block.located) for part in self.parts]
         return torch.cat([m for m, _ in moments], dim=1), torch.cat([v for _, v in moments], dim=1)
 
+    def relative(
+        self, m: Tensor, v: Tensor | None = None, loadings: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
+        """Log factors [n, K] in relation to the totals of the spots, from means and variances of h (eq. 4b).
+
+        They are h itself where size factors are no totals. ``loadings`` [P, K+1]: default those of q.
+        """
+        return relative(m, v, self.mass(loadings)) if self.by_total else m
+
+    def mass(self, loadings: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Expected counts [K] of a factor of size one, over the modalities at their weights."""
+        known = loadings or {name: view.loadings.mean for name, view in self.items()}
+        return sum(view.weight * known[name][:, :-1].sum(0) for name, view in self.items())  # type: ignore[return-value]
+
+    def relative_marginals(
+        self, block: Block, loadings: Mapping[str, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Mean and variance [n, K] of the log factors that rates are made of."""
+        m, v = self.marginals(block)
+        return self.relative(m, v, loadings), v
+
     def moments(self, name: str, block: Block) -> Moments:
         """Moments of the factors of a modality under the guide, background column included."""
-        return self._moments(*self.marginals(block), block.size[name])
+        return self._moments(*self.relative_marginals(block), block.size[name])
 
     def _moments(self, m: Tensor, v: Tensor, size: Tensor) -> Moments:
         """Factors from log factors."""
@@ -253,7 +280,7 @@ class Factorization(nn.Module):
     def look(self, blocks: list[Block]) -> None:
         """Work out, for the posteriors of the loadings, what they are exposed to now."""
         for block in distributed.mine(blocks):
-            h = self.marginals(block)
+            h = self.relative_marginals(block)
             for name, view in self.items():
                 view.loadings.see(block.batch, self._moments(*h, block.size[name]).mean)
         self.end_pass()
@@ -277,11 +304,16 @@ class Factorization(nn.Module):
             )
         if self.nonspatial is not None:
             self.nonspatial.loc.data.copy_(logs[:, self.n_spatial :])
+        known = {
+            name: torch.as_tensor(start.loadings[name], device=factors.device).clone()
+            for name in self.names
+        }
+        with same_total(self, self.mass(known).sum()):
+            for name, view in self.items():
+                if self.nonnegative:
+                    known[name][:, : self.n_spatial] *= shift.exp()
+                view.loadings.load(known[name])
         for name, view in self.items():
-            loadings = torch.as_tensor(start.loadings[name], device=factors.device).clone()
-            if self.nonnegative:
-                loadings[:, : self.n_spatial] *= shift.exp()
-            view.loadings.load(loadings)
             if view.log_multipliers is not None and not view.likelihood.signed:
                 view.log_multipliers.data.copy_(
                     self._first_multipliers(name, view, factors, blocks)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 
 import pyro
@@ -12,7 +13,11 @@ from torch.distributions import kl_divergence
 
 from gpnsf.core.fields.base import AbstractField, Located
 
-__all__ = ["AbstractFactors", "FieldFactors", "NormalFactors"]
+__all__ = ["LARGEST_SD", "AbstractFactors", "FieldFactors", "NormalFactors"]
+
+# of relative nonspatial factors a priori: once a factor has nearly all counts of a spot, nothing
+# but the prior keeps it from growing
+LARGEST_SD = 2.0
 
 
 class AbstractFactors(nn.Module, ABC):
@@ -39,6 +44,10 @@ class AbstractFactors(nn.Module, ABC):
 
         It is that of these rows where they are local, else of all.
         """
+
+    @abstractmethod
+    def clamp_(self) -> None:
+        """Keep parameters within their limits."""
 
 
 class FieldFactors(AbstractFactors):
@@ -92,6 +101,10 @@ class FieldFactors(AbstractFactors):
         """``KL(q(u) || N(0, I))``."""
         return kl_divergence(self.field.posterior(), self.field.prior())
 
+    def clamp_(self) -> None:
+        """Those of the kernel."""
+        self.field.clamp_()
+
     def _residual(self, mean: Tensor, variance: Tensor) -> dist.Distribution:
         """The process given u; at an inducing point nothing is left to vary."""
         return dist.Normal(mean, (variance + 1e-10).sqrt()).to_event(2)
@@ -102,9 +115,9 @@ class NormalFactors(AbstractFactors):
 
     is_local = True
 
-    def __init__(self, n_obs: int, n_factors: int) -> None:
+    def __init__(self, n_obs: int, n_factors: int, largest_sd: float = math.inf) -> None:
         super().__init__()
-        self.n_factors = n_factors
+        self.n_factors, self.largest_sd = n_factors, largest_sd
         self.log_sigma = nn.Parameter(torch.zeros(n_factors))
         self.loc = nn.Parameter(torch.zeros(n_obs, n_factors))
         self.log_scale = nn.Parameter(torch.full((n_obs, n_factors), -1.0))
@@ -127,6 +140,10 @@ class NormalFactors(AbstractFactors):
         square = (loc.square() + variance).sum(0) * (-2 * self.log_sigma).exp()
         each = 0.5 * (square - len(loc)) + len(loc) * self.log_sigma
         return each.sum() - self.log_scale[rows].sum()
+
+    def clamp_(self) -> None:
+        """The standard deviation a priori."""
+        self.log_sigma.data.clamp_(max=math.log(self.largest_sd))
 
     def _prior(self, rows: slice) -> dist.Distribution:
         scale = self.log_sigma.exp().expand_as(self.loc[rows])

@@ -29,16 +29,20 @@ class ClosedFormELBO(ELBO):  # type: ignore[misc]
 
     def differentiable_loss(self, model: Factorization, guide: Any, block: Block) -> Tensor:
         """The share of a row block in the negative bound; those of all blocks add up to it."""
+        # q(W): eq. L2 to L4
+        loadings = {
+            name: view.loadings.posterior(view.multipliers, 1 / model.kl_weight)
+            for name, view in model.items()
+        }
         # q(h): mean and variance [n, K], eq. 32 to 34
-        h = model.marginals(block)
+        h = model.relative_marginals(block, {name: W.mean for name, W in loadings.items()})
         fit = divergence = prior = torch.zeros((), device=h[0].device)
         for part in model.parts:
             # eq. 28
             share = 1 if part.is_local else block.share
             divergence = divergence + share * part.divergence(block.rows)
         for name, view in model.items():
-            # q(W): eq. L2 to L4
-            W = view.loadings.posterior(view.multipliers, 1 / model.kl_weight)
+            W = loadings[name]
             # eq. 29 to 31
             fit = fit + view.weight * model.expected_log_likelihood(name, block, h, W)
             share = view.weight * block.share
