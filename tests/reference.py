@@ -137,6 +137,7 @@ def toy_dataset(
     n_dims: int = 2,
     n_libraries: int = 1,
     missing: int = 0,
+    by_total: bool = False,
     seed: int = 0,
 ) -> Dataset:
     """Simulated counts of two smooth factors and a rough one; the last modality lacks the first ``missing`` rows."""
@@ -154,7 +155,7 @@ def toy_dataset(
         rate = size[:, None] * (factors @ loadings.T + 0.05)
         values = _drawn(rate, kind, rng) * observed[:, None]
         counts = sp.csr_matrix(values.astype(np.float32))
-        views.append(View(name, kind, counts, size.astype(np.float32), observed))
+        views.append(View(name, kind, counts, size.astype(np.float32), observed, by_total=by_total))
     return Dataset(coords, np.arange(n_obs) % n_libraries, tuple(views))
 
 
