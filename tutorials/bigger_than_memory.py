@@ -103,10 +103,10 @@ ax.spines[["top", "right"]].set_visible(False)
 
 # %% [markdown]
 # Each group of bars is one part of the work, with one bar for each of the three ways. To read counts from the file saves less than one might hope (blue): they are
-# a quarter of the peak, since this section is shallow. The longest bars belong to steps that work on one block of
+# about a fifth of the peak, since this section is shallow. Blocks of spots are a little smaller there, too. The longest bars belong to steps that work on one block of
 # spots at a time, above all the local stage (each spot is adjusted to its own counts). By default blocks are large,
 # because that is faster. Small blocks (dark blue) shrink them, and counts as well, because a block is in
-# memory while it is read: the peak falls from 624 to 345 MB. The cost is time: the forecast is 128 s instead of 79 s.
+# memory while it is read: the peak falls from 684 to 345 MB. The cost is time: the forecast is 128 s instead of 78 s.
 # Parameters and outputs take the same memory in all three ways. It grows with the number of spots times the number of
 # factors. There only
 # fewer factors help. "Sample" and "starts" belong to a short fit
@@ -140,11 +140,11 @@ gpnsf.pl.spatial_factors(backed, ncols=4)
 # %% [markdown]
 # ## An interruption
 #
-# With `checkpoint=` a fit keeps its state in a small file. This time the section is in memory, and after two seconds something presses Ctrl-C.
+# With `checkpoint=` a fit keeps its state in a small file. This time the section is in memory, and after a second and a half something presses Ctrl-C.
 
 # %%
 gpnsf.settings.memory_budget = None  # back to the default: a quarter of the memory
-threading.Timer(2, interrupt_main).start()
+threading.Timer(1.5, interrupt_main).start()
 try:
     gpnsf.tl.fit(section, **options, block_size=500, checkpoint="fit.npz")
 except KeyboardInterrupt:

@@ -76,9 +76,9 @@ mdata.uns["gpnsf"]["factor_names"]
 # another one, or leave no trace in counts that were held back; small ones may stay. We will see which three of them are small.
 #
 # The first two messages are about short trial fits that find the number of spatial factors. The next two give the
-# weight of each modality (.98 for RNA, 1.00 for ATAC). The fifth is about the result. `spatial_1` changes over
-# shorter distances than the grid
-# behind the fit can follow, so a fifth of its variance is taken for noise of single spots. A figure below shows what that looks like.
+# weight of each modality (.98 for RNA, 1.00 for ATAC). The fifth says that finer maps were tried, and undone, since they
+# did not fit better. The sixth is about the result. `spatial_1` changes over shorter distances than the grid
+# behind the fit can follow, so a tenth of its variance is taken for noise of single spots. A figure below shows what that looks like.
 #
 # ## If you come from MOFA
 #
@@ -90,7 +90,7 @@ mdata.uns["gpnsf"]["factor_names"]
 gpnsf.pl.variance_explained(mdata)
 
 # %% [markdown]
-# The five factors on the left explain 6 to 13 % of the RNA and 0.7 to 3.5 % of the peaks, which are sparser. The three on the right explain 2 to 6 % of the RNA and next to nothing of the peaks. Those are the
+# The five factors on the left explain 6 to 13 % of the RNA and 0.6 to 3.2 % of the peaks, which are sparser. The three on the right explain 2 to 6 % of the RNA and next to nothing of the peaks. Those are the
 # superfluous ones. "(rna)" says that a factor is a matter of one modality alone, which in MOFA would be a factor active in one view.
 #
 # Next come the top weights. Loadings are nonnegative here, so there are no negative weights to be plotted apart.
@@ -190,7 +190,7 @@ if has_mefisto:
 table if has_mefisto else None
 
 # %% [markdown]
-# The spatial factors have z above 20, the others below 3, the least that counts as spatial order. `nonspatial_5` has 2.9; one should not read much into that. In MEFISTO the smoothness is a
+# The spatial factors have z above 20, the others below 3, the least that counts as spatial order. `nonspatial_5` has 2.8; one should not read much into that. In MEFISTO the smoothness is a
 # parameter of the fit, `scale`, from 0 to 1: no test, and `factor_5` has .81 although it explains hardly anything. Length scales cannot be compared, since the kernels differ.
 #
 # Interpolation is the other thing that MEFISTO is used for.
@@ -199,7 +199,7 @@ table if has_mefisto else None
 gpnsf.pl.spatial_map(mdata, factors=["spatial_1", "spatial_2", "spatial_3"], ncols=3)
 
 # %% [markdown]
-# The fields between the spots, on a fine grid. `spatial_3` is a clear patch with little around it. `spatial_1` shows ripples: this is what the warning after the fit meant. The field is asked for more detail than it can follow, and
+# The fields between the spots, on a fine grid. `spatial_3` is a clear patch with little around it. `spatial_1` is patchy, with faint ripples: this is what the warning after the fit meant. The field is asked for more detail than it can follow, and
 # the ripples should not be interpreted. Its values at the spots, in the maps above, do not have them, since each spot is adjusted to its own counts afterwards.
 #
 # ## If you come from NSF
@@ -217,9 +217,9 @@ for name, modality in mdata.mod.items():
 
 # %% [markdown]
 # Most genes are found at the right place between 0 and 1; of peaks, which have few reads, less is known. In the
-# histograms, many genes are close to 1. Peaks spread over the whole range, and most often have about .75 to .95. The
+# histograms, many genes are close to 1. Peaks spread over the whole range, and most often have about .75 to .85. The
 # map shows where most of the signal comes from spatial factors (yellow) and where it does not (dark): in the dark
-# area at the top all three spatial factors are low.
+# area at the top all three spatial factors are below their mean.
 #
 # `interpret_npfh` of the paper's code computes the same share for the factors that it has been told are spatial, the first `T` of `L`, half of them by default. Here the number is tested. The published model is
 # `tl.fit(data, "nsfh", n_factors=L, n_spatial=T, split="assumed", refine=False)`. Loadings whose rows sum to 1, as in the paper's figures, are the column `share` of `tl.rank_features`, and what `pl.loadings` draws.

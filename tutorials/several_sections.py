@@ -109,7 +109,7 @@ gpnsf.tl.rank_features(cancer, n_features=8).groupby("factor", observed=True)["f
 ).to_frame("best genes")
 
 # %% [markdown]
-# A quarter of the variance of spatial_1 lies between sections: L4 has more than twice as much of it as L1. Nothing
+# More than a quarter of the variance of spatial_1 lies between sections: L4 has more than twice as much of it as L1. Nothing
 # warned of that. A fit warns of a batch effect only if many genes differ between sections by more than another
 # mixture of the same factors can explain. So either L4 has
 # more of this tissue, or its RNA was treated differently in a way that looks like it. Make this table whenever you fit several sections.
@@ -118,7 +118,7 @@ gpnsf.tl.rank_features(cancer, n_features=8).groupby("factor", observed=True)["f
 #
 # `batch_key` gives every gene a multiplier for each section, near 1 unless the counts say otherwise. What differs between sections gene by gene
 # then need not become a factor. Here sections and batches are the same column; with three sections on each of two
-# slides they would not be. This fit takes about twice as long as the one without the key.
+# slides they would not be. This fit takes one and a half times to twice as long as the one without the key.
 
 # %%
 gpnsf.tl.fit(
@@ -138,10 +138,10 @@ gpnsf.pl.spatial_factors(cancer, key="corrected")
 between_sections(cancer, "section", "corrected")
 
 # %% [markdown]
-# The largest factor is now much more even, with .03 of its variance between sections in place of .26, and no factor has more.
+# The largest factor is now much more even, with .06 of its variance between sections in place of .29, and no factor has more.
 #
 # Are these still the same factors? The cosine of their loadings, without the key in rows and with it in columns, says so: each has its counterpart,
-# at .97 or more. The programmes are the same; what has changed is how much of each a section has.
+# at .98 or more (spatial_3 and spatial_4 trade places, since factors are numbered by size). The programmes are the same; what has changed is how much of each a section has.
 
 # %%
 used = cancer.var["highly_deviant"].to_numpy()
@@ -169,8 +169,8 @@ multipliers.loc[largest].round(2)
 multipliers.describe().loc[["min", "25%", "50%", "75%", "max"]].round(2)
 
 # %% [markdown]
-# In L4, *IGLL5* (plasma cells), *CD248* and *COL6A2* (stroma) are 1.6 to 1.8 times as high as the factors predict,
-# and *B2M* and *SOD2* .6 to .7 times.
+# In L4, *IGLL5* (plasma cells), *CD248* and *COL6A2* (stroma) are 1.5 to 1.6 times as high as the factors predict,
+# and *B2M* and *SOD2* only .6 times.
 #
 # Which of the two fits is right? Both explain the counts, and no fit can tell. That the four sections lie next to each other in the tissue speaks
 # for the second one: they should be alike. The first fit has this in its favour: another mixture of the same factors
@@ -199,10 +199,10 @@ pd.concat(
 # %% [markdown]
 # Each fit numbers its domains by size, so domain 1 on the left is not domain 1 on the right. Compare the sections
 # within the left half, then within the right half. Without the key, the two largest domains trade places from L1 to
-# L4: domain 1 goes from 22 spots to 143, domain 2 from 117 to 44. With it, domains 2, 3 and 4 have 23 to 71 spots in
-# every section. But domain 1 still grows from 48 spots in L1 to 113 in L4, and domain 5 has 65 spots in L1 and none in
-# L4. In the map, these two share the lower half of L1, and in L4 domain 1 is one block there. So part of
-# the difference is still there when genes have been corrected, and may be tissue.
+# L4: domain 1 goes from 7 spots to 137, domain 2 from 115 to 38. With it, domain 2 has 57 to 99 spots in every section.
+# But domain 1 still grows from 52 spots in L1 to 128 in L4, and domain 3 falls from 62 spots to 7. In the map, these two
+# share the lower half of L1, and in L4 domain 1 is one block there. So part of the difference is still there when
+# genes have been corrected, and may be tissue.
 #
 # ## A new section at the factors of an old one
 #
@@ -234,8 +234,9 @@ gpnsf.tl.project(second, first)
 
 # %% [markdown]
 # The projection takes a few seconds: loadings, backgrounds and length scales stay as they are, and only the maps of
-# the new section are sought. The fit warns about the field (smooth map) of spatial_4. This factor changes within a few
-# spots. Finer fields were tried, as the log says, and undone: with thousands of counts a spot, they would have followed
+# the new section are sought. The fit warns about the fields (smooth maps) of five factors, and the projection about four
+# of these. They change within a few spots, and up to a quarter of their variance is taken for noise of single spots. Maps
+# at the spots are adjusted to the counts, but maps between the spots miss the finest detail. Finer fields were tried, as the log says, and undone: with thousands of counts a spot, they would have followed
 # the noise of the counts.
 
 # %%
@@ -245,12 +246,12 @@ gpnsf.tl.rank_features(first, n_features=4).groupby("factor", observed=True)["fe
 
 # %% [markdown]
 # Few of the 31 proteins belong to one kind of cell alone, so factors are mixtures. Four that can be read: spatial_3 has macrophages (*CD68*,
-# *CD163*), spatial_4 the follicles (*CXCR5*, the receptor that leads B cells there) together with *ITGAX* and *ITGAM*, spatial_6 T cells of the cortex (*CCR7*, *CD3E*), spatial_7
+# *CD163*), spatial_4 T cells of the cortex (*CCR7*, *CD3E*), spatial_5 the follicles (*PAX5* of B cells, together with *ITGAX* and *ITGAM*), spatial_7
 # vessels (*ACTA2*, *PECAM1*). The first section:
 
 # %%
 names = list(first.uns["gpnsf"]["factor_names"])
-shown = [names[k] for k in (2, 3, 5, 6)] if file.is_file() else names[:4]
+shown = [names[k] for k in (2, 3, 4, 6)] if file.is_file() else names[:4]
 gpnsf.pl.spatial_factors(first, factors=shown, ncols=4)
 
 # %% [markdown]
@@ -263,7 +264,7 @@ gpnsf.pl.spatial_factors(second, factors=shown, ncols=4)
 # The second section lies the other way round, and its follicles and cortex are at the right edge instead of the left one. Nothing had to be
 # aligned.
 #
-# Do the old loadings explain the new counts? Nearly as well as those that they were made from:
+# Do the old loadings explain the new counts? They explain .70 of the deviance, against .79 for the counts that they were made from:
 
 # %%
 explained = {
@@ -292,8 +293,8 @@ means.round(1)
 pd.Series({name: means["first"][name].corr(means["second"][name]) for name in shown}).round(2)
 
 # %% [markdown]
-# Follicles have most of spatial_4 in both sections, sinuses of spatial_3, cortex of spatial_6, hilum and fat of spatial_7; over all regions the
-# means correlate at .95 or better. The second section has more of spatial_4 in every region: other tissue, or an antibody that stained more strongly.
+# Follicles have most of spatial_5 in both sections, sinuses of spatial_3, cortex of spatial_4, hilum and fat of spatial_7; over all regions the
+# means correlate at .93 or better. The second section has more of spatial_5 in every region: other tissue, or an antibody that stained more strongly.
 # Because the loadings are fixed, either cause shows up as higher values of the factor. Where that matters, fit the
 # two together with `library_key` and `batch_key`, as above.
 #

@@ -70,6 +70,10 @@ print(section.uns["gpnsf"]["factor_names"])
 # %% [markdown]
 # On the measured section all ten factors are spatial. The log says that the fields became finer on the way: here the tissue changes from one spot
 # to the next, in glands, vessels and strands of connective tissue, and a fit that finds this goes on with as many waves as it takes to follow it.
+# On the way the log counts nine spatial factors, since one was fitted without a smooth map. Held-out counts show its order, so it is spatial as well.
+#
+# The fit warns about `spatial_7` and `spatial_10`: their length scale is the shortest that it allows (127, where neighbouring spots are 100 apart).
+# So these two change from spot to spot. Trust their genes, and not their maps between the spots.
 #
 # How well are the held-out spots predicted?
 
