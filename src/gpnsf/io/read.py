@@ -316,7 +316,8 @@ def _view(
     if size_factors is not None and not signed:
         size[observed] = _size_factors(opened, name, _totals(counts), observed, size_factors)
     total = relative_totals(_totals(counts)[observed])
-    by_total = not signed and np.allclose(relative_totals(size[observed]), total, rtol=SAME_TOTAL)
+    same = np.allclose(relative_totals(size[observed]), total, rtol=SAME_TOTAL)
+    by_total = not signed and (size_factors == "total" or same)
     return View(name, likelihood, counts, size, observed, by_total=by_total)
 
 

@@ -35,7 +35,7 @@ __all__ = [
 
 # half-width units; outside of it the data say nothing about the length scale
 LENGTHSCALE_RANGE = (0.04, 3.0)
-AMPLITUDE_RANGE = (0.05, 5.0)
+AMPLITUDE_RANGE = (0.05, 3.0)
 # bounds of parameters read from a file: beyond, single precision overflows
 LARGEST, LARGEST_LOG = 1e6, 30.0
 # residual and steps of the conjugate gradients that put a start into the field

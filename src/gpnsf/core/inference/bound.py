@@ -19,11 +19,16 @@ __all__ = ["elbo", "exact_elbo", "leave_surrogates", "limits_reached"]
 
 @torch.no_grad()
 def elbo(model: Factorization, blocks: list[Block]) -> float:
-    """The objective on the whole data, without gradients; nan where it cannot be computed."""
+    """The objective on the whole data, without gradients; nan where it cannot be computed.
+
+    Draws of a Monte Carlo objective leave the random state as it was.
+    """
     objective, loss = ClosedFormELBO(), 0.0
+    devices = [model.device] if model.device.type == "cuda" else []
+    draws = model.n_samples is not None
     model.look(blocks)
     try:
-        with pyro.validation_enabled(False):
+        with pyro.validation_enabled(False), torch.random.fork_rng(devices, enabled=draws):
             for block in distributed.mine(blocks):
                 loss += objective.differentiable_loss(model, model.guide, block).item()
     except ArithmeticError:  # a covariance that cannot be factorised

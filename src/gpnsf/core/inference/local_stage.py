@@ -74,9 +74,8 @@ def memory(shapes: Shapes) -> float:
 def mean_field(model: Factorization, blocks: list[Block]) -> LogFactors:
     """The guide's posterior, without a local stage."""
     m, v = _marginals(model, blocks)
-    relative, T = model.relative(m, v), model.n_spatial
-    divisor = (m - relative)[:, :1]
-    return LogFactors(relative, v, m[:, :T], v[:, :T], _spread_of_guide(model), divisor)
+    divisor, T = (m - model.relative(m, v))[:, :1], model.n_spatial
+    return LogFactors(m - divisor, v, m[:, :T], v[:, :T], _spread_of_guide(model), divisor)
 
 
 def _marginals(model: Factorization, blocks: list[Block]) -> tuple[Tensor, Tensor]:

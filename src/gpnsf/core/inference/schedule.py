@@ -82,7 +82,8 @@ class Schedule:
 
         # few steps have no time to make good for first ones that are too large
         short = polish / max(polish, self.polish_steps, 1)
-        falling = np.linspace(short, 0.1 * short, max(polish, 1)).tolist()
+        falling = np.linspace(short, 0.1 * short, max(polish, 1))
+        falling[: polish // 8] *= np.arange(1, polish // 8 + 1) / (polish // 8 + 1)
         polishing = Phase(
             "polish", polish, lambda step: self.polish_rate * falling[step], anew=True, exact=True
         )

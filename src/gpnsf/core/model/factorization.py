@@ -235,7 +235,7 @@ class Factorization(nn.Module):
         # the slope of the root is infinite at 0
         scale, certain = v.clamp_min(1e-12).sqrt(), torch.zeros_like(v)
         draws = [
-            self._moments(m + scale * torch.randn_like(m), certain, size)
+            self._moments(self.relative(m + scale * torch.randn_like(m)), certain, size)
             for _ in range(self.n_samples)
         ]
         return torch.stack(
