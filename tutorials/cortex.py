@@ -122,10 +122,9 @@ best = gpnsf.tl.rank_features(mdata, modality="rna", n_features=7)
 best.groupby("factor", observed=True)["feature"].agg(", ".join).to_frame("best genes")
 
 # %% [markdown]
-# The genes say what the factors are. *Cux2* and *Cux1*: upper layers; *Hs3st4* and *Foxp2*: layer 6; *Plp1* and *Mbp*: oligodendrocytes; *Slc1a2*
+# The genes say what the factors are. *Cux2* and *Unc5d*: upper layers; *Hs3st4* and *Foxp2*: layer 6; *Plp1* and *Mbp*: oligodendrocytes; *Slc1a2*
 # and *Slc1a3*: astrocytes; *Nxph1* and *Adarb2*: two families of interneurons, which are sparse in all layers. Two bands are told better by their
-# maps than by their genes: the one with *Il1rapl2* is layer 4, and the weaker one with *Tox* and *Tenm3*, between layers 4 and 6, is layer 5. The
-# genes of the first nonspatial factor have nothing in common: a remnant, which we do not read.
+# maps than by their genes: the one with *Il1rapl2* is layer 4, and the weaker one with *Tox* and *Tenm3*, between layers 4 and 6, is layer 5.
 #
 # How far to trust that? Layer 5 is the weak point: it is thin, has few spots, and its factor is the smallest of the spatial ones. An earlier version of
 # this fit, which differed in details of the search only, gave it no factor, and its spots went into the others. So compare fits with several values
@@ -158,9 +157,9 @@ certain = peaks[peaks["score"] > 0]
 certain.groupby("factor", observed=False).size().reindex(names, fill_value=0).to_frame("peaks")
 
 # %% [markdown]
-# Both kinds of glia have about a hundred such peaks, three of the layers 40 to 60 each, and one family of interneurons fewer than 20. Layer 5, the
-# weakest of the bands, has none, like the remnant: the neurons of the layers share most of their open chromatin, and at a few hundred fragments a
-# spot most differences are not seen peak by peak. That is a reason to fit both modalities at once: genes find the factor, and its peaks follow.
+# Oligodendrocytes have about a hundred such peaks, astrocytes about eighty, layers 2-3 and layer 6 some forty each, layer 4 and the interneurons
+# ten to thirty. Layer 5, the weakest of the bands, has none: the neurons of the layers share most of their open chromatin, and at a few hundred
+# fragments a spot most differences are not seen peak by peak. That is a reason to fit both modalities at once: genes find the factor, and its peaks follow.
 #
 # ## Links between genes and peaks
 #
@@ -207,7 +206,7 @@ gpnsf.pl.links(mdata, "Mbp" if there else near["gene"][0], annotation=places, mi
 
 # %% [markdown]
 # The blue arrow is the start of *Mbp*; its body is not drawn, since our table has starts only. Arcs lead to the peaks whose profile agrees with the
-# gene (score above .5), grey ticks are the other peaks near it. The dark arc, with a score of .98, ends 79 kb away. That is no distant enhancer:
+# gene (score above .5), grey ticks are the other peaks near it. The dark arc, with a score of .99, ends 79 kb away. That is no distant enhancer:
 # the short transcripts that make the myelin basic protein of oligodendrocytes begin there, at 82.554 Mb. In the table above, the promoter itself
 # (within 200 bases of the start) is among the best peaks of *Pdzrn3*, *Slc1a2* and *Unc5d*; *Cux2* has only one that is far inside the gene, and
 # *Hs3st4* has none within 150 kb. Whether a peak regulates its gene, no cosine can tell.
@@ -233,11 +232,11 @@ plt.show()
 pd.crosstab(labels["region"], labels["gpnsf_domain"])
 
 # %% [markdown]
-# Layers 2-3, 4, 5 and 6, white matter and the surface (*Pia Layer 1*) each have a domain that holds most of their spots. That of layer 5, the thin
-# band, is the least sure: four in ten of its spots are of other regions, mostly of layer 6. What is not found: *lateral*, *medial* and *3-4*, which
-# hold the same types of neurons, so nothing tells them apart. The thin left end of white matter is a domain of its own (6), and a few spots of the
-# surface are another one (8). The domain of the surface (7) has spots in white matter as well: astrocytes are in both places, as the map of their
-# factor shows. The index counts all of that as errors. Annotations were drawn by region; domains follow counts and neighbours.
+# Layers 2-3, 4, 5 and 6 and white matter each have a domain that holds most of their spots. That of layer 5, the thin band, is the least sure: four
+# in ten of its spots are of other regions, mostly of layer 6. What is not found: *lateral*, *medial* and *3-4*, which hold the same types of
+# neurons, so nothing tells them apart. White matter is in three parts: its upper end (domain 4), its thin left end (6), and spots between them
+# with many astrocytes (7). Of the surface (*Pia Layer 1*), where astrocytes are too, the right end is a domain (8), and the rest goes with layers 2-3. The
+# index counts all of that as errors. Annotations were drawn by region; domains follow counts and neighbours.
 #
 # ## On with squidpy
 #
@@ -254,8 +253,8 @@ pd.DataFrame(z, index=domain, columns=domain).round(0)
 
 # %% [markdown]
 # A positive z says that two domains touch more often than if their labels were shuffled. On the diagonal all are: domains hold together. Beside it,
-# layers have negative values even with the layer next to them, since they meet along one line only. The positive ones are small, and are
-# those of the two smallest domains: 7 lies along layer 6 (domain 3), and 8 along layers 2-3 (domain 1).
+# layers have negative values even with the layer next to them, since they meet along one line only. The positive ones are small:
+# the thin end of white matter (6) lies along layer 6 (3) and touches the part with astrocytes (7).
 #
 # How smooth is each factor? Moran's I is 1 where neighbours are equal and 0 where they know nothing of each other.
 
@@ -264,8 +263,7 @@ sq.gr.spatial_autocorr(factors, mode="moran")
 factors.uns["moranI"].loc[names, ["I", "pval_norm"]].round(3)
 
 # %% [markdown]
-# The bands have about .7, glia follow, and the interneurons are near zero. The remnant has .97, more than any of them: so little signal leaves
-# the smooth slope of the field as it is. A high value alone does not make a factor important.
+# The bands have about .7, glia follow, and the interneurons are near zero.
 #
 # ## Peaks of a factor as regions
 #
@@ -284,7 +282,7 @@ for name, group in certain.groupby("factor", observed=True):
 print(*(folder / f"{shown[0]}.bed").read_text().splitlines()[:3], sep="\n")
 
 # %% [markdown]
-# Sets of a hundred regions are something to look for motifs in; sets of thirty to fifty, as the layers have, are hardly. For those, fit more peaks
+# Sets of a hundred regions are something to look for motifs in; sets of forty or fewer, as the layers have, are hardly. For those, fit more peaks
 # (all of them take two to three times as long), or take the best few hundred by `method="share"` and treat them as a ranking.
 #
 # ## Where to go on

@@ -122,11 +122,9 @@ for model in ("fa", "pnmf", "rsf", "nsf"):
     fit(quilt, model, 4)
 
 # %% [markdown]
-# Half of these lines say how long a fit took. For PNMF the last stage was set back to its best step, because its
-# objective (the value that a fit maximises) ended slightly lower than it began: by 3, at 389,484. Nothing needs to be
-# done. For RSF the third field (the smooth map behind a spatial factor) is a little too rough for the grid: 11 % of
-# its variance is lost and counts as noise of single spots. The last note says that NSF has some factors at the end of
-# their range in some spots: practically zero, as they are in this simulation.
+# Most of these lines say how long a fit took. The fields (the smooth maps behind spatial factors) of RSF were made finer
+# during the fit, which raised its objective (the value that a fit maximises). The last note says that NSF has some
+# factors at the end of their range in some spots: practically zero, as they are in this simulation.
 #
 # Factors come in any order, and signed ones with any sign. So each true pattern is given the factor that it correlates with best, turned where that helps, and the correlation is written below. Spots that were
 # held out count as well: where they are, a model has to guess.
@@ -176,8 +174,8 @@ pd.DataFrame(
 ).round(3)
 
 # %% [markdown]
-# Where spots were used, every pattern is found nearly without error. At spots that were held out the disc and the straight stripes are continued rather well (.87 to .95), the diagonal stripes, which are narrow, badly
-# (.59). PNMF, which says the mean for each held-out spot, loses less by that: over all spots it has .97 for the diagonal stripes, in place of .95.
+# Where spots were used, every pattern is found nearly without error. At spots that were held out the disc and the straight stripes are continued rather well (.88 to .95), the diagonal stripes, which are narrow, badly
+# (.58). PNMF, which says the mean for each held-out spot, loses less by that: over all spots it has .97 for the diagonal stripes, in place of .95.
 
 
 # %%
@@ -219,7 +217,7 @@ fit(blocks, "nsfh", 7, n_spatial=4, split="assumed")
 fit(blocks, "gpnsf", 7, n_spatial=4)
 
 # %% [markdown]
-# RSF and NSF complain: three length scales of RSF are at their floor, and three or four fields of each model are too rough for the grid, the worst by more than a third of its variance. That is what has to happen. These two models have nothing
+# RSF complains: three length scales are at their floor, and five of its fields are too rough for the grid, the worst by more than a third of its variance. NSF got finer fields. That is what has to happen: these two models have nothing
 # but spatial factors, and three of the seven patterns have no order in space. NSFH and gpnsf, which have nonspatial factors for them, only note that some factors are practically zero, as above.
 
 # %%
@@ -280,8 +278,8 @@ pd.DataFrame(rows).round(2)
 # - **explained, held out**: how much better a model predicts unseen spots than one constant rate per gene. 1 is
 #   perfect, 0 is no better, below 0 is worse (measured by Poisson deviance, the analogue of variance for counts).
 #   Models without a field have 0 (PNMF) or less (FA, which is a model of logarithms and errs in the mean). On mixed ggblocks
-#   NSF (-.35) is worse than one rate per gene, because it carries nonspatial patterns over to the neighbours. RSF is
-#   worse still (-.58). The hybrids do not (.21). Much more is not to be had, since half of the signal has no order.
+#   NSF (-.32) is worse than one rate per gene, because it carries nonspatial patterns over to the neighbours. RSF is
+#   worse still (-.57). The hybrids do not (.21). Much more is not to be had, since half of the signal has no order.
 # - **error of importance** is .03 for the hybrids. The other models can only say 0 (FA, PNMF) or 1 (RSF, NSF) for
 #   every gene. On quilt everything is spatial, so 1 is right.
 #
@@ -302,7 +300,7 @@ draw(blocks, {"truth": shown(blocks)["truth"], **maps(blocks, ["pnmf_4", "nsf_4"
 # ## What does not reproduce
 #
 # - Four factors on mixed data, as just seen. With seven, NSF and PNMF find all patterns.
-# - In the paper NSF predicts unseen spots best. Here RSF is a little ahead on quilt (.60 and .58), although it mixes the patterns; on mixed data the hybrids are far ahead of NSF.
+# - In the paper NSF predicts unseen spots best. Here RSF is ahead on quilt (.66 and .57), although it mixes the patterns; on mixed data the hybrids are far ahead of NSF.
 # - FA and RSF come closer to the patterns than the figures of the paper suggest, once each factor is matched to a
 #   pattern and its sign is chosen.
 #
