@@ -33,6 +33,24 @@ class Fault(NamedTuple):
 
 FAULTS = (
     # ---- core ------------------------------------------------------------------------------------
+    Fault(  # a spot's factors are divided by what they are without their uncertainty
+        "core/model/relative.py",
+        "(m if v is None else m + 0.5 * v)",
+        "m",
+        ("core/test_relative.py",),
+    ),
+    Fault(  # changes of factors that are relative change what is expected of a spot twice
+        "core/model/relative.py",
+        "view.loadings.raw.data[:, :-1] += shift",
+        "view.loadings.raw.data[:, :-1] -= shift",
+        ("core/test_relative.py",),
+    ),
+    Fault(  # relative factors are joined for what all spots have in common
+        "core/inference/standing.py",
+        "centred=m is not None and model.by_total",
+        "centred=False",
+        ("core/test_relative.py",),
+    ),
     Fault(  # loadings are charged as if every modality had weight 1
         "core/model/objective.py",
         "share = view.weight * block.share",

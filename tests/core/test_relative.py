@@ -119,6 +119,22 @@ def test_changes_of_factors_keep_what_is_expected_of_a_spot():
     torch.testing.assert_close(fewer.mass().sum(), before)
 
 
+def test_factors_are_joined_by_what_is_beyond_the_mean_profile():
+    """A spot with more of a factor has less of all others: loadings hold what all spots have in common."""
+    _, model, blocks = problem()
+    with torch.no_grad():
+        for _, view in model.items():
+            own = view.loadings.raw[:, :-1].exp()
+            profile = torch.linspace(1.0, 30.0, len(own))[:, None]
+            view.loadings.raw.data[:, :-1] = (own + profile * own.mean()).log()
+    m, graph = standing.log_factors(model, blocks), standing.neighbours(blocks)
+    model.by_total = False
+    alike = standing.Standing(model, blocks, graph, m=m).likeness
+    assert alike.min() > moves.EQUAL
+    model.by_total = True
+    assert not moves.join(model, blocks, graph)
+
+
 def test_a_merger_of_equal_factors_leaves_the_rates_alone():
     """Two factors with the same loadings, whose sum takes their place."""
     _, model, blocks = problem(n_spatial=0)

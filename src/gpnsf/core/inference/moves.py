@@ -127,7 +127,8 @@ def _make(move: Move, model: Factorization, blocks: list[Block], m: Tensor) -> N
         _put(model, blocks, k, joint, loadings, like=k)
     if move.divided is not None:
         factors = [k for k in range(model.n_spatial) if k != move.divided]
-        for k, joint in _divided(model, m, move.divided, factors).items():
+        products = overlap(model, m)
+        for k, joint in _divided(model, m, products, move.divided, factors).items():
             _put(
                 model,
                 blocks,
@@ -152,13 +153,15 @@ def _sum(model: Factorization, m: Tensor, members: list[int]) -> tuple[Tensor, l
     return joint, [W[:, members].sum(1) for W in views]
 
 
-def _divided(model: Factorization, m: Tensor, l: int, others: list[int]) -> dict[int, Tensor]:
+def _divided(
+    model: Factorization, m: Tensor, products: np.ndarray, l: int, others: list[int]
+) -> dict[int, Tensor]:
     """Log factors [N] of others once they have taken over factor l.
 
-    They take it over as the mixture says that its loadings are.
+    They take it over as the mixture says that its loadings are, by their products [K, K].
     """
     level = model.relative(m).clamp(*MEAN_RANGE).exp().mean(0)
-    weights = mixture(overlap(model, m), l, others)[1]
+    weights = mixture(products, l, others)[1]
     part = {
         k: float(weight * level[k] / level[l]) for k, weight in zip(others, weights, strict=True)
     }
@@ -264,7 +267,8 @@ def _join(
         if not mixtures:
             return joined
         l = min(mixtures, key=lambda k: float(standing.size[k]))
-        for k, joint in _divided(model, m, l, standing.parts(used, l)).items():
+        parts = standing.parts(used, l)
+        for k, joint in _divided(model, m, standing.products, l, parts).items():
             put(k, joint, [view.loadings.mean[:, k].clone() for _, view in model.items()])
         _switch_off(model, l)
         m[:, l] = 0.0

@@ -88,10 +88,11 @@ def order_of(log_factors: Tensor, graph: sp.csr_matrix) -> np.ndarray:
 
 
 @torch.no_grad()
-def overlap(model: Factorization, m: Tensor) -> np.ndarray:
+def overlap(model: Factorization, m: Tensor, *, centred: bool = False) -> np.ndarray:
     """Products [K, K] of the loadings of all modalities, in units of Poisson's noise.
 
-    That noise is taken out, and modalities are at their weights.
+    That noise is taken out, and modalities are at their weights. Loadings may be ``centred``: without
+    the part that goes as the mean profile.
 
     In counts a spot a feature has ``W_jk e_k`` of a factor, with standard error
     ``sqrt(W_jk e_k / N)``; divided by the root of all its counts, each modality weighs by what it
@@ -103,7 +104,7 @@ def overlap(model: Factorization, m: Tensor) -> np.ndarray:
         counts = view.loadings.mean * level
         total = counts.sum(1, keepdim=True) + 1e-12
         columns = counts[:, :-1] / total.sqrt()
-        if model.by_total:  # all that a spot has less of where it has more of a factor
+        if centred:
             mean = total.sqrt() / total.sum().sqrt()
             columns = columns - mean @ (mean.T @ columns)
         products = products + weight * columns.T @ columns
@@ -134,7 +135,9 @@ class Standing:
 
     How large each is, how alike two are, and how much order a nonspatial one has.
 
-    Where log factors ``m`` [N, K] are given, likeness is that of loadings alone.
+    Where log factors ``m`` [N, K] are given, likeness is that of loadings alone. That of relative
+    factors is then without the mean profile, which is what a spot has less of where it has more of
+    any factor.
     """
 
     def __init__(
@@ -148,7 +151,7 @@ class Standing:
         self.m = log_factors(model, blocks) if m is None else m
         share = shares(model, self.m)
         self.size, self.largest = share.sum(0), share.amax(0)
-        self.products = overlap(model, self.m)
+        self.products = overlap(model, self.m, centred=m is not None and model.by_total)
         length = np.sqrt(self.products.diagonal())
         self.likeness = np.minimum(self.products / np.outer(length, length), 1.0)
         if m is None:
