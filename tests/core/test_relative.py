@@ -69,6 +69,25 @@ def test_totals_of_some_modalities_make_nothing_relative(mdata):
     assert not build("gpnsf", dataset, n_factors=3, n_spatial=2).by_total
 
 
+@pytest.mark.parametrize(("open_peaks", "by_total"), [(0.05, True), (0.3, False)])
+def test_many_open_peaks_are_no_total(mdata, open_peaks, by_total):
+    atac = mdata["atac"]
+    atac.X = (np.random.default_rng(0).random(atac.shape) < open_peaks).astype(np.float32)
+    dataset, _ = read(mdata, Reading(size_factors="total"))
+    assert [view.by_total for view in dataset.views] == [True, by_total]
+
+
+def test_peaks_alone_make_nothing_relative():
+    alone = toy_dataset({"atac": "bernoulli"}, by_total=True)
+    assert not build("gpnsf", alone, n_factors=3, n_spatial=2).by_total
+
+
+def test_a_single_factor_is_relative_to_nothing(mdata):
+    gpnsf.tl.fit(mdata, n_factors=1, n_spatial=1, split="assumed", max_steps=40, progress=False)
+    assert "mass" not in mdata.uns["gpnsf"]["field"]
+    assert mdata.obsm["X_gpnsf"].std() > 0.05
+
+
 @pytest.mark.parametrize("n_spatial", [3, 1])
 def test_the_bound_is_one(n_spatial):
     """It is not above the mean of the log likelihood over draws of the log factors."""

@@ -104,7 +104,7 @@ class View:
     size: np.ndarray  # [N] float32, mean 1 over observed rows, 0 elsewhere
     observed: np.ndarray  # [N] bool
     weight: float = 1.0  # weight of this modality in the objective
-    by_total: bool = False  # whether size factors are the totals of the counts
+    by_total: bool = False  # whether size factors are what the rates of a row add up to: its total
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,7 @@ __all__ = [
 ]
 
 SAME_TOTAL = 0.01  # relative difference of size factors from totals that they may have and be these
+MOST_OPEN = 0.1  # share of the peaks beyond which open ones hide too many events to be their total
 NOT_BINARY = "modality %r holds values other than 0 and 1; %r reads x > 0"
 MANY_BATCHES = (
     5  # times the root of the number of observations: batches that are no samples any more
@@ -312,12 +313,13 @@ def _view(
         rule = f"nonzero counts in the training rows of modality {name!r}"
         raise ValueError(checks.problem(rule, f"none in {int(observed.sum())} row(s)", remedy))
     size = observed.astype(np.float32)
-    signed = FAMILIES[likelihood].signed
-    if size_factors is not None and not signed:
-        size[observed] = _size_factors(opened, name, _totals(counts), observed, size_factors)
-    total = relative_totals(_totals(counts)[observed])
-    same = np.allclose(relative_totals(size[observed]), total, rtol=SAME_TOTAL)
-    by_total = not signed and (size_factors == "total" or same)
+    family, totals = FAMILIES[likelihood], _totals(counts)
+    if size_factors is not None and not family.signed:
+        size[observed] = _size_factors(opened, name, totals, observed, size_factors)
+    relative = relative_totals(totals[observed])
+    same = np.allclose(relative_totals(size[observed]), relative, rtol=SAME_TOTAL)
+    few = not family.binary or totals[observed].mean() <= MOST_OPEN * counts.shape[1]
+    by_total = not family.signed and few and (size_factors == "total" or same)
     return View(name, likelihood, counts, size, observed, by_total=by_total)
 
 

@@ -34,6 +34,7 @@ def builder(asked: Arguments, n_spatial: int, scale: float, device: torch.device
         loadings=model.loadings,
         kl_weight=model.kl_weight,
         n_samples=model.draws,
+        relative=model.n_factors > 1,  # one factor alone has nothing to be relative to
         seed=asked.training.seed,
     )
 

@@ -132,7 +132,8 @@ def fit(
         towards 1, so that factors need not explain what differs between batches gene by gene. Not for "fa" and "rsf".
     size_factors
         "total" (row totals with mean 1 per modality), None (all 1: where totals carry signal), or an ``obs`` column. Where they are
-        totals in all modalities, factors are relative: a spot that has more of one has less of all others (eq. 4b).
+        totals in all modalities, factors are relative: a spot that has more of one has less of all others (eq. 4b). Not with one
+        factor, peaks alone, or more than a tenth of the peaks open.
     modality_weights
         Weight of each modality: of its counts and its loadings in the objective, so that it moves the factors more or less.
         Default: with ``split="tested"`` found by held-out counts. A modality weighs by the share of what its loadings explain that

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from gpnsf.core import stored
+from gpnsf.core.families import FAMILIES
 from gpnsf.core.fields import hilbert, inducing
 from gpnsf.core.fields.base import TISSUE, AbstractField, FieldSize
 from gpnsf.core.fields.hilbert import HilbertField
@@ -17,7 +18,7 @@ from gpnsf.core.model.factorization import Factorization, ViewModel
 from gpnsf.core.model.factors import LARGEST_SD, FieldFactors, NormalFactors
 from gpnsf.core.model.loadings import AbstractLoadings, GammaLoadings, PointLoadings
 from gpnsf.core.presets import PRESETS, Preset
-from gpnsf.core.types import Dataset
+from gpnsf.core.types import Dataset, View
 
 __all__ = [
     "BASIS_RANGE",
@@ -47,6 +48,7 @@ def build(
     kl_weight: float = 1.0,
     n_samples: int | None = None,
     loadings: str = "gamma",
+    relative: bool = True,
     seed: int = 0,
 ) -> Factorization:
     """Assemble a model; the only place that looks at the name of a preset.
@@ -54,10 +56,10 @@ def build(
     ``lengthscale`` (half-width units) is held fixed when it is given. ``n_basis`` is the number of
     basis functions of a Hilbert field, if not that for the length scale. ``n_samples`` switches to the
     Monte Carlo objective. ``loadings`` is "gamma" (posteriors) or "point" (estimates without a
-    prior).
+    prior). Factors are ``relative`` where size factors are totals, unless that is False.
     """
     chosen = PRESETS[preset]
-    by_total = chosen.nonnegative and all(view.by_total for view in dataset.views)
+    by_total = relative and chosen.nonnegative and _are_totals(dataset.views)
     spatial = nonspatial = None
     if n_spatial:
         spatial = FieldFactors(
@@ -87,6 +89,16 @@ def build(
         by_total=by_total,
         kl_weight=kl_weight,
         n_samples=n_samples,
+    )
+
+
+def _are_totals(views: Sequence[View]) -> bool:
+    """Whether all size factors are totals, and some of these are what rates add up to.
+
+    Open peaks are not: each hides how many events opened it.
+    """
+    return all(view.by_total for view in views) and not all(
+        FAMILIES[view.likelihood].binary for view in views
     )
 
 
