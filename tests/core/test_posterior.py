@@ -383,7 +383,8 @@ def test_prediction_at_the_data_is_the_smooth_part(subtests):
         ):
             dataset, model = problem(preset, field=field, n_libraries=n_libraries)
             result, T = summarised(model, dataset, stage), SPATIAL[preset]
-            mean, std = posterior.predict(result.field, dataset.coords, dataset.library)
+            mean, std, others = posterior.predict(result.field, dataset.coords, dataset.library)
+            assert others is None
             assert mean.shape == std.shape == (60, T)
             np.testing.assert_allclose(mean, result.smooth[:, :T], rtol=2e-3, atol=1e-5)
             assert (std > 0).all()

@@ -170,7 +170,9 @@ def check_field(state: Mapping[str, object], n_spatial: int) -> None:
     array(state, "nugget", (n_spatial,), low=0, high=1e24, where=where)
     if "mass" in state:  # factors are relative to totals
         n_factors = len(array(state, "mass", (None,), low=0, high=1e24, where=where))
-        array(state, "others", (None, n_factors - n_spatial), low=0, high=1e24, where=where)
+        n_others = n_factors - n_spatial
+        array(state, "others", (None, n_others), low=0, high=1e24, where=where)
+        array(state, "others_mean", (n_others,), low=1e-12, high=1e24, where=where)
     if n_spatial:
         process = record(state, "process", where=where)
         shape = (len(libraries), n_spatial, n_dims)

@@ -43,6 +43,7 @@ def predict(
     Spatial factors come from the field alone, with the spread of single spots around it in their standard deviation. Far
     from all data the field returns to its prior, its linear trend held at the edge of the tissue. Nonspatial factors
     cannot be predicted: they get their mean, 1 (0 in signed models; that over the data after :func:`gpnsf.tl.project`), and their standard deviation over the fitted spots.
+    Where factors are relative to totals, the mean is lower where there is more of spatial factors (eq. 4b).
 
     Parameters
     ----------
@@ -112,7 +113,10 @@ def predict(
     )
     if fit.is_spatial.any():
         own = normalise_coords(points, codes, np.asarray(state["centre"]), float(state["scale"]))
-        mean[:, fit.is_spatial], std[:, fit.is_spatial] = posterior.predict(state, own, codes)
+        own_mean, own_std, others = posterior.predict(state, own, codes)
+        mean[:, fit.is_spatial], std[:, fit.is_spatial] = own_mean, own_std
+        if others is not None:
+            mean[:, ~fit.is_spatial] = others
         _warn_outside(own, state["process"])
     var = pd.DataFrame(
         {"is_spatial": fit.is_spatial, "lengthscale": fit.lengthscale}, index=pd.Index(fit.names)

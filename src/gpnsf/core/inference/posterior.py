@@ -132,7 +132,7 @@ def _posterior(
         lengthscale=_padded(model, "log_lengthscale", spatial_order),
         amplitude=_amplitude(model, log_factors, found.order),
         multipliers={name: _array(factor.T) for name, factor in result.multipliers.items()},
-        field=_field_state(model, log_factors, ~unseen(blocks), found.smooth_scale, spatial_order),
+        field=_field_state(model, log_factors, ~unseen(blocks), found.smooth_scale, found.order),
     )
 
 
@@ -302,15 +302,17 @@ def _field_state(
     T = model.n_spatial
     state: dict[str, object] = {
         "nonnegative": model.nonnegative,
-        "order": _array(order).astype(np.int64),
+        "order": _array(order[:T]).astype(np.int64),
         "factor_mean": _array(scale[:T]),
         "nugget": _array(log_factors.gamma[:T]),
     }
     if model.spatial is not None:
         state["process"] = model.spatial.field.state()
     if model.by_total:
-        state["mass"] = _array(model.mass())
-        state["others"] = _array(others(model, log_factors, seen))
+        nonspatial = order[T:]  # as they are reported; spatial ones as the process has them
+        state["mass"] = _array(torch.cat([model.mass()[:T], model.mass()[nonspatial]]))
+        state["others"] = _array(others(model, log_factors, seen)[:, nonspatial - T])
+        state["others_mean"] = _array(scale[nonspatial])
     return state
 
 
@@ -322,11 +324,12 @@ def _array(tensor: Tensor) -> np.ndarray:
 @torch.no_grad()
 def predict(
     state: Mapping[str, object], coords: np.ndarray, library: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Mean and standard deviation [n, T] of the spatial factors at ``coords`` (half-width units), from a field's state.
 
     The counterpart of what :func:`summarise` stores: the field alone, with the spread of single
-    spots around it.
+    spots around it. The means [n, K-T] of nonspatial factors come with them where factors are
+    relative: the more there is of spatial ones, the less of these.
     """
     field = restore_field(stored.record(state, "process"))
     rows = [slice(start, start + PLACES) for start in range(0, max(len(coords), 1), PLACES)]
@@ -336,10 +339,12 @@ def predict(
     nugget, scale = (torch.as_tensor(np.asarray(state[name])) for name in ("nugget", "factor_mean"))
     v = v + nugget
     mean, std = moments(bool(state["nonnegative"]), m, v)
+    nonspatial = None
     if "mass" in state:  # relative to totals
         mass, beside = (torch.as_tensor(np.asarray(state[name])) for name in ("mass", "others"))
         known, added = expected(mean, beside, mass)
         centre, spread = moments(True, m, v + added)
         mean = known[:, : m.shape[1]]
         std = mean * spread / centre
-    return _array((mean / scale)[:, order]), _array((std / scale)[:, order])
+        nonspatial = _array(known[:, m.shape[1] :] / torch.as_tensor(state["others_mean"]))
+    return _array((mean / scale)[:, order]), _array((std / scale)[:, order]), nonspatial
