@@ -53,6 +53,18 @@ def test_factors_of_new_spots_are_those_of_the_truth(projected, reference):
     assert list(names) == list(reference.uns["gpnsf"]["factor_names"])
 
 
+@pytest.mark.parametrize("open_peaks", [0.0, 0.3])
+def test_factors_are_relative_to_totals_where_those_of_the_reference_are(whole, new, open_peaks):
+    """New spots have few open peaks, those of the reference few or too many for totals."""
+    data = whole[np.arange(whole.n_obs) % 4 > 0].copy()
+    more = np.random.default_rng(0).random(data["atac"].shape) < open_peaks
+    data["atac"].X = np.maximum(data["atac"].X.toarray(), more).astype(np.float32)
+    gpnsf.tl.fit(data, n_factors=4, n_spatial=2, split="assumed", seed=0, **SHORT)
+    found = gpnsf.tl.project(new, data, copy=True, **SHORT)
+    for one in (data, found):
+        assert ("mass" in one.uns["gpnsf"]["field"]) == (open_peaks == 0)
+
+
 def test_loadings_are_those_of_the_reference_by_name(whole, reference):
     new = whole[::4].copy()
     rna = new["rna"][:, np.r_[59:9:-1]].copy()  # other order, ten genes fewer

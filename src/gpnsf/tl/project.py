@@ -272,6 +272,9 @@ def _read(
     """Read the new data, and check that they lie where the fields of the reference can follow."""
     spatial, reading = bool(fit.is_spatial.any()), asked.reading
     dataset, layout = read(data, reading, spatial=spatial, features=matched.use)
+    if "mass" not in fit.field:  # factors of the reference are not relative to totals
+        views = tuple(replace(view, by_total=False) for view in dataset.views)
+        dataset = replace(dataset, views=views)
     n_dims = np.asarray(fit.field["centre"]).shape[1]
     if spatial and dataset.coords.shape[1] != n_dims:
         rule = f"coordinates with {n_dims} column(s), as in the reference"
