@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import sections
 
-REMEDY = re.compile(r"\. (Add|Build|Call|Check|Choose|Convert|Correct|Fill|Hold|Lower|Name|Pass|Remove|Rename|Replace|"
+REMEDY = re.compile(r"\. (Add|Build|Call|Check|Choose|Convert|Correct|Fill|Hold|Leave|Lower|Name|Pass|Remove|Rename|Replace|"
                     r"Set|Store|Take|Use|Write)\b[^.].*\.$", re.DOTALL)  # fmt: skip
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import reprlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -23,6 +24,7 @@ __all__ = [
     "option",
     "problem",
     "record",
+    "remedied",
     "text",
     "whole",
 ]
@@ -210,6 +212,15 @@ def _fits(shape: tuple[int, ...], wanted: Sequence[int | None]) -> bool:
 
 def _shown(value: object) -> str:
     return f"{reprlib.repr(value)} of type {type(value).__name__}"
+
+
+@contextmanager
+def remedied(remedy: str) -> Iterator[None]:
+    """Errors about what was stored end with another remedy than that for a fit."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError) as error:
+        raise type(error)(str(error.args[0]).replace(REMEDY, remedy)) from None
 
 
 def problem(rule: str, found: str) -> str:

@@ -26,6 +26,7 @@ from gpnsf.tl.proportion_std import Solve
 __all__ = ["fresh", "learned_costs", "unrolled"]
 
 WHERE = "the network"
+REMEDY = "Pass what gpnsf.tl.train_unrolled returned, or learn a network with train=True"
 OF_REGIONS = ("log_group", "costs", "regions", "types")  # of a network that has learned costs
 MOST_LAYERS = 10_000
 LARGEST = 700.0  # of a logarithm that can be undone
@@ -82,6 +83,7 @@ def fresh(asked: Deconvolution, costs: tuple[int, int] | None = None) -> Network
     )
 
 
+@stored.remedied(REMEDY)
 def learned_costs(arrays: Mapping[str, object]) -> pd.DataFrame:
     """Costs, regions by types, that a network has learned."""
     regions, types = (stored.names(arrays, name, where=WHERE) for name in ("regions", "types"))
@@ -90,6 +92,7 @@ def learned_costs(arrays: Mapping[str, object]) -> pd.DataFrame:
     return pd.DataFrame(softmax(logits, axis=1), index=regions, columns=types)
 
 
+@stored.remedied(REMEDY)
 def _restored(arrays: Mapping[str, object], asked: Deconvolution) -> Network:
     """A network as it was stored; costs that it has learned are given to it as others are."""
     n_layers = stored.whole(arrays, "n_layers", low=1, high=MOST_LAYERS, where=WHERE)
