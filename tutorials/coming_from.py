@@ -190,7 +190,7 @@ if has_mefisto:
 table if has_mefisto else None
 
 # %% [markdown]
-# The spatial factors have z above 20, the others below 3, the least that counts as spatial order. `nonspatial_5` has 2.8; one should not read much into that. In MEFISTO the smoothness is a
+# The spatial factors have z above 20, the others below 3, the least that counts as spatial order. `nonspatial_5` has 2.9; one should not read much into that. In MEFISTO the smoothness is a
 # parameter of the fit, `scale`, from 0 to 1: no test, and `factor_5` has .81 although it explains hardly anything. Length scales cannot be compared, since the kernels differ.
 #
 # Interpolation is the other thing that MEFISTO is used for.

@@ -199,8 +199,8 @@ pd.concat(
 # %% [markdown]
 # Each fit numbers its domains by size, so domain 1 on the left is not domain 1 on the right. Compare the sections
 # within the left half, then within the right half. Without the key, the two largest domains trade places from L1 to
-# L4: domain 1 goes from 7 spots to 137, domain 2 from 115 to 38. With it, domain 2 has 57 to 99 spots in every section.
-# But domain 1 still grows from 52 spots in L1 to 128 in L4, and domain 3 falls from 62 spots to 7. In the map, these two
+# L4: domain 1 goes from 7 spots to 138, domain 2 from 115 to 38. With it, domain 2 has 58 to 99 spots in every section.
+# But domain 1 still grows from 48 spots in L1 to 128 in L4, and domain 3 falls from 63 spots to 7. In the map, these two
 # share the lower half of L1, and in L4 domain 1 is one block there. So part of the difference is still there when
 # genes have been corrected, and may be tissue.
 #
@@ -264,7 +264,7 @@ gpnsf.pl.spatial_factors(second, factors=shown, ncols=4)
 # The second section lies the other way round, and its follicles and cortex are at the right edge instead of the left one. Nothing had to be
 # aligned.
 #
-# Do the old loadings explain the new counts? They explain .70 of the deviance, against .79 for the counts that they were made from:
+# Do the old loadings explain the new counts? They explain .71 of the deviance, against .79 for the counts that they were made from:
 
 # %%
 explained = {
