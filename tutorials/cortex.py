@@ -94,7 +94,7 @@ gpnsf.tl.fit(mdata, n_factors=10, use_var="highly_deviant", seed=0)
 print(*mdata.uns["gpnsf"]["factor_names"])
 
 # %% [markdown]
-# Not all ten are left. Some messages came on the way; these three matter.
+# Not all ten are left. Some messages came on the way; these four matter.
 #
 # - *Modality 'atac' holds values other than 0 and 1.* A peak counts as open or closed. Spots hold several cells, so a peak with three fragments may
 #   be open in three cells, and that is lost. We leave it so, because 93 % of the counts above 0 are 1; in deeper spots
@@ -103,6 +103,8 @@ print(*mdata.uns["gpnsf"]["factor_names"])
 #   seem to say is noise, so the factors follow the genes, and the peaks help. Nothing has to be done.
 # - *finer fields, 65 basis functions per axis*: the oligodendrocytes below, among others, change within the distance of two spots (60 µm), which the
 #   smooth fields of the beginning could not follow. The fit made them finer, since that raises the objective. Nothing has to be done.
+# - *2 spatial factors as nonspatial ones*: two factors began with a smooth map, but changed from spot to spot. The fit was better without their
+#   maps, so they are called nonspatial. Nothing has to be done.
 #
 # ## The factors
 
@@ -113,7 +115,8 @@ plt.show()
 
 # %% [markdown]
 # The narrow part at the top is white matter, the lower edge is the surface of the brain. Most spatial factors are bands between these two, and two
-# are glia. The nonspatial ones are single spots all over the tissue: in held-out counts, their neighbours do not resemble each other.
+# are glia. The nonspatial ones are single spots all over the tissue: in held-out counts, a spot with much of such a factor
+# has neighbours that are hardly more like it than by chance.
 #
 # ## Marker genes
 
@@ -132,7 +135,7 @@ best.groupby("factor", observed=True)["feature"].agg(", ".join).to_frame("best g
 #
 # ## Genes and peaks of a factor
 #
-# Counts as they were measured, beside the factor: two genes and two peaks for white matter, for astrocytes and for layer 6. We name these
+# Beside the factor, the counts of each spot divided by its size factor (peaks: open or closed): two genes and two peaks for white matter, for astrocytes and for layer 6. We name these
 # factors by a marker gene of each, since their numbers may change from fit to fit.
 
 # %%

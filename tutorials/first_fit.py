@@ -47,7 +47,7 @@ print({name: mod.shape for name, mod in mdata.mod.items()}, mdata.obsm["spatial"
 # ## The fit
 #
 # We ask for at most six factors, at most four of them spatial. Spatial factors vary smoothly over the tissue. Nonspatial factors
-# describe variation from spot to spot that does not follow the tissue. RNA gets the negative binomial likelihood, ATAC the Bernoulli likelihood.
+# describe variation that neighbouring spots do not share. RNA gets the negative binomial likelihood, ATAC the Bernoulli likelihood.
 
 # %%
 gpnsf.tl.fit(mdata, n_factors=6, n_spatial=4)
@@ -71,8 +71,9 @@ gpnsf.pl.spatial_factors(mdata)
 
 # %% [markdown]
 # Are these the simulated factors? The order of factors is arbitrary, so we compare each true factor with all factors of the fit: in
-# every row of the table, one correlation should stand out. Size factors are totals by default, so the factors of the fit are relative to
-# the total count of a spot. We therefore divide the truth by the expected total too. If the total itself carries signal that you want in
+# every row of the table, one correlation should stand out. Expected counts are in proportion to the total count of a spot, so a factor is a
+# part of that total. We therefore divide the truth by the expected RNA total too. Parts of one total cannot all be large in the same spot,
+# which is why the other correlations are negative. If the total itself carries signal that you want in
 # the factors, fit with `size_factors=None`.
 
 # %%
@@ -100,8 +101,9 @@ gpnsf.pl.top_features(mdata)
 # %% [markdown]
 # ## Spatial importance
 #
-# The spatial importance of a feature is the share of its expected signal that comes from spatial factors. A feature with 1 follows
-# the tissue entirely, a feature with 0 not at all. The importance describes the fit; it is not a test.
+# The spatial importance of a feature is the share of its expected signal that comes from spatial factors. At 1 all of its
+# signal is in spatial factors, at 0 all of it in nonspatial ones. A gene with the same part in every spatial factor has 1 and a flat map.
+# The importance describes the fit; it is not a test.
 
 # %%
 gpnsf.pl.importance(mdata)
