@@ -316,8 +316,8 @@ def _view(
     family, totals = FAMILIES[likelihood], _totals(counts)
     if size_factors is not None and not family.signed:
         size[observed] = _size_factors(opened, name, totals, observed, size_factors)
-    relative = relative_totals(totals[observed])
-    same = np.allclose(relative_totals(size[observed]), relative, rtol=SAME_TOTAL)
+    own, total = relative_totals(size[observed]), relative_totals(totals[observed])
+    same = np.allclose(own, total, rtol=SAME_TOTAL)
     few = not family.binary or totals[observed].mean() <= MOST_OPEN * counts.shape[1]
     by_total = not family.signed and few and (size_factors == "total" or same)
     return View(name, likelihood, counts, size, observed, by_total=by_total)

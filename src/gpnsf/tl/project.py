@@ -136,7 +136,8 @@ def project(
     here, since a section that has twice as much of a factor has twice its values; loadings, their order and their names are those
     of the reference. And ``uns["gpnsf"]["projection"]`` says that it is a projection and of what: number of observations,
     seed and key of the reference, features by modality that were matched and that were missing, and the mean of the new size
-    factors.
+    factors. Factors are relative to totals (eq. 4b) where those of the reference are and the new size factors, too, are totals
+    to which factors can be relative; otherwise they are not.
 
     What new data have more of a factor everywhere goes into one level for each factor (a priori log-normal around the
     reference, with standard deviation 1). Batch multipliers of the reference count as 1. Features that are missing tell nothing;
@@ -272,7 +273,7 @@ def _read(
     """Read the new data, and check that they lie where the fields of the reference can follow."""
     spatial, reading = bool(fit.is_spatial.any()), asked.reading
     dataset, layout = read(data, reading, spatial=spatial, features=matched.use)
-    if "mass" not in fit.field:  # factors of the reference are not relative to totals
+    if "mass" not in fit.field:  # not relative to totals, so the new ones are not either
         views = tuple(replace(view, by_total=False) for view in dataset.views)
         dataset = replace(dataset, views=views)
     n_dims = np.asarray(fit.field["centre"]).shape[1]

@@ -26,7 +26,10 @@ from gpnsf.tl.proportion_std import Solve
 __all__ = ["fresh", "learned_costs", "unrolled"]
 
 WHERE = "the network"
-REMEDY = "Pass what gpnsf.tl.train_unrolled returned, or learn a network with train=True"
+REMEDY = (
+    "Pass as `network` what gpnsf.tl.train_unrolled returned, "
+    "or learn one with train=True and without `network`"
+)
 OF_REGIONS = ("log_group", "costs", "regions", "types")  # of a network that has learned costs
 MOST_LAYERS = 10_000
 LARGEST = 700.0  # of a logarithm that can be undone

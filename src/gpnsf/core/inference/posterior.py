@@ -309,8 +309,9 @@ def _field_state(
     if model.spatial is not None:
         state["process"] = model.spatial.field.state()
     if model.by_total:
+        mass = model.mass()
         nonspatial = order[T:]  # as they are reported; spatial ones as the process has them
-        state["mass"] = _array(torch.cat([model.mass()[:T], model.mass()[nonspatial]]))
+        state["mass"] = _array(torch.cat([mass[:T], mass[nonspatial]]))
         state["others"] = _array(others(model, log_factors, seen)[:, nonspatial - T])
         state["others_mean"] = _array(scale[nonspatial])
     return state
@@ -341,10 +342,12 @@ def predict(
     mean, std = moments(bool(state["nonnegative"]), m, v)
     nonspatial = None
     if "mass" in state:  # relative to totals
-        mass, beside = (torch.as_tensor(np.asarray(state[name])) for name in ("mass", "others"))
+        mass, beside, level = (
+            torch.as_tensor(np.asarray(state[name])) for name in ("mass", "others", "others_mean")
+        )
         known, added = expected(mean, beside, mass)
         centre, spread = moments(True, m, v + added)
         mean = known[:, : m.shape[1]]
         std = mean * spread / centre
-        nonspatial = _array(known[:, m.shape[1] :] / torch.as_tensor(state["others_mean"]))
+        nonspatial = _array(known[:, m.shape[1] :] / level)
     return _array((mean / scale)[:, order]), _array((std / scale)[:, order]), nonspatial

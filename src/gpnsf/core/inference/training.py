@@ -361,8 +361,7 @@ class Optimisation:
         walk = self.stepper.state.walk
         if walk.stuck or not walk.elbo:
             return  # at the best parameters already
-        with torch.random.fork_rng(devices=self.stepper.devices):
-            last = elbo(self.model, self.blocks)
+        last = elbo(self.model, self.blocks)
         first = walk.elbo[since]
         if not last >= first - ROUNDING * abs(first):
             self.stepper.go_to(walk.best)

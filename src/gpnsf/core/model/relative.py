@@ -38,8 +38,9 @@ class Model(Protocol):
 def relative(m: Tensor, v: Tensor | None, mass: Tensor) -> Tensor:
     """Means [n, K] of h less the logarithm of the mean of exp(h), weighted by ``mass`` [K].
 
-    With the variances v the mean is that under q. Then ``E log r`` is not below its bound, and the
-    sum of ``E r`` over features is exact (eq. 29).
+    With the variances v the mean is that under q. Then ``E log r`` is not below its bound. The sum of
+    ``E r`` over features is exact with one modality; with several whose size factors differ it is an
+    approximation (eq. 29).
     """
     mean = (m if v is None else m + 0.5 * v).clamp(MEAN_RANGE[0], MEAN_CAP)
     share = torch.log_softmax((mass + TINY).log(), 0)
